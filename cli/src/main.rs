@@ -1,0 +1,3 @@
+//! The `butterfly` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Emits kernels for every target from a plan.

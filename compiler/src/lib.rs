@@ -1,0 +1,1 @@
+//! Passes from pattern, shape and model graph to plans.

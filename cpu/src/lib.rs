@@ -1,0 +1,1 @@
+//! The native attention kernel and its f64 reference.

@@ -1,0 +1,116 @@
+//! Bands: what one row of blocks sees, as a union of simple regions.
+//!
+//! Every leaf of the pattern algebra, and every combination of leaves, is for the
+//! queries of one block a finite union of bands. Kernels of every target execute
+//! bands and nothing else, so a new leaf needs no new kernel.
+
+use serde::{Deserialize, Serialize};
+
+/// Stands for "no limit" in [`Band::first`] (negated) and [`Band::end`]: larger than
+/// any sequence, small enough that adding a position cannot overflow an `i32`.
+pub const UNBOUNDED: i32 = 1 << 30;
+
+/// The (query, key) region `lo <= k < hi` and `q + first <= k < q + end`, in tokens.
+///
+/// `lo` and `hi` are absolute key positions, `first` and `end` are relative to the
+/// query's absolute position. Half-open on the right throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Band {
+    /// First key.
+    pub lo: i32,
+    /// One past the last key.
+    pub hi: i32,
+    /// First key relative to the query; `-UNBOUNDED` for none.
+    pub first: i32,
+    /// One past the last key relative to the query; `UNBOUNDED` for none.
+    pub end: i32,
+}
+
+impl Band {
+    /// All keys in `lo..hi`, whatever the query.
+    pub fn keys(lo: i32, hi: i32) -> Self {
+        Self {
+            lo,
+            hi,
+            first: -UNBOUNDED,
+            end: UNBOUNDED,
+        }
+    }
+
+    /// All keys in `q + first .. q + end` among `0..kv_len`.
+    pub fn relative(first: i32, end: i32, kv_len: i32) -> Self {
+        Self {
+            lo: 0,
+            hi: kv_len,
+            first,
+            end,
+        }
+    }
+
+    /// No query sees a key through this band.
+    pub fn is_empty(&self) -> bool {
+        self.lo >= self.hi || self.first >= self.end
+    }
+
+    /// Keys that query `q` sees through this band, as `start..end` (may be empty).
+    pub fn of_query(&self, q: i32) -> (i32, i32) {
+        (self.lo.max(q + self.first), self.hi.min(q + self.end))
+    }
+
+    /// Whether query `q` sees key `k`.
+    pub fn contains(&self, q: i32, k: i32) -> bool {
+        let (start, end) = self.of_query(q);
+        start <= k && k < end
+    }
+
+    /// Keys seen by at least one query of `q0..=q1`: exactly this range, since the
+    /// ranges of consecutive queries touch when the band is not empty.
+    pub fn seen_by_any(&self, q0: i32, q1: i32) -> (i32, i32) {
+        if self.is_empty() {
+            return (0, 0);
+        }
+        (self.lo.max(q0 + self.first), self.hi.min(q1 + self.end))
+    }
+
+    /// Keys seen by every query of `q0..=q1`.
+    pub fn seen_by_all(&self, q0: i32, q1: i32) -> (i32, i32) {
+        (self.lo.max(q1 + self.first), self.hi.min(q0 + self.end))
+    }
+
+    /// The pairs in both.
+    pub fn intersect(&self, other: &Self) -> Self {
+        Self {
+            lo: self.lo.max(other.lo),
+            hi: self.hi.min(other.hi),
+            first: self.first.max(other.first),
+            end: self.end.min(other.end),
+        }
+    }
+
+    /// Whether every pair of `self` is in `other`, judged by the four limits alone.
+    pub fn within(&self, other: &Self) -> bool {
+        other.lo <= self.lo
+            && self.hi <= other.hi
+            && other.first <= self.first
+            && self.end <= other.end
+    }
+}
+
+/// Keys that query `q` sees through the union of `bands`: sorted, disjoint, non-touching ranges.
+pub fn keys_of_query(bands: &[Band], q: i32) -> Vec<(i32, i32)> {
+    let ranges = bands.iter().map(|band| band.of_query(q));
+    merge(ranges.filter(|(start, end)| start < end).collect())
+}
+
+/// Sorts ranges and joins those that overlap or touch.
+pub fn merge(mut ranges: Vec<(i32, i32)>) -> Vec<(i32, i32)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(i32, i32)> = Vec::with_capacity(ranges.len());
+    for (start, end) in ranges {
+        match merged.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => merged.push((start, end)),
+        }
+    }
+    merged
+}

@@ -1,0 +1,290 @@
+//! What a kernel is compiled for, and what comes out.
+
+use crate::RowProgram;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Element type of q, k, v and o. Sums and the log-sum-exp are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The name in flags and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// What a kernel runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Target {
+    /// NVIDIA, by compute capability.
+    Cuda(Sm),
+    /// Vulkan 1.1 and later, by SPIR-V.
+    Vulkan,
+    /// WebGPU, by WGSL.
+    Webgpu,
+    /// Apple, by the Metal shading language.
+    Metal,
+    /// The native tile kernel.
+    Cpu,
+}
+
+/// A CUDA compute capability with its architecture-specific suffix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sm {
+    /// 80 for 8.0.
+    pub version: u32,
+    /// Whether the `a` feature set is meant (`sm_90a`).
+    pub arch_specific: bool,
+}
+
+impl fmt::Display for Sm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "sm_{}{}",
+            self.version,
+            if self.arch_specific { "a" } else { "" }
+        )
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cuda(sm) => write!(f, "cuda:{sm}"),
+            Self::Vulkan => f.write_str("vulkan"),
+            Self::Webgpu => f.write_str("webgpu"),
+            Self::Metal => f.write_str("metal"),
+            Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// A target name that is not known.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "unknown target `{0}`: give cuda:sm_80, cuda:sm_90a (or another cuda:sm_NN), vulkan, webgpu, metal or cpu"
+)]
+pub struct UnknownTarget(pub String);
+
+impl TryFrom<String> for Target {
+    type Error = UnknownTarget;
+    fn try_from(text: String) -> Result<Self, UnknownTarget> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.to_string()
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = UnknownTarget;
+    fn from_str(text: &str) -> Result<Self, UnknownTarget> {
+        let unknown = || UnknownTarget(text.to_string());
+        Ok(match text {
+            "vulkan" => Self::Vulkan,
+            "webgpu" => Self::Webgpu,
+            "metal" => Self::Metal,
+            "cpu" => Self::Cpu,
+            _ => {
+                let sm = text.strip_prefix("cuda:sm_").ok_or_else(unknown)?;
+                let digits = sm.strip_suffix('a').unwrap_or(sm);
+                let version = digits
+                    .parse()
+                    .ok()
+                    .filter(|v| (75..200).contains(v))
+                    .ok_or_else(unknown)?;
+                Self::Cuda(Sm {
+                    version,
+                    arch_specific: digits.len() < sm.len(),
+                })
+            }
+        })
+    }
+}
+
+/// Which of the attention kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Many queries: one tile of queries of one head at a time.
+    Prefill,
+    /// Few queries: one query and one GQA group at a time, split over its keys.
+    Decode,
+}
+
+/// Where a kernel gets the bands of a row from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rows {
+    /// Computed in registers.
+    ClosedForm(RowProgram),
+    /// Read from a table made for one sequence length and stage (see [`BandTable`]).
+    Table,
+}
+
+/// Everything a kernel is specialised by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KernelSpec {
+    /// Prefill or decode.
+    pub phase: Phase,
+    /// D, the length of a q and k vector: a multiple of 8, at most 576.
+    pub head_dim: u32,
+    /// Dv, the length of a v and o vector: a multiple of 8, at most 576.
+    pub v_head_dim: u32,
+    /// q heads for each kv head.
+    pub group: u32,
+    /// Element type of q, k, v and o.
+    pub dtype: Dtype,
+    /// Tokens in a block.
+    pub block: u32,
+    /// Which keys a row sees.
+    pub rows: Rows,
+}
+
+/// Bands of all rows, row after row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BandTable {
+    /// Bands of row `b` are `bands[offsets[b]..offsets[b + 1]]`; one more entry than rows.
+    pub offsets: Vec<u32>,
+    /// `lo, hi, first, end` of each band.
+    pub bands: Vec<crate::Band>,
+}
+
+/// The run-time scalars of a launch, in the order in which every GPU kernel reads
+/// them from its `u32` parameter buffer (signed and float values by their bits).
+///
+/// Strides are in elements; the innermost dimension is contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[repr(C)]
+pub struct LaunchScalars {
+    /// Queries.
+    pub q_len: u32,
+    /// Keys.
+    pub kv_len: u32,
+    /// Absolute position of the first query.
+    pub q_offset: u32,
+    /// Number of kv heads.
+    pub kv_heads: u32,
+    /// N: blocks of the capacity, which fixes the stages.
+    pub blocks: u32,
+    /// Index of the layer that picks the stage.
+    pub index: u32,
+    /// Bits of the f32 factor on the logits.
+    pub scale_bits: u32,
+    /// Strides of q: batch, head, token.
+    pub q_strides: [u32; 3],
+    /// Strides of k: batch, head, token.
+    pub k_strides: [u32; 3],
+    /// Strides of v: batch, head, token.
+    pub v_strides: [u32; 3],
+    /// Strides of o: batch, head, token. lse is contiguous [B, Hq, q_len].
+    pub o_strides: [u32; 3],
+}
+
+impl LaunchScalars {
+    /// Number of words in the parameter buffer.
+    pub const WORDS: usize = 19;
+
+    /// The parameter buffer.
+    pub fn words(&self) -> [u32; Self::WORDS] {
+        let mut words = [0; Self::WORDS];
+        words[..7].copy_from_slice(&[
+            self.q_len,
+            self.kv_len,
+            self.q_offset,
+            self.kv_heads,
+            self.blocks,
+            self.index,
+            self.scale_bits,
+        ]);
+        for (i, strides) in [
+            self.q_strides,
+            self.k_strides,
+            self.v_strides,
+            self.o_strides,
+        ]
+        .iter()
+        .enumerate()
+        {
+            words[7 + 3 * i..10 + 3 * i].copy_from_slice(strides);
+        }
+        words
+    }
+}
+
+/// How a kernel cuts its work, hence how it is launched.
+///
+/// Prefill grid: x = q tiles, y = q head, z = batch. The first row of blocks that
+/// holds a query is `q_offset / block`; each row of blocks has `ceil(block / q_tile)`
+/// tiles, of which the last may be short; tiles outside the queries do nothing.
+/// Decode grid: x = query, y = kv head, z = batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Geometry {
+    /// Threads of a workgroup: x, y, z.
+    pub threads: [u32; 3],
+    /// Queries in a tile.
+    pub q_tile: u32,
+    /// Keys in a tile.
+    pub k_tile: u32,
+    /// Bytes of shared memory.
+    pub shared_bytes: u32,
+}
+
+impl Geometry {
+    /// Workgroups to launch for `spec` with these scalars and `batch` sequences.
+    pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
+        match spec.phase {
+            Phase::Prefill => {
+                let first = scalars.q_offset / spec.block;
+                let last = (scalars.q_offset + scalars.q_len).div_ceil(spec.block);
+                let tiles = (last - first) * spec.block.div_ceil(self.q_tile);
+                [tiles, scalars.kv_heads * spec.group, batch]
+            }
+            Phase::Decode => [scalars.q_len, scalars.kv_heads, batch],
+        }
+    }
+}
+
+/// The text or binary of one kernel for one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// What it was made for.
+    pub spec: KernelSpec,
+    /// Where it runs.
+    pub target: Target,
+    /// Name of the entry point.
+    pub entry: String,
+    /// How it is launched.
+    pub geometry: Geometry,
+    /// File extension and content, the form that is launched last: `cu` then `cubin`.
+    /// Buffers in order: q, k, v, parameters (u32), and for [`Rows::Table`] offsets
+    /// (u32) and bands (i32, 4 for each), then o, lse (f32).
+    pub files: Vec<(String, Vec<u8>)>,
+}

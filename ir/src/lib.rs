@@ -1,0 +1,26 @@
+//! The types that cross Butterfly's crates.
+//!
+//! Owns: the sparsity IR ([`Pattern`], [`Sparsity`]) and its meaning ([`sees`]), the
+//! row form that every kernel executes ([`Band`], [`RowProgram`]), and the other
+//! named IRs on the way from text to launch.
+//!
+//! In: text, JSON or values built by hand. Out: plain data; nothing here touches a
+//! GPU, a thread or a disk.
+//!
+//! Invariants: values are meaningful on their own (no ids into hidden tables), and
+//! `compiler`, `codegen`, `cpu` and `runtime` know each other only through this crate.
+
+pub mod band;
+pub mod kernel;
+pub mod pattern;
+pub mod row_program;
+pub mod sees;
+pub mod stage;
+
+pub use band::Band;
+pub use kernel::{
+    BandTable, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Rows, Sm, Target,
+};
+pub use pattern::{Leaf, PartnerRule, Pattern, Sparsity, StageBy};
+pub use row_program::{Atom, Bound, RowProgram, SymbolicBand};
+pub use sees::{Context, sees};

@@ -1,0 +1,197 @@
+//! The sparsity IR: a small closed algebra of patterns.
+
+use serde::{Deserialize, Serialize};
+use std::ops;
+
+/// A set of (query, key) pairs, as an expression.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// One of the elementary patterns.
+    Leaf(Leaf),
+    /// Pairs in either: `a | b`.
+    Or(Box<Pattern>, Box<Pattern>),
+    /// Pairs in both: `a & b`.
+    And(Box<Pattern>, Box<Pattern>),
+    /// Pairs in the first but not in the second: `a - b`.
+    Minus(Box<Pattern>, Box<Pattern>),
+}
+
+/// The elementary patterns. Positions are absolute; `b` is the block of the query.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Leaf {
+    /// Keys at or before the query.
+    Causal,
+    /// Blocks `b - before ..= b + after`.
+    Local {
+        /// Blocks before the query's own.
+        before: u32,
+        /// Blocks after the query's own.
+        after: u32,
+    },
+    /// The last `tokens` keys up to and including the query's own position.
+    Window {
+        /// Width in tokens, own token included; at least 1.
+        tokens: u32,
+    },
+    /// Long-range partner blocks that change from stage to stage.
+    Partner {
+        /// How a block finds its partners.
+        rule: PartnerRule,
+        /// Radix of the network; only `causal_shift` takes one above 2.
+        radix: u32,
+        /// How many consecutive digits are visited at each stage.
+        count: u32,
+    },
+    /// The first `blocks` blocks, as far as they do not lie after the query's own.
+    Sink {
+        /// Number of blocks.
+        blocks: u32,
+    },
+    /// The first `tokens` keys.
+    SinkTokens {
+        /// Number of tokens.
+        tokens: u32,
+    },
+    /// Every query sees the first `blocks` blocks, and queries there see every key.
+    Global {
+        /// Number of blocks.
+        blocks: u32,
+    },
+    /// Explicit kv blocks for each query block.
+    Table {
+        /// `rows[b]` lists the kv blocks of query block `b`.
+        rows: Vec<Vec<u32>>,
+    },
+    /// Every pair.
+    All,
+    /// No pair.
+    None,
+}
+
+/// How a block finds its long-range partner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartnerRule {
+    /// Flip one bit.
+    Xor,
+    /// Flip one bit, bits visited up and down again as in a Beneš network.
+    Benes,
+    /// Flip one bit of the bit-reversed block number.
+    BitReversal,
+    /// Step back by a power of the radix.
+    CausalShift,
+    /// Step back by one.
+    FixedStride,
+    /// A hash of block and bit.
+    Random,
+}
+
+impl PartnerRule {
+    /// Every rule, in the order of the documentation.
+    pub const ALL: [Self; 6] = [
+        Self::Xor,
+        Self::Benes,
+        Self::BitReversal,
+        Self::CausalShift,
+        Self::FixedStride,
+        Self::Random,
+    ];
+
+    /// The name in text and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xor => "xor",
+            Self::Benes => "benes",
+            Self::BitReversal => "bit_reversal",
+            Self::CausalShift => "causal_shift",
+            Self::FixedStride => "fixed_stride",
+            Self::Random => "random",
+        }
+    }
+}
+
+/// Which number of a layer picks its stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageBy {
+    /// Position among the swapped layers.
+    #[default]
+    SwappedIndex,
+    /// Absolute layer index, for comparison.
+    LayerIndex,
+}
+
+/// A pattern with the block size and stage order it is read with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Sparsity {
+    /// Tokens in a block; at least 1.
+    pub block: u32,
+    /// Which number of a layer picks its stage.
+    pub stage_by: StageBy,
+    /// Absolute indices of the layers to swap; `None` for every attention layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swapped_layers: Option<Vec<u32>>,
+    /// Fixes the stage, whatever the layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<u32>,
+    /// The pattern.
+    pub pattern: Pattern,
+}
+
+/// Block size when neither text nor JSON names one.
+pub const DEFAULT_BLOCK: u32 = 128;
+
+impl Pattern {
+    /// All leaves, left to right.
+    pub fn leaves(&self) -> Vec<&Leaf> {
+        match self {
+            Self::Leaf(leaf) => vec![leaf],
+            Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => {
+                let mut leaves = a.leaves();
+                leaves.extend(b.leaves());
+                leaves
+            }
+        }
+    }
+
+    /// How many stages the pattern has over `blocks` blocks: the least common multiple
+    /// over its partner leaves, 1 without any.
+    pub fn stage_count(&self, blocks: u32) -> u32 {
+        self.leaves().into_iter().fold(1, |count, leaf| match leaf {
+            Leaf::Partner { rule, radix, .. } => {
+                lcm(count, crate::stage::stage_count(*rule, blocks, *radix))
+            }
+            _ => count,
+        })
+    }
+}
+
+fn lcm(a: u32, b: u32) -> u32 {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+macro_rules! combine {
+    ($trait:ident, $method:ident, $variant:ident) => {
+        impl ops::$trait for Pattern {
+            type Output = Pattern;
+            fn $method(self, other: Self) -> Self {
+                Pattern::$variant(Box::new(self), Box::new(other))
+            }
+        }
+    };
+}
+combine!(BitOr, bitor, Or);
+combine!(BitAnd, bitand, And);
+combine!(Sub, sub, Minus);
+
+impl From<Leaf> for Pattern {
+    fn from(leaf: Leaf) -> Self {
+        Pattern::Leaf(leaf)
+    }
+}

@@ -1,0 +1,87 @@
+//! What a pattern means. Every lowering is tested against this definition.
+
+use crate::pattern::{Leaf, Pattern};
+use crate::stage;
+
+/// The run-time facts a pattern is read with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Context {
+    /// Tokens in a block; at least 1.
+    pub block: u32,
+    /// Number of keys.
+    pub kv_len: u32,
+    /// Tokens that fix the number of blocks, hence the stages; at least `kv_len`.
+    pub capacity: u32,
+    /// Which stage; taken modulo each leaf's own stage count.
+    pub index: u32,
+}
+
+impl Context {
+    /// `kv_len` keys, capacity the same.
+    pub fn new(block: u32, kv_len: u32, index: u32) -> Self {
+        Self {
+            block,
+            kv_len,
+            capacity: kv_len,
+            index,
+        }
+    }
+
+    /// N, the number of blocks that fixes the network.
+    pub fn blocks(&self) -> u32 {
+        self.capacity.div_ceil(self.block)
+    }
+
+    /// Number of query blocks that hold a token.
+    pub fn rows(&self) -> u32 {
+        self.kv_len.div_ceil(self.block)
+    }
+}
+
+/// Whether the query at absolute position `q` sees the key at position `k`.
+pub fn sees(pattern: &Pattern, context: &Context, q: u32, k: u32) -> bool {
+    match pattern {
+        Pattern::Leaf(leaf) => leaf_sees(leaf, context, q, k),
+        Pattern::Or(a, b) => sees(a, context, q, k) || sees(b, context, q, k),
+        Pattern::And(a, b) => sees(a, context, q, k) && sees(b, context, q, k),
+        Pattern::Minus(a, b) => sees(a, context, q, k) && !sees(b, context, q, k),
+    }
+}
+
+fn leaf_sees(leaf: &Leaf, context: &Context, q: u32, k: u32) -> bool {
+    let (b, c) = (q / context.block, k / context.block);
+    match leaf {
+        Leaf::Causal => k <= q,
+        Leaf::Local { before, after } => c + before >= b && c <= b.saturating_add(*after),
+        Leaf::Window { tokens } => k <= q && q - k < *tokens,
+        Leaf::Partner { rule, radix, count } => {
+            partners(*rule, *radix, *count, b, context).contains(&c)
+        }
+        Leaf::Sink { blocks } => c < *blocks && c <= b,
+        Leaf::SinkTokens { tokens } => k < *tokens,
+        Leaf::Global { blocks } => c < *blocks || b < *blocks,
+        Leaf::Table { rows } => rows.get(b as usize).is_some_and(|row| row.contains(&c)),
+        Leaf::All => true,
+        Leaf::None => false,
+    }
+}
+
+/// Partner blocks of block `b` in visiting order, dropped ones left out; may repeat.
+pub fn partners(
+    rule: crate::PartnerRule,
+    radix: u32,
+    count: u32,
+    b: u32,
+    context: &Context,
+) -> Vec<u32> {
+    let blocks = context.blocks();
+    let width = stage::width(blocks, radix);
+    let stage = context.index % stage::stage_count(rule, blocks, radix);
+    (0..count.min(width.max(1) * 2))
+        .flat_map(|offset| {
+            let digit = stage::digit(rule, stage, offset, width);
+            (1..radix)
+                .filter_map(move |step| stage::partner(rule, b, digit, step, radix, width, blocks))
+        })
+        .collect()
+}

@@ -1,0 +1,1 @@
+//! Artifacts on disk, devices, and launching.
