@@ -1,1 +1,6 @@
 //! Passes from pattern, shape and model graph to plans.
+
+pub mod classify;
+pub mod prove;
+pub mod resolve;
+pub mod work;

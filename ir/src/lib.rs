@@ -16,6 +16,7 @@ pub mod pattern;
 pub mod row_program;
 pub mod sees;
 pub mod stage;
+pub mod topology;
 
 pub use band::Band;
 pub use kernel::{
@@ -24,3 +25,4 @@ pub use kernel::{
 pub use pattern::{Leaf, PartnerRule, Pattern, Sparsity, StageBy};
 pub use row_program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use sees::{Context, sees};
+pub use topology::{Class, Row, RowBlock, Topology};

@@ -1,0 +1,133 @@
+//! Every lowering says of each (query, key) pair what the definition says.
+
+use butterfly_compiler::{classify, resolve, work};
+use butterfly_ir::{Class, Context, Leaf, PartnerRule, Pattern, band, sees};
+use proptest::prelude::*;
+
+fn leaf() -> impl Strategy<Value = Leaf> {
+    let rule = proptest::sample::select(PartnerRule::ALL.to_vec());
+    let partner = (rule, 2u32..5, 1u32..4).prop_map(|(rule, radix, count)| Leaf::Partner {
+        rule,
+        radix: if rule == PartnerRule::CausalShift {
+            radix
+        } else {
+            2
+        },
+        count,
+    });
+    prop_oneof![
+        2 => Just(Leaf::Causal),
+        2 => (0u32..4, 0u32..3).prop_map(|(before, after)| Leaf::Local { before, after }),
+        2 => (1u32..600).prop_map(|tokens| Leaf::Window { tokens }),
+        3 => partner,
+        1 => (0u32..4).prop_map(|blocks| Leaf::Sink { blocks }),
+        1 => (0u32..300).prop_map(|tokens| Leaf::SinkTokens { tokens }),
+        1 => (0u32..4).prop_map(|blocks| Leaf::Global { blocks }),
+        1 => proptest::collection::vec(proptest::collection::vec(0u32..24, 0..5), 0..24)
+            .prop_map(|rows| Leaf::Table { rows }),
+        1 => Just(Leaf::All),
+        1 => Just(Leaf::None),
+    ]
+}
+
+fn pattern() -> impl Strategy<Value = Pattern> {
+    leaf()
+        .prop_map(Pattern::from)
+        .prop_recursive(4, 12, 2, |inner| {
+            prop_oneof![
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| a | b),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| a & b),
+                (inner.clone(), inner).prop_map(|(a, b)| a - b),
+            ]
+        })
+}
+
+fn context() -> impl Strategy<Value = Context> {
+    let small = (1u32..40, 1u32..200);
+    let large = (1u32..=256, 1u32..=2000);
+    (
+        prop_oneof![2 => small, 1 => large],
+        0u32..20,
+        prop_oneof![2 => Just(0u32), 1 => 0u32..500],
+    )
+        .prop_map(|((block, kv_len), index, more)| Context {
+            block,
+            kv_len,
+            capacity: kv_len + more,
+            index,
+        })
+}
+
+/// The definition, by brute force.
+fn mask(pattern: &Pattern, context: &Context) -> Vec<Vec<bool>> {
+    let t = context.kv_len;
+    (0..t)
+        .map(|q| (0..t).map(|k| sees(pattern, context, q, k)).collect())
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn lowerings_equal_the_definition(pattern in pattern(), context in context()) {
+        let mask = mask(&pattern, &context);
+        let topology = classify::lower(&pattern, &context);
+        let closed = resolve::closed_form(&pattern);
+        let t = context.kv_len as i32;
+        for (b, row) in topology.rows.iter().enumerate() {
+            let (q0, q1) = topology.queries(b as u32);
+            let forms = [Some(row.bands.clone()), closed.as_ref().map(|p| p.bands(b as u32, &context))];
+            for bands in forms.into_iter().flatten() {
+                for q in q0..=q1 {
+                    let keys = band::keys_of_query(&bands, q as i32);
+                    prop_assert!(keys.iter().all(|r| r.0 >= 0 && r.1 <= t));
+                    let got = |k: i32| keys.iter().any(|r| r.0 <= k && k < r.1);
+                    for k in 0..t {
+                        prop_assert_eq!(got(k), mask[q as usize][k as usize], "q {} k {} {:?}", q, k, bands);
+                    }
+                }
+            }
+            let mut expected = Vec::new();
+            for c in 0..context.rows() {
+                let (k0, k1) = topology.queries(c);
+                let pairs = (q0..=q1).flat_map(|q| (k0..=k1).map(move |k| (q, k)));
+                let seen = pairs.filter(|(q, k)| mask[*q as usize][*k as usize]).count() as u32;
+                if seen == (q1 - q0 + 1) * (k1 - k0 + 1) {
+                    expected.push((c, Class::Full));
+                } else if seen > 0 {
+                    expected.push((c, Class::Partial));
+                }
+            }
+            let got: Vec<_> = row.blocks.iter().map(|x| (x.block, x.class)).collect();
+            prop_assert_eq!(got, expected, "row {}", b);
+        }
+        let pairs = mask.iter().flatten().filter(|seen| **seen).count() as u64;
+        let work = work::count(&topology);
+        prop_assert_eq!(work.pairs, pairs);
+        prop_assert_eq!(work.blocks, topology.rows.iter().map(|r| r.blocks.len() as u64).sum::<u64>());
+        for (c, column) in topology.transposed().iter().enumerate() {
+            let expected: Vec<_> = topology.rows.iter().enumerate()
+                .filter_map(|(b, row)| row.blocks.iter().find(|x| x.block == c as u32).map(|x| (b as u32, x.class)))
+                .collect();
+            prop_assert_eq!(column.iter().map(|x| (x.block, x.class)).collect::<Vec<_>>(), expected);
+        }
+        let empty = mask.iter().position(|row| !row.contains(&true));
+        let leak = (0..mask.len()).find(|q| mask[*q][q + 1..].contains(&true));
+        match classify::check(&topology) {
+            Ok(()) => prop_assert!(empty.is_none() && leak.is_none()),
+            Err(classify::ClassifyError::EmptyQuery { query, .. }) => prop_assert!(!mask[query as usize].contains(&true)),
+            Err(classify::ClassifyError::CausalLeak { query, key }) => {
+                prop_assert!(key > query && mask[query as usize][key as usize])
+            }
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+}
+
+#[test]
+fn closed_form_of_the_standard_pattern_is_small() {
+    let pattern = butterfly_tests::butterfly(1, PartnerRule::CausalShift, 2, 1, 1);
+    let program = resolve::closed_form(&pattern).expect("closed form");
+    assert_eq!((program.atoms.len(), program.bands.len()), (3, 3));
+}
