@@ -1,6 +1,8 @@
 //! Passes from pattern, shape and model graph to plans.
 
 pub mod classify;
+pub mod key;
+pub mod lengths;
 pub mod prove;
 pub mod resolve;
 pub mod work;

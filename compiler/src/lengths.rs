@@ -1,0 +1,103 @@
+//! Pattern → proof or counterexample: every query sees a key and none a later one, at
+//! every length and stage.
+//!
+//! In:  a pattern, its block size and the longest sequence it will meet.
+//! Out: nothing, or the first violation with the length and stage at which it occurs.
+//! A pattern that is causal and sees its own token by construction is proved for every
+//! length. Any other is checked at every number of blocks up to [`EVERY`], and beyond
+//! at the powers of two and their neighbours, where the width of the network changes;
+//! each with a whole and a nearly empty last block.
+
+use crate::classify::{self, ClassifyError};
+use butterfly_ir::{Context, Leaf, Pattern};
+
+/// Numbers of blocks that are all checked.
+pub const EVERY: u32 = 40;
+
+/// Checks `pattern` up to `max_tokens`.
+///
+/// # Errors
+/// The first violation, as [`classify::check`] reports it.
+pub fn check(pattern: &Pattern, block: u32, max_tokens: u32) -> Result<(), ClassifyError> {
+    if always_causal(pattern) && always_sees_itself(pattern) {
+        return Ok(());
+    }
+    let most = max_tokens.div_ceil(block).max(1);
+    let powers = (0..31).map(|bit| 1u32 << bit).flat_map(|n| [n - 1, n, n + 1]);
+    let beyond = powers.filter(|n| *n > EVERY && *n < most);
+    for blocks in (1..=most.min(EVERY)).chain(beyond).chain((most > EVERY).then_some(most)) {
+        for kv_len in [(blocks - 1) * block + 1, (blocks * block).min(max_tokens.max(1))] {
+            for index in 0..pattern.stage_count(blocks) {
+                let context = Context::new(block, kv_len, index);
+                classify::check_tables(pattern, &context)?;
+                classify::check(&classify::lower(pattern, &context))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether no query sees a later key, by the form of the pattern alone.
+fn always_causal(pattern: &Pattern) -> bool {
+    match pattern {
+        Pattern::Leaf(leaf) => match leaf {
+            Leaf::Causal | Leaf::Window { .. } | Leaf::None => true,
+            Leaf::Sink { blocks } => *blocks == 0,
+            Leaf::SinkTokens { tokens } => *tokens <= 1,
+            Leaf::Global { blocks } => *blocks == 0,
+            Leaf::Local { .. } | Leaf::Partner { .. } | Leaf::Table { .. } | Leaf::All => false,
+        },
+        Pattern::Or(a, b) => always_causal(a) && always_causal(b),
+        Pattern::And(a, b) => always_causal(a) || always_causal(b),
+        Pattern::Minus(a, _) => always_causal(a),
+    }
+}
+
+/// Whether every query sees its own token, by the form of the pattern alone.
+fn always_sees_itself(pattern: &Pattern) -> bool {
+    match pattern {
+        Pattern::Leaf(leaf) => match leaf {
+            Leaf::Causal | Leaf::Window { .. } | Leaf::Local { .. } | Leaf::All => true,
+            Leaf::Partner { .. }
+            | Leaf::Sink { .. }
+            | Leaf::SinkTokens { .. }
+            | Leaf::Global { .. }
+            | Leaf::Table { .. }
+            | Leaf::None => false,
+        },
+        Pattern::Or(a, b) => always_sees_itself(a) || always_sees_itself(b),
+        Pattern::And(a, b) => always_sees_itself(a) && always_sees_itself(b),
+        Pattern::Minus(..) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use butterfly_ir::pattern::PartnerRule;
+
+    fn causal() -> Pattern {
+        Leaf::Causal.into()
+    }
+
+    #[test]
+    fn patterns_that_hold() {
+        let local = Pattern::from(Leaf::Local { before: 1, after: 1 });
+        assert_eq!(check(&(causal() & local), 128, 1 << 20), Ok(()));
+        // Not proved by form, but true: block 0 is before or at every block.
+        assert_eq!(check(&(causal() & Leaf::Sink { blocks: 1 }.into()), 16, 5000), Ok(()));
+    }
+
+    #[test]
+    fn patterns_that_do_not() {
+        let shift = Pattern::from(Leaf::Partner { rule: PartnerRule::CausalShift, radix: 2, count: 1 });
+        let empty = check(&(causal() & shift), 128, 1 << 20);
+        assert!(matches!(empty, Err(ClassifyError::EmptyQuery { query: 0, .. })), "{empty:?}");
+        let leak = check(&Leaf::All.into(), 128, 1 << 20);
+        assert_eq!(leak, Err(ClassifyError::CausalLeak { query: 0, key: 127 }));
+        // Fails only from the fourth block on.
+        let late = Pattern::from(Leaf::Window { tokens: 8 }) & Leaf::Sink { blocks: 2 }.into();
+        assert_eq!(check(&late, 8, 23), Ok(()));
+        assert!(matches!(check(&late, 8, 24), Err(ClassifyError::EmptyQuery { query: 23, .. })));
+    }
+}
