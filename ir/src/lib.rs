@@ -1,6 +1,6 @@
 //! The types that cross Butterfly's crates.
 //!
-//! Owns: the sparsity IR ([`Pattern`], [`Sparsity`]) and its meaning ([`sees`]), the
+//! Owns: the sparsity IR ([`Pattern`], [`Sparsity`]) and its meaning ([`sees()`]), the
 //! row form that every kernel executes ([`Band`], [`RowProgram`]), and the other
 //! named IRs on the way from text to launch.
 //!
@@ -22,7 +22,10 @@ pub use band::Band;
 pub use kernel::{
     BandTable, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Rows, Sm, Target,
 };
-pub use pattern::{Leaf, PartnerRule, Pattern, Sparsity, StageBy};
+pub use pattern::build;
+pub use pattern::{
+    Diagnostic, Leaf, LimitError, Parsed, PartnerRule, Pattern, Source, Sparsity, StageBy,
+};
 pub use row_program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use sees::{Context, sees};
 pub use topology::{Class, Row, RowBlock, Topology};

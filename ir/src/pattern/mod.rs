@@ -1,4 +1,24 @@
-//! The sparsity IR: a small closed algebra of patterns.
+//! The sparsity IR: a small closed algebra of patterns, and its text and JSON forms.
+//!
+//! In:  text ([`text`]), JSON ([`json`]) or Rust expressions ([`build`]).
+//! Out: plain values; [`Sparsity::check`] says whether their numbers are in range, which
+//! holds for whatever was parsed.
+
+mod arguments;
+pub mod build;
+pub mod diagnostic;
+pub mod json;
+mod lexer;
+pub mod limits;
+mod parsed;
+mod print;
+#[cfg(test)]
+mod tests;
+pub mod text;
+
+pub use diagnostic::{Diagnostic, Source};
+pub use limits::LimitError;
+pub use parsed::Parsed;
 
 use serde::{Deserialize, Serialize};
 use std::ops;
@@ -19,7 +39,7 @@ pub enum Pattern {
 
 /// The elementary patterns. Positions are absolute; `b` is the block of the query.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Leaf {
     /// Keys at or before the query.
     Causal,
@@ -123,12 +143,28 @@ pub enum StageBy {
     LayerIndex,
 }
 
+impl StageBy {
+    /// Both, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::SwappedIndex, Self::LayerIndex];
+
+    /// The name in text and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SwappedIndex => "swapped_index",
+            Self::LayerIndex => "layer_index",
+        }
+    }
+}
+
 /// A pattern with the block size and stage order it is read with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Sparsity {
     /// Tokens in a block; at least 1.
+    #[serde(default = "default_block")]
     pub block: u32,
     /// Which number of a layer picks its stage.
+    #[serde(default)]
     pub stage_by: StageBy,
     /// Absolute indices of the layers to swap; `None` for every attention layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,6 +178,23 @@ pub struct Sparsity {
 
 /// Block size when neither text nor JSON names one.
 pub const DEFAULT_BLOCK: u32 = 128;
+
+fn default_block() -> u32 {
+    DEFAULT_BLOCK
+}
+
+impl From<Pattern> for Sparsity {
+    /// The default header: blocks of [`DEFAULT_BLOCK`] tokens, every layer swapped.
+    fn from(pattern: Pattern) -> Self {
+        Self {
+            block: DEFAULT_BLOCK,
+            stage_by: StageBy::default(),
+            swapped_layers: None,
+            stage: None,
+            pattern,
+        }
+    }
+}
 
 impl Pattern {
     /// All leaves, left to right.

@@ -1,0 +1,75 @@
+//! Patterns as Rust expressions.
+//!
+//! In:  plain numbers. Out: leaves, to combine with `|`, `&` and `-`.
+//!
+//! Invariant: the names are those of the text form, so that an expression means the
+//! same in both. Nothing is checked here: [`Sparsity::check`](super::Sparsity::check)
+//! does that once for the whole.
+//!
+//! ```
+//! use butterfly_ir::{build::*, PartnerRule, Sparsity};
+//!
+//! let partners = partner(PartnerRule::CausalShift, 2, 1);
+//! let pattern = causal() & (local(1) | partners | sink(1));
+//! let text = "causal & (local(1) | partner(causal_shift) | sink(1))";
+//! assert_eq!(pattern, Sparsity::parse("doc.pattern", text)?.pattern);
+//! # Ok::<(), butterfly_ir::Diagnostic>(())
+//! ```
+
+use super::{Leaf, PartnerRule, Pattern};
+
+/// Keys at or before the query.
+pub fn causal() -> Pattern {
+    Leaf::Causal.into()
+}
+
+/// The query's own block and `before` blocks before it.
+pub fn local(before: u32) -> Pattern {
+    local_around(before, 0)
+}
+
+/// The query's own block, `before` blocks before it and `after` blocks after it.
+pub fn local_around(before: u32, after: u32) -> Pattern {
+    Leaf::Local { before, after }.into()
+}
+
+/// The last `tokens` keys, the query's own position included.
+pub fn window(tokens: u32) -> Pattern {
+    Leaf::Window { tokens }.into()
+}
+
+/// Staged long-range partners; radix 2 and count 1 are the usual ones.
+pub fn partner(rule: PartnerRule, radix: u32, count: u32) -> Pattern {
+    Leaf::Partner { rule, radix, count }.into()
+}
+
+/// The first `blocks` blocks.
+pub fn sink(blocks: u32) -> Pattern {
+    Leaf::Sink { blocks }.into()
+}
+
+/// The first `tokens` keys.
+pub fn sink_tokens(tokens: u32) -> Pattern {
+    Leaf::SinkTokens { tokens }.into()
+}
+
+/// The first `blocks` blocks see every key and are seen by every query.
+pub fn global(blocks: u32) -> Pattern {
+    Leaf::Global { blocks }.into()
+}
+
+/// `rows[b]` lists the kv blocks of query block `b`.
+pub fn table<Row: Into<Vec<u32>>>(rows: impl IntoIterator<Item = Row>) -> Pattern {
+    let rows = rows.into_iter().map(Into::into).collect();
+    Leaf::Table { rows }.into()
+}
+
+/// Every pair.
+pub fn all() -> Pattern {
+    Leaf::All.into()
+}
+
+/// No pair.
+pub fn none() -> Pattern {
+    Leaf::None.into()
+}

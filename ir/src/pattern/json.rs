@@ -1,0 +1,307 @@
+//! JSON ⇄ [`Sparsity`].
+//!
+//! Two forms: the *flat* one of older configurations, an object with a `rule`, and the
+//! *structured* one, an object with a `pattern`, which is what serde writes. The flat
+//! form says `causal & (local(L) | partner(rule, radix, count) | sink(S))`.
+//!
+//! In:  text and the name to report it under.
+//! Out: a value that passes [`Sparsity::check`], or the field that is wrong.
+//!
+//! Invariants: fields of the flat form that we do not know are ignored, those of the
+//! structured one are errors; what [`to_flat`] writes, [`parse`] reads back as it was.
+
+use super::diagnostic::{Diagnostic, Source, did_you_mean, list};
+use super::limits::{self, MAX_BLOCK, MAX_COUNT, MAX_RADIX};
+use super::{DEFAULT_BLOCK, Leaf, Parsed, PartnerRule, Pattern, Sparsity, StageBy, arguments};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::{RawValue, Value};
+use std::{fmt, ops::Range};
+
+/// Reads either JSON form, and keeps where each leaf was written: for the flat form the
+/// field's value, for the structured one the whole pattern.
+///
+/// # Errors
+/// [`Diagnostic`] with the field, the value given and what is allowed.
+pub fn parse(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
+    let source = Source::new(name, text);
+    // A byte order mark is blank, as in pattern text.
+    let blanked = text
+        .strip_prefix('\u{feff}')
+        .map(|rest| format!("   {rest}"));
+    let text = blanked.as_deref().unwrap_or(text);
+    let Fields(fields) =
+        serde_json::from_str(text).map_err(|error| syntax(&source, 0, text, &error))?;
+    let object = Object {
+        source: &source,
+        text,
+        fields,
+    };
+    if let Some(pattern) = object.span("pattern") {
+        return object.structured(pattern);
+    }
+    object.flat()
+}
+
+/// The flat JSON form, if `sparsity` has one.
+pub fn to_flat(sparsity: &Sparsity) -> Option<String> {
+    let Pattern::And(causal, body) = &sparsity.pattern else {
+        return None;
+    };
+    let (body, sink) = match &**body {
+        Pattern::Or(body, last) if matches!(**body, Pattern::Or(..)) => match &**last {
+            Pattern::Leaf(Leaf::Sink { blocks }) if *blocks > 0 => (body, *blocks),
+            _ => return None,
+        },
+        _ => (body, 0),
+    };
+    let Pattern::Or(local, partner) = &**body else {
+        return None;
+    };
+    let (
+        Pattern::Leaf(Leaf::Causal),
+        Pattern::Leaf(Leaf::Local { before, after: 0 }),
+        Pattern::Leaf(Leaf::Partner { rule, radix, count }),
+    ) = (&**causal, &**local, &**partner)
+    else {
+        return None;
+    };
+    let mut json = format!(
+        "{{\"rule\":\"{}\",\"block_size\":{},\"local_window\":{before},\"sink\":{sink},\
+         \"partner_count\":{count},\"radix\":{radix},\"stage_by\":\"{}\"",
+        rule.name(),
+        sparsity.block,
+        sparsity.stage_by,
+    );
+    if let Some(layers) = &sparsity.swapped_layers {
+        let layers: Vec<_> = layers.iter().map(u32::to_string).collect();
+        json += &format!(",\"swapped_layers\":[{}]", layers.join(","));
+    }
+    if let Some(stage) = sparsity.stage {
+        json += &format!(",\"stage\":{stage}");
+    }
+    Some(json + "}")
+}
+
+/// A JSON object whose values are still text.
+struct Object<'a> {
+    source: &'a Source,
+    text: &'a str,
+    fields: Vec<(String, &'a RawValue)>,
+}
+
+impl<'a> Object<'a> {
+    fn raw(&self, name: &str) -> Option<&'a str> {
+        let field = self.fields.iter().find(|(field, _)| field == name);
+        field.map(|(_, value)| value.get())
+    }
+
+    /// The bytes of a field's value.
+    fn span(&self, name: &str) -> Option<Range<usize>> {
+        let value = self.raw(name)?;
+        let start = value.as_ptr() as usize - self.text.as_ptr() as usize;
+        Some(start..start + value.len())
+    }
+
+    /// The first character of the object.
+    fn start(&self) -> Range<usize> {
+        let start = self.text.find('{').unwrap_or(0);
+        start..start + 1
+    }
+
+    fn flat(&self) -> Result<Parsed, Diagnostic> {
+        for field in ["window_tokens", "summary_weight", "coverage"] {
+            if self.raw(field).is_some_and(|value| value != "null") {
+                let message = format!("compressed mode is not supported yet (`{field}`)");
+                return Err(self.error(field, message, "asks for compressed mode"));
+            }
+        }
+        let Some(rule_span) = self.span("rule") else {
+            let message = "the object has neither a `rule` nor a `pattern`";
+            let rules = list(PartnerRule::ALL.map(PartnerRule::name));
+            let error = Diagnostic::new(self.source, self.start(), message, "");
+            return Err(error.with_help(format!("`rule` is one of {rules}")));
+        };
+        let rule = self.rule()?;
+        let block = self
+            .number("block_size", 1, MAX_BLOCK)?
+            .unwrap_or(DEFAULT_BLOCK);
+        let before = self.number("local_window", 0, u32::MAX)?.unwrap_or(1);
+        let blocks = self.number("sink", 0, u32::MAX)?.unwrap_or(1);
+        let count = self.number("partner_count", 1, MAX_COUNT)?.unwrap_or(1);
+        let radix = self.number("radix", 2, MAX_RADIX)?.unwrap_or(2);
+        let stage_by = self.stage_by()?;
+        let swapped_layers = self.layers()?;
+        let stage = match self.raw("stage") {
+            Some("null") => None,
+            _ => self.number("stage", 0, u32::MAX)?,
+        };
+        let partner = Leaf::Partner { rule, radix, count };
+        limits::check_leaf(&partner)
+            .map_err(|error| self.error("radix", error.message, error.given))?;
+
+        let place = |field| self.span(field).unwrap_or_else(|| rule_span.clone());
+        let mut leaves = vec![self.start(), place("local_window"), rule_span.clone()];
+        let mut body = Pattern::from(Leaf::Local { before, after: 0 }) | partner.into();
+        if blocks > 0 {
+            leaves.push(place("sink"));
+            body = body | Leaf::Sink { blocks }.into();
+        }
+        Ok(Parsed {
+            sparsity: Sparsity {
+                block,
+                stage_by,
+                swapped_layers,
+                stage,
+                pattern: Pattern::from(Leaf::Causal) & body,
+            },
+            source: self.source.clone(),
+            leaves,
+            has_header: true,
+        })
+    }
+
+    fn structured(&self, pattern: Range<usize>) -> Result<Parsed, Diagnostic> {
+        let start = self.start().start;
+        let sparsity: Sparsity = serde_json::from_str(&self.text[start..])
+            .map_err(|error| syntax(self.source, start, self.text, &error))?;
+        sparsity.check().map_err(|error| {
+            let field = match error.argument {
+                "layers" => "swapped_layers",
+                "block" => "block",
+                _ => "pattern",
+            };
+            self.error(field, error.message, error.given)
+        })?;
+        let leaves = vec![pattern; sparsity.pattern.leaves().len()];
+        Ok(Parsed {
+            sparsity,
+            source: self.source.clone(),
+            leaves,
+            has_header: true,
+        })
+    }
+
+    fn error(
+        &self,
+        field: &str,
+        message: impl Into<String>,
+        label: impl Into<String>,
+    ) -> Diagnostic {
+        let span = self.span(field).unwrap_or_else(|| self.start());
+        Diagnostic::new(self.source, span, message, label)
+    }
+
+    /// `field` is not what it must be.
+    fn wrong(&self, field: &str, must: &str) -> Diagnostic {
+        let given = self.raw(field).unwrap_or("nothing");
+        let given = match given.char_indices().nth(40) {
+            Some((end, _)) => format!("{}…", &given[..end]),
+            None => given.to_owned(),
+        };
+        let given = given.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.error(
+            field,
+            format!("`{field}` must be {must}"),
+            format!("given {given}"),
+        )
+    }
+
+    fn value(&self, field: &str) -> Option<Value> {
+        // What serde_json finds too deep or too large is none of the values we take.
+        let value = serde_json::from_str(self.raw(field)?);
+        Some(value.unwrap_or(Value::Bool(false)))
+    }
+
+    fn number(&self, field: &str, least: u32, most: u32) -> Result<Option<u32>, Diagnostic> {
+        let Some(value) = self.value(field) else {
+            return Ok(None);
+        };
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        match number.filter(|number| (least..=most).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.wrong(field, &format!("a whole number from {least} to {most}"))),
+        }
+    }
+
+    fn rule(&self) -> Result<PartnerRule, Diagnostic> {
+        let names = PartnerRule::ALL.map(PartnerRule::name);
+        let value = self.value("rule");
+        let given = value.as_ref().and_then(Value::as_str).unwrap_or_default();
+        arguments::rule(given).ok_or_else(|| {
+            let error = self.wrong("rule", &format!("one of {}", list(names)));
+            error.or_help(did_you_mean(given, names))
+        })
+    }
+
+    fn stage_by(&self) -> Result<StageBy, Diagnostic> {
+        let Some(value) = self.value("stage_by") else {
+            return Ok(StageBy::default());
+        };
+        let names = StageBy::ALL.map(StageBy::name);
+        let mut all = StageBy::ALL.into_iter();
+        all.find(|by| Some(by.name()) == value.as_str())
+            .ok_or_else(|| self.wrong("stage_by", &format!("one of {}", list(names))))
+    }
+
+    fn layers(&self) -> Result<Option<Vec<u32>>, Diagnostic> {
+        let layers = match self.value("swapped_layers") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        let must = format!(
+            "a list of whole numbers from 0 to {}, which increase",
+            u32::MAX
+        );
+        let wrong = || self.wrong("swapped_layers", &must);
+        let layers: Vec<u32> = serde_json::from_value(layers).map_err(|_| wrong())?;
+        limits::check_layers(&layers).map_err(|_| wrong())?;
+        Ok(Some(layers))
+    }
+}
+
+/// The fields of an object in order, each once.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a `rule` or a `pattern`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Self::Value::new();
+                while let Some((name, value)) = map.next_entry::<String, _>()? {
+                    if fields.iter().any(|(field, _)| *field == name) {
+                        return Err(de::Error::custom(format!("`{name}` is given twice")));
+                    }
+                    fields.push((name, value));
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Collect).map(Fields)
+    }
+}
+
+/// What serde_json found wrong in `text[start..]`, at the place that it names.
+fn syntax(source: &Source, start: usize, text: &str, error: &serde_json::Error) -> Diagnostic {
+    let message = error.to_string();
+    let message = match message.rfind(" at line ") {
+        Some(end) => &message[..end],
+        None => &message,
+    };
+    // Lines and columns count from 1 and in bytes; column 0 is the end of the line before.
+    let body = &text[start..];
+    let mut ends = body.match_indices('\n').map(|(at, _)| at + 1);
+    let line = match error.line() {
+        0 | 1 => 0,
+        line => ends.nth(line - 2).unwrap_or(body.len()),
+    };
+    let at = start + line + error.column().saturating_sub(1);
+    let span = at..at + usize::from(at < text.len());
+    Diagnostic::new(source, span, message, "")
+}

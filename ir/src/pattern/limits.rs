@@ -1,0 +1,132 @@
+//! Which values the arguments of a pattern may take.
+//!
+//! In:  a leaf, a block size, a list of layers.
+//! Out: nothing, or the argument and the value that is not allowed.
+//!
+//! Invariant: the only place that knows the ranges. Text, JSON and `Sparsity::check`
+//! all ask here, so a pattern that one form takes is a pattern that each form takes.
+
+use super::{Leaf, PartnerRule, Pattern, Sparsity};
+
+/// Most tokens in a block.
+pub const MAX_BLOCK: u32 = 1 << 20;
+/// Largest radix of a staged partner.
+pub const MAX_RADIX: u32 = 1 << 16;
+/// Most digits that one partner leaf visits at a stage: no network has more stages.
+pub const MAX_COUNT: u32 = 64;
+/// Most operators or parentheses around a leaf.
+pub const MAX_DEPTH: u32 = 200;
+
+/// A value that is out of range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} ({given})")]
+pub struct LimitError {
+    /// Position in [`Pattern::leaves`]; `None` for the header.
+    pub leaf: Option<usize>,
+    /// The argument, by its name in the text form.
+    pub argument: &'static str,
+    /// What is allowed.
+    pub message: String,
+    /// What was given instead.
+    pub given: String,
+}
+
+impl LimitError {
+    fn new(argument: &'static str, message: impl Into<String>, given: impl Into<String>) -> Self {
+        Self {
+            leaf: None,
+            argument,
+            message: message.into(),
+            given: given.into(),
+        }
+    }
+}
+
+impl Sparsity {
+    /// Checks what the types leave open; text and JSON have passed this already.
+    ///
+    /// # Errors
+    /// [`LimitError`] for the first value out of range.
+    pub fn check(&self) -> Result<(), LimitError> {
+        check_block(self.block)?;
+        check_layers(self.swapped_layers.as_deref().unwrap_or_default())?;
+        if depth(&self.pattern) > MAX_DEPTH {
+            let message = format!("a pattern must nest at most {MAX_DEPTH} deep");
+            return Err(LimitError::new("pattern", message, "this one nests deeper"));
+        }
+        let leaves = self.pattern.leaves().into_iter().enumerate();
+        for (index, leaf) in leaves {
+            check_leaf(leaf).map_err(|error| LimitError {
+                leaf: Some(index),
+                ..error
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// 1 to [`MAX_BLOCK`].
+pub(crate) fn check_block(block: u32) -> Result<(), LimitError> {
+    within("block", "block", block, 1, MAX_BLOCK)
+}
+
+/// Strictly increasing.
+pub(crate) fn check_layers(layers: &[u32]) -> Result<(), LimitError> {
+    match layers.windows(2).find(|pair| pair[0] >= pair[1]) {
+        None => Ok(()),
+        Some(pair) => Err(LimitError::new(
+            "layers",
+            "layers must increase",
+            format!("{} comes after {}", pair[1], pair[0]),
+        )),
+    }
+}
+
+/// Every argument of `leaf`.
+pub(crate) fn check_leaf(leaf: &Leaf) -> Result<(), LimitError> {
+    match leaf {
+        Leaf::Window { tokens } => within("tokens", "window", *tokens, 1, u32::MAX),
+        Leaf::Partner { rule, radix, count } => {
+            within("radix", "radix", *radix, 2, MAX_RADIX)?;
+            within("count", "count", *count, 1, MAX_COUNT)?;
+            if *radix > 2 && *rule != PartnerRule::CausalShift {
+                let given = format!("`{}` has radix 2", rule.name());
+                let message = format!("only `causal_shift` takes a radix of {radix}");
+                return Err(LimitError::new("radix", message, given));
+            }
+            Ok(())
+        }
+        Leaf::Causal
+        | Leaf::Local { .. }
+        | Leaf::Sink { .. }
+        | Leaf::SinkTokens { .. }
+        | Leaf::Global { .. }
+        | Leaf::Table { .. }
+        | Leaf::All
+        | Leaf::None => Ok(()),
+    }
+}
+
+fn within(
+    argument: &'static str,
+    what: &str,
+    given: u32,
+    least: u32,
+    most: u32,
+) -> Result<(), LimitError> {
+    let message = if given < least {
+        format!("{what} must be at least {least}")
+    } else if given > most {
+        format!("{what} must be at most {most}")
+    } else {
+        return Ok(());
+    };
+    Err(LimitError::new(argument, message, format!("given {given}")))
+}
+
+fn depth(pattern: &Pattern) -> u32 {
+    match pattern {
+        Pattern::Leaf(_) => 0,
+        Pattern::Or(a, b) | Pattern::And(a, b) | Pattern::Minus(a, b) => 1 + depth(a).max(depth(b)),
+    }
+}

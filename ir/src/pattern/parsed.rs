@@ -1,0 +1,73 @@
+//! What reading a pattern gives, and which form a text has.
+//!
+//! In:  a pattern argument: text or JSON, and the name to report it under.
+//! Out: [`Parsed`], the value and where each of its leaves was written, for the errors
+//! of later passes.
+
+use super::diagnostic::{Diagnostic, Source};
+use super::{Sparsity, json, text};
+use std::ops::Range;
+
+/// A sparsity with the places it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// The value.
+    pub sparsity: Sparsity,
+    /// Name and text.
+    pub source: Source,
+    /// The bytes of each leaf, in the order of [`Pattern::leaves`](super::Pattern::leaves).
+    pub leaves: Vec<Range<usize>>,
+    /// Whether there was any header line.
+    pub has_header: bool,
+}
+
+impl Parsed {
+    /// A mistake that a later pass found in leaf number `leaf`.
+    pub fn at_leaf(&self, leaf: usize, message: &str, label: &str) -> Diagnostic {
+        let whole = 0..self.source.text.len();
+        let span = self.leaves.get(leaf).cloned().unwrap_or(whole);
+        Diagnostic::new(&self.source, span, message, label)
+    }
+}
+
+impl From<Sparsity> for Parsed {
+    /// Prints the value, so that errors about a pattern built by hand have a text to
+    /// point into.
+    fn from(sparsity: Sparsity) -> Self {
+        let source = Source::new("<pattern>", &sparsity.to_string());
+        match text::parse(source.clone()) {
+            Ok(parsed) => Self { sparsity, ..parsed },
+            Err(_) => Self {
+                sparsity,
+                source,
+                leaves: Vec::new(),
+                has_header: true,
+            },
+        }
+    }
+}
+
+impl Sparsity {
+    /// Reads a pattern argument in whichever form it has: JSON when it begins with `{`
+    /// or is called `.json`, else pattern text.
+    ///
+    /// # Errors
+    /// [`Diagnostic`] at the first mistake, and for the older `.wf` form.
+    pub fn parse_any(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
+        let body = text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+        let start = text.len() - body.len();
+        let expression = body.strip_prefix('(').map(str::trim_start);
+        let has_extension = |wanted| name.to_ascii_lowercase().ends_with(wanted);
+        if has_extension(".wf") || expression.is_some_and(|body| body.starts_with("wayfinder")) {
+            let end = body.find(['\n', '\r']).unwrap_or(body.len());
+            let source = Source::new(name, text);
+            let message = "the .wf form is not supported yet";
+            let error = Diagnostic::new(&source, start..start + end, message, "");
+            return Err(error.with_help("write it as pattern text"));
+        }
+        if body.starts_with('{') || has_extension(".json") {
+            return json::parse(name, text);
+        }
+        Self::parse_with_spans(name, text)
+    }
+}

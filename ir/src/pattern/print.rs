@@ -1,0 +1,85 @@
+//! Patterns as text.
+//!
+//! In:  a [`Pattern`] or [`Sparsity`]. Out: text that parses back to an equal value,
+//! with no more parentheses than that needs.
+
+use super::{Leaf, Pattern, Sparsity, StageBy};
+use std::fmt;
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (a, sign, b) = match self {
+            Self::Leaf(leaf) => return leaf.fmt(f),
+            Self::Or(a, b) => (a, '|', b),
+            Self::And(a, b) => (a, '&', b),
+            Self::Minus(a, b) => (a, '-', b),
+        };
+        // Every operator is left-associative: only the right side needs more.
+        operand(f, a, strength(self))?;
+        write!(f, " {sign} ")?;
+        operand(f, b, strength(self) + 1)
+    }
+}
+
+/// How tightly the outermost operator binds: as in Rust, `-`, then `&`, then `|`.
+fn strength(pattern: &Pattern) -> u32 {
+    match pattern {
+        Pattern::Or(..) => 0,
+        Pattern::And(..) => 1,
+        Pattern::Minus(..) => 2,
+        Pattern::Leaf(_) => 4,
+    }
+}
+
+fn operand(f: &mut fmt::Formatter<'_>, pattern: &Pattern, least: u32) -> fmt::Result {
+    if strength(pattern) < least {
+        write!(f, "({pattern})")
+    } else {
+        write!(f, "{pattern}")
+    }
+}
+
+impl fmt::Display for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Causal => f.write_str("causal"),
+            Self::Local { before, after: 0 } => write!(f, "local({before})"),
+            Self::Local { before, after } => write!(f, "local({before}, {after})"),
+            Self::Window { tokens } => write!(f, "window({tokens})"),
+            Self::Partner { rule, radix, count } => {
+                write!(f, "partner({}, radix={radix}, count={count})", rule.name())
+            }
+            Self::Sink { blocks } => write!(f, "sink({blocks})"),
+            Self::SinkTokens { tokens } => write!(f, "sink_tokens({tokens})"),
+            Self::Global { blocks } => write!(f, "global({blocks})"),
+            Self::Table { rows } => write!(f, "table({rows:?})"),
+            Self::All => f.write_str("all"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl fmt::Display for StageBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Sparsity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "block {}", self.block)?;
+        writeln!(f, "stage_by {}", self.stage_by)?;
+        match self.swapped_layers.as_deref() {
+            None => {}
+            Some([]) => writeln!(f, "layers none")?,
+            Some(layers) => {
+                let layers: Vec<_> = layers.iter().map(u32::to_string).collect();
+                writeln!(f, "layers {}", layers.join(","))?;
+            }
+        }
+        if let Some(stage) = self.stage {
+            writeln!(f, "stage {stage}")?;
+        }
+        write!(f, "{}", self.pattern)
+    }
+}

@@ -1,0 +1,101 @@
+use super::super::{Leaf, Parsed, PartnerRule, Pattern, Sparsity, StageBy, json, limits};
+use proptest::{collection::vec, option, prelude::*};
+
+fn leaf() -> impl Strategy<Value = Leaf> {
+    let partner = (
+        0..PartnerRule::ALL.len(),
+        2..=limits::MAX_RADIX,
+        1..=limits::MAX_COUNT,
+    );
+    let partner = partner.prop_map(|(rule, radix, count)| {
+        let rule = PartnerRule::ALL[rule];
+        let radix = if rule == PartnerRule::CausalShift {
+            radix
+        } else {
+            2
+        };
+        Leaf::Partner { rule, radix, count }
+    });
+    prop_oneof![
+        Just(Leaf::Causal),
+        (any::<u32>(), 0..3u32).prop_map(|(before, after)| Leaf::Local { before, after }),
+        (1..=u32::MAX).prop_map(|tokens| Leaf::Window { tokens }),
+        partner,
+        any::<u32>().prop_map(|blocks| Leaf::Sink { blocks }),
+        any::<u32>().prop_map(|tokens| Leaf::SinkTokens { tokens }),
+        any::<u32>().prop_map(|blocks| Leaf::Global { blocks }),
+        vec(vec(any::<u32>(), 0..4), 0..4).prop_map(|rows| Leaf::Table { rows }),
+        Just(Leaf::All),
+        Just(Leaf::None),
+    ]
+}
+
+fn pattern() -> impl Strategy<Value = Pattern> {
+    leaf()
+        .prop_map(Pattern::from)
+        .prop_recursive(6, 48, 2, |inner| {
+            (0..3, inner.clone(), inner).prop_map(|(sign, a, b)| match sign {
+                0 => a | b,
+                1 => a & b,
+                _ => a - b,
+            })
+        })
+}
+
+fn sparsity() -> impl Strategy<Value = Sparsity> {
+    let layers = option::of(vec(any::<u32>(), 0..4)).prop_map(|layers| {
+        layers.map(|mut layers| {
+            layers.sort_unstable();
+            layers.dedup();
+            layers
+        })
+    });
+    let header = (
+        1..=limits::MAX_BLOCK,
+        any::<bool>(),
+        layers,
+        option::of(any::<u32>()),
+    );
+    (header, pattern()).prop_map(
+        |((block, by_layer, swapped_layers, stage), pattern)| Sparsity {
+            block,
+            stage_by: StageBy::ALL[usize::from(by_layer)],
+            swapped_layers,
+            stage,
+            pattern,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_is_printed_reads_back(sparsity in sparsity()) {
+        prop_assert_eq!(sparsity.check(), Ok(()));
+        let text = sparsity.to_string();
+        let parsed = Sparsity::parse_with_spans("printed", &text);
+        let parsed = parsed.unwrap_or_else(|error| panic!("{error}"));
+        let leaves = sparsity.pattern.leaves();
+        prop_assert_eq!(parsed.leaves.len(), leaves.len());
+        for (leaf, span) in leaves.iter().zip(&parsed.leaves) {
+            prop_assert_eq!(leaf.to_string(), &text[span.clone()]);
+        }
+        prop_assert_eq!(&parsed.sparsity, &sparsity);
+        prop_assert_eq!(Parsed::from(sparsity).leaves, parsed.leaves);
+    }
+
+    #[test]
+    fn what_serde_writes_reads_back(sparsity in sparsity()) {
+        let text = serde_json::to_string(&sparsity).expect("plain data");
+        let parsed = json::parse("written", &text).map(|parsed| parsed.sparsity);
+        prop_assert_eq!(parsed, Ok(sparsity));
+    }
+
+    #[test]
+    fn any_text_parses_or_has_a_diagnostic(
+        text in "[ -~\n\r\té☃\u{301}]{0,40}|(causal|sink|\\(|\\)|[0-9]|[,=|&\\[\\]{}:\"-]| ){0,30}",
+    ) {
+        if let Err(error) = Sparsity::parse_any("any", &text) {
+            prop_assert!(error.to_string().starts_with("error: "));
+        }
+    }
+}

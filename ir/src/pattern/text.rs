@@ -1,0 +1,370 @@
+//! Pattern text → [`Sparsity`].
+//!
+//! ```text
+//! text   = header* expr
+//! header = "block" NUMBER                          # once each, in any order
+//!        | "stage_by" ("swapped_index" | "layer_index")
+//!        | "layers" ("none" | NUMBER ("," NUMBER)*)
+//!        | "stage" NUMBER
+//! expr   = both ("|" both)*
+//! both   = minus ("&" minus)*
+//! minus  = leaf ("-" leaf)*
+//! leaf   = "(" expr ")" | WORD [ "(" [argument ("," argument)* [","]] ")" ]
+//! ```
+//!
+//! The operators bind as in Rust (`-` tightest, then `&`, then `|`, each from left to
+//! right), so that text, `pattern!` and the operators on [`Pattern`] agree. Line ends
+//! count as blanks, `#` begins a comment.
+//!
+//! In:  text and the name to report it under.
+//! Out: a value that passes [`Sparsity::check`], and where each leaf was written.
+//!
+//! Invariant: no text makes this panic or overflow the stack.
+
+use super::diagnostic::{Diagnostic, Source, did_you_mean, list};
+use super::lexer::{Kind, Token, lex};
+use super::limits::{self, LimitError, MAX_DEPTH};
+use super::{DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
+use std::ops::Range;
+
+impl Sparsity {
+    /// Reads pattern text; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Diagnostic`] at the first mistake.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Diagnostic> {
+        Ok(Self::parse_with_spans(name, text)?.sparsity)
+    }
+
+    /// Reads pattern text, and keeps where each leaf was written.
+    ///
+    /// # Errors
+    /// [`Diagnostic`] at the first mistake.
+    pub fn parse_with_spans(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
+        parse(Source::new(name, text))
+    }
+}
+
+pub(super) fn parse(source: Source) -> Result<Parsed, Diagnostic> {
+    let mut parser = Parser {
+        tokens: lex(&source.text),
+        source,
+        at: 0,
+        leaves: Vec::new(),
+        parentheses: 0,
+    };
+    let header = parser.header()?;
+    let (pattern, _) = parser.either()?;
+    if parser.peek().kind != Kind::End {
+        return Err(parser.after_expression());
+    }
+    Ok(Parsed {
+        sparsity: Sparsity {
+            block: header.block.unwrap_or(DEFAULT_BLOCK),
+            stage_by: header.stage_by.unwrap_or_default(),
+            swapped_layers: header.layers,
+            stage: header.stage,
+            pattern,
+        },
+        source: parser.source,
+        leaves: parser.leaves,
+        has_header: header.lines > 0,
+    })
+}
+
+/// Words that begin a header line.
+const HEADERS: [&str; 4] = ["block", "stage_by", "layers", "stage"];
+
+#[derive(Default)]
+struct Header {
+    block: Option<u32>,
+    stage_by: Option<StageBy>,
+    layers: Option<Vec<u32>>,
+    stage: Option<u32>,
+    lines: u32,
+}
+
+pub(super) struct Parser {
+    pub(super) source: Source,
+    tokens: Vec<Token>,
+    at: usize,
+    leaves: Vec<Range<usize>>,
+    parentheses: u32,
+}
+
+/// A pattern and how many operators stand above its deepest leaf.
+type Deep = (Pattern, u32);
+
+impl Parser {
+    fn header(&mut self) -> Result<Header, Diagnostic> {
+        let mut header = Header::default();
+        loop {
+            let word = self.peek().clone();
+            let again = match self.text(&word) {
+                "block" => {
+                    self.at += 1;
+                    let (block, span) = self.number("a block size")?;
+                    limits::check_block(block).map_err(|error| self.limit(error, span))?;
+                    header.block.replace(block).is_some()
+                }
+                "stage_by" => {
+                    self.at += 1;
+                    let stage_by = self.stage_by()?;
+                    header.stage_by.replace(stage_by).is_some()
+                }
+                "layers" => {
+                    self.at += 1;
+                    let layers = self.layers()?;
+                    header.layers.replace(layers).is_some()
+                }
+                "stage" => {
+                    self.at += 1;
+                    let (stage, _) = self.number("a stage")?;
+                    header.stage.replace(stage).is_some()
+                }
+                _ => return Ok(header),
+            };
+            if again {
+                let message = format!("`{}` is given twice", self.text(&word));
+                return Err(self.error(word.span, message, "a second time here"));
+            }
+            header.lines += 1;
+        }
+    }
+
+    fn stage_by(&mut self) -> Result<StageBy, Diagnostic> {
+        let token = self.peek().clone();
+        let names = StageBy::ALL.map(StageBy::name);
+        let found = StageBy::ALL
+            .into_iter()
+            .find(|by| by.name() == self.text(&token));
+        match found {
+            Some(stage_by) => {
+                self.at += 1;
+                Ok(stage_by)
+            }
+            None => {
+                let error = self.expected(&format!("one of {}", list(names)));
+                Err(error.or_help(did_you_mean(self.text(&token), names)))
+            }
+        }
+    }
+
+    fn layers(&mut self) -> Result<Vec<u32>, Diagnostic> {
+        if self.text(self.peek()) == "none" {
+            self.at += 1;
+            return Ok(Vec::new());
+        }
+        let mut layers = Vec::new();
+        loop {
+            let (layer, span) = self.number("a layer index")?;
+            layers.push(layer);
+            // Looking at the last two is enough: those before have passed.
+            let last = &layers[layers.len().saturating_sub(2)..];
+            limits::check_layers(last).map_err(|error| self.limit(error, span))?;
+            if !self.eat(',') {
+                return Ok(layers);
+            }
+        }
+    }
+
+    fn either(&mut self) -> Result<Deep, Diagnostic> {
+        self.chain('|', |parser| {
+            parser.chain('&', |parser| parser.chain('-', Self::operand))
+        })
+    }
+
+    /// `next (sign next)*`, from left to right.
+    fn chain(
+        &mut self,
+        sign: char,
+        next: impl Fn(&mut Self) -> Result<Deep, Diagnostic>,
+    ) -> Result<Deep, Diagnostic> {
+        let (mut pattern, mut depth) = next(self)?;
+        loop {
+            let span = self.peek().span.clone();
+            if !self.eat(sign) {
+                return Ok((pattern, depth));
+            }
+            let (right, right_depth) = next(self)?;
+            depth = 1 + depth.max(right_depth);
+            if depth > MAX_DEPTH {
+                return Err(self.too_deep(span, "operators"));
+            }
+            pattern = match sign {
+                '|' => pattern | right,
+                '&' => pattern & right,
+                _ => pattern - right,
+            };
+        }
+    }
+
+    fn operand(&mut self) -> Result<Deep, Diagnostic> {
+        let token = self.peek().clone();
+        match token.kind {
+            Kind::Sign('(') => {
+                self.at += 1;
+                self.parentheses += 1;
+                if self.parentheses > MAX_DEPTH {
+                    return Err(self.too_deep(token.span, "parentheses"));
+                }
+                let inner = self.either()?;
+                self.close(')', token.span, "`|`, `&`, `-`")?;
+                self.parentheses -= 1;
+                Ok(inner)
+            }
+            Kind::Word => Ok((self.leaf(token)?.into(), 0)),
+            Kind::Sign('|' | '&') if self.at > 0 && self.tokens[self.at - 1].kind == token.kind => {
+                let help = format!("write `{}` once", self.text(&token));
+                Err(self.expected("a pattern").with_help(help))
+            }
+            Kind::Sign(_) | Kind::Number | Kind::Unknown(_) | Kind::End => {
+                Err(self.expected("a pattern"))
+            }
+        }
+    }
+
+    fn leaf(&mut self, word: Token) -> Result<Leaf, Diagnostic> {
+        let name = self.text(&word).to_owned();
+        if HEADERS.contains(&&*name) {
+            return Err(self.late_header(word));
+        }
+        let Some(signature) = arguments::signature(&name) else {
+            let (message, help) = arguments::unknown(&name);
+            return Err(self.error(word.span, message, "").or_help(help));
+        };
+        self.at += 1;
+        let leaf = arguments::parse(self, signature, word.span.clone())?;
+        let end = self.tokens[self.at - 1].span.end;
+        self.leaves.push(word.span.start..end);
+        Ok(leaf)
+    }
+
+    fn after_expression(&self) -> Diagnostic {
+        let token = self.peek().clone();
+        if token.kind == Kind::Sign(')') {
+            return self.error(token.span, "this `)` closes nothing", "");
+        }
+        if HEADERS.contains(&self.text(&token)) {
+            return self.late_header(token);
+        }
+        self.expected("`|`, `&`, `-` or the end")
+    }
+
+    fn late_header(&self, word: Token) -> Diagnostic {
+        let message = format!("`{}` must stand before the pattern", self.text(&word));
+        self.error(word.span, message, "belongs to the header")
+    }
+
+    fn too_deep(&self, span: Range<usize>, what: &str) -> Diagnostic {
+        let message = format!("a pattern must nest at most {MAX_DEPTH} {what} deep");
+        self.error(span, message, "one too many")
+    }
+}
+
+/// What the parser of arguments needs too.
+impl Parser {
+    pub(super) fn peek(&self) -> &Token {
+        // The end is never stepped over.
+        &self.tokens[self.at.min(self.tokens.len() - 1)]
+    }
+
+    pub(super) fn peek_second(&self) -> &Token {
+        &self.tokens[(self.at + 1).min(self.tokens.len() - 1)]
+    }
+
+    pub(super) fn advance(&mut self) {
+        self.at += 1;
+    }
+
+    pub(super) fn text(&self, token: &Token) -> &str {
+        &self.source.text[token.span.clone()]
+    }
+
+    pub(super) fn eat(&mut self, sign: char) -> bool {
+        let found = self.peek().kind == Kind::Sign(sign);
+        self.at += usize::from(found);
+        found
+    }
+
+    /// The sign that closes what was opened at `open`; `instead` may stand there too.
+    pub(super) fn close(
+        &mut self,
+        sign: char,
+        open: Range<usize>,
+        instead: &str,
+    ) -> Result<(), Diagnostic> {
+        if self.eat(sign) {
+            return Ok(());
+        }
+        if self.peek().kind == Kind::End {
+            let message = format!("`{}` is never closed", &self.source.text[open.clone()]);
+            return Err(self.error(open, message, format!("needs a `{sign}`")));
+        }
+        Err(self.expected(&format!("{instead} or `{sign}`")))
+    }
+
+    /// A whole number and its bytes.
+    pub(super) fn number(&mut self, what: &str) -> Result<(u32, Range<usize>), Diagnostic> {
+        let Token { kind, span } = self.peek().clone();
+        if kind != Kind::Number {
+            let negative = kind == Kind::Sign('-') && self.peek_second().kind == Kind::Number;
+            let help = negative.then(|| "numbers here are not negative".to_owned());
+            return Err(self.expected(what).or_help(help));
+        }
+        let text = &self.source.text[span.clone()];
+        let digits = text.replace('_', "");
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            let message = format!("`{text}` is not a whole number");
+            return Err(self.error(span, message, format!("expected {what}")));
+        }
+        let Ok(number) = digits.parse() else {
+            let message = format!("`{text}` is too large");
+            return Err(self.error(span, message, format!("at most {}", u32::MAX)));
+        };
+        self.at += 1;
+        Ok((number, span))
+    }
+
+    pub(super) fn expected(&self, what: &str) -> Diagnostic {
+        let token = self.peek();
+        if let Kind::Unknown(sign) = token.kind {
+            let message = match sign.is_control() {
+                true => format!("`{}` has no meaning in a pattern", sign.escape_default()),
+                false => format!("`{sign}` has no meaning in a pattern"),
+            };
+            let error = self.error(token.span.clone(), message, "");
+            return error.or_help(meant(sign).map(str::to_owned));
+        }
+        let found = match token.kind {
+            Kind::End => "the end".to_owned(),
+            _ => format!("`{}`", self.text(token)),
+        };
+        let message = format!("expected {what}, found {found}");
+        self.error(token.span.clone(), message, "")
+    }
+
+    pub(super) fn error(
+        &self,
+        span: Range<usize>,
+        message: impl Into<String>,
+        label: impl Into<String>,
+    ) -> Diagnostic {
+        Diagnostic::new(&self.source, span, message, label)
+    }
+
+    pub(super) fn limit(&self, error: LimitError, span: Range<usize>) -> Diagnostic {
+        self.error(span, error.message, error.given)
+    }
+}
+
+/// What the writer of a stray sign may have meant.
+fn meant(sign: char) -> Option<&'static str> {
+    match sign {
+        '+' => Some("`a | b` joins two patterns"),
+        '!' | '~' | '^' => Some("`a - b` is the pairs of `a` that are not in `b`"),
+        '/' | ';' => Some("a comment begins with `#`"),
+        '{' | '}' => Some("group with `(` and `)`"),
+        _ => None,
+    }
+}
