@@ -19,3 +19,33 @@ pub fn butterfly(local: u32, rule: PartnerRule, radix: u32, count: u32, sink: u3
     });
     Pattern::from(Leaf::Causal) & (near | far | Leaf::Sink { blocks: sink }.into())
 }
+
+/// The f32 values of a tensor in a safetensors file.
+pub fn floats(path: &std::path::Path, name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(path).expect("file");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let tensor = file.tensor(name).expect("tensor");
+    assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+    tensor
+        .data()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
+}
+
+/// Whether `|got - want| <= atol + rtol * |want|` everywhere; equal infinities agree.
+///
+/// # Errors
+/// The first value that is off.
+pub fn close(got: &[f32], want: &[f32], atol: f32, rtol: f32) -> Result<(), String> {
+    if got.len() != want.len() {
+        return Err(format!("{} values, expected {}", got.len(), want.len()));
+    }
+    let near = |g: f32, w: f32| g == w || (g - w).abs() <= atol + rtol * w.abs();
+    match got.iter().zip(want).position(|(g, w)| !near(*g, *w)) {
+        None => Ok(()),
+        Some(i) => Err(format!("value {i} is {}, expected {}", got[i], want[i])),
+    }
+}

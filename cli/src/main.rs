@@ -1,3 +1,62 @@
-//! The `butterfly` command.
+//! The `butterfly` command: arguments in, files and reports out.
+//!
+//! Owns: reading and writing the user's files, exit codes, and how results are shown.
+//! Everything else is a call into the crates below.
+//! Invariant: stdout carries the result and nothing else; with `--json` exactly one
+//! JSON object. Exit 0 is success, 1 a check that did not hold, 2 bad input.
 
-fn main() {}
+mod args;
+mod attend;
+mod failure;
+mod prove;
+mod source;
+mod stages;
+mod svg;
+mod tensors;
+mod topology;
+
+use args::{Args, Command};
+use clap::{CommandFactory, Parser};
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let json = args.json;
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    let json = args.json;
+    match args.command {
+        Command::Topology(command) => topology::run(&command, json),
+        Command::Prove(command) => prove::run(&command, json),
+        Command::Attend(command) => attend::run(&command, json),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Args::command(),
+                "butterfly",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Prints the result: the object with `--json`, else the text.
+fn print(
+    json: bool,
+    object: &impl serde::Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    if json {
+        println!("{}", serde_json::to_string(object).map_err(Failure::bad)?);
+    } else {
+        println!("{}", text().trim_end());
+    }
+    Ok(())
+}

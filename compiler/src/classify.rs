@@ -210,3 +210,51 @@ pub fn check_tables(pattern: &Pattern, context: &Context) -> Result<(), Classify
     }
     Ok(())
 }
+
+/// The leaf to blame for `error`, by its position in [`Pattern::leaves`], and why.
+///
+/// For a query without a key the first leaf that offers it none, for a later key the
+/// first leaf that shows it, for a table the table.
+pub fn culprit(
+    pattern: &Pattern,
+    context: &Context,
+    error: &ClassifyError,
+) -> Option<(usize, &'static str)> {
+    let leaves = pattern.leaves();
+    let keys = |leaf: &Leaf, query: u32| {
+        let context = Context {
+            kv_len: context.kv_len.max(query + 1),
+            ..*context
+        };
+        keys_of_query(
+            &resolve::row(
+                &Pattern::from(leaf.clone()),
+                &context,
+                query / context.block,
+            ),
+            query as i32,
+        )
+    };
+    match *error {
+        ClassifyError::EmptyQuery { query, .. } => {
+            let leaf = leaves
+                .iter()
+                .position(|leaf| keys(leaf, query).is_empty())?;
+            Some((leaf, "admits no block"))
+        }
+        ClassifyError::CausalLeak { query, key } => {
+            let sees = |leaf: &&Leaf| {
+                keys(leaf, query)
+                    .iter()
+                    .any(|r| r.0 <= key as i32 && (key as i32) < r.1)
+            };
+            Some((leaves.iter().position(sees)?, "sees later keys"))
+        }
+        ClassifyError::Table { .. } => {
+            let leaf = leaves
+                .iter()
+                .position(|leaf| matches!(leaf, Leaf::Table { .. }))?;
+            Some((leaf, "does not fit the sequence"))
+        }
+    }
+}

@@ -23,10 +23,18 @@ pub fn check(pattern: &Pattern, block: u32, max_tokens: u32) -> Result<(), Class
         return Ok(());
     }
     let most = max_tokens.div_ceil(block).max(1);
-    let powers = (0..31).map(|bit| 1u32 << bit).flat_map(|n| [n - 1, n, n + 1]);
+    let powers = (0..31)
+        .map(|bit| 1u32 << bit)
+        .flat_map(|n| [n - 1, n, n + 1]);
     let beyond = powers.filter(|n| *n > EVERY && *n < most);
-    for blocks in (1..=most.min(EVERY)).chain(beyond).chain((most > EVERY).then_some(most)) {
-        for kv_len in [(blocks - 1) * block + 1, (blocks * block).min(max_tokens.max(1))] {
+    for blocks in (1..=most.min(EVERY))
+        .chain(beyond)
+        .chain((most > EVERY).then_some(most))
+    {
+        for kv_len in [
+            (blocks - 1) * block + 1,
+            (blocks * block).min(max_tokens.max(1)),
+        ] {
             for index in 0..pattern.stage_count(blocks) {
                 let context = Context::new(block, kv_len, index);
                 classify::check_tables(pattern, &context)?;
@@ -82,22 +90,38 @@ mod tests {
 
     #[test]
     fn patterns_that_hold() {
-        let local = Pattern::from(Leaf::Local { before: 1, after: 1 });
+        let local = Pattern::from(Leaf::Local {
+            before: 1,
+            after: 1,
+        });
         assert_eq!(check(&(causal() & local), 128, 1 << 20), Ok(()));
         // Not proved by form, but true: block 0 is before or at every block.
-        assert_eq!(check(&(causal() & Leaf::Sink { blocks: 1 }.into()), 16, 5000), Ok(()));
+        assert_eq!(
+            check(&(causal() & Leaf::Sink { blocks: 1 }.into()), 16, 5000),
+            Ok(())
+        );
     }
 
     #[test]
     fn patterns_that_do_not() {
-        let shift = Pattern::from(Leaf::Partner { rule: PartnerRule::CausalShift, radix: 2, count: 1 });
+        let shift = Pattern::from(Leaf::Partner {
+            rule: PartnerRule::CausalShift,
+            radix: 2,
+            count: 1,
+        });
         let empty = check(&(causal() & shift), 128, 1 << 20);
-        assert!(matches!(empty, Err(ClassifyError::EmptyQuery { query: 0, .. })), "{empty:?}");
+        assert!(
+            matches!(empty, Err(ClassifyError::EmptyQuery { query: 0, .. })),
+            "{empty:?}"
+        );
         let leak = check(&Leaf::All.into(), 128, 1 << 20);
         assert_eq!(leak, Err(ClassifyError::CausalLeak { query: 0, key: 127 }));
         // Fails only from the fourth block on.
         let late = Pattern::from(Leaf::Window { tokens: 8 }) & Leaf::Sink { blocks: 2 }.into();
         assert_eq!(check(&late, 8, 23), Ok(()));
-        assert!(matches!(check(&late, 8, 24), Err(ClassifyError::EmptyQuery { query: 23, .. })));
+        assert!(matches!(
+            check(&late, 8, 24),
+            Err(ClassifyError::EmptyQuery { query: 23, .. })
+        ));
     }
 }

@@ -1,0 +1,117 @@
+//! The command line, as the design fixes it.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Block-sparse attention, compiled ahead of time.
+#[derive(Debug, Parser)]
+#[command(name = "butterfly", version, about, propagate_version = true)]
+pub(crate) struct Args {
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the kv blocks that every row of query blocks reads.
+    Topology(Topology),
+    /// Prove what a stack of layers reaches.
+    Prove(Prove),
+    /// Run attention over tensors from a file.
+    Attend(Attend),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A pattern: a `.pattern` or `.json` file, or the text itself.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PatternArg {
+    /// A `.pattern` or `.json` file, or the pattern's text.
+    #[arg(long, value_name = "FILE|TEXT")]
+    pub(crate) pattern: String,
+    /// Tokens that fix the number of blocks and with it the stages [default: the number of keys].
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) capacity: Option<u32>,
+}
+
+/// Which stage of the network.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StageArg {
+    /// The stage, counted from 0; taken modulo the number of stages.
+    #[arg(long, conflicts_with_all = ["layer", "layers"])]
+    pub(crate) stage: Option<u32>,
+    /// The layer whose stage is meant, by its index in the model.
+    #[arg(long, value_name = "I")]
+    pub(crate) layer: Option<u32>,
+    /// The swapped layers: how many (0, 1, …), or which (3,7,11).
+    #[arg(long, value_name = "L|I,I,…")]
+    pub(crate) layers: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+    Svg,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Topology {
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    /// Number of tokens.
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub(crate) seq_len: u32,
+    #[command(flatten)]
+    pub(crate) stage: StageArg,
+    /// What to print.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Prove {
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    /// Number of tokens.
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub(crate) seq_len: u32,
+    /// The swapped layers: how many (0, 1, …), or which (3,7,11).
+    #[arg(long, value_name = "L|I,I,…")]
+    pub(crate) layers: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Attend {
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    #[command(flatten)]
+    pub(crate) stage: StageArg,
+    /// A safetensors file with q [B,Hq,Tq,D], k [B,Hkv,T,D] and v [B,Hkv,T,Dv].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inputs: PathBuf,
+    /// The safetensors file to write o [B,Hq,Tq,Dv] and lse [B,Hq,Tq] to.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Factor on the logits [default: 1/sqrt(D)].
+    #[arg(long)]
+    pub(crate) scale: Option<f32>,
+    /// Absolute position of the first query [default: T - Tq].
+    #[arg(long)]
+    pub(crate) q_offset: Option<u32>,
+    /// Report NaN and infinity in the inputs.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// CPU threads [default: one a core].
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Also compute gradients.
+    #[arg(long)]
+    pub(crate) backward: bool,
+}

@@ -1,0 +1,173 @@
+//! `butterfly attend`: attention over tensors from a file.
+
+use crate::args::Attend as Command;
+use crate::failure::Failure;
+use crate::source;
+use crate::tensors::{self, Tensor};
+use butterfly_compiler::work;
+use butterfly_cpu::{Problem, attend};
+use butterfly_ir::Dtype;
+use serde::Serialize;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Report {
+    device: &'static str,
+    batch: usize,
+    q_heads: usize,
+    kv_heads: usize,
+    q_len: usize,
+    kv_len: usize,
+    head_dim: usize,
+    v_head_dim: usize,
+    dtype: Dtype,
+    stage: u32,
+    visible_pairs: u64,
+    causal_pairs: u64,
+    milliseconds: f64,
+    output: String,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+    if command.backward {
+        return Err(Failure::Bad(
+            "--backward: gradients are not supported yet; leave the flag out for o and lse".into(),
+        ));
+    }
+    let parsed = command.pattern.read()?;
+    let sparsity = &parsed.sparsity;
+    let index = command.stage.index(sparsity)?;
+    let [q, k, v] = tensors::read(&command.inputs, ["q", "k", "v"])?;
+    check_shapes(&q, &k, &v).map_err(|error| Failure::file(&command.inputs, error))?;
+    if command.check {
+        for (name, tensor) in [("q", &q), ("k", &k), ("v", &v)] {
+            check_finite(name, tensor).map_err(|error| Failure::file(&command.inputs, error))?;
+        }
+    }
+    let ([batch, q_heads, q_len, head_dim], [_, kv_heads, kv_len, v_head_dim]) = (q.shape, v.shape);
+    let q_offset = match command.q_offset {
+        None => kv_len - q_len,
+        Some(offset) if offset as usize + q_len <= kv_len => offset as usize,
+        Some(offset) => {
+            let most = kv_len - q_len;
+            return Err(Failure::Bad(format!(
+                "--q-offset {offset}: {q_len} queries from there on pass the {kv_len} keys; give at most {most}"
+            )));
+        }
+    };
+    let context = command.pattern.context(&parsed, kv_len as u32, index)?;
+    let topology = source::topology(&parsed, &context)?;
+    let scale = command.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+    if !scale.is_finite() {
+        return Err(Failure::Bad(format!(
+            "--scale {scale}: give a finite number"
+        )));
+    }
+    let rows = topology.band_table();
+    let problem = Problem {
+        batch,
+        q_heads,
+        kv_heads,
+        q_len,
+        kv_len,
+        head_dim,
+        v_head_dim,
+        q_offset,
+        block: sparsity.block as usize,
+        scale,
+        q: &q.values,
+        k: &k.values,
+        v: &v.values,
+        rows: &rows,
+    };
+    let started = Instant::now();
+    let attention =
+        attend(&problem, command.threads).map_err(|error| Failure::file(&command.inputs, error))?;
+    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+    tensors::write(
+        &command.output,
+        &[
+            (
+                "o",
+                vec![batch, q_heads, q_len, v_head_dim],
+                q.dtype,
+                &attention.o,
+            ),
+            (
+                "lse",
+                vec![batch, q_heads, q_len],
+                Dtype::F32,
+                &attention.lse,
+            ),
+        ],
+    )?;
+    let work = work::count(&topology);
+    let stage = index % sparsity.pattern.stage_count(context.blocks());
+    let report = Report {
+        device: "cpu",
+        batch,
+        q_heads,
+        kv_heads,
+        q_len,
+        kv_len,
+        head_dim,
+        v_head_dim,
+        dtype: q.dtype,
+        stage,
+        visible_pairs: work.pairs,
+        causal_pairs: work.causal_pairs,
+        milliseconds,
+        output: command.output.display().to_string(),
+    };
+    crate::print(json, &report, || {
+        let share = 100.0 * work.pairs as f64 / work.causal_pairs as f64;
+        format!(
+            "{} on cpu in {milliseconds:.3} ms: {q_len} queries, {kv_len} keys, stage {stage}, {share:.1} % of the causal pairs",
+            report.output
+        )
+    })
+}
+
+fn check_shapes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(), String> {
+    let shapes = format!("q {:?}, k {:?}, v {:?}", q.shape, k.shape, v.shape);
+    if q.dtype != k.dtype || q.dtype != v.dtype {
+        let [q, k, v] = [q, k, v].map(|t| t.dtype.name());
+        return Err(format!(
+            "dtypes disagree: q {q}, k {k}, v {v}; give all three the same"
+        ));
+    }
+    if [q, k, v].iter().any(|t| t.shape.contains(&0)) {
+        return Err(format!("a dimension is 0: {shapes}"));
+    }
+    if q.shape[0] != k.shape[0] || k.shape[..3] != v.shape[..3] {
+        return Err(format!(
+            "shapes disagree: {shapes}; batch must be the same in all, heads and tokens in k and v"
+        ));
+    }
+    if q.shape[3] != k.shape[3] {
+        return Err(format!("head sizes of q and k disagree: {shapes}"));
+    }
+    if !q.shape[1].is_multiple_of(k.shape[1]) {
+        return Err(format!(
+            "{} q heads are no multiple of {} kv heads: {shapes}",
+            q.shape[1], k.shape[1]
+        ));
+    }
+    if q.shape[2] > k.shape[2] {
+        return Err(format!("more queries than keys: {shapes}"));
+    }
+    Ok(())
+}
+
+fn check_finite(name: &str, tensor: &Tensor) -> Result<(), String> {
+    let bad = tensor.values.iter().filter(|x| !x.is_finite()).count();
+    let Some(at) = tensor.values.iter().position(|x| !x.is_finite()) else {
+        return Ok(());
+    };
+    let [_, h, t, d] = tensor.shape;
+    let index = [at / (h * t * d), at / (t * d) % h, at / d % t, at % d];
+    let value = tensor.values[at];
+    Err(format!(
+        "`{name}` holds {bad} values that are not finite, the first ({value}) at {index:?}; --check refuses them"
+    ))
+}

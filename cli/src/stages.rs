@@ -1,0 +1,75 @@
+//! From layers to the indices that pick their stages.
+
+use crate::args::StageArg;
+use crate::failure::Failure;
+use butterfly_ir::{Sparsity, StageBy};
+
+impl StageArg {
+    /// The index that picks the stage: `--stage`, the layer's, the pattern's own, or 0.
+    pub(crate) fn index(&self, sparsity: &Sparsity) -> Result<u32, Failure> {
+        let Some(layer) = self.layer else {
+            if self.layers.is_some() {
+                return Err(Failure::Bad("--layers needs --layer I beside it".into()));
+            }
+            return Ok(self.stage.or(sparsity.stage).unwrap_or(0));
+        };
+        let layers = swapped(sparsity, self.layers.as_deref())?;
+        let position = layers.iter().position(|l| *l == layer);
+        match (position, sparsity.stage_by) {
+            (Some(position), StageBy::SwappedIndex) => Ok(position as u32),
+            (Some(_), StageBy::LayerIndex) => Ok(layer),
+            (None, _) => Err(Failure::Bad(format!(
+                "layer {layer} is not among the swapped layers {layers:?}; name one of them, or change --layers"
+            ))),
+        }
+    }
+}
+
+/// The stage index of each swapped layer, first layer first.
+pub(crate) fn indices(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u32>, Failure> {
+    let layers = swapped(sparsity, layers)?;
+    Ok(match (sparsity.stage, sparsity.stage_by) {
+        (Some(stage), _) => vec![stage; layers.len()],
+        (None, StageBy::SwappedIndex) => (0..layers.len() as u32).collect(),
+        (None, StageBy::LayerIndex) => layers,
+    })
+}
+
+/// The swapped layers: listed in the argument, or as many as it says, in both cases only
+/// those that the pattern itself names.
+fn swapped(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u32>, Failure> {
+    let given = layers.map(parse).transpose()?;
+    match (given, &sparsity.swapped_layers) {
+        (Some(given), Some(own)) => Ok(own.iter().copied().filter(|l| given.contains(l)).collect()),
+        (Some(given), None) => Ok(given),
+        (None, Some(own)) => Ok(own.clone()),
+        (None, None) => Err(Failure::Bad(
+            "which layers are swapped? give --layers 8, or --layers 3,7,11".into(),
+        )),
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<u32>, Failure> {
+    let number = |part: &str| {
+        part.trim()
+            .parse::<u32>()
+            .ok()
+            .filter(|n| *n <= 1 << 16)
+            .ok_or_else(|| {
+                Failure::Bad(format!(
+                    "--layers {text}: `{part}` is no layer; give a count, or indices such as 3,7,11"
+                ))
+            })
+    };
+    let numbers = text.split(',').map(number).collect::<Result<Vec<_>, _>>()?;
+    match numbers[..] {
+        [0] => Err(Failure::Bad(
+            "--layers 0: at least one layer must be swapped".into(),
+        )),
+        [count] => Ok((0..count).collect()),
+        _ if numbers.windows(2).all(|pair| pair[0] < pair[1]) => Ok(numbers),
+        _ => Err(Failure::Bad(format!(
+            "--layers {text}: the layers must increase"
+        ))),
+    }
+}

@@ -1,0 +1,151 @@
+//! Tensors in safetensors files.
+
+use crate::failure::Failure;
+use butterfly_ir::Dtype;
+use half::{bf16, f16};
+use safetensors::tensor::{SafeTensors, TensorView};
+use std::io::Write;
+use std::path::Path;
+
+/// A tensor [B, H, T, D] as it lies in a file, and in f32.
+#[derive(Debug)]
+pub(crate) struct Tensor {
+    pub(crate) shape: [usize; 4],
+    pub(crate) dtype: Dtype,
+    pub(crate) values: Vec<f32>,
+}
+
+/// Reads the tensors called `names`.
+///
+/// # Errors
+/// A file that cannot be read or is truncated, a missing tensor, another rank or dtype:
+/// the message names the file and the tensor.
+pub(crate) fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Tensor; N], Failure> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| Failure::file(path, format!("cannot read: {error}")))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| {
+        Failure::file(
+            path,
+            format!("not a whole safetensors file ({error}); write it again"),
+        )
+    })?;
+    let mut tensors = Vec::with_capacity(N);
+    for name in names {
+        let view = file.tensor(name).map_err(|_| {
+            let mut found = file.names();
+            found.sort_unstable();
+            Failure::file(path, format!("no tensor `{name}`; the file has {found:?}"))
+        })?;
+        tensors.push(decode(name, &view).map_err(|error| Failure::file(path, error))?);
+    }
+    tensors
+        .try_into()
+        .map_err(|_| Failure::Bad("a tensor was lost".into()))
+}
+
+fn decode(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
+    let shape: [usize; 4] = view.shape().try_into().map_err(|_| {
+        format!(
+            "`{name}` has shape {:?}; four dimensions are needed: batch, heads, tokens, head size",
+            view.shape()
+        )
+    })?;
+    let data = view.data();
+    let (dtype, values) = match view.dtype() {
+        safetensors::Dtype::F32 => (
+            Dtype::F32,
+            data.as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+        ),
+        safetensors::Dtype::F16 => (
+            Dtype::F16,
+            data.as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| f16::from_le_bytes(*b).to_f32())
+                .collect(),
+        ),
+        safetensors::Dtype::BF16 => (
+            Dtype::Bf16,
+            data.as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| bf16::from_le_bytes(*b).to_f32())
+                .collect(),
+        ),
+        other => {
+            return Err(format!(
+                "`{name}` is {other:?}; F32, F16 and BF16 are supported"
+            ));
+        }
+    };
+    Ok(Tensor {
+        shape,
+        dtype,
+        values,
+    })
+}
+
+/// Bytes of `values` in `dtype`, rounded to nearest even.
+fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => values
+            .iter()
+            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+            .collect(),
+        Dtype::Bf16 => values
+            .iter()
+            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+            .collect(),
+    }
+}
+
+/// Writes named tensors; the file appears whole or not at all.
+pub(crate) fn write(
+    path: &Path,
+    tensors: &[(&str, Vec<usize>, Dtype, &[f32])],
+) -> Result<(), Failure> {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, _, dtype, values)| encode(values, *dtype))
+        .collect();
+    let mut views = Vec::new();
+    for ((name, shape, dtype, _), data) in tensors.iter().zip(&bytes) {
+        let dtype = match dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        };
+        views.push((
+            *name,
+            TensorView::new(dtype, shape.clone(), data).map_err(Failure::bad)?,
+        ));
+    }
+    let whole = safetensors::serialize(views, None).map_err(Failure::bad)?;
+    write_whole(path, &whole)
+}
+
+/// Writes a file through a temporary one beside it, so that it appears whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(parent)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|error| {
+        Failure::file(
+            path,
+            format!("cannot write: {error}; choose another folder, or free space"),
+        )
+    })
+}

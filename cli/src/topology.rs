@@ -1,0 +1,69 @@
+//! `butterfly topology`: the rows of one layer.
+
+use crate::args::{Format, Topology as Command};
+use crate::failure::Failure;
+use crate::{source, svg};
+use butterfly_ir::{Class, Leaf, Pattern, Topology, stage};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Report {
+    num_blocks: u32,
+    width: u32,
+    stage_count: u32,
+    stage: u32,
+    rows: Vec<Vec<u32>>,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+    let parsed = command.pattern.read()?;
+    let sparsity = &parsed.sparsity;
+    let index = command.stage.index(sparsity)?;
+    let context = command.pattern.context(&parsed, command.seq_len, index)?;
+    let topology = source::topology(&parsed, &context)?;
+    let stage_count = sparsity.pattern.stage_count(context.blocks());
+    let report = Report {
+        num_blocks: context.blocks(),
+        width: stage::width(context.blocks(), radix(&sparsity.pattern)),
+        stage_count,
+        stage: index % stage_count,
+        rows: topology
+            .rows
+            .iter()
+            .map(|row| row.blocks.iter().map(|x| x.block).collect())
+            .collect(),
+    };
+    match command.format {
+        Format::Svg if !json => print!("{}", svg::draw(&topology)),
+        Format::Text => crate::print(json, &report, || text(&report, &topology))?,
+        Format::Json | Format::Svg => crate::print(true, &report, String::new)?,
+    }
+    Ok(())
+}
+
+/// The radix of the first partner leaf, 2 without one.
+fn radix(pattern: &Pattern) -> u32 {
+    let of = |leaf: &&Leaf| match leaf {
+        Leaf::Partner { radix, .. } => Some(*radix),
+        _ => None,
+    };
+    pattern.leaves().iter().find_map(of).unwrap_or(2)
+}
+
+fn text(report: &Report, topology: &Topology) -> String {
+    let (n, block) = (report.num_blocks, topology.context.block);
+    let mut text = format!(
+        "{n} blocks of {block} tokens, width {}, stage {} of {} (* = needs a mask)\n",
+        report.width, report.stage, report.stage_count
+    );
+    for (b, row) in topology.rows.iter().enumerate() {
+        let mark = |class| if class == Class::Partial { "*" } else { "" };
+        let blocks: Vec<String> = row
+            .blocks
+            .iter()
+            .map(|x| format!("{}{}", x.block, mark(x.class)))
+            .collect();
+        text += &format!("{b:>6}  {}\n", blocks.join(" "));
+    }
+    text
+}
