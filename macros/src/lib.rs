@@ -5,7 +5,7 @@
 //! where that found the mistake.
 //!
 //! Invariant: there is one grammar and one parser, that of `butterfly_ir`. Tokens are
-//! put back into text ([`tokens`]), and the value into constructors ([`construct`]).
+//! put back into text (`tokens`), and the value into constructors (`construct`).
 
 mod construct;
 mod tokens;

@@ -14,7 +14,7 @@ use std::{ops::Range, sync::Arc};
 /// characters), the line itself and carets under the mistake:
 ///
 /// ```text
-/// error: window must be at least 1 token wide
+/// error: window must be at least 1
 ///   ┌─ doc.pattern:3:17
 /// 3 │ causal & window(0)
 ///   │                 ^ given 0
