@@ -63,7 +63,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "--scale {scale}: give a finite number"
         )));
     }
-    let rows = topology.band_table();
+    let rows = butterfly_ir::rows::table(&sparsity.pattern, &context);
     let problem = Problem {
         batch,
         q_heads,

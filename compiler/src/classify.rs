@@ -5,10 +5,9 @@
 //! its pairs is seen, and full exactly when all of them are.
 //! Interval arithmetic on the bands; no T×T mask is ever made.
 
-use crate::resolve;
 use butterfly_ir::band::{keys_of_query, merge};
 use butterfly_ir::topology::queries;
-use butterfly_ir::{Band, Class, Context, Leaf, Pattern, Row, RowBlock, Topology};
+use butterfly_ir::{Band, Class, Context, Leaf, Pattern, Row, RowBlock, Topology, rows};
 
 /// Why a pattern has no usable topology.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +48,7 @@ pub enum ClassifyError {
 /// Full/partial split after FlexAttention, arXiv:2412.05496, section 3.
 pub fn lower(pattern: &Pattern, context: &Context) -> Topology {
     let rows = (0..context.rows()).map(|b| {
-        let bands = resolve::row(pattern, context, b);
+        let bands = rows::row(pattern, context, b);
         Row {
             blocks: blocks(&bands, context, b),
             bands,
@@ -227,7 +226,7 @@ pub fn culprit(
             ..*context
         };
         keys_of_query(
-            &resolve::row(
+            &rows::row(
                 &Pattern::from(leaf.clone()),
                 &context,
                 query / context.block,

@@ -9,9 +9,9 @@
 //! to itself. Block `b` after `d` layers knows exactly the blocks from which a path
 //! leads to it.
 
-use crate::{classify, resolve};
+use crate::classify;
 use butterfly_ir::topology::queries;
-use butterfly_ir::{Context, Pattern};
+use butterfly_ir::{Context, Pattern, rows};
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde::Serialize;
 
@@ -80,7 +80,7 @@ fn layer(pattern: &Pattern, context: &Context, proof: &mut Proof) -> DiGraph<(),
     let nodes: Vec<NodeIndex> = (0..blocks).map(|_| graph.add_node(())).collect();
     let mut in_degree = vec![0u32; blocks as usize];
     for b in 0..blocks {
-        let bands = resolve::row(pattern, context, b);
+        let bands = rows::row(pattern, context, b);
         let (q0, q1) = queries(context, b);
         let (q0, q1) = (q0 as i32, q1 as i32);
         proof.causal &= (q0..=q1).all(|q| bands.iter().all(|x| !leaks(x, q)));

@@ -1,13 +1,10 @@
-//! Pattern → bands: in closed form for every row at once, or row by row.
+//! Pattern → closed form: the bands of every row at once, for any length and stage.
 //!
-//! In:  a `Pattern`. Out: a [`RowProgram`] if every leaf has a closed form, and for any
-//! pattern the bands of one row.
-//! Invariant: both say for each (query, key) pair what [`butterfly_ir::sees`] says.
+//! In:  a `Pattern`. Out: a [`RowProgram`] if every leaf has a closed form.
+//! Invariant: its bands hold the pairs that [`butterfly_ir::rows`] gives row by row.
 
 use butterfly_ir::band::UNBOUNDED;
-use butterfly_ir::sees::partners;
-use butterfly_ir::topology::queries;
-use butterfly_ir::{Atom, Band, Bound, Context, Leaf, Pattern, RowProgram, SymbolicBand};
+use butterfly_ir::{Atom, Band, Bound, Leaf, Pattern, RowProgram, SymbolicBand};
 
 /// Bands above which a closed form costs a kernel more registers than a table costs it
 /// reads.
@@ -68,7 +65,7 @@ fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>
             ..everything()
         }],
         Leaf::Window { tokens } => vec![SymbolicBand {
-            first: window_first(tokens),
+            first: Band::window_first(tokens),
             end: 1,
             ..everything()
         }],
@@ -206,197 +203,4 @@ fn prune(program: RowProgram) -> RowProgram {
         atoms: kept.iter().map(|i| program.atoms[*i as usize]).collect(),
         bands: bands.collect(),
     }
-}
-
-fn window_first(tokens: u32) -> i32 {
-    1 - i64::from(tokens).min(i64::from(UNBOUNDED) + 1) as i32
-}
-
-/// The bands of row `b`: disjoint in no particular sense, none within another, and
-/// without limits that cannot bind for a query of the row.
-pub fn row(pattern: &Pattern, context: &Context, b: u32) -> Vec<Band> {
-    let (q0, q1) = queries(context, b);
-    let row = RowOf {
-        context,
-        b,
-        q0: q0 as i32,
-        q1: q1 as i32,
-    };
-    row.bands(pattern)
-}
-
-struct RowOf<'a> {
-    context: &'a Context,
-    b: u32,
-    q0: i32,
-    q1: i32,
-}
-
-impl RowOf<'_> {
-    fn bands(&self, pattern: &Pattern) -> Vec<Band> {
-        match pattern {
-            Pattern::Leaf(leaf) => self.simplify(self.leaf(leaf)),
-            Pattern::Or(x, y) => {
-                let mut bands = self.bands(x);
-                bands.extend(self.bands(y));
-                self.simplify(bands)
-            }
-            Pattern::And(x, y) => self.product(&self.bands(x), &self.bands(y)),
-            Pattern::Minus(x, y) => self.bands(y).iter().fold(self.bands(x), |rest, band| {
-                self.product(&rest, &self.outside(band))
-            }),
-        }
-    }
-
-    fn kv_len(&self) -> i32 {
-        self.context.kv_len as i32
-    }
-
-    fn leaf(&self, leaf: &Leaf) -> Vec<Band> {
-        let everything = Band::keys(0, self.kv_len());
-        let of = |atom: Atom| {
-            let (start, stop) = atom.range(self.b, self.context);
-            Band::keys(start, stop)
-        };
-        let block = |c: u32| {
-            of(Atom::Columns { blocks: c + 1 }).intersect(&Band::keys(self.start_of(c), UNBOUNDED))
-        };
-        match leaf {
-            Leaf::Causal => vec![Band {
-                end: 1,
-                ..everything
-            }],
-            Leaf::Window { tokens } => vec![Band {
-                first: window_first(*tokens),
-                end: 1,
-                ..everything
-            }],
-            Leaf::Local { before, after } => vec![of(Atom::Local {
-                before: *before,
-                after: *after,
-            })],
-            Leaf::Partner { rule, radix, count } => {
-                partners(*rule, *radix, *count, self.b, self.context)
-                    .into_iter()
-                    .map(block)
-                    .collect()
-            }
-            Leaf::Sink { blocks } => vec![of(Atom::Sink { blocks: *blocks })],
-            Leaf::SinkTokens { tokens } => vec![of(Atom::Tokens { tokens: *tokens })],
-            Leaf::Global { blocks } => {
-                vec![
-                    of(Atom::Columns { blocks: *blocks }),
-                    of(Atom::Rows { blocks: *blocks }),
-                ]
-            }
-            Leaf::Table { rows } => rows
-                .get(self.b as usize)
-                .into_iter()
-                .flatten()
-                .map(|c| block(*c))
-                .collect(),
-            Leaf::All => vec![everything],
-            Leaf::None => vec![],
-        }
-    }
-
-    fn start_of(&self, c: u32) -> i32 {
-        (u64::from(c) * u64::from(self.context.block)).min(UNBOUNDED as u64) as i32
-    }
-
-    fn product(&self, x: &[Band], y: &[Band]) -> Vec<Band> {
-        self.simplify(
-            x.iter()
-                .flat_map(|a| y.iter().map(|b| a.intersect(b)))
-                .collect(),
-        )
-    }
-
-    fn outside(&self, band: &Band) -> [Band; 4] {
-        let everything = Band::keys(0, self.kv_len());
-        [
-            Band {
-                hi: band.lo,
-                ..everything
-            },
-            Band {
-                lo: band.hi,
-                ..everything
-            },
-            Band {
-                end: band.first,
-                ..everything
-            },
-            Band {
-                first: band.end,
-                ..everything
-            },
-        ]
-    }
-
-    /// Tightens to the row's queries, then drops what is empty or within another band
-    /// and joins neighbours.
-    fn simplify(&self, bands: Vec<Band>) -> Vec<Band> {
-        let mut kept: Vec<Band> = Vec::with_capacity(bands.len());
-        for band in bands {
-            let Some(mut band) = self.tighten(band) else {
-                continue;
-            };
-            // A join can make further joins possible; each removes a band, so this ends.
-            while let Some(i) = kept.iter().position(|k| join(k, &band).is_some()) {
-                let other = kept.swap_remove(i);
-                band = join(&other, &band).unwrap_or(band);
-            }
-            kept.push(band);
-        }
-        kept.sort_unstable();
-        kept
-    }
-
-    fn tighten(&self, band: Band) -> Option<Band> {
-        if band.is_empty() {
-            return None;
-        }
-        let (lo, hi) = (
-            band.lo.max(self.q0 + band.first).max(0),
-            band.hi.min(self.q1 + band.end).min(self.kv_len()),
-        );
-        let first = if self.q1 + band.first <= lo {
-            -UNBOUNDED
-        } else {
-            band.first
-        };
-        let end = if self.q0 + band.end >= hi {
-            UNBOUNDED
-        } else {
-            band.end
-        };
-        (lo < hi).then_some(Band { lo, hi, first, end })
-    }
-}
-
-/// The union of two bands where that is one band.
-fn join(a: &Band, b: &Band) -> Option<Band> {
-    if a.within(b) {
-        return Some(*b);
-    }
-    if b.within(a) {
-        return Some(*a);
-    }
-    let touch = |x: (i32, i32), y: (i32, i32)| x.0 <= y.1 && y.0 <= x.1;
-    if (a.first, a.end) == (b.first, b.end) && touch((a.lo, a.hi), (b.lo, b.hi)) {
-        return Some(Band {
-            lo: a.lo.min(b.lo),
-            hi: a.hi.max(b.hi),
-            ..*a
-        });
-    }
-    if (a.lo, a.hi) == (b.lo, b.hi) && touch((a.first, a.end), (b.first, b.end)) {
-        return Some(Band {
-            first: a.first.min(b.first),
-            end: a.end.max(b.end),
-            ..*a
-        });
-    }
-    None
 }

@@ -47,6 +47,11 @@ impl Band {
         }
     }
 
+    /// [`Band::first`] of a window of `tokens` keys that ends with the query's own.
+    pub fn window_first(tokens: u32) -> i32 {
+        1 - i64::from(tokens).min(i64::from(UNBOUNDED) + 1) as i32
+    }
+
     /// No query sees a key through this band.
     pub fn is_empty(&self) -> bool {
         self.lo >= self.hi || self.first >= self.end

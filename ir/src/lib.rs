@@ -14,6 +14,7 @@ pub mod band;
 pub mod kernel;
 pub mod pattern;
 pub mod row_program;
+pub mod rows;
 pub mod sees;
 pub mod stage;
 pub mod topology;

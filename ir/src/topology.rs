@@ -1,6 +1,6 @@
 //! What every row of blocks reads, for one sequence length and one stage.
 
-use crate::{Band, BandTable, Context};
+use crate::{Band, Context};
 
 /// Whether a block needs a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,19 +56,6 @@ impl Topology {
             }
         }
         columns
-    }
-
-    /// The bands of every row as one table.
-    pub fn band_table(&self) -> BandTable {
-        let mut table = BandTable {
-            offsets: vec![0],
-            bands: Vec::new(),
-        };
-        for row in &self.rows {
-            table.bands.extend(&row.bands);
-            table.offsets.push(table.bands.len() as u32);
-        }
-        table
     }
 }
 
