@@ -14,6 +14,9 @@ use butterfly_ir::{Context, Leaf, Pattern};
 /// Numbers of blocks that are all checked.
 pub const EVERY: u32 = 40;
 
+/// Stages that are checked at each length; only patterns that mix several radices have more.
+pub const STAGES: u32 = 512;
+
 /// Checks `pattern` up to `max_tokens`.
 ///
 /// # Errors
@@ -35,7 +38,7 @@ pub fn check(pattern: &Pattern, block: u32, max_tokens: u32) -> Result<(), Class
             (blocks - 1) * block + 1,
             (blocks * block).min(max_tokens.max(1)),
         ] {
-            for index in 0..pattern.stage_count(blocks) {
+            for index in 0..pattern.stage_count(blocks).min(STAGES) {
                 let context = Context::new(block, kv_len, index);
                 classify::check_tables(pattern, &context)?;
                 classify::check(&classify::lower(pattern, &context))?;

@@ -49,7 +49,10 @@ fn patterns() {
         &["attends to no key"],
     );
     refuses(&topology("local(1, 1)"), &["later key", "causal &"]);
-    refuses(&topology("causal & table([[0], [0, 7], [2]])"), &["table row"]);
+    refuses(
+        &topology("causal & table([[0], [0, 7], [2]])"),
+        &["table row"],
+    );
     refuses(&topology("causal &"), &["error"]);
     refuses(
         &topology("missing.pattern"),
