@@ -1,0 +1,119 @@
+//! Which instruction set the kernel is compiled for, chosen when it runs.
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::{
+    Problem,
+    scratch::Scratch,
+    simd::{Portable, Simd},
+    tile::{Item, compute},
+};
+
+/// A compiled form of the kernel. Results differ between forms by rounding only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// x86-64 with AVX-512F.
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// Whatever the program was compiled for.
+    Portable,
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Avx512 => "AVX-512F",
+            Self::Avx2 => "AVX2 with FMA",
+            Self::Portable => "portable code",
+        })
+    }
+}
+
+impl Isa {
+    /// All, fastest first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// The fastest on this machine.
+    pub fn best() -> Self {
+        let mut all = Self::ALL.into_iter();
+        all.find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+
+    /// Query rows in a panel: two vectors, or one where a single one holds all `rows`.
+    pub(crate) fn lanes(self, rows: usize) -> usize {
+        let vector = match self {
+            Self::Avx512 => 16,
+            Self::Avx2 => 8,
+            Self::Portable => Portable::N,
+        };
+        if rows <= vector { vector } else { 2 * vector }
+    }
+
+    /// Computes one item.
+    ///
+    /// # Safety
+    /// [`Isa::is_available`]; the problem is checked; the item was planned for `lanes`
+    /// lanes, as given by [`Isa::lanes`].
+    pub(crate) unsafe fn compute(
+        self,
+        lanes: usize,
+        problem: &Problem,
+        item: &mut Item,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => avx512(lanes, problem, item, scratch),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => avx2(lanes, problem, item, scratch),
+                #[cfg(not(target_arch = "x86_64"))]
+                Self::Avx512 | Self::Avx2 => unreachable!("is_available() is false"),
+                Self::Portable => by_lanes::<Portable>(lanes, problem, item, scratch),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
+    unsafe { by_lanes::<Avx512>(lanes, problem, item, scratch) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
+    unsafe { by_lanes::<Avx2>(lanes, problem, item, scratch) }
+}
+
+#[inline(always)]
+unsafe fn by_lanes<S: Simd>(
+    lanes: usize,
+    problem: &Problem,
+    item: &mut Item,
+    scratch: &mut Scratch,
+) {
+    unsafe {
+        if lanes == S::N {
+            compute::<S, 1>(problem, item, scratch)
+        } else {
+            compute::<S, 2>(problem, item, scratch)
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Bands → the tiles that a tile of queries visits.
+//!
+//! In:  a checked [`Problem`], the number of lanes in a panel.
+//! Out: one [`QueryTile`] after another, covering the queries in order; each lies inside
+//! one block row and serves every sequence and kv head.
+//!
+//! Invariants: all key positions are within `0..kv_len`; tiles increase and are disjoint;
+//! a panel that a visit calls unmasked sees every pair of it.
+
+use crate::Problem;
+use butterfly_ir::{
+    Band,
+    band::{UNBOUNDED, merge},
+};
+
+/// Keys in a tile: their k and v rows stay in the second-level cache while every panel
+/// of queries reads them, their logits in the first-level cache.
+pub(crate) const KEYS: usize = 128;
+
+/// Most query rows (of all heads of a group) in a tile, where a block has more.
+const MOST_ROWS: usize = 512;
+
+/// A half-open range of keys.
+pub(crate) type Keys = (i32, i32);
+
+/// Consecutive queries of one block row.
+#[derive(Clone, Debug)]
+pub(crate) struct QueryTile {
+    /// The first, counted from the first query of the problem.
+    pub(crate) first: usize,
+    /// How many.
+    pub(crate) len: usize,
+    /// What the block row sees; limited to existing keys.
+    pub(crate) bands: Vec<Band>,
+    /// Keys to visit, at most [`KEYS`] in each.
+    pub(crate) tiles: Vec<Keys>,
+    /// Rows of all heads of a group, head after head, cut by the number of lanes.
+    pub(crate) panels: Vec<Panel>,
+}
+
+/// As many query rows as a panel has lanes.
+#[derive(Clone, Debug)]
+pub(crate) struct Panel {
+    /// Row `r` of the tile is query `r % len` of head `r / len` in the group.
+    pub(crate) first_row: usize,
+    /// Rows; fewer than lanes only in the last panel.
+    pub(crate) rows: usize,
+    /// Keys that some query sees, merged.
+    any: Vec<Keys>,
+    /// Keys that every query sees, merged.
+    all: Vec<Keys>,
+}
+
+/// What one panel computes of one tile of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Visit {
+    /// First key.
+    pub(crate) start: i32,
+    /// One past the last key.
+    pub(crate) end: i32,
+    /// Whether some pair is not seen.
+    pub(crate) masked: bool,
+}
+
+impl Panel {
+    /// The part of the tile that the panel has to compute.
+    pub(crate) fn visit(&self, tile: Keys) -> Option<Visit> {
+        let parts = self.any.iter().map(|&range| intersect(range, tile));
+        let (start, end) = parts
+            .filter(|part| part.0 < part.1)
+            .reduce(|hull, part| (hull.0, part.1))?;
+        let full = self.all.iter().any(|all| all.0 <= start && end <= all.1);
+        Some(Visit {
+            start,
+            end,
+            masked: !full,
+        })
+    }
+}
+
+impl QueryTile {
+    /// Pairs of a query row and a key that are computed, masked ones included.
+    pub(crate) fn pairs(&self) -> u64 {
+        let panel = |panel: &Panel| {
+            let visits = self.tiles.iter().filter_map(|&tile| panel.visit(tile));
+            let keys: i64 = visits.map(|visit| i64::from(visit.end - visit.start)).sum();
+            keys as u64 * panel.rows as u64
+        };
+        self.panels.iter().map(panel).sum()
+    }
+}
+
+/// Cuts the queries into tiles for panels of `lanes` query rows.
+pub(crate) fn query_tiles(problem: &Problem, lanes: usize) -> Vec<QueryTile> {
+    let most = (MOST_ROWS / problem.group())
+        .max(lanes / problem.group())
+        .max(1);
+    let end = problem.q_offset + problem.q_len;
+    let mut tiles = Vec::new();
+    let mut at = problem.q_offset;
+    while at < end {
+        let row = at / problem.block;
+        let stop = end.min((row + 1) * problem.block).min(at + most);
+        tiles.push(query_tile(problem, row, at, stop - at, lanes));
+        at = stop;
+    }
+    tiles
+}
+
+fn query_tile(problem: &Problem, row: usize, at: usize, len: usize, lanes: usize) -> QueryTile {
+    let bands: Vec<Band> = problem
+        .bands(row)
+        .iter()
+        .map(|band| limited(band, problem.kv_len))
+        .filter(|band| !band.is_empty())
+        .collect();
+    let (q0, q1) = (at as i32, (at + len - 1) as i32);
+    let seen = ranges(&bands, |band| band.seen_by_any(q0, q1));
+    let rows = problem.group() * len;
+    let panels = (0..rows).step_by(lanes).map(|first_row| {
+        let rows = lanes.min(rows - first_row);
+        let (a, b) = queries(first_row, rows, len);
+        let (a, b) = (q0 + a as i32, q0 + b as i32);
+        Panel {
+            first_row,
+            rows,
+            any: ranges(&bands, |band| band.seen_by_any(a, b)),
+            all: ranges(&bands, |band| band.seen_by_all(a, b)),
+        }
+    });
+    QueryTile {
+        first: at - problem.q_offset,
+        len,
+        panels: panels.collect(),
+        tiles: seen.into_iter().flat_map(cut).collect(),
+        bands,
+    }
+}
+
+/// First and last query of `rows` rows from `first` on, when heads have `len` rows each.
+fn queries(first: usize, rows: usize, len: usize) -> (usize, usize) {
+    let (a, b) = (first % len, (first + rows - 1) % len);
+    if rows <= len && a <= b {
+        (a, b)
+    } else {
+        (0, len - 1)
+    }
+}
+
+/// The band with limits that neither leave the keys nor overflow.
+fn limited(band: &Band, kv_len: usize) -> Band {
+    Band {
+        lo: band.lo.max(0),
+        hi: band.hi.min(kv_len as i32),
+        first: band.first.clamp(-UNBOUNDED, UNBOUNDED),
+        end: band.end.clamp(-UNBOUNDED, UNBOUNDED),
+    }
+}
+
+fn ranges(bands: &[Band], of: impl Fn(&Band) -> Keys) -> Vec<Keys> {
+    merge(
+        bands
+            .iter()
+            .map(of)
+            .filter(|range| range.0 < range.1)
+            .collect(),
+    )
+}
+
+fn cut((start, end): Keys) -> impl Iterator<Item = Keys> {
+    let tiles = (start..end).step_by(KEYS);
+    tiles.map(move |at| (at, end.min(at + KEYS as i32)))
+}
+
+fn intersect(a: Keys, b: Keys) -> Keys {
+    (a.0.max(b.0), a.1.min(b.1))
+}

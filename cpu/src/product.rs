@@ -1,0 +1,98 @@
+//! The one matrix product of the kernel, register blocked.
+//!
+//! Both products of attention have this form when the lanes of a vector are queries:
+//! `logits[key][query] = k[key][d] · q[d][query]` and
+//! `o[dv][query] = v[key][dv] · p[key][query]`. The left operand is read in place,
+//! one number at a time, by two strides; the right one is a panel of queries that
+//! stays in the first-level cache. So k and v need no transposition, and the softmax
+//! between the products needs no reduction across lanes.
+
+use crate::simd::Simd;
+
+/// The left operand: number (row, step) is at `start + row * row_stride + step * step_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    /// Number (0, 0).
+    pub(crate) start: *const f32,
+    /// Elements from one row to the next.
+    pub(crate) row_stride: usize,
+    /// Elements from one step to the next.
+    pub(crate) step_stride: usize,
+    /// Rows of the left operand and of the result.
+    pub(crate) rows: usize,
+    /// Length of the sum.
+    pub(crate) steps: usize,
+}
+
+/// Multiplies `left` by the panel `right` of [`Left::steps`] rows of `W` vectors into the
+/// panel `out` of [`Left::rows`] rows: `out = factor * out + sum` if `ACCUMULATED`, else
+/// `out = factor * sum`.
+///
+/// # Safety
+/// The instructions of `S` exist; the strides stay within one allocation; both panels
+/// have their rows, aligned to the vector.
+#[inline(always)]
+pub(crate) unsafe fn product<S: Simd, const W: usize, const ACCUMULATED: bool>(
+    left: Left,
+    right: *const f32,
+    factor: [S::Vector; W],
+    out: *mut f32,
+) {
+    let mut row = 0;
+    // Taken in turn until fewer rows are left; those above `S::ROWS` compile to nothing.
+    macro_rules! strips {
+        ($($rows:literal)*) => {$(
+            if S::ROWS >= $rows {
+                while left.rows - row >= $rows {
+                    unsafe {
+                        strip::<S, $rows, W, ACCUMULATED>(
+                            Left { start: left.start.add(row * left.row_stride), ..left },
+                            right,
+                            factor,
+                            out.add(row * W * S::N),
+                        );
+                    }
+                    row += $rows;
+                }
+            }
+        )*};
+    }
+    strips!(12 8 6 4 2 1);
+}
+
+/// `R` rows of the product, their sums in registers.
+#[inline(always)]
+unsafe fn strip<S: Simd, const R: usize, const W: usize, const ACCUMULATED: bool>(
+    left: Left,
+    right: *const f32,
+    factor: [S::Vector; W],
+    out: *mut f32,
+) {
+    unsafe {
+        let mut sums = [[S::splat(0.0); W]; R];
+        for step in 0..left.steps {
+            let mut column = [S::splat(0.0); W];
+            for (w, lanes) in column.iter_mut().enumerate() {
+                *lanes = S::load(right.add((step * W + w) * S::N));
+            }
+            let from = left.start.add(step * left.step_stride);
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let number = S::splat(*from.add(row * left.row_stride));
+                for (sum, lanes) in sum.iter_mut().zip(column) {
+                    *sum = S::mul_add(number, lanes, *sum);
+                }
+            }
+        }
+        for (row, sum) in sums.into_iter().enumerate() {
+            for (w, (sum, factor)) in sum.into_iter().zip(factor).enumerate() {
+                let to = out.add((row * W + w) * S::N);
+                let result = if ACCUMULATED {
+                    S::mul_add(factor, S::load(to), sum)
+                } else {
+                    S::mul(factor, sum)
+                };
+                S::store(to, result);
+            }
+        }
+    }
+}

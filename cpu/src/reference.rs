@@ -1,0 +1,62 @@
+//! The definition of attention, in f64, pair by pair: an oracle for tests.
+
+use crate::Problem;
+
+/// `(o, lse)` of the problem in f64, `[B, Hq, q_len, Dv]` and `[B, Hq, q_len]`.
+///
+/// `sees` takes an absolute query position and a key; the problem's band table is not
+/// read, so that the two can be compared. Takes time in proportion to all pairs.
+///
+/// # Panics
+/// When a slice is shorter than its shape.
+pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Vec<f64>, Vec<f64>) {
+    let (d, dv) = (problem.head_dim, problem.v_head_dim);
+    let mut o = Vec::with_capacity(problem.batch * problem.q_heads * problem.q_len * dv);
+    let mut lse = Vec::with_capacity(problem.batch * problem.q_heads * problem.q_len);
+    for head in 0..problem.batch * problem.q_heads {
+        // Sequence after sequence, so that the same division serves both dimensions.
+        let kv_head = head / problem.group();
+        for i in 0..problem.q_len {
+            let q = vector(problem.q, head * problem.q_len + i, d);
+            let row = |j| kv_head * problem.kv_len + j;
+            let logits: Vec<(usize, f64)> = (0..problem.kv_len)
+                .filter(|&key| sees(problem.q_offset + i, key))
+                .map(|key| {
+                    (
+                        key,
+                        dot(q, vector(problem.k, row(key), d)) * f64::from(problem.scale),
+                    )
+                })
+                .collect();
+            let maximum = logits.iter().map(|x| x.1).fold(f64::NEG_INFINITY, f64::max);
+            let mut sum = 0.0;
+            let mut mean = vec![0.0; dv];
+            for (key, logit) in logits {
+                let weight = (logit - maximum).exp();
+                sum += weight;
+                for (to, &x) in mean.iter_mut().zip(vector(problem.v, row(key), dv)) {
+                    *to += weight * f64::from(x);
+                }
+            }
+            let seen = sum != 0.0;
+            o.extend(mean.into_iter().map(|x| if seen { x / sum } else { 0.0 }));
+            lse.push(if seen {
+                maximum + sum.ln()
+            } else {
+                f64::NEG_INFINITY
+            });
+        }
+    }
+    (o, lse)
+}
+
+fn vector(array: &[f32], row: usize, len: usize) -> &[f32] {
+    &array[row * len..][..len]
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+        .sum()
+}

@@ -1,0 +1,59 @@
+//! The vector operations the kernel is written in, once for each instruction set.
+//!
+//! In:  nothing. Out: [`Simd`] and its implementations.
+//!
+//! Invariants: the operations of a type may run only where its instructions exist;
+//! every caller below [`crate::tile::Kernel`] relies on that one check. The functions
+//! are always inlined, so that a kernel compiled with the right target features
+//! contains the bare instructions.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// One vector of f32 and what the kernel does with it.
+///
+/// # Safety
+/// Every function requires the instruction set that the implementing type names;
+/// `load` and `store` also require `N` valid elements, aligned to their own size.
+pub(crate) trait Simd: 'static {
+    /// `N` numbers.
+    type Vector: Copy;
+    /// `N` truth values.
+    type Mask: Copy;
+    /// Elements of a vector.
+    const N: usize;
+    /// Rows of two accumulators that the registers hold beside the operands.
+    const ROWS: usize;
+
+    unsafe fn splat(x: f32) -> Self::Vector;
+    unsafe fn load(from: *const f32) -> Self::Vector;
+    unsafe fn store(to: *mut f32, x: Self::Vector);
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a * b + c`; rounded once where the machine has that instruction.
+    unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// The larger; `b` where either is not a number.
+    unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(x: Self::Vector) -> Self::Vector;
+    /// `x * 2^n` for integers `n` in -126..=127 and normal results.
+    unsafe fn scale_by_power(x: Self::Vector, n: Self::Vector) -> Self::Vector;
+    /// `a <= b`, false where either is not a number.
+    unsafe fn at_most(a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// `a < b`, false where either is not a number.
+    unsafe fn below(a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    unsafe fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    unsafe fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// `a` where the mask holds, else `b`.
+    unsafe fn select(mask: Self::Mask, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+}

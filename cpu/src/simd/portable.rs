@@ -1,0 +1,92 @@
+//! Plain arrays of four: what SSE2, NEON and the 128-bit set of WebAssembly hold.
+
+use super::Simd;
+
+/// Requires nothing.
+pub(crate) enum Portable {}
+
+/// Fused only where that is one instruction; elsewhere it would be a library call.
+const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+#[inline(always)]
+fn zip(a: [f32; 4], b: [f32; 4], f: impl Fn(f32, f32) -> f32) -> [f32; 4] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type Vector = [f32; 4];
+    type Mask = [bool; 4];
+    const N: usize = 4;
+    const ROWS: usize = if cfg!(target_arch = "aarch64") { 12 } else { 4 };
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 4] {
+        [x; 4]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> [f32; 4] {
+        unsafe { from.cast::<[f32; 4]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: [f32; 4]) {
+        unsafe { to.cast::<[f32; 4]>().write(x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| {
+            if FUSED {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                a[i] * b[i] + c[i]
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn round(x: [f32; 4]) -> [f32; 4] {
+        // Adding 1.5 * 2^23 leaves no bits for a fraction. Callers stay below 2^22.
+        const SHIFT: f32 = 12_582_912.0;
+        x.map(|x| (x + SHIFT) - SHIFT)
+    }
+    #[inline(always)]
+    unsafe fn scale_by_power(x: [f32; 4], n: [f32; 4]) -> [f32; 4] {
+        zip(x, n, |x, n| {
+            x * f32::from_bits(((n as i32 + 127) as u32) << 23)
+        })
+    }
+    #[inline(always)]
+    unsafe fn at_most(a: [f32; 4], b: [f32; 4]) -> [bool; 4] {
+        std::array::from_fn(|i| a[i] <= b[i])
+    }
+    #[inline(always)]
+    unsafe fn below(a: [f32; 4], b: [f32; 4]) -> [bool; 4] {
+        std::array::from_fn(|i| a[i] < b[i])
+    }
+    #[inline(always)]
+    unsafe fn and(a: [bool; 4], b: [bool; 4]) -> [bool; 4] {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    unsafe fn or(a: [bool; 4], b: [bool; 4]) -> [bool; 4] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn select(mask: [bool; 4], a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if mask[i] { a[i] } else { b[i] })
+    }
+}

@@ -1,0 +1,190 @@
+//! Online softmax over a panel of logits whose lanes are queries.
+//!
+//! In:  a panel [keys, lanes] of logits, the running maximum and sum of each lane.
+//! Out: the panel holds `exp(logit - maximum)`, the maximum and sum include it.
+//!
+//! Invariants: a lane that has seen nothing has maximum -inf and sum 0; the maximum
+//! subtracted there is 0, so that no `-inf - -inf` arises.
+//!
+//! Source: Milakov and Gimelshein, arXiv:1805.02867, algorithm 3; the rescaling once a
+//! tile is that of FlashAttention-2, arXiv:2307.08691, section 3.1.
+
+use crate::simd::Simd;
+
+/// Below this, `exp` gives 0 instead of a subnormal number.
+const SMALLEST: f32 = -87.336_54;
+
+/// `e^x` for `x <= 0`, to 2 units in the last place; 0 below [`SMALLEST`].
+///
+/// Cody and Waite: `x = n ln 2 + r` with ln 2 in two parts, and a polynomial in `r`.
+///
+/// # Safety
+/// The instructions of `S` exist.
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
+    unsafe {
+        // In this order the maximum of a number that is none is none.
+        let clamped = S::max(S::splat(SMALLEST), x);
+        let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::mul_add(n, S::splat(-0.693_359_4), clamped);
+        let r = S::mul_add(n, S::splat(2.121_944_4e-4), r);
+        // Cephes expf: minimax on [-ln 2 / 2, ln 2 / 2].
+        let p = S::mul_add(S::splat(1.987_569_1e-4), r, S::splat(1.398_199_9e-3));
+        let p = S::mul_add(p, r, S::splat(8.333_452e-3));
+        let p = S::mul_add(p, r, S::splat(4.166_579_6e-2));
+        let p = S::mul_add(p, r, S::splat(1.666_666_5e-1));
+        let p = S::mul_add(p, r, S::splat(0.5));
+        let tail = S::mul_add(S::mul(r, r), p, r);
+        let power = S::scale_by_power(S::add(tail, S::splat(1.0)), n);
+        S::select(S::below(x, S::splat(SMALLEST)), S::splat(0.0), power)
+    }
+}
+
+/// Sets to -inf the logits of keys outside all `ranges`.
+///
+/// `ranges` holds, for each range, `lanes` starts and then `lanes` ends, as key numbers
+/// within the panel.
+///
+/// # Safety
+/// The instructions of `S` exist; `logits` has `keys * W * N` elements, `ranges` a
+/// multiple of `2 * W * N`, both aligned to the vector.
+#[inline(always)]
+pub(crate) unsafe fn mask<S: Simd, const W: usize>(logits: *mut f32, keys: usize, ranges: &[f32]) {
+    let lanes = W * S::N;
+    unsafe {
+        for key in 0..keys {
+            let position = S::splat(key as f32);
+            for w in 0..W {
+                // Nothing is below itself: the empty mask.
+                let mut seen = S::below(position, position);
+                for range in ranges.chunks_exact(2 * lanes) {
+                    let start = S::load(range.as_ptr().add(w * S::N));
+                    let end = S::load(range.as_ptr().add(lanes + w * S::N));
+                    let inside = S::and(S::at_most(start, position), S::below(position, end));
+                    seen = S::or(seen, inside);
+                }
+                let at = logits.add(key * lanes + w * S::N);
+                S::store(
+                    at,
+                    S::select(seen, S::load(at), S::splat(f32::NEG_INFINITY)),
+                );
+            }
+        }
+    }
+}
+
+/// Turns logits into weights against the new running maximum. Returns the factor that
+/// brings what was summed before to that maximum.
+///
+/// # Safety
+/// The instructions of `S` exist; `logits` has `keys * W * N` elements, `maximum` and
+/// `sum` have `W * N`, all aligned to the vector.
+#[inline(always)]
+pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
+    logits: *mut f32,
+    keys: usize,
+    maximum: *mut f32,
+    sum: *mut f32,
+) -> [S::Vector; W] {
+    unsafe {
+        let unseen = S::splat(f32::NEG_INFINITY);
+        let mut old = [unseen; W];
+        for (w, old) in old.iter_mut().enumerate() {
+            *old = S::load(maximum.add(w * S::N));
+        }
+        let mut new = old;
+        for key in 0..keys {
+            for (w, new) in new.iter_mut().enumerate() {
+                *new = S::max(*new, S::load(logits.add((key * W + w) * S::N)));
+            }
+        }
+        let mut base = new;
+        for base in &mut base {
+            *base = S::select(S::at_most(*base, unseen), S::splat(0.0), *base);
+        }
+        let mut total = [S::splat(0.0); W];
+        for key in 0..keys {
+            for w in 0..W {
+                let at = logits.add((key * W + w) * S::N);
+                let weight = exp::<S>(S::sub(S::load(at), base[w]));
+                S::store(at, weight);
+                total[w] = S::add(total[w], weight);
+            }
+        }
+        let mut factor = [S::splat(1.0); W];
+        for w in 0..W {
+            factor[w] = exp::<S>(S::sub(old[w], base[w]));
+            let before = S::load(sum.add(w * S::N));
+            S::store(sum.add(w * S::N), S::mul_add(factor[w], before, total[w]));
+            S::store(maximum.add(w * S::N), new[w]);
+        }
+        factor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Portable;
+
+    #[test]
+    fn exp_holds_seven_digits() {
+        let mut worst = 0f64;
+        for i in 0..2_000_000 {
+            let x = -87.3 * (i as f32) / 2_000_000.0;
+            let got = f64::from(unsafe { exp::<Portable>([x; 4]) }[0]);
+            let exact = f64::from(x).exp();
+            worst = worst.max(((got - exact) / exact).abs());
+        }
+        assert!(worst < 2e-7, "relative error {worst:e}");
+    }
+
+    #[test]
+    fn exp_at_the_limits() {
+        let at = |x: f32| unsafe { exp::<Portable>([x; 4]) }[0];
+        assert_eq!(at(0.0), 1.0);
+        assert_eq!(at(f32::NEG_INFINITY), 0.0);
+        assert_eq!(at(-88.0), 0.0);
+        assert!(at(-87.0) > 0.0);
+        assert!(at(f32::NAN).is_nan());
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn exp_is_as_good_on_every_instruction_set() {
+        use crate::simd::{Avx2, Avx512};
+
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn on_avx2(x: f32) -> f32 {
+            let mut lanes = Lanes([0.0; 16]);
+            unsafe { Avx2::store(lanes.0.as_mut_ptr(), exp::<Avx2>(Avx2::splat(x))) };
+            lanes.0[3]
+        }
+        #[target_feature(enable = "avx512f")]
+        unsafe fn on_avx512(x: f32) -> f32 {
+            let mut lanes = Lanes([0.0; 16]);
+            unsafe { Avx512::store(lanes.0.as_mut_ptr(), exp::<Avx512>(Avx512::splat(x))) };
+            lanes.0[3]
+        }
+        #[repr(align(64))]
+        struct Lanes([f32; 16]);
+
+        let good = |x: f32, got: f32| {
+            let exact = f64::from(x).exp();
+            assert!((f64::from(got) - exact).abs() <= 2e-7 * exact, "{x}: {got}");
+        };
+        for i in 0..100_000 {
+            let x = -87.3 * (i as f32) / 100_000.0;
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                good(x, unsafe { on_avx2(x) });
+            }
+            if is_x86_feature_detected!("avx512f") {
+                good(x, unsafe { on_avx512(x) });
+            }
+        }
+        if is_x86_feature_detected!("avx512f") {
+            assert_eq!(unsafe { on_avx512(f32::NEG_INFINITY) }, 0.0);
+            assert!(unsafe { on_avx512(f32::NAN) }.is_nan());
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Attention of one tile of queries over the tiles of keys it visits.
+//!
+//! In:  a checked problem, a [`QueryTile`] planned for the same number of lanes, the
+//! places of the result. Out: o and lse of every head of the group.
+//!
+//! Invariants: an item is computed by one thread in one order, so the result does not
+//! depend on the number of threads; nothing is allocated once the scratch has grown.
+//!
+//! Source: FlashAttention-2, arXiv:2307.08691, algorithm 1: queries outside, keys inside,
+//! one division at the end.
+
+use crate::{
+    Problem,
+    plan::{KEYS, Panel, QueryTile, Visit},
+    product::{Left, product},
+    scratch::Scratch,
+    simd::Simd,
+    softmax,
+};
+
+/// One tile of queries for one sequence and kv head, and where its results go.
+pub(crate) struct Item<'a> {
+    /// Sequence and kv head: `batch * kv_heads + kv_head`.
+    pub(crate) kv_head: usize,
+    /// The queries.
+    pub(crate) tile: &'a QueryTile,
+    /// `[len, Dv]` for each query head of the group.
+    pub(crate) o: Vec<&'a mut [f32]>,
+    /// `[len]` for each query head of the group.
+    pub(crate) lse: Vec<&'a mut [f32]>,
+}
+
+/// Computes an item with panels of `W` vectors.
+///
+/// # Safety
+/// The instructions of `S` exist; the problem is checked; the tile was planned for
+/// `W * S::N` lanes.
+#[inline(always)]
+pub(crate) unsafe fn compute<S: Simd, const W: usize>(
+    problem: &Problem,
+    item: &mut Item,
+    scratch: &mut Scratch,
+) {
+    let tile = item.tile;
+    let lanes = W * S::N;
+    let (d, dv) = (problem.head_dim, problem.v_head_dim);
+    let panels = tile.panels.len();
+    scratch.queries.reserve(panels * d * lanes);
+    scratch.output.reserve(panels * dv * lanes);
+    scratch.logits.reserve(KEYS * lanes);
+    scratch.maximum.reserve(panels * lanes);
+    scratch.sum.reserve(panels * lanes);
+    scratch.ranges.reserve(tile.bands.len() * 2 * lanes);
+    pack_queries(problem, item, lanes, &mut scratch.queries);
+    scratch.output[..panels * dv * lanes].fill(0.0);
+    scratch.maximum[..panels * lanes].fill(f32::NEG_INFINITY);
+    scratch.sum[..panels * lanes].fill(0.0);
+    for &keys in &tile.tiles {
+        for (index, panel) in tile.panels.iter().enumerate() {
+            if let Some(visit) = panel.visit(keys) {
+                unsafe { visit_keys::<S, W>(problem, item, index, panel, visit, scratch) };
+            }
+        }
+    }
+    unpack_output(problem, item, lanes, scratch);
+}
+
+/// Adds the keys of one visit to what a panel has seen.
+///
+/// # Safety
+/// As for [`compute`]; the scratch has room, the visit lies within the keys.
+#[inline(always)]
+unsafe fn visit_keys<S: Simd, const W: usize>(
+    problem: &Problem,
+    item: &Item,
+    index: usize,
+    panel: &Panel,
+    visit: Visit,
+    scratch: &mut Scratch,
+) {
+    let lanes = W * S::N;
+    let (d, dv) = (problem.head_dim, problem.v_head_dim);
+    let first_key = item.kv_head * problem.kv_len + visit.start as usize;
+    let keys = (visit.end - visit.start) as usize;
+    let k = &problem.k[first_key * d..][..keys * d];
+    let v = &problem.v[first_key * dv..][..keys * dv];
+    let queries = &scratch.queries[index * d * lanes..][..d * lanes];
+    let output = &mut scratch.output[index * dv * lanes..][..dv * lanes];
+    let maximum = &mut scratch.maximum[index * lanes..][..lanes];
+    let sum = &mut scratch.sum[index * lanes..][..lanes];
+    let logits = &mut scratch.logits[..keys * lanes];
+    let rows_of_k = Left {
+        start: k.as_ptr(),
+        row_stride: d,
+        step_stride: 1,
+        rows: keys,
+        steps: d,
+    };
+    let columns_of_v = Left {
+        start: v.as_ptr(),
+        row_stride: 1,
+        step_stride: dv,
+        rows: dv,
+        steps: keys,
+    };
+    let logits = logits.as_mut_ptr();
+    unsafe {
+        let scale = [S::splat(problem.scale); W];
+        product::<S, W, false>(rows_of_k, queries.as_ptr(), scale, logits);
+        if visit.masked {
+            let used =
+                ranges_of_lanes(problem, item.tile, panel, visit, lanes, &mut scratch.ranges);
+            softmax::mask::<S, W>(logits, keys, &scratch.ranges[..used]);
+        }
+        let factor = softmax::weigh::<S, W>(logits, keys, maximum.as_mut_ptr(), sum.as_mut_ptr());
+        product::<S, W, true>(columns_of_v, logits, factor, output.as_mut_ptr());
+    }
+}
+
+/// Writes what each lane sees of the visit, band by band, as [`softmax::mask`] reads it.
+/// Returns how many numbers that is.
+fn ranges_of_lanes(
+    problem: &Problem,
+    tile: &QueryTile,
+    panel: &Panel,
+    visit: Visit,
+    lanes: usize,
+    ranges: &mut [f32],
+) -> usize {
+    let last = visit.end - visit.start;
+    let q0 = (problem.q_offset + tile.first) as i32;
+    let mut used = 0;
+    for band in &tile.bands {
+        let (start, end) = band.seen_by_any(q0, q0 + tile.len as i32 - 1);
+        if start.max(visit.start) >= end.min(visit.end) {
+            continue;
+        }
+        let (starts, ends) = ranges[used..used + 2 * lanes].split_at_mut(lanes);
+        for lane in 0..panel.rows {
+            let q = q0 + ((panel.first_row + lane) % tile.len) as i32;
+            let (start, end) = band.of_query(q);
+            starts[lane] = (start - visit.start).clamp(0, last) as f32;
+            ends[lane] = (end - visit.start).clamp(0, last) as f32;
+        }
+        starts[panel.rows..].fill(0.0);
+        ends[panel.rows..].fill(0.0);
+        used += 2 * lanes;
+    }
+    used
+}
+
+/// Transposes the queries of the group into panels, unused lanes 0.
+fn pack_queries(problem: &Problem, item: &Item, lanes: usize, queries: &mut [f32]) {
+    let (d, tile) = (problem.head_dim, item.tile);
+    for (panel, to) in tile.panels.iter().zip(queries.chunks_exact_mut(d * lanes)) {
+        for lane in 0..lanes {
+            if lane >= panel.rows {
+                to.iter_mut()
+                    .skip(lane)
+                    .step_by(lanes)
+                    .for_each(|x| *x = 0.0);
+                continue;
+            }
+            let row = panel.first_row + lane;
+            let head = item.kv_head * problem.group() + row / tile.len;
+            let query = head * problem.q_len + tile.first + row % tile.len;
+            let from = &problem.q[query * d..][..d];
+            for (x, column) in from.iter().zip(to.chunks_exact_mut(lanes)) {
+                column[lane] = *x;
+            }
+        }
+    }
+}
+
+/// Divides by the sum of weights and writes o and lse in their own layout.
+fn unpack_output(problem: &Problem, item: &mut Item, lanes: usize, scratch: &Scratch) {
+    let (dv, tile) = (problem.v_head_dim, item.tile);
+    let panels = tile
+        .panels
+        .iter()
+        .zip(scratch.output.chunks_exact(dv * lanes));
+    for (index, (panel, from)) in panels.enumerate() {
+        for lane in 0..panel.rows {
+            let row = panel.first_row + lane;
+            let (head, query) = (row / tile.len, row % tile.len);
+            let maximum = scratch.maximum[index * lanes + lane];
+            let sum = scratch.sum[index * lanes + lane];
+            let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            let to = &mut item.o[head][query * dv..][..dv];
+            for (x, column) in to.iter_mut().zip(from.chunks_exact(lanes)) {
+                *x = column[lane] * factor;
+            }
+            item.lse[head][query] = maximum + sum.ln();
+        }
+    }
+}
