@@ -22,6 +22,11 @@ pub(crate) enum Command {
     Prove(Prove),
     /// Run attention over tensors from a file.
     Attend(Attend),
+    /// Measure kernels on this machine.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -114,4 +119,38 @@ pub(crate) struct Attend {
     /// Also compute gradients.
     #[arg(long)]
     pub(crate) backward: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Attention over one layer: median time, predicted time, rate.
+    Attention(BenchAttention),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchAttention {
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    /// Numbers of tokens.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',', default_value = "8192",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub(crate) seq_len: Vec<u32>,
+    /// The stage, counted from 0.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) stage: u32,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) q_heads: u32,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) kv_heads: u32,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=576))]
+    pub(crate) head_dim: u32,
+    /// Timed runs, after one that is not.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeats: u32,
+    /// Also measure dense causal attention with the same kernel.
+    #[arg(long)]
+    pub(crate) dense: bool,
+    /// CPU threads [default: one a core].
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
 }

@@ -7,6 +7,7 @@
 
 mod args;
 mod attend;
+mod bench;
 mod failure;
 mod prove;
 mod source;
@@ -15,7 +16,7 @@ mod svg;
 mod tensors;
 mod topology;
 
-use args::{Args, Command};
+use args::{Args, Bench, Command};
 use clap::{CommandFactory, Parser};
 use failure::Failure;
 use std::process::ExitCode;
@@ -35,6 +36,9 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Topology(command) => topology::run(&command, json),
         Command::Prove(command) => prove::run(&command, json),
         Command::Attend(command) => attend::run(&command, json),
+        Command::Bench {
+            what: Bench::Attention(command),
+        } => bench::run(&command, json),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
