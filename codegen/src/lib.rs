@@ -1,1 +1,25 @@
 //! Emits kernels for every target from a plan.
+//!
+//! Owns: the attention kernels, and the way from them to the text or binary of a
+//! target. In: [`KernelSpec`]. Out: [`Kernel`]. No device is needed or touched; the
+//! only thing read from outside is the NVRTC library, where there is one.
+//!
+//! Invariants: [`emit`] is a pure function, the same bytes in every process and on
+//! every thread; features that a target lacks are refused before emission.
+
+mod canonical;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod emit;
+mod error;
+#[cfg(feature = "metal")]
+mod metal;
+mod portable;
+#[cfg(feature = "wgpu")]
+mod wgpu;
+
+pub use butterfly_ir::{Kernel, KernelSpec, Target};
+#[cfg(feature = "cuda")]
+pub use cuda::nvrtc;
+pub use emit::emit;
+pub use error::EmitError;

@@ -1,0 +1,55 @@
+//! Definition → CUDA C++, and through NVRTC → PTX and cubin.
+
+pub mod nvrtc;
+
+use crate::EmitError;
+use crate::emit::Files;
+use crate::portable::Definition;
+use butterfly_ir::{Sm, Target};
+use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
+use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler};
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
+
+/// Prints a definition as CUDA C++.
+pub(crate) fn print(definition: Definition) -> Result<String, String> {
+    let mut options = CompilationOptions::default();
+    options.supports_features.fast_math = true;
+    let address = AddressType::U32.unsigned_type();
+    let mut kernel = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default()
+        .compile(
+            definition.kernel,
+            &options,
+            ExecutionMode::Unchecked,
+            address,
+        )
+        .map_err(|error| error.to_string())?;
+    // Lengths of the buffers, which no kernel reads.
+    kernel.flags.has_info = false;
+    kernel.body.info_by_ptr = false;
+    kernel.info = Default::default();
+    // NVRTC declares by itself what the kernels use of it.
+    Ok(kernel
+        .to_string()
+        .replacen("#include <cuda_runtime.h>\n", "", 1))
+}
+
+/// The text, and what NVRTC makes of it where there is one with the headers it needs.
+pub(crate) fn files(text: String, sm: Sm) -> Result<Files, EmitError> {
+    let compiled = match &nvrtc::find().nvrtc {
+        Some(nvrtc) if !text.contains("#include") || !nvrtc.includes.is_empty() => {
+            let failed = |log| EmitError::Nvrtc {
+                target: Target::Cuda(sm),
+                version: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+                log,
+            };
+            Some(nvrtc.compile(&text, &sm.to_string()).map_err(failed)?)
+        }
+        Some(_) | None => None,
+    };
+    let mut files = vec![("cu".to_string(), text.into_bytes())];
+    if let Some(compiled) = compiled {
+        files.push(("ptx".to_string(), compiled.ptx));
+        files.push(("cubin".to_string(), compiled.cubin));
+    }
+    Ok(files)
+}

@@ -1,0 +1,138 @@
+//! KernelSpec × Target → Kernel: checks, expansion, printing.
+//!
+//! In:  any spec. Out: a kernel whose files are complete, or an error that says what
+//! to ask for instead. The printers of CubeCL panic on what they do not support, so
+//! everything is decided in `check`; a panic after it is our bug and becomes an error.
+
+use crate::EmitError;
+use crate::portable::{self, Definition};
+use butterfly_ir::{Dtype, Kernel, KernelSpec, Target};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+/// Files by extension, the form that is launched last.
+pub(crate) type Files = Vec<(String, Vec<u8>)>;
+
+/// CubeCL numbers variables by process-wide counters: one expansion at a time.
+static EXPANSION: Mutex<()> = Mutex::new(());
+
+/// Emits the kernel of `spec` for `target`.
+///
+/// The same arguments give the same bytes, whatever was emitted before and on
+/// whichever thread. For CUDA, `ptx` and `cubin` are added where NVRTC is found.
+///
+/// # Errors
+/// [`EmitError::Limit`] and [`EmitError::Unsupported`] for specs the target cannot
+/// run, [`EmitError::NotHere`] for [`Target::Cpu`], [`EmitError::NotBuilt`] without
+/// the cargo feature of the target.
+pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
+    check(spec, target)?;
+    let (files, geometry) = match target {
+        Target::Cuda(sm) => {
+            #[cfg(feature = "cuda")]
+            {
+                let (text, geometry) = print(spec, target, crate::cuda::print)?;
+                (crate::cuda::files(text, sm)?, geometry)
+            }
+            #[cfg(not(feature = "cuda"))]
+            {
+                let _ = sm;
+                return Err(not_built(target, "cuda"));
+            }
+        }
+        Target::Vulkan | Target::Webgpu => {
+            #[cfg(feature = "wgpu")]
+            {
+                let (text, geometry) = print(spec, target, crate::wgpu::print)?;
+                (crate::wgpu::files(text, target)?, geometry)
+            }
+            #[cfg(not(feature = "wgpu"))]
+            return Err(not_built(target, "wgpu"));
+        }
+        Target::Metal => {
+            #[cfg(feature = "metal")]
+            {
+                let (text, geometry) = print(spec, target, crate::metal::print)?;
+                (vec![("metal".to_string(), text.into_bytes())], geometry)
+            }
+            #[cfg(not(feature = "metal"))]
+            return Err(not_built(target, "metal"));
+        }
+        Target::Cpu => return Err(EmitError::NotHere(target)),
+    };
+    Ok(Kernel {
+        spec: spec.clone(),
+        target,
+        entry: portable::ENTRY.to_string(),
+        geometry,
+        files,
+    })
+}
+
+#[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "metal")))]
+fn not_built(target: Target, feature: &'static str) -> EmitError {
+    EmitError::NotBuilt { target, feature }
+}
+
+/// Refuses what cannot be emitted.
+fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> {
+    let limit = |what, given: u32, ok: bool, limit| match ok {
+        true => Ok(()),
+        false => Err(EmitError::Limit {
+            what,
+            given: u64::from(given),
+            limit,
+        }),
+    };
+    let dim = |d: u32| d > 0 && d <= 576 && d.is_multiple_of(8);
+    let dims = "a multiple of 8, at most 576";
+    limit("head_dim", spec.head_dim, dim(spec.head_dim), dims)?;
+    limit("v_head_dim", spec.v_head_dim, dim(spec.v_head_dim), dims)?;
+    limit("group", spec.group, spec.group > 0, "at least 1")?;
+    let block = (1..=1 << 24).contains(&spec.block);
+    limit("block", spec.block, block, "between 1 and 16777216")?;
+    if !portable::rows_fit(spec) {
+        return Err(EmitError::Unsupported {
+            target,
+            what: "room in registers for more than 64 bands a row".to_string(),
+            instead: "use rows from a table".to_string(),
+        });
+    }
+    match (target, spec.dtype) {
+        (Target::Vulkan | Target::Webgpu, Dtype::Bf16) => Err(EmitError::Unsupported {
+            target,
+            what: "bf16 arithmetic".to_string(),
+            instead: "use f16 or f32".to_string(),
+        }),
+        (Target::Cuda(_) | Target::Metal, Dtype::Bf16)
+        | (_, Dtype::F16 | Dtype::F32)
+        | (Target::Cpu, Dtype::Bf16) => Ok(()),
+    }
+}
+
+/// Expands and prints under the lock, with panics as errors.
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "metal"))]
+fn print(
+    spec: &KernelSpec,
+    target: Target,
+    printer: fn(Definition) -> Result<String, String>,
+) -> Result<(String, butterfly_ir::Geometry), EmitError> {
+    let _one_at_a_time = EXPANSION.lock().unwrap_or_else(PoisonError::into_inner);
+    let internal = |message| EmitError::Internal { target, message };
+    let printed = catch_unwind(AssertUnwindSafe(|| {
+        let definition = portable::define(spec, target);
+        let geometry = definition.geometry;
+        printer(definition).map(|text| (crate::canonical::canonicalize(&text), geometry))
+    }));
+    match printed {
+        Ok(text) => text.map_err(internal),
+        Err(panic) => {
+            let message = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+                .unwrap_or_else(|| "a printer panicked".to_string());
+            Err(internal(message))
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Definition → Metal shading language.
+
+use crate::portable::Definition;
+use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
+use cubecl_cpp::MslCompiler;
+
+/// Prints a definition as Metal text.
+pub(crate) fn print(definition: Definition) -> Result<String, String> {
+    let address = AddressType::U32.unsigned_type();
+    let mut kernel = MslCompiler::default()
+        .compile(
+            definition.kernel,
+            &Default::default(),
+            ExecutionMode::Unchecked,
+            address,
+        )
+        .map_err(|error| error.to_string())?;
+    // Lengths of the buffers, which no kernel reads.
+    kernel.flags.has_info = false;
+    kernel.info = Default::default();
+    Ok(kernel.to_string())
+}

@@ -1,0 +1,153 @@
+//! KernelSpec × target → Blueprint: the numbers a portable kernel is specialised by.
+//!
+//! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
+
+use butterfly_ir::{Geometry, KernelSpec, Phase, RowProgram, Rows, Target};
+
+/// Compile-time facts of one portable kernel. A `tile` is `q_tile` query rows by
+/// `k_tile` keys; threads form `ty` rows of `tx`; each owns `rows` query rows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Blueprint {
+    pub(crate) head_dim: u32,
+    pub(crate) v_head_dim: u32,
+    pub(crate) group: u32,
+    pub(crate) block: u32,
+    /// The closed form, or `None` for rows from a table.
+    pub(crate) program: Option<RowProgram>,
+    pub(crate) tx: u32,
+    pub(crate) ty: u32,
+    pub(crate) rows: u32,
+    pub(crate) k_tile: u32,
+    /// Elements of D staged at a time; divides `head_dim`.
+    pub(crate) d_slice: u32,
+    /// Columns of v that a thread owns in each staged slice, and the number of slices.
+    pub(crate) v_cols: u32,
+    pub(crate) v_slices: u32,
+    /// Words of shared memory: the part for probabilities, then the staged operands.
+    pub(crate) p_words: u32,
+    pub(crate) stage_words: u32,
+}
+
+impl Blueprint {
+    /// The blueprint of `spec` on `target`.
+    pub(crate) fn new(spec: &KernelSpec, target: Target) -> Self {
+        let program = match &spec.rows {
+            Rows::ClosedForm(program) => Some(trimmed(program)),
+            Rows::Table => None,
+        };
+        let base = Self {
+            head_dim: spec.head_dim,
+            v_head_dim: spec.v_head_dim,
+            group: spec.group,
+            block: spec.block,
+            program,
+            tx: 0,
+            ty: 0,
+            rows: 0,
+            k_tile: 0,
+            d_slice: 0,
+            v_cols: 0,
+            v_slices: 0,
+            p_words: 0,
+            stage_words: 0,
+        };
+        match spec.phase {
+            Phase::Prefill => base.prefill(target),
+            Phase::Decode => base.decode(target),
+        }
+    }
+
+    fn prefill(mut self, target: Target) -> Self {
+        let dv = self.v_head_dim;
+        self.rows = 4;
+        self.tx = if dv <= 256 { 16 } else { 32 };
+        let most = match target {
+            Target::Webgpu => 8,
+            Target::Cuda(_) | Target::Vulkan | Target::Metal | Target::Cpu => 256 / self.tx,
+        };
+        // Tiles never cross a block: a small block wants a small tile.
+        self.ty = (self.block.div_ceil(self.rows))
+            .next_power_of_two()
+            .clamp(2, most);
+        self.k_tile = 32;
+        let per_thread = dv.div_ceil(self.tx);
+        let cols = match target {
+            Target::Webgpu => 64 / self.tx,
+            Target::Cuda(_) | Target::Vulkan | Target::Metal | Target::Cpu => 4,
+        };
+        self.v_slices = per_thread.div_ceil(cols);
+        self.v_cols = per_thread.div_ceil(self.v_slices);
+        self.p_words = self.q_tile() * (self.k_tile + 1);
+        let v_words = self.k_tile * self.tx * self.v_cols;
+        self.slice_d(target, v_words)
+    }
+
+    fn decode(mut self, target: Target) -> Self {
+        let most = if self.v_head_dim > 256 { 4 } else { 8 };
+        let chunks = self.group.div_ceil(most);
+        self.rows = self.group.div_ceil(chunks);
+        self.tx = 128;
+        self.ty = 1;
+        self.k_tile = 128;
+        // `v_slices` threads share a column, each with its part of the keys.
+        self.v_cols = self.v_head_dim.div_ceil(self.tx);
+        self.v_slices = (self.tx / self.v_head_dim.next_power_of_two()).max(1);
+        self.p_words = self.rows * (self.k_tile + 1) + self.tx;
+        self.slice_d(target, 0)
+    }
+
+    /// Takes the longest slice of D that fits.
+    fn slice_d(mut self, target: Target, least: u32) -> Self {
+        let rows = match self.ty {
+            1 => self.rows,
+            _ => self.q_tile(),
+        } + self.k_tile;
+        let fits = |slice: &u32| {
+            let words = self.p_words + least.max(rows * (slice + 1));
+            self.head_dim.is_multiple_of(*slice) && 4 * words <= shared_limit(target)
+        };
+        let slice = [32, 16, 8].into_iter().find(fits).unwrap_or(8);
+        self.d_slice = slice;
+        self.stage_words = least.max(rows * (slice + 1));
+        self
+    }
+
+    /// Query rows of a tile.
+    pub(crate) fn q_tile(&self) -> u32 {
+        self.ty * self.rows
+    }
+
+    /// Threads of a workgroup.
+    pub(crate) fn threads(&self) -> u32 {
+        self.tx * self.ty
+    }
+
+    /// The launch geometry.
+    pub(crate) fn geometry(&self, phase: Phase) -> Geometry {
+        Geometry {
+            threads: [self.threads(), 1, 1],
+            q_tile: match phase {
+                Phase::Prefill => self.q_tile(),
+                Phase::Decode => 1,
+            },
+            k_tile: self.k_tile,
+            shared_bytes: 4 * (self.p_words + self.stage_words),
+        }
+    }
+}
+
+/// Bytes of shared memory that every device of a target has.
+pub(crate) fn shared_limit(target: Target) -> u32 {
+    match target {
+        Target::Webgpu => 16 << 10,
+        Target::Vulkan | Target::Metal => 32 << 10,
+        Target::Cuda(_) | Target::Cpu => 48 << 10,
+    }
+}
+
+/// Without the bands that no query can see through.
+fn trimmed(program: &RowProgram) -> RowProgram {
+    let mut program = program.clone();
+    program.bands.retain(|band| band.first < band.end);
+    program
+}

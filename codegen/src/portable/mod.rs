@@ -1,0 +1,128 @@
+//! One source for every GPU: `#[cube]` kernels specialised at compile time.
+//!
+//! In:  a checked `KernelSpec` and a target. Out: a kernel definition that the
+//! target's printer turns into text. Nothing here knows a target's language, and
+//! CubeCL's cube, plane and unit (workgroup, subgroup and thread) do not leave `codegen`.
+
+mod blueprint;
+mod decode;
+mod prefill;
+mod rows;
+
+use blueprint::Blueprint;
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Rows, Target};
+use cubecl_core::compute::KernelBuilder;
+use cubecl_core::ir::{
+    AddressType, DeviceProperties, HardwareProperties, MemoryDeviceProperties, TargetProperties,
+    features::TypeUsage,
+};
+use cubecl_core::prelude::*;
+
+/// Name of every entry point.
+pub(crate) const ENTRY: &str = "butterfly_attention";
+
+/// A kernel without a language.
+pub(crate) struct Definition {
+    pub(crate) kernel: KernelDefinition,
+    pub(crate) geometry: Geometry,
+}
+
+/// Expands the kernel of `spec` for `target`.
+pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
+    let plan = Blueprint::new(spec, target);
+    let geometry = plan.geometry(spec.phase);
+    let kernel = match spec.dtype {
+        Dtype::F32 => expand::<f32>(spec, &plan),
+        Dtype::F16 => expand::<half::f16>(spec, &plan),
+        Dtype::Bf16 => expand::<half::bf16>(spec, &plan),
+    };
+    Definition { kernel, geometry }
+}
+
+/// Whether the rows can be evaluated by a kernel.
+pub(crate) fn rows_fit(spec: &KernelSpec) -> bool {
+    match &spec.rows {
+        Rows::ClosedForm(program) => rows::fits_registers(program),
+        Rows::Table => true,
+    }
+}
+
+fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> KernelDefinition {
+    let mut builder = KernelBuilder::default();
+    builder.runtime_properties(TargetProperties {
+        mma: Default::default(),
+    });
+    builder.device_properties(&properties());
+    AddressType::U32.register(&mut builder.scope);
+    let arg = ArrayCompilationArg { inplace: None };
+    let q = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
+    let k = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
+    let v = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
+    let params = <Array<u32> as LaunchArg>::expand(&arg, &mut builder);
+    // Closed forms have no table; the kernel then never reads these two.
+    let (offsets, table) = match &spec.rows {
+        Rows::Table => (
+            <Array<u32> as LaunchArg>::expand(&arg, &mut builder),
+            <Array<u32> as LaunchArg>::expand(&arg, &mut builder),
+        ),
+        Rows::ClosedForm(_) => (params.clone(), params.clone()),
+    };
+    let o = <Array<F> as LaunchArg>::expand_output(&arg, &mut builder);
+    let lse = <Array<f32> as LaunchArg>::expand_output(&arg, &mut builder);
+    let scope = &mut builder.scope;
+    let plan_of = plan.clone();
+    match spec.phase {
+        Phase::Prefill => {
+            prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
+        }
+        Phase::Decode => {
+            decode::decode::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
+        }
+    }
+    builder.build(
+        KernelSettings::default()
+            .cube_dim(CubeDim::new_1d(plan.threads()))
+            .address_type(AddressType::U32)
+            .kernel_name(ENTRY),
+    )
+}
+
+/// Properties of a device that need not exist: nothing in the kernels asks for more.
+fn properties() -> DeviceProperties {
+    let mut properties = DeviceProperties::new(
+        Default::default(),
+        MemoryDeviceProperties {
+            max_page_size: 1 << 32,
+            alignment: 256,
+        },
+        HardwareProperties {
+            load_width: 128,
+            plane_size_min: 32,
+            plane_size_max: 32,
+            max_bindings: 32,
+            max_shared_memory_size: 48 << 10,
+            max_cube_count: (65535, 65535, 65535),
+            max_units_per_cube: 1024,
+            max_cube_dim: (1024, 1024, 64),
+            num_streaming_multiprocessors: None,
+            num_cpu_cores: None,
+            num_tensor_cores: None,
+            min_tensor_cores_dim: None,
+            max_vector_size: 4,
+        },
+        cubecl_common::profile::TimingMethod::System,
+    );
+    properties.register_address_type(AddressType::U32);
+    use cubecl_core::ir::{ElemType, FloatKind, IntKind, UIntKind};
+    for kind in [
+        ElemType::Float(FloatKind::F32),
+        ElemType::Float(FloatKind::F16),
+        ElemType::Float(FloatKind::BF16),
+        ElemType::UInt(UIntKind::U32),
+        ElemType::Int(IntKind::I32),
+        ElemType::Bool,
+    ] {
+        properties.register_type_usage(kind, TypeUsage::all());
+    }
+    properties
+}

@@ -1,0 +1,327 @@
+//! Many queries: one tile of queries of one head in a workgroup, scalar arithmetic.
+//!
+//! Register-blocked: a thread owns `rows` query rows by `k_tile / tx` keys of the
+//! scores, and the same rows by `v_cols * v_slices` columns of the output. Operands
+//! pass through shared memory slice by slice, so that any head size fits. Only the
+//! row maximum crosses threads inside the key loop; row sums stay partial until the end.
+
+use super::blueprint::Blueprint;
+use super::rows::{self, Grid};
+use butterfly_ir::band::UNBOUNDED;
+use cubecl_core as cubecl;
+use cubecl_core::prelude::*;
+
+/// Logits that a mask hides; far below any real one, and finite because WGSL has no infinity.
+pub(crate) const HIDDEN: f32 = -1.0e30;
+
+/// Bits of negative infinity.
+pub(crate) const MINUS_INFINITY: u32 = 0xff80_0000;
+
+/// `e^x` for a finite `x <= 0`, as fast as the target has it.
+#[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
+pub(crate) fn weight(x: f32) -> f32 {
+    Exp::exp(x)
+}
+
+/// Tiled attention with an online softmax; the buffers are those of `butterfly_ir::Kernel`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn prefill<F: Float>(
+    q: &Array<F>,
+    k: &Array<F>,
+    v: &Array<F>,
+    params: &Array<u32>,
+    offsets: &Array<u32>,
+    table: &Array<u32>,
+    o: &mut Array<F>,
+    lse: &mut Array<f32>,
+    #[comptime] plan: Blueprint,
+) {
+    let tx_count = comptime!(plan.tx);
+    let ty_count = comptime!(plan.ty);
+    let rows = comptime!(plan.rows);
+    let q_tile = comptime!(plan.q_tile());
+    let k_tile = comptime!(plan.k_tile);
+    let cols = comptime!(plan.k_tile / plan.tx);
+    let d_slice = comptime!(plan.d_slice);
+    let d_pitch = comptime!(plan.d_slice + 1);
+    let k_pitch = comptime!(plan.k_tile + 1);
+    let red_pitch = comptime!(plan.tx + 1);
+    let v_cols = comptime!(plan.v_cols);
+    let v_width = comptime!(plan.v_cols * plan.tx);
+    let v_slices = comptime!(plan.v_slices);
+    let threads = comptime!(plan.threads());
+    let block = comptime!(plan.block);
+    let stage = comptime!(plan.p_words);
+    let k_stage = comptime!(plan.p_words + plan.q_tile() * (plan.d_slice + 1));
+
+    let q_len = params[0];
+    let kv_len = params[1];
+    let q_offset = params[2];
+    let scale = f32::reinterpret(params[6]);
+
+    let tiles = comptime!(plan.block.div_ceil(plan.q_tile()));
+    let b = q_offset / block + CUBE_POS_X / tiles;
+    let base = b * block + CUBE_POS_X % tiles * q_tile;
+    let stop = min(min(base + q_tile, b * block + block), q_offset + q_len);
+    let begin = max(base, q_offset);
+
+    if begin < stop {
+        let q0 = i32::cast_from(begin);
+        let q1 = i32::cast_from(stop) - 1i32;
+        let head = CUBE_POS_Y;
+        let kv_head = head / comptime!(plan.group);
+        // Positions are absolute: `q_base` may wrap below zero and comes back in the sum.
+        let q_base = CUBE_POS_Z * params[7] + head * params[8] - q_offset * params[9];
+        let k_base = CUBE_POS_Z * params[10] + kv_head * params[11];
+        let v_base = CUBE_POS_Z * params[13] + kv_head * params[14];
+
+        let row = rows::of_block(params, offsets, b, plan.clone());
+        let t = UNIT_POS;
+        let tx = t % tx_count;
+        let ty = t / tx_count;
+
+        let mut shared =
+            SharedMemory::<f32>::new(comptime!((plan.p_words + plan.stage_words) as usize));
+        let n_rows = comptime!(plan.rows as usize);
+        let mut top = Array::<f32>::new(n_rows);
+        let mut sum = Array::<f32>::new(n_rows);
+        let mut acc = Array::<f32>::new(comptime!(
+            (plan.rows * plan.v_cols * plan.v_slices) as usize
+        ));
+        let mut s = Array::<f32>::new(comptime!((plan.rows * cols) as usize));
+        let mut seen = Array::<u32>::new(comptime!((plan.rows * cols) as usize));
+        #[unroll]
+        for r in 0..n_rows {
+            top[r] = HIDDEN;
+            sum[r] = 0.0f32;
+        }
+        #[unroll]
+        for i in 0..comptime!((plan.rows * plan.v_cols * plan.v_slices) as usize) {
+            acc[i] = 0.0f32;
+        }
+
+        let mut next = rows::next_key(&row, table, q0, q1, 0i32.runtime(), plan.clone());
+        while next < UNBOUNDED {
+            let k0 = u32::cast_from(next);
+
+            // Scores, one slice of D at a time.
+            #[unroll]
+            for i in 0..comptime!((rows * cols) as usize) {
+                s[i] = 0.0f32;
+            }
+            for slice in 0..comptime!(plan.head_dim / plan.d_slice) {
+                let d0 = slice * d_slice;
+                sync_cube();
+                for i in range_stepped(t, comptime!(q_tile * d_slice), threads) {
+                    let r = i / d_slice;
+                    let d = i % d_slice;
+                    let at = base + r;
+                    let mut x = 0.0f32.runtime();
+                    if at >= begin && at < stop {
+                        x = f32::cast_from(q[(q_base + at * params[9] + d0 + d) as usize]);
+                    }
+                    shared[(stage + r * d_pitch + d) as usize] = x;
+                }
+                for i in range_stepped(t, comptime!(k_tile * d_slice), threads) {
+                    let r = i / d_slice;
+                    let d = i % d_slice;
+                    let at = k0 + r;
+                    let mut x = 0.0f32.runtime();
+                    if at < kv_len {
+                        x = f32::cast_from(k[(k_base + at * params[12] + d0 + d) as usize]);
+                    }
+                    shared[(k_stage + r * d_pitch + d) as usize] = x;
+                }
+                sync_cube();
+                for d in 0..d_slice {
+                    let mut left = Array::<f32>::new(n_rows);
+                    #[unroll]
+                    for r in 0..rows {
+                        left[r as usize] =
+                            shared[(stage + (ty + r * ty_count) * d_pitch + d) as usize];
+                    }
+                    #[unroll]
+                    for c in 0..cols {
+                        let right = shared[(k_stage + (tx + c * tx_count) * d_pitch + d) as usize];
+                        #[unroll]
+                        for r in 0..rows {
+                            let i = comptime!((r * cols + c) as usize);
+                            s[i] += left[r as usize] * right;
+                        }
+                    }
+                }
+            }
+
+            #[unroll]
+            for i in 0..comptime!((rows * cols) as usize) {
+                s[i] *= scale;
+            }
+            let full = rows::is_full(
+                &row,
+                table,
+                q0,
+                q1,
+                next,
+                next + comptime!(plan.k_tile as i32),
+                plan.clone(),
+            );
+            if !full {
+                rows::mark_seen(
+                    &mut seen,
+                    &row,
+                    table,
+                    i32::cast_from(base + ty),
+                    next + i32::cast_from(tx),
+                    plan.clone(),
+                    comptime!(Grid {
+                        rows: plan.rows,
+                        q_step: plan.ty,
+                        cols,
+                        k_step: plan.tx,
+                    }),
+                );
+                #[unroll]
+                for i in 0..comptime!((rows * cols) as usize) {
+                    s[i] = select(seen[i] == 1u32, s[i], HIDDEN.runtime());
+                }
+            }
+
+            // Row maxima through shared memory.
+            #[unroll]
+            for r in 0..rows {
+                let mut most = s[comptime!((r * cols) as usize)];
+                #[unroll]
+                for c in 1..cols {
+                    most = max(most, s[comptime!((r * cols + c) as usize)]);
+                }
+                shared[((ty + r * ty_count) * red_pitch + tx) as usize] = most;
+            }
+            sync_cube();
+            #[unroll]
+            for r in 0..rows {
+                let mut most = top[r as usize];
+                for i in 0..tx_count {
+                    most = max(most, shared[((ty + r * ty_count) * red_pitch + i) as usize]);
+                }
+                let fade = weight(top[r as usize] - most);
+                top[r as usize] = most;
+                let mut part = sum[r as usize] * fade;
+                #[unroll]
+                for c in 0..cols {
+                    let i = comptime!((r * cols + c) as usize);
+                    let share = select(
+                        s[i] > comptime!(HIDDEN / 2.0),
+                        weight(s[i] - most),
+                        0.0f32.runtime(),
+                    );
+                    part += share;
+                    s[i] = share;
+                }
+                sum[r as usize] = part;
+                #[unroll]
+                for i in 0..comptime!(v_cols * v_slices) {
+                    let at = comptime!((r * v_cols * v_slices + i) as usize);
+                    acc[at] *= fade;
+                }
+            }
+            sync_cube();
+            #[unroll]
+            for r in 0..rows {
+                #[unroll]
+                for c in 0..cols {
+                    shared[((ty + r * ty_count) * k_pitch + tx + c * tx_count) as usize] =
+                        s[comptime!((r * cols + c) as usize)];
+                }
+            }
+
+            // Output, one slice of columns at a time.
+            #[unroll]
+            for slice in 0..v_slices {
+                let first = comptime!(slice * v_width);
+                let width = comptime!(v_width.min(plan.v_head_dim - first));
+                if comptime!(slice > 0) {
+                    sync_cube();
+                }
+                for i in range_stepped(t, comptime!(k_tile * width), threads) {
+                    let r = i / width;
+                    let c = i % width;
+                    let at = k0 + r;
+                    let mut x = 0.0f32.runtime();
+                    if at < kv_len {
+                        x = f32::cast_from(v[(v_base + at * params[15] + first + c) as usize]);
+                    }
+                    shared[(stage + r * v_width + c) as usize] = x;
+                }
+                sync_cube();
+                for kk in 0..k_tile {
+                    let mut left = Array::<f32>::new(n_rows);
+                    #[unroll]
+                    for r in 0..rows {
+                        left[r as usize] = shared[((ty + r * ty_count) * k_pitch + kk) as usize];
+                    }
+                    #[unroll]
+                    for c in 0..v_cols {
+                        let right = shared[(stage + kk * v_width + tx + c * tx_count) as usize];
+                        #[unroll]
+                        for r in 0..rows {
+                            let i =
+                                comptime!((r * v_cols * v_slices + slice * v_cols + c) as usize);
+                            acc[i] += left[r as usize] * right;
+                        }
+                    }
+                }
+            }
+            next = rows::next_key(
+                &row,
+                table,
+                q0,
+                q1,
+                next + comptime!(plan.k_tile as i32),
+                plan.clone(),
+            );
+        }
+
+        // Row sums, and the result.
+        sync_cube();
+        #[unroll]
+        for r in 0..rows {
+            shared[((ty + r * ty_count) * red_pitch + tx) as usize] = sum[r as usize];
+        }
+        sync_cube();
+        #[unroll]
+        for r in 0..rows {
+            let at = base + ty + r * ty_count;
+            let mut total = 0.0f32.runtime();
+            for i in 0..tx_count {
+                total += shared[((ty + r * ty_count) * red_pitch + i) as usize];
+            }
+            if at >= begin && at < stop {
+                let local = at - q_offset;
+                let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32.runtime());
+                let o_base = CUBE_POS_Z * params[16] + head * params[17] + local * params[18];
+                #[unroll]
+                for i in 0..comptime!(v_cols * v_slices) {
+                    let col = tx + comptime!(i * plan.tx);
+                    let x = acc[comptime!((r * v_cols * v_slices + i) as usize)] * inverse;
+                    if comptime!((i + 1) * plan.tx <= plan.v_head_dim) {
+                        o[(o_base + col) as usize] = F::cast_from(x);
+                    } else {
+                        if col < comptime!(plan.v_head_dim) {
+                            o[(o_base + col) as usize] = F::cast_from(x);
+                        }
+                    }
+                }
+                if tx == 0u32 {
+                    let heads = params[3] * comptime!(plan.group);
+                    // A sum with a run-time term: WGSL rejects a constant infinity.
+                    let mut value = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
+                    if total > 0.0f32 {
+                        value = top[r as usize] + Log::ln(total);
+                    }
+                    lse[((CUBE_POS_Z * heads + head) * q_len + local) as usize] = value;
+                }
+            }
+        }
+    }
+}

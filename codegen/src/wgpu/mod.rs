@@ -1,0 +1,70 @@
+//! Definition → WGSL → SPIR-V.
+//!
+//! SPIR-V comes from the WGSL text through naga, whose output depends on the text
+//! alone; both are validated before they leave.
+
+use crate::EmitError;
+use crate::emit::Files;
+use crate::portable::{Definition, ENTRY};
+use butterfly_ir::Target;
+use cubecl_core::{Compiler, ExecutionMode, WgpuCompilationOptions, ir::AddressType};
+use cubecl_wgpu::WgslCompiler;
+use naga::back::spv;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+/// Prints a definition as WGSL.
+pub(crate) fn print(definition: Definition) -> Result<String, String> {
+    let outputs = 2;
+    let address = AddressType::U32.unsigned_type();
+    let mut shader = WgslCompiler::default()
+        .compile(
+            definition.kernel,
+            &WgpuCompilationOptions::default(),
+            ExecutionMode::Unchecked,
+            address,
+        )
+        .map_err(|error| error.to_string())?;
+    // Lengths of the buffers, which no kernel reads.
+    shader.info = Default::default();
+    let inputs = shader.buffers.len() - outputs;
+    let text = shader.to_string();
+    // Barriers must be reached uniformly, and WGSL believes that of what depends on a
+    // buffer only if nobody can write it.
+    let text = text.replacen("storage, read_write>", "storage, read>", inputs);
+    Ok(text.replacen("enable f16;", "enable f16;\n", 1))
+}
+
+/// The files of a target from its WGSL text.
+pub(crate) fn files(text: String, target: Target) -> Result<Files, EmitError> {
+    let internal = |message| EmitError::Internal { target, message };
+    let module = naga::front::wgsl::parse_str(&text)
+        .map_err(|error| internal(error.emit_to_string(&text)))?;
+    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16)
+        .validate(&module)
+        .map_err(|error| internal(error.emit_to_string(&text)))?;
+    let wgsl = ("wgsl".to_string(), text.into_bytes());
+    match target {
+        Target::Vulkan => {
+            let words = spirv(&module, &info).map_err(internal)?;
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            Ok(vec![wgsl, ("spv".to_string(), bytes)])
+        }
+        Target::Webgpu | Target::Cuda(_) | Target::Metal | Target::Cpu => Ok(vec![wgsl]),
+    }
+}
+
+fn spirv(module: &naga::Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
+    let options = spv::Options {
+        lang_version: (1, 3),
+        flags: spv::WriterFlags::empty(),
+        bounds_check_policies: naga::proc::BoundsCheckPolicies::default(),
+        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+        force_loop_bounding: false,
+        ..Default::default()
+    };
+    let entry = spv::PipelineOptions {
+        shader_stage: naga::ShaderStage::Compute,
+        entry_point: ENTRY.to_string(),
+    };
+    spv::write_vec(module, info, &options, Some(&entry)).map_err(|error| error.to_string())
+}
