@@ -1,0 +1,253 @@
+//! The emitted WGSL against a plain f64 reference, on whatever Vulkan device there is
+//! (Mesa's software device is enough). Without one the tests say so and pass.
+
+mod support;
+
+use butterfly_ir::{
+    Atom, Band, BandTable, Bound, Dtype, KernelSpec, LaunchScalars, PartnerRule, Phase, RowProgram,
+    Rows, SymbolicBand, Target, band::UNBOUNDED,
+};
+use support::{Case, check, device};
+
+/// Bands that are one whole atom each, with the same relative limits.
+fn program(atoms: &[Atom], first: i32, end: i32) -> RowProgram {
+    let band = |i: usize| SymbolicBand {
+        lo: vec![Bound::Start(i as u32)],
+        hi: vec![Bound::Stop(i as u32)],
+        first,
+        end,
+    };
+    RowProgram {
+        atoms: atoms.to_vec(),
+        bands: (0..atoms.len()).map(band).collect(),
+    }
+}
+
+fn partner(rule: PartnerRule, radix: u32, offset: u32, step: u32) -> Atom {
+    Atom::Partner {
+        rule,
+        radix,
+        offset,
+        step,
+    }
+}
+
+/// causal & (local(1) | partner(causal_shift) | sink(1))
+fn butterfly() -> RowProgram {
+    let atoms = [
+        Atom::Local {
+            before: 1,
+            after: 0,
+        },
+        partner(PartnerRule::CausalShift, 2, 0, 1),
+        Atom::Sink { blocks: 1 },
+    ];
+    program(&atoms, -UNBOUNDED, 1)
+}
+
+fn case(phase: Phase, head_dim: u32) -> Case {
+    Case {
+        spec: KernelSpec {
+            phase,
+            head_dim,
+            v_head_dim: head_dim,
+            group: 2,
+            dtype: Dtype::F32,
+            block: 32,
+            rows: Rows::ClosedForm(butterfly()),
+        },
+        target: Target::Vulkan,
+        batch: 1,
+        kv_heads: 1,
+        q_len: 200,
+        kv_len: 200,
+        q_offset: 0,
+        capacity: 200,
+        index: 0,
+        table: BandTable::default(),
+    }
+}
+
+const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+
+#[test]
+fn head_sizes() {
+    let Some(device) = device() else { return };
+    for phase in PHASES {
+        for (d, dv) in [
+            (64, 64),
+            (80, 80),
+            (128, 128),
+            (256, 256),
+            (72, 24),
+            (576, 512),
+            (8, 8),
+        ] {
+            let mut case = case(phase, d);
+            case.spec.v_head_dim = dv;
+            (case.q_len, case.kv_len, case.capacity) = (75, 75, 75);
+            check(&device, &case);
+        }
+    }
+}
+
+#[test]
+fn lengths_and_blocks() {
+    let Some(device) = device() else { return };
+    for phase in PHASES {
+        for (length, block) in [
+            (1, 128),
+            (31, 32),
+            (129, 128),
+            (300, 128),
+            (200, 17),
+            (100, 8),
+        ] {
+            let mut case = case(phase, 16);
+            case.spec.block = block;
+            (case.q_len, case.kv_len, case.capacity) = (length, length, length);
+            case.index = 1;
+            check(&device, &case);
+        }
+    }
+}
+
+#[test]
+fn groups_batches_and_offsets() {
+    let Some(device) = device() else { return };
+    for phase in PHASES {
+        for (group, kv_heads, batch) in [(1, 1, 1), (4, 2, 2), (3, 1, 2), (20, 1, 1)] {
+            for (q_len, q_offset, capacity) in [(1, 199, 200), (45, 155, 400), (70, 100, 1000)] {
+                let mut case = case(phase, 24);
+                case.spec.group = group;
+                (case.kv_heads, case.batch) = (kv_heads, batch);
+                (case.q_len, case.q_offset, case.capacity) = (q_len, q_offset, capacity);
+                case.index = 2;
+                check(&device, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rule_at_every_stage() {
+    let Some(device) = device() else { return };
+    let rules = [
+        (PartnerRule::Xor, 2),
+        (PartnerRule::BitReversal, 2),
+        (PartnerRule::Benes, 2),
+        (PartnerRule::CausalShift, 2),
+        (PartnerRule::CausalShift, 5),
+        (PartnerRule::FixedStride, 2),
+        (PartnerRule::Random, 2),
+    ];
+    for phase in PHASES {
+        for (rule, radix) in rules {
+            for index in 0..7 {
+                let mut case = case(phase, 8);
+                case.spec.block = 8;
+                let atoms = [
+                    partner(rule, radix, 0, 1),
+                    partner(rule, radix, 1, radix - 1),
+                ];
+                case.spec.rows = Rows::ClosedForm(program(&atoms, -UNBOUNDED, 1));
+                case.index = index;
+                check(&device, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_and_other_leaves() {
+    let Some(device) = device() else { return };
+    let all = (-UNBOUNDED, UNBOUNDED);
+    let cases = [
+        (vec![Atom::Tokens { tokens: 1 << 29 }], all),
+        (vec![Atom::Tokens { tokens: 1 << 29 }], (-99, 1)),
+        (
+            vec![
+                Atom::Tokens { tokens: 5 },
+                Atom::Local {
+                    before: 0,
+                    after: 1,
+                },
+            ],
+            all,
+        ),
+        (
+            vec![Atom::Columns { blocks: 2 }, Atom::Rows { blocks: 1 }],
+            all,
+        ),
+        (
+            vec![Atom::Columns { blocks: 2 }, Atom::Rows { blocks: 1 }],
+            (-UNBOUNDED, 1),
+        ),
+        (
+            vec![Atom::Local {
+                before: u32::MAX,
+                after: u32::MAX,
+            }],
+            (-40, -10),
+        ),
+        (vec![], all),
+    ];
+    for phase in PHASES {
+        for (atoms, (first, end)) in &cases {
+            let mut case = case(phase, 16);
+            case.spec.rows = Rows::ClosedForm(program(atoms, *first, *end));
+            check(&device, &case);
+        }
+    }
+}
+
+#[test]
+fn tables() {
+    let Some(device) = device() else { return };
+    for phase in PHASES {
+        let mut case = case(phase, 32);
+        let mut table = BandTable::default();
+        table.offsets.push(0);
+        for b in 0..case.kv_len.div_ceil(case.spec.block) as i32 {
+            for i in 0..b % 4 {
+                let lo = (b * 57 + i * 91) % 180;
+                table.bands.push(Band {
+                    lo,
+                    hi: lo + 20 + i,
+                    first: -UNBOUNDED,
+                    end: if i % 2 == 0 { 1 } else { UNBOUNDED },
+                });
+            }
+            table.offsets.push(table.bands.len() as u32);
+        }
+        case.spec.rows = Rows::Table;
+        case.table = table;
+        check(&device, &case);
+    }
+}
+
+#[test]
+fn half_precision_and_webgpu() {
+    let Some(device) = device() else { return };
+    for phase in PHASES {
+        for (dtype, target) in [
+            (Dtype::F16, Target::Vulkan),
+            (Dtype::F16, Target::Webgpu),
+            (Dtype::F32, Target::Webgpu),
+        ] {
+            for d in [64, 128, 512] {
+                let mut case = case(phase, d);
+                case.spec.dtype = dtype;
+                case.target = target;
+                case.spec.block = 64;
+                (case.q_len, case.q_offset) = (130, 70);
+                check(&device, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn scalars_have_the_documented_order() {
+    assert_eq!(LaunchScalars::WORDS, 19);
+}
