@@ -6,7 +6,7 @@
 
 use crate::EmitError;
 use crate::portable::{self, Definition};
-use butterfly_ir::{Dtype, Kernel, KernelSpec, Target};
+use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
@@ -69,6 +69,13 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     })
 }
 
+/// How the kernel that [`emit`] would make is launched, without making it.
+///
+/// `spec` must be one that `target` can run.
+pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
+    portable::geometry(spec, target)
+}
+
 #[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "metal")))]
 fn not_built(target: Target, feature: &'static str) -> EmitError {
     EmitError::NotBuilt { target, feature }
@@ -116,7 +123,7 @@ fn print(
     spec: &KernelSpec,
     target: Target,
     printer: fn(Definition) -> Result<String, String>,
-) -> Result<(String, butterfly_ir::Geometry), EmitError> {
+) -> Result<(String, Geometry), EmitError> {
     let _one_at_a_time = EXPANSION.lock().unwrap_or_else(PoisonError::into_inner);
     let internal = |message| EmitError::Internal { target, message };
     let printed = catch_unwind(AssertUnwindSafe(|| {

@@ -21,5 +21,5 @@ mod wgpu;
 pub use butterfly_ir::{Kernel, KernelSpec, Target};
 #[cfg(feature = "cuda")]
 pub use cuda::nvrtc;
-pub use emit::emit;
+pub use emit::{emit, geometry};
 pub use error::EmitError;

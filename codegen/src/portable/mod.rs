@@ -39,6 +39,11 @@ pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
     Definition { kernel, geometry }
 }
 
+/// The launch geometry of `spec` on `target`.
+pub(crate) fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
+    Blueprint::new(spec, target).geometry(spec.phase)
+}
+
 /// Whether the rows can be evaluated by a kernel.
 pub(crate) fn rows_fit(spec: &KernelSpec) -> bool {
     match &spec.rows {

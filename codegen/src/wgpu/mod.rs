@@ -60,6 +60,8 @@ fn spirv(module: &naga::Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
         bounds_check_policies: naga::proc::BoundsCheckPolicies::default(),
         zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
         force_loop_bounding: false,
+        // Many devices lack it, and no entry point passes 16-bit values.
+        use_storage_input_output_16: false,
         ..Default::default()
     };
     let entry = spv::PipelineOptions {

@@ -1,0 +1,111 @@
+//! Same arguments, same bytes: in any order, on any thread, in any process.
+
+use butterfly_codegen::emit;
+use butterfly_ir::{
+    Atom, Bound, Dtype, KernelSpec, PartnerRule, Phase, RowProgram, Rows, Sm, SymbolicBand, Target,
+};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+const H100: Target = Target::Cuda(Sm {
+    version: 90,
+    arch_specific: true,
+});
+
+fn jobs() -> Vec<(KernelSpec, Target)> {
+    let program = RowProgram {
+        atoms: vec![
+            Atom::Local {
+                before: 1,
+                after: 0,
+            },
+            Atom::Partner {
+                rule: PartnerRule::Benes,
+                radix: 2,
+                offset: 0,
+                step: 1,
+            },
+        ],
+        bands: (0..2)
+            .map(|i| SymbolicBand {
+                lo: vec![Bound::Start(i)],
+                hi: vec![Bound::Stop(i)],
+                first: -500,
+                end: 1,
+            })
+            .collect(),
+    };
+    let mut jobs = Vec::new();
+    for target in [H100, Target::Vulkan, Target::Webgpu, Target::Metal] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            for phase in [Phase::Prefill, Phase::Decode] {
+                for rows in [Rows::ClosedForm(program.clone()), Rows::Table] {
+                    let spec = KernelSpec {
+                        phase,
+                        head_dim: 128,
+                        v_head_dim: 64,
+                        group: 4,
+                        dtype,
+                        block: 128,
+                        rows,
+                    };
+                    let bf16 = matches!(target, H100 | Target::Metal);
+                    if dtype != Dtype::Bf16 || bf16 {
+                        jobs.push((spec, target));
+                    }
+                }
+            }
+        }
+    }
+    jobs
+}
+
+/// One number for each job, from all its files.
+fn digests(jobs: &[(KernelSpec, Target)]) -> Vec<u64> {
+    let digest = |(spec, target): &(KernelSpec, Target)| {
+        let mut hasher = DefaultHasher::new();
+        let kernel = emit(spec, *target).expect("emits");
+        kernel.files.hash(&mut hasher);
+        hasher.finish()
+    };
+    jobs.iter().map(digest).collect()
+}
+
+#[test]
+fn order_threads_and_processes_do_not_matter() {
+    let jobs = jobs();
+    let wanted = digests(&jobs);
+
+    let mut backwards = jobs.clone();
+    backwards.reverse();
+    let mut found = digests(&backwards);
+    found.reverse();
+    assert_eq!(found, wanted, "in the other order");
+
+    let found: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| digests(&jobs))).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().expect("joins"))
+            .collect()
+    });
+    for thread in found {
+        assert_eq!(thread, wanted, "on a thread");
+    }
+
+    let program = std::env::current_exe().expect("a path");
+    let output = std::process::Command::new(program)
+        .args(["--exact", "print_digests", "--ignored", "--nocapture"])
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains(&format!("{wanted:?}")),
+        "in a process: {text}"
+    );
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn print_digests() {
+    println!("{:?}", digests(&jobs()));
+}

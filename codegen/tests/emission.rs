@@ -1,0 +1,103 @@
+//! What is refused, and what the texts and binaries hold.
+
+use butterfly_codegen::{EmitError, emit, nvrtc};
+use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Target};
+
+fn cuda(version: u32, arch_specific: bool) -> Target {
+    Target::Cuda(Sm {
+        version,
+        arch_specific,
+    })
+}
+
+fn spec(phase: Phase, dtype: Dtype, head_dim: u32) -> KernelSpec {
+    KernelSpec {
+        phase,
+        head_dim,
+        v_head_dim: head_dim,
+        group: 4,
+        dtype,
+        block: 128,
+        rows: Rows::Table,
+    }
+}
+
+#[test]
+fn what_a_target_lacks_is_refused_with_advice() {
+    let bf16 = spec(Phase::Prefill, Dtype::Bf16, 64);
+    for target in [Target::Vulkan, Target::Webgpu] {
+        let error = emit(&bf16, target).expect_err("no bf16");
+        assert!(matches!(error, EmitError::Unsupported { .. }));
+        assert!(error.to_string().contains("use f16 or f32"), "{error}");
+    }
+    let error = emit(&bf16, Target::Cpu).expect_err("not emitted");
+    assert!(matches!(error, EmitError::NotHere(Target::Cpu)));
+}
+
+#[test]
+fn limits_carry_what_was_given() {
+    for head_dim in [0, 12, 584] {
+        let error = emit(&spec(Phase::Decode, Dtype::F32, head_dim), Target::Metal);
+        let error = error.expect_err("a limit").to_string();
+        assert!(error.contains(&head_dim.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn shared_memory_fits_every_target() {
+    for (target, limit) in [
+        (cuda(80, false), 48 << 10),
+        (Target::Vulkan, 32 << 10),
+        (Target::Metal, 32 << 10),
+        (Target::Webgpu, 16 << 10),
+    ] {
+        for phase in [Phase::Prefill, Phase::Decode] {
+            for head_dim in (8..=576).step_by(8) {
+                for (group, block) in [(1, 128), (5, 16), (64, 64)] {
+                    let mut spec = spec(phase, Dtype::F32, head_dim);
+                    (spec.group, spec.block) = (group, block);
+                    let geometry = butterfly_codegen::geometry(&spec, target);
+                    let threads: u32 = geometry.threads.iter().product();
+                    assert!(geometry.shared_bytes <= limit, "{spec:?}: {geometry:?}");
+                    assert!((32..=256).contains(&threads), "{spec:?}: {geometry:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_text_has_a_buffer_of_lengths() {
+    for target in [cuda(90, true), Target::Webgpu, Target::Metal] {
+        let kernel = emit(&spec(Phase::Prefill, Dtype::F32, 64), target).expect("emits");
+        let text = String::from_utf8_lossy(&kernel.files[0].1);
+        assert!(!text.contains("info"), "{target}: {text}");
+    }
+}
+
+/// Skips without NVRTC, after saying what was looked at.
+#[test]
+fn nvrtc_compiles_without_spills() {
+    let search = nvrtc::find();
+    if search.nvrtc.is_none() {
+        eprintln!("skipped: {:?}", search.looked);
+        return;
+    }
+    for target in [cuda(80, false), cuda(90, true)] {
+        for phase in [Phase::Prefill, Phase::Decode] {
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                for head_dim in [64, 128, 256, 576] {
+                    let kernel = emit(&spec(phase, dtype, head_dim), target).expect("compiles");
+                    let names: Vec<&str> = kernel.files.iter().map(|f| f.0.as_str()).collect();
+                    assert_eq!(names, ["cu", "ptx", "cubin"]);
+                    let ptx = String::from_utf8_lossy(&kernel.files[1].1);
+                    assert!(
+                        !ptx.contains(".local"),
+                        "{target} {phase:?} {dtype:?} {head_dim}"
+                    );
+                    assert!(kernel.files[2].1.starts_with(b"\x7fELF"));
+                }
+            }
+        }
+    }
+}
