@@ -12,6 +12,7 @@
 
 pub mod band;
 pub mod kernel;
+pub mod manifest;
 pub mod pattern;
 pub mod row_program;
 pub mod rows;

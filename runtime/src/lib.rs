@@ -1,1 +1,3 @@
 //! Artifacts on disk, devices, and launching.
+
+pub mod artifacts;

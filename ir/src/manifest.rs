@@ -1,0 +1,151 @@
+//! What an artifact folder says of itself: `manifest.json`.
+//!
+//! The file's last member, `digest`, is the BLAKE3 of the file as it would be with an
+//! empty digest, so that any changed byte is noticed.
+
+use crate::{Geometry, KernelSpec, Sparsity, Target};
+use serde::{Deserialize, Serialize};
+
+/// The schema that this version writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// The content of `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format.
+    pub schema: u32,
+    /// Version of the compiler.
+    pub compiler: String,
+    /// The pattern as text.
+    pub pattern: String,
+    /// The pattern as data.
+    pub sparsity: Sparsity,
+    /// The model config it was compiled for.
+    pub config: ConfigRef,
+    /// Which layers are replaced, and the index that picks each one's stage.
+    pub layers: Vec<SwappedLayer>,
+    /// All kernels, sorted by target, then key.
+    pub kernels: Vec<KernelEntry>,
+    /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
+    pub digest: String,
+}
+
+/// A model config by name and content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigRef {
+    /// File name without folders.
+    pub file: String,
+    /// `model_type` of the text model.
+    pub model_type: String,
+    /// BLAKE3 of the file.
+    pub blake3: String,
+}
+
+/// A layer whose attention is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwappedLayer {
+    /// Index in the model.
+    pub layer: u32,
+    /// Picks the stage, modulo the number of stages.
+    pub index: u32,
+}
+
+/// One kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelEntry {
+    /// Content key: equal keys mean interchangeable kernels.
+    pub key: String,
+    /// Where it runs.
+    pub target: Target,
+    /// What it was made for.
+    pub spec: KernelSpec,
+    /// Name of the entry point.
+    pub entry: String,
+    /// Tile sizes and threads.
+    pub geometry: Geometry,
+    /// Workgroups along x, y, z as formulas of the run-time scalars.
+    pub grid: [String; 3],
+    /// Buffers in binding order.
+    pub arguments: Vec<Argument>,
+    /// Registers of a thread, where it was compiled.
+    pub registers: Option<u32>,
+    /// Bytes of local memory a thread spills to, where it was compiled.
+    pub spills: Option<u32>,
+    /// Its files; the last is the one that is launched.
+    pub files: Vec<FileEntry>,
+}
+
+/// One buffer of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argument {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: String,
+    /// Dimensions, outermost first.
+    pub shape: String,
+    /// Whether the kernel writes it.
+    pub output: bool,
+}
+
+/// One file of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Path below the artifact folder, with `/`.
+    pub path: String,
+    /// Length.
+    pub bytes: u64,
+    /// BLAKE3 of the content.
+    pub blake3: String,
+}
+
+/// The grid of `spec` as text: what [`Geometry::grid`] computes.
+pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
+    let (block, group) = (spec.block, spec.group);
+    match spec.phase {
+        crate::Phase::Prefill => [
+            format!(
+                "(ceil((q_offset + q_len) / {block}) - floor(q_offset / {block})) * {}",
+                block.div_ceil(geometry.q_tile)
+            ),
+            format!("kv_heads * {group}"),
+            "batch".into(),
+        ],
+        crate::Phase::Decode => ["q_len".into(), "kv_heads".into(), "batch".into()],
+    }
+}
+
+/// The buffers of `spec` in binding order.
+pub fn arguments(spec: &KernelSpec) -> Vec<Argument> {
+    let argument = |name: &str, dtype: &str, shape: &str, output| Argument {
+        name: name.into(),
+        dtype: dtype.into(),
+        shape: shape.into(),
+        output,
+    };
+    let dtype = spec.dtype.name();
+    let mut arguments = vec![
+        argument("q", dtype, "batch, q_heads, q_len, head_dim", false),
+        argument("k", dtype, "batch, kv_heads, kv_len, head_dim", false),
+        argument("v", dtype, "batch, kv_heads, kv_len, v_head_dim", false),
+        argument("scalars", "u32", "19", false),
+    ];
+    if spec.rows == crate::Rows::Table {
+        arguments.push(argument("offsets", "u32", "rows + 1", false));
+        arguments.push(argument("bands", "i32", "bands, 4", false));
+    }
+    arguments.push(argument(
+        "o",
+        dtype,
+        "batch, q_heads, q_len, v_head_dim",
+        true,
+    ));
+    arguments.push(argument("lse", "f32", "batch, q_heads, q_len", true));
+    arguments
+}

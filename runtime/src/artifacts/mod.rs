@@ -1,0 +1,89 @@
+//! Artifact folders: `manifest.json` and `kernels/`.
+//!
+//! In:  a manifest and its files, or a folder. Out: a folder that appears whole or not
+//! at all, or an [`Artifacts`] of which every byte was checked.
+
+mod open;
+mod write;
+
+pub use open::Artifacts;
+pub use write::write;
+
+use butterfly_ir::Target;
+use std::io;
+use std::path::PathBuf;
+
+/// Name of the manifest in an artifact folder.
+pub const MANIFEST: &str = "manifest.json";
+
+/// Why artifacts could not be written, read or used.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The system refused an operation.
+    #[error("{}: cannot {what}: {error}{}", path.display(), way_out(error))]
+    Io {
+        /// What was to be done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Somebody else writes to the same folder.
+    #[error("{}: another butterfly is writing there; wait for it, or choose another folder", .0.display())]
+    Busy(PathBuf),
+    /// The output folder holds something else.
+    #[error("{}: is not an artifact folder and not empty; choose another folder, or empty this one", .0.display())]
+    Foreign(PathBuf),
+    /// The folder was made for another version.
+    #[error("{}: made by schema {found}, this version reads {expected}; compile again with `butterfly compile`", path.display())]
+    Schema {
+        /// The manifest.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+        /// What is read.
+        expected: u32,
+    },
+    /// The manifest is not what was written.
+    #[error("{}: {what}; compile again with `butterfly compile`", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// No kernel fits.
+    #[error("no {target} kernel for {wanted} in {}; make it with: butterfly compile CONFIG --pattern '{pattern}' --target {target} --dtype {dtype} -o {}", dir.display(), dir.display())]
+    Missing {
+        /// The artifact folder.
+        dir: PathBuf,
+        /// The target.
+        target: Target,
+        /// What was asked for.
+        wanted: String,
+        /// The folder's pattern.
+        pattern: String,
+        /// The element type that was asked for.
+        dtype: &'static str,
+    },
+}
+
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; choose a folder that you may write to"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            "; free space, or choose another folder"
+        }
+        io::ErrorKind::NotADirectory => "; a part of the path is a file",
+        _ => "",
+    }
+}
+
+/// Names the operation and the file of a failed system call.
+fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> ArtifactError {
+    let path = path.into();
+    move |error| ArtifactError::Io { what, path, error }
+}

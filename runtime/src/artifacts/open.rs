@@ -1,0 +1,187 @@
+//! Folder → checked artifacts.
+
+use super::{ArtifactError, MANIFEST, failed};
+use butterfly_ir::manifest::{KernelEntry, Manifest, SCHEMA};
+use butterfly_ir::{KernelSpec, Target};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Largest manifest and kernel that is read, in bytes.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// An artifact folder of which every byte was checked when it was opened.
+#[derive(Clone, Debug)]
+pub struct Artifacts {
+    dir: PathBuf,
+    /// What the folder holds.
+    pub manifest: Manifest,
+}
+
+impl Artifacts {
+    /// Opens a folder: checks the schema, the manifest's digest, and each file's length
+    /// and digest.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Schema`], [`ArtifactError::Malformed`], or [`ArtifactError::Io`].
+    pub fn open(dir: &Path) -> Result<Self, ArtifactError> {
+        let path = dir.join(MANIFEST);
+        let text = String::from_utf8(read(&path)?).map_err(|_| malformed(&path, "is not UTF-8"))?;
+        let manifest = parse(&path, &text)?;
+        let artifacts = Self {
+            dir: dir.to_path_buf(),
+            manifest,
+        };
+        for file in artifacts
+            .manifest
+            .kernels
+            .iter()
+            .flat_map(|kernel| &kernel.files)
+        {
+            let name = file.path.strip_prefix("kernels/").unwrap_or_default();
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-' || c == '_';
+            if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+                return Err(malformed(
+                    &path,
+                    &format!("names the file `{}` outside kernels/", file.path),
+                ));
+            }
+            artifacts.read_checked(&file.path, file.bytes, &file.blake3)?;
+        }
+        Ok(artifacts)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The kernel for `spec` on `target`.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Missing`], which names the command that makes it.
+    pub fn select(&self, spec: &KernelSpec, target: Target) -> Result<&KernelEntry, ArtifactError> {
+        let fits = |kernel: &&KernelEntry| kernel.target == target && kernel.spec == *spec;
+        self.manifest
+            .kernels
+            .iter()
+            .find(fits)
+            .ok_or_else(|| ArtifactError::Missing {
+                dir: self.dir.clone(),
+                target,
+                wanted: format!(
+                    "{} of head size {}/{}, group {}, {}, block {}",
+                    spec.phase.name(),
+                    spec.head_dim,
+                    spec.v_head_dim,
+                    spec.group,
+                    spec.dtype.name(),
+                    spec.block
+                ),
+                pattern: self.manifest.pattern.replace('\n', " "),
+                dtype: spec.dtype.name(),
+            })
+    }
+
+    /// The form of a kernel that is launched, read again and checked again.
+    ///
+    /// # Errors
+    /// As [`Artifacts::open`].
+    pub fn image(&self, kernel: &KernelEntry) -> Result<Vec<u8>, ArtifactError> {
+        let path = self.dir.join(MANIFEST);
+        let missing = || malformed(&path, &format!("kernel {} has no file", kernel.key));
+        let file = kernel.files.last().ok_or_else(missing)?;
+        self.read_checked(&file.path, file.bytes, &file.blake3)
+    }
+
+    fn read_checked(&self, path: &str, bytes: u64, digest: &str) -> Result<Vec<u8>, ArtifactError> {
+        let path = self.dir.join(path);
+        let content = read(&path)?;
+        if content.len() as u64 != bytes {
+            return Err(malformed(
+                &path,
+                &format!("has {} bytes, the manifest says {bytes}", content.len()),
+            ));
+        }
+        match blake3::hash(&content).to_hex().as_str() == digest {
+            true => Ok(content),
+            false => Err(malformed(
+                &path,
+                "does not have the digest that the manifest says: it was changed",
+            )),
+        }
+    }
+}
+
+fn malformed(path: &Path, what: &str) -> ArtifactError {
+    ArtifactError::Malformed {
+        path: path.to_path_buf(),
+        what: what.to_string(),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ArtifactError> {
+    let meta = fs::symlink_metadata(path).map_err(failed("read", path))?;
+    if !meta.is_file() {
+        return Err(malformed(path, "is not a plain file"));
+    }
+    if meta.len() > MOST_BYTES {
+        return Err(malformed(
+            path,
+            &format!(
+                "has {} bytes, more than the {MOST_BYTES} that are read",
+                meta.len()
+            ),
+        ));
+    }
+    fs::read(path).map_err(failed("read", path))
+}
+
+fn parse(path: &Path, text: &str) -> Result<Manifest, ArtifactError> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u64,
+    }
+    let json = |error: serde_json::Error| malformed(path, &format!("is no manifest ({error})"));
+    let Version { schema } = serde_json::from_str(text).map_err(json)?;
+    if schema != u64::from(SCHEMA) {
+        return Err(ArtifactError::Schema {
+            path: path.to_path_buf(),
+            found: schema,
+            expected: SCHEMA,
+        });
+    }
+    let manifest: Manifest = serde_json::from_str(text).map_err(json)?;
+    match seal(&unsealed(text, &manifest.digest)) == manifest.digest {
+        true => Ok(manifest),
+        false => Err(malformed(
+            path,
+            "does not have the digest it says: it was changed",
+        )),
+    }
+}
+
+/// The text of a manifest with its digest filled in.
+pub(super) fn sealed(manifest: &Manifest) -> Result<String, serde_json::Error> {
+    let empty = Manifest {
+        digest: String::new(),
+        ..manifest.clone()
+    };
+    let text = serde_json::to_string_pretty(&empty)? + "\n";
+    let whole = Manifest {
+        digest: seal(&text),
+        ..empty
+    };
+    Ok(serde_json::to_string_pretty(&whole)? + "\n")
+}
+
+fn seal(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+/// The text with its last member empty.
+fn unsealed(text: &str, digest: &str) -> String {
+    match text.rsplit_once(&format!("\"digest\": \"{digest}\"")) {
+        Some((before, after)) => format!("{before}\"digest\": \"\"{after}"),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,229 @@
+//! Manifest and files → folder, whole or not at all.
+//!
+//! Everything is written to a temporary folder beside the wanted one and renamed into
+//! place, under a lock. A writer that is killed leaves a temporary folder, which the
+//! next writer removes.
+
+use super::{ArtifactError, MANIFEST, failed};
+use butterfly_ir::manifest::Manifest;
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Writes an artifact folder; one that is there is replaced in one step.
+///
+/// `files` are paths below `dir` and contents. The manifest's digest is filled in.
+///
+/// # Errors
+/// [`ArtifactError::Busy`] beside a second writer, [`ArtifactError::Foreign`] where `dir`
+/// holds something else, [`ArtifactError::Io`] for all else; `dir` is then as it was.
+pub fn write(
+    dir: &Path,
+    manifest: &Manifest,
+    files: &[(String, Vec<u8>)],
+) -> Result<(), ArtifactError> {
+    let place = Place::of(dir)?;
+    fs::create_dir_all(&place.parent).map_err(failed("create the folder", &place.parent))?;
+    let _lock = Lock::take(&place, dir)?;
+    place.remove_leftovers()?;
+    let exists = check_replaceable(dir)?;
+
+    let prefix = place.sibling("tmp-");
+    let temporary = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(&place.parent)
+        .map_err(failed("create a temporary folder in", &place.parent))?;
+    fill(temporary.path(), dir, manifest, files)?;
+    swap(temporary.path(), dir, exists)?;
+    // After an exchange this removes the old artifacts; after a rename there is nothing left.
+    match temporary.close() {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("remove the replaced artifacts of", dir)(error)),
+    }
+}
+
+/// Where a folder lies.
+struct Place {
+    parent: PathBuf,
+    name: OsString,
+}
+
+impl Place {
+    fn of(dir: &Path) -> Result<Self, ArtifactError> {
+        let name = dir.file_name().ok_or_else(|| ArtifactError::Malformed {
+            path: dir.to_path_buf(),
+            what: "is no folder name to write artifacts to".into(),
+        })?;
+        let parent = dir
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        Ok(Self {
+            parent: parent.to_path_buf(),
+            name: name.to_os_string(),
+        })
+    }
+
+    /// A hidden name beside the folder.
+    fn sibling(&self, suffix: &str) -> OsString {
+        let mut name = OsString::from(".");
+        name.push(&self.name);
+        name.push(".");
+        name.push(suffix);
+        name
+    }
+
+    /// Removes the temporary folders of writers that were killed; the caller holds the lock.
+    fn remove_leftovers(&self) -> Result<(), ArtifactError> {
+        let prefix = self.sibling("tmp-");
+        let entries = fs::read_dir(&self.parent).map_err(failed("list", &self.parent))?;
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &self.parent))?;
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(prefix.as_encoded_bytes())
+            {
+                fs::remove_dir_all(entry.path())
+                    .map_err(failed("remove the leftover", entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A lock file beside the folder, removed when done.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(place: &Place, dir: &Path) -> Result<Self, ArtifactError> {
+        let path = place.parent.join(place.sibling("lock"));
+        loop {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .map_err(failed("create the lock", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(ArtifactError::Busy(dir.to_path_buf()));
+                }
+                Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
+            }
+            // The writer before us may have removed the file between our open and lock.
+            if is_same(&file, &path) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(unix)]
+fn is_same(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_same(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// Whether `dir` is there; it may be replaced when it is empty or holds a manifest.
+fn check_replaceable(dir: &Path) -> Result<bool, ArtifactError> {
+    match fs::symlink_metadata(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("look at", dir)(error)),
+        Ok(meta) if !meta.is_dir() => return Err(ArtifactError::Foreign(dir.to_path_buf())),
+        Ok(_) => {}
+    }
+    let is_empty = fs::read_dir(dir)
+        .map_err(failed("list", dir))?
+        .next()
+        .is_none();
+    match is_empty || dir.join(MANIFEST).is_file() {
+        true => Ok(true),
+        false => Err(ArtifactError::Foreign(dir.to_path_buf())),
+    }
+}
+
+fn fill(
+    temporary: &Path,
+    dir: &Path,
+    manifest: &Manifest,
+    files: &[(String, Vec<u8>)],
+) -> Result<(), ArtifactError> {
+    let kernels = temporary.join("kernels");
+    fs::create_dir(&kernels).map_err(failed("create", dir.join("kernels")))?;
+    for (path, bytes) in files {
+        write_synced(&temporary.join(path), bytes).map_err(failed("write", dir.join(path)))?;
+    }
+    let text = super::open::sealed(manifest).map_err(|error| ArtifactError::Malformed {
+        path: dir.join(MANIFEST),
+        what: error.to_string(),
+    })?;
+    write_synced(&temporary.join(MANIFEST), text.as_bytes())
+        .map_err(failed("write", dir.join(MANIFEST)))?;
+    for folder in [&kernels, temporary] {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", dir))?;
+    }
+    // Temporary folders are private; artifacts are as readable as any new folder.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(&kernels)
+            .map_err(failed("look at", &kernels))?
+            .permissions()
+            .mode();
+        fs::set_permissions(temporary, fs::Permissions::from_mode(mode))
+            .map_err(failed("open up", dir))?;
+    }
+    Ok(())
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Puts `temporary` in the place of `dir`.
+fn swap(temporary: &Path, dir: &Path, exists: bool) -> Result<(), ArtifactError> {
+    #[cfg(target_os = "linux")]
+    if exists {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, temporary, CWD, dir, RenameFlags::EXCHANGE) {
+            Ok(()) => return Ok(()),
+            // Some file systems cannot exchange.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            Err(error) => return Err(failed("replace", dir)(error.into())),
+        }
+    }
+    if exists {
+        // Inside the temporary folder's name space, so that a crash here leaves a leftover
+        // that the next writer removes.
+        let aside = temporary.with_extension("old");
+        fs::rename(dir, &aside).map_err(failed("move aside", dir))?;
+        fs::rename(temporary, dir).map_err(failed("move into place", dir))?;
+        return fs::remove_dir_all(&aside).map_err(failed("remove", aside));
+    }
+    fs::rename(temporary, dir).map_err(failed("move into place", dir))
+}

@@ -1,0 +1,357 @@
+//! Artifact folders: what is written is read, and nothing else is.
+
+use butterfly_ir::manifest::{
+    self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA, SwappedLayer,
+};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build};
+use butterfly_runtime::artifacts::{ArtifactError, Artifacts, write};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+fn spec() -> KernelSpec {
+    KernelSpec {
+        phase: Phase::Prefill,
+        head_dim: 64,
+        v_head_dim: 64,
+        group: 4,
+        dtype: Dtype::F32,
+        block: 128,
+        rows: Rows::ClosedForm(RowProgram::default()),
+    }
+}
+
+/// A folder's content with one kernel of `size` bytes.
+fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
+    let bytes = vec![7u8; size];
+    let path = "kernels/0123.wgsl".to_string();
+    let geometry = Geometry {
+        threads: [64, 1, 1],
+        q_tile: 64,
+        k_tile: 32,
+        shared_bytes: 0,
+    };
+    let entry = KernelEntry {
+        key: "0123".into(),
+        target: Target::Webgpu,
+        spec: spec(),
+        entry: "attend".into(),
+        geometry,
+        grid: manifest::grid_formulas(&spec(), &geometry),
+        arguments: manifest::arguments(&spec()),
+        registers: None,
+        spills: None,
+        files: vec![FileEntry {
+            path: path.clone(),
+            bytes: size as u64,
+            blake3: blake3::hash(&bytes).to_hex().to_string(),
+        }],
+    };
+    let sparsity = Sparsity::from(build::causal() & build::local(1));
+    let manifest = Manifest {
+        schema: SCHEMA,
+        compiler: "0.1.0".into(),
+        pattern: sparsity.to_string(),
+        sparsity,
+        config: ConfigRef {
+            file: "config.json".into(),
+            model_type: "llama".into(),
+            blake3: String::new(),
+        },
+        layers: vec![SwappedLayer { layer: 3, index: 0 }],
+        kernels: vec![entry],
+        digest: String::new(),
+    };
+    (manifest, vec![(path, bytes)])
+}
+
+fn write_content(dir: &Path, size: usize) -> Result<(), ArtifactError> {
+    let (manifest, files) = content(size);
+    write(dir, &manifest, &files)
+}
+
+/// Names in a folder, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("folder");
+    let mut names: Vec<_> = entries
+        .map(|e| e.expect("entry").file_name().into_string().expect("utf-8"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_is_written_is_read_and_replaced() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("a/b/artifacts");
+    for size in [100, 200] {
+        write_content(&dir, size).expect("written");
+        let artifacts = Artifacts::open(&dir).expect("opened");
+        let kernel = artifacts.select(&spec(), Target::Webgpu).expect("kernel");
+        assert_eq!(artifacts.image(kernel).expect("image"), vec![7u8; size]);
+    }
+    assert_eq!(names(&root.path().join("a/b")), ["artifacts"]);
+    let again = root.path().join("again");
+    write_content(&again, 200).expect("written");
+    let text = |dir: &Path| fs::read_to_string(dir.join("manifest.json")).expect("manifest");
+    assert_eq!(text(&dir), text(&again));
+}
+
+#[test]
+fn a_missing_kernel_names_the_command_that_makes_it() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    write_content(&dir, 1).expect("written");
+    let artifacts = Artifacts::open(&dir).expect("opened");
+    let other = KernelSpec {
+        head_dim: 80,
+        ..spec()
+    };
+    for (spec, target) in [(other, Target::Webgpu), (spec(), Target::Vulkan)] {
+        let message = artifacts
+            .select(&spec, target)
+            .expect_err("missing")
+            .to_string();
+        assert!(
+            message.contains("butterfly compile")
+                && message.contains(&format!("--target {target}")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    write_content(&dir, 64).expect("written");
+    for name in ["manifest.json", "kernels/0123.wgsl"] {
+        let path = dir.join(name);
+        let whole = fs::read(&path).expect("file");
+        for i in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[i] ^= 1;
+            fs::write(&path, &changed).expect("changed");
+            let error = Artifacts::open(&dir).expect_err("a changed byte must be noticed");
+            assert!(error.to_string().contains("artifacts"), "{error}");
+        }
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).expect("truncated");
+            Artifacts::open(&dir).expect_err("a truncated file must be noticed");
+        }
+        fs::remove_file(&path).expect("removed");
+        Artifacts::open(&dir).expect_err("a missing file must be noticed");
+        fs::write(&path, &whole).expect("restored");
+    }
+    Artifacts::open(&dir).expect("restored");
+}
+
+#[test]
+fn another_schema_and_foreign_paths_are_refused() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    let (manifest, files) = content(8);
+    write(
+        &dir,
+        &Manifest {
+            schema: 9,
+            ..manifest.clone()
+        },
+        &files,
+    )
+    .expect("written");
+    let error = Artifacts::open(&dir).expect_err("schema");
+    assert!(
+        matches!(error, ArtifactError::Schema { found: 9, .. }),
+        "{error}"
+    );
+    for path in [
+        "../manifest.json",
+        "/etc/passwd",
+        "kernels/../manifest.json",
+        "kernels/",
+        "kernels/.x",
+    ] {
+        let mut manifest = manifest.clone();
+        manifest.kernels[0].files[0].path = path.into();
+        write(&dir, &manifest, &files).expect("written");
+        let error = Artifacts::open(&dir).expect_err("path");
+        assert!(error.to_string().contains("outside kernels/"), "{error}");
+    }
+}
+
+#[test]
+fn other_folders_and_files_are_left_alone() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("mine");
+    fs::create_dir(&dir).expect("folder");
+    write_content(&dir, 1).expect("an empty folder may be used");
+    fs::remove_file(dir.join("manifest.json")).expect("removed");
+    assert!(matches!(
+        write_content(&dir, 1),
+        Err(ArtifactError::Foreign(_))
+    ));
+    let file = root.path().join("file");
+    fs::write(&file, "x").expect("file");
+    assert!(matches!(
+        write_content(&file, 1),
+        Err(ArtifactError::Foreign(_))
+    ));
+    let below = write_content(&file.join("deeper"), 1).expect_err("below a file");
+    assert!(
+        below.to_string().contains("a part of the path is a file")
+            || below.to_string().contains("exists"),
+        "{below}"
+    );
+    assert_eq!(names(root.path()), ["file", "mine"]);
+}
+
+#[test]
+fn an_unwritable_folder_is_refused() {
+    // Not even root may create folders there.
+    let error = write_content(Path::new("/proc/butterfly/artifacts"), 1).expect_err("unwritable");
+    assert!(
+        error
+            .to_string()
+            .starts_with("/proc/butterfly: cannot create the folder"),
+        "{error}"
+    );
+}
+
+/// Runs this test binary again as another process that writes `size` bytes to `dir`.
+fn writer(dir: &Path, size: usize) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args(["--exact", "write_when_asked", "--nocapture"]);
+    command
+        .env("BUTTERFLY_TEST_DIR", dir)
+        .env("BUTTERFLY_TEST_SIZE", size.to_string());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Not a test of its own: the body of the processes that the tests below start.
+#[test]
+fn write_when_asked() {
+    let (Ok(dir), Ok(size)) = (
+        std::env::var("BUTTERFLY_TEST_DIR"),
+        std::env::var("BUTTERFLY_TEST_SIZE"),
+    ) else {
+        return;
+    };
+    match write_content(Path::new(&dir), size.parse().expect("size")) {
+        Ok(()) => println!("written"),
+        Err(error) => println!("refused: {error}"),
+    }
+}
+
+#[test]
+fn a_killed_writer_leaves_the_old_artifacts_and_no_litter() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    write_content(&dir, 10).expect("written");
+    let mut interrupted = 0;
+    for attempt in 0..40 {
+        let mut child = writer(&dir, 96 << 20).spawn().expect("started");
+        let started = std::time::Instant::now();
+        let began = || names(root.path()).iter().any(|name| name.contains(".tmp-"));
+        while !began()
+            && started.elapsed().as_secs() < 20
+            && child.try_wait().expect("state").is_none()
+        {}
+        std::thread::sleep(std::time::Duration::from_millis(attempt % 5));
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        interrupted += usize::from(began());
+        let artifacts = Artifacts::open(&dir).expect("whole after a kill");
+        let bytes = artifacts.manifest.kernels[0].files[0].bytes;
+        assert!(bytes == 10 || bytes == 96 << 20, "{bytes}");
+        if interrupted >= 3 {
+            break;
+        }
+    }
+    assert!(interrupted >= 3, "no writer was interrupted in the middle");
+    write_content(&dir, 20).expect("the next writer is not locked out");
+    assert_eq!(names(root.path()), ["artifacts"]);
+}
+
+#[test]
+fn of_two_writers_one_is_told_to_wait() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    let mut child = writer(&dir, 96 << 20).spawn().expect("started");
+    while !names(root.path()).iter().any(|name| name.contains(".tmp-")) {
+        assert!(
+            child.try_wait().expect("state").is_none(),
+            "the writer ended too early"
+        );
+    }
+    let error = write_content(&dir, 10).expect_err("busy");
+    assert!(
+        matches!(&error, ArtifactError::Busy(path) if *path == dir),
+        "{error}"
+    );
+    let output = child.wait_with_output().expect("ended");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("written"));
+    assert_eq!(
+        Artifacts::open(&dir).expect("whole").manifest.kernels[0].files[0].bytes,
+        96 << 20
+    );
+    write_content(&dir, 10).expect("free again");
+    assert_eq!(names(root.path()), ["artifacts"]);
+}
+
+/// A file system of one megabyte: mounted in a private name space where that is allowed,
+/// else a limit on the size of a file stands in for it.
+#[test]
+fn a_full_disk_leaves_the_old_artifacts() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    write_content(&dir, 10).expect("written");
+    let binary = std::env::current_exe().expect("this binary");
+    let run = format!(
+        "exec '{}' --exact write_when_asked --nocapture",
+        binary.display()
+    );
+    let mount = format!(
+        "mount -t tmpfs -o size=1m tmpfs '{0}' && mkdir '{0}/keep' && {{ ({1}); ls -A '{0}'; }}",
+        root.path().display(),
+        run
+    );
+    let limit = format!("trap '' XFSZ; ulimit -f 1024; {run}");
+    let shell = |script: &str, unshare: bool| {
+        let mut command = if unshare {
+            Command::new("unshare")
+        } else {
+            Command::new("sh")
+        };
+        if unshare {
+            command.args(["--mount", "--map-root-user", "sh"]);
+        }
+        let run = command.args(["-c", script]);
+        run.env("BUTTERFLY_TEST_DIR", &dir)
+            .env("BUTTERFLY_TEST_SIZE", (8 << 20).to_string())
+            .output()
+    };
+    let tmpfs = shell(&mount, true)
+        .ok()
+        .filter(|output| output.status.success());
+    let (way, output) = match tmpfs {
+        Some(output) => ("tmpfs", output),
+        None => ("file size limit", shell(&limit, false).expect("sh")),
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("full disk by {way}: {said}");
+    assert!(
+        said.contains("refused") && said.contains("free space, or choose another folder"),
+        "{way}: {said}"
+    );
+    if way == "tmpfs" {
+        let left: Vec<_> = said.lines().rev().take(1).collect();
+        assert_eq!(left, ["keep"], "{said}");
+    }
+    assert_eq!(
+        Artifacts::open(&dir).expect("whole").manifest.kernels[0].files[0].bytes,
+        10
+    );
+    assert_eq!(names(root.path()), ["artifacts"]);
+}
