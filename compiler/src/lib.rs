@@ -1,6 +1,7 @@
 //! Passes from pattern, shape and model graph to plans.
 
 pub mod classify;
+pub mod config;
 pub mod cost;
 pub mod key;
 pub mod lengths;

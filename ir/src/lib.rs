@@ -13,6 +13,7 @@
 pub mod band;
 pub mod kernel;
 pub mod manifest;
+pub mod model;
 pub mod pattern;
 pub mod row_program;
 pub mod rows;

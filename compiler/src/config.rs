@@ -1,0 +1,397 @@
+//! Hugging Face `config.json` → [`ModelConfig`], and which of its layers a pattern replaces.
+//!
+//! In:  the text of a config, as transformers writes it now or wrote it before 5.0
+//! (`torch_dtype`, `rope_theta`, `rope_scaling`), at the top or under `text_config`.
+//! Out: a [`ModelConfig`] that upholds its invariants and whose kernel shapes have head
+//! sizes that are multiples of 8, at most 576.
+//!
+//! A field that is absent means what it means to transformers; `dtype`, which has no
+//! default there, means float32. Fields that do not concern attention are not read.
+
+mod error;
+mod fields;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+pub use error::ConfigError;
+
+use butterfly_ir::manifest::SwappedLayer;
+use butterfly_ir::model::{AttentionShape, Family, LayerKind, ModelConfig};
+use butterfly_ir::{Dtype, Sparsity, StageBy};
+use fields::{Fields, quote};
+use serde_json::Value;
+
+/// Every `model_type` that is read.
+const MODEL_TYPES: &str =
+    "gpt2, llama, qwen3, qwen3_5, qwen3_5_text, qwen3_5_moe, qwen3_5_moe_text or glm4_moe_lite";
+const DTYPES: &str = "float32, float16 or bfloat16";
+const MAX_LAYERS: u32 = 4096;
+const MAX_HEAD_DIM: u64 = 576;
+
+/// Reads a config; `file` is its name in messages.
+///
+/// # Errors
+/// [`ConfigError`] for the first field that is missing, wrong or not supported.
+pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
+    let value: Value = serde_json::from_str(json).map_err(|error| syntax(file, &error))?;
+    let Value::Object(object) = &value else {
+        return Err(ConfigError::NotAnObject {
+            file: file.to_string(),
+            given: quote(&value),
+        });
+    };
+    let top = Fields::new(file, "", object);
+    let config = match top.object("text_config")? {
+        Some(inner) => Fields::new(file, "text_config.", inner),
+        None => top,
+    };
+    let family = family(&config, &top)?;
+    let dtype = dtype(&config, &top)?;
+    match family {
+        Family::Gpt2 => gpt2(&config, dtype),
+        Family::Llama
+        | Family::Qwen3
+        | Family::Qwen35
+        | Family::Qwen35Moe
+        | Family::Glm4MoeLite => rotary(&config, family, dtype),
+    }
+}
+
+/// The layers whose attention `sparsity` replaces, first to last, each with the index
+/// that picks its stage: all full-attention layers, or those that the pattern names.
+///
+/// # Errors
+/// [`ConfigError::NoSuchLayer`] and [`ConfigError::LinearLayer`] for a layer that cannot
+/// be replaced.
+pub fn swapped(
+    config: &ModelConfig,
+    sparsity: &Sparsity,
+) -> Result<Vec<SwappedLayer>, ConfigError> {
+    let full = (0u32..)
+        .zip(&config.layers)
+        .filter(|(_, kind)| **kind == LayerKind::FullAttention)
+        .map(|(layer, _)| layer);
+    let layers: Vec<u32> = match &sparsity.swapped_layers {
+        None => full.collect(),
+        Some(named) => {
+            for &layer in named {
+                match config.layers.get(layer as usize) {
+                    Some(LayerKind::FullAttention) => {}
+                    Some(LayerKind::LinearAttention) => {
+                        let full: Vec<String> = full.map(|layer| layer.to_string()).collect();
+                        return Err(ConfigError::LinearLayer {
+                            layer,
+                            full: full.join(", "),
+                        });
+                    }
+                    None => {
+                        return Err(ConfigError::NoSuchLayer {
+                            layer,
+                            layers: config.layers.len(),
+                        });
+                    }
+                }
+            }
+            let mut layers = named.clone();
+            layers.sort_unstable();
+            layers.dedup();
+            layers
+        }
+    };
+    let index = |position, layer| match sparsity.stage_by {
+        StageBy::SwappedIndex => position,
+        StageBy::LayerIndex => layer,
+    };
+    Ok((0u32..)
+        .zip(layers)
+        .map(|(position, layer)| SwappedLayer {
+            layer,
+            index: index(position, layer),
+        })
+        .collect())
+}
+
+fn syntax(file: &str, error: &serde_json::Error) -> ConfigError {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    let place = format!(" at line {line} column {column}");
+    ConfigError::Syntax {
+        file: file.to_string(),
+        line,
+        column,
+        message: text.strip_suffix(&place).unwrap_or(&text).to_string(),
+    }
+}
+
+fn family(config: &Fields<'_>, top: &Fields<'_>) -> Result<Family, ConfigError> {
+    let holder = match config.get("model_type") {
+        Some(_) => config,
+        None => top,
+    };
+    let expected = format!("one of {MODEL_TYPES}");
+    match holder.text("model_type", &expected)? {
+        None => Err(config.missing("model_type", &expected)),
+        Some("gpt2") => Ok(Family::Gpt2),
+        Some("llama") => Ok(Family::Llama),
+        Some("qwen3") => Ok(Family::Qwen3),
+        Some("qwen3_5" | "qwen3_5_text") => Ok(Family::Qwen35),
+        Some("qwen3_5_moe" | "qwen3_5_moe_text") => Ok(Family::Qwen35Moe),
+        Some("glm4_moe_lite") => Ok(Family::Glm4MoeLite),
+        Some(other) => Err(holder.unsupported("model_type", &Value::from(other), &expected)),
+    }
+}
+
+/// `dtype` or `torch_dtype`, of the text model before that of the whole.
+fn dtype(config: &Fields<'_>, top: &Fields<'_>) -> Result<Dtype, ConfigError> {
+    for holder in [config, top] {
+        for name in ["dtype", "torch_dtype"] {
+            match holder.text(name, DTYPES)? {
+                None => {}
+                Some("float32") => return Ok(Dtype::F32),
+                Some("float16") => return Ok(Dtype::F16),
+                Some("bfloat16") => return Ok(Dtype::Bf16),
+                Some(other) => return Err(holder.bad(name, &Value::from(other), DTYPES)),
+            }
+        }
+    }
+    Ok(Dtype::F32)
+}
+
+fn gpt2(config: &Fields<'_>, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
+    for (name, usual) in [
+        ("scale_attn_weights", true),
+        ("scale_attn_by_inverse_layer_idx", false),
+    ] {
+        if config.flag(name, usual)? != usual {
+            return Err(config.unsupported(name, &Value::from(!usual), &usual.to_string()));
+        }
+    }
+    let heads = config.required_count("n_head")?;
+    let head_dim = derived_head_dim(config, "n_embd", "n_head", heads)?;
+    Ok(ModelConfig {
+        family: Family::Gpt2,
+        dtype,
+        layers: vec![LayerKind::FullAttention; layer_count(config, "n_layer")? as usize],
+        attention: AttentionShape::Gqa {
+            q_heads: heads,
+            kv_heads: heads,
+            head_dim: checked_head_dim(config, "n_embd / n_head", head_dim.into())?,
+        },
+        rope: None,
+        qk_norm: false,
+        norm_eps: config.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
+        output_gate: false,
+        bias: true,
+        max_positions: config.required_count("n_positions")?,
+    })
+}
+
+/// Every family with rotary position embedding.
+fn rotary(config: &Fields<'_>, family: Family, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
+    if config.flag("use_sliding_window", false)? {
+        return Err(config.unsupported(
+            "use_sliding_window",
+            &Value::from(true),
+            "false: a pattern can have a window instead",
+        ));
+    }
+    let layers = layers(config, family)?;
+    let attention = match family {
+        Family::Glm4MoeLite => mla(config)?,
+        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Qwen35Moe => {
+            gqa(config, family)?
+        }
+    };
+    let rotated = match attention {
+        AttentionShape::Gqa { head_dim, .. } => head_dim,
+        AttentionShape::Mla { rope_dim, .. } => rope_dim,
+    };
+    let qwen35 = matches!(family, Family::Qwen35 | Family::Qwen35Moe);
+    let default_eps = match family {
+        Family::Glm4MoeLite | Family::Gpt2 => 1e-5,
+        Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Qwen35Moe => 1e-6,
+    };
+    Ok(ModelConfig {
+        family,
+        dtype,
+        layers,
+        attention,
+        rope: Some(rope::read(config, family, rotated)?),
+        qk_norm: qwen35 || family == Family::Qwen3,
+        norm_eps: config.positive("rms_norm_eps")?.unwrap_or(default_eps),
+        output_gate: qwen35,
+        bias: config.flag("attention_bias", false)?,
+        max_positions: config.required_count("max_position_embeddings")?,
+    })
+}
+
+fn gqa(config: &Fields<'_>, family: Family) -> Result<AttentionShape, ConfigError> {
+    // What the config class of the family has where the field is absent altogether.
+    let (class_kv_heads, class_head_dim) = match family {
+        Family::Gpt2 | Family::Llama | Family::Glm4MoeLite => (None, None),
+        Family::Qwen3 => (Some(32), Some(128)),
+        Family::Qwen35 => (Some(4), Some(256)),
+        Family::Qwen35Moe => (Some(2), Some(256)),
+    };
+    let class = |name, default: Option<u32>| default.filter(|_| !config.has(name));
+    let q_heads = config.required_count("num_attention_heads")?;
+    let kv_heads = config
+        .count("num_key_value_heads")?
+        .or(class("num_key_value_heads", class_kv_heads))
+        .unwrap_or(q_heads);
+    if !q_heads.is_multiple_of(kv_heads) {
+        return Err(ConfigError::Heads {
+            file: config.file.to_string(),
+            field: config.path("num_attention_heads"),
+            q_heads,
+            kv_field: config.path("num_key_value_heads"),
+            kv_heads,
+        });
+    }
+    let given = config
+        .count("head_dim")?
+        .or(class("head_dim", class_head_dim));
+    let (formula, head_dim) = match given {
+        Some(head_dim) => ("head_dim", head_dim),
+        None => (
+            "hidden_size / num_attention_heads",
+            derived_head_dim(config, "hidden_size", "num_attention_heads", q_heads)?,
+        ),
+    };
+    Ok(AttentionShape::Gqa {
+        q_heads,
+        kv_heads,
+        head_dim: checked_head_dim(config, formula, head_dim.into())?,
+    })
+}
+
+fn mla(config: &Fields<'_>) -> Result<AttentionShape, ConfigError> {
+    let q_lora_rank = match config.has("q_lora_rank") {
+        true => config.count("q_lora_rank")?,
+        false => Some(768),
+    };
+    let kv_lora_rank = config.count_or("kv_lora_rank", 512)?;
+    let nope_dim = config.count_or("qk_nope_head_dim", 192)?;
+    let rope_dim = config.count_or("qk_rope_head_dim", 64)?;
+    let v_dim = config.count_or("v_head_dim", 256)?;
+    let q_heads = config.required_count("num_attention_heads")?;
+    let kv_heads = config.count("num_key_value_heads")?;
+    if let Some(kv_heads) = kv_heads.filter(|heads| *heads != q_heads) {
+        let expected =
+            format!("{q_heads}, as `num_attention_heads`: latent attention has no groups");
+        return Err(config.unsupported("num_key_value_heads", &Value::from(kv_heads), &expected));
+    }
+    let rope = u64::from(rope_dim);
+    for (formula, size) in [
+        (
+            "qk_nope_head_dim + qk_rope_head_dim",
+            u64::from(nope_dim) + rope,
+        ),
+        ("v_head_dim", v_dim.into()),
+        ("kv_lora_rank", kv_lora_rank.into()),
+        (
+            "kv_lora_rank + qk_rope_head_dim",
+            u64::from(kv_lora_rank) + rope,
+        ),
+    ] {
+        checked_head_dim(config, formula, size)?;
+    }
+    Ok(AttentionShape::Mla {
+        q_heads,
+        q_lora_rank,
+        kv_lora_rank,
+        nope_dim,
+        rope_dim,
+        v_dim,
+    })
+}
+
+fn layers(config: &Fields<'_>, family: Family) -> Result<Vec<LayerKind>, ConfigError> {
+    let count = layer_count(config, "num_hidden_layers")?;
+    let hybrid = matches!(family, Family::Qwen35 | Family::Qwen35Moe);
+    let Some(entries) = config.list("layer_types")? else {
+        // Every `interval`-th layer is full attention.
+        let interval = match hybrid {
+            true => config.count_or("full_attention_interval", 4)?,
+            false => 1,
+        };
+        let kind = |layer: u32| match (layer + 1).is_multiple_of(interval) {
+            true => LayerKind::FullAttention,
+            false => LayerKind::LinearAttention,
+        };
+        return Ok((0..count).map(kind).collect());
+    };
+    if entries.len() != count as usize {
+        return Err(ConfigError::LayerCount {
+            file: config.file.to_string(),
+            field: config.path("layer_types"),
+            given: entries.len(),
+            count_field: config.path("num_hidden_layers"),
+            layers: count,
+        });
+    }
+    let expected = match hybrid {
+        true => "full_attention or linear_attention",
+        false => "full_attention",
+    };
+    let kind = |(layer, entry): (usize, &Value)| {
+        let name = format!("layer_types[{layer}]");
+        match entry.as_str() {
+            Some("full_attention") => Ok(LayerKind::FullAttention),
+            Some("linear_attention") if hybrid => Ok(LayerKind::LinearAttention),
+            Some("sliding_attention" | "linear_attention") => {
+                Err(config.unsupported(&name, entry, expected))
+            }
+            _ => Err(config.bad(&name, entry, expected)),
+        }
+    };
+    entries.iter().enumerate().map(kind).collect()
+}
+
+fn layer_count(config: &Fields<'_>, name: &str) -> Result<u32, ConfigError> {
+    let count = config.required_count(name)?;
+    match count <= MAX_LAYERS {
+        true => Ok(count),
+        false => {
+            let expected = format!("at most {MAX_LAYERS} layers");
+            Err(config.unsupported(name, &Value::from(count), &expected))
+        }
+    }
+}
+
+fn derived_head_dim(
+    config: &Fields<'_>,
+    hidden_name: &str,
+    heads_name: &str,
+    heads: u32,
+) -> Result<u32, ConfigError> {
+    let hidden = config.required_count(hidden_name)?;
+    match hidden.is_multiple_of(heads) {
+        true => Ok(hidden / heads),
+        false => Err(ConfigError::HiddenSize {
+            file: config.file.to_string(),
+            field: config.path(hidden_name),
+            hidden,
+            heads_field: config.path(heads_name),
+            heads,
+        }),
+    }
+}
+
+/// `formula` is the field that gives the size, or several joined by `/` or `+`.
+fn checked_head_dim(config: &Fields<'_>, formula: &str, size: u64) -> Result<u32, ConfigError> {
+    if size.is_multiple_of(8) && size <= MAX_HEAD_DIM {
+        return Ok(size as u32);
+    }
+    let path = |word| match word {
+        "/" | "+" => word.to_string(),
+        field => config.path(field),
+    };
+    let field: Vec<String> = formula.split(' ').map(path).collect();
+    Err(ConfigError::HeadDim {
+        file: config.file.to_string(),
+        field: field.join(" "),
+        given: size,
+    })
+}

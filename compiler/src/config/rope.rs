@@ -1,0 +1,90 @@
+//! Rotary position embedding from `rope_parameters`, or from the older `rope_theta`,
+//! `rope_scaling` and `partial_rotary_factor` beside it.
+
+use super::{ConfigError, fields::Fields};
+use butterfly_ir::model::{Family, Rope, RopeScaling};
+use serde_json::{Map, Value};
+
+const KINDS: &str = "default, linear or llama3";
+
+/// Reads the rotation of heads of which `head_dim` elements can be rotated.
+pub(super) fn read(
+    config: &Fields<'_>,
+    family: Family,
+    head_dim: u32,
+) -> Result<Rope, ConfigError> {
+    let empty = Map::new();
+    let name = match config.get("rope_scaling") {
+        Some(_) => "rope_scaling",
+        None => "rope_parameters",
+    };
+    let object = config.object(name)?.unwrap_or(&empty);
+    let prefix = config.path(&format!("{name}."));
+    let rope = Fields::new(config.file, &prefix, object);
+    if let Some((kind, value)) = object.iter().find(|(_, value)| value.is_object()) {
+        return Err(rope.unsupported(kind, value, "one rotation for all layers"));
+    }
+
+    let older = |field: &str| -> Result<Option<f64>, ConfigError> {
+        match rope.positive(field)? {
+            None => config.positive(field),
+            given => Ok(given),
+        }
+    };
+    let theta = older("rope_theta")?.unwrap_or(10_000.0);
+    let part = older("partial_rotary_factor")?;
+    let interleaved = match family {
+        Family::Glm4MoeLite => config.flag("rope_interleave", true)?,
+        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Qwen35Moe => false,
+    };
+    let default_part = match family {
+        Family::Qwen35 | Family::Qwen35Moe => 0.25,
+        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Glm4MoeLite => 1.0,
+    };
+    let dims = f64::from(head_dim) * part.unwrap_or(default_part);
+    let whole = dims as u32;
+    if dims > f64::from(head_dim) || whole == 0 || !whole.is_multiple_of(2) {
+        let holder = match rope.get("partial_rotary_factor") {
+            Some(_) => &rope,
+            None => config,
+        };
+        let given = Value::from(part.unwrap_or(default_part));
+        let expected =
+            format!("a factor of at most 1 that rotates an even number of the {head_dim} elements");
+        return Err(holder.bad("partial_rotary_factor", &given, &expected));
+    }
+    Ok(Rope {
+        theta,
+        dims: whole,
+        interleaved,
+        scaling: scaling(&rope)?,
+    })
+}
+
+fn scaling(rope: &Fields<'_>) -> Result<RopeScaling, ConfigError> {
+    let field = match rope.get("rope_type") {
+        None if rope.has("type") => "type",
+        _ => "rope_type",
+    };
+    match rope.text(field, KINDS)? {
+        None | Some("default") => Ok(RopeScaling::Default),
+        Some("linear") => Ok(RopeScaling::Linear {
+            factor: rope.required_positive("factor")?,
+        }),
+        Some("llama3") => {
+            let low = rope.required_positive("low_freq_factor")?;
+            let high = rope.required_positive("high_freq_factor")?;
+            if high <= low {
+                let expected = format!("a number above `low_freq_factor`, which is {low}");
+                return Err(rope.bad("high_freq_factor", &Value::from(high), &expected));
+            }
+            Ok(RopeScaling::Llama3 {
+                factor: rope.required_positive("factor")?,
+                low,
+                high,
+                original_max: rope.required_count("original_max_position_embeddings")?,
+            })
+        }
+        Some(other) => Err(rope.unsupported(field, &Value::from(other), KINDS)),
+    }
+}

@@ -1,0 +1,558 @@
+//! The configs of six models, their other spellings, and bad configs with their messages.
+
+use super::{read, swapped};
+use butterfly_ir::model::{
+    AttentionShape, Family, KernelShape, LayerKind, ModelConfig, Rope, RopeScaling,
+};
+use butterfly_ir::{Dtype, Phase, Sparsity, StageBy, build::causal};
+use serde_json::{Value, json};
+
+macro_rules! fixture {
+    ($name:literal) => {
+        include_str!(concat!("../../../tests/fixtures/configs/", $name))
+    };
+}
+
+const GPT2: &str = fixture!("gpt2.json");
+const LLAMA: &str = fixture!("llama-3.1-8b.json");
+const QWEN3: &str = fixture!("qwen3-8b.json");
+const QWEN35: &str = fixture!("qwen3.5-9b.json");
+const QWEN35_MOE: &str = fixture!("qwen3.5-35b-a3b.json");
+const GLM: &str = fixture!("glm-4.7-flash.json");
+const ALL: [&str; 6] = [GPT2, LLAMA, QWEN3, QWEN35, QWEN35_MOE, GLM];
+
+fn good(json: &str) -> ModelConfig {
+    read("config.json", json).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn message(json: &str) -> String {
+    read("config.json", json)
+        .expect_err("the config is bad")
+        .to_string()
+}
+
+/// The fixture with `changes` put over it; a change to `"absent"` removes the field.
+fn changed(fixture: &str, changes: Value) -> Value {
+    let mut config: Value = serde_json::from_str(fixture).expect("fixtures are JSON");
+    let object = config.as_object_mut().expect("fixtures are objects");
+    for (field, value) in changes.as_object().expect("changes are an object") {
+        match value == "absent" {
+            true => object.remove(field),
+            false => object.insert(field.clone(), value.clone()),
+        };
+    }
+    config
+}
+
+fn gqa(q_heads: u32, kv_heads: u32, head_dim: u32) -> AttentionShape {
+    AttentionShape::Gqa {
+        q_heads,
+        kv_heads,
+        head_dim,
+    }
+}
+
+fn plain_rope(theta: f64, dims: u32) -> Rope {
+    Rope {
+        theta,
+        dims,
+        interleaved: false,
+        scaling: RopeScaling::Default,
+    }
+}
+
+fn hybrid(layers: usize) -> Vec<LayerKind> {
+    let kind = |layer| match layer % 4 {
+        3 => LayerKind::FullAttention,
+        _ => LayerKind::LinearAttention,
+    };
+    (0..layers).map(kind).collect()
+}
+
+#[test]
+fn six_models() {
+    let gpt2 = ModelConfig {
+        family: Family::Gpt2,
+        dtype: Dtype::F32,
+        layers: vec![LayerKind::FullAttention; 12],
+        attention: gqa(12, 12, 64),
+        rope: None,
+        qk_norm: false,
+        norm_eps: 1e-5,
+        output_gate: false,
+        bias: true,
+        max_positions: 1024,
+    };
+    let llama = ModelConfig {
+        family: Family::Llama,
+        dtype: Dtype::Bf16,
+        layers: vec![LayerKind::FullAttention; 32],
+        attention: gqa(32, 8, 128),
+        rope: Some(Rope {
+            scaling: RopeScaling::Llama3 {
+                factor: 8.0,
+                low: 1.0,
+                high: 4.0,
+                original_max: 8192,
+            },
+            ..plain_rope(500_000.0, 128)
+        }),
+        bias: false,
+        max_positions: 131_072,
+        ..gpt2.clone()
+    };
+    let qwen3 = ModelConfig {
+        family: Family::Qwen3,
+        layers: vec![LayerKind::FullAttention; 36],
+        rope: Some(plain_rope(10_000.0, 128)),
+        qk_norm: true,
+        norm_eps: 1e-6,
+        max_positions: 40_960,
+        ..llama.clone()
+    };
+    let qwen35 = ModelConfig {
+        family: Family::Qwen35,
+        layers: hybrid(32),
+        attention: gqa(16, 4, 256),
+        rope: Some(plain_rope(10_000.0, 64)),
+        output_gate: true,
+        max_positions: 32_768,
+        ..qwen3.clone()
+    };
+    let qwen35_moe = ModelConfig {
+        family: Family::Qwen35Moe,
+        layers: hybrid(40),
+        attention: gqa(16, 2, 256),
+        ..qwen35.clone()
+    };
+    let glm = ModelConfig {
+        family: Family::Glm4MoeLite,
+        layers: vec![LayerKind::FullAttention; 47],
+        attention: AttentionShape::Mla {
+            q_heads: 20,
+            q_lora_rank: Some(768),
+            kv_lora_rank: 512,
+            nope_dim: 192,
+            rope_dim: 64,
+            v_dim: 256,
+        },
+        rope: Some(Rope {
+            interleaved: true,
+            ..plain_rope(10_000.0, 64)
+        }),
+        max_positions: 202_752,
+        ..llama.clone()
+    };
+    let expected = [gpt2, llama, qwen3, qwen35, qwen35_moe, glm];
+    for (json, expected) in ALL.into_iter().zip(expected) {
+        assert_eq!(good(json), expected);
+    }
+}
+
+#[test]
+fn nested_under_text_config() {
+    for json in ALL {
+        let inner: Value = serde_json::from_str(json).expect("fixtures are JSON");
+        let nested = json!({"model_type": "outer", "text_config": inner});
+        assert_eq!(good(&nested.to_string()), good(json));
+    }
+    let inner = changed(QWEN35, json!({"model_type": "absent", "dtype": "absent"}));
+    let nested = json!({"model_type": "qwen3_5", "torch_dtype": "bfloat16", "text_config": inner});
+    assert_eq!(good(&nested.to_string()), good(QWEN35));
+}
+
+#[test]
+fn other_spellings() {
+    let cases = [
+        (
+            LLAMA,
+            json!({"rope_parameters": "absent", "rope_theta": 500000.0, "dtype": "absent",
+                "torch_dtype": "bfloat16", "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+                "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192}}),
+        ),
+        (LLAMA, json!({"head_dim": "absent"})),
+        (LLAMA, json!({"head_dim": null, "attention_bias": "absent"})),
+        (
+            QWEN3,
+            json!({"rope_parameters": "absent", "rope_theta": 10000, "rope_scaling": null,
+                "layer_types": "absent", "head_dim": "absent", "rms_norm_eps": "absent"}),
+        ),
+        (
+            QWEN35,
+            json!({"model_type": "qwen3_5", "layer_types": "absent", "head_dim": "absent",
+                "num_key_value_heads": "absent", "rope_parameters": {"rope_theta": 10000.0,
+                "mrope_section": [11, 11, 10], "mrope_interleaved": true}}),
+        ),
+        (
+            QWEN35_MOE,
+            json!({"model_type": "qwen3_5_moe", "layer_types": "absent", "head_dim": "absent",
+                "num_key_value_heads": "absent", "full_attention_interval": 4,
+                "rope_parameters": "absent", "partial_rotary_factor": 0.25}),
+        ),
+        (
+            GLM,
+            json!({"kv_lora_rank": "absent", "q_lora_rank": "absent", "rope_interleave": "absent",
+                "num_key_value_heads": "absent", "rope_parameters": "absent",
+                "partial_rotary_factor": 1.0}),
+        ),
+        (
+            GPT2,
+            json!({"dtype": "absent", "layer_norm_epsilon": "absent"}),
+        ),
+    ];
+    for (json, changes) in cases {
+        assert_eq!(
+            good(&changed(json, changes.clone()).to_string()),
+            good(json),
+            "{changes}"
+        );
+    }
+}
+
+#[test]
+fn values_without_a_fixture() {
+    let kv = changed(LLAMA, json!({"num_key_value_heads": "absent"}));
+    assert_eq!(good(&kv.to_string()).attention, gqa(32, 32, 128));
+    let kv = changed(QWEN35, json!({"num_key_value_heads": null}));
+    assert_eq!(good(&kv.to_string()).attention, gqa(16, 16, 256));
+    let linear = changed(
+        LLAMA,
+        json!({"rope_parameters": "absent", "rope_scaling": {"type": "linear", "factor": 2}}),
+    );
+    let rope = good(&linear.to_string()).rope.expect("llama rotates");
+    assert_eq!(
+        (rope.theta, rope.scaling),
+        (10_000.0, RopeScaling::Linear { factor: 2.0 })
+    );
+    let direct = changed(GLM, json!({"q_lora_rank": null}));
+    let attention = good(&direct.to_string()).attention;
+    assert!(matches!(
+        attention,
+        AttentionShape::Mla {
+            q_lora_rank: None,
+            ..
+        }
+    ));
+    let every_third = changed(
+        QWEN35,
+        json!({"layer_types": "absent", "num_hidden_layers": 7, "full_attention_interval": 3}),
+    );
+    let full = swapped(&good(&every_third.to_string()), &Sparsity::from(causal()));
+    let full = full.expect("no layer is named");
+    assert_eq!(full.iter().map(|l| l.layer).collect::<Vec<_>>(), [2, 5]);
+}
+
+#[test]
+fn kernel_shapes() {
+    let shape = |json, phase| good(json).attention.kernel_shape(phase);
+    let llama = KernelShape {
+        q_heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        v_head_dim: 128,
+        group: 4,
+        scale: 1.0 / 128f64.sqrt(),
+    };
+    assert_eq!(shape(LLAMA, Phase::Prefill), llama);
+    assert_eq!(shape(LLAMA, Phase::Decode), llama);
+    assert_eq!(shape(GPT2, Phase::Decode).scale, 0.125);
+    let expanded = KernelShape {
+        q_heads: 20,
+        kv_heads: 20,
+        head_dim: 256,
+        v_head_dim: 256,
+        group: 1,
+        scale: 0.0625,
+    };
+    assert_eq!(shape(GLM, Phase::Prefill), expanded);
+    let absorbed = KernelShape {
+        kv_heads: 1,
+        head_dim: 576,
+        v_head_dim: 512,
+        group: 20,
+        ..expanded
+    };
+    assert_eq!(shape(GLM, Phase::Decode), absorbed);
+}
+
+#[test]
+fn swapped_layers() {
+    let pairs = |json, swapped_layers: Option<Vec<u32>>, stage_by| {
+        let sparsity = Sparsity {
+            swapped_layers,
+            stage_by,
+            ..Sparsity::from(causal())
+        };
+        swapped(&good(json), &sparsity)
+            .map(|layers| {
+                layers
+                    .iter()
+                    .map(|l| (l.layer, l.index))
+                    .collect::<Vec<_>>()
+            })
+            .map_err(|error| error.to_string())
+    };
+    let by_position = (0..8).map(|i| (4 * i + 3, i)).collect();
+    let by_layer = (0..8).map(|i| (4 * i + 3, 4 * i + 3)).collect();
+    assert_eq!(pairs(QWEN35, None, StageBy::SwappedIndex), Ok(by_position));
+    assert_eq!(pairs(QWEN35, None, StageBy::LayerIndex), Ok(by_layer));
+    assert_eq!(
+        pairs(GPT2, Some(vec![2, 5]), StageBy::SwappedIndex),
+        Ok(vec![(2, 0), (5, 1)])
+    );
+    assert_eq!(
+        pairs(GPT2, Some(vec![2, 5]), StageBy::LayerIndex),
+        Ok(vec![(2, 2), (5, 5)])
+    );
+    assert_eq!(pairs(GPT2, Some(vec![]), StageBy::LayerIndex), Ok(vec![]));
+    assert_eq!(
+        pairs(GPT2, Some(vec![2, 12]), StageBy::LayerIndex),
+        Err("swapped layer 12 does not exist: give layers below 12".to_string())
+    );
+    assert_eq!(
+        pairs(QWEN35, Some(vec![3, 4]), StageBy::LayerIndex),
+        Err(
+            "swapped layer 4 is linear attention: give full-attention layers only \
+             (3, 7, 11, 15, 19, 23, 27, 31)"
+                .to_string()
+        )
+    );
+}
+
+#[test]
+fn bad_json() {
+    let cases = [
+        (
+            "{\n  \"a\": 1,\n}",
+            "config.json: line 3, column 1: trailing comma: \
+             give the config.json of a Hugging Face model",
+        ),
+        (
+            "[1]",
+            "config.json: holds [1]: give a JSON object, the config.json of a Hugging Face model",
+        ),
+    ];
+    for (json, expected) in cases {
+        assert_eq!(message(json), expected);
+    }
+}
+
+#[test]
+fn bad_fields() {
+    let count = "a whole number from 1 to 4294967295";
+    let kinds = "default, linear or llama3";
+    let types = "one of gpt2, llama, qwen3, qwen3_5, qwen3_5_text, qwen3_5_moe, \
+                 qwen3_5_moe_text or glm4_moe_lite";
+    let sliding = changed(QWEN3, json!({}))["layer_types"]
+        .as_array()
+        .map(|types| [vec![json!("sliding_attention")], types[1..].to_vec()].concat());
+    let cases = [
+        (
+            LLAMA,
+            json!({"num_attention_heads": "absent"}),
+            "`num_attention_heads` is missing: give a whole number of at least 1".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"max_position_embeddings": null}),
+            "`max_position_embeddings` is missing: give a whole number of at least 1".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"num_attention_heads": "32"}),
+            format!("`num_attention_heads` is \"32\": give {count}"),
+        ),
+        (
+            LLAMA,
+            json!({"num_attention_heads": 32.5}),
+            format!("`num_attention_heads` is 32.5: give {count}"),
+        ),
+        (
+            LLAMA,
+            json!({"num_hidden_layers": 0}),
+            format!("`num_hidden_layers` is 0: give {count}"),
+        ),
+        (
+            LLAMA,
+            json!({"num_key_value_heads": -8}),
+            format!("`num_key_value_heads` is -8: give {count}"),
+        ),
+        (
+            LLAMA,
+            json!({"num_hidden_layers": 4_000_000_000u32}),
+            "`num_hidden_layers` is 4000000000, which is not supported: \
+             give at most 4096 layers"
+                .to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"attention_bias": "no"}),
+            "`attention_bias` is \"no\": give true or false".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"rms_norm_eps": 0.0}),
+            "`rms_norm_eps` is 0.0: give a number above 0".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"num_key_value_heads": 5}),
+            "`num_attention_heads` is 32, `num_key_value_heads` is 5: \
+             give a number of heads that is a multiple of the kv heads"
+                .to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"head_dim": 100}),
+            "`head_dim` is 100: give a head size that is a multiple of 8, at most 576".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"head_dim": 584}),
+            "`head_dim` is 584: give a head size that is a multiple of 8, at most 576".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"head_dim": "absent", "hidden_size": 3200}),
+            "`hidden_size / num_attention_heads` is 100: \
+             give a head size that is a multiple of 8, at most 576"
+                .to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"head_dim": "absent", "hidden_size": 4097}),
+            "`hidden_size` is 4097, not a multiple of `num_attention_heads`, which is 32: \
+             give a hidden size that divides into heads"
+                .to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"model_type": "mistral"}),
+            format!("`model_type` is \"mistral\", which is not supported: give {types}"),
+        ),
+        (
+            LLAMA,
+            json!({"model_type": "absent"}),
+            format!("`model_type` is missing: give {types}"),
+        ),
+        (
+            LLAMA,
+            json!({"dtype": "float8"}),
+            "`dtype` is \"float8\": give float32, float16 or bfloat16".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+            format!(
+                "`rope_parameters.rope_type` is \"yarn\", which is not supported: give {kinds}"
+            ),
+        ),
+        (
+            LLAMA,
+            json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
+            format!("`rope_scaling.type` is \"dynamic\", which is not supported: give {kinds}"),
+        ),
+        (
+            LLAMA,
+            json!({"rope_scaling": {"rope_type": "longrope"}}),
+            format!(
+                "`rope_scaling.rope_type` is \"longrope\", which is not supported: give {kinds}"
+            ),
+        ),
+        (
+            LLAMA,
+            json!({"rope_scaling": {"rope_type": "linear"}}),
+            "`rope_scaling.factor` is missing: give a number above 0".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"rope_parameters": {"full_attention": {}}}),
+            "`rope_parameters.full_attention` is {}, which is not supported: \
+             give one rotation for all layers"
+                .to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"rope_theta": -1, "rope_parameters": null}),
+            "`rope_theta` is -1: give a number above 0".to_string(),
+        ),
+        (
+            LLAMA,
+            json!({"partial_rotary_factor": 1.5}),
+            "`partial_rotary_factor` is 1.5: give a factor of at most 1 that rotates an even \
+             number of the 128 elements"
+                .to_string(),
+        ),
+        (
+            QWEN3,
+            json!({"use_sliding_window": true}),
+            "`use_sliding_window` is true, which is not supported: \
+             give false: a pattern can have a window instead"
+                .to_string(),
+        ),
+        (
+            QWEN3,
+            json!({"layer_types": sliding}),
+            "`layer_types[0]` is \"sliding_attention\", which is not supported: \
+             give full_attention"
+                .to_string(),
+        ),
+        (
+            QWEN35,
+            json!({"num_hidden_layers": 31}),
+            "`layer_types` has 32 entries, `num_hidden_layers` is 31: \
+             give one entry for each layer"
+                .to_string(),
+        ),
+        (
+            QWEN35,
+            json!({"num_hidden_layers": 1, "layer_types": ["mamba"]}),
+            "`layer_types[0]` is \"mamba\": give full_attention or linear_attention".to_string(),
+        ),
+        (
+            QWEN35,
+            json!({"layer_types": "absent", "full_attention_interval": 0}),
+            format!("`full_attention_interval` is 0: give {count}"),
+        ),
+        (
+            GLM,
+            json!({"kv_lora_rank": 520}),
+            "`kv_lora_rank + qk_rope_head_dim` is 584: \
+             give a head size that is a multiple of 8, at most 576"
+                .to_string(),
+        ),
+        (
+            GLM,
+            json!({"num_key_value_heads": 4}),
+            "`num_key_value_heads` is 4, which is not supported: \
+             give 20, as `num_attention_heads`: latent attention has no groups"
+                .to_string(),
+        ),
+        (
+            GPT2,
+            json!({"n_positions": "absent"}),
+            "`n_positions` is missing: give a whole number of at least 1".to_string(),
+        ),
+        (
+            GPT2,
+            json!({"scale_attn_weights": false}),
+            "`scale_attn_weights` is false, which is not supported: give true".to_string(),
+        ),
+    ];
+    for (fixture, changes, expected) in cases {
+        let config = changed(fixture, changes);
+        assert_eq!(
+            message(&config.to_string()),
+            format!("config.json: {expected}")
+        );
+        let nested = message(&json!({"text_config": config}).to_string());
+        assert!(nested.starts_with("config.json: `text_config."), "{nested}");
+    }
+    let nested = json!({"text_config": changed(LLAMA, json!({"num_key_value_heads": 5}))});
+    assert_eq!(
+        message(&nested.to_string()),
+        "config.json: `text_config.num_attention_heads` is 32, `text_config.num_key_value_heads` \
+         is 5: give a number of heads that is a multiple of the kv heads"
+    );
+}

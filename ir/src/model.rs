@@ -1,0 +1,209 @@
+//! What attention has to know of a language model: its layers, head shapes and rotation.
+//!
+//! Invariants, which whoever builds a [`ModelConfig`] upholds: counts are not zero, q
+//! heads are a multiple of kv heads, [`Rope::dims`] is even and no larger than the
+//! part of the head that is rotated.
+
+use crate::{Dtype, Phase};
+use serde::Serialize;
+
+/// A model, as far as its attention layers go.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// Which architecture.
+    pub family: Family,
+    /// Element type of weights and activations.
+    pub dtype: Dtype,
+    /// The kind of each layer, first to last.
+    pub layers: Vec<LayerKind>,
+    /// Heads of the full-attention layers.
+    pub attention: AttentionShape,
+    /// Rotary position embedding; `None` where positions are learned.
+    pub rope: Option<Rope>,
+    /// Whether q and k are normalised per head before the rotation.
+    pub qk_norm: bool,
+    /// Added to the variance in norms.
+    pub norm_eps: f64,
+    /// Whether the attention output is multiplied by a sigmoid gate.
+    pub output_gate: bool,
+    /// Whether the attention projections have biases.
+    pub bias: bool,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_positions: u32,
+}
+
+/// The architectures that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// GPT-2.
+    Gpt2,
+    /// Llama 1 to 3.
+    Llama,
+    /// Qwen3, dense.
+    Qwen3,
+    /// Qwen3.5, dense.
+    Qwen35,
+    /// Qwen3.5, mixture of experts.
+    Qwen35Moe,
+    /// GLM-4.7-Flash.
+    Glm4MoeLite,
+}
+
+/// What mixes tokens in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    /// Softmax attention over all earlier tokens: can be swapped for a pattern.
+    FullAttention,
+    /// A recurrent state of fixed size: stays as it is.
+    LinearAttention,
+}
+
+/// Heads of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionShape {
+    /// Each kv head serves `q_heads / kv_heads` q heads.
+    Gqa {
+        /// Query heads.
+        q_heads: u32,
+        /// Key and value heads.
+        kv_heads: u32,
+        /// Length of a q, k and v vector.
+        head_dim: u32,
+    },
+    /// Multi-head latent attention: k and v are projected up from one latent vector.
+    Mla {
+        /// Query heads.
+        q_heads: u32,
+        /// Length of the latent q vector; `None` where q is projected directly.
+        q_lora_rank: Option<u32>,
+        /// Length of the latent k and v vector.
+        kv_lora_rank: u32,
+        /// Part of a q and k vector that is not rotated.
+        nope_dim: u32,
+        /// Part of a q and k vector that is rotated, one k for all heads.
+        rope_dim: u32,
+        /// Length of a v vector.
+        v_dim: u32,
+    },
+}
+
+/// What an attention kernel is given.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct KernelShape {
+    /// Query heads.
+    pub q_heads: u32,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// D, the length of a q and k vector.
+    pub head_dim: u32,
+    /// Dv, the length of a v and o vector.
+    pub v_head_dim: u32,
+    /// q heads for each kv head.
+    pub group: u32,
+    /// Factor on the logits.
+    pub scale: f64,
+}
+
+impl AttentionShape {
+    /// The shape of the kernel that runs in `phase`.
+    ///
+    /// Latent attention is expanded to full heads for prefill. For decode the
+    /// up-projections are absorbed into q and o, so that all heads read the one latent
+    /// vector (with the rotated part of k behind it) as key and as value.
+    pub fn kernel_shape(&self, phase: Phase) -> KernelShape {
+        match *self {
+            Self::Gqa {
+                q_heads,
+                kv_heads,
+                head_dim,
+            } => KernelShape {
+                q_heads,
+                kv_heads,
+                head_dim,
+                v_head_dim: head_dim,
+                group: q_heads / kv_heads,
+                scale: inverse_root(head_dim),
+            },
+            Self::Mla {
+                q_heads,
+                q_lora_rank: _,
+                kv_lora_rank,
+                nope_dim,
+                rope_dim,
+                v_dim,
+            } => {
+                let (kv_heads, head_dim, v_head_dim) = match phase {
+                    Phase::Prefill => (q_heads, nope_dim + rope_dim, v_dim),
+                    Phase::Decode => (1, kv_lora_rank + rope_dim, kv_lora_rank),
+                };
+                KernelShape {
+                    q_heads,
+                    kv_heads,
+                    head_dim,
+                    v_head_dim,
+                    group: q_heads / kv_heads,
+                    scale: inverse_root(nope_dim + rope_dim),
+                }
+            }
+        }
+    }
+}
+
+fn inverse_root(dim: u32) -> f64 {
+    1.0 / f64::from(dim).sqrt()
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How many leading elements of a head (of the rotated part, in latent attention)
+    /// are rotated.
+    pub dims: u32,
+    /// Whether pairs are neighbours (0, 1) rather than halves (0, dims / 2).
+    pub interleaved: bool,
+    /// How the frequencies are changed for longer sequences.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are changed for longer sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// All divided by `factor`.
+    Linear {
+        /// Divides every frequency.
+        factor: f64,
+    },
+    /// Low frequencies divided by `factor`, high ones kept, those between blended.
+    Llama3 {
+        /// Divides low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_max / low` are long.
+        low: f64,
+        /// Wavelengths below `original_max / high` are short.
+        high: f64,
+        /// Sequence length before the extension, in tokens.
+        original_max: u32,
+    },
+}
+
+impl Family {
+    /// `model_type` of the text model.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt2",
+            Self::Llama => "llama",
+            Self::Qwen3 => "qwen3",
+            Self::Qwen35 => "qwen3_5",
+            Self::Qwen35Moe => "qwen3_5_moe",
+            Self::Glm4MoeLite => "glm4_moe_lite",
+        }
+    }
+}
