@@ -1,5 +1,6 @@
 //! The command line, as the design fixes it.
 
+use butterfly_ir::{Dtype, Target};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -16,6 +17,18 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Compile kernels for the attention layers of a model, ahead of time; needs no GPU.
+    Compile(Compile),
+    /// List what an artifact folder holds.
+    Inspect {
+        /// The artifact folder.
+        dir: PathBuf,
+    },
+    /// Check every digest of an artifact folder and make its kernels again.
+    Verify {
+        /// The artifact folder.
+        dir: PathBuf,
+    },
     /// List the kv blocks that every row of query blocks reads.
     Topology(Topology),
     /// Prove what a stack of layers reaches.
@@ -153,4 +166,28 @@ pub(crate) struct BenchAttention {
     /// CPU threads [default: one a core].
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Compile {
+    /// Hugging Face `config.json` files; with several, each gets a folder of its own.
+    #[arg(required = true, value_name = "CONFIG")]
+    pub(crate) configs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    /// Targets to make kernels for.
+    #[arg(long, value_delimiter = ',', value_name = "TARGET,…",
+          default_value = "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu")]
+    pub(crate) target: Vec<Target>,
+    /// Element type: f32, f16 or bf16 [default: the model's own].
+    #[arg(long, value_parser = dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// The artifact folder to write.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    let all = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    all.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| "give f32, f16 or bf16".to_string())
 }

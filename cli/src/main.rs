@@ -8,7 +8,9 @@
 mod args;
 mod attend;
 mod bench;
+mod compile;
 mod failure;
+mod inspect;
 mod prove;
 mod source;
 mod stages;
@@ -33,6 +35,9 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<(), Failure> {
     let json = args.json;
     match args.command {
+        Command::Compile(command) => compile::run(&command, json),
+        Command::Inspect { dir } => inspect::inspect(&dir, json),
+        Command::Verify { dir } => inspect::verify(&dir, json),
         Command::Topology(command) => topology::run(&command, json),
         Command::Prove(command) => prove::run(&command, json),
         Command::Attend(command) => attend::run(&command, json),
@@ -63,4 +68,14 @@ fn print(
         println!("{}", text().trim_end());
     }
     Ok(())
+}
+
+/// A progress bar on stderr; nothing where that is no terminal.
+fn progress(length: u64, what: &'static str) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{msg} {bar:40} {pos}/{len}");
+    let bar = indicatif::ProgressBar::new(length).with_message(what);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod cost;
 pub mod key;
 pub mod lengths;
+pub mod plan;
 pub mod prove;
 pub mod resolve;
 pub mod work;

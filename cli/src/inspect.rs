@@ -1,0 +1,110 @@
+//! `butterfly inspect` and `butterfly verify`: what an artifact folder holds, and whether
+//! this compiler makes the same again.
+
+use crate::compile;
+use crate::failure::Failure;
+use butterfly_ir::manifest::KernelEntry;
+use butterfly_runtime::artifacts::Artifacts;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::Path;
+
+pub(crate) fn inspect(dir: &Path, json: bool) -> Result<(), Failure> {
+    let artifacts = Artifacts::open(dir).map_err(Failure::bad)?;
+    let manifest = &artifacts.manifest;
+    crate::print(json, manifest, || {
+        let layers: Vec<_> = manifest.layers.iter().map(|l| l.layer.to_string()).collect();
+        let mut text = format!(
+            "{} ({}), compiler {}, schema {}\n{}\nlayers {}\n",
+            manifest.config.file,
+            manifest.config.model_type,
+            manifest.compiler,
+            manifest.schema,
+            manifest.pattern,
+            layers.join(",")
+        );
+        for kernel in &manifest.kernels {
+            text += &line(kernel);
+        }
+        text
+    })
+}
+
+fn line(kernel: &KernelEntry) -> String {
+    let spec = &kernel.spec;
+    let number = |n: Option<u32>| n.map_or("-".to_string(), |n| n.to_string());
+    let files: Vec<_> = kernel.files.iter().map(|f| format!("{} {} B", f.path, f.bytes)).collect();
+    format!(
+        "{} {:<13} {:<7} {:<4} D {}/{} group {} block {} tile {}x{} threads {} shared {} B registers {} spills {}\n    {}\n",
+        kernel.key,
+        kernel.target.to_string(),
+        spec.phase.name(),
+        spec.dtype.name(),
+        spec.head_dim,
+        spec.v_head_dim,
+        spec.group,
+        spec.block,
+        kernel.geometry.q_tile,
+        kernel.geometry.k_tile,
+        kernel.geometry.threads.iter().product::<u32>(),
+        kernel.geometry.shared_bytes,
+        number(kernel.registers),
+        number(kernel.spills),
+        files.join(", ")
+    )
+}
+
+#[derive(Serialize)]
+struct Report {
+    kernels: usize,
+    files: usize,
+    /// Files that were made again with the same bytes.
+    same: usize,
+    /// Binaries that need a library which is not here.
+    not_made_again: Vec<String>,
+    /// What differs.
+    different: Vec<String>,
+}
+
+pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
+    let artifacts = Artifacts::open(dir).map_err(Failure::bad)?;
+    let kernels = &artifacts.manifest.kernels;
+    let again = kernels
+        .par_iter()
+        .map(|kernel| compile::emit(&kernel.spec, kernel.target).map(|(entry, _)| (kernel, entry)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut report = Report {
+        kernels: kernels.len(),
+        files: kernels.iter().map(|kernel| kernel.files.len()).sum(),
+        same: 0,
+        not_made_again: Vec::new(),
+        different: Vec::new(),
+    };
+    for (kernel, entry) in again {
+        if (&kernel.key, &kernel.geometry, &kernel.entry) != (&entry.key, &entry.geometry, &entry.entry) {
+            report.different.push(format!("{}: now has the key {}", kernel.key, entry.key));
+        }
+        for file in &kernel.files {
+            match entry.files.iter().find(|f| f.path == file.path) {
+                Some(other) if other == file => report.same += 1,
+                Some(_) => report.different.push(format!("{}: other bytes", file.path)),
+                None => report.not_made_again.push(file.path.clone()),
+            }
+        }
+    }
+    crate::print(json, &report, || {
+        let mut text = format!(
+            "{} kernels, {} files: every digest holds; {} made again with the same bytes\n",
+            report.kernels, report.files, report.same
+        );
+        for path in &report.not_made_again {
+            text += &format!("  not made again: {path} (no NVRTC here; see `butterfly doctor`)\n");
+        }
+        report.different.iter().for_each(|what| text += &format!("  differs: {what}\n"));
+        text
+    })?;
+    match report.different.len() {
+        0 => Ok(()),
+        count => Err(Failure::Check(format!("{count} differences in {}", dir.display()))),
+    }
+}
