@@ -19,6 +19,19 @@ pub fn attend(problem: &Problem, threads: Option<usize>) -> Result<Attention, Pr
     attend_on(Isa::best(), problem, threads)
 }
 
+/// [`attend`] into memory that is already there, where its size fits: a fresh result of
+/// many megabytes costs as much as a tenth of the work in page faults.
+///
+/// # Errors
+/// As [`attend`]; `into` is then as it was.
+pub fn attend_into(
+    problem: &Problem,
+    threads: Option<usize>,
+    into: &mut Attention,
+) -> Result<(), ProblemError> {
+    execute(Isa::best(), problem, threads, into)
+}
+
 /// [`attend`] with the kernel for one instruction set.
 ///
 /// # Errors
@@ -28,6 +41,17 @@ pub fn attend_on(
     problem: &Problem,
     threads: Option<usize>,
 ) -> Result<Attention, ProblemError> {
+    let mut result = Attention::default();
+    execute(isa, problem, threads, &mut result)?;
+    Ok(result)
+}
+
+fn execute(
+    isa: Isa,
+    problem: &Problem,
+    threads: Option<usize>,
+    into: &mut Attention,
+) -> Result<(), ProblemError> {
     problem.check()?;
     if !isa.is_available() {
         return Err(ProblemError::Unavailable(isa));
@@ -36,11 +60,11 @@ pub fn attend_on(
         return Err(ProblemError::Zero { name: "threads" });
     }
     let rows = problem.batch * problem.q_heads * problem.q_len;
-    let mut o = vec![0.0; rows * problem.v_head_dim];
-    let mut lse = vec![0.0; rows];
+    fit(&mut into.o, rows * problem.v_head_dim);
+    fit(&mut into.lse, rows);
     let lanes = lanes(isa, problem);
     let tiles = plan::query_tiles(problem, lanes);
-    let mut items = items(problem, &tiles, &mut o, &mut lse);
+    let mut items = items(problem, &tiles, &mut into.o, &mut into.lse);
     let threads = threads.unwrap_or_else(rayon::current_num_threads);
     let threads = threads.min(items.len());
     // The queue is taken from the end: heaviest first, so that no thread is left with
@@ -59,7 +83,15 @@ pub fn attend_on(
     } else {
         rayon::scope(|scope| (0..threads).for_each(|_| scope.spawn(|_| work())));
     }
-    Ok(Attention { o, lse })
+    Ok(())
+}
+
+/// Makes the array `len` numbers long. Zeroed memory, unlike a resized vector, is first
+/// touched by the threads that write it.
+fn fit(array: &mut Vec<f32>, len: usize) {
+    if array.len() != len {
+        *array = vec![0.0; len];
+    }
 }
 
 /// Pairs of a query (of each head) and a key that [`attend`] computes, masked ones inside

@@ -28,7 +28,8 @@ mod scratch;
 mod simd;
 mod softmax;
 mod tile;
+mod transpose;
 
-pub use attend::{attend, attend_on, visited_pairs};
+pub use attend::{attend, attend_into, attend_on, visited_pairs};
 pub use isa::Isa;
 pub use problem::{Attention, Problem, ProblemError};

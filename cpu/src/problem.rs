@@ -46,7 +46,7 @@ pub struct Problem<'a> {
 }
 
 /// The result of [`attend`](crate::attend).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Attention {
     /// `[B, Hq, q_len, Dv]`; 0 where a query sees nothing.
     pub o: Vec<f32>,

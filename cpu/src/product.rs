@@ -70,17 +70,27 @@ unsafe fn strip<S: Simd, const R: usize, const W: usize, const ACCUMULATED: bool
 ) {
     unsafe {
         let mut sums = [[S::splat(0.0); W]; R];
-        for step in 0..left.steps {
+        // Opaque pointers make the compiler keep the address of every row in a register
+        // and step one index; else it computes each address from the one before.
+        let mut starts = [left.start; 4];
+        for (i, start) in starts.iter_mut().enumerate().take(R.div_ceil(3)) {
+            *start = std::hint::black_box(left.start.add(3 * i * left.row_stride));
+        }
+        let mut right = right;
+        for _ in 0..left.steps {
             let mut column = [S::splat(0.0); W];
             for (w, lanes) in column.iter_mut().enumerate() {
-                *lanes = S::load(right.add((step * W + w) * S::N));
+                *lanes = S::load(right.add(w * S::N));
             }
-            let from = left.start.add(step * left.step_stride);
             for (row, sum) in sums.iter_mut().enumerate() {
-                let number = S::splat(*from.add(row * left.row_stride));
+                let number = S::splat(*starts[row / 3].add(row % 3 * left.row_stride));
                 for (sum, lanes) in sum.iter_mut().zip(column) {
                     *sum = S::mul_add(number, lanes, *sum);
                 }
+            }
+            right = right.add(W * S::N);
+            for start in &mut starts {
+                *start = start.wrapping_add(left.step_stride);
             }
         }
         for (row, sum) in sums.into_iter().enumerate() {

@@ -15,7 +15,7 @@ use crate::{
     product::{Left, product},
     scratch::Scratch,
     simd::Simd,
-    softmax,
+    softmax, transpose,
 };
 
 /// One tile of queries for one sequence and kv head, and where its results go.
@@ -50,6 +50,7 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     scratch.logits.reserve(KEYS * lanes);
     scratch.maximum.reserve(panels * lanes);
     scratch.sum.reserve(panels * lanes);
+    scratch.rows.reserve(transpose::ROWS * dv);
     scratch.ranges.reserve(tile.bands.len() * 2 * lanes);
     pack_queries(problem, item, lanes, &mut scratch.queries);
     scratch.output[..panels * dv * lanes].fill(0.0);
@@ -149,46 +150,42 @@ fn ranges_of_lanes(
     used
 }
 
-/// Transposes the queries of the group into panels, unused lanes 0.
+/// Transposes the queries of the group into panels. Unused lanes repeat the last row;
+/// lanes do not meet, and nobody reads those results.
 fn pack_queries(problem: &Problem, item: &Item, lanes: usize, queries: &mut [f32]) {
     let (d, tile) = (problem.head_dim, item.tile);
     for (panel, to) in tile.panels.iter().zip(queries.chunks_exact_mut(d * lanes)) {
-        for lane in 0..lanes {
-            if lane >= panel.rows {
-                to.iter_mut()
-                    .skip(lane)
-                    .step_by(lanes)
-                    .for_each(|x| *x = 0.0);
-                continue;
-            }
-            let row = panel.first_row + lane;
-            let head = item.kv_head * problem.group() + row / tile.len;
-            let query = head * problem.q_len + tile.first + row % tile.len;
-            let from = &problem.q[query * d..][..d];
-            for (x, column) in from.iter().zip(to.chunks_exact_mut(lanes)) {
-                column[lane] = *x;
-            }
+        for lane in (0..lanes).step_by(transpose::ROWS) {
+            let rows = std::array::from_fn(|i| {
+                let row = panel.first_row + (lane + i).min(panel.rows - 1);
+                let head = item.kv_head * problem.group() + row / tile.len;
+                let query = head * problem.q_len + tile.first + row % tile.len;
+                &problem.q[query * d..][..d]
+            });
+            transpose::to_lanes(rows, to, lanes, lane);
         }
     }
 }
 
 /// Divides by the sum of weights and writes o and lse in their own layout.
-fn unpack_output(problem: &Problem, item: &mut Item, lanes: usize, scratch: &Scratch) {
+fn unpack_output(problem: &Problem, item: &mut Item, lanes: usize, scratch: &mut Scratch) {
     let (dv, tile) = (problem.v_head_dim, item.tile);
-    let panels = tile
-        .panels
-        .iter()
-        .zip(scratch.output.chunks_exact(dv * lanes));
-    for (index, (panel, from)) in panels.enumerate() {
+    let rows = &mut scratch.rows[..transpose::ROWS * dv];
+    let panels = scratch.output.chunks_exact(dv * lanes);
+    for (index, (panel, from)) in tile.panels.iter().zip(panels).enumerate() {
         for lane in 0..panel.rows {
+            let part = lane % transpose::ROWS;
+            if part == 0 {
+                transpose::from_lanes(from, lanes, lane, rows, dv);
+            }
             let row = panel.first_row + lane;
             let (head, query) = (row / tile.len, row % tile.len);
             let maximum = scratch.maximum[index * lanes + lane];
             let sum = scratch.sum[index * lanes + lane];
             let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             let to = &mut item.o[head][query * dv..][..dv];
-            for (x, column) in to.iter_mut().zip(from.chunks_exact(lanes)) {
-                *x = column[lane] * factor;
+            for (to, x) in to.iter_mut().zip(&rows[part * dv..]) {
+                *to = x * factor;
             }
             item.lse[head][query] = maximum + sum.ln();
         }
