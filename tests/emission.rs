@@ -1,0 +1,118 @@
+//! Kernels as snapshots, for every plan of one table and every text target; each is also
+//! given to the checker of its language.
+//!
+//! CUDA: NVRTC to a cubin for sm_80 and sm_90a. WGSL: naga's validator, which `emit`
+//! itself demands. SPIR-V: naga's validator and `spirv-val`. MSL: there is no Metal
+//! compiler off a Mac; the text is parsed and type-checked as C++ against the stand-in
+//! for Metal's library in `tests/metal`, which knows the names and types that the
+//! kernels use but not Metal's address-space rules.
+
+use butterfly_codegen::emit;
+use butterfly_compiler::plan;
+use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Sparsity, Target};
+use rspirv::binary::Disassemble;
+use std::path::Path;
+use std::process::Command;
+
+/// Name, pattern, phase, D, Dv, group and dtype of each plan.
+#[rustfmt::skip]
+const PLANS: [(&str, &str, Phase, u32, u32, u32, Dtype); 9] = [
+    ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 128, 128, 4, Dtype::F16),
+    ("butterfly_d64_f32", "block 64 causal & (local(1) | partner(xor) | sink(1))", Phase::Prefill, 64, 64, 1, Dtype::F32),
+    ("radix_3_d256", "causal & (local(1) | partner(causal_shift, radix=3, count=2))", Phase::Prefill, 256, 256, 4, Dtype::F16),
+    ("benes_d80", "block 16 causal & (local(0) | partner(benes) | sink(2))", Phase::Prefill, 80, 80, 2, Dtype::F32),
+    ("bit_reversal_d96", "block 32 causal & (local(2) | partner(bit_reversal))", Phase::Prefill, 96, 96, 8, Dtype::F16),
+    ("window_sinks", "window(1024) | causal & sink_tokens(4)", Phase::Prefill, 128, 128, 16, Dtype::F16),
+    ("difference", "causal & all - partner(random) - global(1) | window(1)", Phase::Prefill, 64, 64, 1, Dtype::F16),
+    ("mla_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Decode, 576, 512, 20, Dtype::F16),
+    ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Phase::Decode, 128, 128, 4, Dtype::F32),
+];
+
+const SM_80: Target = Target::Cuda(Sm { version: 80, arch_specific: false });
+const SM_90A: Target = Target::Cuda(Sm { version: 90, arch_specific: true });
+
+fn specs() -> Vec<(&'static str, KernelSpec)> {
+    let spec = |&(name, text, phase, head_dim, v_head_dim, group, dtype): &_| {
+        let sparsity = Sparsity::parse(name, text).expect(name);
+        let rows = plan::rows(&sparsity);
+        assert_eq!(rows == Rows::Table, name.starts_with("table"), "{name}");
+        (name, KernelSpec { phase, head_dim, v_head_dim, group, dtype, block: sparsity.block, rows })
+    };
+    PLANS.iter().map(spec).collect()
+}
+
+/// The content of the file with `extension`.
+fn file(spec: &KernelSpec, target: Target, extension: &str) -> Vec<u8> {
+    let kernel = emit(spec, target).unwrap_or_else(|error| panic!("{error}"));
+    let missing = format!("no .{extension} for {target}; run scripts/setup and set VIRTUAL_ENV as scripts/test does");
+    kernel.files.into_iter().find(|(e, _)| e == extension).expect(&missing).1
+}
+
+fn text(spec: &KernelSpec, target: Target, extension: &str) -> String {
+    String::from_utf8(file(spec, target, extension)).expect("utf-8")
+}
+
+fn snapshot(language: &str, name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(format!("snapshots/{language}"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+#[test]
+fn cuda() {
+    for (name, mut spec) in specs() {
+        // CUDA takes the bf16 of the checkpoints where the others take f16.
+        if spec.dtype == Dtype::F16 && spec.head_dim.is_multiple_of(128) {
+            spec.dtype = Dtype::Bf16;
+        }
+        snapshot("cuda", name, &text(&spec, SM_90A, "cu"));
+        for target in [SM_80, SM_90A] {
+            let cubin = file(&spec, target, "cubin");
+            assert!(cubin.starts_with(b"\x7fELF"), "{name} {target}");
+        }
+    }
+}
+
+#[test]
+fn wgsl() {
+    for (name, spec) in specs() {
+        snapshot("wgsl", name, &text(&spec, Target::Webgpu, "wgsl"));
+    }
+}
+
+#[test]
+fn spirv() {
+    let folder = tempfile::tempdir().expect("folder");
+    for (name, spec) in specs() {
+        let bytes = file(&spec, Target::Vulkan, "spv");
+        let path = folder.path().join(name);
+        std::fs::write(&path, &bytes).expect("written");
+        run("spirv-val", Command::new("spirv-val").args(["--target-env", "vulkan1.1"]).arg(&path), name);
+        let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let module = rspirv::dr::load_words(&words).expect("SPIR-V");
+        snapshot("spirv", name, &module.disassemble());
+    }
+}
+
+#[test]
+fn metal() {
+    let folder = tempfile::tempdir().expect("folder");
+    let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("metal");
+    for (name, spec) in specs() {
+        let text = text(&spec, Target::Metal, "metal");
+        snapshot("metal", name, &text);
+        let path = folder.path().join(name).with_extension("cpp");
+        std::fs::write(&path, text).expect("written");
+        let mut check = Command::new("g++");
+        check.args(["-std=c++20", "-fsyntax-only", "-Wno-attributes", "-I"]).arg(&stand_in).arg(&path);
+        run("g++", &mut check, name);
+    }
+}
+
+/// Runs a checker that must be there and must be content.
+fn run(tool: &str, command: &mut Command, name: &str) {
+    let output = command.output().unwrap_or_else(|error| panic!("{tool}: {error}; run scripts/setup"));
+    assert!(output.status.success(), "{tool} on {name}:\n{}", String::from_utf8_lossy(&output.stderr));
+}
