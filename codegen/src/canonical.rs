@@ -1,19 +1,30 @@
 //! Text → text that does not depend on what was printed before.
 //!
-//! CubeCL declares mutable variables in hash-map order and numbers temporaries by
-//! process-wide counters. Here runs of declarations are sorted by their numbers, and
+//! CubeCL declares mutable variables and vector types in hash-map order and numbers
+//! temporaries by process-wide counters. Here runs of declarations are sorted, and
 //! generated names get new numbers by order of first appearance.
 
 use std::collections::HashMap;
 
 /// Prefixes of generated names; a number follows.
-const GENERATED: [&str; 6] = ["l_", "l_mut_", "l_arr_", "a_", "_tmp_", "shared_memory_"];
+const GENERATED: [&str; 9] = [
+    "l_",
+    "l_mut_",
+    "l_arr_",
+    "a_",
+    "_tmp_",
+    "shared_memory_",
+    "frag_a_",
+    "frag_b_",
+    "frag_acc_",
+];
 
 /// Brings a printed kernel into its one canonical form.
 pub(crate) fn canonicalize(text: &str) -> String {
     let text = text.replace("struct info_st {\n    \n};\n", "");
     let mut lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     sort_declarations(&mut lines);
+    sort_types(&mut lines);
     lines.dedup_by(|next, line| next.is_empty() && line.is_empty());
     let mut text = renumber(lines.join("\n").trim());
     text.push('\n');
@@ -31,6 +42,32 @@ fn sort_declarations(lines: &mut [&str]) {
         lines[start..start + run].sort_by_key(|line| declared(line));
         start += run + 1;
     }
+}
+
+/// Sorts the definitions of vector types, which follow one another.
+fn sort_types(lines: &mut [&str]) {
+    let opens = |line: &&str| line.starts_with("struct ") && line.ends_with('{');
+    let Some(start) = lines.iter().position(opens) else {
+        return;
+    };
+    let Some(last) = lines.iter().rposition(opens) else {
+        return;
+    };
+    let Some(length) = lines[last..].iter().position(|line| *line == "};") else {
+        return;
+    };
+    let region = &mut lines[start..=last + length];
+    let mut types: Vec<Vec<&str>> = region
+        .split_inclusive(|line| *line == "};")
+        .map(<[&str]>::to_vec)
+        .collect();
+    for body in &mut types {
+        body.retain(|line| !line.is_empty());
+    }
+    types.sort();
+    let mut sorted = types.concat();
+    sorted.resize(region.len(), "");
+    region.copy_from_slice(&sorted);
 }
 
 /// The number of the variable that a line declares: `uint32 l_mut_3;`, `var l_mut_3: u32;`.
@@ -90,6 +127,18 @@ mod tests {
                 .replace("l_mut_2", "l_mut_1")
         );
         assert_eq!(canonicalize(one), canonicalize(two));
+    }
+
+    #[test]
+    fn order_of_types_does_not_matter() {
+        let (a, b) = (
+            "struct A {\n    int i_0;\n};\n",
+            "struct B {\n    int i_0;\n};\n",
+        );
+        let one = canonicalize(&format!("x\n\n{a}\n{b}\ny\n"));
+        let two = canonicalize(&format!("x\n\n{b}\n{a}\ny\n"));
+        assert_eq!(one, two);
+        assert_eq!(one, format!("x\n\n{a}{b}\ny\n"));
     }
 
     #[test]

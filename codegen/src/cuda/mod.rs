@@ -8,7 +8,7 @@ use crate::portable::Definition;
 use butterfly_ir::{Sm, Target};
 use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
 use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler};
-use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler, Dialect, SharedMemory};
 
 /// Prints a definition as CUDA C++.
 pub(crate) fn print(definition: Definition) -> Result<String, String> {
@@ -23,6 +23,22 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
             address,
         )
         .map_err(|error| error.to_string())?;
+    // Its order is that of a hash map: lay it out anew.
+    let shared = &mut kernel.body.shared_memories;
+    shared.sort_by_key(index);
+    let mut end = 0usize;
+    for memory in shared.iter_mut() {
+        let size = memory.size();
+        let SharedMemory::Array { align, offset, .. } = memory else {
+            return Err("a shared value".to_string());
+        };
+        *offset = end.next_multiple_of(*align);
+        end = *offset + size;
+    }
+    if end != definition.geometry.shared_bytes as usize {
+        let planned = definition.geometry.shared_bytes;
+        return Err(format!("{end} bytes of shared memory, {planned} planned"));
+    }
     // Lengths of the buffers, which no kernel reads.
     kernel.flags.has_info = false;
     kernel.body.info_by_ptr = false;
@@ -31,6 +47,12 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
     Ok(kernel
         .to_string()
         .replacen("#include <cuda_runtime.h>\n", "", 1))
+}
+
+fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {
+    match memory {
+        SharedMemory::Array { index, .. } | SharedMemory::Value { index, .. } => *index,
+    }
 }
 
 /// The text, and what NVRTC makes of it where there is one with the headers it needs.

@@ -64,6 +64,9 @@ pub struct Search {
 /// A loaded NVRTC.
 pub struct Nvrtc {
     library: Library,
+    /// NVRTC opens it by name at its first compilation; from a wheel's folder it only
+    /// finds it when it is loaded already.
+    _builtins: Vec<Library>,
     /// Where it was found.
     pub path: String,
     /// Major and minor version.
@@ -196,10 +199,31 @@ type Create = unsafe extern "C" fn(
 type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status;
 type Destroy = unsafe extern "C" fn(*mut Program) -> Status;
 
+/// The builtins libraries beside `path`, loaded.
+fn builtins(path: &Path) -> Vec<Library> {
+    let folder = path.parent().filter(|folder| folder.is_absolute());
+    let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());
+    let files = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let is_builtins = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libnvrtc-builtins.so")
+    };
+    // SAFETY: the library is a table of texts; loading it has no preconditions.
+    files
+        .filter(is_builtins)
+        .filter_map(|file| unsafe { Library::new(file) }.ok())
+        .collect()
+}
+
 impl Nvrtc {
     fn open(path: &Path, includes: Vec<PathBuf>) -> Result<Self, String> {
         // SAFETY: loading NVRTC runs no code of ours and has no preconditions.
         let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
+        let builtins = builtins(path);
         let (mut major, mut minor) = (0, 0);
         // SAFETY: the signature is that of nvrtc.h; both pointers are valid.
         let status = unsafe {
@@ -217,6 +241,7 @@ impl Nvrtc {
             .collect();
         Ok(Self {
             library,
+            _builtins: builtins,
             path: path.display().to_string(),
             version: (major as u32, minor as u32),
             includes,
@@ -231,6 +256,7 @@ impl Nvrtc {
         let mut options = vec![
             format!("--gpu-architecture={arch}"),
             "--std=c++17".to_string(),
+            "--disable-warnings".to_string(),
         ];
         let include = |folder: &PathBuf| format!("--include-path={}", folder.display());
         options.extend(self.includes.iter().map(include));

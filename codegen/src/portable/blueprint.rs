@@ -2,7 +2,7 @@
 //!
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
-use butterfly_ir::{Geometry, KernelSpec, Phase, RowProgram, Rows, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Target};
 
 /// Compile-time facts of one portable kernel. A `tile` is `q_tile` query rows by
 /// `k_tile` keys; threads form `ty` rows of `tx`; each owns `rows` query rows.
@@ -26,6 +26,8 @@ pub(crate) struct Blueprint {
     /// Words of shared memory: the part for probabilities, then the staged operands.
     pub(crate) p_words: u32,
     pub(crate) stage_words: u32,
+    /// Elements of shared memory in the dtype: not zero where matrix units are used.
+    pub(crate) operand_elements: u32,
 }
 
 impl Blueprint {
@@ -50,9 +52,14 @@ impl Blueprint {
             v_slices: 0,
             p_words: 0,
             stage_words: 0,
+            operand_elements: 0,
         };
         match spec.phase {
-            Phase::Prefill => base.prefill(target),
+            Phase::Prefill => {
+                let matrix = has_matrix_units(target, spec.dtype);
+                let tiled = matrix.then(|| base.clone().matrix(target)).flatten();
+                tiled.unwrap_or_else(|| base.prefill(target))
+            }
             Phase::Decode => base.decode(target),
         }
     }
@@ -80,6 +87,34 @@ impl Blueprint {
         self.p_words = self.q_tile() * (self.k_tile + 1);
         let v_words = self.k_tile * self.tx * self.v_cols;
         self.slice_d(target, v_words)
+    }
+
+    /// On matrix units, with the longest tile of keys that fits, if any does.
+    fn matrix(mut self, target: Target) -> Option<Self> {
+        // 16 rows of output take half a register file at 256 columns.
+        if self.v_head_dim > 256 {
+            return None;
+        }
+        self.tx = 32;
+        self.rows = 16;
+        self.ty = self
+            .block
+            .div_ceil(self.rows)
+            .next_power_of_two()
+            .clamp(1, 4);
+        let d_pitch = self.head_dim.next_multiple_of(16) + 8;
+        let v_pitch = self.v_head_dim.next_multiple_of(16) + 8;
+        for k_tile in [64, 32] {
+            self.k_tile = k_tile;
+            self.operand_elements = self.q_tile() * d_pitch
+                + k_tile * (d_pitch + v_pitch)
+                + self.q_tile() * (k_tile + 8);
+            self.p_words = self.ty * (16 * (k_tile + 4) + 16);
+            if self.shared_bytes() <= opt_in_limit(target) {
+                return Some(self);
+            }
+        }
+        None
     }
 
     fn decode(mut self, target: Target) -> Self {
@@ -122,6 +157,15 @@ impl Blueprint {
         self.tx * self.ty
     }
 
+    /// Whether matrix units do the products.
+    pub(crate) fn uses_matrix_units(&self) -> bool {
+        self.operand_elements > 0
+    }
+
+    fn shared_bytes(&self) -> u32 {
+        4 * (self.p_words + self.stage_words) + 2 * self.operand_elements
+    }
+
     /// The launch geometry.
     pub(crate) fn geometry(&self, phase: Phase) -> Geometry {
         Geometry {
@@ -131,13 +175,36 @@ impl Blueprint {
                 Phase::Decode => 1,
             },
             k_tile: self.k_tile,
-            shared_bytes: 4 * (self.p_words + self.stage_words),
+            shared_bytes: self.shared_bytes(),
         }
     }
 }
 
+/// Whether products of `dtype` go to matrix units on `target`.
+fn has_matrix_units(target: Target, dtype: Dtype) -> bool {
+    match (target, dtype) {
+        (Target::Cuda(sm), Dtype::Bf16) => sm.version >= 80,
+        (Target::Cuda(_), Dtype::F16) => true,
+        (Target::Cuda(_), Dtype::F32)
+        | (Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu, _) => false,
+    }
+}
+
+/// Bytes of shared memory that a CUDA kernel may ask for.
+fn opt_in_limit(target: Target) -> u32 {
+    match target {
+        Target::Cuda(sm) => match sm.version {
+            0..80 => 64 << 10,
+            80 | 87 => 163 << 10,
+            90..120 => 227 << 10,
+            _ => 99 << 10,
+        },
+        Target::Webgpu | Target::Vulkan | Target::Metal | Target::Cpu => shared_limit(target),
+    }
+}
+
 /// Bytes of shared memory that every device of a target has.
-pub(crate) fn shared_limit(target: Target) -> u32 {
+fn shared_limit(target: Target) -> u32 {
     match target {
         Target::Webgpu => 16 << 10,
         Target::Vulkan | Target::Metal => 32 << 10,

@@ -6,6 +6,7 @@
 
 mod blueprint;
 mod decode;
+mod matrix;
 mod prefill;
 mod rows;
 
@@ -77,6 +78,9 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
     let scope = &mut builder.scope;
     let plan_of = plan.clone();
     match spec.phase {
+        Phase::Prefill if plan.uses_matrix_units() => {
+            matrix::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
+        }
         Phase::Prefill => {
             prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
         }

@@ -1,0 +1,166 @@
+//! Launches cubins through the CUDA driver.
+
+use crate::support::Launch;
+use butterfly_ir::{Kernel, Sm, Target};
+use libloading::{Library, Symbol};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ptr;
+
+type Status = c_int;
+type Pointer = u64;
+type Handle = *mut c_void;
+
+pub(crate) struct Gpu {
+    driver: Library,
+    pub(crate) target: Target,
+}
+
+/// A CUDA device, or `None` after saying what is missing.
+pub(crate) fn device() -> Option<Gpu> {
+    let search = butterfly_codegen::nvrtc::find();
+    if search.nvrtc.is_none() {
+        eprintln!("skipped: no NVRTC in {:?}", search.looked);
+        return None;
+    }
+    // SAFETY: loading the driver has no preconditions; signatures are those of cuda.h.
+    unsafe {
+        let Ok(driver) = Library::new("libcuda.so.1") else {
+            eprintln!("skipped: no CUDA driver");
+            return None;
+        };
+        let gpu = Gpu {
+            driver,
+            target: Target::Metal,
+        };
+        let init: Symbol<'_, unsafe extern "C" fn(c_uint) -> Status> = gpu.symbol("cuInit");
+        if init(0) != 0 {
+            eprintln!("skipped: no CUDA device");
+            return None;
+        }
+        let attribute: Symbol<'_, unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status> =
+            gpu.symbol("cuDeviceGetAttribute");
+        let (mut major, mut minor) = (0, 0);
+        ok(attribute(&mut major, 75, 0));
+        ok(attribute(&mut minor, 76, 0));
+        let retain: Symbol<'_, unsafe extern "C" fn(*mut Handle, c_int) -> Status> =
+            gpu.symbol("cuDevicePrimaryCtxRetain");
+        let current: Symbol<'_, unsafe extern "C" fn(Handle) -> Status> =
+            gpu.symbol("cuCtxSetCurrent");
+        let mut context = ptr::null_mut();
+        ok(retain(&mut context, 0));
+        ok(current(context));
+        drop((init, attribute, retain, current));
+        let version = (10 * major + minor) as u32;
+        let arch_specific = version >= 90;
+        Some(Gpu {
+            target: Target::Cuda(Sm {
+                version,
+                arch_specific,
+            }),
+            ..gpu
+        })
+    }
+}
+
+impl Gpu {
+    unsafe fn symbol<T>(&self, name: &str) -> Symbol<'_, T> {
+        // SAFETY: passed on to the callers.
+        unsafe { self.driver.get(name.as_bytes()) }.expect(name)
+    }
+
+    /// The bytes of o and lse.
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn launch(&self, kernel: &Kernel, launch: &Launch) -> (Vec<u8>, Vec<u8>) {
+        let (_, cubin) = kernel.files.last().expect("files");
+        let entry = CString::new(kernel.entry.clone()).expect("a name");
+        // SAFETY: signatures are those of cuda.h; every pointer outlives its call.
+        unsafe {
+            let load: Symbol<'_, unsafe extern "C" fn(*mut Handle, *const c_void) -> Status> =
+                self.symbol("cuModuleLoadData");
+            let unload: Symbol<'_, unsafe extern "C" fn(Handle) -> Status> =
+                self.symbol("cuModuleUnload");
+            let get: Symbol<
+                '_,
+                unsafe extern "C" fn(*mut Handle, Handle, *const c_char) -> Status,
+            > = self.symbol("cuModuleGetFunction");
+            let set: Symbol<'_, unsafe extern "C" fn(Handle, c_int, c_int) -> Status> =
+                self.symbol("cuFuncSetAttribute");
+            let allocate: Symbol<'_, unsafe extern "C" fn(*mut Pointer, usize) -> Status> =
+                self.symbol("cuMemAlloc_v2");
+            let free: Symbol<'_, unsafe extern "C" fn(Pointer) -> Status> =
+                self.symbol("cuMemFree_v2");
+            let upload: Symbol<'_, unsafe extern "C" fn(Pointer, *const c_void, usize) -> Status> =
+                self.symbol("cuMemcpyHtoD_v2");
+            let download: Symbol<'_, unsafe extern "C" fn(*mut c_void, Pointer, usize) -> Status> =
+                self.symbol("cuMemcpyDtoH_v2");
+            let start: Symbol<
+                '_,
+                unsafe extern "C" fn(
+                    Handle,
+                    c_uint,
+                    c_uint,
+                    c_uint,
+                    c_uint,
+                    c_uint,
+                    c_uint,
+                    c_uint,
+                    Handle,
+                    *mut *mut c_void,
+                    *mut *mut c_void,
+                ) -> Status,
+            > = self.symbol("cuLaunchKernel");
+            let finish: Symbol<'_, unsafe extern "C" fn() -> Status> =
+                self.symbol("cuCtxSynchronize");
+
+            let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
+            ok(load(&mut module, cubin.as_ptr().cast()));
+            ok(get(&mut function, module, entry.as_ptr()));
+            let shared = kernel.geometry.shared_bytes;
+            ok(set(function, 8, shared as c_int));
+
+            let lse = vec![0u8; launch.lse_bytes];
+            let mut pointers: Vec<Pointer> = Vec::new();
+            for contents in launch.inputs.iter().chain([&launch.o, &lse]) {
+                let mut pointer = 0;
+                ok(allocate(&mut pointer, contents.len().max(4)));
+                if !contents.is_empty() {
+                    ok(upload(pointer, contents.as_ptr().cast(), contents.len()));
+                }
+                pointers.push(pointer);
+            }
+            let mut arguments: Vec<*mut c_void> = pointers
+                .iter_mut()
+                .map(|pointer| ptr::from_mut(pointer).cast())
+                .collect();
+            let [x, y, z] = launch.grid;
+            let [tx, ty, tz] = kernel.geometry.threads;
+            ok(start(
+                function,
+                x,
+                y,
+                z,
+                tx,
+                ty,
+                tz,
+                shared,
+                ptr::null_mut(),
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            ));
+            ok(finish());
+            let outputs = &pointers[pointers.len() - 2..];
+            let (mut o, mut lse) = (launch.o.clone(), lse);
+            ok(download(o.as_mut_ptr().cast(), outputs[0], o.len()));
+            ok(download(lse.as_mut_ptr().cast(), outputs[1], lse.len()));
+            for pointer in pointers {
+                ok(free(pointer));
+            }
+            ok(unload(module));
+            (o, lse)
+        }
+    }
+}
+
+fn ok(status: Status) {
+    assert_eq!(status, 0, "a CUDA call failed");
+}

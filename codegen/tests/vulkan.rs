@@ -1,0 +1,65 @@
+//! The emitted WGSL against a plain f64 reference, on whatever Vulkan device there is
+//! (Mesa's software device is enough). Without one the tests say so and pass.
+
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/vulkan.rs"]
+mod vulkan;
+
+use butterfly_ir::{Dtype, Target};
+use support::{Case, cases, check};
+
+/// A check on the device, with the target and dtype set.
+fn run(table: fn(&dyn Fn(Case)), target: Target, dtype: Dtype) {
+    let Some(gpu) = vulkan::device() else { return };
+    table(&|mut case| {
+        case.target = target;
+        case.spec.dtype = dtype;
+        check(&case, &|kernel, launch| gpu.launch(kernel, launch));
+    });
+}
+
+#[test]
+fn head_sizes() {
+    run(cases::head_sizes, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn lengths_and_blocks() {
+    run(cases::lengths_and_blocks, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn groups_batches_and_offsets() {
+    run(
+        cases::groups_batches_and_offsets,
+        Target::Vulkan,
+        Dtype::F32,
+    );
+}
+
+#[test]
+fn every_rule_at_every_stage() {
+    run(cases::every_rule_at_every_stage, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn windows_and_other_leaves() {
+    run(cases::windows_and_other_leaves, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn tables() {
+    run(cases::tables, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn half_precision() {
+    run(cases::large_heads, Target::Vulkan, Dtype::F16);
+}
+
+#[test]
+fn webgpu() {
+    run(cases::large_heads, Target::Webgpu, Dtype::F16);
+    run(cases::large_heads, Target::Webgpu, Dtype::F32);
+}
