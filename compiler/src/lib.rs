@@ -3,6 +3,8 @@
 pub mod classify;
 pub mod config;
 pub mod cost;
+pub mod fuse;
+pub mod graph;
 pub mod key;
 pub mod lengths;
 pub mod plan;

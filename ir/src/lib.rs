@@ -12,6 +12,7 @@
 
 pub mod band;
 pub mod kernel;
+pub mod layer_graph;
 pub mod manifest;
 pub mod model;
 pub mod pattern;

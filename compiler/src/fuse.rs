@@ -1,0 +1,188 @@
+//! Layer graph → layer graph with fewer kernels and less traffic.
+//!
+//! In:  any graph that passes [`butterfly_ir::layer_graph::verify`]. Out: one that passes
+//! it too, computes the same, and has no step left that one of the rules below removes;
+//! fusing it again changes nothing.
+//!
+//! 1. A step without effect goes: a factor of 1, a rotation of no elements, a split into
+//!    one part.
+//! 2. A factor on q goes into the attend, whose kernel has a factor on the logits anyway:
+//!    rounded q stays as the model defines it.
+//! 3. Norm, rotation and append in a row become one prologue: one pass over the new rows,
+//!    straight into the cache.
+//! 4. A gate on o becomes the epilogue of the attend: o is written once.
+//!
+//! A norm whose result goes into a matrix product stays as it is.
+
+use butterfly_ir::layer_graph::{LayerGraph, Node, Op, ValueId};
+
+/// Fuses prologues and epilogues of `graph`.
+pub fn lower(graph: &LayerGraph) -> LayerGraph {
+    let mut nodes = graph.nodes.clone();
+    let rules: [fn(&mut Vec<Node>) -> bool; 4] =
+        [drop_identity, fold_scale, merge_prologue, gate_epilogue];
+    // Each change removes a node, or gives one a form that no rule matches.
+    while rules.iter().any(|rule| rule(&mut nodes)) {}
+    renumber(graph, nodes)
+}
+
+/// Rule 1: readers of the result read the operand.
+fn drop_identity(nodes: &mut Vec<Node>) -> bool {
+    let identity = |node: &Node| match &node.op {
+        Op::Scale { factor } => *factor == 1.0,
+        Op::Rope(rotation) => rotation.rope.dims == 0,
+        Op::Split(_) => node.outputs.len() == 1,
+        Op::Prologue { norm, rope, append } => norm.is_none() && rope.is_none() && !append,
+        Op::Projection
+        | Op::Norm(_)
+        | Op::Append
+        | Op::Up
+        | Op::Absorb { .. }
+        | Op::Expand { .. }
+        | Op::Attend(_)
+        | Op::Gate
+        | Op::Unabsorb
+        | Op::Output => false,
+    };
+    let Some(at) = nodes.iter().position(identity) else {
+        return false;
+    };
+    let node = nodes.remove(at);
+    replace(nodes, node.outputs[0], node.inputs[0]);
+    true
+}
+
+/// Rule 2.
+fn fold_scale(nodes: &mut Vec<Node>) -> bool {
+    let found = nodes.iter().enumerate().find_map(|(at, node)| {
+        let Op::Scale { factor } = node.op else {
+            return None;
+        };
+        let reader = only_reader(nodes, node.outputs[0])?;
+        // The first operand alone: what is read as q and as k is not ours to scale.
+        let is_q =
+            matches!(nodes[reader].op, Op::Attend(_)) && nodes[reader].inputs[0] == node.outputs[0];
+        is_q.then_some((at, reader, factor))
+    });
+    let Some((at, reader, factor)) = found else {
+        return false;
+    };
+    if let Op::Attend(attend) = &mut nodes[reader].op {
+        attend.scale *= factor;
+    }
+    let node = nodes.remove(at);
+    replace(nodes, node.outputs[0], node.inputs[0]);
+    true
+}
+
+/// Rule 3: gives a step the form of a prologue, or joins two in a row.
+fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
+    for at in 0..nodes.len() {
+        let node = &nodes[at];
+        let reader = node.outputs.first().and_then(|x| only_reader(nodes, *x));
+        let into_product = reader.is_some_and(|reader| nodes[reader].op == Op::Up);
+        let prologue = |norm, rope, append| Op::Prologue { norm, rope, append };
+        let alone = match &node.op {
+            Op::Norm(norm) if !into_product => prologue(Some(*norm), None, false),
+            Op::Rope(rotation) => prologue(None, Some(*rotation), false),
+            Op::Append => prologue(None, None, true),
+            _ => {
+                if let Some(reader) = reader.filter(|reader| join(nodes, at, *reader)) {
+                    // What the joined node reads is made before the later of the two.
+                    let first = nodes[at].inputs[0];
+                    nodes[reader].inputs[0] = first;
+                    nodes.remove(at);
+                    return true;
+                }
+                continue;
+            }
+        };
+        nodes[at].op = alone;
+        return true;
+    }
+    false
+}
+
+/// Puts the steps of node `at` before those of `reader`, if they go together.
+fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
+    let Op::Prologue {
+        norm: first_norm,
+        rope: first_rope,
+        append: false,
+    } = nodes[at].op
+    else {
+        return false;
+    };
+    let result = nodes[at].outputs[0];
+    let leads = nodes[reader].inputs.first() == Some(&result);
+    let Op::Prologue { norm, rope, .. } = &mut nodes[reader].op else {
+        return false;
+    };
+    // A prologue has one norm before one rotation.
+    let in_order = norm.is_none() && (first_rope.is_none() || rope.is_none());
+    if leads && in_order {
+        *norm = first_norm;
+        *rope = first_rope.or(*rope);
+    }
+    leads && in_order
+}
+
+/// Rule 4.
+fn gate_epilogue(nodes: &mut Vec<Node>) -> bool {
+    let found = nodes.iter().enumerate().find_map(|(at, node)| {
+        let attends = matches!(&node.op, Op::Attend(attend) if !attend.gate);
+        let reader = only_reader(nodes, *node.outputs.first().filter(|_| attends)?)?;
+        let gates = nodes[reader].op == Op::Gate && nodes[reader].inputs[0] == node.outputs[0];
+        gates.then_some((at, reader))
+    });
+    let Some((at, reader)) = found else {
+        return false;
+    };
+    let mut attend = nodes[at].clone();
+    if let Op::Attend(attend) = &mut attend.op {
+        attend.gate = true;
+    }
+    attend.inputs.push(nodes[reader].inputs[1]);
+    attend.outputs = nodes[reader].outputs.clone();
+    nodes[reader] = attend;
+    nodes.remove(at);
+    true
+}
+
+/// The node that reads `value`, if there is one and it does so once.
+fn only_reader(nodes: &[Node], value: ValueId) -> Option<usize> {
+    let reads = |node: &Node| node.inputs.iter().filter(|x| **x == value).count();
+    let mut readers = nodes.iter().enumerate().filter(|(_, node)| reads(node) > 0);
+    let (reader, node) = readers.next()?;
+    (reads(node) == 1 && readers.next().is_none()).then_some(reader)
+}
+
+fn replace(nodes: &mut [Node], from: ValueId, to: ValueId) {
+    let inputs = nodes.iter_mut().flat_map(|node| &mut node.inputs);
+    inputs.filter(|x| **x == from).for_each(|x| *x = to);
+}
+
+/// `nodes` with their values numbered in the order in which they are made.
+fn renumber(graph: &LayerGraph, nodes: Vec<Node>) -> LayerGraph {
+    let LayerGraph {
+        family,
+        layer,
+        phase,
+        dtype,
+        ..
+    } = *graph;
+    let mut lowered = LayerGraph::new(family, layer, phase, dtype);
+    let mut ids = vec![ValueId(0); graph.values.len()];
+    for node in nodes {
+        let inputs: Vec<ValueId> = node.inputs.iter().map(|x| ids[x.0 as usize]).collect();
+        let values = node.outputs.iter().map(|x| graph.value(*x).clone());
+        let outputs = lowered.push(node.op, &inputs, values.collect());
+        for (old, new) in node.outputs.iter().zip(outputs) {
+            ids[old.0 as usize] = new;
+        }
+    }
+    lowered
+}
+
+#[cfg(test)]
+mod tests;
