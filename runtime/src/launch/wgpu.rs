@@ -1,0 +1,306 @@
+//! Vulkan (SPIR-V) and WebGPU (WGSL) through CubeCL's wgpu runtime.
+//!
+//! The device is our own, with one buffer for each allocation: WGSL declares the inputs
+//! read-only, and wgpu refuses a buffer that is bound both for reading and for writing.
+
+use super::{Buffers, Device, LaunchError, Loaded, Output};
+use butterfly_ir::{Dtype, Rows};
+use cubecl_common::future::block_on;
+use cubecl_core::ir::{AddressType, StorageType};
+use cubecl_core::{Compiler, MemoryConfiguration, Runtime};
+use cubecl_runtime::client::ComputeClient;
+use cubecl_runtime::compiler::{CompilationError, CubeTask};
+use cubecl_runtime::id::KernelId;
+use cubecl_runtime::kernel::{CompiledKernel, KernelMetadata, Visibility};
+use cubecl_runtime::server::{CubeDim, ExecutionMode};
+use cubecl_spirv::SpirvKernel;
+use cubecl_wgpu::{AutoCompiler, AutoRepresentation, RuntimeOptions, WgpuRuntime, WgpuSetup};
+use std::sync::{Arc, Mutex, PoisonError};
+use wgpu::{Adapter, Backend, Features};
+
+/// An open device. Launches take turns, so that times and errors are their own.
+struct Opened {
+    client: ComputeClient<WgpuRuntime>,
+    features: Features,
+    /// What wgpu reports outside any call.
+    errors: Arc<Mutex<Vec<String>>>,
+}
+
+/// Vulkan and WebGPU share a device where they share an interface.
+static OPEN: Mutex<Vec<(Backend, Opened)>> = Mutex::new(Vec::new());
+
+pub(super) fn launch(
+    device: Device,
+    kernel: &Loaded<'_>,
+    buffers: &Buffers<'_>,
+) -> Result<Output, LaunchError> {
+    let task = task(device, kernel)?;
+    if let Some(output) = super::nothing(buffers) {
+        return Ok(output);
+    }
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let backend = backend(device);
+    if !open.iter().any(|(b, _)| *b == backend) {
+        let opened = super::caught(|| open_device(device))
+            .map_err(|reason| LaunchError::Missing { device, reason })?;
+        open.push((backend, opened));
+    }
+    let (_, opened) = &open[open.iter().position(|(b, _)| *b == backend).unwrap_or(0)];
+
+    super::check_limits(
+        device,
+        &kernel.geometry,
+        buffers,
+        opened.client.properties(),
+    )?;
+    for (needed, feature, what) in [
+        (
+            device == Device::Vulkan,
+            Features::PASSTHROUGH_SHADERS,
+            "SPIR-V modules",
+        ),
+        (
+            kernel.spec.dtype == Dtype::F16,
+            Features::SHADER_F16,
+            "f16 arithmetic",
+        ),
+    ] {
+        if needed && !opened.features.contains(feature) {
+            return Err(unsupported(device, kernel, what));
+        }
+    }
+
+    let take = || {
+        let mut errors = opened.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *errors)
+    };
+    take();
+    let output = super::caught(|| {
+        super::run(&opened.client, buffers, || {
+            Box::new(task.clone()) as Box<dyn CubeTask<AutoCompiler>>
+        })
+    });
+    let errors = take();
+    let failed = |reason| LaunchError::Failed {
+        device,
+        key: kernel.key.into(),
+        reason,
+    };
+    match errors.is_empty() {
+        true => output.map_err(failed),
+        false => Err(failed(errors.join("; "))),
+    }
+}
+
+pub(super) fn probe(device: Device) -> Result<String, String> {
+    super::caught(|| {
+        let (_, adapter) = adapter(device)?;
+        let info = adapter.get_info();
+        let driver = format!("{} {}", info.driver, info.driver_info);
+        Ok(format!("{} ({})", info.name, driver.trim()))
+    })
+}
+
+fn unsupported(device: Device, kernel: &Loaded<'_>, what: &str) -> LaunchError {
+    LaunchError::Unsupported {
+        device,
+        key: kernel.key.into(),
+        what: what.into(),
+    }
+}
+
+fn backend(device: Device) -> Backend {
+    match device {
+        Device::Vulkan | Device::Cuda => Backend::Vulkan,
+        Device::Webgpu if cfg!(target_os = "macos") => Backend::Metal,
+        Device::Webgpu if cfg!(windows) => Backend::Dx12,
+        Device::Webgpu => Backend::Vulkan,
+    }
+}
+
+/// The best adapter, a software one where there is no other.
+fn adapter(device: Device) -> Result<(wgpu::Instance, Adapter), String> {
+    let backend = backend(device);
+    if backend == Backend::Vulkan {
+        find_vulkan()?;
+    }
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: backend.into(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let options = wgpu::RequestAdapterOptions {
+        power_preference: wgpu::PowerPreference::HighPerformance,
+        ..Default::default()
+    };
+    let adapter = block_on(instance.request_adapter(&options))
+        .map_err(|error| format!("{backend:?} has no adapter: {error}"))?;
+    Ok((instance, adapter))
+}
+
+/// Whether the Vulkan loader can be opened.
+fn find_vulkan() -> Result<(), String> {
+    let names: &[&str] = if cfg!(windows) {
+        &["vulkan-1.dll"]
+    } else if cfg!(target_os = "macos") {
+        &["libvulkan.dylib", "libvulkan.1.dylib", "libMoltenVK.dylib"]
+    } else {
+        &["libvulkan.so.1", "libvulkan.so"]
+    };
+    // SAFETY: the loader runs nothing of ours when it is opened.
+    let open = |name: &&str| unsafe { libloading::Library::new(*name) }.is_ok();
+    match names.iter().any(open) {
+        true => Ok(()),
+        false => Err(format!(
+            "{} is not installed; it comes with a graphics driver, or with Mesa for software",
+            names[0]
+        )),
+    }
+}
+
+fn open_device(device: Device) -> Result<Opened, String> {
+    let (instance, adapter) = adapter(device)?;
+    let backend = backend(device);
+    let with_extensions = match backend {
+        Backend::Vulkan => block_on(cubecl_wgpu::vulkan::request_vulkan_device(&adapter)),
+        _ => None,
+    };
+    let (device, queue) = match with_extensions {
+        Some(opened) => opened,
+        None => block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            required_features: adapter.features() & Features::SHADER_F16,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        }))
+        .map_err(|error| error.to_string())?,
+    };
+    let errors = Arc::new(Mutex::new(Vec::new()));
+    let sink = errors.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let mut errors = sink.lock().unwrap_or_else(PoisonError::into_inner);
+        errors.push(error.to_string());
+    }));
+    let features = device.features();
+    let setup = WgpuSetup {
+        instance,
+        adapter,
+        device,
+        queue,
+        backend,
+    };
+    let options = RuntimeOptions {
+        memory_config: MemoryConfiguration::ExclusivePages,
+        ..Default::default()
+    };
+    Ok(Opened {
+        client: WgpuRuntime::client(&cubecl_wgpu::init_device(setup, options)),
+        features,
+        errors,
+    })
+}
+
+/// A finished kernel, as the runtime takes it.
+#[derive(Clone)]
+struct Task {
+    identity: (String, String, [u8; 32]),
+    threads: CubeDim,
+    shared_bytes: usize,
+    code: Code,
+}
+
+#[derive(Clone)]
+enum Code {
+    Wgsl(Arc<str>),
+    SpirV { words: Arc<[u32]>, bindings: usize },
+}
+
+fn task(device: Device, kernel: &Loaded<'_>) -> Result<Task, LaunchError> {
+    let image = |expected| LaunchError::Image {
+        key: kernel.key.into(),
+        expected,
+    };
+    let code = match device {
+        Device::Vulkan => {
+            let words = kernel.image.chunks_exact(4);
+            let whole = words.remainder().is_empty();
+            let words: Arc<[u32]> = words
+                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
+            if !whole || words.len() < 5 || words[0] != SPIRV_MAGIC {
+                return Err(image("a SPIR-V module"));
+            }
+            Code::SpirV {
+                words,
+                bindings: match kernel.spec.rows {
+                    Rows::ClosedForm(_) => 6,
+                    Rows::Table => 8,
+                },
+            }
+        }
+        Device::Webgpu | Device::Cuda => {
+            let text = std::str::from_utf8(kernel.image).map_err(|_| image("WGSL text"))?;
+            Code::Wgsl(text.into())
+        }
+    };
+    let [x, y, z] = kernel.geometry.threads;
+    Ok(Task {
+        identity: super::identity(kernel),
+        threads: CubeDim::new_3d(x, y, z),
+        shared_bytes: kernel.geometry.shared_bytes as usize,
+        code,
+    })
+}
+
+const SPIRV_MAGIC: u32 = 0x0723_0203;
+
+impl KernelMetadata for Task {
+    fn name(&self) -> &'static str {
+        "butterfly"
+    }
+
+    fn id(&self) -> KernelId {
+        let language = match self.code {
+            Code::Wgsl(_) => "wgsl",
+            Code::SpirV { .. } => "spv",
+        };
+        KernelId::new::<Self>()
+            .cube_dim(self.threads)
+            .info((self.identity.clone(), language))
+    }
+
+    fn address_type(&self) -> StorageType {
+        AddressType::U32.unsigned_type()
+    }
+}
+
+impl CubeTask<AutoCompiler> for Task {
+    fn compile(
+        &self,
+        _: &mut AutoCompiler,
+        _: &<AutoCompiler as Compiler>::CompilationOptions,
+        _: ExecutionMode,
+        _: StorageType,
+    ) -> Result<CompiledKernel<AutoCompiler>, CompilationError> {
+        let (source, repr) = match &self.code {
+            Code::Wgsl(text) => (text.to_string(), None),
+            Code::SpirV { words, bindings } => {
+                let module = SpirvKernel {
+                    module: None,
+                    optimizer: None,
+                    assembled_module: words.to_vec(),
+                    bindings: vec![Visibility::ReadWrite; *bindings],
+                    shared_size: self.shared_bytes,
+                    uniform_info: false,
+                };
+                (String::new(), Some(AutoRepresentation::SpirV(module)))
+            }
+        };
+        Ok(CompiledKernel {
+            entrypoint_name: self.identity.1.clone(),
+            debug_name: None,
+            source,
+            repr,
+            cube_dim: self.threads,
+            debug_info: None,
+        })
+    }
+}
