@@ -12,8 +12,8 @@
 //! here, bands are all there is.
 //!
 //! How it works: the lanes of a vector are queries, of all heads that share a kv head.
-//! Both matrix products then read k and v in place ([`product`]), and the softmax between
-//! them has no reduction across lanes ([`softmax`]). A tile whose keys every query of the
+//! Both matrix products then read k and v in place (`product.rs`), and the softmax between
+//! them has no reduction across lanes (`softmax.rs`). A tile whose keys every query of the
 //! panel sees has no mask; elsewhere a mask is two comparisons for each band.
 
 #![warn(unsafe_op_in_unsafe_fn)]

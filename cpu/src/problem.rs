@@ -45,7 +45,7 @@ pub struct Problem<'a> {
     pub rows: &'a BandTable,
 }
 
-/// The result of [`attend`](crate::attend).
+/// The result of [`attend`](crate::attend()).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Attention {
     /// `[B, Hq, q_len, Dv]`; 0 where a query sees nothing.

@@ -52,7 +52,7 @@ pub(crate) struct Scratch {
     pub(crate) maximum: Aligned,
     /// Running sum of weights, `[panel, lanes]`.
     pub(crate) sum: Aligned,
-    /// Results on their way to the layout of the caller, `[4, Dv]`.
+    /// Rows on their way from or to the layout of the caller, `[4, D or Dv]`.
     pub(crate) rows: Aligned,
     /// Starts and ends of what each lane sees in a tile, `[band, 2, lanes]`.
     pub(crate) ranges: Aligned,

@@ -50,9 +50,9 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     scratch.logits.reserve(KEYS * lanes);
     scratch.maximum.reserve(panels * lanes);
     scratch.sum.reserve(panels * lanes);
-    scratch.rows.reserve(transpose::ROWS * dv);
+    scratch.rows.reserve(transpose::ROWS * d.max(dv));
     scratch.ranges.reserve(tile.bands.len() * 2 * lanes);
-    pack_queries(problem, item, lanes, &mut scratch.queries);
+    pack_queries(problem, item, lanes, scratch);
     scratch.output[..panels * dv * lanes].fill(0.0);
     scratch.maximum[..panels * lanes].fill(f32::NEG_INFINITY);
     scratch.sum[..panels * lanes].fill(0.0);
@@ -152,16 +152,20 @@ fn ranges_of_lanes(
 
 /// Transposes the queries of the group into panels. Unused lanes repeat the last row;
 /// lanes do not meet, and nobody reads those results.
-fn pack_queries(problem: &Problem, item: &Item, lanes: usize, queries: &mut [f32]) {
+fn pack_queries(problem: &Problem, item: &Item, lanes: usize, scratch: &mut Scratch) {
     let (d, tile) = (problem.head_dim, item.tile);
-    for (panel, to) in tile.panels.iter().zip(queries.chunks_exact_mut(d * lanes)) {
+    let rows = &mut scratch.rows[..transpose::ROWS * d];
+    let panels = scratch.queries.chunks_exact_mut(d * lanes);
+    for (panel, to) in tile.panels.iter().zip(panels) {
         for lane in (0..lanes).step_by(transpose::ROWS) {
-            let rows = std::array::from_fn(|i| {
+            // Copied first: one long stream from memory is fetched ahead, four short
+            // ones side by side are not.
+            for (i, copy) in rows.chunks_exact_mut(d).enumerate() {
                 let row = panel.first_row + (lane + i).min(panel.rows - 1);
                 let head = item.kv_head * problem.group() + row / tile.len;
                 let query = head * problem.q_len + tile.first + row % tile.len;
-                &problem.q[query * d..][..d]
-            });
+                copy.copy_from_slice(&problem.q[query * d..][..d]);
+            }
             transpose::to_lanes(rows, to, lanes, lane);
         }
     }

@@ -9,17 +9,18 @@ pub(crate) const ROWS: usize = 4;
 
 type Block = [[f32; ROWS]; ROWS];
 
-/// Writes four rows of one length to the lanes `lane..lane + 4` of a panel.
-pub(crate) fn to_lanes(rows: [&[f32]; ROWS], panel: &mut [f32], lanes: usize, lane: usize) {
-    let blocks = rows.map(|row| row.as_chunks::<ROWS>());
+/// Writes four rows, one after another, to the lanes `lane..lane + 4` of a panel.
+pub(crate) fn to_lanes(rows: &[f32], panel: &mut [f32], lanes: usize, lane: usize) {
+    let len = rows.len() / ROWS;
+    let blocks = [0, 1, 2, 3].map(|i| rows[i * len..][..len].as_chunks::<ROWS>());
     let mut columns = panel.chunks_exact_mut(lanes);
-    for i in 0..blocks[0].0.len() {
+    for i in 0..len / ROWS {
         let block = transposed(blocks.map(|(whole, _)| whole[i]));
         for (part, column) in block.iter().zip(&mut columns) {
             column[lane..lane + ROWS].copy_from_slice(part);
         }
     }
-    for (i, column) in columns.enumerate().take(blocks[0].1.len()) {
+    for (i, column) in columns.enumerate().take(len % ROWS) {
         column[lane..lane + ROWS].copy_from_slice(&blocks.map(|(_, rest)| rest[i]));
     }
 }
@@ -30,20 +31,39 @@ pub(crate) fn from_lanes(panel: &[f32], lanes: usize, lane: usize, rows: &mut [f
         let lanes = &panel[i * lanes + lane..][..ROWS];
         [lanes[0], lanes[1], lanes[2], lanes[3]]
     };
-    let whole = len - len % ROWS;
-    for i in (0..whole).step_by(ROWS) {
-        let block = transposed([column(i), column(i + 1), column(i + 2), column(i + 3)]);
-        for (row, part) in block.iter().enumerate() {
-            rows[row * len + i..][..ROWS].copy_from_slice(part);
+    let (first, others) = rows[..ROWS * len].split_at_mut(len);
+    let (second, others) = others.split_at_mut(len);
+    let (third, fourth) = others.split_at_mut(len);
+    let mut rows = [first, second, third, fourth].map(|row| row.as_chunks_mut::<ROWS>());
+    let whole = rows[0].0.len();
+    for i in 0..whole {
+        let at = ROWS * i;
+        let columns = [column(at), column(at + 1), column(at + 2), column(at + 3)];
+        for (row, part) in rows.iter_mut().zip(transposed(columns)) {
+            row.0[i] = part;
         }
     }
-    for i in whole..len {
-        for (row, &number) in column(i).iter().enumerate() {
-            rows[row * len + i] = number;
+    for i in 0..len % ROWS {
+        for (row, number) in rows.iter_mut().zip(column(ROWS * whole + i)) {
+            row.1[i] = number;
         }
     }
 }
 
+/// The compiler moves such a block number by number, hence the instructions by name.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transposed(block: Block) -> Block {
+    use std::arch::x86_64::{__m128, _MM_TRANSPOSE4_PS};
+    // SAFETY: both types are sixteen numbers; SSE is part of x86-64.
+    unsafe {
+        let [mut a, mut b, mut c, mut d] = std::mem::transmute::<Block, [__m128; ROWS]>(block);
+        _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+        std::mem::transmute([a, b, c, d])
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
 fn transposed(block: Block) -> Block {
     std::array::from_fn(|i| std::array::from_fn(|j| block[j][i]))
@@ -58,8 +78,7 @@ mod tests {
         for len in [1, 3, 4, 5, 8, 11] {
             let rows: Vec<f32> = (0..4 * len).map(|i| i as f32).collect();
             let mut panel = vec![-1.0; len * 8];
-            let row = |r: usize| &rows[r * len..][..len];
-            to_lanes([row(0), row(1), row(2), row(3)], &mut panel, 8, 4);
+            to_lanes(&rows, &mut panel, 8, 4);
             assert_eq!(panel[(len - 1) * 8 + 6], rows[3 * len - 1]);
             assert_eq!(panel[0], -1.0);
             let mut back = vec![0.0; 4 * len];

@@ -3,7 +3,7 @@
 //! In:  nothing. Out: [`Simd`] and its implementations.
 //!
 //! Invariants: the operations of a type may run only where its instructions exist;
-//! every caller below [`crate::tile::Kernel`] relies on that one check. The functions
+//! [`crate::Isa::compute`] is the one place that promises it. The functions
 //! are always inlined, so that a kernel compiled with the right target features
 //! contains the bare instructions.
 
