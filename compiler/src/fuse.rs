@@ -185,4 +185,6 @@ fn renumber(graph: &LayerGraph, nodes: Vec<Node>) -> LayerGraph {
 }
 
 #[cfg(test)]
+mod meaning;
+#[cfg(test)]
 mod tests;

@@ -47,7 +47,7 @@ const LISTINGS: [(&str, u32, Phase, &str); 7] = [
     ),
 ];
 
-fn model(name: &str) -> ModelConfig {
+pub(super) fn model(name: &str) -> ModelConfig {
     let file = format!(
         "{}/../tests/fixtures/configs/{name}.json",
         env!("CARGO_MANIFEST_DIR")
