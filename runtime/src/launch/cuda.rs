@@ -28,13 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const TEXT: &str = "#error the cubin of this kernel is not in the cache\n";
 
 /// Servers by the kernel they were made for. Launches take turns, for their times.
-static OPEN: Mutex<Vec<(Task, Opened)>> = Mutex::new(Vec::new());
-
-struct Opened {
-    client: ComputeClient<CudaRuntime>,
-    /// The cache, which CubeCL keeps open.
-    _folder: tempfile::TempDir,
-}
+static OPEN: Mutex<Vec<(Task, ComputeClient<CudaRuntime>)>> = Mutex::new(Vec::new());
 
 pub(super) fn launch(kernel: &Loaded<'_>, buffers: &Buffers<'_>) -> Result<Output, LaunchError> {
     let device = Device::Cuda;
@@ -64,7 +58,7 @@ pub(super) fn launch(kernel: &Loaded<'_>, buffers: &Buffers<'_>) -> Result<Outpu
             server
         }
     };
-    let client = &open[at].1.client;
+    let client = &open[at].1;
     super::check_limits(device, &kernel.geometry, buffers, client.properties())?;
     let output = super::caught(|| {
         super::run(client, buffers, || {
@@ -149,7 +143,13 @@ struct CacheEntry {
     ptx: Vec<c_char>,
 }
 
-fn open_server(server: usize, task: &Task, cubin: &[u8]) -> Result<Opened, String> {
+/// A server that has `cubin` in its cache. The folder is gone afterwards: what is in it
+/// was read when the server was made.
+fn open_server(
+    server: usize,
+    task: &Task,
+    cubin: &[u8],
+) -> Result<ComputeClient<CudaRuntime>, String> {
     let server = u16::try_from(server)
         .ok()
         .filter(|server| *server < u16::MAX - FIRST_TYPE)
@@ -188,10 +188,7 @@ fn open_server(server: usize, task: &Task, cubin: &[u8]) -> Result<Opened, Strin
     configure(Arc::new(config));
     let client = super::caught(|| Ok(ComputeClient::load(&Server(server))));
     configure(before);
-    Ok(Opened {
-        client: client?,
-        _folder: folder,
-    })
+    client
 }
 
 /// A finished kernel, as the runtime takes it.

@@ -231,6 +231,7 @@ pub fn adapters() -> Vec<Adapter> {
 }
 
 /// What is bound, checked.
+#[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code))]
 struct Buffers<'a> {
     /// q, k, v, parameters and, for rows from a table, offsets and bands; each a
     /// positive multiple of [`ALIGN`] bytes.
