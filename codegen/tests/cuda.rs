@@ -6,7 +6,7 @@ mod cuda;
 #[path = "support/mod.rs"]
 mod support;
 
-use butterfly_ir::Dtype;
+use butterfly_ir::{Dtype, Phase};
 use support::{Case, cases, check};
 
 /// A check on the device in every dtype.
@@ -57,4 +57,26 @@ fn tables() {
 #[test]
 fn large_heads() {
     run(cases::large_heads);
+}
+
+/// Prints the time of one launch at the sizes of the README's table.
+#[test]
+#[ignore = "measures, checks nothing"]
+fn speed() {
+    let Some(gpu) = cuda::device() else { return };
+    for phase in cases::PHASES {
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            for (length, d) in [(8192, 128), (32768, 128), (32768, 64), (32768, 256)] {
+                let mut case = cases::case(phase, d);
+                (case.target, case.spec.dtype) = (gpu.target, dtype);
+                (case.spec.block, case.spec.group, case.kv_heads) = (128, 4, 4);
+                (case.kv_len, case.capacity, case.index) = (length, length, 3);
+                case.q_len = if phase == Phase::Prefill { length } else { 1 };
+                case.q_offset = length - case.q_len;
+                let (kernel, launch) = support::prepare(&case);
+                let (_, _, time) = gpu.launch_often(&kernel, &launch, 50);
+                println!("{phase:?} {} T {length} D {d}: {time:?}", dtype.name());
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use butterfly_ir::{Kernel, Sm, Target};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ptr;
+use std::time::{Duration, Instant};
 
 type Status = c_int;
 type Pointer = u64;
@@ -69,8 +70,19 @@ impl Gpu {
     }
 
     /// The bytes of o and lse.
-    #[allow(clippy::type_complexity)]
     pub(crate) fn launch(&self, kernel: &Kernel, launch: &Launch) -> (Vec<u8>, Vec<u8>) {
+        let (o, lse, _) = self.launch_often(kernel, launch, 1);
+        (o, lse)
+    }
+
+    /// The bytes of o and lse, and the mean time of `runs` launches after the first.
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn launch_often(
+        &self,
+        kernel: &Kernel,
+        launch: &Launch,
+        runs: u32,
+    ) -> (Vec<u8>, Vec<u8>, Duration) {
         let (_, cubin) = kernel.files.last().expect("files");
         let entry = CString::new(kernel.entry.clone()).expect("a name");
         // SAFETY: signatures are those of cuda.h; every pointer outlives its call.
@@ -134,20 +146,27 @@ impl Gpu {
                 .collect();
             let [x, y, z] = launch.grid;
             let [tx, ty, tz] = kernel.geometry.threads;
-            ok(start(
-                function,
-                x,
-                y,
-                z,
-                tx,
-                ty,
-                tz,
-                shared,
-                ptr::null_mut(),
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            ));
+            let mut run = || {
+                ok(start(
+                    function,
+                    x,
+                    y,
+                    z,
+                    tx,
+                    ty,
+                    tz,
+                    shared,
+                    ptr::null_mut(),
+                    arguments.as_mut_ptr(),
+                    ptr::null_mut(),
+                ));
+            };
+            run();
             ok(finish());
+            let clock = Instant::now();
+            (1..runs).for_each(|_| run());
+            ok(finish());
+            let mean = clock.elapsed() / runs.saturating_sub(1).max(1);
             let outputs = &pointers[pointers.len() - 2..];
             let (mut o, mut lse) = (launch.o.clone(), lse);
             ok(download(o.as_mut_ptr().cast(), outputs[0], o.len()));
@@ -156,7 +175,7 @@ impl Gpu {
                 ok(free(pointer));
             }
             ok(unload(module));
-            (o, lse)
+            (o, lse, mean)
         }
     }
 }

@@ -103,21 +103,11 @@ pub(crate) fn check(case: &Case, gpu: &dyn Fn(&Kernel, &Launch) -> (Vec<u8>, Vec
     let k = tensor(case, 2, case.kv_heads, case.kv_len, d);
     let v = tensor(case, 3, case.kv_heads, case.kv_len, dv);
     let o = tensor(case, 4, heads, case.q_len, dv);
-    let scale = 2.0 / (d as f32).sqrt();
-    let scalars = LaunchScalars {
-        q_len: case.q_len,
-        kv_len: case.kv_len,
-        q_offset: case.q_offset,
-        kv_heads: case.kv_heads,
-        blocks: case.capacity.div_ceil(spec.block),
-        index: case.index,
-        scale_bits: scale.to_bits(),
-        q_strides: q.strides,
-        k_strides: k.strides,
-        v_strides: v.strides,
-        o_strides: o.strides,
-    };
-    let (got_o, got_lse) = launch(case, &scalars, [&q, &k, &v, &o], gpu);
+    let scale = scale(spec);
+    let (kernel, launch) = prepare(case);
+    let (got_o, got_lse) = gpu(&kernel, &launch);
+    let got_o = floats(spec.dtype, &got_o);
+    let got_lse = floats(Dtype::F32, &got_lse);
 
     let tolerance = match spec.dtype {
         Dtype::F32 => 2e-5,
@@ -208,13 +198,33 @@ fn row(case: &Case, b: u32) -> Vec<Band> {
     bands
 }
 
-fn launch(
-    case: &Case,
-    scalars: &LaunchScalars,
-    [q, k, v, o]: [&Tensor; 4],
-    gpu: &dyn Fn(&Kernel, &Launch) -> (Vec<u8>, Vec<u8>),
-) -> (Vec<f32>, Vec<f32>) {
+/// The factor on the logits: large enough that the weights differ.
+fn scale(spec: &KernelSpec) -> f32 {
+    2.0 / (spec.head_dim as f32).sqrt()
+}
+
+/// The kernel of a case, and its launch.
+pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
     let spec = &case.spec;
+    let heads = case.kv_heads * spec.group;
+    let (d, dv) = (spec.head_dim, spec.v_head_dim);
+    let q = tensor(case, 1, heads, case.q_len, d);
+    let k = tensor(case, 2, case.kv_heads, case.kv_len, d);
+    let v = tensor(case, 3, case.kv_heads, case.kv_len, dv);
+    let o = tensor(case, 4, heads, case.q_len, dv);
+    let scalars = LaunchScalars {
+        q_len: case.q_len,
+        kv_len: case.kv_len,
+        q_offset: case.q_offset,
+        kv_heads: case.kv_heads,
+        blocks: case.capacity.div_ceil(spec.block),
+        index: case.index,
+        scale_bits: scale(spec).to_bits(),
+        q_strides: q.strides,
+        k_strides: k.strides,
+        v_strides: v.strides,
+        o_strides: o.strides,
+    };
     let kernel = emitted(spec, case.target);
     let words = |words: &[u32]| {
         words
@@ -236,16 +246,14 @@ fn launch(
         inputs.push(words(&case.table.offsets));
         inputs.push(words(&limits));
     }
-    let heads = case.kv_heads * spec.group;
     let lse_bytes = (case.batch * heads * case.q_len * 4) as usize;
     let launch = Launch {
         inputs,
         o: bytes(spec.dtype, &o.values),
         lse_bytes,
-        grid: kernel.geometry.grid(spec, scalars, case.batch),
+        grid: kernel.geometry.grid(spec, &scalars, case.batch),
     };
-    let (o, lse) = gpu(&kernel, &launch);
-    (floats(spec.dtype, &o), floats(Dtype::F32, &lse))
+    (kernel, launch)
 }
 
 /// Emits each kernel once: compiling one takes longer than running it.
