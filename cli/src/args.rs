@@ -40,6 +40,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Say which devices and libraries are found, and what a missing one costs.
+    Doctor,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -129,6 +131,12 @@ pub(crate) struct Attend {
     /// CPU threads [default: one a core].
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Where to run; `auto` is an NVIDIA GPU if there is one, else the CPU.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) device: DeviceArg,
+    /// Run the kernels of this artifact folder; no compiler is called.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) artifacts: Option<PathBuf>,
     /// Also compute gradients.
     #[arg(long)]
     pub(crate) backward: bool,
@@ -176,8 +184,12 @@ pub(crate) struct Compile {
     #[command(flatten)]
     pub(crate) pattern: PatternArg,
     /// Targets to make kernels for.
-    #[arg(long, value_delimiter = ',', value_name = "TARGET,…",
-          default_value = "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "TARGET,…",
+        default_value = "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu"
+    )]
     pub(crate) target: Vec<Target>,
     /// Element type: f32, f16 or bf16 [default: the model's own].
     #[arg(long, value_parser = dtype)]
@@ -189,5 +201,17 @@ pub(crate) struct Compile {
 
 fn dtype(text: &str) -> Result<Dtype, String> {
     let all = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-    all.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| "give f32, f16 or bf16".to_string())
+    all.into_iter()
+        .find(|dtype| dtype.name() == text)
+        .ok_or_else(|| "give f32, f16 or bf16".to_string())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    Auto,
+    Cuda,
+    Vulkan,
+    Metal,
+    Webgpu,
+    Cpu,
 }

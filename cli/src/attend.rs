@@ -1,18 +1,19 @@
 //! `butterfly attend`: attention over tensors from a file.
 
 use crate::args::Attend as Command;
+use crate::device::{self, Call};
 use crate::failure::Failure;
 use crate::source;
 use crate::tensors::{self, Tensor};
 use butterfly_compiler::work;
-use butterfly_cpu::{Problem, attend};
 use butterfly_ir::Dtype;
+use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
-use std::time::Instant;
 
 #[derive(Serialize)]
 struct Report {
-    device: &'static str,
+    device: String,
+    kernel: Option<String>,
     batch: usize,
     q_heads: usize,
     kv_heads: usize,
@@ -25,6 +26,7 @@ struct Report {
     visible_pairs: u64,
     causal_pairs: u64,
     milliseconds: f64,
+    first_milliseconds: f64,
     output: String,
 }
 
@@ -63,27 +65,26 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "--scale {scale}: give a finite number"
         )));
     }
-    let rows = butterfly_ir::rows::table(&sparsity.pattern, &context);
-    let problem = Problem {
-        batch,
-        q_heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_dim,
-        v_head_dim,
+    let artifacts = command
+        .artifacts
+        .as_deref()
+        .map(Artifacts::open)
+        .transpose()
+        .map_err(Failure::bad)?;
+    if let Some(artifacts) = &artifacts {
+        device::check_pattern(artifacts, sparsity)?;
+    }
+    let call = Call {
+        sparsity,
+        context,
+        q: &q,
+        k: &k,
+        v: &v,
         q_offset,
-        block: sparsity.block as usize,
         scale,
-        q: &q.values,
-        k: &k.values,
-        v: &v.values,
-        rows: &rows,
+        threads: command.threads,
     };
-    let started = Instant::now();
-    let attention =
-        attend(&problem, command.threads).map_err(|error| Failure::file(&command.inputs, error))?;
-    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+    let outcome = device::attend(&call, command.device, artifacts.as_ref())?;
     tensors::write(
         &command.output,
         &[
@@ -91,20 +92,16 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
                 "o",
                 vec![batch, q_heads, q_len, v_head_dim],
                 q.dtype,
-                &attention.o,
+                &outcome.o,
             ),
-            (
-                "lse",
-                vec![batch, q_heads, q_len],
-                Dtype::F32,
-                &attention.lse,
-            ),
+            ("lse", vec![batch, q_heads, q_len], Dtype::F32, &outcome.lse),
         ],
     )?;
     let work = work::count(&topology);
     let stage = index % sparsity.pattern.stage_count(context.blocks());
     let report = Report {
-        device: "cpu",
+        device: outcome.device,
+        kernel: outcome.kernel,
         batch,
         q_heads,
         kv_heads,
@@ -116,14 +113,15 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         stage,
         visible_pairs: work.pairs,
         causal_pairs: work.causal_pairs,
-        milliseconds,
+        milliseconds: outcome.milliseconds,
+        first_milliseconds: outcome.first_milliseconds,
         output: command.output.display().to_string(),
     };
     crate::print(json, &report, || {
         let share = 100.0 * work.pairs as f64 / work.causal_pairs as f64;
         format!(
-            "{} on cpu in {milliseconds:.3} ms: {q_len} queries, {kv_len} keys, stage {stage}, {share:.1} % of the causal pairs",
-            report.output
+            "{} on {} in {:.3} ms: {q_len} queries, {kv_len} keys, stage {stage}, {share:.1} % of the causal pairs",
+            report.output, report.device, report.milliseconds
         )
     })
 }

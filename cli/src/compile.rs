@@ -47,7 +47,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     for path in &command.configs {
         let dir = match command.configs.len() {
             1 => command.output.clone(),
-            _ => command.output.join(path.file_stem().unwrap_or(path.as_os_str())),
+            _ => command
+                .output
+                .join(path.file_stem().unwrap_or(path.as_os_str())),
         };
         made.push(one(command, &parsed, &targets, path, &dir)?);
     }
@@ -65,17 +67,30 @@ fn text(report: &Report) -> String {
         for target in &made.targets {
             let dtypes: Vec<_> = target.dtypes.iter().map(|dtype| dtype.name()).collect();
             let (dtypes, forms) = (dtypes.join(", "), target.forms.join(", "));
-            text += &format!("  {:<14} {:>2} kernels  {:<9} {}\n", target.target.to_string(), target.kernels, dtypes, forms);
+            text += &format!(
+                "  {:<14} {:>2} kernels  {:<9} {}\n",
+                target.target.to_string(),
+                target.kernels,
+                dtypes,
+                forms
+            );
         }
     }
     text
 }
 
-fn one(command: &Command, parsed: &Parsed, targets: &[Target], path: &Path, dir: &Path) -> Result<Made, Failure> {
+fn one(
+    command: &Command,
+    parsed: &Parsed,
+    targets: &[Target],
+    path: &Path,
+    dir: &Path,
+) -> Result<Made, Failure> {
     let started = Instant::now();
     let text = source::read_text(path)?;
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
-    let layers = config::swapped(&model, &parsed.sparsity).map_err(|error| Failure::file(path, error))?;
+    let layers =
+        config::swapped(&model, &parsed.sparsity).map_err(|error| Failure::file(path, error))?;
     check_lengths(parsed, &model, command.pattern.capacity)?;
     let wanted = command.dtype.unwrap_or(model.dtype);
     let jobs = jobs(&model, parsed, targets, wanted);
@@ -116,45 +131,84 @@ fn one(command: &Command, parsed: &Parsed, targets: &[Target], path: &Path, dir:
         bytes: files.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
         layers: manifest.layers.len(),
         milliseconds: started.elapsed().as_secs_f64() * 1e3,
-        targets: targets.iter().map(|target| summary(*target, &manifest.kernels)).collect(),
+        targets: targets
+            .iter()
+            .map(|target| summary(*target, &manifest.kernels))
+            .collect(),
     })
 }
 
 fn summary(target: Target, kernels: &[KernelEntry]) -> TargetReport {
-    let of: Vec<_> = kernels.iter().filter(|kernel| kernel.target == target).collect();
+    let of: Vec<_> = kernels
+        .iter()
+        .filter(|kernel| kernel.target == target)
+        .collect();
     let mut dtypes: Vec<_> = of.iter().map(|kernel| kernel.spec.dtype).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
-    let extension = |file: &FileEntry| PathBuf::from(&file.path).extension().map(|e| e.to_string_lossy().into_owned());
-    let mut forms: Vec<_> = of.iter().flat_map(|kernel| kernel.files.iter().filter_map(extension)).collect();
+    let extension = |file: &FileEntry| {
+        PathBuf::from(&file.path)
+            .extension()
+            .map(|e| e.to_string_lossy().into_owned())
+    };
+    let mut forms: Vec<_> = of
+        .iter()
+        .flat_map(|kernel| kernel.files.iter().filter_map(extension))
+        .collect();
     forms.sort_unstable();
     forms.dedup();
-    TargetReport { target, kernels: of.len(), dtypes, forms }
+    TargetReport {
+        target,
+        kernels: of.len(),
+        dtypes,
+        forms,
+    }
 }
 
 /// Every query must see a key, and none a later one, at all lengths the model takes.
-fn check_lengths(parsed: &Parsed, model: &ModelConfig, capacity: Option<u32>) -> Result<(), Failure> {
+fn check_lengths(
+    parsed: &Parsed,
+    model: &ModelConfig,
+    capacity: Option<u32>,
+) -> Result<(), Failure> {
     let (sparsity, most) = (&parsed.sparsity, capacity.unwrap_or(model.max_positions));
     lengths::check(&sparsity.pattern, sparsity.block, most).map_err(|error| {
         let context = match error {
-            ClassifyError::EmptyQuery { kv_len, stage, .. } => Context::new(sparsity.block, kv_len, stage),
-            ClassifyError::CausalLeak { .. } | ClassifyError::Table { .. } => Context::new(sparsity.block, most, 0),
+            ClassifyError::EmptyQuery { kv_len, stage, .. } => {
+                Context::new(sparsity.block, kv_len, stage)
+            }
+            ClassifyError::CausalLeak { .. } | ClassifyError::Table { .. } => {
+                Context::new(sparsity.block, most, 0)
+            }
         };
         source::blame(parsed, &context, &error)
     })
 }
 
 /// Every kernel to make.
-fn jobs(model: &ModelConfig, parsed: &Parsed, targets: &[Target], wanted: Dtype) -> Vec<(KernelSpec, Target)> {
+fn jobs(
+    model: &ModelConfig,
+    parsed: &Parsed,
+    targets: &[Target],
+    wanted: Dtype,
+) -> Vec<(KernelSpec, Target)> {
     let mut jobs = Vec::new();
     for target in targets {
         let dtypes = plan::dtypes(*target, wanted);
         if !dtypes.contains(&wanted) {
             let instead: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
-            eprintln!("note: {target} has no {}; making {} kernels for it", wanted.name(), instead.join(" and "));
+            eprintln!(
+                "note: {target} has no {}; making {} kernels for it",
+                wanted.name(),
+                instead.join(" and ")
+            );
         }
         for dtype in dtypes {
-            jobs.extend(plan::lower(model, &parsed.sparsity, *dtype).into_iter().map(|spec| (spec, *target)));
+            jobs.extend(
+                plan::lower(model, &parsed.sparsity, *dtype)
+                    .into_iter()
+                    .map(|spec| (spec, *target)),
+            );
         }
     }
     jobs
@@ -172,7 +226,11 @@ pub(crate) fn emit(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Fi
         }
     };
     let path = |extension: &str| format!("kernels/{key}.{extension}");
-    let files: Files = kernel.files.into_iter().map(|(extension, bytes)| (path(&extension), bytes)).collect();
+    let files: Files = kernel
+        .files
+        .into_iter()
+        .map(|(extension, bytes)| (path(&extension), bytes))
+        .collect();
     let describe = |(path, bytes): &(String, Vec<u8>)| FileEntry {
         path: path.clone(),
         bytes: bytes.len() as u64,
@@ -195,12 +253,18 @@ pub(crate) fn emit(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Fi
 
 /// The CPU executes the specification itself, so that is its file.
 fn native(spec: &KernelSpec, key: &str) -> Result<Kernel, Failure> {
-    let text = serde_json::to_string_pretty(spec).map_err(|error| Failure::Bad(format!("kernel {key}: {error}")))?;
+    let text = serde_json::to_string_pretty(spec)
+        .map_err(|error| Failure::Bad(format!("kernel {key}: {error}")))?;
     Ok(Kernel {
         spec: spec.clone(),
         target: Target::Cpu,
         entry: "native".into(),
-        geometry: Geometry { threads: [1, 1, 1], q_tile: spec.block, k_tile: spec.block, shared_bytes: 0 },
+        geometry: Geometry {
+            threads: [1, 1, 1],
+            q_tile: spec.block,
+            k_tile: spec.block,
+            shared_bytes: 0,
+        },
         files: vec![("json".into(), (text + "\n").into_bytes())],
     })
 }

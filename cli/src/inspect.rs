@@ -13,7 +13,11 @@ pub(crate) fn inspect(dir: &Path, json: bool) -> Result<(), Failure> {
     let artifacts = Artifacts::open(dir).map_err(Failure::bad)?;
     let manifest = &artifacts.manifest;
     crate::print(json, manifest, || {
-        let layers: Vec<_> = manifest.layers.iter().map(|l| l.layer.to_string()).collect();
+        let layers: Vec<_> = manifest
+            .layers
+            .iter()
+            .map(|l| l.layer.to_string())
+            .collect();
         let mut text = format!(
             "{} ({}), compiler {}, schema {}\n{}\nlayers {}\n",
             manifest.config.file,
@@ -33,7 +37,11 @@ pub(crate) fn inspect(dir: &Path, json: bool) -> Result<(), Failure> {
 fn line(kernel: &KernelEntry) -> String {
     let spec = &kernel.spec;
     let number = |n: Option<u32>| n.map_or("-".to_string(), |n| n.to_string());
-    let files: Vec<_> = kernel.files.iter().map(|f| format!("{} {} B", f.path, f.bytes)).collect();
+    let files: Vec<_> = kernel
+        .files
+        .iter()
+        .map(|f| format!("{} {} B", f.path, f.bytes))
+        .collect();
     format!(
         "{} {:<13} {:<7} {:<4} D {}/{} group {} block {} tile {}x{} threads {} shared {} B registers {} spills {}\n    {}\n",
         kernel.key,
@@ -81,8 +89,12 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
         different: Vec::new(),
     };
     for (kernel, entry) in again {
-        if (&kernel.key, &kernel.geometry, &kernel.entry) != (&entry.key, &entry.geometry, &entry.entry) {
-            report.different.push(format!("{}: now has the key {}", kernel.key, entry.key));
+        if (&kernel.key, &kernel.geometry, &kernel.entry)
+            != (&entry.key, &entry.geometry, &entry.entry)
+        {
+            report
+                .different
+                .push(format!("{}: now has the key {}", kernel.key, entry.key));
         }
         for file in &kernel.files {
             match entry.files.iter().find(|f| f.path == file.path) {
@@ -100,11 +112,17 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
         for path in &report.not_made_again {
             text += &format!("  not made again: {path} (no NVRTC here; see `butterfly doctor`)\n");
         }
-        report.different.iter().for_each(|what| text += &format!("  differs: {what}\n"));
+        report
+            .different
+            .iter()
+            .for_each(|what| text += &format!("  differs: {what}\n"));
         text
     })?;
     match report.different.len() {
         0 => Ok(()),
-        count => Err(Failure::Check(format!("{count} differences in {}", dir.display()))),
+        count => Err(Failure::Check(format!(
+            "{count} differences in {}",
+            dir.display()
+        ))),
     }
 }

@@ -9,6 +9,8 @@ mod args;
 mod attend;
 mod bench;
 mod compile;
+mod device;
+mod doctor;
 mod failure;
 mod inspect;
 mod prove;
@@ -44,6 +46,7 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Attention(command),
         } => bench::run(&command, json),
+        Command::Doctor => doctor::run(json),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,

@@ -50,32 +50,10 @@ fn decode(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
             view.shape()
         )
     })?;
-    let data = view.data();
-    let (dtype, values) = match view.dtype() {
-        safetensors::Dtype::F32 => (
-            Dtype::F32,
-            data.as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-        ),
-        safetensors::Dtype::F16 => (
-            Dtype::F16,
-            data.as_chunks::<2>()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f32())
-                .collect(),
-        ),
-        safetensors::Dtype::BF16 => (
-            Dtype::Bf16,
-            data.as_chunks::<2>()
-                .0
-                .iter()
-                .map(|b| bf16::from_le_bytes(*b).to_f32())
-                .collect(),
-        ),
+    let dtype = match view.dtype() {
+        safetensors::Dtype::F32 => Dtype::F32,
+        safetensors::Dtype::F16 => Dtype::F16,
+        safetensors::Dtype::BF16 => Dtype::Bf16,
         other => {
             return Err(format!(
                 "`{name}` is {other:?}; F32, F16 and BF16 are supported"
@@ -85,12 +63,27 @@ fn decode(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
     Ok(Tensor {
         shape,
         dtype,
-        values,
+        values: floats(view.data(), dtype),
     })
 }
 
+/// The values of little-endian `bytes`.
+pub(crate) fn floats(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let halves = bytes.as_chunks::<2>().0.iter();
+    match dtype {
+        Dtype::F32 => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect(),
+        Dtype::F16 => halves.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::Bf16 => halves.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+    }
+}
+
 /// Bytes of `values` in `dtype`, rounded to nearest even.
-fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
+pub(crate) fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         Dtype::F16 => values
