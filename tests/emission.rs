@@ -28,15 +28,32 @@ const PLANS: [(&str, &str, Phase, u32, u32, u32, Dtype); 9] = [
     ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Phase::Decode, 128, 128, 4, Dtype::F32),
 ];
 
-const SM_80: Target = Target::Cuda(Sm { version: 80, arch_specific: false });
-const SM_90A: Target = Target::Cuda(Sm { version: 90, arch_specific: true });
+const SM_80: Target = Target::Cuda(Sm {
+    version: 80,
+    arch_specific: false,
+});
+const SM_90A: Target = Target::Cuda(Sm {
+    version: 90,
+    arch_specific: true,
+});
 
 fn specs() -> Vec<(&'static str, KernelSpec)> {
     let spec = |&(name, text, phase, head_dim, v_head_dim, group, dtype): &_| {
         let sparsity = Sparsity::parse(name, text).expect(name);
         let rows = plan::rows(&sparsity);
         assert_eq!(rows == Rows::Table, name.starts_with("table"), "{name}");
-        (name, KernelSpec { phase, head_dim, v_head_dim, group, dtype, block: sparsity.block, rows })
+        (
+            name,
+            KernelSpec {
+                phase,
+                head_dim,
+                v_head_dim,
+                group,
+                dtype,
+                block: sparsity.block,
+                rows,
+            },
+        )
     };
     PLANS.iter().map(spec).collect()
 }
@@ -44,8 +61,15 @@ fn specs() -> Vec<(&'static str, KernelSpec)> {
 /// The content of the file with `extension`.
 fn file(spec: &KernelSpec, target: Target, extension: &str) -> Vec<u8> {
     let kernel = emit(spec, target).unwrap_or_else(|error| panic!("{error}"));
-    let missing = format!("no .{extension} for {target}; run scripts/setup and set VIRTUAL_ENV as scripts/test does");
-    kernel.files.into_iter().find(|(e, _)| e == extension).expect(&missing).1
+    let missing = format!(
+        "no .{extension} for {target}; run scripts/setup and set VIRTUAL_ENV as scripts/test does"
+    );
+    kernel
+        .files
+        .into_iter()
+        .find(|(e, _)| e == extension)
+        .expect(&missing)
+        .1
 }
 
 fn text(spec: &KernelSpec, target: Target, extension: &str) -> String {
@@ -89,8 +113,19 @@ fn spirv() {
         let bytes = file(&spec, Target::Vulkan, "spv");
         let path = folder.path().join(name);
         std::fs::write(&path, &bytes).expect("written");
-        run("spirv-val", Command::new("spirv-val").args(["--target-env", "vulkan1.1"]).arg(&path), name);
-        let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        run(
+            "spirv-val",
+            Command::new("spirv-val")
+                .args(["--target-env", "vulkan1.1"])
+                .arg(&path),
+            name,
+        );
+        let words: Vec<u32> = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|word| u32::from_le_bytes(*word))
+            .collect();
         let module = rspirv::dr::load_words(&words).expect("SPIR-V");
         snapshot("spirv", name, &module.disassemble());
     }
@@ -106,13 +141,22 @@ fn metal() {
         let path = folder.path().join(name).with_extension("cpp");
         std::fs::write(&path, text).expect("written");
         let mut check = Command::new("g++");
-        check.args(["-std=c++20", "-fsyntax-only", "-Wno-attributes", "-I"]).arg(&stand_in).arg(&path);
+        check
+            .args(["-std=c++20", "-fsyntax-only", "-Wno-attributes", "-I"])
+            .arg(&stand_in)
+            .arg(&path);
         run("g++", &mut check, name);
     }
 }
 
 /// Runs a checker that must be there and must be content.
 fn run(tool: &str, command: &mut Command, name: &str) {
-    let output = command.output().unwrap_or_else(|error| panic!("{tool}: {error}; run scripts/setup"));
-    assert!(output.status.success(), "{tool} on {name}:\n{}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{tool}: {error}; run scripts/setup"));
+    assert!(
+        output.status.success(),
+        "{tool} on {name}:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -1,0 +1,138 @@
+//! `butterfly compile` on the configs of six models.
+
+use butterfly_tests::fixture;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const PATTERN: &str = "causal & (local(1) | partner(causal_shift) | sink(1))";
+
+fn butterfly(threads: &str, args: &[&str]) -> Output {
+    // Text forms only: NVRTC has its own test, and takes most of the time.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_butterfly"));
+    command
+        .args(args)
+        .env("RAYON_NUM_THREADS", threads)
+        .env_remove("VIRTUAL_ENV")
+        .output()
+        .expect("runs")
+}
+
+/// Every file below `dir` by its path.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for folder in [dir.to_path_buf(), dir.join("kernels")] {
+        for entry in std::fs::read_dir(&folder).expect("folder") {
+            let path = entry.expect("entry").path();
+            if path.is_file() {
+                files.insert(
+                    path.strip_prefix(dir).expect("below").display().to_string(),
+                    std::fs::read(&path).expect("file"),
+                );
+            }
+        }
+    }
+    files
+}
+
+fn compile(threads: &str, config: &Path, dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let paths = [
+        config.to_str().expect("utf-8"),
+        dir.to_str().expect("utf-8"),
+    ];
+    let run = butterfly(
+        threads,
+        &["compile", paths[0], "--pattern", PATTERN, "-o", paths[1]],
+    );
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    files(dir)
+}
+
+#[test]
+fn six_models_twice_and_nested_give_the_same_kernels() {
+    let root = tempfile::tempdir().expect("root");
+    let mut count = 0;
+    for entry in std::fs::read_dir(fixture("configs")).expect("configs") {
+        let config = entry.expect("entry").path();
+        let once = compile("2", &config, &root.path().join("once"));
+        assert_eq!(
+            once,
+            compile("1", &config, &root.path().join("twice")),
+            "{}",
+            config.display()
+        );
+        let inner: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&config).expect("config")).expect("json");
+        let outer = root.path().join(config.file_name().expect("name"));
+        let nested = serde_json::json!({ "model_type": inner["model_type"], "text_config": inner });
+        std::fs::write(&outer, nested.to_string()).expect("written");
+        let nested = compile("2", &outer, &root.path().join("nested"));
+        let kernels = |files: &BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
+            files
+                .iter()
+                .filter(|(path, _)| *path != "manifest.json")
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
+        };
+        assert_eq!(kernels(&once), kernels(&nested), "{}", config.display());
+        count += 1;
+    }
+    assert_eq!(count, 6);
+    let folder = root.path().join("once");
+    let verify = butterfly("2", &["verify", "--json", folder.to_str().expect("utf-8")]);
+    let report: serde_json::Value = serde_json::from_slice(&verify.stdout).expect("object");
+    assert_eq!(
+        (verify.status.code(), &report["same"]),
+        (Some(0), &report["files"]),
+        "{report}"
+    );
+}
+
+#[test]
+fn bad_configs_and_patterns() {
+    let root = tempfile::tempdir().expect("root");
+    let (config, dir) = (
+        root.path().join("config.json"),
+        root.path().join("artifacts"),
+    );
+    let refuses = |content: &str, pattern: &str, parts: &[&str]| {
+        std::fs::write(&config, content).expect("written");
+        let paths = [
+            config.to_str().expect("utf-8"),
+            dir.to_str().expect("utf-8"),
+        ];
+        let run = butterfly(
+            "2",
+            &["compile", paths[0], "--pattern", pattern, "-o", paths[1]],
+        );
+        let message = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(2), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "should say {part:?}:\n{message}");
+        }
+        assert!(!dir.exists(), "a failed run left artifacts");
+    };
+    let llama = std::fs::read_to_string(fixture("configs/llama-3.1-8b.json")).expect("config");
+    refuses(
+        &llama.replace("\"num_attention_heads\": 32,", ""),
+        PATTERN,
+        &["config.json", "num_attention_heads"],
+    );
+    refuses(
+        &llama.replace("\"model_type\": \"llama\"", "\"model_type\": \"mamba\""),
+        PATTERN,
+        &["mamba", "qwen3"],
+    );
+    refuses(&llama[..200], PATTERN, &["config.json", "line"]);
+    refuses(
+        &llama,
+        "causal & sink(0)",
+        &["query 0", "attends to no key", "^^^^^^^"],
+    );
+    refuses(&llama, "causal & (local(1) | partner(zigzag))", &["zigzag"]);
+    refuses(&llama, "block 0 causal", &["at least 1"]);
+}
