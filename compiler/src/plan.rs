@@ -9,7 +9,9 @@ use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sparsity, Target};
 
 /// The kernels for a model's swapped layers.
 pub fn lower(config: &ModelConfig, sparsity: &Sparsity, dtype: Dtype) -> Vec<KernelSpec> {
-    [Phase::Prefill, Phase::Decode].map(|phase| spec(&config.attention, sparsity, phase, dtype)).into()
+    [Phase::Prefill, Phase::Decode]
+        .map(|phase| spec(&config.attention, sparsity, phase, dtype))
+        .into()
 }
 
 /// The specification of one kernel.

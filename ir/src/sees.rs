@@ -52,7 +52,9 @@ fn leaf_sees(leaf: &Leaf, context: &Context, q: u32, k: u32) -> bool {
     let (b, c) = (q / context.block, k / context.block);
     match leaf {
         Leaf::Causal => k <= q,
-        Leaf::Local { before, after } => c.saturating_add(*before) >= b && c <= b.saturating_add(*after),
+        Leaf::Local { before, after } => {
+            c.saturating_add(*before) >= b && c <= b.saturating_add(*after)
+        }
         Leaf::Window { tokens } => k <= q && q - k < *tokens,
         Leaf::Partner { rule, radix, count } => {
             partners(*rule, *radix, *count, b, context).contains(&c)
