@@ -447,6 +447,7 @@ fn copy<F: Float>(
         .with_vector_size::<N>();
     let mut sink = to.to_slice_mut().into_vectorized().with_vector_size::<N>();
     // Whole chunks, where rows start at multiples of one.
+    #[allow(clippy::manual_is_multiple_of)] // not a function on the device
     if (base | stride) % CHUNK == 0u32 {
         #[unroll]
         for step in 0..comptime!(work.div_ceil(shape.threads)) {
