@@ -27,7 +27,7 @@ static EXPANSION: Mutex<()> = Mutex::new(());
 /// the cargo feature of the target.
 pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     check(spec, target)?;
-    let (files, geometry) = match target {
+    let (files, geometry): (Files, Geometry) = match target {
         Target::Cuda(sm) => {
             #[cfg(feature = "cuda")]
             {

@@ -2,6 +2,7 @@
 //!
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
+use super::decode::{REDUCERS, TEAM};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Target};
 
 /// Compile-time facts of one portable kernel. A `tile` is `q_tile` query rows by
@@ -118,25 +119,32 @@ impl Blueprint {
     }
 
     fn decode(mut self, target: Target) -> Self {
-        let most = if self.v_head_dim > 256 { 4 } else { 8 };
+        // Threads, keys and rows for which partial products fit shared memory.
+        let (threads, k_tile, most) = match target {
+            Target::Cuda(_) => (512, 128, 8),
+            Target::Vulkan | Target::Metal | Target::Cpu => (256, 64, 8),
+            Target::Webgpu => (256, 64, 4),
+        };
         let chunks = self.group.div_ceil(most);
         self.rows = self.group.div_ceil(chunks);
-        self.tx = 128;
+        self.tx = threads;
         self.ty = 1;
-        self.k_tile = 128;
+        self.k_tile = k_tile;
+        let fits =
+            |unroll: &u32| self.rows * unroll <= 32 && self.head_dim.is_multiple_of(TEAM * unroll);
+        let unroll = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
+        self.d_slice = TEAM * unroll;
         // `v_slices` threads share a column, each with its part of the keys.
         self.v_cols = self.v_head_dim.div_ceil(self.tx);
         self.v_slices = (self.tx / self.v_head_dim.next_power_of_two()).max(1);
-        self.p_words = self.rows * (self.k_tile + 1) + self.tx;
-        self.slice_d(target, 0)
+        self.p_words = self.rows * (self.k_tile + 1 + REDUCERS);
+        self.stage_words = self.rows * self.k_tile * (TEAM + 1);
+        self
     }
 
     /// Takes the longest slice of D that fits.
     fn slice_d(mut self, target: Target, least: u32) -> Self {
-        let rows = match self.ty {
-            1 => self.rows,
-            _ => self.q_tile(),
-        } + self.k_tile;
+        let rows = self.q_tile() + self.k_tile;
         let fits = |slice: &u32| {
             let words = self.p_words + least.max(rows * (slice + 1));
             self.head_dim.is_multiple_of(*slice) && 4 * words <= shared_limit(target)

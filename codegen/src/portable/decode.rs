@@ -1,9 +1,10 @@
 //! Few queries: one query and all q heads of one kv head in a workgroup.
 //!
-//! The heads are taken in chunks of `rows`. In the scores a thread owns one key; in
-//! the output it owns `v_cols` columns of all rows, and where columns are fewer than
-//! threads, `v_slices` threads share a column, each with its part of the keys; they
-//! meet through shared memory at the end.
+//! The heads are taken in chunks of `rows`. In the scores a team of threads shares a
+//! key, so that a team reads neighbours and everything that a thread reads of a tile is
+//! in flight at once. In the output a thread owns `v_cols` columns of all rows, and where
+//! columns are fewer than threads, `v_slices` threads share a column, each with its part
+//! of the keys; they meet through shared memory at the end.
 
 use super::blueprint::Blueprint;
 use super::prefill::{HIDDEN, MINUS_INFINITY, weight};
@@ -11,6 +12,12 @@ use super::rows::{self, Grid};
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
+
+/// Threads that share a key in the scores; divides every head size.
+pub(crate) const TEAM: u32 = 8;
+
+/// Threads that reduce one row.
+pub(crate) const REDUCERS: u32 = 16;
 
 /// One query against its keys; the buffers are those of `butterfly_ir::Kernel`.
 #[cube]
@@ -32,18 +39,20 @@ pub(crate) fn decode<F: Float>(
     let k_tile = comptime!(plan.k_tile);
     let k_pitch = comptime!(plan.k_tile + 1);
     let d_slice = comptime!(plan.d_slice);
-    let d_pitch = comptime!(plan.d_slice + 1);
+    let unroll = comptime!(plan.d_slice / TEAM);
     let v_cols = comptime!(plan.v_cols);
     let parts = comptime!(plan.v_slices);
+    // Keys that the teams read at a time.
+    let abreast = comptime!(plan.tx / TEAM);
+    let passes = comptime!(plan.k_tile / abreast);
     // Threads side by side over the columns, and keys of each part.
     let across = comptime!(plan.tx / plan.v_slices);
     let part_keys = comptime!(plan.k_tile / plan.v_slices);
-    // Threads that reduce one row, and the keys each of them reads.
-    let team = comptime!(plan.tx / plan.rows.next_power_of_two());
-    let team_keys = comptime!(plan.k_tile / team);
-    let red = comptime!(plan.rows * (plan.k_tile + 1));
+    let v_unroll = comptime!(part_keys.min(8));
+    // Each row is reduced by some threads, who leave one number each.
+    let span = comptime!(plan.k_tile / REDUCERS);
+    let reduced = comptime!(plan.rows * k_pitch);
     let stage = comptime!(plan.p_words);
-    let k_stage = comptime!(plan.p_words + plan.rows * (plan.d_slice + 1));
 
     let q_len = params[0];
     let kv_len = params[1];
@@ -54,8 +63,11 @@ pub(crate) fn decode<F: Float>(
     let query = i32::cast_from(at_query);
     let kv_head = CUBE_POS_Y;
     let q_base = CUBE_POS_Z * params[7] + local * params[9];
+    let q_head = params[8];
     let k_base = CUBE_POS_Z * params[10] + kv_head * params[11];
+    let k_token = params[12];
     let v_base = CUBE_POS_Z * params[13] + kv_head * params[14];
+    let v_token = params[15];
     let o_base = CUBE_POS_Z * params[16] + local * params[18];
     let o_head = params[17];
     let row = rows::of_block(
@@ -64,6 +76,8 @@ pub(crate) fn decode<F: Float>(
         at_query / comptime!(plan.block),
         plan.clone(),
     );
+    let member = t % TEAM;
+    let team_key = t / TEAM;
     let col = t % across;
     let part = t / across;
 
@@ -74,6 +88,9 @@ pub(crate) fn decode<F: Float>(
     let mut top = Array::<f32>::new(n_rows);
     let mut sum = Array::<f32>::new(n_rows);
     let mut s = Array::<f32>::new(n_rows);
+    let mut dots = Array::<f32>::new(comptime!((plan.rows * passes) as usize));
+    let mut left = Array::<f32>::new(comptime!((plan.rows * unroll) as usize));
+    let mut right = Array::<f32>::new(comptime!(unroll.max(v_unroll) as usize));
     let mut acc = Array::<f32>::new(n_acc);
     let mut seen = Array::<u32>::new(1usize);
 
@@ -93,103 +110,141 @@ pub(crate) fn decode<F: Float>(
         let mut next = rows::next_key(&row, table, query, query, 0i32.runtime(), plan.clone());
         while next < UNBOUNDED {
             let k0 = u32::cast_from(next);
+
+            // Scores: each member of a team has its part of the products.
             #[unroll]
-            for r in 0..n_rows {
-                s[r] = 0.0f32;
+            for i in 0..comptime!((rows * passes) as usize) {
+                dots[i] = 0.0f32;
             }
             for slice in 0..comptime!(plan.head_dim / plan.d_slice) {
-                let d0 = slice * d_slice;
-                sync_cube();
-                for i in range_stepped(t, comptime!(rows * d_slice), threads) {
-                    let r = i / d_slice;
-                    let d = i % d_slice;
-                    let mut x = 0.0f32.runtime();
-                    if first + r < group {
-                        x = f32::cast_from(q[(q_base + (head + r) * params[8] + d0 + d) as usize]);
+                let d0 = slice * d_slice + member;
+                #[unroll]
+                for r in 0..rows {
+                    let at = kv_head * group + min(first + r, comptime!(group - 1).runtime());
+                    #[unroll]
+                    for u in 0..unroll {
+                        left[comptime!((r * unroll + u) as usize)] = f32::cast_from(
+                            q[(q_base + at * q_head + d0 + comptime!(u * TEAM)) as usize],
+                        );
                     }
-                    shared[(stage + r * d_pitch + d) as usize] = x;
                 }
-                for i in range_stepped(t, comptime!(k_tile * d_slice), threads) {
-                    let r = i / d_slice;
-                    let d = i % d_slice;
-                    let at = k0 + r;
-                    let mut x = 0.0f32.runtime();
-                    if at < kv_len {
-                        x = f32::cast_from(k[(k_base + at * params[12] + d0 + d) as usize]);
+                #[unroll]
+                for pass in 0..passes {
+                    let at = min(k0 + team_key + comptime!(pass * abreast), kv_len - 1u32);
+                    #[unroll]
+                    for u in 0..unroll {
+                        right[u as usize] = f32::cast_from(
+                            k[(k_base + at * k_token + d0 + comptime!(u * TEAM)) as usize],
+                        );
                     }
-                    shared[(k_stage + r * d_pitch + d) as usize] = x;
-                }
-                sync_cube();
-                for d in 0..d_slice {
-                    let right = shared[(k_stage + t * d_pitch + d) as usize];
                     #[unroll]
                     for r in 0..rows {
-                        s[r as usize] += shared[(stage + r * d_pitch + d) as usize] * right;
+                        #[unroll]
+                        for u in 0..unroll {
+                            dots[comptime!((r * passes + pass) as usize)] +=
+                                left[comptime!((r * unroll + u) as usize)] * right[u as usize];
+                        }
                     }
                 }
             }
-            rows::mark_seen(
-                &mut seen,
-                &row,
-                table,
-                query,
-                next + i32::cast_from(t),
-                plan.clone(),
-                comptime!(Grid {
-                    rows: 1,
-                    q_step: 0,
-                    cols: 1,
-                    k_step: 0,
-                }),
-            );
             #[unroll]
             for r in 0..rows {
-                s[r as usize] = select(seen[0] == 1u32, s[r as usize] * scale, HIDDEN.runtime());
-                shared[(r * k_pitch + t) as usize] = s[r as usize];
+                #[unroll]
+                for pass in 0..passes {
+                    let key = team_key + comptime!(r * k_tile + pass * abreast);
+                    shared[(stage + key * comptime!(TEAM + 1) + member) as usize] =
+                        dots[comptime!((r * passes + pass) as usize)];
+                }
             }
             sync_cube();
-            if t / team < rows {
-                let from = t / team * k_pitch + t % team * team_keys;
+            if t < k_tile {
+                rows::mark_seen(
+                    &mut seen,
+                    &row,
+                    table,
+                    query,
+                    next + i32::cast_from(t),
+                    plan.clone(),
+                    comptime!(Grid {
+                        rows: 1,
+                        q_step: 0,
+                        cols: 1,
+                        k_step: 0,
+                    }),
+                );
+                #[unroll]
+                for r in 0..rows {
+                    let from = stage + (t + comptime!(r * k_tile)) * comptime!(TEAM + 1);
+                    let mut total = 0.0f32.runtime();
+                    #[unroll]
+                    for i in 0..TEAM {
+                        total += shared[(from + i) as usize];
+                    }
+                    s[r as usize] = select(seen[0] == 1u32, total * scale, HIDDEN.runtime());
+                    shared[(t + comptime!(r * k_pitch)) as usize] = s[r as usize];
+                }
+            }
+            sync_cube();
+            if t < comptime!(rows * REDUCERS) {
+                let from = t / REDUCERS * k_pitch + t % REDUCERS * span;
                 let mut most = HIDDEN.runtime();
-                for i in 0..team_keys {
+                #[unroll]
+                for i in 0..span {
                     most = max(most, shared[(from + i) as usize]);
                 }
-                shared[(red + t) as usize] = most;
+                shared[(t + reduced) as usize] = most;
             }
             sync_cube();
             #[unroll]
             for r in 0..rows {
                 let mut most = top[r as usize];
-                for i in 0..team {
-                    most = max(most, shared[(red + r * team + i) as usize]);
+                #[unroll]
+                for i in 0..REDUCERS {
+                    most = max(
+                        most,
+                        shared[comptime!((reduced + r * REDUCERS + i) as usize)],
+                    );
                 }
                 let fade = weight(top[r as usize] - most);
-                let share = select(
-                    s[r as usize] > comptime!(HIDDEN / 2.0),
-                    weight(s[r as usize] - most),
-                    0.0f32.runtime(),
-                );
                 top[r as usize] = most;
-                sum[r as usize] = sum[r as usize] * fade + share;
-                shared[(r * k_pitch + t) as usize] = share;
+                sum[r as usize] *= fade;
                 #[unroll]
                 for c in 0..v_cols {
                     acc[comptime!((r * v_cols + c) as usize)] *= fade;
                 }
+                if t < k_tile {
+                    let share = select(
+                        s[r as usize] > comptime!(HIDDEN / 2.0),
+                        weight(s[r as usize] - most),
+                        0.0f32.runtime(),
+                    );
+                    sum[r as usize] += share;
+                    shared[(t + comptime!(r * k_pitch)) as usize] = share;
+                }
             }
             sync_cube();
-            for i in 0..part_keys {
-                let key = part * part_keys + i;
-                let at = min(k0 + key, kv_len - 1u32);
+
+            // Output.
+            for i in 0..comptime!(part_keys / v_unroll) {
+                let key = part * part_keys + i * v_unroll;
                 #[unroll]
                 for c in 0..v_cols {
                     let column = col + comptime!(c * across);
                     if column < comptime!(plan.v_head_dim) {
-                        let x = f32::cast_from(v[(v_base + at * params[15] + column) as usize]);
                         #[unroll]
-                        for r in 0..rows {
-                            acc[comptime!((r * v_cols + c) as usize)] +=
-                                shared[(r * k_pitch + key) as usize] * x;
+                        for u in 0..v_unroll {
+                            let at = min(k0 + key + u, kv_len - 1u32);
+                            right[u as usize] =
+                                f32::cast_from(v[(v_base + at * v_token + column) as usize]);
+                        }
+                        #[unroll]
+                        for u in 0..v_unroll {
+                            #[unroll]
+                            for r in 0..rows {
+                                acc[comptime!((r * v_cols + c) as usize)] += shared
+                                    [(key + comptime!(r * k_pitch + u)) as usize]
+                                    * right[u as usize];
+                            }
                         }
                     }
                 }
@@ -204,45 +259,50 @@ pub(crate) fn decode<F: Float>(
             );
         }
 
-        // Row sums: every thread, then its team, then all.
+        // Row sums: every thread, then some for each row, then all.
         sync_cube();
         #[unroll]
         for r in 0..rows {
-            shared[(r * k_pitch + t) as usize] = sum[r as usize];
+            if t < k_tile {
+                shared[(t + comptime!(r * k_pitch)) as usize] = sum[r as usize];
+            }
         }
         sync_cube();
-        if t / team < rows {
-            let from = t / team * k_pitch + t % team * team_keys;
+        if t < comptime!(rows * REDUCERS) {
+            let from = t / REDUCERS * k_pitch + t % REDUCERS * span;
             let mut total = 0.0f32.runtime();
-            for i in 0..team_keys {
+            #[unroll]
+            for i in 0..span {
                 total += shared[(from + i) as usize];
             }
-            shared[(red + t) as usize] = total;
-        }
-        sync_cube();
-        #[unroll]
-        for r in 0..rows {
-            let mut total = 0.0f32.runtime();
-            for i in 0..team {
-                total += shared[(red + r * team + i) as usize];
-            }
-            sum[r as usize] = total;
+            shared[(t + reduced) as usize] = total;
         }
         if comptime!(parts > 1) {
             #[unroll]
             for r in 0..rows {
-                shared[(r * k_pitch + t) as usize] = acc[r as usize];
-            }
-            sync_cube();
-            #[unroll]
-            for r in 0..rows {
-                let mut total = 0.0f32.runtime();
-                for i in 0..parts {
-                    total += shared[(r * k_pitch + i * across + col) as usize];
-                }
-                acc[r as usize] = total;
+                shared[(t + comptime!(stage + r * threads)) as usize] = acc[r as usize];
             }
         }
+        sync_cube();
+        #[unroll]
+        for r in 0..rows {
+            let mut total = 0.0f32.runtime();
+            #[unroll]
+            for i in 0..REDUCERS {
+                total += shared[comptime!((reduced + r * REDUCERS + i) as usize)];
+            }
+            sum[r as usize] = total;
+            if comptime!(parts > 1) {
+                let mut merged = 0.0f32.runtime();
+                for i in 0..parts {
+                    let from = i * across + col;
+                    merged += shared[(from + comptime!(stage + r * threads)) as usize];
+                }
+                acc[r as usize] = merged;
+            }
+        }
+        // The next chunk writes where others still read.
+        sync_cube();
         #[unroll]
         for r in 0..rows {
             if first + r < group && part == 0u32 {

@@ -50,16 +50,13 @@ pub(crate) fn device() -> Option<Gpu> {
         let mut context = ptr::null_mut();
         ok(retain(&mut context, 0));
         ok(current(context));
-        drop((init, attribute, retain, current));
         let version = (10 * major + minor) as u32;
         let arch_specific = version >= 90;
-        Some(Gpu {
-            target: Target::Cuda(Sm {
-                version,
-                arch_specific,
-            }),
-            ..gpu
-        })
+        let target = Target::Cuda(Sm {
+            version,
+            arch_specific,
+        });
+        Some(Gpu { target, ..gpu })
     }
 }
 

@@ -34,6 +34,9 @@ pub(crate) struct Launch {
     pub(crate) grid: [u32; 3],
 }
 
+/// Launches a kernel and returns the bytes of o and lse.
+pub(crate) type Run<'a> = &'a dyn Fn(&Kernel, &Launch) -> (Vec<u8>, Vec<u8>);
+
 /// A repeatable number in `-1..1`.
 fn noise(seed: u32, i: usize) -> f32 {
     let mut x = (i as u32).wrapping_mul(0x9E37_79B9) ^ seed.wrapping_mul(0x85EB_CA6B);
@@ -95,7 +98,7 @@ fn floats(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// Launches `case` and compares every element of o and lse.
-pub(crate) fn check(case: &Case, gpu: &dyn Fn(&Kernel, &Launch) -> (Vec<u8>, Vec<u8>)) {
+pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     let spec = &case.spec;
     let heads = case.kv_heads * spec.group;
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
