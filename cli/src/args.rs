@@ -1,5 +1,8 @@
 //! The command line, as the design fixes it.
 
+// Doc comments are the help text, where shapes in brackets are no links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use butterfly_ir::{Dtype, Target};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
