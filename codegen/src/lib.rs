@@ -4,6 +4,12 @@
 //! target. In: [`KernelSpec`]. Out: [`Kernel`]. No device is needed or touched; the
 //! only thing read from outside is the NVRTC library, where there is one.
 //!
+//! Contract with who launches: the buffers of [`Kernel::files`] in their order and
+//! nothing else (no buffer of lengths), each at an address that is a multiple of 16
+//! bytes; [`Kernel::geometry`] says the grid, and on CUDA the dynamic shared memory,
+//! which may exceed 48 KiB and then has to be asked for. Keys at or after `kv_len` are
+//! never read.
+//!
 //! Invariants: [`emit`] is a pure function, the same bytes in every process and on
 //! every thread; features that a target lacks are refused before emission.
 

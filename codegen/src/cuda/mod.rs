@@ -58,7 +58,7 @@ fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {
 /// The text, and what NVRTC makes of it where there is one with the headers it needs.
 pub(crate) fn files(text: String, sm: Sm) -> Result<Files, EmitError> {
     let compiled = match &nvrtc::find().nvrtc {
-        Some(nvrtc) if !text.contains("#include") || !nvrtc.includes.is_empty() => {
+        Some(nvrtc) if nvrtc.has_headers(&text) => {
             let failed = |log| EmitError::Nvrtc {
                 target: Target::Cuda(sm),
                 version: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),

@@ -248,6 +248,15 @@ impl Nvrtc {
         })
     }
 
+    /// Whether every header that `text` includes was found beside the library.
+    pub fn has_headers(&self, text: &str) -> bool {
+        let found = |header: &str| self.includes.iter().any(|dir| dir.join(header).exists());
+        text.lines()
+            .filter_map(|line| line.strip_prefix("#include <")?.strip_suffix('>'))
+            // The first is a shell around the second, which is packaged apart.
+            .all(|header| found(header) && (header != "mma.h" || found("crt/mma.h")))
+    }
+
     /// Compiles CUDA C++ for an architecture such as `sm_90a`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod blueprint;
 mod decode;
+mod fragments;
 mod matrix;
 mod prefill;
 mod rows;
