@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Topology(Topology),
     /// Prove what a stack of layers reaches.
     Prove(Prove),
+    /// Show a layer's graph before and after fusion, and what it costs on every target.
+    Explain(Explain),
     /// Run attention over tensors from a file.
     Attend(Attend),
     /// Measure kernels on this machine.
@@ -134,7 +136,7 @@ pub(crate) struct Attend {
     /// CPU threads [default: one a core].
     #[arg(long)]
     pub(crate) threads: Option<usize>,
-    /// Where to run; `auto` is an NVIDIA GPU if there is one, else the CPU.
+    /// Where to run; `auto` is the first GPU for which there is a kernel, else the CPU.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceArg,
     /// Run the kernels of this artifact folder; no compiler is called.
@@ -162,12 +164,27 @@ pub(crate) struct BenchAttention {
     /// The stage, counted from 0.
     #[arg(long, default_value_t = 3)]
     pub(crate) stage: u32,
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) q_heads: u32,
+    /// q heads [default: 16; with artifacts, as many as the kv heads need].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) q_heads: Option<u32>,
+    /// kv heads.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) kv_heads: u32,
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=576))]
-    pub(crate) head_dim: u32,
+    /// D and Dv [default: 128; with artifacts, the kernel's].
+    #[arg(long, conflicts_with = "artifacts", value_parser = clap::value_parser!(u32).range(1..=576))]
+    pub(crate) head_dim: Option<u32>,
+    /// Element type: f32, f16 or bf16 [default: f32; with artifacts, the kernel's].
+    #[arg(long, conflicts_with = "artifacts", value_parser = dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Where to run; `auto` is the first GPU for which there is a kernel, else the CPU.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) device: DeviceArg,
+    /// Run the prefill kernel of this artifact folder; no compiler is called for it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) artifacts: Option<PathBuf>,
+    /// Compare some of the queries with attention by its definition in f64.
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Timed runs, after one that is not.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeats: u32,
@@ -200,6 +217,75 @@ pub(crate) struct Compile {
     /// The artifact folder to write.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+    /// Also print stages on the way from pattern to kernel.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE,…")]
+    pub(crate) emit: Vec<Show>,
+    /// Print what each pass took.
+    #[arg(long)]
+    pub(crate) timings: bool,
+}
+
+/// A stage from pattern to kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Show {
+    Pattern,
+    Topology,
+    Proof,
+    Graph,
+    Plan,
+    Cuda,
+    Ptx,
+    Wgsl,
+    Metal,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PhaseArg {
+    Prefill,
+    Decode,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Explain {
+    /// A Hugging Face `config.json` file.
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    /// The layer to explain [default: the first that is replaced].
+    #[arg(long, value_name = "I")]
+    pub(crate) layer: Option<u32>,
+    /// Many queries, or one.
+    #[arg(long, value_enum, default_value = "prefill")]
+    pub(crate) phase: PhaseArg,
+    /// Number of tokens [default: 32768, or what the model takes if that is less].
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub(crate) seq_len: Option<u32>,
+    /// Targets to explain.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "TARGET,…",
+        default_value = "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu"
+    )]
+    pub(crate) target: Vec<Target>,
+    /// Element type: f32, f16 or bf16 [default: the model's own].
+    #[arg(long, value_parser = dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// What the device multiplies, in 10^12 FLOP a second, to predict times for a device
+    /// that is not known.
+    #[arg(long, value_name = "TFLOPS", requires = "bandwidth", value_parser = positive)]
+    pub(crate) tflops: Option<f64>,
+    /// What the device copies, in 10^9 bytes read and written a second.
+    #[arg(long, value_name = "GB/S", requires = "tflops", value_parser = positive)]
+    pub(crate) bandwidth: Option<f64>,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|x: &f64| x.is_finite() && *x > 0.0)
+        .ok_or_else(|| "give a positive number".to_string())
 }
 
 fn dtype(text: &str) -> Result<Dtype, String> {

@@ -1,18 +1,20 @@
 //! `butterfly attend`: attention over tensors from a file.
 
 use crate::args::Attend as Command;
-use crate::device::{self, Call};
+use crate::call::{Call, Shape};
+use crate::device;
 use crate::failure::Failure;
 use crate::source;
 use crate::tensors::{self, Tensor};
-use butterfly_compiler::work;
-use butterfly_ir::Dtype;
+use butterfly_compiler::{plan, work};
+use butterfly_ir::{Dtype, KernelSpec, Phase};
 use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
 
 #[derive(Serialize)]
 struct Report {
-    device: String,
+    device: &'static str,
+    device_name: String,
     kernel: Option<String>,
     batch: usize,
     q_heads: usize,
@@ -74,17 +76,43 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     if let Some(artifacts) = &artifacts {
         device::check_pattern(artifacts, sparsity)?;
     }
+    let spec = KernelSpec {
+        // One workgroup a query pays while there are few of them.
+        phase: if q_len <= 4 {
+            Phase::Decode
+        } else {
+            Phase::Prefill
+        },
+        head_dim: head_dim as u32,
+        v_head_dim: v_head_dim as u32,
+        group: (q_heads / kv_heads) as u32,
+        dtype: q.dtype,
+        block: sparsity.block,
+        rows: plan::rows(sparsity),
+    };
+    let chosen = device::choose(command.device, &|_| Ok(spec.clone()), artifacts.as_ref())?;
     let call = Call {
-        sparsity,
+        pattern: &sparsity.pattern,
         context,
-        q: &q,
-        k: &k,
-        v: &v,
+        shape: Shape {
+            batch,
+            q_heads,
+            kv_heads,
+            q_len,
+            kv_len,
+            head_dim,
+            v_head_dim,
+        },
+        dtype: q.dtype,
+        q: &q.values,
+        k: &k.values,
+        v: &v.values,
         q_offset,
         scale,
         threads: command.threads,
+        runs: 0,
     };
-    let outcome = device::attend(&call, command.device, artifacts.as_ref())?;
+    let outcome = call.run(&chosen)?;
     tensors::write(
         &command.output,
         &[
@@ -100,8 +128,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let work = work::count(&topology);
     let stage = index % sparsity.pattern.stage_count(context.blocks());
     let report = Report {
-        device: outcome.device,
-        kernel: outcome.kernel,
+        device: chosen.device.name(),
+        device_name: chosen.name,
+        kernel: chosen.kernel.map(|(entry, _)| entry.key),
         batch,
         q_heads,
         kv_heads,
@@ -113,15 +142,15 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         stage,
         visible_pairs: work.pairs,
         causal_pairs: work.causal_pairs,
-        milliseconds: outcome.milliseconds,
+        milliseconds: outcome.median(),
         first_milliseconds: outcome.first_milliseconds,
         output: command.output.display().to_string(),
     };
     crate::print(json, &report, || {
         let share = 100.0 * work.pairs as f64 / work.causal_pairs as f64;
         format!(
-            "{} on {} in {:.3} ms: {q_len} queries, {kv_len} keys, stage {stage}, {share:.1} % of the causal pairs",
-            report.output, report.device, report.milliseconds
+            "{} on {} ({}) in {:.3} ms: {q_len} queries, {kv_len} keys, stage {stage}, {share:.1} % of the causal pairs",
+            report.output, report.device, report.device_name, report.milliseconds
         )
     })
 }

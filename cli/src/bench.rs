@@ -1,20 +1,31 @@
 //! `butterfly bench attention`: medians, predicted beside measured, sparse beside dense.
 
-use crate::args::BenchAttention as Command;
+use crate::args::{BenchAttention as Command, DeviceArg};
+use crate::call::Shape;
+use crate::device::{self, Chosen, Runner};
 use crate::failure::Failure;
+use crate::measure::{self, Layer};
 use crate::source;
 use butterfly_compiler::cost::{self, LayerShape, Limit, Machine};
-use butterfly_compiler::{classify, work};
-use butterfly_cpu::{Problem, attend, visited_pairs};
-use butterfly_ir::{Context, Dtype, Pattern, build, rows};
+use butterfly_compiler::{classify, plan, schedule};
+use butterfly_cpu::visited_pairs;
+use butterfly_ir::manifest::KernelEntry;
+use butterfly_ir::{Context, Dtype, KernelSpec, Pattern, Phase, Sparsity, Target, build, rows};
+use butterfly_runtime::Device;
+use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
-use std::time::Instant;
 
 #[derive(Serialize)]
 struct Report {
     device: &'static str,
-    threads: usize,
-    machine: Machine,
+    device_name: String,
+    /// Whether the kernel came from a folder.
+    artifacts: Option<String>,
+    kernel: Option<String>,
+    dtype: Dtype,
+    shape: String,
+    threads: Option<usize>,
+    machine: Option<Machine>,
     rows: Vec<Row>,
 }
 
@@ -23,209 +34,289 @@ struct Row {
     pattern: String,
     tokens: u32,
     mean_degree: f64,
+    first_ms: f64,
     median_ms: f64,
     fastest_ms: f64,
     slowest_ms: f64,
-    predicted_ms: f64,
-    limit: Limit,
+    predicted_ms: Option<f64>,
+    limit: Option<Limit>,
     tile_gflops: f64,
     exact_gflops: f64,
     /// Time of dense causal attention by the same kernel over this time.
     against_dense: Option<f64>,
+    /// Largest difference from attention in f64, over `checked_queries` queries.
+    error: Option<f64>,
+    checked_queries: usize,
+    within_tolerance: Option<bool>,
 }
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
-    if !command.q_heads.is_multiple_of(command.kv_heads) {
-        let (q, kv) = (command.q_heads, command.kv_heads);
-        return Err(Failure::Bad(format!(
-            "--q-heads {q} is no multiple of --kv-heads {kv}"
-        )));
-    }
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
-    let machine = calibrate(command)?;
-    let dense = build::causal() & build::all();
-    let mut report = Vec::new();
+    let artifacts = command.artifacts.as_deref().map(Artifacts::open);
+    let artifacts = artifacts.transpose().map_err(Failure::bad)?;
+    if let Some(artifacts) = &artifacts {
+        device::check_pattern(artifacts, sparsity)?;
+    }
+    let wanted = |target| match &artifacts {
+        Some(artifacts) => from_folder(artifacts, target),
+        None => from_flags(command, sparsity),
+    };
+    let chosen = device::choose(command.device, &wanted, artifacts.as_ref())?;
+    let dense = match command.dense {
+        true => Some(dense(sparsity, &chosen)?),
+        false => None,
+    };
+    let shape = shape(command, &chosen.spec)?;
+    let machine = match chosen.device {
+        Runner::Cpu => Some(measure::calibrate(&chosen, &shape, command.threads)?),
+        Runner::Gpu(_) => chosen.kernel.as_ref().and_then(|k| cost::known(k.0.target)),
+    };
+
+    let mut rows = Vec::new();
+    let bar = crate::progress(
+        command.seq_len.len() as u64 * (1 + u64::from(command.dense)),
+        "measuring",
+    );
     for tokens in &command.seq_len {
         let context = command.pattern.context(&parsed, *tokens, command.stage)?;
         source::topology(&parsed, &context)?;
-        eprintln!("measuring {tokens} tokens, {} runs", command.repeats);
-        let mut row = measure(
-            command,
-            &sparsity.pattern,
-            &context,
-            &machine,
-            command.repeats,
-        )?;
-        if command.dense {
-            eprintln!("measuring {tokens} tokens, dense");
-            let dense = measure(command, &dense, &context, &machine, command.repeats.min(3))?;
+        let layer = Layer::new(
+            Shape {
+                q_len: *tokens as usize,
+                kv_len: *tokens as usize,
+                ..shape
+            },
+            chosen.spec.dtype,
+            command.threads,
+        );
+        let runs = (command.repeats, command.check);
+        let of = |chosen, pattern, runs| {
+            let row = measured(&layer, chosen, pattern, &context, machine.as_ref(), runs);
+            bar.inc(1);
+            row
+        };
+        let mut row = of(&chosen, &sparsity.pattern, runs)?;
+        if let Some((pattern, chosen)) = &dense {
+            let dense = of(chosen, pattern, (command.repeats.min(3), command.check))?;
             row.against_dense = Some(dense.median_ms / row.median_ms);
-            report.push(row);
-            report.push(dense);
+            rows.push(row);
+            rows.push(dense);
         } else {
-            report.push(row);
+            rows.push(row);
         }
     }
-    let threads = command.threads.unwrap_or_else(cores);
+    bar.finish_and_clear();
+
+    let far = rows.iter().any(|row| row.within_tolerance == Some(false));
     let report = Report {
-        device: "cpu",
-        threads,
+        device: chosen.device.name(),
+        device_name: chosen.name,
+        artifacts: artifacts.map(|artifacts| artifacts.dir().display().to_string()),
+        kernel: chosen.kernel.map(|(entry, _)| entry.key),
+        dtype: chosen.spec.dtype,
+        shape: format!(
+            "Hq {} Hkv {} D {} Dv {} block {}",
+            shape.q_heads, shape.kv_heads, shape.head_dim, shape.v_head_dim, sparsity.block
+        ),
+        threads: (chosen.device == Runner::Cpu).then(|| command.threads.unwrap_or_else(cores)),
         machine,
-        rows: report,
+        rows,
     };
-    crate::print(json, &report, || text(&report))
+    crate::print(json, &report, || text(&report))?;
+    match far {
+        false => Ok(()),
+        true => Err(Failure::Check(
+            "a result is further from the reference than its element type accounts for".into(),
+        )),
+    }
 }
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The prefill kernel of a folder for `target`, in the shortest element type it has.
+fn from_folder(artifacts: &Artifacts, target: Target) -> Result<KernelSpec, Failure> {
+    let fits = |k: &&KernelEntry| k.target == target && k.spec.phase == Phase::Prefill;
+    let kernels = artifacts.manifest.kernels.iter().filter(fits);
+    let kernel = kernels.min_by_key(|kernel| (kernel.spec.dtype.bytes(), kernel.key.clone()));
+    let none = || {
+        let dir = artifacts.dir().display();
+        Failure::Bad(format!(
+            "{dir}: no prefill kernel for {target}; compile again with --target {target}"
+        ))
+    };
+    kernel.map(|kernel| kernel.spec.clone()).ok_or_else(none)
+}
+
+fn from_flags(command: &Command, sparsity: &Sparsity) -> Result<KernelSpec, Failure> {
+    let (q, kv) = (command.q_heads.unwrap_or(16), command.kv_heads);
+    if !q.is_multiple_of(kv) {
+        let message = format!("--q-heads {q} is no multiple of --kv-heads {kv}");
+        return Err(Failure::Bad(message));
+    }
+    let head_dim = command.head_dim.unwrap_or(128);
+    Ok(KernelSpec {
+        phase: Phase::Prefill,
+        head_dim,
+        v_head_dim: head_dim,
+        group: q / kv,
+        dtype: command.dtype.unwrap_or(Dtype::F32),
+        block: sparsity.block,
+        rows: plan::rows(sparsity),
+    })
+}
+
+fn shape(command: &Command, spec: &KernelSpec) -> Result<Shape, Failure> {
+    let q_heads = command.kv_heads * spec.group;
+    match command.q_heads {
+        Some(given) if given != q_heads => Err(Failure::Bad(format!(
+            "--q-heads {given}: the kernel serves {} q heads a kv head, so {} kv heads need {q_heads}",
+            spec.group, command.kv_heads
+        ))),
+        _ => Ok(Shape {
+            batch: 1,
+            q_heads: q_heads as usize,
+            kv_heads: command.kv_heads as usize,
+            q_len: 0,
+            kv_len: 0,
+            head_dim: spec.head_dim as usize,
+            v_head_dim: spec.v_head_dim as usize,
+        }),
+    }
+}
+
+/// Dense causal attention by the same kernel on the same device; on a GPU it is emitted
+/// for this run.
+fn dense(sparsity: &Sparsity, sparse: &Chosen) -> Result<(Pattern, Chosen), Failure> {
+    let pattern = build::causal() & build::all();
+    let sparsity = Sparsity {
+        pattern: pattern.clone(),
+        ..sparsity.clone()
+    };
+    let spec = KernelSpec {
+        rows: plan::rows(&sparsity),
+        ..sparse.spec.clone()
+    };
+    let device = match sparse.device {
+        Runner::Cpu => DeviceArg::Cpu,
+        Runner::Gpu(Device::Cuda) => DeviceArg::Cuda,
+        Runner::Gpu(Device::Vulkan) => DeviceArg::Vulkan,
+        Runner::Gpu(Device::Webgpu) => DeviceArg::Webgpu,
+    };
+    let chosen = device::choose(device, &|_| Ok(spec.clone()), None)?;
+    Ok((pattern, chosen))
+}
+
+fn measured(
+    layer: &Layer,
+    chosen: &Chosen,
+    pattern: &Pattern,
+    context: &Context,
+    machine: Option<&Machine>,
+    (runs, check): (u32, bool),
+) -> Result<Row, Failure> {
+    let call = layer.call(pattern, context, runs);
+    let outcome = call.run(chosen)?;
+    let agreement = check.then(|| measure::agreement(&call, &outcome));
+    let topology = classify::lower(pattern, context);
+    let geometry = match &chosen.kernel {
+        Some((entry, _)) => entry.geometry,
+        None => crate::kernel::choice(&chosen.spec, Target::Cpu)?.0,
+    };
+    let mut schedule = schedule::lower(&topology, Phase::Prefill, &geometry, 0);
+    if chosen.device == Runner::Cpu {
+        let table = rows::table(pattern, context);
+        let visited = visited_pairs(&call.problem(&table)).map_err(Failure::bad)?;
+        schedule.tile_pairs = visited / layer.shape.q_heads as u64;
+    }
+    let shape = layer.shape;
+    let layer_shape = LayerShape {
+        batch: shape.batch as u32,
+        q_heads: shape.q_heads as u32,
+        kv_heads: shape.kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        v_head_dim: shape.v_head_dim as u32,
+        q_len: context.kv_len,
+        kv_len: context.kv_len,
+        dtype: layer.dtype,
+    };
+    let cost = cost::count(&schedule, &layer_shape);
+    let prediction = machine.map(|machine| cost::predict(&cost, machine));
+    let median_ms = outcome.median();
+    let blocks: usize = topology.rows.iter().map(|row| row.blocks.len()).sum();
+    let times = || outcome.milliseconds.iter().copied();
+    Ok(Row {
+        pattern: pattern.to_string(),
+        tokens: context.kv_len,
+        mean_degree: blocks as f64 / topology.rows.len() as f64,
+        first_ms: outcome.first_milliseconds,
+        median_ms,
+        fastest_ms: times().fold(f64::INFINITY, f64::min),
+        slowest_ms: times().fold(0.0, f64::max),
+        predicted_ms: prediction.map(|p| p.seconds * 1e3),
+        limit: prediction.map(|p| p.limit),
+        tile_gflops: cost.tile_flop as f64 / median_ms / 1e6,
+        exact_gflops: cost.exact_flop as f64 / median_ms / 1e6,
+        against_dense: None,
+        error: agreement.as_ref().map(|a| a.error),
+        checked_queries: agreement.as_ref().map_or(0, |a| a.queries),
+        within_tolerance: agreement.as_ref().map(|a| a.error <= a.tolerance),
+    })
+}
+
 fn text(report: &Report) -> String {
-    let mut text = format!(
-        "cpu, {} threads; calibrated: {:.0} GFLOP/s, {:.1} GB/s\n{:>8} {:>7} {:>10} {:>10} {:>9} {:>9} {:>8}  pattern\n",
-        report.threads,
-        report.machine.flop_per_second / 1e9,
-        report.machine.bytes_per_second / 1e9,
+    let mut text = format!("{} ({})", report.device, report.device_name);
+    if let Some(threads) = report.threads {
+        text += &format!(", {threads} threads");
+    }
+    if let Some(machine) = &report.machine {
+        text += &format!(
+            "; {}: {:.0} GFLOP/s, {:.1} GB/s",
+            machine.name,
+            machine.flop_per_second / 1e9,
+            machine.bytes_per_second / 1e9
+        );
+    }
+    text += &format!("\n{} {}", report.dtype.name(), report.shape);
+    if let (Some(dir), Some(kernel)) = (&report.artifacts, &report.kernel) {
+        text += &format!(", kernel {kernel} of {dir}");
+    }
+    text += &format!(
+        "\n{:>8} {:>7} {:>10} {:>10} {:>10} {:>9} {:>9} {:>8} {:>9}  pattern\n",
         "tokens",
         "degree",
+        "first ms",
         "median ms",
         "predicted",
         "tile GF/s",
         "pair GF/s",
         "vs dense",
+        "error"
     );
     for row in &report.rows {
-        let against = row
-            .against_dense
-            .map_or(String::new(), |x| format!("{x:.1}x"));
+        let dash = || "-".to_string();
         text += &format!(
-            "{:>8} {:>7.2} {:>10.3} {:>10.3} {:>9.1} {:>9.1} {:>8}  {}\n",
+            "{:>8} {:>7.2} {:>10.3} {:>10.3} {:>10} {:>9.1} {:>9.1} {:>8} {:>9}  {}\n",
             row.tokens,
             row.mean_degree,
+            row.first_ms,
             row.median_ms,
-            row.predicted_ms,
+            row.predicted_ms.map_or_else(dash, |ms| format!("{ms:.3}")),
             row.tile_gflops,
             row.exact_gflops,
-            against,
+            row.against_dense
+                .map_or_else(dash, |times| format!("{times:.1}x")),
+            row.error.map_or_else(dash, |error| format!("{error:.1e}")),
             row.pattern
         );
     }
+    if let Some(row) = report.rows.iter().find(|row| row.error.is_some()) {
+        text += &format!(
+            "error: largest difference from attention in f64, over {} queries of each row\n",
+            row.checked_queries
+        );
+    }
     text
-}
-
-/// Constants of this machine: the rate of the kernel on one dense square, and of a copy.
-fn calibrate(command: &Command) -> Result<Machine, Failure> {
-    let context = Context::new(512, 512, 0);
-    let ideal = Machine {
-        name: "cpu".into(),
-        flop_per_second: 1.0,
-        bytes_per_second: 1.0,
-        launch_seconds: 0.0,
-    };
-    let square = measure(command, &build::all(), &context, &ideal, 9)?;
-    let source = vec![1.0f32; 1 << 24];
-    let mut target = vec![0.0f32; 1 << 24];
-    let copy = median((0..5).map(|_| {
-        let started = Instant::now();
-        target.copy_from_slice(std::hint::black_box(&source));
-        std::hint::black_box(&mut target);
-        started.elapsed().as_secs_f64()
-    }));
-    Ok(Machine {
-        flop_per_second: square.tile_gflops * 1e9,
-        bytes_per_second: 2.0 * (4 << 24) as f64 / copy,
-        launch_seconds: 20e-6,
-        ..ideal
-    })
-}
-
-fn measure(
-    command: &Command,
-    pattern: &Pattern,
-    context: &Context,
-    machine: &Machine,
-    repeats: u32,
-) -> Result<Row, Failure> {
-    let tokens = context.kv_len as usize;
-    let (q_heads, kv_heads, dim) = (
-        command.q_heads as usize,
-        command.kv_heads as usize,
-        command.head_dim as usize,
-    );
-    let q = noise(q_heads * tokens * dim, 1);
-    let k = noise(kv_heads * tokens * dim, 2);
-    let v = noise(kv_heads * tokens * dim, 3);
-    let table = rows::table(pattern, context);
-    let problem = Problem {
-        batch: 1,
-        q_heads,
-        kv_heads,
-        q_len: tokens,
-        kv_len: tokens,
-        head_dim: dim,
-        v_head_dim: dim,
-        q_offset: 0,
-        block: context.block as usize,
-        scale: 1.0 / (dim as f32).sqrt(),
-        q: &q,
-        k: &k,
-        v: &v,
-        rows: &table,
-    };
-    let run = || {
-        let started = Instant::now();
-        let result = attend(&problem, command.threads);
-        std::hint::black_box(result.map(|_| started.elapsed().as_secs_f64()))
-    };
-    run().map_err(Failure::bad)?;
-    let times = (0..repeats.max(1))
-        .map(|_| run())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(Failure::bad)?;
-    let topology = classify::lower(pattern, context);
-    let work = work::count(&topology);
-    let shape = LayerShape {
-        batch: 1,
-        q_heads: command.q_heads,
-        kv_heads: command.kv_heads,
-        head_dim: command.head_dim,
-        v_head_dim: command.head_dim,
-        tokens: context.kv_len,
-        dtype: Dtype::F32,
-    };
-    let tile_pairs = visited_pairs(&problem).map_err(Failure::bad)? / q_heads as u64;
-    let prediction = cost::predict(&work, tile_pairs, &shape, machine);
-    let seconds = median(times.iter().copied());
-    Ok(Row {
-        pattern: pattern.to_string(),
-        tokens: context.kv_len,
-        mean_degree: work.mean_degree(topology.rows.len()),
-        median_ms: seconds * 1e3,
-        fastest_ms: times.iter().copied().fold(f64::INFINITY, f64::min) * 1e3,
-        slowest_ms: times.iter().copied().fold(0.0, f64::max) * 1e3,
-        predicted_ms: prediction.seconds * 1e3,
-        limit: prediction.limit,
-        tile_gflops: prediction.tile_flop as f64 / seconds / 1e9,
-        exact_gflops: prediction.exact_flop as f64 / seconds / 1e9,
-        against_dense: None,
-    })
-}
-
-fn median(times: impl Iterator<Item = f64>) -> f64 {
-    let mut times: Vec<f64> = times.collect();
-    times.sort_unstable_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// Numbers in -1..1 that are the same in every run.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / (1u32 << 31) as f32 - 1.0
-    };
-    (0..count).map(next).collect()
 }

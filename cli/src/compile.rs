@@ -2,16 +2,21 @@
 
 use crate::args::Compile as Command;
 use crate::failure::Failure;
-use crate::source;
-use butterfly_compiler::{classify::ClassifyError, config, key, lengths, plan};
-use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
+use crate::kernel::{self, Files};
+use crate::{show, source};
+use butterfly_compiler::classify::ClassifyError;
+use butterfly_compiler::config;
+use butterfly_compiler::pipeline::{self, Lowered, PipelineError, Request};
+use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, SCHEMA};
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
-use butterfly_ir::{Context, Dtype, Geometry, Kernel, KernelSpec, Target};
+use butterfly_ir::plan::Plan;
+use butterfly_ir::{Context, Dtype, Target};
 use butterfly_runtime::artifacts;
 use rayon::prelude::*;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 #[derive(Serialize)]
@@ -28,6 +33,11 @@ struct Made {
     layers: usize,
     milliseconds: f64,
     targets: Vec<TargetReport>,
+    /// Milliseconds of each pass, in order.
+    passes: Vec<(&'static str, f64)>,
+    /// What `--emit` asked for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    emitted: BTreeMap<&'static str, String>,
 }
 
 #[derive(Serialize)]
@@ -54,12 +64,15 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         made.push(one(command, &parsed, &targets, path, &dir)?);
     }
     let report = Report { artifacts: made };
-    crate::print(json, &report, || text(&report))
+    crate::print(json, &report, || text(&report, command.timings))
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &Report, timings: bool) -> String {
     let mut text = String::new();
     for made in &report.artifacts {
+        for (what, emitted) in &made.emitted {
+            text += &format!("--- {what}\n{}\n", emitted.trim_end());
+        }
         text += &format!(
             "{}: {} kernels for {} layers, {} bytes in {}, {:.0} ms\n",
             made.config, made.kernels, made.layers, made.bytes, made.dir, made.milliseconds
@@ -75,6 +88,9 @@ fn text(report: &Report) -> String {
                 forms
             );
         }
+        for (pass, milliseconds) in made.passes.iter().filter(|_| timings) {
+            text += &format!("  {pass:<14} {milliseconds:>10.2} ms\n");
+        }
     }
     text
 }
@@ -89,41 +105,44 @@ fn one(
     let started = Instant::now();
     let text = source::read_text(path)?;
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
-    let layers =
-        config::swapped(&model, &parsed.sparsity).map_err(|error| Failure::file(path, error))?;
-    check_lengths(parsed, &model, command.pattern.capacity)?;
-    let wanted = command.dtype.unwrap_or(model.dtype);
-    let jobs = jobs(&model, parsed, targets, wanted);
-    let bar = crate::progress(jobs.len() as u64, "emitting kernels");
-    let emitted = jobs
-        .into_par_iter()
-        .map(|(spec, target)| {
-            let entry = emit(&spec, target);
-            bar.inc(1);
-            entry
-        })
-        .collect::<Result<Vec<_>, _>>();
-    bar.finish_and_clear();
-    let mut emitted = emitted?;
-    emitted.sort_by(|a, b| (a.0.target, &a.0.key).cmp(&(b.0.target, &b.0.key)));
-    let (kernels, files): (Vec<_>, Vec<_>) = emitted.into_iter().unzip();
-    let files: Vec<_> = files.into_iter().flatten().collect();
+    let request = Request {
+        targets,
+        dtype: command.dtype,
+        capacity: command.pattern.capacity,
+    };
+    let lowered = lower(parsed, &model, path, &request)?;
+    let plan = &lowered.plan;
+    note_substitutes(plan, targets, command.dtype.unwrap_or(model.dtype));
+    note_coverage(plan);
+    let mut passes = milliseconds(&lowered.timings);
+
+    let emitting = Instant::now();
+    let (kernels, files) = emit(plan)?;
+    passes.push(("emit", emitting.elapsed().as_secs_f64() * 1e3));
+    let emitted = command.emit.iter();
+    let emitted = emitted.map(|show| (show.name(), show::text(*show, &lowered, &files)));
+    let emitted = emitted.collect();
+
     let name = path.file_name().unwrap_or(path.as_os_str());
     let manifest = Manifest {
         schema: SCHEMA,
         compiler: env!("CARGO_PKG_VERSION").into(),
-        pattern: parsed.sparsity.to_string(),
-        sparsity: parsed.sparsity.clone(),
+        pattern: plan.sparsity.to_string(),
+        sparsity: plan.sparsity.clone(),
         config: ConfigRef {
             file: name.to_string_lossy().into_owned(),
             model_type: model.family.name().into(),
             blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
         },
-        layers,
+        layers: plan.layers.clone(),
+        capacity: plan.capacity,
+        proof: plan.proof.clone(),
         kernels,
         digest: String::new(),
     };
+    let packing = Instant::now();
     artifacts::write(dir, &manifest, &files).map_err(Failure::bad)?;
+    passes.push(("pack", packing.elapsed().as_secs_f64() * 1e3));
     Ok(Made {
         config: path.display().to_string(),
         dir: dir.display().to_string(),
@@ -135,7 +154,85 @@ fn one(
             .iter()
             .map(|target| summary(*target, &manifest.kernels))
             .collect(),
+        passes,
+        emitted,
     })
+}
+
+/// Runs the pipeline; blames the user's file and the leaf of the pattern.
+pub(crate) fn lower(
+    parsed: &Parsed,
+    model: &ModelConfig,
+    config: &Path,
+    request: &Request<'_>,
+) -> Result<Lowered, Failure> {
+    let blame = |error: &ClassifyError| {
+        let block = parsed.sparsity.block;
+        let longest = request.capacity.unwrap_or(model.max_positions);
+        let context = match *error {
+            ClassifyError::EmptyQuery { kv_len, stage, .. } => Context::new(block, kv_len, stage),
+            ClassifyError::CausalLeak { .. } | ClassifyError::Table { .. } => {
+                Context::new(block, longest, 0)
+            }
+        };
+        source::blame(parsed, &context, error)
+    };
+    pipeline::lower(model, &parsed.sparsity, request).map_err(|error| match error {
+        PipelineError::Pattern(error) => blame(&error),
+        PipelineError::Config(_)
+        | PipelineError::NoLayers
+        | PipelineError::Build(_)
+        | PipelineError::Verify { .. } => Failure::file(config, error),
+    })
+}
+
+pub(crate) fn milliseconds(timings: &[(&'static str, f64)]) -> Vec<(&'static str, f64)> {
+    let milliseconds = timings.iter().map(|(pass, seconds)| (*pass, seconds * 1e3));
+    milliseconds.collect()
+}
+
+/// Emits every kernel of a plan, in the plan's order.
+fn emit(plan: &Plan) -> Result<(Vec<KernelEntry>, Files), Failure> {
+    let bar = crate::progress(plan.kernels.len() as u64, "emitting kernels");
+    let made = plan.kernels.par_iter().map(|planned| {
+        let made = kernel::make(&planned.spec, planned.target);
+        bar.inc(1);
+        made
+    });
+    let made = made.collect::<Result<Vec<_>, _>>();
+    bar.finish_and_clear();
+    let (kernels, files): (Vec<_>, Vec<_>) = made?.into_iter().unzip();
+    Ok((kernels, files.into_iter().flatten().collect()))
+}
+
+/// Says where kernels of another element type are made than was asked for.
+fn note_substitutes(plan: &Plan, targets: &[Target], wanted: Dtype) {
+    for target in targets {
+        let of = plan.kernels.iter().filter(|k| k.target == *target);
+        let mut dtypes: Vec<_> = of.map(|kernel| kernel.spec.dtype).collect();
+        dtypes.sort_unstable();
+        dtypes.dedup();
+        if !dtypes.contains(&wanted) {
+            let instead: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
+            eprintln!(
+                "note: {target} has no {}; making {} kernels for it",
+                wanted.name(),
+                instead.join(" and ")
+            );
+        }
+    }
+}
+
+/// Says where the layers do not reach everything at the longest length.
+fn note_coverage(plan: &Plan) {
+    let (proof, layers) = (&plan.proof, plan.layers.len());
+    if let (None, Some(reached)) = (proof.full_at, proof.coverage.last()) {
+        eprintln!(
+            "note: at {} tokens {layers} layers reach {:.1} % of the earlier blocks; a larger radix or count, or more layers reach more (see `butterfly prove`)",
+            plan.capacity,
+            reached * 100.0
+        );
+    }
 }
 
 fn summary(target: Target, kernels: &[KernelEntry]) -> TargetReport {
@@ -146,14 +243,9 @@ fn summary(target: Target, kernels: &[KernelEntry]) -> TargetReport {
     let mut dtypes: Vec<_> = of.iter().map(|kernel| kernel.spec.dtype).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
-    let extension = |file: &FileEntry| {
-        PathBuf::from(&file.path)
-            .extension()
-            .map(|e| e.to_string_lossy().into_owned())
-    };
-    let mut forms: Vec<_> = of
-        .iter()
-        .flat_map(|kernel| kernel.files.iter().filter_map(extension))
+    let files = of.iter().flat_map(|kernel| &kernel.files);
+    let mut forms: Vec<_> = files
+        .filter_map(|file| file.path.rsplit('.').next().map(str::to_string))
         .collect();
     forms.sort_unstable();
     forms.dedup();
@@ -163,108 +255,4 @@ fn summary(target: Target, kernels: &[KernelEntry]) -> TargetReport {
         dtypes,
         forms,
     }
-}
-
-/// Every query must see a key, and none a later one, at all lengths the model takes.
-fn check_lengths(
-    parsed: &Parsed,
-    model: &ModelConfig,
-    capacity: Option<u32>,
-) -> Result<(), Failure> {
-    let (sparsity, most) = (&parsed.sparsity, capacity.unwrap_or(model.max_positions));
-    lengths::check(&sparsity.pattern, sparsity.block, most).map_err(|error| {
-        let context = match error {
-            ClassifyError::EmptyQuery { kv_len, stage, .. } => {
-                Context::new(sparsity.block, kv_len, stage)
-            }
-            ClassifyError::CausalLeak { .. } | ClassifyError::Table { .. } => {
-                Context::new(sparsity.block, most, 0)
-            }
-        };
-        source::blame(parsed, &context, &error)
-    })
-}
-
-/// Every kernel to make.
-fn jobs(
-    model: &ModelConfig,
-    parsed: &Parsed,
-    targets: &[Target],
-    wanted: Dtype,
-) -> Vec<(KernelSpec, Target)> {
-    let mut jobs = Vec::new();
-    for target in targets {
-        let dtypes = plan::dtypes(*target, wanted);
-        if !dtypes.contains(&wanted) {
-            let instead: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
-            eprintln!(
-                "note: {target} has no {}; making {} kernels for it",
-                wanted.name(),
-                instead.join(" and ")
-            );
-        }
-        for dtype in dtypes {
-            jobs.extend(
-                plan::lower(model, &parsed.sparsity, *dtype)
-                    .into_iter()
-                    .map(|spec| (spec, *target)),
-            );
-        }
-    }
-    jobs
-}
-
-type Files = Vec<(String, Vec<u8>)>;
-
-/// Emits one kernel and describes it.
-pub(crate) fn emit(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Files), Failure> {
-    let key = key::of(spec, target).map_err(Failure::bad)?;
-    let kernel = match target {
-        Target::Cpu => native(spec, &key)?,
-        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => {
-            butterfly_codegen::emit(spec, target).map_err(Failure::bad)?
-        }
-    };
-    let path = |extension: &str| format!("kernels/{key}.{extension}");
-    let files: Files = kernel
-        .files
-        .into_iter()
-        .map(|(extension, bytes)| (path(&extension), bytes))
-        .collect();
-    let describe = |(path, bytes): &(String, Vec<u8>)| FileEntry {
-        path: path.clone(),
-        bytes: bytes.len() as u64,
-        blake3: blake3::hash(bytes).to_hex().to_string(),
-    };
-    let entry = KernelEntry {
-        grid: manifest::grid_formulas(spec, &kernel.geometry),
-        arguments: manifest::arguments(spec),
-        files: files.iter().map(describe).collect(),
-        spec: spec.clone(),
-        entry: kernel.entry,
-        geometry: kernel.geometry,
-        registers: None,
-        spills: None,
-        key,
-        target,
-    };
-    Ok((entry, files))
-}
-
-/// The CPU executes the specification itself, so that is its file.
-fn native(spec: &KernelSpec, key: &str) -> Result<Kernel, Failure> {
-    let text = serde_json::to_string_pretty(spec)
-        .map_err(|error| Failure::Bad(format!("kernel {key}: {error}")))?;
-    Ok(Kernel {
-        spec: spec.clone(),
-        target: Target::Cpu,
-        entry: "native".into(),
-        geometry: Geometry {
-            threads: [1, 1, 1],
-            q_tile: spec.block,
-            k_tile: spec.block,
-            shared_bytes: 0,
-        },
-        files: vec![("json".into(), (text + "\n").into_bytes())],
-    })
 }

@@ -4,233 +4,196 @@
 //! fails. Without, the kernel is emitted for this one run.
 
 use crate::args::DeviceArg;
-use crate::compile;
 use crate::failure::Failure;
-use crate::tensors::{self, Tensor};
-use butterfly_compiler::plan;
-use butterfly_cpu::Problem;
+use crate::kernel;
 use butterfly_ir::manifest::KernelEntry;
-use butterfly_ir::{Context, KernelSpec, LaunchScalars, Phase, Rows, Sm, Sparsity, Target, rows};
+use butterfly_ir::{KernelSpec, Sm, Sparsity, Target};
 use butterfly_runtime::artifacts::Artifacts;
-use butterfly_runtime::{Arguments, Device, Loaded, adapters, launch};
-use std::time::Instant;
+use butterfly_runtime::{Device, Found, adapters};
 
-/// One attention call, checked.
-pub(crate) struct Call<'a> {
-    pub(crate) sparsity: &'a Sparsity,
-    pub(crate) context: Context,
-    pub(crate) q: &'a Tensor,
-    pub(crate) k: &'a Tensor,
-    pub(crate) v: &'a Tensor,
-    pub(crate) q_offset: usize,
-    pub(crate) scale: f32,
-    pub(crate) threads: Option<usize>,
+/// A device, and the kernel that it will run.
+pub(crate) struct Chosen {
+    pub(crate) device: Runner,
+    /// As the driver or the processor calls itself.
+    pub(crate) name: String,
+    pub(crate) spec: KernelSpec,
+    pub(crate) kernel: Option<(KernelEntry, Vec<u8>)>,
 }
 
-/// What came back.
-pub(crate) struct Outcome {
-    pub(crate) device: String,
-    pub(crate) kernel: Option<String>,
-    pub(crate) o: Vec<f32>,
-    pub(crate) lse: Vec<f32>,
-    pub(crate) milliseconds: f64,
-    pub(crate) first_milliseconds: f64,
+/// What executes a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runner {
+    Cpu,
+    Gpu(Device),
 }
 
-/// Runs a call on the device that was asked for; `auto` is the first GPU there is, else
-/// the CPU.
-pub(crate) fn attend(
-    call: &Call,
-    device: DeviceArg,
+impl Runner {
+    /// The name in flags and JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu(device) => device.name(),
+        }
+    }
+}
+
+/// What to run: a specification, or whatever kernel a folder has for a target.
+pub(crate) type Wanted<'a> = &'a dyn Fn(Target) -> Result<KernelSpec, Failure>;
+
+/// Chooses a device and a kernel. `auto` is the first GPU that is there and for which
+/// there is a kernel, else the CPU; a program that acts as a GPU is taken only by name.
+pub(crate) fn choose(
+    asked: DeviceArg,
+    wanted: Wanted<'_>,
     artifacts: Option<&Artifacts>,
-) -> Result<Outcome, Failure> {
-    let gpu = match device {
-        DeviceArg::Cpu => None,
-        DeviceArg::Cuda => Some(Device::Cuda),
-        DeviceArg::Vulkan => Some(Device::Vulkan),
-        DeviceArg::Webgpu => Some(Device::Webgpu),
+) -> Result<Chosen, Failure> {
+    let device = match asked {
+        DeviceArg::Cpu => return cpu(wanted, artifacts),
+        DeviceArg::Cuda => Device::Cuda,
+        DeviceArg::Vulkan => Device::Vulkan,
+        DeviceArg::Webgpu => Device::Webgpu,
         DeviceArg::Metal => {
             return Err(Failure::Bad("--device metal: launching on Metal is not supported yet; the kernels are in the artifacts".into()));
         }
-        DeviceArg::Auto => adapters()
-            .into_iter()
-            .find(|a| a.found.is_ok() && a.device == Device::Cuda)
-            .map(|a| a.device),
+        DeviceArg::Auto => {
+            for adapter in adapters() {
+                let Ok(found) = adapter.found.as_ref().map_err(|_| ()) else {
+                    continue;
+                };
+                if found.software {
+                    continue;
+                }
+                match gpu(adapter.device, found, wanted, artifacts) {
+                    Ok(chosen) => return Ok(chosen),
+                    Err(Failure::Bad(reason) | Failure::Check(reason)) => {
+                        let (device, name) = (adapter.device, &found.name);
+                        eprintln!("note: {name} is there, but not used for {device}: {reason}");
+                    }
+                }
+            }
+            return cpu(wanted, artifacts);
+        }
     };
-    match gpu {
-        None => native(call, artifacts),
-        Some(device) => on_gpu(call, device, artifacts),
+    let mut adapters = adapters().into_iter();
+    let adapter = adapters.find(|adapter| adapter.device == device);
+    match adapter.map(|adapter| adapter.found) {
+        Some(Ok(found)) => gpu(device, &found, wanted, artifacts),
+        Some(Err(reason)) => Err(Failure::Bad(format!(
+            "--device {device}: {reason}; `butterfly doctor` lists what is here"
+        ))),
+        None => Err(Failure::Bad(format!("--device {device}: not looked for"))),
     }
 }
 
-fn spec(call: &Call) -> KernelSpec {
-    let ([_, q_heads, q_len, head_dim], [_, kv_heads, _, v_head_dim]) =
-        (call.q.shape, call.v.shape);
-    KernelSpec {
-        // One workgroup a query pays while there are few of them.
-        phase: if q_len <= 4 {
-            Phase::Decode
-        } else {
-            Phase::Prefill
-        },
-        head_dim: head_dim as u32,
-        v_head_dim: v_head_dim as u32,
-        group: (q_heads / kv_heads) as u32,
-        dtype: call.q.dtype,
-        block: call.sparsity.block,
-        rows: plan::rows(call.sparsity),
-    }
+fn cpu(wanted: Wanted<'_>, artifacts: Option<&Artifacts>) -> Result<Chosen, Failure> {
+    let spec = wanted(Target::Cpu)?;
+    let kernel = artifacts.map(|artifacts| stored(artifacts, &spec, Target::Cpu));
+    Ok(Chosen {
+        device: Runner::Cpu,
+        name: format!("{:?}", butterfly_cpu::Isa::best()),
+        spec,
+        kernel: kernel.transpose()?,
+    })
 }
 
-fn native(call: &Call, artifacts: Option<&Artifacts>) -> Result<Outcome, Failure> {
+fn gpu(
+    device: Device,
+    found: &Found,
+    wanted: Wanted<'_>,
+    artifacts: Option<&Artifacts>,
+) -> Result<Chosen, Failure> {
+    let target = match artifacts {
+        Some(artifacts) => stored_target(device, found, artifacts)?,
+        None => own_target(device, found)?,
+    };
+    let spec = wanted(target)?;
     let kernel = match artifacts {
-        Some(artifacts) => {
-            let entry = artifacts
-                .select(&spec(call), Target::Cpu)
-                .map_err(Failure::bad)?;
-            artifacts.image(entry).map_err(Failure::bad)?;
-            Some(entry.key.clone())
-        }
-        None => None,
+        Some(artifacts) => stored(artifacts, &spec, target)?,
+        None => emitted(&spec, target)?,
     };
-    let ([batch, q_heads, q_len, head_dim], [_, kv_heads, kv_len, v_head_dim]) =
-        (call.q.shape, call.v.shape);
-    let table = rows::table(&call.sparsity.pattern, &call.context);
-    let problem = Problem {
-        batch,
-        q_heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_dim,
-        v_head_dim,
-        q_offset: call.q_offset,
-        block: call.sparsity.block as usize,
-        scale: call.scale,
-        q: &call.q.values,
-        k: &call.k.values,
-        v: &call.v.values,
-        rows: &table,
-    };
-    let started = Instant::now();
-    let result = butterfly_cpu::attend(&problem, call.threads).map_err(Failure::bad)?;
-    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
-    let device = "cpu".to_string();
-    Ok(Outcome {
-        device,
-        kernel,
-        o: result.o,
-        lse: result.lse,
-        milliseconds,
-        first_milliseconds: milliseconds,
+    Ok(Chosen {
+        device: Runner::Gpu(device),
+        name: found.name.clone(),
+        spec,
+        kernel: Some(kernel),
     })
 }
 
-fn on_gpu(call: &Call, device: Device, artifacts: Option<&Artifacts>) -> Result<Outcome, Failure> {
-    let spec = spec(call);
-    let (entry, image) = match artifacts {
-        Some(artifacts) => {
-            let entry = artifacts
-                .select(&spec, stored_target(device, artifacts))
-                .map_err(Failure::bad)?;
-            (entry.clone(), artifacts.image(entry).map_err(Failure::bad)?)
-        }
-        None => emitted(&spec, device)?,
-    };
-    let table =
-        (spec.rows == Rows::Table).then(|| rows::table(&call.sparsity.pattern, &call.context));
-    let [q, k, v] =
-        [call.q, call.k, call.v].map(|tensor| tensors::encode(&tensor.values, tensor.dtype));
-    let kernel = Loaded {
-        key: &entry.key,
-        entry: &entry.entry,
-        spec: &spec,
-        geometry: entry.geometry,
-        image: &image,
-    };
-    let arguments = Arguments {
-        scalars: scalars(call),
-        batch: call.q.shape[0] as u32,
-        q: &q,
-        k: &k,
-        v: &v,
-        rows: table.as_ref(),
-    };
-    let output = launch(device, &kernel, &arguments).map_err(Failure::bad)?;
-    Ok(Outcome {
-        device: device.name().to_string(),
-        kernel: Some(entry.key),
-        o: tensors::floats(&output.o, call.q.dtype),
-        lse: output.lse,
-        milliseconds: output.milliseconds,
-        first_milliseconds: output.first_launch_milliseconds,
-    })
-}
-
-/// The target whose kernels a device runs; for CUDA the newest that the folder holds.
-fn stored_target(device: Device, artifacts: &Artifacts) -> Target {
-    let newest = Target::Cuda(Sm {
-        version: 90,
-        arch_specific: true,
-    });
-    match device {
+/// The target that suits a device best.
+fn own_target(device: Device, found: &Found) -> Result<Target, Failure> {
+    Ok(match device {
         Device::Vulkan => Target::Vulkan,
         Device::Webgpu => Target::Webgpu,
-        Device::Cuda => {
-            let targets = artifacts
-                .manifest
-                .kernels
-                .iter()
-                .map(|kernel| kernel.target);
-            targets
-                .filter(|target| matches!(target, Target::Cuda(_)))
-                .max()
-                .unwrap_or(newest)
-        }
+        Device::Cuda => Target::Cuda(capability(found)?),
+    })
+}
+
+fn capability(found: &Found) -> Result<Sm, Failure> {
+    let unknown = || Failure::Bad(format!("{}: no compute capability", found.name));
+    found.sm.ok_or_else(unknown)
+}
+
+/// The target of a folder whose kernels a device runs; for CUDA the newest of those that
+/// its architecture executes.
+fn stored_target(device: Device, found: &Found, artifacts: &Artifacts) -> Result<Target, Failure> {
+    if device != Device::Cuda {
+        return own_target(device, found);
     }
+    let own = capability(found)?;
+    let kernels = artifacts.manifest.kernels.iter();
+    let mut there: Vec<Sm> = kernels
+        .filter_map(|kernel| match kernel.target {
+            Target::Cuda(sm) => Some(sm),
+            Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu => None,
+        })
+        .collect();
+    there.sort_unstable();
+    there.dedup();
+    match there.iter().rev().find(|sm| runs(own, **sm)) {
+        Some(sm) => Ok(Target::Cuda(*sm)),
+        None => Err(Failure::Bad(format!(
+            "{}: no kernels for {own} ({}) among {there:?}; compile again with --target cuda:{own}",
+            artifacts.dir().display(),
+            found.name,
+            there = there.iter().map(Sm::to_string).collect::<Vec<_>>(),
+        ))),
+    }
+}
+
+/// Whether a device of capability `own` executes a cubin made for `made`: the same major
+/// version, and no later minor one; with the suffix, exactly this architecture.
+fn runs(own: Sm, made: Sm) -> bool {
+    match made.arch_specific {
+        true => made.version == own.version,
+        false => made.version / 10 == own.version / 10 && made.version <= own.version,
+    }
+}
+
+fn stored(
+    artifacts: &Artifacts,
+    spec: &KernelSpec,
+    target: Target,
+) -> Result<(KernelEntry, Vec<u8>), Failure> {
+    let entry = artifacts.select(spec, target).map_err(Failure::bad)?;
+    let image = artifacts.image(entry).map_err(Failure::bad)?;
+    Ok((entry.clone(), image))
 }
 
 /// Makes the kernel for this one run.
-fn emitted(spec: &KernelSpec, device: Device) -> Result<(KernelEntry, Vec<u8>), Failure> {
-    let (target, form) = match device {
-        Device::Vulkan => (Target::Vulkan, "spv"),
-        Device::Webgpu => (Target::Webgpu, "wgsl"),
-        Device::Cuda => (
-            Target::Cuda(Sm {
-                version: 90,
-                arch_specific: true,
-            }),
-            "cubin",
-        ),
+fn emitted(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Vec<u8>), Failure> {
+    let form = match target {
+        Target::Vulkan => ".spv",
+        Target::Webgpu => ".wgsl",
+        Target::Cuda(_) => ".cubin",
+        Target::Metal => ".metal",
+        Target::Cpu => ".json",
     };
-    let (entry, mut files) = compile::emit(spec, target)?;
+    let (entry, mut files) = kernel::make(spec, target)?;
     match files.pop() {
         Some((path, image)) if path.ends_with(form) => Ok((entry, image)),
         _ => Err(Failure::Bad(format!(
             "no NVRTC to compile the kernel with; install it, or give --artifacts that hold {target} kernels"
         ))),
-    }
-}
-
-fn scalars(call: &Call) -> LaunchScalars {
-    let strides = |shape: [usize; 4]| {
-        let [_, heads, tokens, dim] = shape.map(|n| n as u32);
-        [heads * tokens * dim, tokens * dim, dim]
-    };
-    let ([batch, q_heads, q_len, _], [_, kv_heads, kv_len, v_head_dim]) =
-        (call.q.shape, call.v.shape);
-    LaunchScalars {
-        q_len: q_len as u32,
-        kv_len: kv_len as u32,
-        q_offset: call.q_offset as u32,
-        kv_heads: kv_heads as u32,
-        blocks: call.context.blocks(),
-        index: call.context.index,
-        scale_bits: call.scale.to_bits(),
-        q_strides: strides(call.q.shape),
-        k_strides: strides(call.k.shape),
-        v_strides: strides(call.v.shape),
-        o_strides: strides([batch, q_heads, q_len, v_head_dim]),
     }
 }
 
@@ -246,4 +209,27 @@ pub(crate) fn check_pattern(artifacts: &Artifacts, sparsity: &Sparsity) -> Resul
         artifacts.manifest.pattern,
         sparsity
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cubins_run_on_their_own_generation() {
+        let sm = |text: &str| match format!("cuda:{text}").parse() {
+            Ok(Target::Cuda(sm)) => sm,
+            other => panic!("{other:?}"),
+        };
+        for (own, made, yes) in [
+            ("sm_90a", "sm_90a", true),
+            ("sm_90a", "sm_90", true),
+            ("sm_90a", "sm_80", false),
+            ("sm_86", "sm_80", true),
+            ("sm_80", "sm_86", false),
+            ("sm_100a", "sm_90a", false),
+        ] {
+            assert_eq!(runs(sm(own), sm(made)), yes, "{made} on {own}");
+        }
+    }
 }

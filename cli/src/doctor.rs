@@ -7,49 +7,73 @@ use serde::Serialize;
 struct Report {
     cores: usize,
     instruction_set: String,
-    devices: Vec<Found>,
+    devices: Vec<Device>,
+    emitters: bool,
     nvrtc: Option<String>,
     nvrtc_looked: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Found {
+struct Device {
     device: &'static str,
     name: Option<String>,
+    /// Whether it is a program on the CPU.
+    software: bool,
+    /// Its CUDA target.
+    sm: Option<String>,
     missing: Option<String>,
 }
 
-pub(crate) fn run(json: bool) -> Result<(), Failure> {
-    let search = butterfly_codegen::nvrtc::find();
-    let found = |adapter: butterfly_runtime::Adapter| {
-        let (name, missing) = match adapter.found {
-            Ok(name) => (Some(name), None),
+impl From<butterfly_runtime::Adapter> for Device {
+    fn from(adapter: butterfly_runtime::Adapter) -> Self {
+        let (found, missing) = match adapter.found {
+            Ok(found) => (Some(found), None),
             Err(reason) => (None, Some(reason)),
         };
-        Found {
+        Self {
             device: adapter.device.name(),
-            name,
+            software: found.as_ref().is_some_and(|found| found.software),
+            sm: found
+                .as_ref()
+                .and_then(|found| found.sm)
+                .map(|sm| sm.to_string()),
+            name: found.map(|found| found.name),
             missing,
         }
-    };
+    }
+}
+
+pub(crate) fn run(json: bool) -> Result<(), Failure> {
+    let (nvrtc, nvrtc_looked) = nvrtc();
     let report = Report {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         instruction_set: format!("{:?}", butterfly_cpu::Isa::best()),
         devices: butterfly_runtime::adapters()
             .into_iter()
-            .map(found)
+            .map(Device::from)
             .collect(),
-        nvrtc: search
-            .nvrtc
-            .as_ref()
-            .map(|n| format!("{}.{} at {}", n.version.0, n.version.1, n.path)),
-        nvrtc_looked: search
-            .looked
-            .iter()
-            .map(|looked| format!("{}: {}", looked.at, looked.result))
-            .collect(),
+        emitters: cfg!(feature = "emitters"),
+        nvrtc,
+        nvrtc_looked,
     };
     crate::print(json, &report, || text(&report))
+}
+
+/// What was found, and where it was looked for.
+#[cfg(feature = "emitters")]
+fn nvrtc() -> (Option<String>, Vec<String>) {
+    let search = butterfly_codegen::nvrtc::find();
+    let found = search.nvrtc.as_ref();
+    let looked = search.looked.iter();
+    (
+        found.map(|n| format!("{}.{} at {}", n.version.0, n.version.1, n.path)),
+        looked.map(|l| format!("{}: {}", l.at, l.result)).collect(),
+    )
+}
+
+#[cfg(not(feature = "emitters"))]
+fn nvrtc() -> (Option<String>, Vec<String>) {
+    (None, Vec::new())
 }
 
 fn text(report: &Report) -> String {
@@ -57,19 +81,27 @@ fn text(report: &Report) -> String {
         "cpu      {} cores, {}\n",
         report.cores, report.instruction_set
     );
-    for found in &report.devices {
-        let state = match (&found.name, &found.missing) {
-            (Some(name), _) => name.clone(),
+    for device in &report.devices {
+        let state = match (&device.name, &device.missing) {
+            (Some(name), _) => {
+                let sm = device.sm.as_ref().map(|sm| format!(", {sm}"));
+                let software = match device.software {
+                    true => ", a program on the CPU: `auto` does not take it",
+                    false => "",
+                };
+                format!("{name}{}{software}", sm.unwrap_or_default())
+            }
             (None, reason) => format!(
                 "missing: {}; kernels are still compiled for it, but cannot run here",
                 reason.as_deref().unwrap_or("not found")
             ),
         };
-        text += &format!("{:<8} {state}\n", found.device);
+        text += &format!("{:<8} {state}\n", device.device);
     }
-    text + &match &report.nvrtc {
-        Some(nvrtc) => format!("nvrtc    {nvrtc}\n"),
-        None => format!(
+    text + &match (report.emitters, &report.nvrtc) {
+        (false, _) => "emitters missing: this build makes kernels for the CPU only; build with `--features emitters`\n".into(),
+        (true, Some(nvrtc)) => format!("nvrtc    {nvrtc}\n"),
+        (true, None) => format!(
             "nvrtc    missing: CUDA kernels stay text, without ptx and cubin; looked at\n           {}\n",
             report.nvrtc_looked.join("\n           ")
         ),

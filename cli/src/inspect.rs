@@ -1,8 +1,8 @@
 //! `butterfly inspect` and `butterfly verify`: what an artifact folder holds, and whether
 //! this compiler makes the same again.
 
-use crate::compile;
 use crate::failure::Failure;
+use crate::kernel;
 use butterfly_ir::manifest::KernelEntry;
 use butterfly_runtime::artifacts::Artifacts;
 use rayon::prelude::*;
@@ -79,7 +79,7 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
     let kernels = &artifacts.manifest.kernels;
     let again = kernels
         .par_iter()
-        .map(|kernel| compile::emit(&kernel.spec, kernel.target).map(|(entry, _)| (kernel, entry)))
+        .map(|old| kernel::make(&old.spec, old.target).map(|(entry, _)| (old, entry)))
         .collect::<Result<Vec<_>, _>>()?;
     let mut report = Report {
         kernels: kernels.len(),

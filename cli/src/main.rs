@@ -8,12 +8,17 @@
 mod args;
 mod attend;
 mod bench;
+mod call;
 mod compile;
 mod device;
 mod doctor;
+mod explain;
 mod failure;
 mod inspect;
+mod kernel;
+mod measure;
 mod prove;
+mod show;
 mod source;
 mod stages;
 mod svg;
@@ -42,6 +47,7 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Verify { dir } => inspect::verify(&dir, json),
         Command::Topology(command) => topology::run(&command, json),
         Command::Prove(command) => prove::run(&command, json),
+        Command::Explain(command) => explain::run(&command, json),
         Command::Attend(command) => attend::run(&command, json),
         Command::Bench {
             what: Bench::Attention(command),

@@ -56,6 +56,13 @@ fn text(report: &Report, topology: &Topology) -> String {
         "{n} blocks of {block} tokens, width {}, stage {} of {} (* = needs a mask)\n",
         report.width, report.stage, report.stage_count
     );
+    text += &listing(topology);
+    text
+}
+
+/// A line for each row: its blocks, with `*` behind those that need a mask.
+pub(crate) fn listing(topology: &Topology) -> String {
+    let mut text = String::new();
     for (b, row) in topology.rows.iter().enumerate() {
         let mark = |class| if class == Class::Partial { "*" } else { "" };
         let blocks: Vec<String> = row

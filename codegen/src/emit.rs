@@ -82,7 +82,7 @@ fn not_built(target: Target, feature: &'static str) -> EmitError {
 }
 
 /// Refuses what cannot be emitted.
-fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> {
+pub(crate) fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> {
     let limit = |what, given: u32, ok: bool, limit| match ok {
         true => Ok(()),
         false => Err(EmitError::Limit {

@@ -20,6 +20,7 @@
 )]
 
 mod canonical;
+mod choice;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod emit;
@@ -31,6 +32,7 @@ mod portable;
 mod wgpu;
 
 pub use butterfly_ir::{Kernel, KernelSpec, Target};
+pub use choice::{Choice, choose};
 #[cfg(feature = "cuda")]
 pub use cuda::nvrtc;
 pub use emit::{emit, geometry};

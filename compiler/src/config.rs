@@ -16,8 +16,8 @@ mod tests;
 
 pub use error::ConfigError;
 
-use butterfly_ir::manifest::SwappedLayer;
 use butterfly_ir::model::{AttentionShape, Family, LayerKind, ModelConfig};
+use butterfly_ir::plan::SwappedLayer;
 use butterfly_ir::{Dtype, Sparsity, StageBy};
 use fields::{Fields, quote};
 use serde_json::Value;

@@ -1,10 +1,10 @@
-//! Work → time: the roofline of a machine over exact counts.
+//! Schedule → time: the roofline of a machine over exact counts.
 //!
-//! In:  counted work, the shapes of one layer, and a machine's constants.
+//! In:  what a kernel does, the shapes of one layer, and a machine's constants.
 //! Out: the bytes, the FLOP, the time they bound, and which of them does.
 //! Constants are measured once for a machine, never fitted to a row of results.
 
-use crate::work::Work;
+use crate::schedule::Schedule;
 use butterfly_ir::{Dtype, Sm, Target};
 use serde::Serialize;
 
@@ -34,8 +34,10 @@ pub struct LayerShape {
     pub head_dim: u32,
     /// Dv.
     pub v_head_dim: u32,
-    /// Queries and keys.
-    pub tokens: u32,
+    /// Queries.
+    pub q_len: u32,
+    /// Keys.
+    pub kv_len: u32,
     /// Element type.
     pub dtype: Dtype,
 }
@@ -52,47 +54,65 @@ pub enum Limit {
     Launch,
 }
 
-/// Predicted cost of one launch.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Prediction {
+impl Limit {
+    /// The name in reports and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Compute => "compute",
+            Self::Memory => "memory",
+            Self::Launch => "launch",
+        }
+    }
+}
+
+/// What one launch must do, whatever the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Cost {
     /// FLOP over the tiles that are visited, masked pairs included.
     pub tile_flop: u64,
     /// FLOP over the pairs that are seen.
     pub exact_flop: u64,
-    /// Bytes that must cross memory: each input once, each output once.
+    /// Bytes that must cross memory: each query, each key that is read and each output once.
     pub bytes: u64,
+}
+
+/// Predicted time of one launch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Prediction {
     /// Predicted seconds.
     pub seconds: f64,
     /// What bounds them.
     pub limit: Limit,
 }
 
-/// Predicts one launch over `shape`, whose visited tiles hold `tile_pairs` (query, key)
-/// pairs for each q head of each sequence.
-pub fn predict(work: &Work, tile_pairs: u64, shape: &LayerShape, machine: &Machine) -> Prediction {
+/// Counts FLOP and bytes of `schedule` (one q head of one sequence) over all of `shape`.
+pub fn count(schedule: &Schedule, shape: &LayerShape) -> Cost {
     let heads = u64::from(shape.batch) * u64::from(shape.q_heads);
     let kv_heads = u64::from(shape.batch) * u64::from(shape.kv_heads);
     let dims = u64::from(shape.head_dim + shape.v_head_dim);
-    let tokens = u64::from(shape.tokens);
-    let tile_flop = 2 * tile_pairs * heads * dims;
-    let elements = tokens * dims * (heads + kv_heads);
-    let bytes = elements * u64::from(shape.dtype.bytes()) + tokens * heads * 4;
-    let compute = tile_flop as f64 / machine.flop_per_second;
-    let memory = bytes as f64 / machine.bytes_per_second;
-    let (busy, limit) = if compute >= memory {
-        (compute, Limit::Compute)
-    } else {
-        (memory, Limit::Memory)
-    };
-    let limit = if busy < machine.launch_seconds {
-        Limit::Launch
-    } else {
-        limit
+    let (queries, keys) = (
+        u64::from(shape.q_len),
+        schedule.keys.min(shape.kv_len.into()),
+    );
+    let elements = dims * (queries * heads + keys * kv_heads);
+    Cost {
+        tile_flop: 2 * schedule.tile_pairs * heads * dims,
+        exact_flop: 2 * schedule.pairs * heads * dims,
+        bytes: elements * u64::from(shape.dtype.bytes()) + queries * heads * 4,
+    }
+}
+
+/// The time that `machine` needs at least for `cost`.
+pub fn predict(cost: &Cost, machine: &Machine) -> Prediction {
+    let compute = cost.tile_flop as f64 / machine.flop_per_second;
+    let memory = cost.bytes as f64 / machine.bytes_per_second;
+    let busy = compute.max(memory);
+    let limit = match busy {
+        _ if busy < machine.launch_seconds => Limit::Launch,
+        _ if compute >= memory => Limit::Compute,
+        _ => Limit::Memory,
     };
     Prediction {
-        tile_flop,
-        exact_flop: work.flop(shape.head_dim, shape.v_head_dim) * heads,
-        bytes,
         seconds: busy + machine.launch_seconds,
         limit,
     }
@@ -132,20 +152,32 @@ mod tests {
             kv_heads: 1,
             head_dim: 8,
             v_head_dim: 8,
-            tokens: 10,
+            q_len: 10,
+            kv_len: 10,
             dtype: Dtype::F32,
         };
-        let work = Work {
-            pairs: 50,
-            ..Work::default()
+        let work = |tile_pairs| {
+            let schedule = Schedule {
+                pairs: 50,
+                tile_pairs,
+                keys: 30,
+                ..Schedule::default()
+            };
+            count(&schedule, &shape)
         };
-        let small = predict(&work, 100, &shape, &machine);
+        let small = work(100);
         assert_eq!(
             (small.tile_flop, small.exact_flop, small.bytes),
             (6400, 3200, 2000)
         );
-        assert_eq!(small.limit, Limit::Compute);
-        assert!((small.seconds - 7.4e-6).abs() < 1e-12);
-        assert_eq!(predict(&work, 10, &shape, &machine).limit, Limit::Memory);
+        let prediction = predict(&small, &machine);
+        assert_eq!(prediction.limit, Limit::Compute);
+        assert!((prediction.seconds - 7.4e-6).abs() < 1e-12);
+        assert_eq!(predict(&work(10), &machine).limit, Limit::Memory);
+        let slow = Machine {
+            launch_seconds: 1.0,
+            ..machine
+        };
+        assert_eq!(predict(&small, &slow).limit, Limit::Launch);
     }
 }

@@ -10,34 +10,10 @@
 //! leads to it.
 
 use crate::classify;
+use butterfly_ir::plan::Proof;
 use butterfly_ir::topology::queries;
 use butterfly_ir::{Context, Pattern, rows};
 use petgraph::graph::{DiGraph, NodeIndex};
-use serde::Serialize;
-
-/// What was proved about a stack of layers.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Proof {
-    /// Share of the pairs (b, c), c <= b, with a path from c to b, after 1, 2, … layers.
-    pub coverage: Vec<f64>,
-    /// Number of layers after which every pair has a path.
-    pub full_at: Option<usize>,
-    /// Most blocks that any row reads.
-    pub max_degree: u32,
-    /// Most rows that read one block in one layer.
-    pub max_in_degree: u32,
-    /// No query sees a later key.
-    pub causal: bool,
-    /// Queries that see nothing, over all layers.
-    pub empty_queries: u64,
-}
-
-impl Proof {
-    /// Every layer is causal and no query is empty.
-    pub fn holds(&self) -> bool {
-        self.causal && self.empty_queries == 0
-    }
-}
 
 /// Composes the layers whose stage indices are `indices` and proves what they reach.
 ///

@@ -16,6 +16,7 @@ pub mod layer_graph;
 pub mod manifest;
 pub mod model;
 pub mod pattern;
+pub mod plan;
 pub mod row_program;
 pub mod rows;
 pub mod sees;

@@ -3,11 +3,12 @@
 //! The file's last member, `digest`, is the BLAKE3 of the file as it would be with an
 //! empty digest, so that any changed byte is noticed.
 
+use crate::plan::{Proof, SwappedLayer};
 use crate::{Geometry, KernelSpec, Sparsity, Target};
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,10 @@ pub struct Manifest {
     pub config: ConfigRef,
     /// Which layers are replaced, and the index that picks each one's stage.
     pub layers: Vec<SwappedLayer>,
+    /// The longest sequence, in tokens, for which the pattern was checked.
+    pub capacity: u32,
+    /// What the replaced layers reach at that length.
+    pub proof: Proof,
     /// All kernels, sorted by target, then key.
     pub kernels: Vec<KernelEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
@@ -41,16 +46,6 @@ pub struct ConfigRef {
     pub model_type: String,
     /// BLAKE3 of the file.
     pub blake3: String,
-}
-
-/// A layer whose attention is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SwappedLayer {
-    /// Index in the model.
-    pub layer: u32,
-    /// Picks the stage, modulo the number of stages.
-    pub index: u32,
 }
 
 /// One kernel.

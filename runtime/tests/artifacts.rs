@@ -1,8 +1,7 @@
 //! Artifact folders: what is written is read, and nothing else is.
 
-use butterfly_ir::manifest::{
-    self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA, SwappedLayer,
-};
+use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
+use butterfly_ir::plan::{Proof, SwappedLayer};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build};
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts, write};
 use std::fs;
@@ -59,6 +58,15 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
             blake3: String::new(),
         },
         layers: vec![SwappedLayer { layer: 3, index: 0 }],
+        capacity: 1024,
+        proof: Proof {
+            coverage: vec![1.0],
+            full_at: Some(1),
+            max_degree: 8,
+            max_in_degree: 8,
+            causal: true,
+            empty_queries: 0,
+        },
         kernels: vec![entry],
         digest: String::new(),
     };

@@ -158,16 +158,12 @@ fn target(device: Device) -> Target {
     }
 }
 
-/// Whether there is a device, after saying so if not.
-fn there_is(device: Device) -> bool {
+/// Fails where there is no device: `scripts/setup` installs a software one.
+fn demand(device: Device) {
     let all = adapters();
     let one = all.iter().find(|adapter| adapter.device == device);
-    match &one.expect("every device is listed").found {
-        Ok(_) => true,
-        Err(reason) => {
-            eprintln!("skipped: no {device} device: {reason}");
-            false
-        }
+    if let Err(reason) = &one.expect("every device is listed").found {
+        panic!("no {device} device: {reason}; scripts/setup installs one");
     }
 }
 
@@ -212,6 +208,7 @@ fn run(device: Device, case: &Case) -> Result<Output, LaunchError> {
             v: &bytes(dtype, &tensors.v),
             rows: (case.spec.rows == Rows::Table).then_some(&case.table),
         },
+        2,
     )
 }
 
@@ -262,14 +259,16 @@ fn check(device: Device, case: &Case) {
     };
     compare("o", &floats(case.spec.dtype, &got.o), &o);
     compare("lse", &got.lse, &lse);
-    assert!(got.milliseconds > 0.0 && got.first_launch_milliseconds > 0.0);
+    assert!(got.first_milliseconds > 0.0 && got.milliseconds.len() == 2);
+    assert!(got.milliseconds.iter().all(|ms| *ms > 0.0));
 }
 
 const DEVICES: [Device; 2] = [Device::Vulkan, Device::Webgpu];
 
 #[test]
 fn prefill_and_decode() {
-    for device in DEVICES.into_iter().filter(|d| there_is(*d)) {
+    for device in DEVICES {
+        demand(device);
         check(device, &Case::new(Phase::Prefill, Dtype::F32, 205, 205));
         check(device, &Case::new(Phase::Prefill, Dtype::F32, 51, 301));
         check(device, &Case::new(Phase::Decode, Dtype::F32, 1, 333));
@@ -279,7 +278,8 @@ fn prefill_and_decode() {
 
 #[test]
 fn half_precision_and_odd_lengths() {
-    for device in DEVICES.into_iter().filter(|d| there_is(*d)) {
+    for device in DEVICES {
+        demand(device);
         check(device, &Case::new(Phase::Prefill, Dtype::F16, 101, 101));
         check(device, &Case::new(Phase::Decode, Dtype::F16, 1, 99));
     }
@@ -287,7 +287,8 @@ fn half_precision_and_odd_lengths() {
 
 #[test]
 fn rows_from_a_table() {
-    for device in DEVICES.into_iter().filter(|d| there_is(*d)) {
+    for device in DEVICES {
+        demand(device);
         for phase in [Phase::Prefill, Phase::Decode] {
             let mut case = Case::new(phase, Dtype::F32, 70, 130);
             case.spec.rows = Rows::Table;
@@ -298,7 +299,8 @@ fn rows_from_a_table() {
 
 #[test]
 fn no_queries() {
-    for device in DEVICES.into_iter().filter(|d| there_is(*d)) {
+    for device in DEVICES {
+        demand(device);
         let output = run(device, &Case::new(Phase::Prefill, Dtype::F32, 0, 40)).expect("runs");
         assert_eq!((output.o.len(), output.lse.len()), (0, 0));
     }
@@ -333,17 +335,16 @@ fn errors_name_what_is_wrong() {
             v: &some,
             rows: None,
         };
-        launch(device, &loaded, &arguments).expect_err("refused")
+        launch(device, &loaded, &arguments, 1).expect_err("refused")
     };
     let text = b"@compute fn nonsense(";
     let short = attempt(text, &some[..12], Device::Vulkan);
     assert!(matches!(short, LaunchError::Short { name: "k", .. }));
     let image = attempt(text, &some, Device::Vulkan);
     assert!(matches!(image, LaunchError::Image { .. }));
-    if there_is(Device::Webgpu) {
-        let failed = attempt(text, &some, Device::Webgpu);
-        assert!(matches!(failed, LaunchError::Failed { .. }), "{failed}");
-        // The device is still good.
-        check(Device::Webgpu, &case);
-    }
+    demand(Device::Webgpu);
+    let failed = attempt(text, &some, Device::Webgpu);
+    assert!(matches!(failed, LaunchError::Failed { .. }), "{failed}");
+    // The device is still good.
+    check(Device::Webgpu, &case);
 }

@@ -159,3 +159,182 @@ fn bench_prints_predicted_beside_measured() {
     );
     assert!(rows[0]["against_dense"].is_f64() && rows[1]["against_dense"].is_null());
 }
+
+const CONFIG: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tests/fixtures/configs/qwen3.5-9b.json"
+);
+
+#[test]
+fn explain_shows_both_graphs_and_every_target() {
+    let report = object(&["explain", CONFIG, "--json", "--pattern", PATTERN]);
+    assert_eq!(
+        (&report["layer"], &report["kv_len"]),
+        (&3.into(), &32768.into())
+    );
+    let graph = |which: &str| {
+        (
+            report[which]["kernels"].as_u64(),
+            report[which]["bytes"].as_u64(),
+        )
+    };
+    let (before, after) = (graph("before"), graph("after"));
+    assert!(
+        after.0 < before.0 && after.1 < before.1,
+        "{before:?} {after:?}"
+    );
+    assert_eq!(report["proof"]["full_at"], 8);
+    let targets = report["targets"].as_array().expect("targets");
+    let of = |name: &str| {
+        let found = targets.iter().find(|t| t["target"] == name);
+        found.unwrap_or_else(|| panic!("no {name}"))
+    };
+    // What is seen is the same everywhere; how it is tiled is not.
+    for target in targets {
+        assert_eq!(
+            target["cost"]["exact_flop"],
+            targets[0]["cost"]["exact_flop"]
+        );
+        assert!(target["cost"]["tile_flop"].as_u64() >= target["cost"]["exact_flop"].as_u64());
+        assert_eq!(
+            target["predicted_ms"].is_f64(),
+            target["target"] == "cuda:sm_90a"
+        );
+    }
+    assert!(
+        of("cuda:sm_90a")["reason"]
+            .as_str()
+            .expect("text")
+            .contains("matrix units")
+    );
+    assert!(
+        of("vulkan")["reason"]
+            .as_str()
+            .expect("text")
+            .contains("scalar")
+    );
+    let text = butterfly(&["explain", CONFIG, "--pattern", PATTERN, "--phase", "decode"]);
+    let text = String::from_utf8(text.stdout).expect("utf-8");
+    for part in [
+        "fused",
+        "attend{",
+        "bound by",
+        "closed form",
+        "give --tflops",
+    ] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+    let given = [
+        "--tflops",
+        "100",
+        "--bandwidth",
+        "1000",
+        "--target",
+        "vulkan",
+    ];
+    let report = object(
+        &[
+            &["explain", CONFIG, "--json", "--pattern", PATTERN][..],
+            &given[..],
+        ]
+        .concat(),
+    );
+    assert!(report["targets"][0]["predicted_ms"].is_f64());
+    let wrong = butterfly(&["explain", CONFIG, "--pattern", PATTERN, "--layer", "4"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("[3, 7, 11"));
+}
+
+#[test]
+fn compile_prints_stages_and_times() {
+    let folder = tempfile::tempdir().expect("folder");
+    let dir = folder.path().join("artifacts");
+    let dir = dir.to_str().expect("utf-8");
+    let compile = [
+        "compile",
+        CONFIG,
+        "--pattern",
+        PATTERN,
+        "--target",
+        "cpu,webgpu",
+        "-o",
+        dir,
+    ];
+    let more = ["--json", "--emit", "graph,plan,wgsl,topology"];
+    let report = object(&[&compile[..], &more[..]].concat());
+    let made = &report["artifacts"][0];
+    let emitted = |stage: &str| made["emitted"][stage].as_str().expect("text");
+    assert!(emitted("graph").contains("fused:") && emitted("wgsl").contains("@compute"));
+    let plan: serde_json::Value = serde_json::from_str(emitted("plan")).expect("JSON");
+    assert_eq!(plan["kernels"].as_array().map(Vec::len), Some(6));
+    assert_eq!(emitted("topology").lines().count(), 256);
+    let passes = made["passes"].as_array().expect("passes");
+    assert_eq!(
+        (&passes[0][0], &passes[7][0]),
+        (&"swap".into(), &"pack".into())
+    );
+    // What was proved is in the manifest.
+    let manifest = object(&["inspect", "--json", dir]);
+    assert_eq!(
+        manifest["proof"]["coverage"].as_array().map(Vec::len),
+        Some(8)
+    );
+    assert_eq!(manifest["capacity"], 32768);
+}
+
+#[test]
+fn bench_runs_a_folder_and_compares_with_the_reference() {
+    let folder = tempfile::tempdir().expect("folder");
+    let dir = folder.path().join("artifacts");
+    let dir = dir.to_str().expect("utf-8");
+    let compile = [
+        "compile",
+        CONFIG,
+        "--pattern",
+        PATTERN,
+        "--target",
+        "cpu,vulkan",
+        "-o",
+        dir,
+    ];
+    object(&[&compile[..], &["--json"]].concat());
+    for (device, dtype) in [("cpu", "bf16"), ("vulkan", "f16")] {
+        let bench = [
+            "bench",
+            "attention",
+            "--json",
+            "--check",
+            "--artifacts",
+            dir,
+            "--device",
+            device,
+        ];
+        let shape = [
+            "--pattern",
+            PATTERN,
+            "--seq-len",
+            "300",
+            "--kv-heads",
+            "1",
+            "--repeats",
+            "1",
+        ];
+        let report = object(&[&bench[..], &shape[..]].concat());
+        assert_eq!(
+            (&report["device"], &report["dtype"]),
+            (&device.into(), &dtype.into())
+        );
+        assert_eq!(report["rows"][0]["within_tolerance"], true, "{report}");
+        assert!(report["rows"][0]["error"].as_f64().expect("number") > 0.0);
+    }
+    let other = [
+        "--pattern",
+        "causal & all",
+        "--artifacts",
+        dir,
+        "--device",
+        "cpu",
+    ];
+    let refused = butterfly(&[&["bench", "attention"][..], &other[..]].concat());
+    assert_eq!(refused.status.code(), Some(2));
+}

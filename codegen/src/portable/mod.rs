@@ -46,6 +46,11 @@ pub(crate) fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
     Blueprint::new(spec, target).geometry(spec.phase)
 }
 
+/// Whether the products of the kernel of `spec` go to matrix units.
+pub(crate) fn uses_matrix_units(spec: &KernelSpec, target: Target) -> bool {
+    Blueprint::new(spec, target).uses_matrix_units()
+}
+
 /// Whether the rows can be evaluated by a kernel.
 pub(crate) fn rows_fit(spec: &KernelSpec) -> bool {
     match &spec.rows {

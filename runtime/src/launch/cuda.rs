@@ -5,7 +5,10 @@
 //! server that is made on it. The text behind the kernel is an error: a miss in the
 //! cache never compiles.
 
-use super::{Buffers, Device, LaunchError, Loaded, Output};
+use super::bind::Buffers;
+use super::run;
+use super::{Device, Found, LaunchError, Loaded, Output};
+use butterfly_ir::Sm;
 use cubecl_common::cache::CacheOption;
 use cubecl_common::compilation_cache::CompilationCache;
 use cubecl_common::device::{Device as CubeDevice, DeviceId};
@@ -30,7 +33,11 @@ const TEXT: &str = "#error the cubin of this kernel is not in the cache\n";
 /// Servers by the kernel they were made for. Launches take turns, for their times.
 static OPEN: Mutex<Vec<(Task, ComputeClient<CudaRuntime>)>> = Mutex::new(Vec::new());
 
-pub(super) fn launch(kernel: &Loaded<'_>, buffers: &Buffers<'_>) -> Result<Output, LaunchError> {
+pub(super) fn launch(
+    kernel: &Loaded<'_>,
+    buffers: &Buffers<'_>,
+    runs: u32,
+) -> Result<Output, LaunchError> {
     let device = Device::Cuda;
     if !kernel.image.starts_with(b"\x7fELF") {
         return Err(LaunchError::Image {
@@ -38,7 +45,7 @@ pub(super) fn launch(kernel: &Loaded<'_>, buffers: &Buffers<'_>) -> Result<Outpu
             expected: "a cubin",
         });
     }
-    if let Some(output) = super::nothing(buffers) {
+    if let Some(output) = run::nothing(buffers) {
         return Ok(output);
     }
     probe().map_err(|reason| LaunchError::Missing { device, reason })?;
@@ -53,28 +60,32 @@ pub(super) fn launch(kernel: &Loaded<'_>, buffers: &Buffers<'_>) -> Result<Outpu
         Some(at) => at,
         None => {
             let server = open.len();
-            let opened = super::caught(|| open_server(server, &task, kernel.image));
+            let opened = run::caught(|| open_server(server, &task, kernel.image));
             open.push((task.clone(), opened.map_err(failed)?));
             server
         }
     };
     let client = &open[at].1;
-    super::check_limits(device, &kernel.geometry, buffers, client.properties())?;
-    let output = super::caught(|| {
-        super::run(client, buffers, || {
+    run::check_limits(device, &kernel.geometry, buffers, client.properties())?;
+    let output = run::caught(|| {
+        run::run(client, buffers, runs, || {
             Box::new(task.clone()) as Box<dyn CubeTask<CudaCompiler>>
         })
     });
     // Servers do not share memory.
-    let _ = super::caught(|| {
+    let _ = run::caught(|| {
         client.memory_cleanup();
         Ok(())
     });
     output.map_err(failed)
 }
 
+/// Numbers of `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*` in the driver's header.
+const CAPABILITY_MAJOR: c_int = 75;
+const CAPABILITY_MINOR: c_int = 76;
+
 /// Asks the driver for its first device.
-pub(super) fn probe() -> Result<String, String> {
+pub(super) fn probe() -> Result<Found, String> {
     let name = if cfg!(windows) {
         "nvcuda.dll"
     } else {
@@ -94,9 +105,13 @@ pub(super) fn probe() -> Result<String, String> {
         type Init = unsafe extern "C" fn(u32) -> c_int;
         type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
         type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+        type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
         let init = driver.get::<Init>(b"cuInit\0").map_err(lacks)?;
         let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(lacks)?;
         let get_name = driver.get::<Name>(b"cuDeviceGetName\0").map_err(lacks)?;
+        let attribute = driver
+            .get::<Attribute>(b"cuDeviceGetAttribute\0")
+            .map_err(lacks)?;
         let said = |what: &str, code: c_int| match code {
             0 => Ok(()),
             _ => Err(format!("{what} returned error {code}")),
@@ -110,7 +125,21 @@ pub(super) fn probe() -> Result<String, String> {
             "cuDeviceGetName",
             get_name(text.as_mut_ptr(), length, device),
         )?;
-        Ok(CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned())
+        let capability = |which| {
+            let mut value = 0;
+            said("cuDeviceGetAttribute", attribute(&mut value, which, device))?;
+            u32::try_from(value).map_err(|_| "a negative compute capability".to_string())
+        };
+        let version = 10 * capability(CAPABILITY_MAJOR)? + capability(CAPABILITY_MINOR)?;
+        Ok(Found {
+            name: CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned(),
+            software: false,
+            sm: Some(Sm {
+                version,
+                // Since 9.0 each generation has instructions of its own.
+                arch_specific: version >= 90,
+            }),
+        })
     }
 }
 
@@ -186,7 +215,7 @@ fn open_server(
     config.compilation.cache = Some(CacheConfig::File(folder.path().into()));
     let configure = |config| *CubeClRuntimeConfig::storage().lock() = Some(config);
     configure(Arc::new(config));
-    let client = super::caught(|| Ok(ComputeClient::load(&Server(server))));
+    let client = run::caught(|| Ok(ComputeClient::load(&Server(server))));
     configure(before);
     client
 }

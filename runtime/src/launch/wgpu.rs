@@ -3,7 +3,9 @@
 //! The device is our own, with one buffer for each allocation: WGSL declares the inputs
 //! read-only, and wgpu refuses a buffer that is bound both for reading and for writing.
 
-use super::{Buffers, Device, LaunchError, Loaded, Output};
+use super::bind::Buffers;
+use super::run;
+use super::{Device, Found, LaunchError, Loaded, Output};
 use butterfly_ir::{Dtype, Rows};
 use cubecl_common::future::block_on;
 use cubecl_core::ir::{AddressType, StorageType};
@@ -16,7 +18,7 @@ use cubecl_runtime::server::{CubeDim, ExecutionMode};
 use cubecl_spirv::SpirvKernel;
 use cubecl_wgpu::{AutoCompiler, AutoRepresentation, RuntimeOptions, WgpuRuntime, WgpuSetup};
 use std::sync::{Arc, Mutex, PoisonError};
-use wgpu::{Adapter, Backend, Features};
+use wgpu::{Adapter, Backend, DeviceType, Features};
 
 /// An open device. Launches take turns, so that times and errors are their own.
 struct Opened {
@@ -33,21 +35,22 @@ pub(super) fn launch(
     device: Device,
     kernel: &Loaded<'_>,
     buffers: &Buffers<'_>,
+    runs: u32,
 ) -> Result<Output, LaunchError> {
     let task = task(device, kernel)?;
-    if let Some(output) = super::nothing(buffers) {
+    if let Some(output) = run::nothing(buffers) {
         return Ok(output);
     }
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     let backend = backend(device);
     if !open.iter().any(|(b, _)| *b == backend) {
-        let opened = super::caught(|| open_device(device))
+        let opened = run::caught(|| open_device(device))
             .map_err(|reason| LaunchError::Missing { device, reason })?;
         open.push((backend, opened));
     }
     let (_, opened) = &open[open.iter().position(|(b, _)| *b == backend).unwrap_or(0)];
 
-    super::check_limits(
+    run::check_limits(
         device,
         &kernel.geometry,
         buffers,
@@ -75,8 +78,8 @@ pub(super) fn launch(
         std::mem::take(&mut *errors)
     };
     take();
-    let output = super::caught(|| {
-        super::run(&opened.client, buffers, || {
+    let output = run::caught(|| {
+        run::run(&opened.client, buffers, runs, || {
             Box::new(task.clone()) as Box<dyn CubeTask<AutoCompiler>>
         })
     });
@@ -92,12 +95,16 @@ pub(super) fn launch(
     }
 }
 
-pub(super) fn probe(device: Device) -> Result<String, String> {
-    super::caught(|| {
+pub(super) fn probe(device: Device) -> Result<Found, String> {
+    run::caught(|| {
         let (_, adapter) = adapter(device)?;
         let info = adapter.get_info();
         let driver = format!("{} {}", info.driver, info.driver_info);
-        Ok(format!("{} ({})", info.name, driver.trim()))
+        Ok(Found {
+            name: format!("{} ({})", info.name, driver.trim()),
+            software: info.device_type == DeviceType::Cpu,
+            sm: None,
+        })
     })
 }
 

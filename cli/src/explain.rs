@@ -1,0 +1,284 @@
+//! `butterfly explain`: a layer before and after fusion, which kernel runs on each
+//! target and why, its work, and what that work must cost.
+
+use crate::args::{Explain as Command, PhaseArg};
+use crate::failure::Failure;
+use crate::{compile, kernel, source};
+use butterfly_compiler::cost::{self, Cost, LayerShape, Limit, Machine};
+use butterfly_compiler::pipeline::{Lowered, Request};
+use butterfly_compiler::schedule::{self, Schedule};
+use butterfly_compiler::work::{self, Work};
+use butterfly_compiler::{config, fuse, graph};
+use butterfly_ir::layer_graph::LayerGraph;
+use butterfly_ir::model::{KernelShape, ModelConfig};
+use butterfly_ir::plan::{PlannedKernel, Proof};
+use butterfly_ir::{Context, Dtype, Geometry, Phase, Rows, Target, Topology};
+use serde::Serialize;
+
+/// Tokens where nothing else is asked for.
+const TOKENS: u32 = 32768;
+
+#[derive(Serialize)]
+struct Report {
+    config: String,
+    model_type: &'static str,
+    pattern: String,
+    layer: u32,
+    stage: u32,
+    stage_count: u32,
+    phase: Phase,
+    q_len: u32,
+    kv_len: u32,
+    rows: &'static str,
+    before: Graph,
+    after: Graph,
+    shape: KernelShape,
+    work: Work,
+    mean_degree: f64,
+    targets: Vec<OnTarget>,
+    proof: Proof,
+    capacity: u32,
+    /// Milliseconds of each pass.
+    passes: Vec<(&'static str, f64)>,
+}
+
+#[derive(Serialize)]
+struct Graph {
+    kernels: usize,
+    /// Bytes that all steps move at these lengths.
+    bytes: u64,
+    graph: LayerGraph,
+}
+
+#[derive(Serialize)]
+struct OnTarget {
+    target: Target,
+    dtype: Dtype,
+    key: String,
+    reason: String,
+    geometry: Geometry,
+    schedule: Schedule,
+    imbalance: f64,
+    cost: Cost,
+    machine: Option<Machine>,
+    predicted_ms: Option<f64>,
+    limit: Option<Limit>,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+    let parsed = command.pattern.read()?;
+    let path = &command.config;
+    let text = source::read_text(path)?;
+    let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
+    let request = Request {
+        targets: &command.target,
+        dtype: command.dtype,
+        capacity: command.pattern.capacity,
+    };
+    let lowered = compile::lower(&parsed, &model, path, &request)?;
+    let layers = &lowered.plan.layers;
+    let layer = match command.layer {
+        None => layers.first(),
+        Some(layer) => layers.iter().find(|swapped| swapped.layer == layer),
+    };
+    let layer = *layer.ok_or_else(|| {
+        let swapped: Vec<_> = layers.iter().map(|swapped| swapped.layer).collect();
+        let asked = command.layer.unwrap_or_default();
+        Failure::Bad(format!(
+            "--layer {asked}: not replaced; the pattern replaces the layers {swapped:?}"
+        ))
+    })?;
+    let kv_len = command.seq_len.unwrap_or(TOKENS.min(lowered.plan.capacity));
+    let context = command.pattern.context(&parsed, kv_len, layer.index)?;
+    let topology = source::topology(&parsed, &context)?;
+    let (phase, q_len) = match command.phase {
+        PhaseArg::Prefill => (Phase::Prefill, kv_len),
+        PhaseArg::Decode => (Phase::Decode, 1),
+    };
+    let before = graph::build(&model, layer.layer, phase).map_err(Failure::bad)?;
+    let after = fuse::lower(&before);
+    let stage_count = parsed.sparsity.pattern.stage_count(context.blocks());
+    let work = work::count(&topology);
+    let report = Report {
+        config: path.display().to_string(),
+        model_type: model.family.name(),
+        pattern: parsed.sparsity.to_string(),
+        layer: layer.layer,
+        stage: layer.index % stage_count,
+        stage_count,
+        phase,
+        q_len,
+        kv_len,
+        rows: rows(&lowered),
+        before: summary(before, q_len, kv_len),
+        after: summary(after, q_len, kv_len),
+        shape: model.attention.kernel_shape(phase),
+        mean_degree: work.mean_degree(topology.rows.len()),
+        work,
+        targets: targets(command, &model, &lowered, &topology, (phase, q_len))?,
+        proof: lowered.plan.proof.clone(),
+        capacity: lowered.plan.capacity,
+        passes: compile::milliseconds(&lowered.timings),
+    };
+    crate::print(json, &report, || print(&report))
+}
+
+fn rows(lowered: &Lowered) -> &'static str {
+    match lowered.plan.kernels.first().map(|kernel| &kernel.spec.rows) {
+        Some(Rows::ClosedForm(_)) => "closed form, computed in registers: no index bytes",
+        Some(Rows::Table) | None => "a table, made for each length and stage",
+    }
+}
+
+fn summary(graph: LayerGraph, q_len: u32, kv_len: u32) -> Graph {
+    Graph {
+        kernels: graph.kernels(),
+        bytes: graph.traffic().at(q_len, kv_len),
+        graph,
+    }
+}
+
+fn targets(
+    command: &Command,
+    model: &ModelConfig,
+    lowered: &Lowered,
+    topology: &Topology,
+    (phase, q_len): (Phase, u32),
+) -> Result<Vec<OnTarget>, Failure> {
+    let kernels = lowered.plan.kernels.iter();
+    let kernels = kernels.filter(|kernel| kernel.spec.phase == phase);
+    let shape = model.attention.kernel_shape(phase);
+    let given = command.tflops.zip(command.bandwidth);
+    let on = |planned: &PlannedKernel| {
+        let PlannedKernel { key, target, spec } = planned;
+        let (geometry, reason) = kernel::choice(spec, *target)?;
+        let context: &Context = &topology.context;
+        let schedule = schedule::lower(topology, phase, &geometry, context.kv_len - q_len);
+        let cost = cost::count(
+            &schedule,
+            &LayerShape {
+                batch: 1,
+                q_heads: shape.q_heads,
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+                v_head_dim: shape.v_head_dim,
+                q_len,
+                kv_len: context.kv_len,
+                dtype: spec.dtype,
+            },
+        );
+        let machine = match given {
+            Some((tflops, bandwidth)) => Some(Machine {
+                name: "given".into(),
+                flop_per_second: tflops * 1e12,
+                bytes_per_second: bandwidth * 1e9,
+                launch_seconds: 5e-6,
+            }),
+            None => cost::known(*target),
+        };
+        let prediction = machine
+            .as_ref()
+            .map(|machine| cost::predict(&cost, machine));
+        Ok(OnTarget {
+            target: *target,
+            dtype: spec.dtype,
+            key: key.clone(),
+            reason,
+            geometry,
+            imbalance: schedule.imbalance(),
+            schedule,
+            cost,
+            machine,
+            predicted_ms: prediction.map(|p| p.seconds * 1e3),
+            limit: prediction.map(|p| p.limit),
+        })
+    };
+    kernels.map(on).collect()
+}
+
+fn print(report: &Report) -> String {
+    let Report {
+        before,
+        after,
+        work,
+        ..
+    } = report;
+    let mut text = format!(
+        "{} ({}), layer {} at stage {} of {}\n{}\n\nas the model defines it, {:.1} MB at q_len {}, kv_len {}:\n{}\nfused, {:.1} MB:\n{}\n",
+        report.config,
+        report.model_type,
+        report.layer,
+        report.stage,
+        report.stage_count,
+        report.pattern,
+        mega(before.bytes),
+        report.q_len,
+        report.kv_len,
+        before.graph,
+        mega(after.bytes),
+        after.graph
+    );
+    text += &format!(
+        "rows: {}; {:.2} blocks a row, at most {}; {:.2} % of the causal pairs\n",
+        report.rows,
+        report.mean_degree,
+        work.max_degree,
+        100.0 * work.pairs as f64 / work.causal_pairs as f64
+    );
+    let proof = &report.proof;
+    let reached = proof.coverage.last().copied().unwrap_or_default();
+    text += &match proof.full_at {
+        Some(depth) => format!(
+            "proved at {} tokens: {depth} layers reach every earlier block\n",
+            report.capacity
+        ),
+        None => format!(
+            "proved at {} tokens: the layers reach {:.1} % of the earlier blocks\n",
+            report.capacity,
+            reached * 100.0
+        ),
+    };
+    report.targets.iter().for_each(|on| text += &target(on));
+    text
+}
+
+fn target(on: &OnTarget) -> String {
+    let Geometry {
+        threads,
+        q_tile,
+        k_tile,
+        shared_bytes,
+    } = on.geometry;
+    let Schedule {
+        workgroups,
+        tiles,
+        masked_tiles,
+        ..
+    } = on.schedule;
+    let predicted = match (&on.machine, on.predicted_ms, on.limit) {
+        (Some(machine), Some(ms), Some(limit)) => format!(
+            "at least {ms:.4} ms on {} ({:.0} TFLOP/s, {:.0} GB/s), bound by {}",
+            machine.name,
+            machine.flop_per_second / 1e12,
+            machine.bytes_per_second / 1e9,
+            limit.name()
+        ),
+        _ => "no time: no device of this target was measured; give --tflops and --bandwidth".into(),
+    };
+    format!(
+        "\n{} {}  {}\n  {}\n  tiles of {q_tile} x {k_tile}, {} threads, {shared_bytes} bytes of shared memory\n  {workgroups} workgroups a head, {tiles} tiles, {masked_tiles} with a mask; the heaviest does {:.2} times the mean\n  {:.3} GFLOP in tiles, {:.3} in pairs that are seen, {:.1} MB\n  {predicted}\n",
+        on.target,
+        on.dtype.name(),
+        on.key,
+        on.reason,
+        threads.iter().product::<u32>(),
+        on.imbalance,
+        on.cost.tile_flop as f64 / 1e9,
+        on.cost.exact_flop as f64 / 1e9,
+        mega(on.cost.bytes)
+    )
+}
+
+fn mega(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

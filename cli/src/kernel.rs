@@ -1,0 +1,97 @@
+//! One kernel and its entry in a manifest.
+
+use crate::failure::Failure;
+use butterfly_compiler::key;
+use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
+use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target};
+
+/// Paths below the artifact folder, and contents.
+pub(crate) type Files = Vec<(String, Vec<u8>)>;
+
+/// Emits one kernel and describes it.
+pub(crate) fn make(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Files), Failure> {
+    let key = key::of(spec, target);
+    let kernel = match target {
+        Target::Cpu => native(spec)?,
+        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => emit(spec, target)?,
+    };
+    let path = |extension: &str| format!("kernels/{key}.{extension}");
+    let files: Files = kernel
+        .files
+        .into_iter()
+        .map(|(extension, bytes)| (path(&extension), bytes))
+        .collect();
+    let describe = |(path, bytes): &(String, Vec<u8>)| FileEntry {
+        path: path.clone(),
+        bytes: bytes.len() as u64,
+        blake3: blake3::hash(bytes).to_hex().to_string(),
+    };
+    let entry = KernelEntry {
+        grid: manifest::grid_formulas(spec, &kernel.geometry),
+        arguments: manifest::arguments(spec),
+        files: files.iter().map(describe).collect(),
+        spec: spec.clone(),
+        entry: kernel.entry,
+        geometry: kernel.geometry,
+        registers: None,
+        spills: None,
+        key,
+        target,
+    };
+    Ok((entry, files))
+}
+
+#[cfg(feature = "emitters")]
+fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
+    butterfly_codegen::emit(spec, target).map_err(Failure::bad)
+}
+
+#[cfg(not(feature = "emitters"))]
+fn emit(_: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
+    Err(Failure::Bad(format!(
+        "this build makes no kernels for {target}: build it with `--features emitters`, or give --target cpu"
+    )))
+}
+
+/// The tiles of the kernel that [`make`] makes, and why it is that kernel.
+pub(crate) fn choice(spec: &KernelSpec, target: Target) -> Result<(Geometry, String), Failure> {
+    match target {
+        Target::Cpu => Ok((geometry(spec), NATIVE.into())),
+        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => {
+            #[cfg(feature = "emitters")]
+            {
+                let choice = butterfly_codegen::choose(spec, target).map_err(Failure::bad)?;
+                Ok((choice.geometry, choice.reason))
+            }
+            #[cfg(not(feature = "emitters"))]
+            emit(spec, target).map(|kernel| (kernel.geometry, String::new()))
+        }
+    }
+}
+
+const NATIVE: &str = "native tile kernel: the lanes of a vector are queries, of all heads of a group; f16 and bf16 are widened to f32";
+
+/// Tiles of the native kernel are those of blocks, whatever it cuts them into.
+fn geometry(spec: &KernelSpec) -> Geometry {
+    Geometry {
+        threads: [1, 1, 1],
+        q_tile: match spec.phase {
+            Phase::Prefill => spec.block,
+            Phase::Decode => 1,
+        },
+        k_tile: spec.block,
+        shared_bytes: 0,
+    }
+}
+
+/// The CPU executes the specification itself, so that is its file.
+fn native(spec: &KernelSpec) -> Result<Kernel, Failure> {
+    let text = serde_json::to_string_pretty(spec).map_err(Failure::bad)?;
+    Ok(Kernel {
+        spec: spec.clone(),
+        target: Target::Cpu,
+        entry: "native".into(),
+        geometry: geometry(spec),
+        files: vec![("json".into(), (text + "\n").into_bytes())],
+    })
+}

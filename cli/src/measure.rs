@@ -1,0 +1,174 @@
+//! Measuring attention on numbers that are the same in every run.
+
+use crate::call::{Call, Outcome, Shape};
+use crate::device::Chosen;
+use crate::failure::Failure;
+use butterfly_compiler::cost::Machine;
+use butterfly_cpu::reference;
+use butterfly_ir::{Context, Dtype, Pattern, build, rows, sees};
+use std::time::Instant;
+
+/// A layer to measure, with its inputs.
+pub(crate) struct Layer {
+    pub(crate) shape: Shape,
+    pub(crate) dtype: Dtype,
+    pub(crate) threads: Option<usize>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Layer {
+    /// A layer of `shape`, its numbers rounded to `dtype`.
+    pub(crate) fn new(shape: Shape, dtype: Dtype, threads: Option<usize>) -> Self {
+        let noise = |count, seed| noise(count, seed, dtype);
+        let keys = shape.batch * shape.kv_heads * shape.kv_len;
+        Self {
+            q: noise(
+                shape.batch * shape.q_heads * shape.q_len * shape.head_dim,
+                1,
+            ),
+            k: noise(keys * shape.head_dim, 2),
+            v: noise(keys * shape.v_head_dim, 3),
+            shape,
+            dtype,
+            threads,
+        }
+    }
+
+    /// The call of `pattern` on this layer.
+    pub(crate) fn call<'a>(
+        &'a self,
+        pattern: &'a Pattern,
+        context: &Context,
+        runs: u32,
+    ) -> Call<'a> {
+        Call {
+            pattern,
+            context: *context,
+            shape: self.shape,
+            dtype: self.dtype,
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            q_offset: self.shape.kv_len - self.shape.q_len,
+            scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
+            threads: self.threads,
+            runs,
+        }
+    }
+}
+
+/// How far some of the queries are from attention by its definition, in f64.
+pub(crate) struct Agreement {
+    pub(crate) queries: usize,
+    /// Largest difference of an element of o.
+    pub(crate) error: f64,
+    /// What rounding to the element type, and sums in f32, account for.
+    pub(crate) tolerance: f64,
+}
+
+/// Queries compared at the beginning, in the middle and at the end.
+const SAMPLE: usize = 8;
+
+/// Compares `outcome` with the definition of `pattern` in f64.
+pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
+    let shape = &call.shape;
+    let sample = SAMPLE.min(shape.q_len);
+    let starts = [0, shape.q_len / 2, shape.q_len - sample].map(|s| s.min(shape.q_len - sample));
+    let mut error = 0f64;
+    for start in starts {
+        let part = |heads: usize, width: usize, from: &[f32]| -> Vec<f32> {
+            (0..heads)
+                .flat_map(|head| {
+                    let first = (head * shape.q_len + start) * width;
+                    from[first..first + sample * width].iter().copied()
+                })
+                .collect()
+        };
+        let heads = shape.batch * shape.q_heads;
+        let q = part(heads, shape.head_dim, call.q);
+        let got = part(heads, shape.v_head_dim, &outcome.o);
+        let table = rows::table(call.pattern, &call.context);
+        let problem = butterfly_cpu::Problem {
+            q_len: sample,
+            q_offset: call.q_offset + start,
+            q: &q,
+            ..call.problem(&table)
+        };
+        let seen = |q: usize, k: usize| sees(call.pattern, &call.context, q as u32, k as u32);
+        let (want, _) = reference::attend_f64(&problem, seen);
+        let differences = got.iter().zip(want).map(|(got, want)| {
+            let difference = (f64::from(*got) - want).abs();
+            if difference.is_nan() {
+                f64::INFINITY
+            } else {
+                difference
+            }
+        });
+        error = differences.fold(error, f64::max);
+    }
+    Agreement {
+        queries: starts.len() * sample * shape.batch * shape.q_heads,
+        error,
+        tolerance: match call.dtype {
+            Dtype::F32 => 2e-5,
+            Dtype::F16 => 2e-3,
+            Dtype::Bf16 => 1.6e-2,
+        },
+    }
+}
+
+/// Constants of this machine's CPU: the rate of the kernel on one dense square, and of a
+/// copy.
+pub(crate) fn calibrate(
+    chosen: &Chosen,
+    shape: &Shape,
+    threads: Option<usize>,
+) -> Result<Machine, Failure> {
+    let tokens = 512;
+    let shape = Shape {
+        q_len: tokens,
+        kv_len: tokens,
+        ..*shape
+    };
+    let layer = Layer::new(shape, Dtype::F32, threads);
+    let (all, context) = (build::all(), Context::new(512, 512, 0));
+    let seconds = layer.call(&all, &context, 9).run(chosen)?.median() * 1e-3;
+    let dims = shape.head_dim + shape.v_head_dim;
+    let flop = 2 * shape.batch * shape.q_heads * tokens * tokens * dims;
+    let source = vec![1.0f32; 1 << 24];
+    let mut target = vec![0.0f32; 1 << 24];
+    let mut copies: Vec<f64> = (0..5)
+        .map(|_| {
+            let started = Instant::now();
+            target.copy_from_slice(std::hint::black_box(&source));
+            std::hint::black_box(&mut target);
+            started.elapsed().as_secs_f64()
+        })
+        .collect();
+    copies.sort_unstable_by(f64::total_cmp);
+    Ok(Machine {
+        name: "this CPU, calibrated".into(),
+        flop_per_second: flop as f64 / seconds,
+        bytes_per_second: 2.0 * (4 << 24) as f64 / copies[copies.len() / 2],
+        launch_seconds: 20e-6,
+    })
+}
+
+/// Numbers in -1..1.
+fn noise(count: usize, seed: u32, dtype: Dtype) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        let x = state as f32 / (1u32 << 31) as f32 - 1.0;
+        match dtype {
+            Dtype::F32 => x,
+            Dtype::F16 => half::f16::from_f32(x).to_f32(),
+            Dtype::Bf16 => half::bf16::from_f32(x).to_f32(),
+        }
+    };
+    (0..count).map(next).collect()
+}

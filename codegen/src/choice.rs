@@ -1,0 +1,82 @@
+//! KernelSpec × target → which kernel is emitted, and why.
+
+use crate::EmitError;
+use crate::emit::check;
+use crate::portable::uses_matrix_units;
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Target};
+
+/// The kernel that [`emit`](crate::emit()) would make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// How it is launched.
+    pub geometry: Geometry,
+    /// Which kernel it is, and why, in one line.
+    pub reason: String,
+}
+
+/// Chooses as [`emit`](crate::emit()) does, without emitting.
+///
+/// # Errors
+/// As [`emit`](crate::emit()) for a spec that the target cannot run.
+pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
+    check(spec, target)?;
+    let reason = match (spec.phase, uses_matrix_units(spec, target)) {
+        (Phase::Decode, _) => {
+            "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys".to_string()
+        }
+        (Phase::Prefill, true) => format!(
+            "portable prefill on matrix units, 16x16x16: {} with a v head size of at most 256",
+            spec.dtype.name()
+        ),
+        (Phase::Prefill, false) => format!("portable prefill on scalar units: {}", why_scalar(spec, target)),
+    };
+    Ok(Choice {
+        geometry: crate::geometry(spec, target),
+        reason,
+    })
+}
+
+fn why_scalar(spec: &KernelSpec, target: Target) -> &'static str {
+    match (target, spec.dtype) {
+        (Target::Cuda(_), Dtype::F32) => "matrix units would round f32 to 10 bits",
+        (Target::Cuda(_), Dtype::F16 | Dtype::Bf16) if spec.v_head_dim > 256 => {
+            "a v head size above 256 leaves no registers for matrix units"
+        }
+        (Target::Cuda(_), Dtype::F16 | Dtype::Bf16) => "no matrix units for this element type",
+        (Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu, _) => {
+            "the matrix units of this target are not used yet"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use butterfly_ir::{Rows, Sm};
+
+    #[test]
+    fn the_reason_follows_the_kernel() {
+        let mut spec = KernelSpec {
+            phase: Phase::Prefill,
+            head_dim: 128,
+            v_head_dim: 128,
+            group: 4,
+            dtype: Dtype::F16,
+            block: 128,
+            rows: Rows::Table,
+        };
+        let sm_80 = Target::Cuda(Sm {
+            version: 80,
+            arch_specific: false,
+        });
+        let reason = |spec: &KernelSpec, target| choose(spec, target).expect("a choice").reason;
+        assert!(reason(&spec, sm_80).contains("matrix units, 16x16x16"));
+        assert!(reason(&spec, Target::Vulkan).contains("scalar units"));
+        spec.dtype = Dtype::F32;
+        assert!(reason(&spec, sm_80).contains("f32"));
+        spec.dtype = Dtype::Bf16;
+        assert!(choose(&spec, Target::Webgpu).is_err());
+        spec.phase = Phase::Decode;
+        assert!(reason(&spec, sm_80).contains("decode"));
+    }
+}

@@ -1,0 +1,198 @@
+//! Model config and pattern → plan: every pass, in order.
+//!
+//! In:  a checked config and pattern. Out: a [`Plan`], and the layer graphs on the way to
+//! it; each graph passed [`layer_graph::verify`] after the pass that made it.
+
+use crate::{classify, config, fuse, graph, key, lengths, plan, prove};
+use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
+use butterfly_ir::model::ModelConfig;
+use butterfly_ir::plan::{Plan, PlannedKernel};
+use butterfly_ir::{Context, Dtype, Phase, Sparsity, Target};
+use std::time::Instant;
+
+/// What to compile for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Targets to make kernels for.
+    pub targets: &'a [Target],
+    /// Element type; the model's own where `None`.
+    pub dtype: Option<Dtype>,
+    /// Longest sequence in tokens; the model's own limit where `None`.
+    pub capacity: Option<u32>,
+}
+
+/// What the passes made.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// The kernels to emit, and what was proved.
+    pub plan: Plan,
+    /// The first replaced layer in prefill and in decode.
+    pub graphs: [Graphs; 2],
+    /// Seconds that each pass took, in order.
+    pub timings: Vec<(&'static str, f64)>,
+}
+
+/// A layer graph before and after fusion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graphs {
+    /// One node for each step of the model's definition.
+    pub before: LayerGraph,
+    /// What runs.
+    pub after: LayerGraph,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The pattern names a layer that cannot be replaced.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    /// The pattern serves some length wrongly.
+    #[error(transparent)]
+    Pattern(#[from] classify::ClassifyError),
+    /// No layer is replaced.
+    #[error("the pattern replaces no layer: its list of swapped layers is empty")]
+    NoLayers,
+    /// A layer has no graph.
+    #[error(transparent)]
+    Build(#[from] graph::BuildError),
+    /// A pass made a graph that breaks an invariant: a bug of the compiler.
+    #[error("the pass `{pass}` made a wrong graph, which is a bug: {error}")]
+    Verify {
+        /// The guilty pass.
+        pass: &'static str,
+        /// The invariant.
+        error: GraphError,
+    },
+}
+
+/// Runs all passes.
+///
+/// # Errors
+/// [`PipelineError`], of which only `Verify` is not the user's to mend.
+pub fn lower(
+    model: &ModelConfig,
+    sparsity: &Sparsity,
+    request: &Request<'_>,
+) -> Result<Lowered, PipelineError> {
+    let mut clock = Clock(Vec::new());
+    let capacity = request.capacity.unwrap_or(model.max_positions);
+    let layers = clock.time("swap", || config::swapped(model, sparsity))?;
+    let first = layers.first().ok_or(PipelineError::NoLayers)?.layer;
+    clock.time("lengths", || {
+        lengths::check(&sparsity.pattern, sparsity.block, capacity)
+    })?;
+    let indices: Vec<u32> = layers.iter().map(|layer| layer.index).collect();
+    let context = Context::new(sparsity.block, capacity, 0);
+    let proof = clock.time("prove", || {
+        prove::lower(&sparsity.pattern, &context, &indices)
+    });
+    let [prefill, decode] =
+        [Phase::Prefill, Phase::Decode].map(|phase| graphs(model, first, phase, &mut clock));
+    let kernels = clock.time("plan", || kernels(model, sparsity, request));
+    let plan = Plan {
+        sparsity: sparsity.clone(),
+        layers,
+        capacity,
+        proof,
+        kernels,
+    };
+    Ok(Lowered {
+        plan,
+        graphs: [prefill?, decode?],
+        timings: clock.0,
+    })
+}
+
+fn graphs(
+    model: &ModelConfig,
+    layer: u32,
+    phase: Phase,
+    clock: &mut Clock,
+) -> Result<Graphs, PipelineError> {
+    let verified = |pass, graph: LayerGraph| match layer_graph::verify(&graph) {
+        Ok(()) => Ok(graph),
+        Err(error) => Err(PipelineError::Verify { pass, error }),
+    };
+    let before = clock.time("graph", || graph::build(model, layer, phase))?;
+    let before = verified("graph", before)?;
+    let after = clock.time("fuse", || fuse::lower(&before));
+    let after = verified("fuse", after)?;
+    Ok(Graphs { before, after })
+}
+
+fn kernels(model: &ModelConfig, sparsity: &Sparsity, request: &Request<'_>) -> Vec<PlannedKernel> {
+    let wanted = request.dtype.unwrap_or(model.dtype);
+    let mut kernels = Vec::new();
+    for &target in request.targets {
+        for &dtype in plan::dtypes(target, wanted) {
+            let specs = plan::lower(model, sparsity, dtype).into_iter();
+            kernels.extend(specs.map(|spec| PlannedKernel {
+                key: key::of(&spec, target),
+                target,
+                spec,
+            }));
+        }
+    }
+    kernels.sort_by(|a, b| (a.target, &a.key).cmp(&(b.target, &b.key)));
+    kernels.dedup();
+    kernels
+}
+
+struct Clock(Vec<(&'static str, f64)>);
+
+impl Clock {
+    fn time<T>(&mut self, pass: &'static str, run: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = run();
+        let seconds = started.elapsed().as_secs_f64();
+        match self.0.iter_mut().find(|(name, _)| *name == pass) {
+            Some((_, total)) => *total += seconds,
+            None => self.0.push((pass, seconds)),
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn the_plan_has_each_kernel_once_and_a_proof() {
+        let text = r#"{"model_type": "llama", "dtype": "bfloat16", "num_hidden_layers": 9,
+            "max_position_embeddings": 65536, "hidden_size": 64, "intermediate_size": 64,
+            "vocab_size": 64, "rms_norm_eps": 1e-6, "num_attention_heads": 4, "head_dim": 16}"#;
+        let model = config::read("config.json", text).expect("config");
+        let pattern = "causal & (local(0) | partner(causal_shift))";
+        let sparsity = Sparsity::parse("test", pattern).expect("pattern");
+        let request = Request {
+            targets: &[Target::Cpu, Target::Vulkan, Target::Cpu],
+            dtype: None,
+            capacity: None,
+        };
+        let lowered = lower(&model, &sparsity, &request).expect("a plan");
+        let Plan { proof, kernels, .. } = &lowered.plan;
+        // Vulkan has no bf16: f16 and f32 instead.
+        assert_eq!(kernels.len(), 2 + 4);
+        assert_eq!((lowered.plan.capacity, proof.full_at), (65536, Some(9)));
+        assert!(
+            lowered
+                .graphs
+                .iter()
+                .all(|g| g.after.kernels() < g.before.kernels())
+        );
+        let passes: Vec<_> = lowered.timings.iter().map(|(pass, _)| *pass).collect();
+        assert_eq!(
+            passes,
+            ["swap", "lengths", "prove", "graph", "fuse", "plan"]
+        );
+        let empty = Sparsity {
+            swapped_layers: Some(vec![]),
+            ..sparsity
+        };
+        let error = lower(&model, &empty, &request).expect_err("no layer");
+        assert!(matches!(error, PipelineError::NoLayers));
+    }
+}

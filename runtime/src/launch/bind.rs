@@ -1,0 +1,140 @@
+//! Kernel × arguments → what is bound: the last check before unchecked kernels.
+//!
+//! In:  a kernel and host memory of any length. Out: buffers that reach as far as the
+//! strides and the rows do, or an error that names the argument.
+
+use super::{Arguments, Device, LaunchError, Loaded};
+use butterfly_ir::{BandTable, Rows};
+use std::borrow::Cow;
+
+/// What is bound, checked.
+#[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code))]
+pub(super) struct Buffers<'a> {
+    /// q, k, v, parameters and, for rows from a table, offsets and bands; each a
+    /// positive multiple of [`ALIGN`] bytes.
+    pub(super) inputs: Vec<Cow<'a, [u8]>>,
+    /// Bytes of o and lse, as they are read.
+    pub(super) outputs: [usize; 2],
+    /// Workgroups.
+    pub(super) grid: [u32; 3],
+}
+
+/// Bytes of the widest load, and more than any device asks a copy to be a multiple of.
+const ALIGN: usize = 16;
+
+pub(super) fn buffers<'a>(
+    device: Device,
+    kernel: &Loaded<'_>,
+    arguments: &Arguments<'a>,
+) -> Result<Buffers<'a>, LaunchError> {
+    let (spec, scalars) = (kernel.spec, &arguments.scalars);
+    let batch = arguments.batch;
+    let limit = |what, asked: u64, available: u64| match asked <= available {
+        true => Ok(()),
+        false => Err(LaunchError::Limit {
+            device,
+            what,
+            asked,
+            available,
+        }),
+    };
+    // Positions are signed 32-bit numbers in a kernel.
+    let positions = i32::MAX as u64;
+    let last = u64::from(scalars.q_offset) + u64::from(scalars.q_len);
+    limit("the end of the queries", last, positions)?;
+    limit("kv_len", scalars.kv_len.into(), positions)?;
+    let heads = u64::from(scalars.kv_heads) * u64::from(spec.group);
+    let results = u128::from(batch) * u128::from(heads) * u128::from(scalars.q_len);
+    let results = u64::try_from(results).unwrap_or(u64::MAX);
+    limit("the number of results", results, positions)?;
+
+    let (hq, hkv) = (heads, scalars.kv_heads.into());
+    let (q_len, kv_len) = (scalars.q_len.into(), scalars.kv_len.into());
+    let reach = |what, [b, h, t]: [u32; 3], heads: u64, tokens: u64, dim: u32| {
+        if batch == 0 || heads == 0 || tokens == 0 {
+            return Ok(0);
+        }
+        let step = |count: u64, stride: u32| u128::from(count - 1) * u128::from(stride);
+        let elements = step(batch.into(), b) + step(heads, h) + step(tokens, t) + u128::from(dim);
+        let elements = u64::try_from(elements).unwrap_or(u64::MAX);
+        limit(what, elements, u32::MAX.into())?;
+        Ok(elements * u64::from(spec.dtype.bytes()))
+    };
+    let (d, dv) = (spec.head_dim, spec.v_head_dim);
+    let q = reach("the length of q", scalars.q_strides, hq, q_len, d)?;
+    let k = reach("the length of k", scalars.k_strides, hkv, kv_len, d)?;
+    let v = reach("the length of v", scalars.v_strides, hkv, kv_len, dv)?;
+    let o = reach("the length of o", scalars.o_strides, hq, q_len, dv)?;
+
+    let mut inputs = Vec::with_capacity(6);
+    for (name, bytes, needed) in [
+        ("q", arguments.q, q),
+        ("k", arguments.k, k),
+        ("v", arguments.v, v),
+    ] {
+        let given = bytes.len() as u64;
+        if given < needed {
+            return Err(LaunchError::Short {
+                name,
+                given,
+                needed,
+            });
+        }
+        inputs.push(padded(Cow::Borrowed(bytes)));
+    }
+    inputs.push(padded(words(scalars.words())));
+    match (&spec.rows, arguments.rows) {
+        (Rows::ClosedForm(_), None) => {}
+        (Rows::ClosedForm(_), Some(_)) => {
+            return Err(LaunchError::Rows("is not read by this kernel"));
+        }
+        (Rows::Table, None) => return Err(LaunchError::Rows("is missing")),
+        (Rows::Table, Some(table)) => {
+            check_table(table, last.div_ceil(spec.block.into()))?;
+            let bands = table.bands.iter();
+            inputs.push(padded(words(table.offsets.iter().copied())));
+            inputs.push(padded(words(bands.flat_map(|band| {
+                [band.lo, band.hi, band.first, band.end].map(|x| x as u32)
+            }))));
+        }
+    }
+    // Nothing to compute: no tiles, whatever the offset.
+    let grid = match results {
+        0 => [0; 3],
+        _ => kernel.geometry.grid(spec, scalars, batch),
+    };
+    Ok(Buffers {
+        inputs,
+        outputs: [o as usize, results as usize * 4],
+        grid,
+    })
+}
+
+fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {
+    let offsets = &table.offsets;
+    if (offsets.len() as u64) <= rows {
+        return Err(LaunchError::Rows("has fewer rows than the queries reach"));
+    }
+    if !offsets.is_sorted() {
+        return Err(LaunchError::Rows("has offsets that decrease"));
+    }
+    if offsets
+        .last()
+        .is_some_and(|end| *end as usize > table.bands.len())
+    {
+        return Err(LaunchError::Rows("has fewer bands than its offsets reach"));
+    }
+    Ok(())
+}
+
+fn words(words: impl IntoIterator<Item = u32>) -> Cow<'static, [u8]> {
+    Cow::Owned(words.into_iter().flat_map(u32::to_le_bytes).collect())
+}
+
+pub(super) fn padded(mut bytes: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    let length = bytes.len().max(1).next_multiple_of(ALIGN);
+    if length != bytes.len() {
+        bytes.to_mut().resize(length, 0);
+    }
+    bytes
+}

@@ -1,0 +1,135 @@
+//! What all devices share around a launch: limits, uploading, timing, reading back.
+
+use super::bind::{Buffers, padded};
+use super::{Device, LaunchError, Output};
+use butterfly_ir::Geometry;
+use cubecl_common::future::block_on;
+use cubecl_core::Runtime;
+use cubecl_core::ir::DeviceProperties;
+use cubecl_runtime::client::ComputeClient;
+use cubecl_runtime::server::{ComputeServer, CubeCount, KernelArguments};
+use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+/// Without anything to compute, the output there is.
+pub(super) fn nothing(buffers: &Buffers<'_>) -> Option<Output> {
+    buffers.grid.contains(&0).then(|| Output {
+        o: vec![0; buffers.outputs[0]],
+        lse: Vec::new(),
+        first_milliseconds: 0.0,
+        milliseconds: vec![0.0],
+    })
+}
+
+/// Numbers a device has, of which a launch asks for some.
+pub(super) fn check_limits(
+    device: Device,
+    geometry: &Geometry,
+    buffers: &Buffers<'_>,
+    properties: &DeviceProperties,
+) -> Result<(), LaunchError> {
+    let hardware = &properties.hardware;
+    let threads: u64 = geometry.threads.iter().copied().map(u64::from).product();
+    let largest = buffers.inputs.iter().map(|b| b.len());
+    let largest = largest.chain(buffers.outputs).max().unwrap_or(0);
+    let (grid, cubes) = (buffers.grid, hardware.max_cube_count);
+    let (group, units) = (geometry.threads, hardware.max_cube_dim);
+    let memory = properties.memory.max_page_size;
+    let shared = hardware.max_shared_memory_size as u64;
+    for (what, asked, available) in [
+        ("workgroups in x", grid[0].into(), cubes.0.into()),
+        ("workgroups in y", grid[1].into(), cubes.1.into()),
+        ("workgroups in z", grid[2].into(), cubes.2.into()),
+        ("threads in x", group[0].into(), units.0.into()),
+        ("threads in y", group[1].into(), units.1.into()),
+        ("threads in z", group[2].into(), units.2.into()),
+        ("threads", threads, hardware.max_units_per_cube.into()),
+        ("shared memory", geometry.shared_bytes.into(), shared),
+        ("bytes of one buffer", largest as u64, memory),
+    ] {
+        if asked > available {
+            return Err(LaunchError::Limit {
+                device,
+                what,
+                asked,
+                available,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Runs `f`, turning a panic below into its message.
+pub(super) fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        Err(panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_else(|| "the driver's library panicked".to_string()))
+    })
+}
+
+/// Launches that are too short to time alone are timed in bursts of about this long.
+const BURST_MILLISECONDS: f64 = 2.0;
+
+/// Uploads, launches, reads back. `task` makes the same kernel each time. The first
+/// launch loads the kernel; `runs` bursts of further launches are timed.
+pub(super) fn run<R: Runtime>(
+    client: &ComputeClient<R>,
+    buffers: &Buffers<'_>,
+    runs: u32,
+    task: impl Fn() -> <R::Server as ComputeServer>::Kernel,
+) -> Result<Output, String> {
+    // Zeros, so that what lies between the rows of o is always the same.
+    let outputs = buffers
+        .outputs
+        .map(|bytes| client.create_from_slice(&padded(Cow::Owned(vec![0; bytes]))));
+    let inputs = buffers.inputs.iter();
+    let inputs: Vec<_> = inputs.map(|b| client.create_from_slice(b)).collect();
+    let wait = || block_on(client.sync()).map_err(|error| format!("{error:?}"));
+    let burst = |launches: u32| {
+        let start = Instant::now();
+        for _ in 0..launches {
+            let bindings = inputs.iter().chain(&outputs).map(|h| h.clone().binding());
+            let arguments = KernelArguments::new().with_buffers(bindings.collect());
+            let [x, y, z] = buffers.grid;
+            // SAFETY: every length was checked against the strides, the rows and the grid.
+            unsafe { client.launch_unchecked(task(), CubeCount::Static(x, y, z), arguments) };
+        }
+        wait()?;
+        Ok::<_, String>(start.elapsed().as_secs_f64() * 1e3 / f64::from(launches))
+    };
+    wait()?;
+    let first_milliseconds = burst(1)?;
+    let milliseconds = match runs {
+        0 | 1 => vec![burst(1)?],
+        _ => {
+            let launches = (BURST_MILLISECONDS / burst(1)?).clamp(1.0, 100.0) as u32;
+            (0..runs)
+                .map(|_| burst(launches))
+                .collect::<Result<_, _>>()?
+        }
+    };
+    let read = |i: usize| {
+        let handle = outputs[i].clone();
+        let bytes = client
+            .read_one(handle)
+            .map_err(|error| format!("{error:?}"))?;
+        let bytes = bytes.get(..buffers.outputs[i]);
+        bytes
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| "a buffer came back short".to_string())
+    };
+    let lse = read(1)?;
+    let floats = lse.chunks_exact(4);
+    Ok(Output {
+        o: read(0)?,
+        lse: floats
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect(),
+        milliseconds,
+        first_milliseconds,
+    })
+}
