@@ -20,19 +20,22 @@ pub fn butterfly(local: u32, rule: PartnerRule, radix: u32, count: u32, sink: u3
     Pattern::from(Leaf::Causal) & (near | far | Leaf::Sink { blocks: sink }.into())
 }
 
-/// The f32 values of a tensor in a safetensors file.
+/// The values of an f32 or bf16 tensor in a safetensors file.
 pub fn floats(path: &std::path::Path, name: &str) -> Vec<f32> {
     let bytes = std::fs::read(path).expect("file");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let tensor = file.tensor(name).expect("tensor");
-    assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
-    tensor
-        .data()
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|b| f32::from_le_bytes(*b))
-        .collect()
+    let data = tensor.data();
+    let words = data.as_chunks::<4>().0.iter();
+    let halves = data.as_chunks::<2>().0.iter();
+    match tensor.dtype() {
+        safetensors::Dtype::F32 => words.map(|b| f32::from_le_bytes(*b)).collect(),
+        // bf16 is the upper half of f32.
+        safetensors::Dtype::BF16 => halves
+            .map(|[low, high]| f32::from_le_bytes([0, 0, *low, *high]))
+            .collect(),
+        other => panic!("{name} is {other:?}"),
+    }
 }
 
 /// Whether `|got - want| <= atol + rtol * |want|` everywhere; equal infinities agree.

@@ -1,6 +1,6 @@
 //! The kernel against the f64 definition, on every shape class.
 
-use butterfly_cpu::{Attention, Isa, Problem, ProblemError, attend, attend_on, reference};
+use butterfly_cpu::{Attention, Isa, Problem, attend, attend_on, reference};
 use butterfly_ir::{Band, BandTable};
 
 /// Shapes of a case; everything else follows from them.
@@ -379,61 +379,4 @@ fn threads_do_not_change_a_bit() {
             assert!(one == bits(threads), "{isa}, {threads:?} threads");
         }
     }
-}
-
-#[test]
-fn errors_name_the_argument() {
-    let (data, rows) = (PLAIN.data(), PLAIN.causal());
-    let problem = PLAIN.problem(&data, &rows);
-    let text = |problem: Problem| attend(&problem, None).unwrap_err().to_string();
-    assert_eq!(
-        text(Problem {
-            kv_len: 199,
-            ..problem
-        }),
-        "`k` has 3200 numbers, but its shape [1, 1, 199, 16] needs 3184"
-    );
-    assert_eq!(
-        text(Problem {
-            block: 0,
-            ..problem
-        }),
-        "`block` is 0, but must be at least 1"
-    );
-    assert_eq!(
-        text(Problem {
-            q_heads: 3,
-            kv_heads: 2,
-            ..problem
-        }),
-        "3 query heads are not a multiple of 2 kv heads"
-    );
-    assert_eq!(
-        text(Problem {
-            q_offset: 9,
-            ..problem
-        }),
-        "the band table has 13 rows, but the queries reach into row 13"
-    );
-    assert_eq!(
-        text(Problem {
-            q_offset: usize::MAX,
-            ..problem
-        }),
-        format!(
-            "`queries` ends at position {}, but positions stay below 1073741824",
-            usize::MAX
-        )
-    );
-    let mut broken = rows.clone();
-    broken.offsets[2] = 99;
-    assert_eq!(
-        text(Problem {
-            rows: &broken,
-            ..problem
-        }),
-        "row 1 of the band table is 1..99 of 13 bands"
-    );
-    let none = attend(&problem, Some(0)).unwrap_err();
-    assert_eq!(none, ProblemError::Zero { name: "threads" });
 }

@@ -16,12 +16,12 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-fn attend(case: &Path, output: &Path, more: &[&str]) -> serde_json::Value {
+fn attend(case: &Path, inputs: &Path, output: &Path, more: &[&str]) -> serde_json::Value {
     let run = Command::new(env!("CARGO_BIN_EXE_butterfly"))
         .args(["attend", "--json", "--check", "--pattern"])
         .arg(case)
         .arg("--inputs")
-        .arg(case.with_extension("safetensors"))
+        .arg(inputs)
         .arg("--output")
         .arg(output)
         .args(more)
@@ -36,38 +36,88 @@ fn attend(case: &Path, output: &Path, more: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&run.stdout).expect("one JSON object")
 }
 
-/// Runs every case on `device` and compares o and lse; `artifacts` makes the folder to
-/// take the kernels from, if any.
-fn within_tolerance(device: &str, artifacts: Option<fn(&Path, &Path)>) {
+/// Absolute and relative tolerance.
+type Within = (f32, f32);
+
+/// How a device computes, and how near it has to come.
+struct Precision {
+    dtype: &'static str,
+    o: Within,
+    lse: Within,
+}
+
+const F32: Precision = Precision {
+    dtype: "f32",
+    o: (2e-5, 1e-5),
+    lse: (2e-5, 1e-5),
+};
+
+const BF16: Precision = Precision {
+    dtype: "bf16",
+    o: (3e-2, 2e-2),
+    lse: (5e-2, 0.0),
+};
+
+/// Runs every case on `device`, with kernels from a folder compiled for `target` if one is
+/// given, and compares o and lse.
+fn within_tolerance(device: &str, precision: &Precision, target: Option<&str>) {
     let folder = tempfile::tempdir().expect("folder");
     let output = folder.path().join("o.safetensors");
     let kernels = folder.path().join("artifacts");
     for case in cases() {
+        let name = case.display();
+        let expected = case.with_extension("safetensors");
+        let inputs = match precision.dtype {
+            "f32" => expected.clone(),
+            _ => rounded(&expected, &folder.path().join("inputs.safetensors")),
+        };
         let mut more = vec!["--device", device];
-        if let Some(make) = artifacts {
-            make(&case, &kernels);
+        if let Some(target) = target {
+            compile(&case, &kernels, precision, target);
             more.extend(["--artifacts", kernels.to_str().expect("utf-8")]);
         }
-        let report = attend(&case, &output, &more);
+        let report = attend(&case, &inputs, &output, &more);
         let meta: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&case).expect("case")).expect("json");
-        assert_eq!(report["stage"], meta["stage"], "{}", case.display());
-        assert_eq!(report["device"], device);
+        assert_eq!(report["stage"], meta["stage"], "{name}");
+        assert_eq!(
+            (&report["device"], &report["dtype"]),
+            (&device.into(), &precision.dtype.into())
+        );
         assert_eq!(
             report["kernel"].is_string(),
-            artifacts.is_some() || device != "cpu"
+            target.is_some() || device != "cpu"
         );
-        for name in ["o", "lse"] {
-            let got = floats(&output, name);
-            let want = floats(&case.with_extension("safetensors"), name);
-            close(&got, &want, 2e-5, 1e-5)
-                .unwrap_or_else(|error| panic!("{} {name}: {error}", case.display()));
+        for (tensor, (atol, rtol)) in [("o", precision.o), ("lse", precision.lse)] {
+            let got = floats(&output, tensor);
+            close(&got, &floats(&expected, tensor), atol, rtol)
+                .unwrap_or_else(|error| panic!("{name} {tensor}: {error}"));
         }
     }
 }
 
+/// q, k and v of `from` in bf16.
+fn rounded(from: &Path, to: &Path) -> PathBuf {
+    let bytes = std::fs::read(from).expect("file");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let tensors = ["q", "k", "v"].map(|name| {
+        let shape = file.tensor(name).expect("tensor").shape().to_vec();
+        let halves = floats(from, name).into_iter().map(half::bf16::from_f32);
+        let bytes: Vec<u8> = halves.flat_map(half::bf16::to_le_bytes).collect();
+        (name, shape, bytes)
+    });
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let dtype = safetensors::Dtype::BF16;
+        let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes);
+        (*name, view.expect("a view"))
+    });
+    let whole = safetensors::serialize(views, None).expect("serialised");
+    std::fs::write(to, whole).expect("written");
+    to.to_path_buf()
+}
+
 /// Compiles artifacts for a one-layer model of the shapes of `case`.
-fn compile(case: &Path, kernels: &Path) {
+fn compile(case: &Path, kernels: &Path, precision: &Precision, target: &str) {
     let meta: serde_json::Value =
         serde_json::from_slice(&std::fs::read(case).expect("case")).expect("json");
     let config = kernels.with_extension("json");
@@ -91,7 +141,7 @@ fn compile(case: &Path, kernels: &Path) {
         .arg(&config)
         .arg("--pattern")
         .arg(&path)
-        .args(["--target", "vulkan,webgpu,cpu", "-o"])
+        .args(["--dtype", precision.dtype, "--target", target, "-o"])
         .arg(kernels)
         .output()
         .expect("runs");
@@ -104,20 +154,35 @@ fn compile(case: &Path, kernels: &Path) {
 
 #[test]
 fn cpu() {
-    within_tolerance("cpu", None);
-    within_tolerance("cpu", Some(compile));
+    within_tolerance("cpu", &F32, None);
+    within_tolerance("cpu", &F32, Some("cpu"));
+}
+
+#[test]
+fn cpu_in_bf16() {
+    within_tolerance("cpu", &BF16, None);
+    within_tolerance("cpu", &BF16, Some("cpu"));
 }
 
 #[test]
 fn vulkan() {
-    within_tolerance("vulkan", None);
-    within_tolerance("vulkan", Some(compile));
+    within_tolerance("vulkan", &F32, None);
+    within_tolerance("vulkan", &F32, Some("vulkan"));
 }
 
 #[test]
 fn webgpu() {
-    within_tolerance("webgpu", None);
-    within_tolerance("webgpu", Some(compile));
+    within_tolerance("webgpu", &F32, None);
+    within_tolerance("webgpu", &F32, Some("webgpu"));
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-cli --test attention -- --ignored"]
+fn cuda() {
+    for precision in [&F32, &BF16] {
+        within_tolerance("cuda", precision, None);
+        within_tolerance("cuda", precision, Some("cuda:sm_80,cuda:sm_90a,cpu"));
+    }
 }
 
 #[test]
@@ -125,11 +190,16 @@ fn threads_do_not_change_a_bit() {
     let folder = tempfile::tempdir().expect("folder");
     let (one, three) = (folder.path().join("1"), folder.path().join("3"));
     for case in cases().iter().take(4) {
-        attend(case, &one, &["--device", "cpu", "--threads", "1"]);
-        attend(case, &three, &["--device", "cpu", "--threads", "3"]);
-        assert_eq!(
-            std::fs::read(&one).expect("one"),
-            std::fs::read(&three).expect("three")
-        );
+        let inputs = case.with_extension("safetensors");
+        let on = |threads, output: &Path| {
+            attend(
+                case,
+                &inputs,
+                output,
+                &["--device", "cpu", "--threads", threads],
+            );
+            std::fs::read(output).expect("output")
+        };
+        assert_eq!(on("1", &one), on("3", &three));
     }
 }

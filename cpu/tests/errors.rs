@@ -1,0 +1,82 @@
+//! Arguments that do not fit one another.
+
+use butterfly_cpu::{Problem, ProblemError, attend};
+use butterfly_ir::{Band, BandTable};
+
+#[test]
+fn errors_name_the_argument() {
+    let (q, kv) = (vec![0.5; 2 * 200 * 16], vec![0.5; 200 * 16]);
+    // Thirteen rows of sixteen tokens; each sees everything.
+    let rows = BandTable {
+        offsets: (0..=13).collect(),
+        bands: vec![Band::keys(0, 200); 13],
+    };
+    let problem = Problem {
+        batch: 1,
+        q_heads: 2,
+        kv_heads: 1,
+        q_len: 200,
+        kv_len: 200,
+        head_dim: 16,
+        v_head_dim: 16,
+        q_offset: 0,
+        block: 16,
+        scale: 0.25,
+        q: &q,
+        k: &kv,
+        v: &kv,
+        rows: &rows,
+    };
+    assert!(attend(&problem, None).is_ok());
+    let text = |problem: Problem| attend(&problem, None).unwrap_err().to_string();
+    assert_eq!(
+        text(Problem {
+            kv_len: 199,
+            ..problem
+        }),
+        "`k` has 3200 numbers, but its shape [1, 1, 199, 16] needs 3184"
+    );
+    assert_eq!(
+        text(Problem {
+            block: 0,
+            ..problem
+        }),
+        "`block` is 0, but must be at least 1"
+    );
+    assert_eq!(
+        text(Problem {
+            q_heads: 3,
+            kv_heads: 2,
+            ..problem
+        }),
+        "3 query heads are not a multiple of 2 kv heads"
+    );
+    assert_eq!(
+        text(Problem {
+            q_offset: 9,
+            ..problem
+        }),
+        "the band table has 13 rows, but the queries reach into row 13"
+    );
+    assert_eq!(
+        text(Problem {
+            q_offset: usize::MAX,
+            ..problem
+        }),
+        format!(
+            "`queries` ends at position {}, but positions stay below 1073741824",
+            usize::MAX
+        )
+    );
+    let mut broken = rows.clone();
+    broken.offsets[2] = 99;
+    assert_eq!(
+        text(Problem {
+            rows: &broken,
+            ..problem
+        }),
+        "row 1 of the band table is 1..99 of 13 bands"
+    );
+    let none = attend(&problem, Some(0)).unwrap_err();
+    assert_eq!(none, ProblemError::Zero { name: "threads" });
+}

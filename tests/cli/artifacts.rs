@@ -1,0 +1,207 @@
+//! Artifact folders through the command: what is damaged is refused, and no compiler
+//! leaves a folder half-written.
+
+use butterfly_tests::fixture;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const PATTERN: &str = "causal & (local(1) | partner(causal_shift) | sink(1))";
+
+fn compile(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_butterfly"));
+    command
+        .arg("compile")
+        .arg(fixture("configs/gpt2.json"))
+        .args(["--pattern", PATTERN, "--target", "metal,cpu", "-o"])
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn made(dir: &Path) {
+    let run = compile(dir).output().expect("runs");
+    assert!(run.status.success(), "{}", said(&run));
+}
+
+fn said(run: &Output) -> String {
+    String::from_utf8_lossy(&run.stderr).into_owned()
+}
+
+fn on(command: &str, dir: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_butterfly"))
+        .arg(command)
+        .arg(dir)
+        .output()
+        .expect("runs")
+}
+
+fn refused(dir: &Path, parts: &[&str]) {
+    for command in ["inspect", "verify"] {
+        let run = on(command, dir);
+        assert_eq!(run.status.code(), Some(2), "{command}: {}", said(&run));
+        for part in parts {
+            assert!(said(&run).contains(part), "{part}: {}", said(&run));
+        }
+    }
+}
+
+fn whole(dir: &Path) {
+    let run = on("verify", dir);
+    assert!(run.status.success(), "{}", said(&run));
+}
+
+fn litter(root: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(root).expect("folder");
+    let names = entries.map(|e| e.expect("entry").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.contains(".tmp-")).collect()
+}
+
+#[test]
+fn damaged_folders() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    made(&dir);
+    whole(&dir);
+    let manifest = dir.join("manifest.json");
+    let good = std::fs::read_to_string(&manifest).expect("manifest");
+    let with = |text: &str| std::fs::write(&manifest, text).expect("written");
+
+    with(&good.replacen("\"layer\": 3", "\"layer\": 4", 1));
+    refused(&dir, &["manifest.json", "digest", "compile"]);
+    let schema = butterfly_ir::manifest::SCHEMA;
+    with(&good.replacen(&format!("\"schema\": {schema}"), "\"schema\": 99", 1));
+    refused(
+        &dir,
+        &["manifest.json", "99", &schema.to_string(), "compile"],
+    );
+    with(&good[..good.len() / 2]);
+    refused(&dir, &["manifest.json"]);
+    with(&good);
+    whole(&dir);
+
+    let kernels = std::fs::read_dir(dir.join("kernels")).expect("kernels");
+    let kernel = kernels
+        .map(|e| e.expect("entry").path())
+        .min()
+        .expect("a kernel");
+    let name = kernel
+        .file_name()
+        .expect("name")
+        .to_string_lossy()
+        .into_owned();
+    let mut bytes = std::fs::read(&kernel).expect("kernel");
+    bytes[10] ^= 1;
+    std::fs::write(&kernel, &bytes).expect("written");
+    refused(&dir, &[&name]);
+    std::fs::remove_file(&kernel).expect("removed");
+    refused(&dir, &[&name]);
+    // Compiling again mends it.
+    made(&dir);
+    whole(&dir);
+    refused(&root.path().join("none"), &["none", "manifest.json"]);
+}
+
+#[test]
+fn folders_that_cannot_be_written() {
+    // Not even root may create folders there.
+    let run = compile(Path::new("/proc/butterfly/artifacts"))
+        .output()
+        .expect("runs");
+    assert_eq!(run.status.code(), Some(2), "{}", said(&run));
+    assert!(
+        said(&run).contains("/proc/butterfly: cannot create the folder"),
+        "{}",
+        said(&run)
+    );
+}
+
+#[test]
+fn a_full_disk() {
+    let root = tempfile::tempdir().expect("root");
+    let here = root.path().display();
+    let inner = format!(
+        "exec '{}' compile '{}' --pattern '{PATTERN}' --target metal,cpu -o",
+        env!("CARGO_BIN_EXE_butterfly"),
+        fixture("configs/gpt2.json").display()
+    );
+    // A file system of 16 kB in a name space of its own; where that is not allowed, a
+    // limit on the size of a file stands in for it.
+    let mounted = format!(
+        "mount -t tmpfs -o size=16k tmpfs '{here}' && {{ ({inner} '{here}/artifacts'); code=$?; ls -A '{here}'; exit $code; }}"
+    );
+    let run = Command::new("unshare")
+        .args(["--mount", "--map-root-user", "sh", "-c", &mounted])
+        .output();
+    let run = match run {
+        Ok(run) if run.status.code() == Some(2) && said(&run).contains("artifacts") => run,
+        _ => {
+            let limited = format!("trap '' XFSZ; ulimit -f 8; {inner} '{here}/artifacts'");
+            let run = Command::new("sh").args(["-c", &limited]).output();
+            run.expect("sh")
+        }
+    };
+    assert_eq!(run.status.code(), Some(2), "{}", said(&run));
+    assert!(
+        said(&run).contains("free space, or choose another folder"),
+        "{}",
+        said(&run)
+    );
+    let left = String::from_utf8_lossy(&run.stdout);
+    assert!(!left.contains("artifacts"), "{left}");
+    assert!(!root.path().join("artifacts").exists() && litter(root.path()).is_empty());
+}
+
+#[test]
+fn two_compilers_leave_one_whole_folder() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    for _ in 0..3 {
+        let both = [(); 2].map(|()| compile(&dir).spawn().expect("started"));
+        let mut succeeded = 0;
+        for child in both {
+            let run = child.wait_with_output().expect("ended");
+            match run.status.code() {
+                Some(0) => succeeded += 1,
+                code => {
+                    assert_eq!(code, Some(2), "{}", said(&run));
+                    assert!(said(&run).contains("another"), "{}", said(&run));
+                }
+            }
+        }
+        assert!(succeeded >= 1);
+        whole(&dir);
+        assert!(litter(root.path()).is_empty());
+    }
+}
+
+#[test]
+fn a_killed_compiler_leaves_the_old_folder() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    made(&dir);
+    let before = std::fs::read(dir.join("manifest.json")).expect("manifest");
+    let mut interrupted = 0;
+    for _ in 0..60 {
+        let mut child = compile(&dir).spawn().expect("started");
+        while litter(root.path()).is_empty() && child.try_wait().expect("state").is_none() {}
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        interrupted += usize::from(!litter(root.path()).is_empty());
+        whole(&dir);
+        if interrupted >= 2 {
+            break;
+        }
+    }
+    assert!(
+        interrupted >= 2,
+        "no compiler was interrupted in the middle"
+    );
+    // The next one is not locked out, clears up, and makes the same bytes.
+    made(&dir);
+    assert!(litter(root.path()).is_empty());
+    assert_eq!(
+        std::fs::read(dir.join("manifest.json")).expect("manifest"),
+        before
+    );
+}
