@@ -81,7 +81,7 @@ pub struct Arguments<'a> {
     pub k: &'a [u8],
     /// Values.
     pub v: &'a [u8],
-    /// The bands, for [`Rows::Table`] only.
+    /// The bands, for [`Rows::Table`](butterfly_ir::Rows::Table) only.
     pub rows: Option<&'a BandTable>,
 }
 
