@@ -15,6 +15,7 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
     let mut options = CompilationOptions::default();
     options.supports_features.fast_math = true;
     let address = AddressType::U32.unsigned_type();
+    let threads = definition.geometry.threads.iter().product();
     let mut kernel = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default()
         .compile(
             definition.kernel,
@@ -44,9 +45,23 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
     kernel.body.info_by_ptr = false;
     kernel.info = Default::default();
     // NVRTC declares by itself what the kernels use of it.
-    Ok(kernel
+    let text = kernel
         .to_string()
-        .replacen("#include <cuda_runtime.h>\n", "", 1))
+        .replacen("#include <cuda_runtime.h>\n", "", 1);
+    match definition.alone {
+        true => bound_registers(&text, threads),
+        false => Ok(text),
+    }
+}
+
+/// Lets a workgroup have all registers of a processor. Without the second bound the
+/// compiler prefers room for two, and then holds back loads or spills.
+fn bound_registers(text: &str, threads: u32) -> Result<String, String> {
+    let bounds = format!("__launch_bounds__({threads})");
+    match text.contains(&bounds) {
+        true => Ok(text.replacen(&bounds, &format!("__launch_bounds__({threads}, 1)"), 1)),
+        false => Err(format!("no {bounds} in the text")),
+    }
 }
 
 fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {

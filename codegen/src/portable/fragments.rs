@@ -85,6 +85,7 @@ pub(crate) fn copy<F: Float>(
     #[comptime] shape: Shape,
 ) {
     let size!(N) = comptime!(CHUNK as usize);
+    let size!(Words) = comptime!(CHUNK as usize / 2);
     let chunks = comptime!(shape.pad / CHUNK);
     let work = comptime!(shape.rows * chunks);
     // Its length would need a buffer of its own; nothing reads it.
@@ -106,13 +107,13 @@ pub(crate) fn copy<F: Float>(
                 let near = max(min(at, high - 1u32), low);
                 let near_column = min(column, comptime!(shape.dim / CHUNK - 1));
                 let x = source[((base + near * stride) / CHUNK + near_column) as usize];
-                let zero = Vector::<F, N>::new(F::new(0.0));
-                let mut value = zero;
+                // As words: half as many to choose, and a zero is one in every type.
+                let mut words = Vector::<u32, Words>::new(0u32);
                 if inside {
-                    value = x;
+                    words = Vector::<u32, Words>::reinterpret(x);
                 }
                 sink[((to_at + i / chunks * comptime!(shape.pitch)) / CHUNK + column) as usize] =
-                    value;
+                    Vector::<F, N>::reinterpret(words);
             }
         }
     } else {

@@ -27,6 +27,9 @@ pub(crate) const ENTRY: &str = "butterfly_attention";
 pub(crate) struct Definition {
     pub(crate) kernel: KernelDefinition,
     pub(crate) geometry: Geometry,
+    /// Whether a workgroup takes all registers of a processor: it has many loads in
+    /// flight, and there are not many workgroups.
+    pub(crate) alone: bool,
 }
 
 /// Expands the kernel of `spec` for `target`.
@@ -38,7 +41,11 @@ pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
         Dtype::F16 => expand::<half::f16>(spec, &plan),
         Dtype::Bf16 => expand::<half::bf16>(spec, &plan),
     };
-    Definition { kernel, geometry }
+    Definition {
+        kernel,
+        geometry,
+        alone: spec.phase == Phase::Decode,
+    }
 }
 
 /// The launch geometry of `spec` on `target`.
