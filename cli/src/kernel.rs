@@ -92,6 +92,7 @@ fn native(spec: &KernelSpec) -> Result<Kernel, Failure> {
         target: Target::Cpu,
         entry: "native".into(),
         geometry: geometry(spec),
+        resources: None,
         files: vec![("json".into(), (text + "\n").into_bytes())],
     })
 }

@@ -6,7 +6,7 @@
 
 use crate::EmitError;
 use crate::portable::{self, Definition};
-use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Target};
+use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Resources, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
@@ -27,12 +27,13 @@ static EXPANSION: Mutex<()> = Mutex::new(());
 /// the cargo feature of the target.
 pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     check(spec, target)?;
-    let (files, geometry): (Files, Geometry) = match target {
+    let (files, geometry, resources): (Files, Geometry, Option<Resources>) = match target {
         Target::Cuda(sm) => {
             #[cfg(feature = "cuda")]
             {
                 let (text, geometry) = print(spec, target, crate::cuda::print)?;
-                (crate::cuda::files(text, sm)?, geometry)
+                let (files, resources) = crate::cuda::files(text, sm)?;
+                (files, geometry, resources)
             }
             #[cfg(not(feature = "cuda"))]
             {
@@ -44,7 +45,7 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
             #[cfg(feature = "wgpu")]
             {
                 let (text, geometry) = print(spec, target, crate::wgpu::print)?;
-                (crate::wgpu::files(text, target)?, geometry)
+                (crate::wgpu::files(text, target)?, geometry, None)
             }
             #[cfg(not(feature = "wgpu"))]
             return Err(not_built(target, "wgpu"));
@@ -53,7 +54,8 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
             #[cfg(feature = "metal")]
             {
                 let (text, geometry) = print(spec, target, crate::metal::print)?;
-                (vec![("metal".to_string(), text.into_bytes())], geometry)
+                let files = vec![("metal".to_string(), text.into_bytes())];
+                (files, geometry, None)
             }
             #[cfg(not(feature = "metal"))]
             return Err(not_built(target, "metal"));
@@ -65,6 +67,7 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
         target,
         entry: portable::ENTRY.to_string(),
         geometry,
+        resources,
         files,
     })
 }

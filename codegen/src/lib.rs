@@ -34,6 +34,6 @@ mod wgpu;
 pub use butterfly_ir::{Kernel, KernelSpec, Target};
 pub use choice::{Choice, choose};
 #[cfg(feature = "cuda")]
-pub use cuda::nvrtc;
+pub use cuda::{nvrtc, ptx};
 pub use emit::{emit, geometry};
 pub use error::EmitError;

@@ -61,7 +61,7 @@ fn large_heads() {
 
 /// Prints the time of one launch at the sizes of the README's table.
 #[test]
-#[ignore = "measures, checks nothing"]
+#[ignore = "measures, checks nothing: cargo test --release -p butterfly-codegen --test cuda -- --ignored --nocapture speed"]
 fn speed() {
     let Some(gpu) = cuda::device() else { return };
     for phase in cases::PHASES {

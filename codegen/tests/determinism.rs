@@ -1,4 +1,5 @@
-//! Same arguments, same bytes: in any order, on any thread, in any process.
+//! Same arguments, same bytes: in any order, on any thread, in any process. PTX and
+//! machine code too, so NVRTC must be there.
 
 use butterfly_codegen::emit;
 use butterfly_ir::{
@@ -64,7 +65,13 @@ fn digests(jobs: &[(KernelSpec, Target)]) -> Vec<u64> {
     let digest = |(spec, target): &(KernelSpec, Target)| {
         let mut hasher = DefaultHasher::new();
         let kernel = emit(spec, *target).expect("emits");
+        if matches!(target, Target::Cuda(_)) {
+            let forms: Vec<&str> = kernel.files.iter().map(|f| f.0.as_str()).collect();
+            let missing = "run scripts/setup and set VIRTUAL_ENV as scripts/test does";
+            assert_eq!(forms, ["cu", "ptx", "cubin"], "{missing}");
+        }
         kernel.files.hash(&mut hasher);
+        format!("{:?}", kernel.resources).hash(&mut hasher);
         hasher.finish()
     };
     jobs.iter().map(digest).collect()
@@ -105,7 +112,7 @@ fn order_threads_and_processes_do_not_matter() {
 }
 
 #[test]
-#[ignore = "run by the test above, in a process of its own"]
+#[ignore = "the process that the test above starts: cargo test -p butterfly-codegen --test determinism -- --ignored --nocapture print_digests"]
 fn print_digests() {
     println!("{:?}", digests(&jobs()));
 }

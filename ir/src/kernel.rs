@@ -282,6 +282,23 @@ impl Geometry {
     }
 }
 
+/// What a compiled kernel takes of the hardware, as its compiler reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of local memory of a thread, spilled registers and all else.
+    pub stack_bytes: u32,
+    /// Bytes that the code stores to spill registers, each store counted once.
+    pub spill_store_bytes: u32,
+    /// Bytes that the code loads to get them back.
+    pub spill_load_bytes: u32,
+    /// Bytes of shared memory of fixed size; those of [`Geometry::shared_bytes`] that
+    /// are asked for at launch are no part of it.
+    pub static_shared_bytes: u32,
+}
+
 /// The text or binary of one kernel for one target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -293,6 +310,8 @@ pub struct Kernel {
     pub entry: String,
     /// How it is launched.
     pub geometry: Geometry,
+    /// What it takes, where machine code was made whose compiler says so.
+    pub resources: Option<Resources>,
     /// File extension and content, the form that is launched last: `cu` then `cubin`.
     /// Buffers in order: q, k, v, parameters (u32), and for [`Rows::Table`] offsets
     /// (u32) and bands (i32, 4 for each), then o, lse (f32).

@@ -1,11 +1,13 @@
 //! Definition → CUDA C++, and through NVRTC → PTX and cubin.
 
 pub mod nvrtc;
+pub mod ptx;
+mod resources;
 
 use crate::EmitError;
 use crate::emit::Files;
 use crate::portable::Definition;
-use butterfly_ir::{Sm, Target};
+use butterfly_ir::{Resources, Sm, Target};
 use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
 use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler};
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, Dialect, SharedMemory};
@@ -71,7 +73,7 @@ fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {
 }
 
 /// The text, and what NVRTC makes of it where there is one with the headers it needs.
-pub(crate) fn files(text: String, sm: Sm) -> Result<Files, EmitError> {
+pub(crate) fn files(text: String, sm: Sm) -> Result<(Files, Option<Resources>), EmitError> {
     let compiled = match &nvrtc::find().nvrtc {
         Some(nvrtc) if nvrtc.has_headers(&text) => {
             let failed = |log| EmitError::Nvrtc {
@@ -84,9 +86,11 @@ pub(crate) fn files(text: String, sm: Sm) -> Result<Files, EmitError> {
         Some(_) | None => None,
     };
     let mut files = vec![("cu".to_string(), text.into_bytes())];
+    let mut resources = None;
     if let Some(compiled) = compiled {
+        resources = compiled.resources;
         files.push(("ptx".to_string(), compiled.ptx));
         files.push(("cubin".to_string(), compiled.cubin));
     }
-    Ok(files)
+    Ok((files, resources))
 }

@@ -4,6 +4,8 @@
 //! place for diagnosis), and the few entry points used. Compiles without it too: the
 //! CUDA text is then the only file, to be compiled where it runs.
 
+use super::resources;
+use butterfly_ir::Resources;
 use libloading::Library;
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -83,6 +85,8 @@ pub struct Compiled {
     pub ptx: Vec<u8>,
     /// Machine code for one architecture.
     pub cubin: Vec<u8>,
+    /// What the machine code takes, if the compiler's log says so.
+    pub resources: Option<Resources>,
 }
 
 /// The NVRTC of this process, searched for once.
@@ -266,6 +270,7 @@ impl Nvrtc {
             format!("--gpu-architecture={arch}"),
             "--std=c++17".to_string(),
             "--disable-warnings".to_string(),
+            "--ptxas-options=-v".to_string(),
         ];
         let include = |folder: &PathBuf| format!("--include-path={}", folder.display());
         options.extend(self.includes.iter().map(include));
@@ -310,6 +315,7 @@ impl Nvrtc {
             Ok(Compiled {
                 ptx: self.bytes(program, b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0")?,
                 cubin: self.bytes(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0")?,
+                resources: resources::read(&self.log(program)),
             })
         }
     }

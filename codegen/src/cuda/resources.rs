@@ -1,0 +1,62 @@
+//! The log of a compilation with `--ptxas-options=-v` → resources.
+//!
+//! The log, not the cubin: machine code says how large a frame is, but not how much of
+//! it are spills. `tests/resources.rs` holds what both say against each other.
+
+use crate::portable::ENTRY;
+use butterfly_ir::Resources;
+
+/// Resources of our kernel; `None` when the log does not speak of it as known.
+pub(crate) fn read(log: &str) -> Option<Resources> {
+    let (_, log) = log.split_once(&format!("Function properties for {ENTRY}\n"))?;
+    // Of the next function, if there is one.
+    let log = log.split("Function properties for ").next()?;
+    Some(Resources {
+        registers: before(log, " registers")?,
+        stack_bytes: before(log, " bytes stack frame")?,
+        spill_store_bytes: before(log, " bytes spill stores")?,
+        spill_load_bytes: before(log, " bytes spill loads")?,
+        // Named only where there are some.
+        static_shared_bytes: before(log, " bytes smem").unwrap_or(0),
+    })
+}
+
+/// The number that stands before `unit`.
+fn before(log: &str, unit: &str) -> Option<u32> {
+    let (text, _) = log.split_once(unit)?;
+    let number = text.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    text[number..].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_with_spills_and_shared_memory() {
+        let log = "ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'butterfly_attention' for 'sm_80'
+ptxas info    : Function properties for butterfly_attention
+ptxas         .     40 bytes stack frame, 32 bytes spill stores, 36 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 40 bytes cumulative stack size, 528 bytes smem, 400 bytes cmem[0]
+ptxas info    : Compile time = 45.294 ms
+";
+        let resources = Resources {
+            registers: 64,
+            stack_bytes: 40,
+            spill_store_bytes: 32,
+            spill_load_bytes: 36,
+            static_shared_bytes: 528,
+        };
+        assert_eq!(read(log), Some(resources));
+    }
+
+    #[test]
+    fn an_unknown_log_says_nothing() {
+        assert_eq!(read(""), None);
+        assert_eq!(
+            read("Function properties for butterfly_attention\nUsed many registers\n"),
+            None
+        );
+    }
+}
