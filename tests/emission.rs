@@ -62,7 +62,7 @@ fn specs() -> Vec<(&'static str, KernelSpec)> {
 fn file(spec: &KernelSpec, target: Target, extension: &str) -> Vec<u8> {
     let kernel = emit(spec, target).unwrap_or_else(|error| panic!("{error}"));
     let missing = format!(
-        "no .{extension} for {target}; run scripts/setup and set VIRTUAL_ENV as scripts/test does"
+        "no .{extension} for {target}; scripts/test installs and names one"
     );
     kernel
         .files
@@ -96,6 +96,15 @@ fn cuda() {
             let cubin = file(&spec, target, "cubin");
             assert!(cubin.starts_with(b"\x7fELF"), "{name} {target}");
         }
+    }
+}
+
+/// How often each instruction stands in the code for sm_90a.
+#[test]
+fn ptx() {
+    for (name, spec) in specs() {
+        let histogram = butterfly_codegen::ptx::histogram(&file(&spec, SM_90A, "ptx"));
+        snapshot("ptx", name, &histogram.to_string());
     }
 }
 

@@ -8,42 +8,63 @@ use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target};
 /// Paths below the artifact folder, and contents.
 pub(crate) type Files = Vec<(String, Vec<u8>)>;
 
-/// Emits one kernel and describes it.
+/// Writes and assembles one kernel and describes it.
 pub(crate) fn make(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Files), Failure> {
-    let key = key::of(spec, target);
-    let kernel = match target {
-        Target::Cpu => native(spec)?,
-        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => emit(spec, target)?,
-    };
+    write(spec, target).and_then(assemble).map(describe)
+}
+
+/// Writes a kernel in the language of its target.
+pub(crate) fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
+    match target {
+        Target::Cpu => native(spec),
+        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => emit(spec, target),
+    }
+}
+
+/// The entry of a kernel in a manifest, and its files.
+pub(crate) fn describe(kernel: Kernel) -> (KernelEntry, Files) {
+    let (spec, target) = (kernel.spec, kernel.target);
+    let key = key::of(&spec, target);
     let path = |extension: &str| format!("kernels/{key}.{extension}");
     let files: Files = kernel
         .files
         .into_iter()
         .map(|(extension, bytes)| (path(&extension), bytes))
         .collect();
-    let describe = |(path, bytes): &(String, Vec<u8>)| FileEntry {
+    let file = |(path, bytes): &(String, Vec<u8>)| FileEntry {
         path: path.clone(),
         bytes: bytes.len() as u64,
         blake3: blake3::hash(bytes).to_hex().to_string(),
     };
     let entry = KernelEntry {
-        grid: manifest::grid_formulas(spec, &kernel.geometry),
-        arguments: manifest::arguments(spec),
-        files: files.iter().map(describe).collect(),
-        spec: spec.clone(),
+        grid: manifest::grid_formulas(&spec, &kernel.geometry),
+        arguments: manifest::arguments(&spec),
+        files: files.iter().map(file).collect(),
+        spec,
         entry: kernel.entry,
         geometry: kernel.geometry,
-        registers: None,
-        spills: None,
+        registers: kernel.resources.map(|r| r.registers),
+        spills: kernel.resources.map(|r| r.spill_store_bytes),
         key,
         target,
     };
-    Ok((entry, files))
+    (entry, files)
+}
+
+/// Adds what a compiler that is here makes of a kernel.
+#[cfg(feature = "emitters")]
+pub(crate) fn assemble(kernel: Kernel) -> Result<Kernel, Failure> {
+    butterfly_codegen::assemble(kernel).map_err(Failure::bad)
+}
+
+#[cfg(not(feature = "emitters"))]
+pub(crate) fn assemble(kernel: Kernel) -> Result<Kernel, Failure> {
+    Ok(kernel)
 }
 
 #[cfg(feature = "emitters")]
 fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
-    butterfly_codegen::emit(spec, target).map_err(Failure::bad)
+    butterfly_codegen::write(spec, target).map_err(Failure::bad)
 }
 
 #[cfg(not(feature = "emitters"))]

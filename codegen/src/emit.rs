@@ -6,7 +6,7 @@
 
 use crate::EmitError;
 use crate::portable::{self, Definition};
-use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Resources, Target};
+use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
@@ -16,36 +16,40 @@ pub(crate) type Files = Vec<(String, Vec<u8>)>;
 /// CubeCL numbers variables by process-wide counters: one expansion at a time.
 static EXPANSION: Mutex<()> = Mutex::new(());
 
-/// Emits the kernel of `spec` for `target`.
+/// Emits the kernel of `spec` for `target`: [`write`], then [`assemble`].
 ///
-/// The same arguments give the same bytes, whatever was emitted before and on
-/// whichever thread. For CUDA, `ptx` and `cubin` are added where NVRTC is found.
+/// # Errors
+/// Those of both.
+pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
+    write(spec, target).and_then(assemble)
+}
+
+/// Writes the kernel of `spec` in the language of `target`: text, and SPIR-V for Vulkan.
+///
+/// The same arguments give the same bytes, whatever was written before and on
+/// whichever thread. No library is looked for.
 ///
 /// # Errors
 /// [`EmitError::Limit`] and [`EmitError::Unsupported`] for specs the target cannot
 /// run, [`EmitError::NotHere`] for [`Target::Cpu`], [`EmitError::NotBuilt`] without
 /// the cargo feature of the target.
-pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
+pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     check(spec, target)?;
-    let (files, geometry, resources): (Files, Geometry, Option<Resources>) = match target {
-        Target::Cuda(sm) => {
+    let (files, geometry): (Files, Geometry) = match target {
+        Target::Cuda(_) => {
             #[cfg(feature = "cuda")]
             {
                 let (text, geometry) = print(spec, target, crate::cuda::print)?;
-                let (files, resources) = crate::cuda::files(text, sm)?;
-                (files, geometry, resources)
+                (vec![("cu".to_string(), text.into_bytes())], geometry)
             }
             #[cfg(not(feature = "cuda"))]
-            {
-                let _ = sm;
-                return Err(not_built(target, "cuda"));
-            }
+            return Err(not_built(target, "cuda"));
         }
         Target::Vulkan | Target::Webgpu => {
             #[cfg(feature = "wgpu")]
             {
                 let (text, geometry) = print(spec, target, crate::wgpu::print)?;
-                (crate::wgpu::files(text, target)?, geometry, None)
+                (crate::wgpu::files(text, target)?, geometry)
             }
             #[cfg(not(feature = "wgpu"))]
             return Err(not_built(target, "wgpu"));
@@ -54,8 +58,7 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
             #[cfg(feature = "metal")]
             {
                 let (text, geometry) = print(spec, target, crate::metal::print)?;
-                let files = vec![("metal".to_string(), text.into_bytes())];
-                (files, geometry, None)
+                (vec![("metal".to_string(), text.into_bytes())], geometry)
             }
             #[cfg(not(feature = "metal"))]
             return Err(not_built(target, "metal"));
@@ -67,9 +70,24 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
         target,
         entry: portable::ENTRY.to_string(),
         geometry,
-        resources,
+        resources: None,
         files,
     })
+}
+
+/// Adds what a compiler that is here makes of the text: `ptx` and `cubin` for CUDA where
+/// NVRTC is found, nothing else yet.
+///
+/// # Errors
+/// [`EmitError::Nvrtc`] when it refuses the text.
+pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
+    match kernel.target {
+        #[cfg(feature = "cuda")]
+        Target::Cuda(sm) => crate::cuda::assemble(kernel, sm),
+        #[cfg(not(feature = "cuda"))]
+        Target::Cuda(_) => Ok(kernel),
+        Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu => Ok(kernel),
+    }
 }
 
 /// How the kernel that [`emit`] would make is launched, without making it.

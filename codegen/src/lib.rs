@@ -35,5 +35,5 @@ pub use butterfly_ir::{Kernel, KernelSpec, Target};
 pub use choice::{Choice, choose};
 #[cfg(feature = "cuda")]
 pub use cuda::{nvrtc, ptx};
-pub use emit::{emit, geometry};
+pub use emit::{assemble, emit, geometry, write};
 pub use error::EmitError;

@@ -67,7 +67,7 @@ fn digests(jobs: &[(KernelSpec, Target)]) -> Vec<u64> {
         let kernel = emit(spec, *target).expect("emits");
         if matches!(target, Target::Cuda(_)) {
             let forms: Vec<&str> = kernel.files.iter().map(|f| f.0.as_str()).collect();
-            let missing = "run scripts/setup and set VIRTUAL_ENV as scripts/test does";
+            let missing = "scripts/test installs and names one";
             assert_eq!(forms, ["cu", "ptx", "cubin"], "{missing}");
         }
         kernel.files.hash(&mut hasher);

@@ -37,7 +37,7 @@ fn nvrtc() -> &'static nvrtc::Nvrtc {
     let search = nvrtc::find();
     search.nvrtc.as_ref().unwrap_or_else(|| {
         panic!(
-            "no NVRTC; run scripts/setup and set VIRTUAL_ENV as scripts/test does: {:?}",
+            "no NVRTC; scripts/test installs and names one: {:?}",
             search.looked
         )
     })

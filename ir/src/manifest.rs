@@ -68,7 +68,7 @@ pub struct KernelEntry {
     pub arguments: Vec<Argument>,
     /// Registers of a thread, where it was compiled.
     pub registers: Option<u32>,
-    /// Bytes of local memory a thread spills to, where it was compiled.
+    /// Bytes of registers that a thread spills to memory, where it was compiled.
     pub spills: Option<u32>,
     /// Its files; the last is the one that is launched.
     pub files: Vec<FileEntry>,

@@ -14,6 +14,7 @@ fn butterfly(threads: &str, args: &[&str]) -> Output {
         .args(args)
         .env("RAYON_NUM_THREADS", threads)
         .env_remove("VIRTUAL_ENV")
+        .env_remove("BUTTERFLY_NVRTC")
         .output()
         .expect("runs")
 }
@@ -90,6 +91,49 @@ fn six_models_twice_and_nested_give_the_same_kernels() {
         (Some(0), &report["files"]),
         "{report}"
     );
+}
+
+#[test]
+fn with_nvrtc_the_binaries_are_the_same_twice_and_their_registers_are_known() {
+    let root = tempfile::tempdir().expect("root");
+    let config = fixture("configs/qwen3-8b.json");
+    let on = |threads: &str, dir: &str| {
+        let dir = root.path().join(dir);
+        let run = Command::new(env!("CARGO_BIN_EXE_butterfly"))
+            .arg("compile")
+            .arg(&config)
+            .args([
+                "--pattern",
+                PATTERN,
+                "--target",
+                "cuda:sm_80,cuda:sm_90a",
+                "-o",
+            ])
+            .arg(&dir)
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .expect("runs");
+        assert!(
+            run.status.success(),
+            "{}",
+            String::from_utf8_lossy(&run.stderr)
+        );
+        files(&dir)
+    };
+    let once = on("2", "once");
+    let cubins = once.keys().filter(|path| path.ends_with(".cubin")).count();
+    assert_eq!(
+        cubins, 4,
+        "NVRTC is needed: scripts/setup installs it, scripts/test names it"
+    );
+    assert_eq!(once, on("1", "twice"));
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&once["manifest.json"]).expect("manifest");
+    for kernel in manifest["kernels"].as_array().expect("kernels") {
+        let registers = kernel["registers"].as_u64().expect("registers");
+        assert!((16..=255).contains(&registers), "{registers}");
+        assert!(kernel["spills"].as_u64().expect("spills") <= 80);
+    }
 }
 
 #[test]

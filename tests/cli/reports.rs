@@ -270,7 +270,7 @@ fn compile_prints_stages_and_times() {
     assert_eq!(emitted("topology").lines().count(), 256);
     let passes = made["passes"].as_array().expect("passes");
     assert_eq!(
-        (&passes[0][0], &passes[7][0]),
+        (&passes[0][0], &passes[8][0]),
         (&"swap".into(), &"pack".into())
     );
     // What was proved is in the manifest.

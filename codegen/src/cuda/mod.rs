@@ -5,9 +5,8 @@ pub mod ptx;
 mod resources;
 
 use crate::EmitError;
-use crate::emit::Files;
 use crate::portable::Definition;
-use butterfly_ir::{Resources, Sm, Target};
+use butterfly_ir::{Kernel, Sm};
 use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
 use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler};
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, Dialect, SharedMemory};
@@ -72,25 +71,24 @@ fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {
     }
 }
 
-/// The text, and what NVRTC makes of it where there is one with the headers it needs.
-pub(crate) fn files(text: String, sm: Sm) -> Result<(Files, Option<Resources>), EmitError> {
-    let compiled = match &nvrtc::find().nvrtc {
-        Some(nvrtc) if nvrtc.has_headers(&text) => {
-            let failed = |log| EmitError::Nvrtc {
-                target: Target::Cuda(sm),
-                version: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
-                log,
-            };
-            Some(nvrtc.compile(&text, &sm.to_string()).map_err(failed)?)
-        }
-        Some(_) | None => None,
+/// Adds what NVRTC makes of the text, where there is one with the headers it needs.
+pub(crate) fn assemble(mut kernel: Kernel, sm: Sm) -> Result<Kernel, EmitError> {
+    let Some((_, text)) = kernel.files.first() else {
+        return Ok(kernel);
     };
-    let mut files = vec![("cu".to_string(), text.into_bytes())];
-    let mut resources = None;
-    if let Some(compiled) = compiled {
-        resources = compiled.resources;
-        files.push(("ptx".to_string(), compiled.ptx));
-        files.push(("cubin".to_string(), compiled.cubin));
-    }
-    Ok((files, resources))
+    let text = String::from_utf8_lossy(text);
+    let nvrtc = nvrtc::find().nvrtc.as_ref();
+    let Some(nvrtc) = nvrtc.filter(|nvrtc| nvrtc.has_headers(&text)) else {
+        return Ok(kernel);
+    };
+    let failed = |log| EmitError::Nvrtc {
+        target: kernel.target,
+        version: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+        log,
+    };
+    let compiled = nvrtc.compile(&text, &sm.to_string()).map_err(failed)?;
+    kernel.resources = compiled.resources;
+    kernel.files.push(("ptx".to_string(), compiled.ptx));
+    kernel.files.push(("cubin".to_string(), compiled.cubin));
+    Ok(kernel)
 }

@@ -16,28 +16,19 @@ pub(crate) struct Gpu {
     pub(crate) target: Target,
 }
 
-/// A CUDA device, or `None` after saying what is missing.
-pub(crate) fn device() -> Option<Gpu> {
+/// The first CUDA device.
+pub(crate) fn device() -> Gpu {
     let search = butterfly_codegen::nvrtc::find();
-    if search.nvrtc.is_none() {
-        eprintln!("skipped: no NVRTC in {:?}", search.looked);
-        return None;
-    }
+    assert!(search.nvrtc.is_some(), "no NVRTC in {:?}", search.looked);
     // SAFETY: loading the driver has no preconditions; signatures are those of cuda.h.
     unsafe {
-        let Ok(driver) = Library::new("libcuda.so.1") else {
-            eprintln!("skipped: no CUDA driver");
-            return None;
-        };
+        let driver = Library::new("libcuda.so.1").expect("a CUDA driver");
         let gpu = Gpu {
             driver,
             target: Target::Metal,
         };
         let init: Symbol<'_, unsafe extern "C" fn(c_uint) -> Status> = gpu.symbol("cuInit");
-        if init(0) != 0 {
-            eprintln!("skipped: no CUDA device");
-            return None;
-        }
+        assert_eq!(init(0), 0, "no CUDA device");
         let attribute: Symbol<'_, unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status> =
             gpu.symbol("cuDeviceGetAttribute");
         let (mut major, mut minor) = (0, 0);
@@ -56,7 +47,7 @@ pub(crate) fn device() -> Option<Gpu> {
             version,
             arch_specific,
         });
-        Some(Gpu { target, ..gpu })
+        Gpu { target, ..gpu }
     }
 }
 

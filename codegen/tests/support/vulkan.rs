@@ -9,24 +9,22 @@ pub(crate) struct Gpu {
     queue: wgpu::Queue,
 }
 
-/// A Vulkan device, or `None` after saying so.
-pub(crate) fn device() -> Option<Gpu> {
+/// A Vulkan device, which `scripts/setup` installs in software.
+pub(crate) fn device() -> Gpu {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let options = wgpu::RequestAdapterOptions::default();
-    let Ok(adapter) = pollster::block_on(instance.request_adapter(&options)) else {
-        eprintln!("skipped: no Vulkan device");
-        return None;
-    };
+    let adapter = pollster::block_on(instance.request_adapter(&options))
+        .expect("a Vulkan device; scripts/setup installs one in software");
     let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
         required_features: wgpu::Features::SHADER_F16,
         required_limits: adapter.limits(),
         ..Default::default()
     }))
     .expect("a device with f16");
-    Some(Gpu { device, queue })
+    Gpu { device, queue }
 }
 
 impl Gpu {
