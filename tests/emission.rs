@@ -61,9 +61,7 @@ fn specs() -> Vec<(&'static str, KernelSpec)> {
 /// The content of the file with `extension`.
 fn file(spec: &KernelSpec, target: Target, extension: &str) -> Vec<u8> {
     let kernel = emit(spec, target).unwrap_or_else(|error| panic!("{error}"));
-    let missing = format!(
-        "no .{extension} for {target}; scripts/test installs and names one"
-    );
+    let missing = format!("no .{extension} for {target}; scripts/test installs and names one");
     kernel
         .files
         .into_iter()
