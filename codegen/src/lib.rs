@@ -20,6 +20,8 @@ mod emit;
 mod error;
 #[cfg(feature = "metal")]
 mod metal;
+#[allow(dead_code)] // not launched yet
+mod hopper;
 mod portable;
 #[cfg(feature = "wgpu")]
 mod wgpu;

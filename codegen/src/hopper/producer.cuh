@@ -1,0 +1,91 @@
+// ---- Producer: one thread that keeps the copies going ----
+//
+// Order of the ring: K of tile 0, then for each further tile its K and the V of the tile before
+// it, across items, and V of the last one. The end is a slot without a tile.
+
+struct Slot {
+  int index = 0;
+  unsigned turn = 0;
+  __device__ __forceinline__ void advance() {
+    if (++index == SLOTS) {
+      index = 0;
+      turn ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ void produce(const Launch& launch, const Shared& shared,
+                                        const TensorMap* q_map, const TensorMap* k_map,
+                                        const TensorMap* v_map) {
+  Slot slot;
+  int count = 0;
+  bool pending = false;
+  int v_token = 0, v_head = 0, v_batch = 0;
+  auto copy_values = [&] {
+    barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+    barrier_expect(shared.full(slot.index), K_TILE * V_CHUNKS * 128);
+#pragma unroll
+    for (int c = 0; c < V_CHUNKS; ++c)
+      copy_box(shared.slot(slot.index) + c * K_TILE * 128, v_map, shared.full(slot.index), c * 64,
+               v_token, v_head, v_batch);
+    slot.advance();
+  };
+  const int items = item_count(launch);
+  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
+    const int index = item_index(round);
+    if (index >= items) continue;
+    const Item item = item_at(launch, index);
+    const int base = unit_of(item, 0).token;
+    const int q0 = max(base, launch.q_offset);
+    const int q1 =
+        min(unit_of(item, CONSUMERS - 1).token + UNIT_TOKENS, launch.q_offset + launch.q_len) - 1;
+    if (q0 > q1) continue;
+
+    const int q_slot = count % Q_SLOTS;
+    barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
+    // Consumers may still read the bands of as many items as there are slots for Q.
+    const int header = count % (Q_SLOTS + 1);
+    shared.item(header) = item;
+    write_bands(launch, item.token / BLOCK, shared.bands(header));
+    const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
+    barrier_expect(shared.q_full(q_slot), CONSUMERS * 64 * D_CHUNKS * 128);
+#pragma unroll
+    for (int w = 0; w < CONSUMERS; ++w) {
+      const Unit unit = unit_of(item, w);
+#pragma unroll
+      for (int c = 0; c < D_CHUNKS; ++c)
+        copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
+                 unit.token - launch.q_offset, item.kv_head * GROUP + unit.head, item.batch);
+    }
+    ++count;
+
+    int k = next_key(bands, q0, q1, 0);
+    if (k == UNBOUNDED) k = 0;  // Nothing seen: one tile, all of it masked.
+    int flags = FIRST;
+    do {
+      const int next = next_key(bands, q0, q1, k + K_TILE);
+      if (next == UNBOUNDED) flags |= LAST;
+      if (is_full(bands, q0, q1, k, k + K_TILE)) flags |= FULL;
+      barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+      shared.tile(slot.index) = make_int2(k, flags);
+      barrier_expect(shared.full(slot.index), K_TILE * D_CHUNKS * 128);
+#pragma unroll
+      for (int c = 0; c < D_CHUNKS; ++c)
+        copy_box(shared.slot(slot.index) + c * K_TILE * 128, k_map, shared.full(slot.index), c * 64,
+                 k, item.kv_head, item.batch);
+      slot.advance();
+      if (pending) copy_values();
+      pending = true;
+      v_token = k;
+      v_head = item.kv_head;
+      v_batch = item.batch;
+      k = next;
+      flags = 0;
+    } while (k != UNBOUNDED);
+  }
+  barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+  shared.tile(slot.index) = make_int2(0, END);
+  barrier_arrive(shared.full(slot.index));
+  slot.advance();
+  if (pending) copy_values();
+}

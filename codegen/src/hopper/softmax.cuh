@@ -1,0 +1,55 @@
+// ---- Online softmax of a unit; a thread owns two rows of scores, eight apart ----
+
+struct Softmax {
+  // Largest logit in use, and the sum of the weights of this thread's keys.
+  float top[2], sum[2];
+
+  __device__ __forceinline__ void start() {
+    top[0] = top[1] = minus_infinity();
+    sum[0] = sum[1] = 0.0f;
+  }
+
+  // Scores become weights. Returns whether the output has to be multiplied by `fade`: only when
+  // a logit exceeds the one in use by more than SLACK powers of two, which keeps weights small.
+  __device__ __forceinline__ bool weigh(float (&s)[K_TILE / 2], float scale, float (&fade)[2]) {
+    float most[2] = {s[0], s[2]};
+#pragma unroll
+    for (int i = 0; i < K_TILE / 2; ++i) most[i >> 1 & 1] = fmaxf(most[i >> 1 & 1], s[i]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 1));
+      most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 2));
+    }
+    fade[0] = fade[1] = 1.0f;
+    const bool grown = __any_sync(~0u, (most[0] - top[0]) * scale > SLACK ||
+                                           (most[1] - top[1]) * scale > SLACK);
+    if (grown) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float higher = fmaxf(top[r], most[r]);
+        fade[r] = exp2_fast((top[r] - finite(higher)) * scale);
+        top[r] = higher;
+        sum[r] *= fade[r];
+      }
+    }
+    const float offset[2] = {finite(top[0]) * scale, finite(top[1]) * scale};
+#pragma unroll
+    for (int i = 0; i < K_TILE / 2; ++i) {
+      s[i] = exp2_fast(fmaf(s[i], scale, -offset[i >> 1 & 1]));
+      sum[i >> 1 & 1] += s[i];
+    }
+    return grown;
+  }
+
+  // Rows that see nothing have a top of minus infinity.
+  static __device__ __forceinline__ float finite(float x) {
+    return x == minus_infinity() ? 0.0f : x;
+  }
+};
+
+// Hides the keys that a band does not show.
+__device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const unsigned (&seen)[2]) {
+#pragma unroll
+  for (int i = 0; i < K_TILE / 2; ++i)
+    if (!(seen[i >> 1 & 1] >> (i / 4 * 2 + i % 2) & 1)) s[i] = minus_infinity();
+}
