@@ -24,10 +24,15 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     __syncwarp();
     if (lane == 0) barrier_arrive(barrier);
   };
+  auto release_slot = [&](unsigned barrier) {
+    if (CLUSTER == 1) return release(barrier);
+    __syncwarp();
+    if (lane < CLUSTER) barrier_arrive_at(barrier, lane);
+  };
   auto begin_item = [&] {
     const int header = count % (Q_SLOTS + 1);
     item = shared.item(header);
-    unit = unit_of(item, consumer);
+    unit = unit_of(item, shared.rank * CONSUMERS + consumer);
     bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
     softmax.start();
     ++count;
@@ -65,13 +70,13 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   // The first tile of all.
   barrier_wait(shared.full(slot.index), slot.turn);
   int2 tile = shared.tile(slot.index);
-  if (tile.y & END) return;
+  if (tile.y & END) return release_slot(shared.empty(slot.index));
   begin_item();
   barrier_wait(shared.q_full(0), 0);
   mma_fence();
   multiply_scores(0);
   mma_wait<0>(s);
-  release(shared.empty(slot.index));
+  release_slot(shared.empty(slot.index));
   if (tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
   if (!(tile.y & FULL)) hide(tile.x);
@@ -96,7 +101,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     multiply_values(accumulate);
 @order_pass
     mma_wait<1>(s);
-    release(k_empty);
+    release_slot(k_empty);
     if (tile.y & LAST) release(shared.q_empty(turn % Q_SLOTS));
     if (first) {
       mma_wait<0>(o);
@@ -107,7 +112,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     const bool grown = softmax.weigh(s, scale, fade);
     mma_wait<0>(o);
     keep_until_here(p);
-    release(shared.empty(slot.index));
+    release_slot(shared.empty(slot.index));
     slot.advance();
     if (grown && !first) {
 #pragma unroll
@@ -116,11 +121,12 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     keep_weights();
     accumulate = !first;
   }
-  release(shared.empty(slot.index));
+  release_slot(shared.empty(slot.index));
   slot.advance();
   barrier_wait(shared.full(slot.index), slot.turn);
   mma_fence();
   multiply_values(accumulate);
   mma_wait<0>(o);
+  release_slot(shared.empty(slot.index));
   store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
 }

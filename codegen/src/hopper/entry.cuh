@@ -1,6 +1,6 @@
 // ---- Entry: roles ----
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     butterfly_attention(const __grid_constant__ TensorMap q_map,
                         const __grid_constant__ TensorMap k_map,
                         const __grid_constant__ TensorMap v_map, const void* q, const void* k,
@@ -10,13 +10,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   // Swizzled tiles start at multiples of 1024 bytes.
   const unsigned start = shared_address(dynamic_shared);
   const unsigned aligned = (start + 1023) & ~1023u;
-  const Shared shared = {dynamic_shared + (aligned - start), aligned};
+  const Shared shared = {dynamic_shared + (aligned - start), aligned,
+                         static_cast<int>(blockIdx.x % CLUSTER)};
   Launch launch = read_launch(params);@table_launch
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < SLOTS; ++i) {
       barrier_init(shared.full(i), 1);
-      barrier_init(shared.empty(i), CONSUMERS * 4);
+      barrier_init(shared.empty(i), CLUSTER * CONSUMERS * 4);
     }
     for (int i = 0; i < Q_SLOTS; ++i) {
       barrier_init(shared.q_full(i), 1);
@@ -28,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     prefetch_map(&k_map);
     prefetch_map(&v_map);
   }
-  __syncthreads();
+  synchronize_cluster();
 
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));

@@ -44,6 +44,37 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap* map, unsi
       : "memory");
 }
 
+// The same, to the same place and barrier in every block of threads of the cluster.
+__device__ __forceinline__ void copy_box_to_cluster(unsigned to, const TensorMap* map,
+                                                    unsigned barrier, int column, int token,
+                                                    int head, int batch) {
+  if (CLUSTER == 1) return copy_box(to, map, barrier, column, token, head, batch);
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to), "l"(map),
+      "r"(barrier), "r"(column), "r"(token), "r"(head), "r"(batch),
+      "h"(static_cast<unsigned short>((1 << CLUSTER) - 1))
+      : "memory");
+}
+
+// Arrives at the barrier of block of threads `rank` of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(unsigned barrier, unsigned rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(barrier), "r"(rank)
+      : "memory");
+}
+
+__device__ __forceinline__ void synchronize_cluster() {
+  if (CLUSTER == 1) return __syncthreads();
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

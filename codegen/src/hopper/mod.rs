@@ -48,6 +48,10 @@ fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
             entry.replace("@table_arguments", "").replace("@table_launch", ""),
         )
     };
+    let entry = match plan.tuning.cluster {
+        1 => entry.replace("@cluster", ""),
+        n => entry.replace("@cluster", &format!("__cluster_dims__({n}, 1, 1) ")),
+    };
     let consumer = include_str!("consumer.cuh");
     let consumer = if plan.tuning.take_turns {
         consumer
@@ -93,6 +97,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("GROUP", spec.group);
     constant("BANDS", plan.bands);
     constant("THREADS", plan.threads());
+    constant("CLUSTER", tuning.cluster);
     constant("CONSUMERS", tuning.consumers);
     constant("PRODUCER_REGISTERS", plan.producer_registers);
     constant("CONSUMER_REGISTERS", plan.consumer_registers);
@@ -100,8 +105,9 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("UNIT_HEADS", plan.unit_heads);
     constant("HEAD_UNITS", plan.head_units);
     constant("UNITS_PER_ROW", plan.units_per_row);
-    constant("ITEMS_PER_ROW", plan.units_per_row.div_ceil(tuning.consumers));
+    constant("ITEMS_PER_ROW", plan.units_per_row.div_ceil(tuning.cluster * tuning.consumers));
     constant("K_TILE", tuning.k_tile);
+    constant("K_PART", tuning.k_tile / tuning.cluster);
     constant("D_STEPS", spec.head_dim.div_ceil(16));
     constant("V_COLUMNS", spec.v_head_dim);
     constant("D_CHUNKS", plan.d_chunks);

@@ -20,6 +20,8 @@ const MOST_BANDS: usize = 16;
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tuning {
+    /// Thread blocks that share tiles of K and V: 1 or 2.
+    pub(crate) cluster: u32,
     /// Warpgroups that compute.
     pub(crate) consumers: u32,
     /// Keys of a tile: 64 or 128.
@@ -35,6 +37,7 @@ impl Tuning {
     fn of(spec: &KernelSpec) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
         Self {
+            cluster: 1,
             consumers: 2,
             k_tile: if widest > 128 { 64 } else { 128 },
             q_slots: if widest > 128 { 1 } else { 2 },

@@ -21,24 +21,30 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   int count = 0;
   bool pending = false;
   int v_token = 0, v_head = 0, v_batch = 0;
-  auto copy_values = [&] {
-    barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-    barrier_expect(shared.full(slot.index), K_TILE * V_CHUNKS * 128);
+  // Each block of threads of the cluster copies its part of a tile to all of them.
+  auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
+    barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
 #pragma unroll
-    for (int c = 0; c < V_CHUNKS; ++c)
-      copy_box(shared.slot(slot.index) + c * K_TILE * 128, v_map, shared.full(slot.index), c * 64,
-               v_token, v_head, v_batch);
+    for (int c = 0; c < chunks; ++c)
+      copy_box_to_cluster(shared.slot(slot.index) + (c * K_TILE + shared.rank * K_PART) * 128, map,
+                          shared.full(slot.index), c * 64, token + shared.rank * K_PART, head,
+                          batch);
     slot.advance();
   };
+  auto copy_values = [&] {
+    barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+    copy_tile(v_map, V_CHUNKS, v_token, v_head, v_batch);
+  };
+  const Stages stages = stages_of(launch);
   const int items = item_count(launch);
-  for (int round = 0; round * static_cast<int>(gridDim.x) < items; ++round) {
+  for (int round = 0; round * static_cast<int>(gridDim.x / CLUSTER) < items; ++round) {
     const int index = item_index(round);
     if (index >= items) continue;
     const Item item = item_at(launch, index);
     const int base = unit_of(item, 0).token;
     const int q0 = max(base, launch.q_offset);
     const int q1 =
-        min(unit_of(item, CONSUMERS - 1).token + UNIT_TOKENS, launch.q_offset + launch.q_len) - 1;
+        min(unit_of(item, CLUSTER * CONSUMERS - 1).token + UNIT_TOKENS, launch.q_offset + launch.q_len) - 1;
     if (q0 > q1) continue;
 
     const int q_slot = count % Q_SLOTS;
@@ -46,12 +52,12 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     // Consumers may still read the bands of as many items as there are slots for Q.
     const int header = count % (Q_SLOTS + 1);
     shared.item(header) = item;
-    write_bands(launch, item.token / BLOCK, shared.bands(header));
+    write_bands(launch, stages, item.token / BLOCK, shared.bands(header));
     const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
     barrier_expect(shared.q_full(q_slot), CONSUMERS * 64 * D_CHUNKS * 128);
 #pragma unroll
     for (int w = 0; w < CONSUMERS; ++w) {
-      const Unit unit = unit_of(item, w);
+      const Unit unit = unit_of(item, shared.rank * CONSUMERS + w);
 #pragma unroll
       for (int c = 0; c < D_CHUNKS; ++c)
         copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
@@ -68,12 +74,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       if (is_full(bands, q0, q1, k, k + K_TILE)) flags |= FULL;
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       shared.tile(slot.index) = make_int2(k, flags);
-      barrier_expect(shared.full(slot.index), K_TILE * D_CHUNKS * 128);
-#pragma unroll
-      for (int c = 0; c < D_CHUNKS; ++c)
-        copy_box(shared.slot(slot.index) + c * K_TILE * 128, k_map, shared.full(slot.index), c * 64,
-                 k, item.kv_head, item.batch);
-      slot.advance();
+      copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
       if (pending) copy_values();
       pending = true;
       v_token = k;
@@ -88,4 +89,11 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   barrier_arrive(shared.full(slot.index));
   slot.advance();
   if (pending) copy_values();
+  // Shared memory must last until the whole cluster is done with it.
+  if (CLUSTER > 1) {
+    for (int i = 0; i < SLOTS; ++i) {
+      barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+      slot.advance();
+    }
+  }
 }

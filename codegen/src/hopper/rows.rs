@@ -33,7 +33,11 @@ __device__ __forceinline__ Bands bands_of(const Launch& launch, int b, const Ban
   return {launch.table + from, static_cast<int>(launch.offsets[b + 1] - from), launch.kv_len};
 }
 
-__device__ __forceinline__ void write_bands(const Launch&, int, Band*) {}
+struct Stages {};
+
+__device__ __forceinline__ Stages stages_of(const Launch&) { return {}; }
+
+__device__ __forceinline__ void write_bands(const Launch&, const Stages&, int, Band*) {}
 ";
 
 const CLOSED: &str = "\
@@ -63,6 +67,12 @@ __device__ __forceinline__ unsigned digit_of(const Launch& launch, unsigned radi
   return position < width ? position : turn - position;
 }
 
+__device__ __forceinline__ unsigned power_of(unsigned radix, unsigned exponent) {
+  unsigned power = 1;
+  for (unsigned n = 0; n < exponent; ++n) power *= radix;
+  return power;
+}
+
 ";
 
 fn closed_form(program: &RowProgram, block: u32) -> String {
@@ -71,7 +81,8 @@ fn closed_form(program: &RowProgram, block: u32) -> String {
     if program.atoms.iter().any(staged) {
         text += DIGIT;
     }
-    text += "__device__ __forceinline__ void write_bands(const Launch& launch, int row, Band* list) {\n";
+    text += &stages(program);
+    text += "__device__ __forceinline__ void write_bands(const Launch& launch, const Stages& stages, int row,\n                                            Band* list) {\n";
     if !program.atoms.is_empty() {
         text += "  const unsigned b = row;\n";
     }
@@ -92,6 +103,37 @@ fn closed_form(program: &RowProgram, block: u32) -> String {
     text + "}\n"
 }
 
+/// What partners need of the launch, computed once.
+fn stages(program: &RowProgram) -> String {
+    let mut fields = String::new();
+    let mut values = String::new();
+    for (i, atom) in program.atoms.iter().enumerate() {
+        let Atom::Partner { rule, radix, offset, .. } = *atom else {
+            continue;
+        };
+        let mut put = |field: &str, value: String| {
+            let _ = writeln!(fields, "  unsigned {field}_{i};");
+            let _ = writeln!(values, "  stages.{field}_{i} = {value};");
+        };
+        let back = rule == PartnerRule::Benes;
+        let digit = format!("digit_of(launch, {radix}u, {offset}u, {back})");
+        match rule {
+            PartnerRule::FixedStride => {}
+            PartnerRule::Xor | PartnerRule::Benes | PartnerRule::Random => put("digit", digit),
+            PartnerRule::BitReversal => {
+                put("digit", digit);
+                put("unused", "min(__clz(max(launch.blocks, 1u) - 1), 31)".to_string());
+            }
+            PartnerRule::CausalShift => put("power", format!("power_of({radix}u, {digit})")),
+        }
+    }
+    format!(
+        "struct Stages {{\n{fields}}};\n\n\
+         __device__ __forceinline__ Stages stages_of(const Launch& launch) {{\n  \
+         Stages stages;\n{values}  return stages;\n}}\n\n"
+    )
+}
+
 /// `start_i` and `stop_i`: `Atom::range`.
 fn range(i: usize, atom: &Atom, block: u32) -> String {
     let tokens = |blocks: u32| (u64::from(blocks) * u64::from(block)).min(UNBOUNDED as u64);
@@ -107,15 +149,9 @@ fn range(i: usize, atom: &Atom, block: u32) -> String {
         Atom::Tokens { tokens } => both("0".into(), format!("{}", tokens.min(UNBOUNDED as u32))),
         Atom::Columns { blocks } => both("0".into(), format!("{}", tokens(blocks))),
         Atom::Rows { blocks } => both("0".into(), format!("b < {blocks}u ? launch.kv_len : 0")),
-        Atom::Partner { rule, radix, offset, step } => {
-            let found = partner(i, rule, radix, step);
-            let back = rule == PartnerRule::Benes;
-            let needs_digit = rule != PartnerRule::FixedStride;
-            let mut text = String::new();
-            if needs_digit {
-                let _ = writeln!(text, "  const unsigned digit_{i} = digit_of(launch, {radix}u, {offset}u, {back});");
-            }
-            text += &found;
+        Atom::Partner { rule, step, .. } => {
+            let found = partner(i, rule, step);
+            let mut text = found;
             let _ = writeln!(
                 text,
                 "  const bool has_{i} = exists_{i} && partner_{i} < launch.blocks && partner_{i} <= b;"
@@ -130,33 +166,26 @@ fn range(i: usize, atom: &Atom, block: u32) -> String {
 }
 
 /// `partner_i` and `exists_i`: `stage::partner` before its checks.
-fn partner(i: usize, rule: PartnerRule, radix: u32, step: u32) -> String {
-    let (before, exists, found) = match rule {
+fn partner(i: usize, rule: PartnerRule, step: u32) -> String {
+    let (exists, found) = match rule {
         PartnerRule::Xor | PartnerRule::Benes => {
-            (String::new(), "true".to_string(), format!("b ^ (1u << digit_{i})"))
+            ("true".to_string(), format!("b ^ (1u << stages.digit_{i})"))
         }
         PartnerRule::BitReversal => (
-            format!(
-                "  unsigned unused_{i} = __clz(max(launch.blocks, 1u) - 1);\n  \
-                 if (unused_{i} > 31) unused_{i} = 31;\n"
-            ),
             "true".to_string(),
-            format!("__brev((__brev(b) >> unused_{i}) ^ (1u << digit_{i})) >> unused_{i}"),
+            format!(
+                "__brev((__brev(b) >> stages.unused_{i}) ^ (1u << stages.digit_{i})) >> stages.unused_{i}"
+            ),
         ),
         PartnerRule::CausalShift => (
-            format!(
-                "  unsigned power_{i} = 1;\n  \
-                 for (unsigned n = 0; n < digit_{i}; ++n) power_{i} *= {radix}u;\n"
-            ),
-            format!("power_{i} <= b / {step}u"),
-            format!("b - {step}u * power_{i}"),
+            format!("stages.power_{i} <= b / {step}u"),
+            format!("b - {step}u * stages.power_{i}"),
         ),
-        PartnerRule::FixedStride => (String::new(), "b > 0".to_string(), "b - 1".to_string()),
+        PartnerRule::FixedStride => ("b > 0".to_string(), "b - 1".to_string()),
         PartnerRule::Random => (
-            String::new(),
             "b > 0".to_string(),
-            format!("(b * 2654435761u + digit_{i} * 374761393u) % max(b, 1u)"),
+            format!("(b * 2654435761u + stages.digit_{i} * 374761393u) % max(b, 1u)"),
         ),
     };
-    format!("{before}  const bool exists_{i} = {exists};\n  const unsigned partner_{i} = {found};\n")
+    format!("  const bool exists_{i} = {exists};\n  const unsigned partner_{i} = {found};\n")
 }

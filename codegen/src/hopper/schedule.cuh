@@ -1,8 +1,8 @@
-// ---- Schedule: which items this block of threads computes, in which order ----
+// ---- Schedule: which items this cluster computes, in which order ----
 //
-// An item is a kv head, a row of blocks, and CONSUMERS units of it. A unit is 64 rows of
-// scores: UNIT_TOKENS queries of UNIT_HEADS q heads. Long rows (the last ones) come first, and
-// rounds alternate in direction, so that every block of threads gets the same share.
+// An item is a kv head, a row of blocks, and one unit of it for each consumer of a cluster. A
+// unit is 64 rows of scores: UNIT_TOKENS queries of UNIT_HEADS q heads. Long rows (the last ones) come first, and
+// rounds alternate in direction, so that every cluster gets the same share.
 
 struct Item { int token, chunk, kv_head, batch; };
 
@@ -13,8 +13,8 @@ __device__ __forceinline__ int item_count(const Launch& launch) {
 }
 
 __device__ __forceinline__ int item_index(int round) {
-  const int at = blockIdx.x;
-  const int width = gridDim.x;
+  const int at = blockIdx.x / CLUSTER;
+  const int width = gridDim.x / CLUSTER;
   return round * width + ((round & 1) ? width - 1 - at : at);
 }
 
@@ -30,11 +30,11 @@ __device__ __forceinline__ Item item_at(const Launch& launch, int index) {
   return item;
 }
 
-// Unit `consumer` of an item. A consumer beyond the last unit repeats it and stores nothing.
+// The unit of a consumer, counted over the cluster. A consumer beyond the last unit repeats it and stores nothing.
 struct Unit { int token, head; bool idle; };
 
 __device__ __forceinline__ Unit unit_of(const Item& item, int consumer) {
-  const int index = item.chunk * CONSUMERS + consumer;
+  const int index = item.chunk * CLUSTER * CONSUMERS + consumer;
   const int at = min(index, UNITS_PER_ROW - 1);
   return {item.token + at / HEAD_UNITS * UNIT_TOKENS, at % HEAD_UNITS * UNIT_HEADS,
           index >= UNITS_PER_ROW};

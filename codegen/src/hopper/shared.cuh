@@ -3,6 +3,8 @@
 struct Shared {
   unsigned char* bytes;
   unsigned address;
+  // Which block of threads of the cluster this is.
+  int rank;
 
   __device__ __forceinline__ unsigned q(int slot, int consumer) const {
     return address + (slot * CONSUMERS + consumer) * Q_BYTES;

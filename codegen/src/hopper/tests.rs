@@ -59,34 +59,28 @@ fn write_texts() {
         };
         std::fs::write(format!("{folder}/{name}.cu"), &made.text).unwrap();
         list += &format!(
-            "{{\"name\":\"{name}\",\"pattern\":\"{pattern}\",\"D\":{},\"Dv\":{},\"group\":{},\"dtype\":\"{}\",\"block\":{},\"threads\":{},\"shared\":{},\"k_tile\":{},\"unit_tokens\":{},\"unit_heads\":{}}}\n",
+            "{{\"name\":\"{name}\",\"pattern\":\"{pattern}\",\"D\":{},\"Dv\":{},\"group\":{},\"dtype\":\"{}\",\"block\":{},\"threads\":{},\"shared\":{},\"k_box\":{},\"unit_tokens\":{},\"unit_heads\":{}}}\n",
             spec.head_dim, spec.v_head_dim, spec.group, spec.dtype.name(), spec.block,
-            made.geometry.threads[0], made.geometry.shared_bytes, made.geometry.k_tile,
+            made.geometry.threads[0], made.geometry.shared_bytes, made.geometry.k_tile / made.plan.tuning.cluster,
             made.plan.unit_tokens, made.plan.unit_heads,
         );
     };
-    let t = |consumers, k_tile, q_slots, take_turns| Some(Tuning { consumers, k_tile, q_slots, take_turns });
+    let t = |cluster, consumers, k_tile, q_slots, take_turns| Some(Tuning { cluster, consumers, k_tile, q_slots, take_turns });
     for (name, rows) in [("bf", butterfly()), ("window1024", relative(-1023)), ("causal", relative(-UNBOUNDED))] {
-        for d in [64, 128, 256] {
-            for (tag, tuning) in [
-                ("c2n128q2", t(2, 128, 2, false)),
-                ("c2n128q1", t(2, 128, 1, false)),
-                ("c2n128q2t", t(2, 128, 2, true)),
-                ("c2n64q2", t(2, 64, 2, false)),
-                ("c2n64q1", t(2, 64, 1, false)),
-                ("c2n64q1t", t(2, 64, 1, true)),
-                ("c3n64q2", t(3, 64, 2, false)),
-                ("c3n128q2", t(3, 128, 2, false)),
-            ] {
-                let keep = match d {
-                    64 => ["c2n128q2", "c2n128q2t", "c3n64q2", "c3n128q2"].contains(&tag),
-                    128 => ["c2n128q2", "c2n128q2t", "c2n128q1", "c2n64q2", "c3n64q2"].contains(&tag),
-                    _ => ["c2n64q1", "c2n64q1t"].contains(&tag),
-                };
-                if keep && (name == "bf" || (d == 128 && tag.starts_with("c2n128"))) {
-                    put(format!("{name}_d{d}_{tag}"), &spec(d, rows.clone()), tuning, name);
-                }
-            }
+        let tunings = [
+            (64, "c2n128q2", t(1, 2, 128, 2, false)),
+            (64, "x2c2n128q2", t(2, 2, 128, 2, false)),
+            (64, "c2n128q2t", t(1, 2, 128, 2, true)),
+            (64, "x2c2n128q2t", t(2, 2, 128, 2, true)),
+            (128, "c2n128q2", t(1, 2, 128, 2, false)),
+            (128, "x2c2n128q2", t(2, 2, 128, 2, false)),
+            (128, "x2c2n128q2t", t(2, 2, 128, 2, true)),
+            (128, "x2c2n128q1", t(2, 2, 128, 1, false)),
+            (256, "c2n64q1", t(1, 2, 64, 1, false)),
+            (256, "x2c2n64q1", t(2, 2, 64, 1, false)),
+        ];
+        for (d, tag, tuning) in tunings {
+            put(format!("{name}_d{d}_{tag}"), &spec(d, rows.clone()), tuning, name);
         }
     }
     for d in [80, 96] {
