@@ -32,14 +32,24 @@ __device__ __forceinline__ unsigned keys_before(int limit) {
   return count >= 32 ? ~0u : (1u << count) - 1;
 }
 
-// Bit i: query `q` sees the thread's i-th key, the first of which is `k`.
-__device__ __forceinline__ unsigned keys_seen(const Bands& bands, int q, int k) {
-  unsigned seen = 0;
+// Bit i: query `q` sees the thread's i-th key through a band; the first key is `k`.
+__device__ __forceinline__ unsigned keys_seen(const Band& band, int q, int k) {
+  const int start = max(band.lo, q + band.first) - k;
+  const int stop = min(band.hi, q + band.end) - k;
+  return keys_before(stop) & ~keys_before(start);
+}
+
+// The flags that say which bands a partial tile has to be masked by: one, or all.
+__device__ __forceinline__ int masking_bands(const Bands& bands, int q0, int q1, int k) {
+  int which = 0, count = 0;
   for (int i = 0; i < bands.count(); ++i) {
     const Band band = bands.at(i);
-    const int start = max(band.lo, q + band.first) - k;
-    const int stop = min(band.hi, q + band.end) - k;
-    seen |= keys_before(stop) & ~keys_before(start);
+    const int start = max(max(band.lo, q0 + band.first), k);
+    const int stop = min(min(band.hi, q1 + band.end), k + K_TILE);
+    if (start < stop) {
+      which = i;
+      ++count;
+    }
   }
-  return seen;
+  return count == 1 ? which << BAND : MANY;
 }

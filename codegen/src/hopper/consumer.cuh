@@ -5,10 +5,11 @@
 // belong to the item before, whose epilogue therefore runs while the ring fills.
 
 __device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int consumer,
-                                        Element* output, float* lse) {
+                                        const TensorMap* o_map, Element* output, float* lse) {
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
   const float scale = launch.scale * 1.44269504f;
+  const float slack = SLACK / scale;
   Slot slot;
   int count = 0;
   Item item;
@@ -37,12 +38,17 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.start();
     ++count;
   };
-  auto hide = [&](int k) {
-    unsigned seen[2];
+  auto hide = [&](int2 tile) {
+    const int first = tile.y >> BAND;
+    const int last = tile.y & MANY ? bands.count() - 1 : first;
+    unsigned seen[2] = {0, 0};
+    for (int i = first; i <= last; ++i) {
+      const Band band = bands.at(i);
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      seen[r] = keys_seen(bands, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
-                          k + lane % 4 * 2);
+      for (int r = 0; r < 2; ++r)
+        seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
+                             tile.x + lane % 4 * 2);
+    }
     mask(s, seen);
   };
   auto multiply_scores = [&](int q_slot) {
@@ -77,10 +83,10 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   multiply_scores(0);
   mma_wait<0>(s);
   release_slot(shared.empty(slot.index));
-  if (tile.y & LAST) release(shared.q_empty(0));
+  if (!STAGED && tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
-  if (!(tile.y & FULL)) hide(tile.x);
-  softmax.weigh(s, scale, fade);
+  if (!(tile.y & FULL)) hide(tile);
+  softmax.weigh(s, scale, slack, fade);
   keep_weights();
 
 @order_start
@@ -102,14 +108,15 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
 @order_pass
     mma_wait<1>(s);
     release_slot(k_empty);
-    if (tile.y & LAST) release(shared.q_empty(turn % Q_SLOTS));
+    if (!STAGED && tile.y & LAST) release(shared.q_empty(turn % Q_SLOTS));
     if (first) {
       mma_wait<0>(o);
-      store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
+      store(launch, item, unit, softmax, o, scale, warp, lane,
+            shared.q((count - 1) % Q_SLOTS, consumer), o_map, output, lse);
       begin_item();
     }
-    if (!(tile.y & FULL)) hide(tile.x);
-    const bool grown = softmax.weigh(s, scale, fade);
+    if (!(tile.y & FULL)) hide(tile);
+    const bool grown = softmax.weigh(s, scale, slack, fade);
     mma_wait<0>(o);
     keep_until_here(p);
     release_slot(shared.empty(slot.index));
@@ -120,6 +127,13 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     }
     keep_weights();
     accumulate = !first;
+    if (STAGED && first) {
+      // The output of the item before has left the place of its Q by now.
+      if (lane == 0) {
+        store_wait();
+        barrier_arrive(shared.q_empty((turn - 1) % Q_SLOTS));
+      }
+    }
   }
   release_slot(shared.empty(slot.index));
   slot.advance();
@@ -128,5 +142,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   multiply_values(accumulate);
   mma_wait<0>(o);
   release_slot(shared.empty(slot.index));
-  store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
+  store(launch, item, unit, softmax, o, scale, warp, lane,
+        shared.q((count - 1) % Q_SLOTS, consumer), o_map, output, lse);
+  if (STAGED && lane == 0) store_wait();
 }

@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     /// Swizzled columns of 64 elements that a row of K and of V is.
     pub(crate) d_chunks: u32,
     pub(crate) v_chunks: u32,
+    /// Whether outputs leave through shared memory, where their Q was.
+    pub(crate) staged: bool,
     /// Tiles of K or V in the ring.
     pub(crate) slots: u32,
     /// Bands of a closed form; 0 for a table.
@@ -127,7 +129,7 @@ impl Plan {
         let barriers_at = ring_at + slots * slot_bytes;
 
         // All consumers get the same, in eights; the producer's warpgroup the rest.
-        let producer_registers = if tuning.consumers == 2 { 40 } else { 32 };
+        let producer_registers = if tuning.consumers == 2 { 56 } else { 32 };
         let consumer_registers =
             (REGISTERS / 128 - producer_registers) / tuning.consumers / 8 * 8;
         Ok(Self {
@@ -138,6 +140,7 @@ impl Plan {
             units_per_row: head_units * (spec.block / unit_tokens),
             d_chunks,
             v_chunks,
+            staged: tuning.q_slots > 1 && v_chunks <= d_chunks,
             slots,
             bands: bands as u32,
             ring_at,

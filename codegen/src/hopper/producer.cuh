@@ -71,7 +71,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     do {
       const int next = next_key(bands, q0, q1, k + K_TILE);
       if (next == UNBOUNDED) flags |= LAST;
-      if (is_full(bands, q0, q1, k, k + K_TILE)) flags |= FULL;
+      flags |= is_full(bands, q0, q1, k, k + K_TILE) ? FULL : masking_bands(bands, q0, q1, k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);

@@ -25,6 +25,3 @@ struct Shared {
     return reinterpret_cast<Band*>(bytes + BANDS_AT) + i * BANDS;
   }
 };
-
-// Flags of a tile.
-constexpr int FIRST = 1, LAST = 2, FULL = 4, END = 8;

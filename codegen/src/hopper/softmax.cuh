@@ -11,22 +11,22 @@ struct Softmax {
 
   // Scores become weights. Returns whether the output has to be multiplied by `fade`: only when
   // a logit exceeds the one in use by more than SLACK powers of two, which keeps weights small.
-  __device__ __forceinline__ bool weigh(float (&s)[K_TILE / 2], float scale, float (&fade)[2]) {
-    float most[2] = {s[0], s[2]};
+  __device__ __forceinline__ bool weigh(float (&s)[K_TILE / 2], float scale, float slack,
+                                        float (&fade)[2]) {
+    float most[2][2] = {{s[0], s[1]}, {s[2], s[3]}};
 #pragma unroll
-    for (int i = 0; i < K_TILE / 2; ++i) most[i >> 1 & 1] = fmaxf(most[i >> 1 & 1], s[i]);
+    for (int i = 4; i < K_TILE / 2; ++i)
+      most[i >> 1 & 1][i & 1] = fmaxf(most[i >> 1 & 1][i & 1], s[i]);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 1));
-      most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 2));
-    }
-    fade[0] = fade[1] = 1.0f;
-    const bool grown = __any_sync(~0u, (most[0] - top[0]) * scale > SLACK ||
-                                           (most[1] - top[1]) * scale > SLACK);
+    for (int r = 0; r < 2; ++r) most[r][0] = fmaxf(most[r][0], most[r][1]);
+    const bool grown =
+        __any_sync(~0u, most[0][0] > top[0] + slack || most[1][0] > top[1] + slack);
     if (grown) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float higher = fmaxf(top[r], most[r]);
+        float higher = fmaxf(top[r], most[r][0]);
+        higher = fmaxf(higher, __shfl_xor_sync(~0u, higher, 1));
+        higher = fmaxf(higher, __shfl_xor_sync(~0u, higher, 2));
         fade[r] = exp2_fast((top[r] - finite(higher)) * scale);
         top[r] = higher;
         sum[r] *= fade[r];

@@ -83,7 +83,10 @@ fn write_texts() {
             put(format!("{name}_d{d}_{tag}"), &spec(d, rows.clone()), tuning, name);
         }
     }
-    for d in [80, 96] {
+    put("bf_d128_g1x2".into(), &KernelSpec { group: 1, ..spec(128, butterfly()) }, t(2, 2, 128, 2, false), "bf");
+    put("bf_d128_g6b32x2".into(), &KernelSpec { group: 6, block: 32, ..spec(128, butterfly()) }, t(2, 2, 128, 2, false), "bf");
+    put("bf_d128_tablex2".into(), &KernelSpec { rows: Rows::Table, ..spec(128, butterfly()) }, t(2, 2, 128, 2, false), "bf");
+    for d in [72, 80, 96] {
         put(format!("bf_d{d}"), &spec(d, butterfly()), None, "bf");
     }
     put("bf_d128_f16".into(), &KernelSpec { dtype: Dtype::F16, ..spec(128, butterfly()) }, None, "bf");

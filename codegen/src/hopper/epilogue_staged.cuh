@@ -1,0 +1,37 @@
+// ---- Epilogue, staged: a unit's output through shared memory, where its Q was ----
+
+// Each warp stores its own 16 rows: none waits for another.
+__device__ __forceinline__ void store(const Launch& launch, const Item& item, const Unit& unit,
+                                      const Softmax& softmax, const float (&o)[V_COLUMNS / 2],
+                                      float scale, int warp, int lane, unsigned staging,
+                                      const TensorMap* o_map, Element*, float* lse) {
+  float inverse[2];
+  finish(launch, item, unit, softmax, scale, warp, lane, lse, inverse);
+  const unsigned rows = staging + warp * 16 * 128;
+  const unsigned row = rows + lane % 16 * 128;
+#pragma unroll
+  for (int g = 0; g < (V_COLUMNS + 15) / 16; ++g) {
+    unsigned x[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int i = g * 8 + j * 2;
+      x[j] = i < V_COLUMNS / 2 ? pack(o[i] * inverse[j & 1], o[i + 1] * inverse[j & 1]) : 0;
+    }
+    const int chunk = g / 4;
+    const int column = (g % 4 * 2 + lane / 16) ^ (lane % 8);
+    store_matrices(row + chunk * 64 * 128 + column * 16, x[0], x[1], x[2], x[3]);
+  }
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncwarp();
+  if (lane == 0) {
+    const int of_group = unit.head + warp * 16 / UNIT_TOKENS;
+    if (!unit.idle && of_group < GROUP) {
+#pragma unroll
+      for (int c = 0; c < V_CHUNKS; ++c)
+        store_box(o_map, rows + c * 64 * 128, c * 64,
+                  unit.token + warp * 16 % UNIT_TOKENS - launch.q_offset,
+                  item.kv_head * GROUP + of_group, item.batch);
+    }
+    store_commit();
+  }
+}
