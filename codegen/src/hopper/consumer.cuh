@@ -49,7 +49,12 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
         seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
                              tile.x + lane % 4 * 2);
     }
-    mask(s, seen);
+    if (HALVES && tile.y & HALF) mask<K_TILE / 4>(s, seen);
+    else mask<K_TILE / 2>(s, seen);
+  };
+  auto weigh = [&](int2 tile) {
+    if (HALVES && tile.y & HALF) return softmax.weigh<K_TILE / 4>(s, scale, slack, fade);
+    return softmax.weigh<K_TILE / 2>(s, scale, slack, fade);
   };
   auto multiply_scores = [&](int q_slot) {
     const unsigned long long q = descriptor(shared.q(q_slot, consumer), 16, 1024);
@@ -86,7 +91,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   if (!STAGED && tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
   if (!(tile.y & FULL)) hide(tile);
-  softmax.weigh(s, scale, slack, fade);
+  weigh(tile);
   keep_weights();
 
 @order_start
@@ -116,7 +121,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       begin_item();
     }
     if (!(tile.y & FULL)) hide(tile);
-    const bool grown = softmax.weigh(s, scale, slack, fade);
+    const bool grown = weigh(tile);
     mma_wait<0>(o);
     keep_until_here(p);
     release_slot(shared.empty(slot.index));

@@ -25,12 +25,12 @@ __device__ __forceinline__ void store(const Launch& launch, const Item& item, co
   __syncwarp();
   if (lane == 0) {
     const int of_group = unit.head + warp * 16 / UNIT_TOKENS;
-    if (!unit.idle && of_group < GROUP) {
+    const int token = unit.token + warp * 16 % UNIT_TOKENS - launch.q_offset;
+    if (!unit.idle && of_group < GROUP && token > -16 && token < launch.q_len) {
 #pragma unroll
       for (int c = 0; c < V_CHUNKS; ++c)
-        store_box(o_map, rows + c * 64 * 128, c * 64,
-                  unit.token + warp * 16 % UNIT_TOKENS - launch.q_offset,
-                  item.kv_head * GROUP + of_group, item.batch);
+        store_box(o_map, rows + c * 64 * 128, c * 64, token, item.kv_head * GROUP + of_group,
+                  item.batch);
     }
     store_commit();
   }

@@ -106,11 +106,12 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Rows of 128 bytes, swizzled; `leading` and `stride` in bytes.
+// Rows of 128 bytes, swizzled; `leading` and `stride` in bytes. In a cluster, addresses carry the
+// rank above the bits that belong here.
 __device__ __forceinline__ unsigned long long descriptor(unsigned address, unsigned leading,
                                                          unsigned stride) {
   return (1ull << 62) | (static_cast<unsigned long long>(stride >> 4) << 32) |
-         (static_cast<unsigned long long>(leading >> 4) << 16) | (address >> 4);
+         (static_cast<unsigned long long>(leading >> 4) << 16) | (address & 0x3ffff) >> 4;
 }
 
 __device__ __forceinline__ void mma_fence() {

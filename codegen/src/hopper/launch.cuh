@@ -1,6 +1,7 @@
 // Flags of a tile: the first and the last one of an item, seen by all queries, the end of all;
-// masked by all bands rather than by the one whose number stands above bit BAND.
-constexpr int FIRST = 1, LAST = 2, FULL = 4, END = 8, MANY = 16, BAND = 8;
+// masked by all bands rather than by the one whose number stands above bit BAND; nothing seen in
+// its second half.
+constexpr int FIRST = 1, LAST = 2, FULL = 4, END = 8, MANY = 16, HALF = 32, BAND = 8;
 
 // ---- The run-time scalars ----
 

@@ -125,6 +125,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("TILES_AT", plan.tiles_at);
     constant("ITEMS_AT", plan.items_at);
     constant("BANDS_AT", plan.bands_at);
+    let _ = writeln!(text, "constexpr bool HALVES = {};", tuning.halves);
     let _ = writeln!(text, "constexpr bool STAGED = {};", plan.staged);
     text += "constexpr float SLACK = 8.0f;\n";
     let two = match spec.dtype {

@@ -24,11 +24,11 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   // Each block of threads of the cluster copies its part of a tile to all of them.
   auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
     barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
+    const int row = shared.rank * K_PART;
 #pragma unroll
     for (int c = 0; c < chunks; ++c)
-      copy_box_to_cluster(shared.slot(slot.index) + (c * K_TILE + shared.rank * K_PART) * 128, map,
-                          shared.full(slot.index), c * 64, token + shared.rank * K_PART, head,
-                          batch);
+      copy_box_to_cluster(shared.slot(slot.index) + (c * K_TILE + row) * 128, map,
+                          shared.full(slot.index), c * 64, token + row, head, batch);
     slot.advance();
   };
   auto copy_values = [&] {
@@ -69,7 +69,9 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     if (k == UNBOUNDED) k = 0;  // Nothing seen: one tile, all of it masked.
     int flags = FIRST;
     do {
-      const int next = next_key(bands, q0, q1, k + K_TILE);
+      int next = next_key(bands, q0, q1, k + (HALVES ? K_TILE / 2 : K_TILE));
+      if (HALVES && next >= k + K_TILE) flags |= HALF;
+      else if (HALVES) next = next_key(bands, q0, q1, k + K_TILE);
       if (next == UNBOUNDED) flags |= LAST;
       flags |= is_full(bands, q0, q1, k, k + K_TILE) ? FULL : masking_bands(bands, q0, q1, k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
