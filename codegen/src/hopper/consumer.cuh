@@ -5,7 +5,7 @@
 // belong to the item before, whose epilogue therefore runs while the ring fills.
 
 __device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int consumer,
-                                        const TensorMap* o_map, Element* output, float* lse) {
+                                        Element* output, float* lse) {
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
   const float scale = launch.scale * 1.44269504f;
@@ -117,7 +117,8 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     if (first) {
       mma_wait<0>(o);
       store(launch, item, unit, softmax, o, scale, warp, lane,
-            shared.q((count - 1) % Q_SLOTS, consumer), o_map, output, lse);
+            shared.q((count - 1) % Q_SLOTS, consumer), output, lse);
+      if (STAGED) release(shared.q_empty((count - 1) % Q_SLOTS));
       begin_item();
     }
     if (!(tile.y & FULL)) hide(tile);
@@ -132,13 +133,6 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     }
     keep_weights();
     accumulate = !first;
-    if (STAGED && first) {
-      // The output of the item before has left the place of its Q by now.
-      if (lane == 0) {
-        store_wait();
-        barrier_arrive(shared.q_empty((turn - 1) % Q_SLOTS));
-      }
-    }
   }
   release_slot(shared.empty(slot.index));
   slot.advance();
@@ -148,6 +142,5 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   mma_wait<0>(o);
   release_slot(shared.empty(slot.index));
   store(launch, item, unit, softmax, o, scale, warp, lane,
-        shared.q((count - 1) % Q_SLOTS, consumer), o_map, output, lse);
-  if (STAGED && lane == 0) store_wait();
+        shared.q((count - 1) % Q_SLOTS, consumer), output, lse);
 }

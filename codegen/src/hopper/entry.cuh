@@ -4,8 +4,7 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     butterfly_attention(const __grid_constant__ TensorMap q_map,
                         const __grid_constant__ TensorMap k_map,
                         const __grid_constant__ TensorMap v_map,
-                        const __grid_constant__ TensorMap o_map, const void*, const void*,
-                        const void*, const void*, const unsigned* __restrict__ params,@table_arguments
+                        const void*, const void*, const void*, const unsigned* __restrict__ params,@table_arguments
                         Element* __restrict__ o, float* __restrict__ lse) {
   extern __shared__ unsigned char dynamic_shared[];
   // Swizzled tiles start at multiples of 1024 bytes.
@@ -29,7 +28,6 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     prefetch_map(&q_map);
     prefetch_map(&k_map);
     prefetch_map(&v_map);
-    if (STAGED) prefetch_map(&o_map);
   }
   synchronize_cluster();
 
@@ -38,6 +36,6 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) produce(launch, shared, &q_map, &k_map, &v_map);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-    consume(launch, shared, threadIdx.x / 128 - 1, &o_map, o, lse);
+    consume(launch, shared, threadIdx.x / 128 - 1, o, lse);
   }
 }

@@ -20,8 +20,8 @@ __device__ __forceinline__ void transpose_quad(unsigned (&x)[4], int lane) {
 
 __device__ __forceinline__ void store(const Launch& launch, const Item& item, const Unit& unit,
                                       const Softmax& softmax, const float (&o)[V_COLUMNS / 2],
-                                      float scale, int warp, int lane, unsigned, const TensorMap*,
-                                      Element* output, float* lse) {
+                                      float scale, int warp, int lane, unsigned, Element* output,
+                                      float* lse) {
   float inverse[2];
   finish(launch, item, unit, softmax, scale, warp, lane, lse, inverse);
 #pragma unroll

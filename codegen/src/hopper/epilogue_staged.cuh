@@ -4,7 +4,7 @@
 __device__ __forceinline__ void store(const Launch& launch, const Item& item, const Unit& unit,
                                       const Softmax& softmax, const float (&o)[V_COLUMNS / 2],
                                       float scale, int warp, int lane, unsigned staging,
-                                      const TensorMap* o_map, Element*, float* lse) {
+                                      Element* output, float* lse) {
   float inverse[2];
   finish(launch, item, unit, softmax, scale, warp, lane, lse, inverse);
   const unsigned rows = staging + warp * 16 * 128;
@@ -21,17 +21,22 @@ __device__ __forceinline__ void store(const Launch& launch, const Item& item, co
     const int column = (g % 4 * 2 + lane / 16) ^ (lane % 8);
     store_matrices(row + chunk * 64 * 128 + column * 16, x[0], x[1], x[2], x[3]);
   }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncwarp();
-  if (lane == 0) {
-    const int of_group = unit.head + warp * 16 / UNIT_TOKENS;
-    const int token = unit.token + warp * 16 % UNIT_TOKENS - launch.q_offset;
-    if (!unit.idle && of_group < GROUP && token > -16 && token < launch.q_len) {
+  const int of_group = unit.head + warp * 16 / UNIT_TOKENS;
+  const int token = unit.token + warp * 16 % UNIT_TOKENS - launch.q_offset;
+  Element* const to = output + static_cast<long long>(item.batch) * launch.o_batch +
+                      static_cast<long long>(item.kv_head * GROUP + of_group) * launch.o_head;
+  // Pieces of 16 bytes, consecutive ones by consecutive lanes.
+  constexpr int PIECES = V_COLUMNS / 8;
 #pragma unroll
-      for (int c = 0; c < V_CHUNKS; ++c)
-        store_box(o_map, rows + c * 64 * 128, c * 64, token, item.kv_head * GROUP + of_group,
-                  item.batch);
-    }
-    store_commit();
+  for (int i = 0; i < PIECES * 16; i += 32) {
+    const int r = (i + lane) / PIECES;
+    const int piece = (i + lane) % PIECES;
+    if (r < 16 && !unit.idle && of_group < GROUP && token + r >= 0 && token + r < launch.q_len)
+      *reinterpret_cast<uint4*>(to + static_cast<long long>(token + r) * launch.o_token +
+                                piece * 8) =
+          load_shared(rows + piece / 8 * 64 * 128 + r * 128 + (piece % 8 ^ r % 8) * 16);
   }
+  // The next Q comes here by the other path to shared memory.
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

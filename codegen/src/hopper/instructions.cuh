@@ -75,31 +75,21 @@ __device__ __forceinline__ void synchronize_cluster() {
       "barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Starts to copy a box back to memory; what lies outside the tensor is left out.
-__device__ __forceinline__ void store_box(const TensorMap* map, unsigned from, int column, int token,
-                                          int head, int batch) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(
-          map),
-      "r"(from), "r"(column), "r"(token), "r"(head), "r"(batch)
-      : "memory");
-}
-
-__device__ __forceinline__ void store_commit() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-
-// Waits until what this thread stores has been read from shared memory.
-__device__ __forceinline__ void store_wait() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-
 // Four 8x8 matrices; each lane gives the address of one of their rows.
 __device__ __forceinline__ void store_matrices(unsigned to, unsigned x0, unsigned x1, unsigned x2,
                                                unsigned x3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
                "r"(x0), "r"(x1), "r"(x2), "r"(x3)
                : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(unsigned from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(from)
+               : "memory");
+  return x;
 }
 
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
