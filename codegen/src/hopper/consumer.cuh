@@ -1,8 +1,8 @@
 // ---- Consumer: a warpgroup that computes one unit of each item ----
 //
 // The loop runs over the tiles of all items. While it turns the scores of a tile into weights,
-// the values of the tile before it are being multiplied; at the first tile of an item these
-// belong to the item before, whose epilogue therefore runs while the ring fills.
+// the values of the tile before it are being multiplied. At the first tile of an item these
+// belong to the item before, whose output is stored while the scores are being multiplied.
 
 __device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int consumer,
                                         Element* output, float* lse) {
@@ -49,12 +49,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
         seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
                              tile.x + lane % 4 * 2);
     }
-    if (HALVES && tile.y & HALF) mask<K_TILE / 4>(s, seen);
-    else mask<K_TILE / 2>(s, seen);
-  };
-  auto weigh = [&](int2 tile) {
-    if (HALVES && tile.y & HALF) return softmax.weigh<K_TILE / 4>(s, scale, slack, fade);
-    return softmax.weigh<K_TILE / 2>(s, scale, slack, fade);
+    mask(s, seen);
   };
   auto multiply_scores = [&](int q_slot) {
     const unsigned long long q = descriptor(shared.q(q_slot, consumer), 16, 1024);
@@ -65,8 +60,8 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
                  k + (t / 4 * K_TILE * 128 + t % 4 * 32) / 16, t > 0);
     mma_commit();
   };
-  auto multiply_values = [&](bool accumulate) {
-    const unsigned long long v = descriptor(shared.slot(slot.index), K_TILE * 128, 1024);
+  auto multiply_values = [&](int v_slot, bool accumulate) {
+    const unsigned long long v = descriptor(shared.slot(v_slot), K_TILE * 128, 1024);
 #pragma unroll
     for (int t = 0; t < K_TILE / 16; ++t)
       mma_values(o, p[4 * t], p[4 * t + 1], p[4 * t + 2], p[4 * t + 3], v + t * 16 * 128 / 16,
@@ -78,69 +73,91 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     for (int i = 0; i < K_TILE / 4; ++i) p[i] = pack(s[2 * i], s[2 * i + 1]);
   };
 
+  auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
+  auto await_queries = [&] { barrier_wait(shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1); };
+
   // The first tile of all.
-  barrier_wait(shared.full(slot.index), slot.turn);
+  await();
   int2 tile = shared.tile(slot.index);
   if (tile.y & END) return release_slot(shared.empty(slot.index));
-  begin_item();
-  barrier_wait(shared.q_full(0), 0);
+  await_queries();
   mma_fence();
   multiply_scores(0);
+  begin_item();
   mma_wait<0>(s);
   release_slot(shared.empty(slot.index));
-  if (!STAGED && tile.y & LAST) release(shared.q_empty(0));
+  if (tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
   if (!(tile.y & FULL)) hide(tile);
-  weigh(tile);
+  softmax.weigh(s, scale, slack, fade);
   keep_weights();
 
 @order_start
+  // Whether the values of the tile before are added to those of earlier tiles of its item.
   bool accumulate = false;
   while (true) {
-    barrier_wait(shared.full(slot.index), slot.turn);
-    tile = shared.tile(slot.index);
-    if (tile.y & END) break;
-    const bool first = tile.y & FIRST;
-    const int turn = first ? count : count - 1;
-    if (first) barrier_wait(shared.q_full(turn % Q_SLOTS), turn / Q_SLOTS & 1);
+    if (tile.y & LAST) {
+      // Values first: the output is then stored while the next item's scores are multiplied.
+      await();
+      const int v_slot = slot.index;
+      slot.advance();
+      await();
+      tile = shared.tile(slot.index);
+      if (tile.y & END) {
 @order_wait
-    mma_fence();
-    multiply_scores(turn % Q_SLOTS);
-    const unsigned k_empty = shared.empty(slot.index);
-    slot.advance();
-    barrier_wait(shared.full(slot.index), slot.turn);
-    multiply_values(accumulate);
+        mma_fence();
+        multiply_values(v_slot, accumulate);
 @order_pass
-    mma_wait<1>(s);
-    release_slot(k_empty);
-    if (!STAGED && tile.y & LAST) release(shared.q_empty(turn % Q_SLOTS));
-    if (first) {
-      mma_wait<0>(o);
-      store(launch, item, unit, softmax, o, scale, warp, lane,
-            shared.q((count - 1) % Q_SLOTS, consumer), output, lse);
-      if (STAGED) release(shared.q_empty((count - 1) % Q_SLOTS));
+        mma_wait<0>(o);
+        release_slot(shared.empty(v_slot));
+        break;
+      }
+      await_queries();
+@order_wait
+      mma_fence();
+      multiply_values(v_slot, accumulate);
+      multiply_scores(count % Q_SLOTS);
+@order_pass
+      mma_wait<1>(o);
+      keep_until_here(p);
+      release_slot(shared.empty(v_slot));
+      store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
       begin_item();
-    }
-    if (!(tile.y & FULL)) hide(tile);
-    const bool grown = weigh(tile);
-    mma_wait<0>(o);
-    keep_until_here(p);
-    release_slot(shared.empty(slot.index));
-    slot.advance();
-    if (grown && !first) {
+      mma_wait<0>(s);
+      release_slot(shared.empty(slot.index));
+      if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+      slot.advance();
+      if (!(tile.y & FULL)) hide(tile);
+      softmax.weigh(s, scale, slack, fade);
+      accumulate = false;
+    } else {
+      await();
+      tile = shared.tile(slot.index);
+@order_wait
+      mma_fence();
+      multiply_scores((count - 1) % Q_SLOTS);
+      const unsigned k_empty = shared.empty(slot.index);
+      slot.advance();
+      await();
+      multiply_values(slot.index, accumulate);
+@order_pass
+      mma_wait<1>(s);
+      release_slot(k_empty);
+      if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+      if (!(tile.y & FULL)) hide(tile);
+      const bool grown = softmax.weigh(s, scale, slack, fade);
+      mma_wait<0>(o);
+      keep_until_here(p);
+      release_slot(shared.empty(slot.index));
+      slot.advance();
+      if (grown) {
 #pragma unroll
-      for (int i = 0; i < V_COLUMNS / 2; ++i) o[i] *= fade[i >> 1 & 1];
+        for (int i = 0; i < V_COLUMNS / 2; ++i) o[i] *= fade[i >> 1 & 1];
+      }
+      accumulate = true;
     }
     keep_weights();
-    accumulate = !first;
   }
   release_slot(shared.empty(slot.index));
-  slot.advance();
-  barrier_wait(shared.full(slot.index), slot.turn);
-  mma_fence();
-  multiply_values(accumulate);
-  mma_wait<0>(o);
-  release_slot(shared.empty(slot.index));
-  store(launch, item, unit, softmax, o, scale, warp, lane,
-        shared.q((count - 1) % Q_SLOTS, consumer), output, lse);
+  store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
 }

@@ -75,21 +75,11 @@ __device__ __forceinline__ void synchronize_cluster() {
       "barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Four 8x8 matrices; each lane gives the address of one of their rows.
-__device__ __forceinline__ void store_matrices(unsigned to, unsigned x0, unsigned x1, unsigned x2,
-                                               unsigned x3) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
-               "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+// 16 bytes at once.
+__device__ __forceinline__ void store_pieces(void* to, const unsigned (&x)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
                : "memory");
-}
-
-__device__ __forceinline__ uint4 load_shared(unsigned from) {
-  uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(from)
-               : "memory");
-  return x;
 }
 
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {

@@ -1,7 +1,6 @@
-// Flags of a tile: the first and the last one of an item, seen by all queries, the end of all;
-// masked by all bands rather than by the one whose number stands above bit BAND; nothing seen in
-// its second half.
-constexpr int FIRST = 1, LAST = 2, FULL = 4, END = 8, MANY = 16, HALF = 32, BAND = 8;
+// Flags of a tile: the last one of an item, seen by all queries, the end of all;
+// masked by all bands rather than by the one whose number stands above bit BAND.
+constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, BAND = 8;
 
 // ---- The run-time scalars ----
 

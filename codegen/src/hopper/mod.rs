@@ -56,8 +56,8 @@ fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
     let consumer = if plan.tuning.take_turns {
         consumer
             .replace("@order_start\n", "  if (consumer == 1) pass_turn(0);\n")
-            .replace("@order_wait\n", "    take_turn(consumer);\n")
-            .replace("@order_pass\n", "    pass_turn(consumer ^ 1);\n")
+            .replace("@order_wait\n", "      take_turn(consumer);\n")
+            .replace("@order_pass\n", "      pass_turn(consumer ^ 1);\n")
     } else {
         consumer
             .replace("@order_start\n", "")
@@ -76,10 +76,6 @@ fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
         include_str!("producer.cuh").to_string(),
         include_str!("softmax.cuh").to_string(),
         include_str!("epilogue.cuh").to_string(),
-        match plan.staged {
-            true => include_str!("epilogue_staged.cuh").to_string(),
-            false => include_str!("epilogue_direct.cuh").to_string(),
-        },
         consumer,
         entry,
     ];
@@ -125,8 +121,6 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("TILES_AT", plan.tiles_at);
     constant("ITEMS_AT", plan.items_at);
     constant("BANDS_AT", plan.bands_at);
-    let _ = writeln!(text, "constexpr bool HALVES = {};", tuning.halves);
-    let _ = writeln!(text, "constexpr bool STAGED = {};", plan.staged);
     text += "constexpr float SLACK = 8.0f;\n";
     let two = match spec.dtype {
         Dtype::Bf16 => "bf16x2",

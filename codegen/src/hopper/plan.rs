@@ -26,10 +26,6 @@ pub(crate) struct Tuning {
     pub(crate) consumers: u32,
     /// Keys of a tile: 64 or 128.
     pub(crate) k_tile: u32,
-    /// Whether the softmax leaves out the second half of a tile where nothing is seen.
-    pub(crate) halves: bool,
-    /// Whether outputs leave through shared memory, where their Q was, if there is room.
-    pub(crate) staged: bool,
     /// Tiles of Q in shared memory for each consumer.
     pub(crate) q_slots: u32,
     /// Whether two consumers take turns on the matrix units.
@@ -44,8 +40,6 @@ impl Tuning {
             cluster: 1,
             consumers: 2,
             k_tile: if widest > 128 { 64 } else { 128 },
-            halves: widest <= 128,
-            staged: true,
             q_slots: if widest > 128 { 1 } else { 2 },
             take_turns: false,
         }
@@ -65,8 +59,6 @@ pub(crate) struct Plan {
     /// Swizzled columns of 64 elements that a row of K and of V is.
     pub(crate) d_chunks: u32,
     pub(crate) v_chunks: u32,
-    /// Whether outputs leave through shared memory, where their Q was.
-    pub(crate) staged: bool,
     /// Tiles of K or V in the ring.
     pub(crate) slots: u32,
     /// Bands of a closed form; 0 for a table.
@@ -146,7 +138,6 @@ impl Plan {
             units_per_row: head_units * (spec.block / unit_tokens),
             d_chunks,
             v_chunks,
-            staged: tuning.staged && tuning.q_slots > 1 && v_chunks <= d_chunks,
             slots,
             bands: bands as u32,
             ring_at,

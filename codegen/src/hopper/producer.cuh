@@ -1,7 +1,7 @@
 // ---- Producer: one thread that keeps the copies going ----
 //
-// Order of the ring: K of tile 0, then for each further tile its K and the V of the tile before
-// it, across items, and V of the last one. The end is a slot without a tile.
+// Order of the ring, for each item: K of its first tile, then for each further tile its K and the
+// V of the tile before it, and V of the last one. The end is a slot without a tile.
 
 struct Slot {
   int index = 0;
@@ -19,8 +19,6 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
                                         const TensorMap* v_map) {
   Slot slot;
   int count = 0;
-  bool pending = false;
-  int v_token = 0, v_head = 0, v_batch = 0;
   // Each block of threads of the cluster copies its part of a tile to all of them.
   auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
     barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
@@ -31,9 +29,9 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
                           shared.full(slot.index), c * 64, token + row, head, batch);
     slot.advance();
   };
-  auto copy_values = [&] {
+  auto copy_values = [&](const Item& item, int token) {
     barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-    copy_tile(v_map, V_CHUNKS, v_token, v_head, v_batch);
+    copy_tile(v_map, V_CHUNKS, token, item.kv_head, item.batch);
   };
   const Stages stages = stages_of(launch);
   const int items = item_count(launch);
@@ -67,30 +65,26 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
 
     int k = next_key(bands, q0, q1, 0);
     if (k == UNBOUNDED) k = 0;  // Nothing seen: one tile, all of it masked.
-    int flags = FIRST;
+    bool pending = false;
+    int v_token = 0;
     do {
-      int next = next_key(bands, q0, q1, k + (HALVES ? K_TILE / 2 : K_TILE));
-      if (HALVES && next >= k + K_TILE) flags |= HALF;
-      else if (HALVES) next = next_key(bands, q0, q1, k + K_TILE);
-      if (next == UNBOUNDED) flags |= LAST;
+      const int next = next_key(bands, q0, q1, k + K_TILE);
+      int flags = next == UNBOUNDED ? LAST : 0;
       flags |= is_full(bands, q0, q1, k, k + K_TILE) ? FULL : masking_bands(bands, q0, q1, k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
-      if (pending) copy_values();
+      if (pending) copy_values(item, v_token);
       pending = true;
       v_token = k;
-      v_head = item.kv_head;
-      v_batch = item.batch;
       k = next;
-      flags = 0;
     } while (k != UNBOUNDED);
+    copy_values(item, v_token);
   }
   barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
   shared.tile(slot.index) = make_int2(0, END);
   barrier_arrive(shared.full(slot.index));
   slot.advance();
-  if (pending) copy_values();
   // Shared memory must last until the whole cluster is done with it.
   if (CLUSTER > 1) {
     for (int i = 0; i < SLOTS; ++i) {

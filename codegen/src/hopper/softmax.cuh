@@ -11,13 +11,11 @@ struct Softmax {
 
   // Scores become weights. Returns whether the output has to be multiplied by `fade`: only when
   // a logit exceeds the one in use by more than SLACK powers of two, which keeps weights small.
-  // COUNT: how many scores there are, less than all in half a tile.
-  template <int COUNT>
   __device__ __forceinline__ bool weigh(float (&s)[K_TILE / 2], float scale, float slack,
                                         float (&fade)[2]) {
     float most[2][2] = {{s[0], s[1]}, {s[2], s[3]}};
 #pragma unroll
-    for (int i = 4; i < COUNT; ++i)
+    for (int i = 4; i < K_TILE / 2; ++i)
       most[i >> 1 & 1][i & 1] = fmaxf(most[i >> 1 & 1][i & 1], s[i]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) most[r][0] = fmaxf(most[r][0], most[r][1]);
@@ -35,13 +33,15 @@ struct Softmax {
       }
     }
     const float offset[2] = {finite(top[0]) * scale, finite(top[1]) * scale};
+    // Independent partial sums, so that none waits for another.
+    float part[8] = {};
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
+    for (int i = 0; i < K_TILE / 2; ++i) {
       s[i] = exp2_fast(fmaf(s[i], scale, -offset[i >> 1 & 1]));
-      sum[i >> 1 & 1] += s[i];
+      part[i % 8] += s[i];
     }
-#pragma unroll
-    for (int i = COUNT; i < K_TILE / 2; ++i) s[i] = 0.0f;
+    sum[0] += (part[0] + part[1]) + (part[4] + part[5]);
+    sum[1] += (part[2] + part[3]) + (part[6] + part[7]);
     return grown;
   }
 
@@ -52,9 +52,8 @@ struct Softmax {
 };
 
 // Hides the keys that a band does not show.
-template <int COUNT>
 __device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const unsigned (&seen)[2]) {
 #pragma unroll
-  for (int i = 0; i < COUNT; ++i)
+  for (int i = 0; i < K_TILE / 2; ++i)
     if (!(seen[i >> 1 & 1] >> (i / 4 * 2 + i % 2) & 1)) s[i] = minus_infinity();
 }

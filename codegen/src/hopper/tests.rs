@@ -65,33 +65,24 @@ fn write_texts() {
             made.plan.unit_tokens, made.plan.unit_heads,
         );
     };
-    let t = |cluster, consumers, k_tile, halves, staged, q_slots, take_turns| Some(Tuning { cluster, consumers, k_tile, halves, staged, q_slots, take_turns });
+    let t = |cluster, consumers, k_tile, q_slots, take_turns| Some(Tuning { cluster, consumers, k_tile, q_slots, take_turns });
     for (name, rows) in [("bf", butterfly()), ("window1024", relative(-1023)), ("causal", relative(-UNBOUNDED))] {
         let tunings = [
-            (128, "q2", t(1, 2, 128, false, false, 2, false)),
-            (128, "hq2", t(1, 2, 128, true, false, 2, false)),
-            (128, "hq2t", t(1, 2, 128, true, false, 2, true)),
-            (128, "x2hq1", t(2, 2, 128, true, false, 1, false)),
-            (128, "x2hq2", t(2, 2, 128, true, false, 2, false)),
-            (128, "x2hq2t", t(2, 2, 128, true, false, 2, true)),
-            (128, "hq2s", t(1, 2, 128, true, true, 2, false)),
-            (128, "x2hq2s", t(2, 2, 128, true, true, 2, false)),
-            (128, "x2hq2st", t(2, 2, 128, true, true, 2, true)),
-            (64, "hq2", t(1, 2, 128, true, false, 2, false)),
-            (64, "hq2t", t(1, 2, 128, true, false, 2, true)),
-            (64, "c3hq2", t(1, 3, 128, true, false, 2, false)),
-            (64, "x2hq2", t(2, 2, 128, true, false, 2, false)),
-            (64, "hq2s", t(1, 2, 128, true, true, 2, false)),
-            (64, "hq2st", t(1, 2, 128, true, true, 2, true)),
-            (256, "n64q1", t(1, 2, 64, false, false, 1, false)),
-            (256, "x2n64q1", t(2, 2, 64, false, false, 1, false)),
+            (128, "q2", t(1, 2, 128, 2, false)),
+            (128, "q2t", t(1, 2, 128, 2, true)),
+            (128, "x2q2", t(2, 2, 128, 2, false)),
+            (128, "q1", t(1, 2, 128, 1, false)),
+            (64, "q2", t(1, 2, 128, 2, false)),
+            (64, "q2t", t(1, 2, 128, 2, true)),
+            (64, "c3q2", t(1, 3, 128, 2, false)),
+            (64, "x2q2", t(2, 2, 128, 2, false)),
+            (256, "q1", t(1, 2, 64, 1, false)),
         ];
         for (d, tag, tuning) in tunings {
-            if name != "bf" && d == 64 && tag.contains('t') { continue; }
             put(format!("{name}_d{d}_{tag}"), &spec(d, rows.clone()), tuning, name);
         }
     }
-    let sharing = t(2, 2, 128, true, false, 2, false);
+    let sharing = t(2, 2, 128, 2, false);
     put("bf_d128_g1x2".into(), &KernelSpec { group: 1, ..spec(128, butterfly()) }, sharing, "bf");
     put("bf_d128_g6b32x2".into(), &KernelSpec { group: 6, block: 32, ..spec(128, butterfly()) }, sharing, "bf");
     put("bf_d128_tablex2".into(), &KernelSpec { rows: Rows::Table, ..spec(128, butterfly()) }, sharing, "bf");
