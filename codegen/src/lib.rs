@@ -18,10 +18,10 @@ mod canonical;
 mod cuda;
 mod emit;
 mod error;
-#[cfg(feature = "metal")]
-mod metal;
 #[allow(dead_code)] // not launched yet
 mod hopper;
+#[cfg(feature = "metal")]
+mod metal;
 mod portable;
 #[cfg(feature = "wgpu")]
 mod wgpu;

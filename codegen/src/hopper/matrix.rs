@@ -49,7 +49,11 @@ fn function(
         let of_row: Vec<String> = (row * 16..count.min(row * 16 + 16))
             .map(|i| format!("%{i}"))
             .collect();
-        let separator = if row + 1 < count.div_ceil(16) { ", " } else { "}, " };
+        let separator = if row + 1 < count.div_ceil(16) {
+            ", "
+        } else {
+            "}, "
+        };
         let _ = writeln!(text, "      \"{}{separator}\"", of_row.join(", "));
     }
     let operand = |i: usize| format!("%{}", count as usize + i);
@@ -57,7 +61,11 @@ fn function(
         1 => operand(0),
         n => format!("{{{}}}", (0..n).map(operand).collect::<Vec<_>>().join(", ")),
     };
-    let _ = writeln!(text, "      \"{left}, {}, add, {modifiers};\\n}}\"", operand(a.len()));
+    let _ = writeln!(
+        text,
+        "      \"{left}, {}, add, {modifiers};\\n}}\"",
+        operand(a.len())
+    );
     for row in 0..count.div_ceil(8) {
         let of_row: Vec<String> = (row * 8..count.min(row * 8 + 8))
             .map(|i| format!("\"+f\"(d[{i}])"))
@@ -66,6 +74,10 @@ fn function(
         let end = if row + 1 < count.div_ceil(8) { "," } else { "" };
         let _ = writeln!(text, "      {start}{}{end}", of_row.join(", "));
     }
-    let _ = writeln!(text, "      : {}, \"l\"(b), \"r\"(accumulate)\n      : \"memory\");\n}}", a.join(", "));
+    let _ = writeln!(
+        text,
+        "      : {}, \"l\"(b), \"r\"(accumulate)\n      : \"memory\");\n}}",
+        a.join(", ")
+    );
     text
 }

@@ -33,16 +33,47 @@ pub(crate) struct Tuning {
 }
 
 impl Tuning {
-    /// The best known for the sizes of `spec`.
-    fn of(spec: &KernelSpec) -> Self {
+    /// The best known for the sizes of `spec` and the units of its rows, from measurements on
+    /// an H200: sharing tiles pays where they are small, taking turns where products are long
+    /// and the softmax is not much shorter.
+    fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
         Self {
-            cluster: 1,
+            cluster: if widest <= 64 && units_per_row.is_multiple_of(4) {
+                2
+            } else {
+                1
+            },
             consumers: 2,
             k_tile: if widest > 128 { 64 } else { 128 },
             q_slots: if widest > 128 { 1 } else { 2 },
-            take_turns: false,
+            take_turns: widest > 64 && widest <= 128,
         }
+    }
+}
+
+/// How the rows of scores of a row of blocks are cut into units.
+struct Units {
+    tokens: u32,
+    heads: u32,
+    /// Units that the q heads of a kv head are.
+    of_heads: u32,
+    /// Units of a row.
+    of_row: u32,
+}
+
+impl Units {
+    fn of(spec: &KernelSpec) -> Option<Self> {
+        let tokens = spec.block.min(UNIT_ROWS);
+        let fits = tokens >= 16 && UNIT_ROWS.is_multiple_of(tokens);
+        let heads = UNIT_ROWS / tokens;
+        let of_heads = spec.group.div_ceil(heads);
+        (fits && spec.block.is_multiple_of(tokens)).then(|| Self {
+            tokens,
+            heads,
+            of_heads,
+            of_row: of_heads * (spec.block / tokens),
+        })
     }
 }
 
@@ -75,13 +106,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of `spec`, or why this generator does not make it.
-    pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
-        Self::tuned(spec, Tuning::of(spec))
-    }
-
-    /// The same with a given tuning.
-    pub(crate) fn tuned(spec: &KernelSpec, tuning: Tuning) -> Result<Self, &'static str> {
+    /// The plan of `spec`, or why this generator does not make it. Without a tuning the best
+    /// known is taken.
+    pub(crate) fn new(spec: &KernelSpec, tuning: Option<Tuning>) -> Result<Self, &'static str> {
         if spec.phase != Phase::Prefill {
             return Err("decode reads few queries");
         }
@@ -98,12 +125,8 @@ impl Plan {
         if bands > MOST_BANDS {
             return Err("too many bands for shared memory");
         }
-        let unit_tokens = spec.block.min(UNIT_ROWS);
-        if unit_tokens < 16 || !UNIT_ROWS.is_multiple_of(unit_tokens) || !spec.block.is_multiple_of(unit_tokens) {
-            return Err("a block has to be 16, 32 or a multiple of 64 tokens");
-        }
-        let unit_heads = UNIT_ROWS / unit_tokens;
-        let head_units = spec.group.div_ceil(unit_heads);
+        let units = Units::of(spec).ok_or("a block has to be 16, 32 or a multiple of 64 tokens")?;
+        let tuning = tuning.unwrap_or_else(|| Tuning::of(spec, units.of_row));
 
         let d_chunks = spec.head_dim.div_ceil(64);
         let v_chunks = spec.v_head_dim.div_ceil(64);
@@ -114,11 +137,16 @@ impl Plan {
             let tiles_at = (2 * slots + 2 * tuning.q_slots) * 8;
             let items_at = (tiles_at + slots * 8).next_multiple_of(16);
             let bands_at = items_at + headers * 16;
-            (tiles_at, items_at, bands_at, bands_at + headers * bands as u32 * 16)
+            (
+                tiles_at,
+                items_at,
+                bands_at,
+                bands_at + headers * bands as u32 * 16,
+            )
         };
         // The start is aligned by hand.
         let room = SHARED_LIMIT - 1024;
-        let slots = (1..=12)
+        let slots = (1..=24)
             .rev()
             .find(|slots| ring_at + slots * slot_bytes + small(*slots).3 <= room)
             .filter(|slots| *slots >= 3)
@@ -126,16 +154,19 @@ impl Plan {
         let (tiles_at, items_at, bands_at, end) = small(slots);
         let barriers_at = ring_at + slots * slot_bytes;
 
-        // All consumers get the same, in eights; the producer's warpgroup the rest.
+        // A block starts with an equal share for each thread; of these registers the consumers
+        // get the same each, in eights, and the producer's warpgroup the rest. Asking for more
+        // than there are would never be answered.
+        let warpgroups = 1 + tuning.consumers;
+        let started = REGISTERS / (128 * warpgroups) / 8 * 8 * warpgroups;
         let producer_registers = if tuning.consumers == 2 { 56 } else { 32 };
-        let consumer_registers =
-            (REGISTERS / 128 - producer_registers) / tuning.consumers / 8 * 8;
+        let consumer_registers = (started - producer_registers) / tuning.consumers / 8 * 8;
         Ok(Self {
             tuning,
-            unit_tokens,
-            unit_heads,
-            head_units,
-            units_per_row: head_units * (spec.block / unit_tokens),
+            unit_tokens: units.tokens,
+            unit_heads: units.heads,
+            head_units: units.of_heads,
+            units_per_row: units.of_row,
             d_chunks,
             v_chunks,
             slots,
@@ -147,11 +178,11 @@ impl Plan {
             bands_at: barriers_at + bands_at,
             shared_bytes: barriers_at + end + 1024,
             producer_registers,
-            consumer_registers: consumer_registers.min(240),
+            consumer_registers,
         })
     }
 
-    /// Keys of one copy.
+    /// Keys of one copy of K or V.
     pub(crate) fn k_box(&self) -> u32 {
         self.tuning.k_tile / self.tuning.cluster
     }

@@ -91,14 +91,20 @@ fn closed_form(program: &RowProgram, block: u32) -> String {
     }
     for (i, band) in program.bands.iter().enumerate() {
         let fold = |start: &str, name: &str, bounds: &[Bound]| {
-            bounds.iter().fold(start.to_string(), |text, bound| match bound {
-                Bound::Start(i) => format!("{name}({text}, start_{i})"),
-                Bound::Stop(i) => format!("{name}({text}, stop_{i})"),
-            })
+            bounds
+                .iter()
+                .fold(start.to_string(), |text, bound| match bound {
+                    Bound::Start(i) => format!("{name}({text}, start_{i})"),
+                    Bound::Stop(i) => format!("{name}({text}, stop_{i})"),
+                })
         };
         let lo = fold("0", "max", &band.lo);
         let hi = fold("launch.kv_len", "min", &band.hi);
-        let _ = writeln!(text, "  list[{i}] = {{{lo}, {hi}, {}, {}}};", band.first, band.end);
+        let _ = writeln!(
+            text,
+            "  list[{i}] = {{{lo}, {hi}, {}, {}}};",
+            band.first, band.end
+        );
     }
     text + "}\n"
 }
@@ -108,7 +114,13 @@ fn stages(program: &RowProgram) -> String {
     let mut fields = String::new();
     let mut values = String::new();
     for (i, atom) in program.atoms.iter().enumerate() {
-        let Atom::Partner { rule, radix, offset, .. } = *atom else {
+        let Atom::Partner {
+            rule,
+            radix,
+            offset,
+            ..
+        } = *atom
+        else {
             continue;
         };
         let mut put = |field: &str, value: String| {
@@ -122,7 +134,10 @@ fn stages(program: &RowProgram) -> String {
             PartnerRule::Xor | PartnerRule::Benes | PartnerRule::Random => put("digit", digit),
             PartnerRule::BitReversal => {
                 put("digit", digit);
-                put("unused", "min(__clz(max(launch.blocks, 1u) - 1), 31)".to_string());
+                put(
+                    "unused",
+                    "min(__clz(max(launch.blocks, 1u) - 1), 31)".to_string(),
+                );
             }
             PartnerRule::CausalShift => put("power", format!("power_of({radix}u, {digit})")),
         }
@@ -143,7 +158,10 @@ fn range(i: usize, atom: &Atom, block: u32) -> String {
     match *atom {
         Atom::Local { before, after } => both(
             format!("(b - min(b, {before}u)) * {block}u"),
-            format!("min(b * {block}u + {}u, {UNBOUNDED}u)", tokens(after) + u64::from(block)),
+            format!(
+                "min(b * {block}u + {}u, {UNBOUNDED}u)",
+                tokens(after) + u64::from(block)
+            ),
         ),
         Atom::Sink { blocks } => both("0".into(), format!("min(b + 1, {blocks}u) * {block}u")),
         Atom::Tokens { tokens } => both("0".into(), format!("{}", tokens.min(UNBOUNDED as u32))),
