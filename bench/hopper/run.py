@@ -5,7 +5,7 @@ and for each name in it NAME.cu, or NAME.cubin made from it for sm_90a. Each ker
 and on random shapes (ragged lengths, offsets, strides, batches) against a softmax in f32, twice
 with equal bits; then it is timed by events over launches that rotate among inputs.
 
-    python run.py FOLDER [--random N] [--peers] [NAME...]
+    python run.py FOLDER [NAME...] [--random N] [--peers]
 """
 import argparse, ctypes as C, json, math, os, random, signal, struct, subprocess, sys
 import torch

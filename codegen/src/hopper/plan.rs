@@ -28,7 +28,7 @@ pub(crate) struct Tuning {
     pub(crate) k_tile: u32,
     /// Tiles of Q in shared memory for each consumer.
     pub(crate) q_slots: u32,
-    /// Whether two consumers take turns on the matrix units.
+    /// Whether the consumers, which must be two, take turns on the matrix units.
     pub(crate) take_turns: bool,
 }
 
