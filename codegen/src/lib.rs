@@ -25,6 +25,8 @@ mod choice;
 mod cuda;
 mod emit;
 mod error;
+#[allow(dead_code)] // not launched yet
+mod hopper;
 #[cfg(feature = "metal")]
 mod metal;
 mod portable;

@@ -1,0 +1,41 @@
+// ---- Entry: roles ----
+
+extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
+    butterfly_attention(const __grid_constant__ TensorMap q_map,
+                        const __grid_constant__ TensorMap k_map,
+                        const __grid_constant__ TensorMap v_map,
+                        const void*, const void*, const void*, const unsigned* __restrict__ params,@table_arguments
+                        Element* __restrict__ o, float* __restrict__ lse) {
+  extern __shared__ unsigned char dynamic_shared[];
+  // Swizzled tiles start at multiples of 1024 bytes.
+  const unsigned start = shared_address(dynamic_shared);
+  const unsigned aligned = (start + 1023) & ~1023u;
+  const Shared shared = {dynamic_shared + (aligned - start), aligned,
+                         static_cast<int>(blockIdx.x % CLUSTER)};
+  Launch launch = read_launch(params);@table_launch
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < SLOTS; ++i) {
+      barrier_init(shared.full(i), 1);
+      barrier_init(shared.empty(i), CLUSTER * CONSUMERS * 4);
+    }
+    for (int i = 0; i < Q_SLOTS; ++i) {
+      barrier_init(shared.q_full(i), 1);
+      barrier_init(shared.q_empty(i), CONSUMERS * 4);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
+    prefetch_map(&q_map);
+    prefetch_map(&k_map);
+    prefetch_map(&v_map);
+  }
+  synchronize_cluster();
+
+  if (threadIdx.x < 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
+    if (threadIdx.x == 0) produce(launch, shared, &q_map, &k_map, &v_map);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+    consume(launch, shared, threadIdx.x / 128 - 1, o, lse);
+  }
+}

@@ -1,0 +1,147 @@
+// ---- Instructions ----
+
+struct alignas(64) TensorMap { unsigned long long words[16]; };
+struct alignas(16) Band { int lo, hi, first, end; };
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void barrier_init(unsigned barrier, unsigned arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(unsigned barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and makes the barrier wait for that many bytes of copies as well.
+__device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "AGAIN:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra READY;\n"
+      "bra AGAIN;\n"
+      "READY:\n"
+      "}" ::"r"(barrier), "r"(parity)
+      : "memory");
+}
+
+// Copies the box at (column, token, head, batch); what lies outside the tensor is zero.
+__device__ __forceinline__ void copy_box(unsigned to, const TensorMap* map, unsigned barrier,
+                                         int column, int token, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(column),
+      "r"(token), "r"(head), "r"(batch)
+      : "memory");
+}
+
+// The same, to the same place and barrier in every block of threads of the cluster.
+__device__ __forceinline__ void copy_box_to_cluster(unsigned to, const TensorMap* map,
+                                                    unsigned barrier, int column, int token,
+                                                    int head, int batch) {
+  if (CLUSTER == 1) return copy_box(to, map, barrier, column, token, head, batch);
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to), "l"(map),
+      "r"(barrier), "r"(column), "r"(token), "r"(head), "r"(batch),
+      "h"(static_cast<unsigned short>((1 << CLUSTER) - 1))
+      : "memory");
+}
+
+// Arrives at the barrier of block of threads `rank` of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(unsigned barrier, unsigned rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(barrier), "r"(rank)
+      : "memory");
+}
+
+__device__ __forceinline__ void synchronize_cluster() {
+  if (CLUSTER == 1) return __syncthreads();
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// 16 bytes at once.
+__device__ __forceinline__ void store_pieces(void* to, const unsigned (&x)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Rows of 128 bytes, swizzled; `leading` and `stride` in bytes. In a cluster, addresses carry the
+// rank above the bits that belong here.
+__device__ __forceinline__ unsigned long long descriptor(unsigned address, unsigned leading,
+                                                         unsigned stride) {
+  return (1ull << 62) | (static_cast<unsigned long long>(stride >> 4) << 32) |
+         (static_cast<unsigned long long>(leading >> 4) << 16) | (address & 0x3ffff) >> 4;
+}
+
+__device__ __forceinline__ void mma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void mma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most PENDING groups are in flight; the registers are then valid.
+template <int PENDING, int COUNT>
+__device__ __forceinline__ void mma_wait(float (&registers)[COUNT]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+
+// Operands in registers must last until their products are done.
+template <int COUNT>
+__device__ __forceinline__ void keep_until_here(unsigned (&registers)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
+
+// Two consumers take turns at starting products.
+__device__ __forceinline__ void take_turn(int consumer) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + consumer) : "memory");
+}
+
+__device__ __forceinline__ void pass_turn(int consumer) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(1 + consumer) : "memory");
+}

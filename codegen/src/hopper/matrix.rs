@@ -1,0 +1,83 @@
+//! The text of the matrix instructions, whose operands depend on the shape.
+
+use butterfly_ir::Dtype;
+use std::fmt::Write;
+
+/// `mma_scores` (Q by K, both in shared memory) and `mma_values` (weights in registers by V).
+pub(super) fn text(dtype: Dtype, k_tile: u32, v_columns: u32) -> String {
+    let kind = match dtype {
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 | Dtype::F32 => "f16",
+    };
+    let mut text = String::from("// ---- Matrix products of 64 rows, asynchronous ----\n\n");
+    text += &function(
+        "mma_scores",
+        "unsigned long long a, unsigned long long b",
+        kind,
+        k_tile,
+        &["\"l\"(a)"],
+        "1, 1, 0, 0",
+    );
+    text.push('\n');
+    text += &function(
+        "mma_values",
+        "unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned long long b",
+        kind,
+        v_columns,
+        &["\"r\"(a0)", "\"r\"(a1)", "\"r\"(a2)", "\"r\"(a3)"],
+        "1, 1, 1",
+    );
+    text
+}
+
+fn function(
+    name: &str,
+    arguments: &str,
+    kind: &str,
+    columns: u32,
+    a: &[&str],
+    modifiers: &str,
+) -> String {
+    let count = columns / 2;
+    let mut text = format!(
+        "__device__ __forceinline__ void {name}(float (&d)[{count}], {arguments}, int accumulate) {{\n  \
+         asm volatile(\n      \"{{\\n.reg .pred add;\\nsetp.ne.s32 add, %{}, 0;\\n\"\n      \
+         \"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} {{\"\n",
+        count as usize + a.len() + 1,
+    );
+    for row in 0..count.div_ceil(16) {
+        let of_row: Vec<String> = (row * 16..count.min(row * 16 + 16))
+            .map(|i| format!("%{i}"))
+            .collect();
+        let separator = if row + 1 < count.div_ceil(16) {
+            ", "
+        } else {
+            "}, "
+        };
+        let _ = writeln!(text, "      \"{}{separator}\"", of_row.join(", "));
+    }
+    let operand = |i: usize| format!("%{}", count as usize + i);
+    let left = match a.len() {
+        1 => operand(0),
+        n => format!("{{{}}}", (0..n).map(operand).collect::<Vec<_>>().join(", ")),
+    };
+    let _ = writeln!(
+        text,
+        "      \"{left}, {}, add, {modifiers};\\n}}\"",
+        operand(a.len())
+    );
+    for row in 0..count.div_ceil(8) {
+        let of_row: Vec<String> = (row * 8..count.min(row * 8 + 8))
+            .map(|i| format!("\"+f\"(d[{i}])"))
+            .collect();
+        let start = if row == 0 { ": " } else { "  " };
+        let end = if row + 1 < count.div_ceil(8) { "," } else { "" };
+        let _ = writeln!(text, "      {start}{}{end}", of_row.join(", "));
+    }
+    let _ = writeln!(
+        text,
+        "      : {}, \"l\"(b), \"r\"(accumulate)\n      : \"memory\");\n}}",
+        a.join(", ")
+    );
+    text
+}

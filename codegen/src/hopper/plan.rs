@@ -1,0 +1,194 @@
+//! KernelSpec → the numbers of a Hopper kernel, or the reason why there is none.
+//!
+//! In:  any checked spec. Out: sizes that fit the registers and the shared memory of a
+//! multiprocessor; everything that the text is specialised by.
+
+use butterfly_ir::{Dtype, KernelSpec, Phase, Rows};
+
+/// Shared memory of a thread block on sm_90, in bytes.
+const SHARED_LIMIT: u32 = 232_448;
+
+/// Registers of a multiprocessor.
+const REGISTERS: u32 = 65_536;
+
+/// Rows of a matrix product, hence of a unit.
+pub(super) const UNIT_ROWS: u32 = 64;
+
+/// Most bands of a closed form; each takes 16 bytes of shared memory for each item.
+const MOST_BANDS: usize = 16;
+
+/// What can be chosen freely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tuning {
+    /// Thread blocks that share tiles of K and V: 1 or 2.
+    pub(crate) cluster: u32,
+    /// Warpgroups that compute.
+    pub(crate) consumers: u32,
+    /// Keys of a tile: 64 or 128.
+    pub(crate) k_tile: u32,
+    /// Tiles of Q in shared memory for each consumer.
+    pub(crate) q_slots: u32,
+    /// Whether the consumers, which must be two, take turns on the matrix units.
+    pub(crate) take_turns: bool,
+}
+
+impl Tuning {
+    /// The best known for the sizes of `spec` and the units of its rows, from measurements on
+    /// an H200: sharing tiles pays where they are small, taking turns where products are long
+    /// and the softmax is not much shorter.
+    fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
+        let widest = spec.head_dim.max(spec.v_head_dim);
+        Self {
+            cluster: if widest <= 64 && units_per_row.is_multiple_of(4) {
+                2
+            } else {
+                1
+            },
+            consumers: 2,
+            k_tile: if widest > 128 { 64 } else { 128 },
+            q_slots: if widest > 128 { 1 } else { 2 },
+            take_turns: widest > 64 && widest <= 128,
+        }
+    }
+}
+
+/// How the rows of scores of a row of blocks are cut into units.
+struct Units {
+    tokens: u32,
+    heads: u32,
+    /// Units that the q heads of a kv head are.
+    of_heads: u32,
+    /// Units of a row.
+    of_row: u32,
+}
+
+impl Units {
+    fn of(spec: &KernelSpec) -> Option<Self> {
+        let tokens = spec.block.min(UNIT_ROWS);
+        let fits = tokens >= 16 && UNIT_ROWS.is_multiple_of(tokens);
+        let heads = UNIT_ROWS / tokens;
+        let of_heads = spec.group.div_ceil(heads);
+        (fits && spec.block.is_multiple_of(tokens)).then(|| Self {
+            tokens,
+            heads,
+            of_heads,
+            of_row: of_heads * (spec.block / tokens),
+        })
+    }
+}
+
+/// The numbers of a kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) tuning: Tuning,
+    /// Tokens and q heads of a unit: 64 rows of scores.
+    pub(crate) unit_tokens: u32,
+    pub(crate) unit_heads: u32,
+    /// Units that the q heads of a kv head are, and those of a row of blocks.
+    pub(crate) head_units: u32,
+    pub(crate) units_per_row: u32,
+    /// Swizzled columns of 64 elements that a row of K and of V is.
+    pub(crate) d_chunks: u32,
+    pub(crate) v_chunks: u32,
+    /// Tiles of K or V in the ring.
+    pub(crate) slots: u32,
+    /// Bands of a closed form; 0 for a table.
+    pub(crate) bands: u32,
+    /// Offsets into shared memory.
+    pub(crate) ring_at: u32,
+    pub(crate) barriers_at: u32,
+    pub(crate) tiles_at: u32,
+    pub(crate) items_at: u32,
+    pub(crate) bands_at: u32,
+    pub(crate) shared_bytes: u32,
+    pub(crate) producer_registers: u32,
+    pub(crate) consumer_registers: u32,
+}
+
+impl Plan {
+    /// The plan of `spec`, or why this generator does not make it. Without a tuning the best
+    /// known is taken.
+    pub(crate) fn new(spec: &KernelSpec, tuning: Option<Tuning>) -> Result<Self, &'static str> {
+        if spec.phase != Phase::Prefill {
+            return Err("decode reads few queries");
+        }
+        if spec.dtype == Dtype::F32 {
+            return Err("matrix units take 16-bit elements");
+        }
+        if spec.head_dim > 256 || spec.v_head_dim > 256 {
+            return Err("the output of a unit has to fit the registers");
+        }
+        let bands = match &spec.rows {
+            Rows::ClosedForm(program) => program.bands.len(),
+            Rows::Table => 0,
+        };
+        if bands > MOST_BANDS {
+            return Err("too many bands for shared memory");
+        }
+        let units = Units::of(spec).ok_or("a block has to be 16, 32 or a multiple of 64 tokens")?;
+        let tuning = tuning.unwrap_or_else(|| Tuning::of(spec, units.of_row));
+
+        let d_chunks = spec.head_dim.div_ceil(64);
+        let v_chunks = spec.v_head_dim.div_ceil(64);
+        let ring_at = tuning.q_slots * tuning.consumers * UNIT_ROWS * d_chunks * 128;
+        let slot_bytes = tuning.k_tile * d_chunks.max(v_chunks) * 128;
+        let headers = tuning.q_slots + 1;
+        let small = |slots: u32| {
+            let tiles_at = (2 * slots + 2 * tuning.q_slots) * 8;
+            let items_at = (tiles_at + slots * 8).next_multiple_of(16);
+            let bands_at = items_at + headers * 16;
+            (
+                tiles_at,
+                items_at,
+                bands_at,
+                bands_at + headers * bands as u32 * 16,
+            )
+        };
+        // The start is aligned by hand.
+        let room = SHARED_LIMIT - 1024;
+        let slots = (1..=24)
+            .rev()
+            .find(|slots| ring_at + slots * slot_bytes + small(*slots).3 <= room)
+            .filter(|slots| *slots >= 3)
+            .ok_or("three tiles of keys or values have to fit shared memory")?;
+        let (tiles_at, items_at, bands_at, end) = small(slots);
+        let barriers_at = ring_at + slots * slot_bytes;
+
+        // A block starts with an equal share for each thread; of these registers the consumers
+        // get the same each, in eights, and the producer's warpgroup the rest. Asking for more
+        // than there are would never be answered.
+        let warpgroups = 1 + tuning.consumers;
+        let started = REGISTERS / (128 * warpgroups) / 8 * 8 * warpgroups;
+        let producer_registers = if tuning.consumers == 2 { 56 } else { 32 };
+        let consumer_registers = (started - producer_registers) / tuning.consumers / 8 * 8;
+        Ok(Self {
+            tuning,
+            unit_tokens: units.tokens,
+            unit_heads: units.heads,
+            head_units: units.of_heads,
+            units_per_row: units.of_row,
+            d_chunks,
+            v_chunks,
+            slots,
+            bands: bands as u32,
+            ring_at,
+            barriers_at,
+            tiles_at: barriers_at + tiles_at,
+            items_at: barriers_at + items_at,
+            bands_at: barriers_at + bands_at,
+            shared_bytes: barriers_at + end + 1024,
+            producer_registers,
+            consumer_registers,
+        })
+    }
+
+    /// Keys of one copy of K or V.
+    pub(crate) fn k_box(&self) -> u32 {
+        self.tuning.k_tile / self.tuning.cluster
+    }
+
+    /// One warpgroup of copies, and the consumers.
+    pub(crate) fn threads(&self) -> u32 {
+        128 * (1 + self.tuning.consumers)
+    }
+}

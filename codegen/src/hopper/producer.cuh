@@ -1,0 +1,95 @@
+// ---- Producer: one thread that keeps the copies going ----
+//
+// Order of the ring, for each item: K of its first tile, then for each further tile its K and the
+// V of the tile before it, and V of the last one. The end is a slot without a tile.
+
+struct Slot {
+  int index = 0;
+  unsigned turn = 0;
+  __device__ __forceinline__ void advance() {
+    if (++index == SLOTS) {
+      index = 0;
+      turn ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ void produce(const Launch& launch, const Shared& shared,
+                                        const TensorMap* q_map, const TensorMap* k_map,
+                                        const TensorMap* v_map) {
+  Slot slot;
+  int count = 0;
+  // Each block of threads of the cluster copies its part of a tile to all of them.
+  auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
+    barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
+    const int row = shared.rank * K_PART;
+#pragma unroll
+    for (int c = 0; c < chunks; ++c)
+      copy_box_to_cluster(shared.slot(slot.index) + (c * K_TILE + row) * 128, map,
+                          shared.full(slot.index), c * 64, token + row, head, batch);
+    slot.advance();
+  };
+  auto copy_values = [&](const Item& item, int token) {
+    barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+    copy_tile(v_map, V_CHUNKS, token, item.kv_head, item.batch);
+  };
+  const Stages stages = stages_of(launch);
+  const int items = item_count(launch);
+  for (int round = 0; round * static_cast<int>(gridDim.x / CLUSTER) < items; ++round) {
+    const int index = item_index(round);
+    if (index >= items) continue;
+    const Item item = item_at(launch, index);
+    const int base = unit_of(item, 0).token;
+    const int q0 = max(base, launch.q_offset);
+    const int q1 =
+        min(unit_of(item, CLUSTER * CONSUMERS - 1).token + UNIT_TOKENS, launch.q_offset + launch.q_len) - 1;
+    if (q0 > q1) continue;
+
+    const int q_slot = count % Q_SLOTS;
+    barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
+    // Consumers may still read the bands of as many items as there are slots for Q.
+    const int header = count % (Q_SLOTS + 1);
+    shared.item(header) = item;
+    write_bands(launch, stages, item.token / BLOCK, shared.bands(header));
+    const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
+    barrier_expect(shared.q_full(q_slot), CONSUMERS * 64 * D_CHUNKS * 128);
+#pragma unroll
+    for (int w = 0; w < CONSUMERS; ++w) {
+      const Unit unit = unit_of(item, shared.rank * CONSUMERS + w);
+#pragma unroll
+      for (int c = 0; c < D_CHUNKS; ++c)
+        copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
+                 unit.token - launch.q_offset, item.kv_head * GROUP + unit.head, item.batch);
+    }
+    ++count;
+
+    int k = next_key(bands, q0, q1, 0);
+    if (k == UNBOUNDED) k = 0;  // Nothing seen: one tile, all of it masked.
+    bool pending = false;
+    int v_token = 0;
+    do {
+      const int next = next_key(bands, q0, q1, k + K_TILE);
+      int flags = next == UNBOUNDED ? LAST : 0;
+      flags |= is_full(bands, q0, q1, k, k + K_TILE) ? FULL : masking_bands(bands, q0, q1, k);
+      barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+      shared.tile(slot.index) = make_int2(k, flags);
+      copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
+      if (pending) copy_values(item, v_token);
+      pending = true;
+      v_token = k;
+      k = next;
+    } while (k != UNBOUNDED);
+    copy_values(item, v_token);
+  }
+  barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+  shared.tile(slot.index) = make_int2(0, END);
+  barrier_arrive(shared.full(slot.index));
+  slot.advance();
+  // Shared memory must last until the whole cluster is done with it.
+  if (CLUSTER > 1) {
+    for (int i = 0; i < SLOTS; ++i) {
+      barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+      slot.advance();
+    }
+  }
+}

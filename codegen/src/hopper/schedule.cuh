@@ -1,0 +1,41 @@
+// ---- Schedule: which items this cluster computes, in which order ----
+//
+// An item is a kv head, a row of blocks, and one unit of it for each consumer of a cluster. A
+// unit is 64 rows of scores: UNIT_TOKENS queries of UNIT_HEADS q heads. Long rows (the last ones) come first, and
+// rounds alternate in direction, so that every cluster gets the same share.
+
+struct Item { int token, chunk, kv_head, batch; };
+
+__device__ __forceinline__ int item_count(const Launch& launch) {
+  const int first = launch.q_offset / BLOCK;
+  const int last = (launch.q_offset + launch.q_len + BLOCK - 1) / BLOCK;
+  return (last - first) * ITEMS_PER_ROW * launch.kv_heads * launch.batch;
+}
+
+__device__ __forceinline__ int item_index(int round) {
+  const int at = blockIdx.x / CLUSTER;
+  const int width = gridDim.x / CLUSTER;
+  return round * width + ((round & 1) ? width - 1 - at : at);
+}
+
+__device__ __forceinline__ Item item_at(const Launch& launch, int index) {
+  Item item;
+  item.chunk = index % ITEMS_PER_ROW;
+  index /= ITEMS_PER_ROW;
+  item.kv_head = index % launch.kv_heads;
+  index /= launch.kv_heads;
+  item.batch = index % launch.batch;
+  const int last = (launch.q_offset + launch.q_len + BLOCK - 1) / BLOCK;
+  item.token = (last - 1 - index / launch.batch) * BLOCK;
+  return item;
+}
+
+// The unit of a consumer, counted over the cluster. A consumer beyond the last unit repeats it and stores nothing.
+struct Unit { int token, head; bool idle; };
+
+__device__ __forceinline__ Unit unit_of(const Item& item, int consumer) {
+  const int index = item.chunk * CLUSTER * CONSUMERS + consumer;
+  const int at = min(index, UNITS_PER_ROW - 1);
+  return {item.token + at / HEAD_UNITS * UNIT_TOKENS, at % HEAD_UNITS * UNIT_HEADS,
+          index >= UNITS_PER_ROW};
+}

@@ -1,0 +1,27 @@
+// ---- Shared memory: Q, the ring of K and V, and what goes with them ----
+
+struct Shared {
+  unsigned char* bytes;
+  unsigned address;
+  // Which block of threads of the cluster this is.
+  int rank;
+
+  __device__ __forceinline__ unsigned q(int slot, int consumer) const {
+    return address + (slot * CONSUMERS + consumer) * Q_BYTES;
+  }
+  __device__ __forceinline__ unsigned slot(int i) const { return address + RING_AT + i * SLOT_BYTES; }
+  __device__ __forceinline__ unsigned full(int i) const { return address + BARRIERS_AT + i * 8; }
+  __device__ __forceinline__ unsigned empty(int i) const { return full(SLOTS + i); }
+  __device__ __forceinline__ unsigned q_full(int i) const { return full(2 * SLOTS + i); }
+  __device__ __forceinline__ unsigned q_empty(int i) const { return full(2 * SLOTS + Q_SLOTS + i); }
+  // First key and flags of the tile whose K is in slot `i`.
+  __device__ __forceinline__ int2& tile(int i) const {
+    return reinterpret_cast<int2*>(bytes + TILES_AT)[i];
+  }
+  __device__ __forceinline__ Item& item(int i) const {
+    return reinterpret_cast<Item*>(bytes + ITEMS_AT)[i];
+  }
+  __device__ __forceinline__ Band* bands(int i) const {
+    return reinterpret_cast<Band*>(bytes + BANDS_AT) + i * BANDS;
+  }
+};

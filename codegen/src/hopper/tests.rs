@@ -1,0 +1,253 @@
+use super::*;
+use butterfly_ir::{Atom, Bound, PartnerRule, Phase, RowProgram, SymbolicBand, band::UNBOUNDED};
+
+/// `causal & (local(1) | partner(causal_shift) | sink(1))`.
+fn butterfly() -> RowProgram {
+    let band = |i: u32| SymbolicBand {
+        lo: vec![Bound::Start(i)],
+        hi: vec![Bound::Stop(i)],
+        first: -UNBOUNDED,
+        end: 1,
+    };
+    RowProgram {
+        atoms: vec![
+            Atom::Local {
+                before: 1,
+                after: 0,
+            },
+            Atom::Partner {
+                rule: PartnerRule::CausalShift,
+                radix: 2,
+                offset: 0,
+                step: 1,
+            },
+            Atom::Sink { blocks: 1 },
+        ],
+        bands: (0..3).map(band).collect(),
+    }
+}
+
+/// `window(1 - first)`, or `causal` without a limit.
+fn relative(first: i32) -> RowProgram {
+    RowProgram {
+        atoms: vec![],
+        bands: vec![SymbolicBand {
+            lo: vec![],
+            hi: vec![],
+            first,
+            end: 1,
+        }],
+    }
+}
+
+fn spec(head_dim: u32, group: u32, block: u32, rows: RowProgram) -> KernelSpec {
+    KernelSpec {
+        phase: Phase::Prefill,
+        head_dim,
+        v_head_dim: head_dim,
+        group,
+        dtype: Dtype::Bf16,
+        block,
+        rows: Rows::ClosedForm(rows),
+    }
+}
+
+/// Name, pattern as the bench knows it, and spec.
+fn cases() -> Vec<(String, &'static str, KernelSpec)> {
+    let mut cases = Vec::new();
+    for head_dim in [64, 128, 256] {
+        for (name, rows) in [
+            ("butterfly", butterfly()),
+            ("window1024", relative(-1023)),
+            ("causal", relative(-UNBOUNDED)),
+        ] {
+            let name_of = format!("{name}_d{head_dim}");
+            cases.push((name_of, name, spec(head_dim, 4, 128, rows)));
+        }
+    }
+    for (head_dim, group, block) in [
+        (72, 4, 128),
+        (80, 4, 128),
+        (96, 4, 128),
+        (128, 1, 128),
+        (64, 1, 64),
+        (64, 3, 64),
+        (64, 8, 64),
+        (128, 8, 64),
+        (128, 6, 32),
+        (64, 5, 16),
+        (64, 4, 256),
+        (256, 16, 256),
+    ] {
+        let name = format!("butterfly_d{head_dim}_g{group}_b{block}");
+        cases.push((name, "butterfly", spec(head_dim, group, block, butterfly())));
+    }
+    let plain = spec(128, 4, 128, butterfly());
+    for (name, change) in [
+        (
+            "f16",
+            KernelSpec {
+                dtype: Dtype::F16,
+                ..plain.clone()
+            },
+        ),
+        (
+            "table",
+            KernelSpec {
+                rows: Rows::Table,
+                ..plain.clone()
+            },
+        ),
+        (
+            "v64",
+            KernelSpec {
+                v_head_dim: 64,
+                ..plain.clone()
+            },
+        ),
+        (
+            "v128",
+            KernelSpec {
+                head_dim: 192,
+                ..plain.clone()
+            },
+        ),
+    ] {
+        cases.push((format!("butterfly_{name}"), "butterfly", change));
+    }
+    cases.push((
+        "everything".to_string(),
+        "none",
+        spec(64, 4, 128, everything()),
+    ));
+    cases
+}
+
+/// Every atom and every partner rule.
+fn everything() -> RowProgram {
+    let partner = |rule, radix| Atom::Partner {
+        rule,
+        radix,
+        offset: 1,
+        step: 1,
+    };
+    let atoms = vec![
+        Atom::Local {
+            before: 2,
+            after: 1,
+        },
+        partner(PartnerRule::Xor, 2),
+        partner(PartnerRule::Benes, 2),
+        partner(PartnerRule::BitReversal, 2),
+        partner(PartnerRule::CausalShift, 3),
+        partner(PartnerRule::FixedStride, 2),
+        partner(PartnerRule::Random, 2),
+        Atom::Sink { blocks: 2 },
+        Atom::Tokens { tokens: 5 },
+        Atom::Columns { blocks: 1 },
+        Atom::Rows { blocks: 1 },
+    ];
+    let band = |i: u32| SymbolicBand {
+        lo: vec![Bound::Start(i), Bound::Start(0)],
+        hi: vec![Bound::Stop(i)],
+        first: -100,
+        end: 1,
+    };
+    RowProgram {
+        bands: (0..atoms.len() as u32).map(band).collect(),
+        atoms,
+    }
+}
+
+#[test]
+fn texts_are_complete_and_always_the_same() {
+    for (name, _, spec) in cases() {
+        let made = kernel(&spec, None).unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        for mark in ["@order", "@table", "@cluster"] {
+            assert!(!made.text.contains(mark), "{name}: {mark} is left");
+        }
+        assert!(made.geometry.shared_bytes <= 232_448, "{name}");
+        assert_eq!(made.text, kernel(&spec, None).unwrap().text, "{name}");
+    }
+}
+
+#[test]
+fn refuses_what_it_does_not_make() {
+    let plain = spec(128, 4, 128, butterfly());
+    for change in [
+        KernelSpec {
+            phase: Phase::Decode,
+            ..plain.clone()
+        },
+        KernelSpec {
+            dtype: Dtype::F32,
+            ..plain.clone()
+        },
+        KernelSpec {
+            head_dim: 576,
+            ..plain.clone()
+        },
+        KernelSpec {
+            block: 96,
+            ..plain.clone()
+        },
+        KernelSpec {
+            block: 8,
+            ..plain.clone()
+        },
+    ] {
+        assert!(kernel(&change, None).is_err());
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn compiles_to_asynchronous_products_and_copies() {
+    let Some(nvrtc) = &crate::cuda::nvrtc::find().nvrtc else {
+        return;
+    };
+    for (name, _, spec) in cases() {
+        let made = kernel(&spec, None).unwrap();
+        let compiled = nvrtc
+            .compile(&made.text, "sm_90a")
+            .unwrap_or_else(|log| panic!("{name}: {log}"));
+        let ptx = String::from_utf8_lossy(&compiled.ptx);
+        let count = |word: &str| ptx.matches(word).count();
+        assert!(count("wgmma.mma_async") > 0, "{name}");
+        assert!(count("cp.async.bulk.tensor") > 0, "{name}");
+        assert_eq!(count(".local"), 0, "{name}: arrays in memory");
+    }
+}
+
+/// Writes the texts, and a list of them for `bench/hopper`, into the folder `HOPPER_OUT`.
+#[test]
+fn write_texts() {
+    let Ok(folder) = std::env::var("HOPPER_OUT") else {
+        return;
+    };
+    let mut list = String::new();
+    let known = cases().into_iter().filter(|case| case.1 != "none");
+    for (name, pattern, spec) in known {
+        let made = kernel(&spec, None).unwrap();
+        let plan = &made.plan;
+        let [threads, ..] = made.geometry.threads;
+        std::fs::write(format!("{folder}/{name}.cu"), &made.text).unwrap();
+        let _ = writeln!(
+            list,
+            "{{\"name\":\"{name}\",\"pattern\":\"{pattern}\",\"D\":{},\"Dv\":{},\"group\":{},\
+             \"dtype\":\"{}\",\"block\":{},\"threads\":{threads},\"shared\":{},\"k_box\":{},\
+             \"unit_tokens\":{},\"unit_heads\":{},\"table\":{}}}",
+            spec.head_dim,
+            spec.v_head_dim,
+            spec.group,
+            spec.dtype.name(),
+            spec.block,
+            made.geometry.shared_bytes,
+            plan.k_box(),
+            plan.unit_tokens,
+            plan.unit_heads,
+            spec.rows == Rows::Table,
+        );
+    }
+    std::fs::write(format!("{folder}/list.jsonl"), list).unwrap();
+}
