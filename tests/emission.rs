@@ -7,7 +7,7 @@
 //! for Metal's library in `tests/metal`, which knows the names and types that the
 //! kernels use but not Metal's address-space rules.
 
-use butterfly_codegen::emit;
+use butterfly_codegen::{emit, ptx};
 use butterfly_compiler::plan;
 use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Sparsity, Target};
 use rspirv::binary::Disassemble;
@@ -89,7 +89,7 @@ fn cuda() {
         if spec.dtype == Dtype::F16 && spec.head_dim.is_multiple_of(128) {
             spec.dtype = Dtype::Bf16;
         }
-        snapshot("cuda", name, &text(&spec, SM_90A, "cu"));
+        snapshot("cuda", name, &text(&spec, SM_80, "cu"));
         for target in [SM_80, SM_90A] {
             let cubin = file(&spec, target, "cubin");
             assert!(cubin.starts_with(b"\x7fELF"), "{name} {target}");
@@ -97,13 +97,37 @@ fn cuda() {
     }
 }
 
-/// How often each instruction stands in the code for sm_90a.
+/// How often each instruction stands in the code for sm_80.
 #[test]
 fn ptx() {
     for (name, spec) in specs() {
-        let histogram = butterfly_codegen::ptx::histogram(&file(&spec, SM_90A, "ptx"));
+        let histogram = ptx::histogram(&file(&spec, SM_80, "ptx"));
         snapshot("ptx", name, &histogram.to_string());
     }
+}
+
+/// The kernels of Hopper's own instructions: text, instructions, registers; no spills.
+#[test]
+fn hopper() {
+    let mut made = 0;
+    for (name, spec) in specs() {
+        let kernel = emit(&spec, SM_90A).unwrap_or_else(|error| panic!("{name}: {error}"));
+        if kernel.geometry.resident.is_none() {
+            continue;
+        }
+        made += 1;
+        snapshot("hopper", name, &text(&spec, SM_90A, "cu"));
+        let histogram = ptx::histogram(&file(&spec, SM_90A, "ptx"));
+        let resources = kernel.resources.expect("compiled");
+        assert!(histogram.count("wgmma.mma_async") > 0 && histogram.count("cp.async.bulk") > 0);
+        assert_eq!(
+            (resources.spill_store_bytes, histogram.count("st.local")),
+            (0, 0)
+        );
+        let listing = format!("{:#?}\n{resources:#?}\n{histogram}", kernel.geometry);
+        snapshot("hopper_code", name, &listing);
+    }
+    assert!(made >= 4, "only {made} plans have Hopper kernels");
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(crate) fn describe(kernel: Kernel) -> (KernelEntry, Files) {
     };
     let entry = KernelEntry {
         grid: manifest::grid_formulas(&spec, &kernel.geometry),
-        arguments: manifest::arguments(&spec),
+        arguments: manifest::arguments(&spec, &kernel.geometry),
         files: files.iter().map(file).collect(),
         spec,
         entry: kernel.entry,
@@ -102,6 +102,7 @@ fn geometry(spec: &KernelSpec) -> Geometry {
         },
         k_tile: spec.block,
         shared_bytes: 0,
+        resident: None,
     }
 }
 

@@ -20,20 +20,34 @@ pub struct Choice {
 /// As [`emit`](crate::emit()) for a spec that the target cannot run.
 pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
     check(spec, target)?;
-    let reason = match (spec.phase, uses_matrix_units(spec, target)) {
-        (Phase::Decode, _) => {
+    let reason = match (spec.phase, hopper(spec, target)) {
+        (_, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
+        (Phase::Decode, Err(_)) => {
             "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys".to_string()
         }
-        (Phase::Prefill, true) => format!(
-            "portable prefill on matrix units, 16x16x16: {} with a v head size of at most 256",
+        (Phase::Prefill, Err(why_not)) if uses_matrix_units(spec, target) => format!(
+            "portable prefill on matrix units, 16x16x16: {} with a v head size of at most 256; no Hopper instructions: {why_not}",
             spec.dtype.name()
         ),
-        (Phase::Prefill, false) => format!("portable prefill on scalar units: {}", why_scalar(spec, target)),
+        (Phase::Prefill, Err(_)) => format!(
+            "portable prefill on scalar units: {}",
+            why_scalar(spec, target)
+        ),
     };
     Ok(Choice {
         geometry: crate::geometry(spec, target),
         reason,
     })
+}
+
+#[cfg(feature = "cuda")]
+fn hopper(spec: &KernelSpec, target: Target) -> Result<(), &'static str> {
+    crate::emit::hopper(spec, target).map(|_| ())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn hopper(_: &KernelSpec, _: Target) -> Result<(), &'static str> {
+    Err("this build has no CUDA")
 }
 
 fn why_scalar(spec: &KernelSpec, target: Target) -> &'static str {
@@ -71,6 +85,7 @@ mod tests {
         });
         let reason = |spec: &KernelSpec, target| choose(spec, target).expect("a choice").reason;
         assert!(reason(&spec, sm_80).contains("matrix units, 16x16x16"));
+        assert!(reason(&spec, "cuda:sm_90a".parse().expect("a target")).contains("wgmma"));
         assert!(reason(&spec, Target::Vulkan).contains("scalar units"));
         spec.dtype = Dtype::F32;
         assert!(reason(&spec, sm_80).contains("f32"));

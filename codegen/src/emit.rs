@@ -16,7 +16,7 @@ pub(crate) type Files = Vec<(String, Vec<u8>)>;
 /// CubeCL numbers variables by process-wide counters: one expansion at a time.
 static EXPANSION: Mutex<()> = Mutex::new(());
 
-/// Emits the kernel of `spec` for `target`: [`write`], then [`assemble`].
+/// Emits the kernel of `spec` for `target`: [`write()`], then [`assemble`].
 ///
 /// # Errors
 /// Those of both.
@@ -39,7 +39,10 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
         Target::Cuda(_) => {
             #[cfg(feature = "cuda")]
             {
-                let (text, geometry) = print(spec, target, crate::cuda::print)?;
+                let (text, geometry) = match hopper(spec, target) {
+                    Ok(kernel) => (kernel.text, kernel.geometry),
+                    Err(_) => print(spec, target, crate::cuda::print)?,
+                };
                 (vec![("cu".to_string(), text.into_bytes())], geometry)
             }
             #[cfg(not(feature = "cuda"))]
@@ -94,7 +97,24 @@ pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
 ///
 /// `spec` must be one that `target` can run.
 pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
+    #[cfg(feature = "cuda")]
+    if let Ok(kernel) = hopper(spec, target) {
+        return kernel.geometry;
+    }
     portable::geometry(spec, target)
+}
+
+/// The kernel for Hopper's own instructions, or why there is none and the portable one
+/// is made.
+#[cfg(feature = "cuda")]
+pub(crate) fn hopper(
+    spec: &KernelSpec,
+    target: Target,
+) -> Result<crate::hopper::Text, &'static str> {
+    match target == crate::hopper::TARGET {
+        true => crate::hopper::kernel(spec, None),
+        false => Err("they are of sm_90a"),
+    }
 }
 
 #[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "metal")))]

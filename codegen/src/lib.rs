@@ -25,7 +25,7 @@ mod choice;
 mod cuda;
 mod emit;
 mod error;
-#[allow(dead_code)] // not launched yet
+#[cfg(feature = "cuda")]
 mod hopper;
 #[cfg(feature = "metal")]
 mod metal;

@@ -142,6 +142,6 @@ fn check(spec: &KernelSpec, target: Target, most: u32) {
     assert!(spills <= most, "{target} {spec:?}: {resources:?}");
     let on_matrix_units =
         spec.phase == Phase::Prefill && spec.dtype != Dtype::F32 && spec.head_dim <= 256;
-    let products = histogram.count("wmma.mma");
+    let products = histogram.count("wmma.mma") + histogram.count("wgmma.mma_async");
     assert_eq!(products > 0, on_matrix_units, "{target} {spec:?}");
 }

@@ -117,6 +117,7 @@ mod tests {
             q_tile: 16,
             k_tile: 32,
             shared_bytes: 0,
+            resident: None,
         };
         let topology = classify::lower(&sparsity.pattern, &context);
         lower(&topology, phase, &geometry, from)

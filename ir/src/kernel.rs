@@ -254,7 +254,7 @@ impl LaunchScalars {
 /// Prefill grid: x = q tiles, y = q head, z = batch. The first row of blocks that
 /// holds a query is `q_offset / block`; each row of blocks has `ceil(block / q_tile)`
 /// tiles, of which the last may be short; tiles outside the queries do nothing.
-/// Decode grid: x = query, y = kv head, z = batch.
+/// Decode grid: x = query, y = kv head, z = batch. Resident kernels: see [`Resident`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Geometry {
     /// Threads of a workgroup: x, y, z.
@@ -265,19 +265,50 @@ pub struct Geometry {
     pub k_tile: u32,
     /// Bytes of shared memory.
     pub shared_bytes: u32,
+    /// How its workgroups share the work, if they stay for the whole launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident: Option<Resident>,
+}
+
+/// A kernel whose workgroups stay for the whole launch, and take one item of work after
+/// the other; it copies by tensor maps.
+///
+/// An item is a row of blocks, a kv head of a sequence, and `q_tile` queries of the row.
+/// Grid: as many workgroups as the device runs at once, a multiple of the cluster, no more
+/// than the cluster times the items. Its parameter buffer has one word more, the number
+/// of sequences, and before its buffers it takes tensor maps of q, k and v: rank 4,
+/// [B, H, length, D], swizzled by 128 bytes, zero outside, in boxes of 64 elements. Strides
+/// and addresses must be multiples of 16 bytes, the scale positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resident {
+    /// Items of a row of blocks, for each kv head.
+    pub items_per_row: u32,
+    /// Workgroups that share their copies.
+    pub cluster: u32,
+    /// Heads and tokens of a box of q.
+    pub q_box: [u32; 2],
+    /// Tokens of a box of k and v, of one head.
+    pub k_box: u32,
 }
 
 impl Geometry {
-    /// Workgroups to launch for `spec` with these scalars and `batch` sequences.
+    /// Workgroups to launch for `spec` with these scalars and `batch` sequences; for a
+    /// [`Resident`] kernel the most of them.
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
-        match spec.phase {
-            Phase::Prefill => {
+        match (spec.phase, self.resident) {
+            (Phase::Prefill, Some(resident)) => {
+                let first = scalars.q_offset / spec.block;
+                let last = (scalars.q_offset + scalars.q_len).div_ceil(spec.block);
+                let items = (last - first) * resident.items_per_row * scalars.kv_heads * batch;
+                [resident.cluster * items, 1, 1]
+            }
+            (Phase::Prefill, None) => {
                 let first = scalars.q_offset / spec.block;
                 let last = (scalars.q_offset + scalars.q_len).div_ceil(spec.block);
                 let tiles = (last - first) * spec.block.div_ceil(self.q_tile);
                 [tiles, scalars.kv_heads * spec.group, batch]
             }
-            Phase::Decode => [scalars.q_len, scalars.kv_heads, batch],
+            (Phase::Decode, _) => [scalars.q_len, scalars.kv_heads, batch],
         }
     }
 }

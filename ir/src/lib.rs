@@ -25,8 +25,8 @@ pub mod topology;
 
 pub use band::Band;
 pub use kernel::{
-    BandTable, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Resources, Rows, Sm,
-    Target,
+    BandTable, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Resident, Resources,
+    Rows, Sm, Target,
 };
 pub use pattern::build;
 pub use pattern::{

@@ -4,7 +4,7 @@
 //! empty digest, so that any changed byte is noticed.
 
 use crate::plan::{Proof, SwappedLayer};
-use crate::{Geometry, KernelSpec, Sparsity, Target};
+use crate::{Geometry, KernelSpec, Phase, Resident, Sparsity, Target};
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
@@ -64,7 +64,7 @@ pub struct KernelEntry {
     pub geometry: Geometry,
     /// Workgroups along x, y, z as formulas of the run-time scalars.
     pub grid: [String; 3],
-    /// Buffers in binding order.
+    /// Tensor maps and buffers in binding order.
     pub arguments: Vec<Argument>,
     /// Registers of a thread, where it was compiled.
     pub registers: Option<u32>,
@@ -103,21 +103,33 @@ pub struct FileEntry {
 /// The grid of `spec` as text: what [`Geometry::grid`] computes.
 pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
     let (block, group) = (spec.block, spec.group);
-    match spec.phase {
-        crate::Phase::Prefill => [
+    let rows = format!("(ceil((q_offset + q_len) / {block}) - floor(q_offset / {block}))");
+    match (spec.phase, geometry.resident) {
+        (
+            Phase::Prefill,
+            Some(Resident {
+                items_per_row,
+                cluster,
+                ..
+            }),
+        ) => [
             format!(
-                "(ceil((q_offset + q_len) / {block}) - floor(q_offset / {block})) * {}",
-                block.div_ceil(geometry.q_tile)
+                "min(processors, {cluster} * {rows} * {items_per_row} * kv_heads * batch), a multiple of {cluster}"
             ),
+            "1".into(),
+            "1".into(),
+        ],
+        (Phase::Prefill, None) => [
+            format!("{rows} * {}", block.div_ceil(geometry.q_tile)),
             format!("kv_heads * {group}"),
             "batch".into(),
         ],
-        crate::Phase::Decode => ["q_len".into(), "kv_heads".into(), "batch".into()],
+        (Phase::Decode, _) => ["q_len".into(), "kv_heads".into(), "batch".into()],
     }
 }
 
-/// The buffers of `spec` in binding order.
-pub fn arguments(spec: &KernelSpec) -> Vec<Argument> {
+/// The arguments of `spec` in binding order.
+pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
     let argument = |name: &str, dtype: &str, shape: &str, output| Argument {
         name: name.into(),
         dtype: dtype.into(),
@@ -125,22 +137,36 @@ pub fn arguments(spec: &KernelSpec) -> Vec<Argument> {
         output,
     };
     let dtype = spec.dtype.name();
-    let mut arguments = vec![
+    let mut arguments = Vec::new();
+    if let Some(Resident {
+        q_box: [heads, tokens],
+        k_box,
+        ..
+    }) = geometry.resident
+    {
+        let map = format!("tensor map of {dtype}");
+        let [q, k] =
+            [[heads, tokens], [1, k_box]].map(|[h, t]| format!("boxes of 1, {h}, {t}, 64"));
+        for (name, boxes) in [("q_map", &q), ("k_map", &k), ("v_map", &k)] {
+            arguments.push(argument(name, &map, boxes, false));
+        }
+    }
+    let scalars = match geometry.resident {
+        Some(_) => "20, the last of them batch",
+        None => "19",
+    };
+    arguments.extend([
         argument("q", dtype, "batch, q_heads, q_len, head_dim", false),
         argument("k", dtype, "batch, kv_heads, kv_len, head_dim", false),
         argument("v", dtype, "batch, kv_heads, kv_len, v_head_dim", false),
-        argument("scalars", "u32", "19", false),
-    ];
+        argument("scalars", "u32", scalars, false),
+    ]);
     if spec.rows == crate::Rows::Table {
         arguments.push(argument("offsets", "u32", "rows + 1", false));
         arguments.push(argument("bands", "i32", "bands, 4", false));
     }
-    arguments.push(argument(
-        "o",
-        dtype,
-        "batch, q_heads, q_len, v_head_dim",
-        true,
-    ));
+    let o = "batch, q_heads, q_len, v_head_dim";
+    arguments.push(argument("o", dtype, o, true));
     arguments.push(argument("lse", "f32", "batch, q_heads, q_len", true));
     arguments
 }

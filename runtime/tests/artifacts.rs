@@ -29,6 +29,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         q_tile: 64,
         k_tile: 32,
         shared_bytes: 0,
+        resident: None,
     };
     let entry = KernelEntry {
         key: "0123".into(),
@@ -37,7 +38,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         entry: "attend".into(),
         geometry,
         grid: manifest::grid_formulas(&spec(), &geometry),
-        arguments: manifest::arguments(&spec()),
+        arguments: manifest::arguments(&spec(), &geometry),
         registers: None,
         spills: None,
         files: vec![FileEntry {

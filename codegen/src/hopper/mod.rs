@@ -40,22 +40,29 @@
 //! - **Shared memory**: `shared_bytes` of dynamic shared memory, above 48 KiB, so the limit of
 //!   the function has to be raised (CubeCL does).
 //! - The scale must be positive.
-//!
+
 mod matrix;
 mod plan;
 mod rows;
 
 pub(crate) use plan::{Plan, Tuning};
 
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows, Sm, Target};
 use std::fmt::Write;
 
 /// Text and launch geometry of a kernel.
 pub(crate) struct Text {
     pub(crate) text: String,
     pub(crate) geometry: Geometry,
+    #[cfg(test)]
     pub(crate) plan: Plan,
 }
+
+/// The architecture whose instructions the kernels use.
+pub(crate) const TARGET: Target = Target::Cuda(Sm {
+    version: 90,
+    arch_specific: true,
+});
 
 /// The kernel of `spec`, or why this generator does not make it. Without a tuning the best
 /// known is taken.
@@ -64,12 +71,7 @@ pub(crate) fn kernel(spec: &KernelSpec, tuning: Option<Tuning>) -> Result<Text, 
 }
 
 fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
-    let geometry = Geometry {
-        threads: [plan.threads(), 1, 1],
-        q_tile: plan::UNIT_ROWS * plan.tuning.consumers,
-        k_tile: plan.tuning.k_tile,
-        shared_bytes: plan.shared_bytes,
-    };
+    let geometry = plan.geometry();
     let table = spec.rows == Rows::Table;
     let launch = include_str!("launch.cuh");
     let entry = include_str!("entry.cuh");
@@ -122,6 +124,7 @@ fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
     Text {
         text: parts.join("\n"),
         geometry,
+        #[cfg(test)]
         plan,
     }
 }

@@ -3,7 +3,7 @@
 //! In:  any checked spec. Out: sizes that fit the registers and the shared memory of a
 //! multiprocessor; everything that the text is specialised by.
 
-use butterfly_ir::{Dtype, KernelSpec, Phase, Rows};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Resident, Rows};
 
 /// Shared memory of a thread block on sm_90, in bytes.
 const SHARED_LIMIT: u32 = 232_448;
@@ -185,6 +185,25 @@ impl Plan {
     /// Keys of one copy of K or V.
     pub(crate) fn k_box(&self) -> u32 {
         self.tuning.k_tile / self.tuning.cluster
+    }
+
+    /// How the kernel is launched.
+    pub(crate) fn geometry(&self) -> Geometry {
+        let tuning = &self.tuning;
+        let units = tuning.cluster * tuning.consumers;
+        Geometry {
+            threads: [self.threads(), 1, 1],
+            // Units of one row: all heads of some tokens, then those of the next ones.
+            q_tile: self.unit_tokens * units.div_ceil(self.head_units),
+            k_tile: tuning.k_tile,
+            shared_bytes: self.shared_bytes,
+            resident: Some(Resident {
+                items_per_row: self.units_per_row.div_ceil(units),
+                cluster: tuning.cluster,
+                q_box: [self.unit_heads, self.unit_tokens],
+                k_box: self.k_box(),
+            }),
+        }
     }
 
     /// One warpgroup of copies, and the consumers.

@@ -42,10 +42,10 @@ pub(crate) fn device() -> Gpu {
         ok(retain(&mut context, 0));
         ok(current(context));
         let version = (10 * major + minor) as u32;
-        let arch_specific = version >= 90;
         let target = Target::Cuda(Sm {
             version,
-            arch_specific,
+            // Those kernels take tensor maps, which only the runtime makes.
+            arch_specific: false,
         });
         Gpu { target, ..gpu }
     }

@@ -4,7 +4,7 @@
 //! strides and the rows do, or an error that names the argument.
 
 use super::{Arguments, Device, LaunchError, Loaded};
-use butterfly_ir::{BandTable, Rows};
+use butterfly_ir::{BandTable, Dtype, Resident, Rows};
 use std::borrow::Cow;
 
 /// What is bound, checked.
@@ -15,8 +15,20 @@ pub(super) struct Buffers<'a> {
     pub(super) inputs: Vec<Cow<'a, [u8]>>,
     /// Bytes of o and lse, as they are read.
     pub(super) outputs: [usize; 2],
-    /// Workgroups.
+    /// Workgroups; for a resident kernel the most of them.
     pub(super) grid: [u32; 3],
+    /// What the tensor maps of q, k and v show, for a resident kernel.
+    pub(super) maps: Option<[Map; 3]>,
+}
+
+/// A tensor in memory, and the box of it that is copied at a time. Dimensions are
+/// [B, H, length, D]; strides are in elements.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+pub(super) struct Map {
+    pub(super) dtype: Dtype,
+    pub(super) shape: [u32; 4],
+    pub(super) strides: [u32; 4],
+    pub(super) tile: [u32; 4],
 }
 
 /// Bytes of the widest load, and more than any device asks a copy to be a multiple of.
@@ -82,7 +94,10 @@ pub(super) fn buffers<'a>(
         }
         inputs.push(padded(Cow::Borrowed(bytes)));
     }
-    inputs.push(padded(words(scalars.words())));
+    let resident = kernel.geometry.resident;
+    let maps = resident.map(|resident| maps(kernel, arguments, &resident));
+    let more = resident.map(|_| batch);
+    inputs.push(padded(words(scalars.words().into_iter().chain(more))));
     match (&spec.rows, arguments.rows) {
         (Rows::ClosedForm(_), None) => {}
         (Rows::ClosedForm(_), Some(_)) => {
@@ -107,7 +122,48 @@ pub(super) fn buffers<'a>(
         inputs,
         outputs: [o as usize, results as usize * 4],
         grid,
+        maps: maps.transpose()?,
     })
+}
+
+/// What the tensor maps show, if they can: the copy engine takes addresses and strides
+/// that are multiples of 16 bytes, and the kernel's masks a positive scale.
+fn maps(
+    kernel: &Loaded<'_>,
+    arguments: &Arguments<'_>,
+    resident: &Resident,
+) -> Result<[Map; 3], LaunchError> {
+    let (spec, scalars) = (kernel.spec, &arguments.scalars);
+    let elements = 16 / spec.dtype.bytes();
+    let all = [
+        scalars.q_strides,
+        scalars.k_strides,
+        scalars.v_strides,
+        scalars.o_strides,
+    ];
+    let aligned = all.iter().flatten().all(|s| s.is_multiple_of(elements));
+    if !aligned || f32::from_bits(scalars.scale_bits) <= 0.0 {
+        return Err(LaunchError::Unsupported {
+            device: Device::Cuda,
+            key: kernel.key.into(),
+            what: format!(
+                "a form for strides that are no multiples of {elements} elements, or a scale that is not positive; compile for cuda:sm_90, whose kernels take both"
+            ),
+        });
+    }
+    let map = |[batch, head, token]: [u32; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
+        dtype: spec.dtype,
+        shape: [arguments.batch, heads, length, dim],
+        strides: [batch, head, token, 1],
+        tile: [1, h, t, 64],
+    };
+    let (d, dv, hkv) = (spec.head_dim, spec.v_head_dim, scalars.kv_heads);
+    let (hq, k_box) = (hkv * spec.group, [1, resident.k_box]);
+    Ok([
+        map(scalars.q_strides, hq, scalars.q_len, d, resident.q_box),
+        map(scalars.k_strides, hkv, scalars.kv_len, d, k_box),
+        map(scalars.v_strides, hkv, scalars.kv_len, dv, k_box),
+    ])
 }
 
 fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {

@@ -6,8 +6,8 @@
 //! cache never compiles.
 
 use super::bind::Buffers;
-use super::run;
 use super::{Device, Found, LaunchError, Loaded, Output};
+use super::{run, tensor_maps};
 use butterfly_ir::Sm;
 use cubecl_common::cache::CacheOption;
 use cubecl_common::compilation_cache::CompilationCache;
@@ -23,7 +23,7 @@ use cubecl_runtime::config::cache::CacheConfig;
 use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::{CompiledKernel, KernelMetadata};
-use cubecl_runtime::server::{CubeDim, ExecutionMode};
+use cubecl_runtime::server::{CubeDim, ExecutionMode, Handle};
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,7 +35,7 @@ static OPEN: Mutex<Vec<(Task, ComputeClient<CudaRuntime>)>> = Mutex::new(Vec::ne
 
 pub(super) fn launch(
     kernel: &Loaded<'_>,
-    buffers: &Buffers<'_>,
+    mut buffers: Buffers<'_>,
     runs: u32,
 ) -> Result<Output, LaunchError> {
     let device = Device::Cuda;
@@ -45,7 +45,7 @@ pub(super) fn launch(
             expected: "a cubin",
         });
     }
-    if let Some(output) = run::nothing(buffers) {
+    if let Some(output) = run::nothing(&buffers) {
         return Ok(output);
     }
     probe().map_err(|reason| LaunchError::Missing { device, reason })?;
@@ -66,9 +66,16 @@ pub(super) fn launch(
         }
     };
     let client = &open[at].1;
-    run::check_limits(device, &kernel.geometry, buffers, client.properties())?;
+    let properties = client.properties();
+    run::check_limits(device, &kernel.geometry, &buffers, properties)?;
+    if let Some(resident) = kernel.geometry.resident {
+        let processors = properties.hardware.num_streaming_multiprocessors;
+        let at_once = processors.unwrap_or(1) / resident.cluster * resident.cluster;
+        buffers.grid[0] = buffers.grid[0].min(at_once.max(resident.cluster));
+    }
     let output = run::caught(|| {
-        run::run(client, buffers, runs, || {
+        let maps = |inputs: &[Handle]| tensor_maps::bind(&buffers, inputs);
+        run::run(client, &buffers, runs, maps, || {
             Box::new(task.clone()) as Box<dyn CubeTask<CudaCompiler>>
         })
     });

@@ -12,6 +12,8 @@ mod bind;
 mod cuda;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod run;
+#[cfg(feature = "cuda")]
+mod tensor_maps;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -195,7 +197,7 @@ pub fn launch(
         }
         Device::Cuda => {
             #[cfg(feature = "cuda")]
-            return cuda::launch(kernel, &buffers, runs);
+            return cuda::launch(kernel, buffers, runs);
             #[cfg(not(feature = "cuda"))]
             return Err(not_built(device, "cuda", &buffers, runs));
         }

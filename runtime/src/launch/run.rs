@@ -7,7 +7,7 @@ use cubecl_common::future::block_on;
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
 use cubecl_runtime::client::ComputeClient;
-use cubecl_runtime::server::{ComputeServer, CubeCount, KernelArguments};
+use cubecl_runtime::server::{ComputeServer, CubeCount, Handle, KernelArguments, TensorMapBinding};
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -74,12 +74,14 @@ pub(super) fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, Stri
 /// Launches that are too short to time alone are timed in bursts of about this long.
 const BURST_MILLISECONDS: f64 = 2.0;
 
-/// Uploads, launches, reads back. `task` makes the same kernel each time. The first
+/// Uploads, launches, reads back. `task` makes the same kernel each time, `maps` its tensor
+/// maps from the inputs. The first
 /// launch loads the kernel; `runs` bursts of further launches are timed.
 pub(super) fn run<R: Runtime>(
     client: &ComputeClient<R>,
     buffers: &Buffers<'_>,
     runs: u32,
+    maps: impl Fn(&[Handle]) -> Vec<TensorMapBinding>,
     task: impl Fn() -> <R::Server as ComputeServer>::Kernel,
 ) -> Result<Output, String> {
     // Zeros, so that what lies between the rows of o is always the same.
@@ -92,8 +94,13 @@ pub(super) fn run<R: Runtime>(
     let burst = |launches: u32| {
         let start = Instant::now();
         for _ in 0..launches {
-            let bindings = inputs.iter().chain(&outputs).map(|h| h.clone().binding());
-            let arguments = KernelArguments::new().with_buffers(bindings.collect());
+            let maps = maps(&inputs);
+            // The buffers behind tensor maps are bound with them.
+            let bindings = inputs.iter().skip(maps.len()).chain(&outputs);
+            let bindings = bindings.map(|handle| handle.clone().binding());
+            let arguments = KernelArguments::new()
+                .with_tensor_maps(maps)
+                .with_buffers(bindings.collect());
             let [x, y, z] = buffers.grid;
             // SAFETY: every length was checked against the strides, the rows and the grid.
             unsafe { client.launch_unchecked(task(), CubeCount::Static(x, y, z), arguments) };

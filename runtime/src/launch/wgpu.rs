@@ -79,9 +79,13 @@ pub(super) fn launch(
     };
     take();
     let output = run::caught(|| {
-        run::run(&opened.client, buffers, runs, || {
-            Box::new(task.clone()) as Box<dyn CubeTask<AutoCompiler>>
-        })
+        run::run(
+            &opened.client,
+            buffers,
+            runs,
+            |_| vec![],
+            || Box::new(task.clone()) as Box<dyn CubeTask<AutoCompiler>>,
+        )
     });
     let errors = take();
     let failed = |reason| LaunchError::Failed {

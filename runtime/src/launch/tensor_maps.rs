@@ -1,0 +1,39 @@
+//! Tensors as the copy engine of NVIDIA devices since Hopper sees them.
+
+use super::bind::{Buffers, Map};
+use butterfly_ir::Dtype;
+use cubecl_core::ir::{ElemType, FloatKind, StorageType};
+use cubecl_core::zspace::metadata::Metadata;
+use cubecl_runtime::server::{Handle, TensorMapBinding, TensorMapMeta};
+use cubecl_runtime::tma::{
+    OobFill, TensorMapFormat, TensorMapInterleave, TensorMapPrefetch, TensorMapSwizzle, TiledArgs,
+};
+
+/// The tensor maps of q, k and v, the first inputs.
+pub(super) fn bind(buffers: &Buffers<'_>, inputs: &[Handle]) -> Vec<TensorMapBinding> {
+    let maps = buffers.maps.iter().flatten();
+    let binding = |(map, input): (&Map, &Handle)| {
+        let dims = |dims: [u32; 4]| dims.map(|n| n as usize);
+        let kind = match map.dtype {
+            Dtype::F32 => FloatKind::F32,
+            Dtype::F16 => FloatKind::F16,
+            Dtype::Bf16 => FloatKind::BF16,
+        };
+        TensorMapBinding {
+            binding: input.clone().binding(),
+            map: TensorMapMeta {
+                format: TensorMapFormat::Tiled(TiledArgs {
+                    tile_size: dims(map.tile).into(),
+                }),
+                metadata: Metadata::new(dims(map.shape), dims(map.strides)),
+                elem_stride: [1usize; 4].into(),
+                interleave: TensorMapInterleave::None,
+                swizzle: TensorMapSwizzle::B128,
+                prefetch: TensorMapPrefetch::B128,
+                oob_fill: OobFill::Zero,
+                storage_ty: StorageType::Scalar(ElemType::Float(kind)),
+            },
+        }
+    };
+    maps.zip(inputs).map(binding).collect()
+}
