@@ -201,11 +201,13 @@ fn explain_shows_both_graphs_and_every_target() {
             target["target"] == "cuda:sm_90a"
         );
     }
+    let reason = |name: &str| of(name)["reason"].as_str().expect("text").to_string();
+    assert!(reason("cuda:sm_80").contains("matrix units"));
     assert!(
         of("cuda:sm_90a")["reason"]
             .as_str()
             .expect("text")
-            .contains("matrix units")
+            .contains("wgmma")
     );
     assert!(
         of("vulkan")["reason"]
