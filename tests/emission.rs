@@ -7,7 +7,7 @@
 //! for Metal's library in `tests/metal`, which knows the names and types that the
 //! kernels use but not Metal's address-space rules.
 
-use butterfly_codegen::{emit, ptx};
+use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
 use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Sparsity, Target};
 use rspirv::binary::Disassemble;
@@ -58,20 +58,24 @@ fn specs() -> Vec<(&'static str, KernelSpec)> {
     PLANS.iter().map(spec).collect()
 }
 
-/// The content of the file with `extension`.
+/// The content of the file with `extension` of the compiled kernel.
 fn file(spec: &KernelSpec, target: Target, extension: &str) -> Vec<u8> {
-    let kernel = emit(spec, target).unwrap_or_else(|error| panic!("{error}"));
-    let missing = format!("no .{extension} for {target}; scripts/test installs and names one");
-    kernel
-        .files
-        .into_iter()
-        .find(|(e, _)| e == extension)
-        .expect(&missing)
-        .1
+    content(emit(spec, target), extension)
 }
 
+/// The text of the kernel, without compiling it.
 fn text(spec: &KernelSpec, target: Target, extension: &str) -> String {
-    String::from_utf8(file(spec, target, extension)).expect("utf-8")
+    String::from_utf8(content(write(spec, target), extension)).expect("utf-8")
+}
+
+fn content(kernel: Result<Kernel, EmitError>, extension: &str) -> Vec<u8> {
+    let kernel = kernel.unwrap_or_else(|error| panic!("{error}"));
+    let missing = format!(
+        "no .{extension} for {}; scripts/test installs and names one",
+        kernel.target
+    );
+    let mut files = kernel.files.into_iter();
+    files.find(|(e, _)| e == extension).expect(&missing).1
 }
 
 fn snapshot(language: &str, name: &str, text: &str) {
@@ -117,14 +121,14 @@ fn hopper() {
         }
         made += 1;
         snapshot("hopper", name, &text(&spec, SM_90A, "cu"));
-        let histogram = ptx::histogram(&file(&spec, SM_90A, "ptx"));
-        let resources = kernel.resources.expect("compiled");
+        let (geometry, resources) = (kernel.geometry, kernel.resources.expect("compiled"));
+        let histogram = ptx::histogram(&content(Ok(kernel), "ptx"));
         assert!(histogram.count("wgmma.mma_async") > 0 && histogram.count("cp.async.bulk") > 0);
         assert_eq!(
             (resources.spill_store_bytes, histogram.count("st.local")),
             (0, 0)
         );
-        let listing = format!("{:#?}\n{resources:#?}\n{histogram}", kernel.geometry);
+        let listing = format!("{geometry:#?}\n{resources:#?}\n{histogram}");
         snapshot("hopper_code", name, &listing);
     }
     assert!(made >= 4, "only {made} plans have Hopper kernels");

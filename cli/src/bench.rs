@@ -10,7 +10,7 @@ use butterfly_compiler::cost::{self, LayerShape, Limit, Machine};
 use butterfly_compiler::{classify, plan, schedule};
 use butterfly_cpu::visited_pairs;
 use butterfly_ir::manifest::KernelEntry;
-use butterfly_ir::{Context, Dtype, KernelSpec, Pattern, Phase, Sparsity, Target, build, rows};
+use butterfly_ir::{Context, Dtype, KernelSpec, Pattern, Phase, Sparsity, Target, build};
 use butterfly_runtime::Device;
 use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
@@ -227,8 +227,7 @@ fn measured(
     };
     let mut schedule = schedule::lower(&topology, Phase::Prefill, &geometry, 0);
     if chosen.device == Runner::Cpu {
-        let table = rows::table(pattern, context);
-        let visited = visited_pairs(&call.problem(&table)).map_err(Failure::bad)?;
+        let visited = visited_pairs(&call.problem(&call.table())).map_err(Failure::bad)?;
         schedule.tile_pairs = visited / layer.shape.q_heads as u64;
     }
     let shape = layer.shape;

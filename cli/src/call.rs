@@ -56,11 +56,15 @@ impl Outcome {
 impl Call<'_> {
     /// Runs the call on the device and kernel that were chosen for it.
     pub(crate) fn run(&self, chosen: &Chosen) -> Result<Outcome, Failure> {
-        let table = rows::table(self.pattern, &self.context);
         match chosen.device {
-            Runner::Cpu => self.native(&table),
-            Runner::Gpu(device) => self.on_gpu(device, chosen, &table),
+            Runner::Cpu => self.native(&self.table()),
+            Runner::Gpu(device) => self.on_gpu(device, chosen),
         }
+    }
+
+    /// What each row sees.
+    pub(crate) fn table(&self) -> BandTable {
+        rows::table(self.pattern, &self.context)
     }
 
     /// The call as the native kernel takes it.
@@ -108,16 +112,13 @@ impl Call<'_> {
         })
     }
 
-    fn on_gpu(
-        &self,
-        device: Device,
-        chosen: &Chosen,
-        table: &BandTable,
-    ) -> Result<Outcome, Failure> {
+    fn on_gpu(&self, device: Device, chosen: &Chosen) -> Result<Outcome, Failure> {
         let Some((entry, image)) = &chosen.kernel else {
             return Err(Failure::Bad(format!("no kernel was chosen for {device}")));
         };
         let [q, k, v] = [self.q, self.k, self.v].map(|x| tensors::encode(x, self.dtype));
+        // Closed forms need none: the kernel computes its rows.
+        let table = (chosen.spec.rows == Rows::Table).then(|| self.table());
         let kernel = Loaded {
             key: &entry.key,
             entry: &entry.entry,
@@ -131,7 +132,7 @@ impl Call<'_> {
             q: &q,
             k: &k,
             v: &v,
-            rows: (chosen.spec.rows == Rows::Table).then_some(table),
+            rows: table.as_ref(),
         };
         let output = launch(device, &kernel, &arguments, self.runs).map_err(Failure::bad)?;
         Ok(Outcome {

@@ -15,7 +15,7 @@ use butterfly_ir::{Context, Dtype, Kernel, Target};
 use butterfly_runtime::artifacts;
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -52,9 +52,7 @@ struct TargetReport {
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
-    let mut targets = command.target.clone();
-    targets.sort_unstable();
-    targets.dedup();
+    let targets = distinct(command.target.iter().copied());
     let mut made = Vec::new();
     for path in &command.configs {
         let dir = match command.configs.len() {
@@ -232,9 +230,7 @@ fn emit(
 fn note_substitutes(plan: &Plan, targets: &[Target], wanted: Dtype) {
     for target in targets {
         let of = plan.kernels.iter().filter(|k| k.target == *target);
-        let mut dtypes: Vec<_> = of.map(|kernel| kernel.spec.dtype).collect();
-        dtypes.sort_unstable();
-        dtypes.dedup();
+        let dtypes = distinct(of.map(|kernel| kernel.spec.dtype));
         if !dtypes.contains(&wanted) {
             let instead: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
             eprintln!(
@@ -263,19 +259,18 @@ fn summary(target: Target, kernels: &[KernelEntry]) -> TargetReport {
         .iter()
         .filter(|kernel| kernel.target == target)
         .collect();
-    let mut dtypes: Vec<_> = of.iter().map(|kernel| kernel.spec.dtype).collect();
-    dtypes.sort_unstable();
-    dtypes.dedup();
     let files = of.iter().flat_map(|kernel| &kernel.files);
-    let mut forms: Vec<_> = files
-        .filter_map(|file| file.path.rsplit('.').next().map(str::to_string))
-        .collect();
-    forms.sort_unstable();
-    forms.dedup();
+    let forms = files.filter_map(|file| file.path.rsplit('.').next());
     TargetReport {
         target,
         kernels: of.len(),
-        dtypes,
-        forms,
+        dtypes: distinct(of.iter().map(|kernel| kernel.spec.dtype)),
+        forms: distinct(forms.map(str::to_string)),
     }
+}
+
+/// The values, each once, in order.
+fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let values: BTreeSet<T> = values.collect();
+    values.into_iter().collect()
 }

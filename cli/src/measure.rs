@@ -5,7 +5,7 @@ use crate::device::Chosen;
 use crate::failure::Failure;
 use butterfly_compiler::cost::Machine;
 use butterfly_cpu::reference;
-use butterfly_ir::{Context, Dtype, Pattern, build, rows, sees};
+use butterfly_ir::{Context, Dtype, Pattern, build, sees};
 use std::time::Instant;
 
 /// A layer to measure, with its inputs.
@@ -76,6 +76,7 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
     let shape = &call.shape;
     let sample = SAMPLE.min(shape.q_len);
     let starts = [0, shape.q_len / 2, shape.q_len - sample].map(|s| s.min(shape.q_len - sample));
+    let table = call.table();
     let mut error = 0f64;
     for start in starts {
         let part = |heads: usize, width: usize, from: &[f32]| -> Vec<f32> {
@@ -89,7 +90,6 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
         let heads = shape.batch * shape.q_heads;
         let q = part(heads, shape.head_dim, call.q);
         let got = part(heads, shape.v_head_dim, &outcome.o);
-        let table = rows::table(call.pattern, &call.context);
         let problem = butterfly_cpu::Problem {
             q_len: sample,
             q_offset: call.q_offset + start,

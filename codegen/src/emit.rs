@@ -40,7 +40,7 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
             #[cfg(feature = "cuda")]
             {
                 let (text, geometry) = match hopper(spec, target) {
-                    Ok(kernel) => (kernel.text, kernel.geometry),
+                    Ok(plan) => (crate::hopper::text(spec, &plan), plan.geometry()),
                     Err(_) => print(spec, target, crate::cuda::print)?,
                 };
                 (vec![("cu".to_string(), text.into_bytes())], geometry)
@@ -98,21 +98,21 @@ pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
 /// `spec` must be one that `target` can run.
 pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
     #[cfg(feature = "cuda")]
-    if let Ok(kernel) = hopper(spec, target) {
-        return kernel.geometry;
+    if let Ok(plan) = hopper(spec, target) {
+        return plan.geometry();
     }
     portable::geometry(spec, target)
 }
 
-/// The kernel for Hopper's own instructions, or why there is none and the portable one
-/// is made.
+/// The plan of a kernel for Hopper's own instructions, or why there is none and the
+/// portable one is made.
 #[cfg(feature = "cuda")]
 pub(crate) fn hopper(
     spec: &KernelSpec,
     target: Target,
-) -> Result<crate::hopper::Text, &'static str> {
+) -> Result<crate::hopper::Plan, &'static str> {
     match target == crate::hopper::TARGET {
-        true => crate::hopper::kernel(spec, None),
+        true => crate::hopper::Plan::new(spec),
         false => Err("they are of sm_90a"),
     }
 }

@@ -42,12 +42,6 @@ fn symbolic(pattern: &Pattern, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand
 }
 
 fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>> {
-    let everything = || SymbolicBand {
-        lo: vec![],
-        hi: vec![],
-        first: -UNBOUNDED,
-        end: UNBOUNDED,
-    };
     let mut of = |atom: Atom| {
         let i = atoms.iter().position(|a| *a == atom).unwrap_or_else(|| {
             atoms.push(atom);
@@ -93,6 +87,16 @@ fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>
         Leaf::All => vec![everything()],
         Leaf::None => vec![],
     })
+}
+
+/// The band without limits.
+fn everything() -> SymbolicBand {
+    SymbolicBand {
+        lo: vec![],
+        hi: vec![],
+        first: -UNBOUNDED,
+        end: UNBOUNDED,
+    }
 }
 
 fn product(a: &[SymbolicBand], b: &[SymbolicBand]) -> Vec<SymbolicBand> {
@@ -145,12 +149,6 @@ fn absorb(bands: Vec<SymbolicBand>) -> Vec<SymbolicBand> {
 
 /// The complement of one band as a union of bands.
 fn outside(band: &SymbolicBand) -> Vec<SymbolicBand> {
-    let everything = || SymbolicBand {
-        lo: vec![],
-        hi: vec![],
-        first: -UNBOUNDED,
-        end: UNBOUNDED,
-    };
     let mut parts = Vec::new();
     parts.extend(band.lo.iter().map(|b| SymbolicBand {
         hi: vec![*b],

@@ -15,7 +15,7 @@
 //! output in registers; the consumers of an item read the same tiles. Tiles that all queries
 //! see in full run without mask code; for the others 32 bits a row say which keys are seen.
 //!
-//! The fragments (`*.cuh`) are CUDA C++ over constants that [`kernel`] puts before them;
+//! The fragments (`*.cuh`) are CUDA C++ over constants that [`text`] puts before them;
 //! `rows.rs` and `matrix.rs` write what has another shape for each spec.
 //!
 //! # What a launch needs
@@ -45,18 +45,10 @@ mod matrix;
 mod plan;
 mod rows;
 
-pub(crate) use plan::{Plan, Tuning};
+pub(crate) use plan::Plan;
 
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows, Sm, Target};
+use butterfly_ir::{Dtype, KernelSpec, Rows, Sm, Target};
 use std::fmt::Write;
-
-/// Text and launch geometry of a kernel.
-pub(crate) struct Text {
-    pub(crate) text: String,
-    pub(crate) geometry: Geometry,
-    #[cfg(test)]
-    pub(crate) plan: Plan,
-}
 
 /// The architecture whose instructions the kernels use.
 pub(crate) const TARGET: Target = Target::Cuda(Sm {
@@ -64,14 +56,8 @@ pub(crate) const TARGET: Target = Target::Cuda(Sm {
     arch_specific: true,
 });
 
-/// The kernel of `spec`, or why this generator does not make it. Without a tuning the best
-/// known is taken.
-pub(crate) fn kernel(spec: &KernelSpec, tuning: Option<Tuning>) -> Result<Text, &'static str> {
-    Plan::new(spec, tuning).map(|plan| of_plan(spec, plan))
-}
-
-fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
-    let geometry = plan.geometry();
+/// The text of the kernel of `spec` by its plan.
+pub(crate) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let table = spec.rows == Rows::Table;
     let launch = include_str!("launch.cuh");
     let entry = include_str!("entry.cuh");
@@ -107,7 +93,7 @@ fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
             .replace("@order_pass\n", "")
     };
     let parts = [
-        constants(spec, &plan),
+        constants(spec, plan),
         include_str!("instructions.cuh").to_string(),
         matrix::text(spec.dtype, plan.tuning.k_tile, spec.v_head_dim),
         launch,
@@ -121,12 +107,7 @@ fn of_plan(spec: &KernelSpec, plan: Plan) -> Text {
         consumer,
         entry,
     ];
-    Text {
-        text: parts.join("\n"),
-        geometry,
-        #[cfg(test)]
-        plan,
-    }
+    parts.join("\n")
 }
 
 fn constants(spec: &KernelSpec, plan: &Plan) -> String {

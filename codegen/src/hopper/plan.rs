@@ -106,9 +106,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of `spec`, or why this generator does not make it. Without a tuning the best
-    /// known is taken.
-    pub(crate) fn new(spec: &KernelSpec, tuning: Option<Tuning>) -> Result<Self, &'static str> {
+    /// The plan of `spec`, or why this generator does not make it.
+    pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         if spec.phase != Phase::Prefill {
             return Err("decode reads few queries");
         }
@@ -126,7 +125,7 @@ impl Plan {
             return Err("too many bands for shared memory");
         }
         let units = Units::of(spec).ok_or("a block has to be 16, 32 or a multiple of 64 tokens")?;
-        let tuning = tuning.unwrap_or_else(|| Tuning::of(spec, units.of_row));
+        let tuning = Tuning::of(spec, units.of_row);
 
         let d_chunks = spec.head_dim.div_ceil(64);
         let v_chunks = spec.v_head_dim.div_ceil(64);

@@ -1,4 +1,5 @@
 use super::*;
+use butterfly_ir::Geometry;
 use butterfly_ir::{Atom, Bound, PartnerRule, Phase, RowProgram, SymbolicBand, band::UNBOUNDED};
 
 /// `causal & (local(1) | partner(causal_shift) | sink(1))`.
@@ -50,6 +51,22 @@ fn spec(head_dim: u32, group: u32, block: u32, rows: RowProgram) -> KernelSpec {
         block,
         rows: Rows::ClosedForm(rows),
     }
+}
+
+/// The kernel with the best known tuning.
+struct Made {
+    text: String,
+    geometry: Geometry,
+    plan: Plan,
+}
+
+fn kernel(spec: &KernelSpec) -> Result<Made, &'static str> {
+    let plan = Plan::new(spec)?;
+    Ok(Made {
+        text: text(spec, &plan),
+        geometry: plan.geometry(),
+        plan,
+    })
 }
 
 /// Name, pattern as the bench knows it, and spec.
@@ -162,12 +179,12 @@ fn everything() -> RowProgram {
 #[test]
 fn texts_are_complete_and_always_the_same() {
     for (name, _, spec) in cases() {
-        let made = kernel(&spec, None).unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        let made = kernel(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
         for mark in ["@order", "@table", "@cluster"] {
             assert!(!made.text.contains(mark), "{name}: {mark} is left");
         }
         assert!(made.geometry.shared_bytes <= 232_448, "{name}");
-        assert_eq!(made.text, kernel(&spec, None).unwrap().text, "{name}");
+        assert_eq!(made.text, kernel(&spec).unwrap().text, "{name}");
     }
 }
 
@@ -196,7 +213,7 @@ fn refuses_what_it_does_not_make() {
             ..plain.clone()
         },
     ] {
-        assert!(kernel(&change, None).is_err());
+        assert!(kernel(&change).is_err());
     }
 }
 
@@ -207,7 +224,7 @@ fn compiles_to_asynchronous_products_and_copies() {
     let nvrtc = search.nvrtc.as_ref();
     let nvrtc = nvrtc.expect("NVRTC; scripts/test installs and names one");
     for (name, _, spec) in cases() {
-        let made = kernel(&spec, None).unwrap();
+        let made = kernel(&spec).unwrap();
         let compiled = nvrtc
             .compile(&made.text, "sm_90a")
             .unwrap_or_else(|log| panic!("{name}: {log}"));
@@ -227,7 +244,7 @@ fn write_texts() {
     let mut list = String::new();
     let known = cases().into_iter().filter(|case| case.1 != "none");
     for (name, pattern, spec) in known {
-        let made = kernel(&spec, None).unwrap();
+        let made = kernel(&spec).unwrap();
         let plan = &made.plan;
         let [threads, ..] = made.geometry.threads;
         std::fs::write(format!("{folder}/{name}.cu"), &made.text).unwrap();
