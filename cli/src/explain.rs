@@ -248,6 +248,7 @@ fn target(on: &OnTarget) -> String {
         q_tile,
         k_tile,
         shared_bytes,
+        split: _,
         resident: _,
     } = on.geometry;
     let Schedule {

@@ -21,10 +21,11 @@ pub struct Choice {
 pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
     check(spec, target)?;
     let reason = match (spec.phase, hopper(spec, target)) {
-        (_, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
-        (Phase::Decode, Err(_)) => {
-            "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys".to_string()
-        }
+        (Phase::Decode, Ok(())) => "Hopper decode: a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once; one launch, merged in shared memory".to_string(),
+        (Phase::Prefill, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
+        (Phase::Decode, Err(why_not)) => format!(
+            "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys; no Hopper instructions: {why_not}"
+        ),
         (Phase::Prefill, Err(why_not)) if uses_matrix_units(spec, target) => format!(
             "portable prefill on matrix units, 16x16x16: {} with a v head size of at most 256; no Hopper instructions: {why_not}",
             spec.dtype.name()

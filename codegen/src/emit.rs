@@ -40,7 +40,7 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
             #[cfg(feature = "cuda")]
             {
                 let (text, geometry) = match hopper(spec, target) {
-                    Ok(plan) => (crate::hopper::text(spec, &plan), plan.geometry()),
+                    Ok(plan) => (plan.text(spec), plan.geometry()),
                     Err(_) => print(spec, target, crate::cuda::print)?,
                 };
                 (vec![("cu".to_string(), text.into_bytes())], geometry)

@@ -20,6 +20,10 @@ fn run(table: fn(&dyn Fn(Case))) {
                 let mut case = case.clone();
                 (case.target, case.spec.dtype, case.pad) = (gpu.target, dtype, pad);
                 check(&case, &|kernel, launch| gpu.launch(kernel, launch));
+                if let (8, Some(own)) = (pad, gpu.own_target()) {
+                    case.target = own;
+                    check(&case, &|kernel, launch| gpu.launch(kernel, launch));
+                }
             }
         }
     });
@@ -72,18 +76,26 @@ fn large_heads() {
 #[ignore = "measures, checks nothing: cargo test --release -p butterfly-codegen --test cuda -- --ignored --nocapture speed"]
 fn speed() {
     let gpu = cuda::device();
-    for phase in cases::PHASES {
+    let targets = [Some(gpu.target), gpu.own_target()];
+    for (phase, target) in cases::PHASES
+        .iter()
+        .flat_map(|phase| targets.map(|t| (*phase, t)))
+    {
+        let Some(target) = target else { continue };
         for dtype in [Dtype::Bf16, Dtype::F32] {
             for (length, d) in [(8192, 128), (32768, 128), (32768, 64), (32768, 256)] {
                 let mut case = cases::case(phase, d);
-                (case.target, case.spec.dtype) = (gpu.target, dtype);
+                (case.target, case.spec.dtype) = (target, dtype);
                 (case.spec.block, case.spec.group, case.kv_heads) = (128, 4, 4);
                 (case.kv_len, case.capacity, case.index) = (length, length, 3);
                 case.q_len = if phase == Phase::Prefill { length } else { 1 };
                 case.q_offset = length - case.q_len;
                 let (kernel, launch) = support::prepare(&case);
                 let (_, _, time) = gpu.launch_often(&kernel, &launch, 50);
-                println!("{phase:?} {} T {length} D {d}: {time:?}", dtype.name());
+                println!(
+                    "{phase:?} {target} {} T {length} D {d}: {time:?}",
+                    dtype.name()
+                );
             }
         }
     }

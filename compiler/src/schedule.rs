@@ -2,7 +2,8 @@
 //!
 //! In:  a topology and a kernel's geometry. Out: counts that are the kernel's own: it
 //! walks the same tiles, from the first key that any of its queries sees, in steps of
-//! `k_tile`, passing over what none of them sees.
+//! `k_tile`, passing over what none of them sees; where workgroups split the keys of a
+//! query, each interval of them from its start.
 
 use butterfly_ir::band::{UNBOUNDED, keys_of_query};
 use butterfly_ir::{Band, Geometry, Phase, Topology};
@@ -54,6 +55,17 @@ pub fn lower(topology: &Topology, phase: Phase, geometry: &Geometry, from: u32) 
             schedule.pairs += (first..=last).map(|q| seen(&row.bands, q)).sum::<u64>();
             let before = schedule.tiles;
             let (first, last) = (first as i32, last as i32);
+            schedule.workgroups += u64::from(geometry.split.unwrap_or(1));
+            if let Some(split) = geometry.split {
+                for length in intervals(&row.bands, first) {
+                    schedule.tiles += u64::from(length.div_ceil(geometry.k_tile));
+                    schedule.keys += u64::from(length);
+                    schedule.masked_tiles += u64::from(!length.is_multiple_of(geometry.k_tile));
+                }
+                let of_one = (schedule.tiles - before).div_ceil(split.into());
+                schedule.most_tiles = schedule.most_tiles.max(of_one);
+                continue;
+            }
             let mut cursor = next_key(&row.bands, first, last, 0);
             while cursor < UNBOUNDED {
                 let end = (cursor + geometry.k_tile as i32).min(kv_len);
@@ -62,7 +74,6 @@ pub fn lower(topology: &Topology, phase: Phase, geometry: &Geometry, from: u32) 
                 schedule.masked_tiles += u64::from(!is_full(&row.bands, first, last, cursor, end));
                 cursor = next_key(&row.bands, first, last, end);
             }
-            schedule.workgroups += 1;
             schedule.most_tiles = schedule.most_tiles.max(schedule.tiles - before);
         }
     }
@@ -77,6 +88,21 @@ fn seen(bands: &[Band], q: u32) -> u64 {
         .iter()
         .map(|(start, stop)| (stop - start) as u64)
         .sum()
+}
+
+/// Lengths of the intervals of keys that query `q` sees, one for each band: a key counts for
+/// the first of them that has it, by start.
+fn intervals(bands: &[Band], q: i32) -> Vec<u32> {
+    let mut intervals: Vec<_> = bands.iter().map(|band| band.seen_by_any(q, q)).collect();
+    intervals.retain(|(start, stop)| start < stop);
+    intervals.sort_by_key(|(start, _)| *start);
+    let mut covered = 0;
+    let left = intervals.iter().map(|(start, stop)| {
+        let from = covered.max(*start);
+        covered = covered.max(*stop);
+        (stop - from).max(0) as u32
+    });
+    left.filter(|length| *length > 0).collect()
 }
 
 /// The first key at or after `cursor` that a query of `q0..=q1` sees.
@@ -117,6 +143,7 @@ mod tests {
             q_tile: 16,
             k_tile: 32,
             shared_bytes: 0,
+            split: None,
             resident: None,
         };
         let topology = classify::lower(&sparsity.pattern, &context);

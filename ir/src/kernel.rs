@@ -254,7 +254,8 @@ impl LaunchScalars {
 /// Prefill grid: x = q tiles, y = q head, z = batch. The first row of blocks that
 /// holds a query is `q_offset / block`; each row of blocks has `ceil(block / q_tile)`
 /// tiles, of which the last may be short; tiles outside the queries do nothing.
-/// Decode grid: x = query, y = kv head, z = batch. Resident kernels: see [`Resident`].
+/// Decode grid: x = query, y = kv head, z = batch, where a query takes `split` workgroups
+/// if that is given. Resident kernels: see [`Resident`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Geometry {
     /// Threads of a workgroup: x, y, z.
@@ -265,6 +266,10 @@ pub struct Geometry {
     pub k_tile: u32,
     /// Bytes of shared memory.
     pub shared_bytes: u32,
+    /// Decode: workgroups, a cluster, that share the keys of a query. They copy 16 bytes at
+    /// a time: strides and addresses must be multiples of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<u32>,
     /// How its workgroups share the work, if they stay for the whole launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident: Option<Resident>,
@@ -308,7 +313,10 @@ impl Geometry {
                 let tiles = (last - first) * spec.block.div_ceil(self.q_tile);
                 [tiles, scalars.kv_heads * spec.group, batch]
             }
-            (Phase::Decode, _) => [scalars.q_len, scalars.kv_heads, batch],
+            (Phase::Decode, _) => {
+                let queries = scalars.q_len * self.split.unwrap_or(1);
+                [queries, scalars.kv_heads, batch]
+            }
         }
     }
 }

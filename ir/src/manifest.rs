@@ -124,7 +124,13 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
             format!("kv_heads * {group}"),
             "batch".into(),
         ],
-        (Phase::Decode, _) => ["q_len".into(), "kv_heads".into(), "batch".into()],
+        (Phase::Decode, _) => {
+            let queries = match geometry.split {
+                Some(split) => format!("q_len * {split}"),
+                None => "q_len".into(),
+            };
+            [queries, "kv_heads".into(), "batch".into()]
+        }
     }
 }
 

@@ -29,6 +29,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         q_tile: 64,
         k_tile: 32,
         shared_bytes: 0,
+        split: None,
         resident: None,
     };
     let entry = KernelEntry {

@@ -1,54 +1,22 @@
-//! Prefill for Hopper (sm_90a): CUDA C++ text from a `KernelSpec`.
+//! Kernels for Hopper (sm_90a), with instructions that CubeCL has no name for: CUDA C++ text
+//! from a `KernelSpec`.
 //!
 //! In:  a spec. Out: text and the numbers of its launch, or the reason why this generator does
-//! not make it; then the portable kernel is there. A pure function: the same spec gives the
+//! not make it; then the portable kernel is there. Pure functions: the same spec gives the
 //! same bytes.
 //!
-//! # How the kernel works
-//!
-//! A *unit* is 64 rows of scores: 64 queries of one q head, or fewer queries of several heads
-//! of a group where blocks are shorter. An *item* is a row of blocks, a kv head, and one unit
-//! for each consumer; the grid stays for the whole launch and takes items in a fixed order.
-//! One thread, the *producer*, evaluates the row's bands, finds the tiles of keys that any of
-//! the item's queries sees, and copies Q, K and V by the copy engine into shared memory, far
-//! ahead of the consumers and across items. Each *consumer* is a warpgroup with its unit's
-//! output in registers; the consumers of an item read the same tiles. Tiles that all queries
-//! see in full run without mask code; for the others 32 bits a row say which keys are seen.
-//!
-//! The fragments (`*.cuh`) are CUDA C++ over constants that [`text`] puts before them;
-//! `rows.rs` and `matrix.rs` write what has another shape for each spec.
-//!
-//! # What a launch needs
-//!
-//! Beyond what the portable kernels need:
-//!
-//! - **Arguments**, in order: tensor maps of q, k and v, by value; pointers to q, k and v,
-//!   which are not read (CubeCL passes the buffers behind tensor maps too); the parameter
-//!   buffer; for tables offsets and bands; o; lse. This is the order in which CubeCL 0.10
-//!   binds `tensor_maps`, then their buffers, then `buffers`.
-//! - **Parameters**: `LaunchScalars`, then word 19: the number of sequences in the batch.
-//! - **Tensor maps**: tiled, rank 4, shape [B, H, length, D] with the strides of the buffer,
-//!   16-bit type of the spec, element strides 1, no interleave, swizzle of 128 bytes, L2
-//!   promotion of 128 bytes, zeros outside. Boxes, in the same order of dimensions:
-//!   q [1, [`Plan::unit_heads`], [`Plan::unit_tokens`], 64], k and v [1, 1, [`Plan::k_box`], 64].
-//!   The base must lie at a multiple of 16 bytes, and so must all strides but the last; o is
-//!   stored in pieces of 16 bytes, so this holds for it too. Otherwise: the portable kernel.
-//! - **Grid**: [x, 1, 1] with x the smaller of the number of multiprocessors and of
-//!   `cluster * items` (see `schedule.cuh`), rounded down to a multiple of the cluster but no
-//!   less than one cluster. The cluster itself is an attribute of the text. Any multiple of
-//!   the cluster gives the same result.
-//! - **Shared memory**: `shared_bytes` of dynamic shared memory, above 48 KiB, so the limit of
-//!   the function has to be raised (CubeCL does).
-//! - The scale must be positive.
+//! `prefill` and `decode` hold a kernel each, in fragments (`*.cuh`) of CUDA C++ over
+//! constants; `rows.rs` writes the evaluation of a pattern's rows, and `source.rs` what else
+//! both begin with.
 
-mod matrix;
-mod plan;
+mod decode;
+#[cfg(test)]
+mod patterns;
+mod prefill;
 mod rows;
+mod source;
 
-pub(crate) use plan::Plan;
-
-use butterfly_ir::{Dtype, KernelSpec, Rows, Sm, Target};
-use std::fmt::Write;
+use butterfly_ir::{Geometry, KernelSpec, Phase, Sm, Target};
 
 /// The architecture whose instructions the kernels use.
 pub(crate) const TARGET: Target = Target::Cuda(Sm {
@@ -56,116 +24,35 @@ pub(crate) const TARGET: Target = Target::Cuda(Sm {
     arch_specific: true,
 });
 
-/// The text of the kernel of `spec` by its plan.
-pub(crate) fn text(spec: &KernelSpec, plan: &Plan) -> String {
-    let table = spec.rows == Rows::Table;
-    let launch = include_str!("launch.cuh");
-    let entry = include_str!("entry.cuh");
-    let (launch, entry) = if table {
-        (
-            launch.replacen("  int batch;\n", "  int batch;\n  const unsigned* offsets;\n  const Band* table;\n", 1),
-            entry
-                .replace("@table_arguments", "\n                        const unsigned* __restrict__ offsets, const Band* __restrict__ table,")
-                .replace("@table_launch", "\n  launch.offsets = offsets;\n  launch.table = table;"),
-        )
-    } else {
-        (
-            launch.to_string(),
-            entry
-                .replace("@table_arguments", "")
-                .replace("@table_launch", ""),
-        )
-    };
-    let entry = match plan.tuning.cluster {
-        1 => entry.replace("@cluster", ""),
-        n => entry.replace("@cluster", &format!("__cluster_dims__({n}, 1, 1) ")),
-    };
-    let consumer = include_str!("consumer.cuh");
-    let consumer = if plan.tuning.take_turns {
-        consumer
-            .replace("@order_start\n", "  if (consumer == 1) pass_turn(0);\n")
-            .replace("@order_wait\n", "      take_turn(consumer);\n")
-            .replace("@order_pass\n", "      pass_turn(consumer ^ 1);\n")
-    } else {
-        consumer
-            .replace("@order_start\n", "")
-            .replace("@order_wait\n", "")
-            .replace("@order_pass\n", "")
-    };
-    let parts = [
-        constants(spec, plan),
-        include_str!("instructions.cuh").to_string(),
-        matrix::text(spec.dtype, plan.tuning.k_tile, spec.v_head_dim),
-        launch,
-        rows::text(&spec.rows, spec.block),
-        include_str!("bands.cuh").to_string(),
-        include_str!("schedule.cuh").to_string(),
-        include_str!("shared.cuh").to_string(),
-        include_str!("producer.cuh").to_string(),
-        include_str!("softmax.cuh").to_string(),
-        include_str!("epilogue.cuh").to_string(),
-        consumer,
-        entry,
-    ];
-    parts.join("\n")
+/// The numbers of a kernel.
+#[derive(Clone, Debug)]
+pub(crate) enum Plan {
+    Prefill(prefill::Plan),
+    Decode(decode::Plan),
 }
 
-fn constants(spec: &KernelSpec, plan: &Plan) -> String {
-    let mut text = String::from("// Block-sparse attention, prefill, sm_90a.\n\n");
-    let mut constant = |name: &str, value: u32| {
-        let _ = writeln!(text, "constexpr int {name} = {value};");
-    };
-    let tuning = plan.tuning;
-    constant("UNBOUNDED", butterfly_ir::band::UNBOUNDED as u32);
-    constant("BLOCK", spec.block);
-    constant("GROUP", spec.group);
-    constant("BANDS", plan.bands);
-    constant("THREADS", plan.threads());
-    constant("CLUSTER", tuning.cluster);
-    constant("CONSUMERS", tuning.consumers);
-    constant("PRODUCER_REGISTERS", plan.producer_registers);
-    constant("CONSUMER_REGISTERS", plan.consumer_registers);
-    constant("UNIT_TOKENS", plan.unit_tokens);
-    constant("UNIT_HEADS", plan.unit_heads);
-    constant("HEAD_UNITS", plan.head_units);
-    constant("UNITS_PER_ROW", plan.units_per_row);
-    constant(
-        "ITEMS_PER_ROW",
-        plan.units_per_row
-            .div_ceil(tuning.cluster * tuning.consumers),
-    );
-    constant("K_TILE", tuning.k_tile);
-    constant("K_PART", tuning.k_tile / tuning.cluster);
-    constant("D_STEPS", spec.head_dim.div_ceil(16));
-    constant("V_COLUMNS", spec.v_head_dim);
-    constant("D_CHUNKS", plan.d_chunks);
-    constant("V_CHUNKS", plan.v_chunks);
-    constant("SLOTS", plan.slots);
-    constant("Q_SLOTS", tuning.q_slots);
-    constant("Q_BYTES", plan::UNIT_ROWS * plan.d_chunks * 128);
-    constant(
-        "SLOT_BYTES",
-        tuning.k_tile * plan.d_chunks.max(plan.v_chunks) * 128,
-    );
-    constant("RING_AT", plan.ring_at);
-    constant("BARRIERS_AT", plan.barriers_at);
-    constant("TILES_AT", plan.tiles_at);
-    constant("ITEMS_AT", plan.items_at);
-    constant("BANDS_AT", plan.bands_at);
-    text += "constexpr float SLACK = 8.0f;\n";
-    let two = match spec.dtype {
-        Dtype::Bf16 => "bf16x2",
-        Dtype::F16 | Dtype::F32 => "f16x2",
-    };
-    let _ = write!(
-        text,
-        "\nusing Element = unsigned short;\n\n\
-         // Two elements in a register, the first in its low half.\n\
-         __device__ __forceinline__ unsigned pack(float low, float high) {{\n  unsigned x;\n  \
-         asm(\"cvt.rn.{two}.f32 %0, %1, %2;\" : \"=r\"(x) : \"f\"(high), \"f\"(low));\n  return x;\n}}\n"
-    );
-    text
-}
+impl Plan {
+    /// The plan of `spec`, or why this generator does not make it.
+    pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
+        match spec.phase {
+            Phase::Prefill => prefill::Plan::new(spec).map(Self::Prefill),
+            Phase::Decode => decode::Plan::new(spec).map(Self::Decode),
+        }
+    }
 
-#[cfg(test)]
-mod tests;
+    /// The text of the kernel of `spec`, whose plan this is.
+    pub(crate) fn text(&self, spec: &KernelSpec) -> String {
+        match self {
+            Self::Prefill(plan) => prefill::text(spec, plan),
+            Self::Decode(plan) => decode::text(spec, plan),
+        }
+    }
+
+    /// How the kernel is launched.
+    pub(crate) fn geometry(&self) -> Geometry {
+        match self {
+            Self::Prefill(plan) => plan.geometry(),
+            Self::Decode(plan) => plan.geometry(),
+        }
+    }
+}

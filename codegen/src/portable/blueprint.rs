@@ -184,6 +184,7 @@ impl Blueprint {
             },
             k_tile: self.k_tile,
             shared_bytes: self.shared_bytes(),
+            split: None,
             resident: None,
         }
     }

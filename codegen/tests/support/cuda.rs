@@ -1,6 +1,6 @@
 //! Launches cubins through the CUDA driver.
 
-use crate::support::Launch;
+use crate::support::{Launch, Map};
 use butterfly_ir::{Kernel, Sm, Target};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -13,8 +13,14 @@ type Handle = *mut c_void;
 
 pub(crate) struct Gpu {
     driver: Library,
+    /// Without its generation's own instructions.
     pub(crate) target: Target,
+    processors: u32,
 }
+
+/// `CUtensorMap`.
+#[repr(C, align(64))]
+struct TensorMap([u64; 16]);
 
 /// The first CUDA device.
 pub(crate) fn device() -> Gpu {
@@ -26,14 +32,16 @@ pub(crate) fn device() -> Gpu {
         let gpu = Gpu {
             driver,
             target: Target::Metal,
+            processors: 0,
         };
         let init: Symbol<'_, unsafe extern "C" fn(c_uint) -> Status> = gpu.symbol("cuInit");
         assert_eq!(init(0), 0, "no CUDA device");
         let attribute: Symbol<'_, unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status> =
             gpu.symbol("cuDeviceGetAttribute");
-        let (mut major, mut minor) = (0, 0);
+        let (mut major, mut minor, mut processors) = (0, 0, 0);
         ok(attribute(&mut major, 75, 0));
         ok(attribute(&mut minor, 76, 0));
+        ok(attribute(&mut processors, 16, 0));
         let retain: Symbol<'_, unsafe extern "C" fn(*mut Handle, c_int) -> Status> =
             gpu.symbol("cuDevicePrimaryCtxRetain");
         let current: Symbol<'_, unsafe extern "C" fn(Handle) -> Status> =
@@ -44,14 +52,71 @@ pub(crate) fn device() -> Gpu {
         let version = (10 * major + minor) as u32;
         let target = Target::Cuda(Sm {
             version,
-            // Those kernels take tensor maps, which only the runtime makes.
             arch_specific: false,
         });
-        Gpu { target, ..gpu }
+        Gpu {
+            target,
+            processors: processors as u32,
+            ..gpu
+        }
     }
 }
 
 impl Gpu {
+    /// Its target with its generation's own instructions, where these are written.
+    pub(crate) fn own_target(&self) -> Option<Target> {
+        match self.target {
+            Target::Cuda(Sm { version: 90, .. }) => Some(Target::Cuda(Sm {
+                version: 90,
+                arch_specific: true,
+            })),
+            _ => None,
+        }
+    }
+
+    /// The tensor map of a buffer at `pointer`.
+    unsafe fn tensor_map(&self, map: &Map, pointer: Pointer) -> TensorMap {
+        type Encode = unsafe extern "C" fn(
+            *mut TensorMap,
+            c_uint,
+            c_uint,
+            Pointer,
+            *const u64,
+            *const u64,
+            *const u32,
+            *const u32,
+            c_uint,
+            c_uint,
+            c_uint,
+            c_uint,
+        ) -> Status;
+        let mut made = TensorMap([0; 16]);
+        let reversed = |x: [u32; 4]| [x[3], x[2], x[1], x[0]];
+        let sizes = reversed(map.shape).map(u64::from);
+        let [batch, head, token] = map.strides.map(|elements| u64::from(elements) * 2);
+        // Type, no interleaving, swizzle and promotion of 128 bytes, zeros outside.
+        let kind = if map.bf16 { 9 } else { 6 };
+        // SAFETY: the signature is that of cuda.h.
+        unsafe {
+            let encode: Symbol<'_, Encode> = self.symbol("cuTensorMapEncodeTiled");
+            ok(encode(
+                &mut made,
+                kind,
+                4,
+                pointer,
+                sizes.as_ptr(),
+                [token, head, batch].as_ptr(),
+                reversed(map.tile).as_ptr(),
+                [1; 4].as_ptr(),
+                0,
+                3,
+                2,
+                0,
+            ));
+        }
+        made
+    }
+
     unsafe fn symbol<T>(&self, name: &str) -> Symbol<'_, T> {
         // SAFETY: passed on to the callers.
         unsafe { self.driver.get(name.as_bytes()) }.expect(name)
@@ -128,11 +193,19 @@ impl Gpu {
                 }
                 pointers.push(pointer);
             }
-            let mut arguments: Vec<*mut c_void> = pointers
-                .iter_mut()
-                .map(|pointer| ptr::from_mut(pointer).cast())
+            let maps = launch.maps.iter().zip(&pointers);
+            let mut maps: Vec<TensorMap> = maps
+                .map(|(map, pointer)| self.tensor_map(map, *pointer))
                 .collect();
-            let [x, y, z] = launch.grid;
+            let maps = maps.iter_mut().map(|map| ptr::from_mut(map).cast());
+            let buffers = pointers
+                .iter_mut()
+                .map(|pointer| ptr::from_mut(pointer).cast());
+            let mut arguments: Vec<*mut c_void> = maps.chain(buffers).collect();
+            let [mut x, y, z] = launch.grid;
+            if let Some(resident) = kernel.geometry.resident {
+                x = x.min(self.processors / resident.cluster * resident.cluster);
+            }
             let [tx, ty, tz] = kernel.geometry.threads;
             let mut run = || {
                 ok(start(

@@ -32,6 +32,17 @@ pub(crate) struct Launch {
     pub(crate) o: Vec<u8>,
     pub(crate) lse_bytes: usize,
     pub(crate) grid: [u32; 3],
+    /// What the tensor maps of q, k and v show, for a kernel that copies by them.
+    pub(crate) maps: Vec<Map>,
+}
+
+/// A tensor [B, H, length, D] with its strides and the box that is copied at a time, in
+/// elements of two bytes.
+pub(crate) struct Map {
+    pub(crate) bf16: bool,
+    pub(crate) shape: [u32; 4],
+    pub(crate) strides: [u32; 3],
+    pub(crate) tile: [u32; 4],
 }
 
 /// Launches a kernel and returns the bytes of o and lse.
@@ -235,11 +246,36 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
             .flat_map(|w| w.to_le_bytes())
             .collect::<Vec<u8>>()
     };
+    let mut parameters = scalars.words().to_vec();
+    let mut maps = Vec::new();
+    if let Some(resident) = kernel.geometry.resident {
+        parameters.push(case.batch);
+        let [heads_at_once, tokens] = resident.q_box;
+        let keys = [1, 1, resident.k_box, 64];
+        for (strides, heads, length, dim, tile) in [
+            (
+                q.strides,
+                heads,
+                case.q_len,
+                d,
+                [1, heads_at_once, tokens, 64],
+            ),
+            (k.strides, case.kv_heads, case.kv_len, d, keys),
+            (v.strides, case.kv_heads, case.kv_len, dv, keys),
+        ] {
+            maps.push(Map {
+                bf16: spec.dtype == Dtype::Bf16,
+                shape: [case.batch, heads, length, dim],
+                strides,
+                tile,
+            });
+        }
+    }
     let mut inputs = vec![
         bytes(spec.dtype, &q.values),
         bytes(spec.dtype, &k.values),
         bytes(spec.dtype, &v.values),
-        words(&scalars.words()),
+        words(&parameters),
     ];
     if spec.rows == Rows::Table {
         let bands = case.table.bands.iter();
@@ -255,6 +291,7 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
         o: bytes(spec.dtype, &o.values),
         lse_bytes,
         grid: kernel.geometry.grid(spec, &scalars, case.batch),
+        maps,
     };
     (kernel, launch)
 }

@@ -4,7 +4,7 @@
 //! strides and the rows do, or an error that names the argument.
 
 use super::{Arguments, Device, LaunchError, Loaded};
-use butterfly_ir::{BandTable, Dtype, Resident, Rows};
+use butterfly_ir::{BandTable, Dtype, LaunchScalars, Resident, Rows};
 use std::borrow::Cow;
 
 /// What is bound, checked.
@@ -94,6 +94,7 @@ pub(super) fn buffers<'a>(
         }
         inputs.push(padded(Cow::Borrowed(bytes)));
     }
+    check_copies(kernel, scalars)?;
     let resident = kernel.geometry.resident;
     let maps = resident.map(|resident| maps(kernel, arguments, &resident));
     let more = resident.map(|_| batch);
@@ -122,19 +123,18 @@ pub(super) fn buffers<'a>(
         inputs,
         outputs: [o as usize, results as usize * 4],
         grid,
-        maps: maps.transpose()?,
+        maps,
     })
 }
 
-/// What the tensor maps show, if they can: the copy engine takes addresses and strides
-/// that are multiples of 16 bytes, and the kernel's masks a positive scale.
-fn maps(
-    kernel: &Loaded<'_>,
-    arguments: &Arguments<'_>,
-    resident: &Resident,
-) -> Result<[Map; 3], LaunchError> {
-    let (spec, scalars) = (kernel.spec, &arguments.scalars);
-    let elements = 16 / spec.dtype.bytes();
+/// Kernels that copy 16 bytes at a time take addresses and strides that are multiples of
+/// that; the masks of resident ones also a positive scale.
+fn check_copies(kernel: &Loaded<'_>, scalars: &LaunchScalars) -> Result<(), LaunchError> {
+    let geometry = &kernel.geometry;
+    if geometry.resident.is_none() && geometry.split.is_none() {
+        return Ok(());
+    }
+    let elements = 16 / kernel.spec.dtype.bytes();
     let all = [
         scalars.q_strides,
         scalars.k_strides,
@@ -142,15 +142,22 @@ fn maps(
         scalars.o_strides,
     ];
     let aligned = all.iter().flatten().all(|s| s.is_multiple_of(elements));
-    if !aligned || f32::from_bits(scalars.scale_bits) <= 0.0 {
-        return Err(LaunchError::Unsupported {
+    let positive = geometry.resident.is_none() || f32::from_bits(scalars.scale_bits) > 0.0;
+    match aligned && positive {
+        true => Ok(()),
+        false => Err(LaunchError::Unsupported {
             device: Device::Cuda,
             key: kernel.key.into(),
             what: format!(
                 "a form for strides that are no multiples of {elements} elements, or a scale that is not positive; compile for cuda:sm_90, whose kernels take both"
             ),
-        });
+        }),
     }
+}
+
+/// What the tensor maps of a resident kernel show.
+fn maps(kernel: &Loaded<'_>, arguments: &Arguments<'_>, resident: &Resident) -> [Map; 3] {
+    let (spec, scalars) = (kernel.spec, &arguments.scalars);
     let map = |[batch, head, token]: [u32; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
         dtype: spec.dtype,
         shape: [arguments.batch, heads, length, dim],
@@ -159,11 +166,11 @@ fn maps(
     };
     let (d, dv, hkv) = (spec.head_dim, spec.v_head_dim, scalars.kv_heads);
     let (hq, k_box) = (hkv * spec.group, [1, resident.k_box]);
-    Ok([
+    [
         map(scalars.q_strides, hq, scalars.q_len, d, resident.q_box),
         map(scalars.k_strides, hkv, scalars.kv_len, d, k_box),
         map(scalars.v_strides, hkv, scalars.kv_len, dv, k_box),
-    ])
+    ]
 }
 
 fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {

@@ -1,5 +1,9 @@
 // ---- What a tile of queries sees: the union of its row's bands ----
 
+// Flags of a tile: the last one of an item, seen by all queries, the end of all;
+// masked by all bands rather than by the one whose number stands above bit BAND.
+constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, BAND = 8;
+
 // The first key at or after `cursor` that a query of q0..=q1 sees; UNBOUNDED if there is none.
 __device__ __forceinline__ int next_key(const Bands& bands, int q0, int q1, int cursor) {
   int next = UNBOUNDED;

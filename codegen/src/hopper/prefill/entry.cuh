@@ -13,6 +13,7 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
   const Shared shared = {dynamic_shared + (aligned - start), aligned,
                          static_cast<int>(blockIdx.x % CLUSTER)};
   Launch launch = read_launch(params);@table_launch
+  launch.batch = params[19];
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < SLOTS; ++i) {

@@ -1,7 +1,6 @@
 // ---- Instructions ----
 
 struct alignas(64) TensorMap { unsigned long long words[16]; };
-struct alignas(16) Band { int lo, hi, first, end; };
 
 __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));

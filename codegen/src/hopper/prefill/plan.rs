@@ -3,7 +3,8 @@
 //! In:  any checked spec. Out: sizes that fit the registers and the shared memory of a
 //! multiprocessor; everything that the text is specialised by.
 
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Resident, Rows};
+use super::super::source;
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Resident};
 
 /// Shared memory of a thread block on sm_90, in bytes.
 const SHARED_LIMIT: u32 = 232_448;
@@ -13,9 +14,6 @@ const REGISTERS: u32 = 65_536;
 
 /// Rows of a matrix product, hence of a unit.
 pub(super) const UNIT_ROWS: u32 = 64;
-
-/// Most bands of a closed form; each takes 16 bytes of shared memory for each item.
-const MOST_BANDS: usize = 16;
 
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,22 +106,13 @@ pub(crate) struct Plan {
 impl Plan {
     /// The plan of `spec`, or why this generator does not make it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
-        if spec.phase != Phase::Prefill {
-            return Err("decode reads few queries");
-        }
         if spec.dtype == Dtype::F32 {
             return Err("matrix units take 16-bit elements");
         }
         if spec.head_dim > 256 || spec.v_head_dim > 256 {
             return Err("the output of a unit has to fit the registers");
         }
-        let bands = match &spec.rows {
-            Rows::ClosedForm(program) => program.bands.len(),
-            Rows::Table => 0,
-        };
-        if bands > MOST_BANDS {
-            return Err("too many bands for shared memory");
-        }
+        let bands = source::bands(spec)?;
         let units = Units::of(spec).ok_or("a block has to be 16, 32 or a multiple of 64 tokens")?;
         let tuning = Tuning::of(spec, units.of_row);
 
@@ -140,7 +129,7 @@ impl Plan {
                 tiles_at,
                 items_at,
                 bands_at,
-                bands_at + headers * bands as u32 * 16,
+                bands_at + headers * bands * 16,
             )
         };
         // The start is aligned by hand.
@@ -169,7 +158,7 @@ impl Plan {
             d_chunks,
             v_chunks,
             slots,
-            bands: bands as u32,
+            bands,
             ring_at,
             barriers_at,
             tiles_at: barriers_at + tiles_at,
@@ -196,6 +185,7 @@ impl Plan {
             q_tile: self.unit_tokens * units.div_ceil(self.head_units),
             k_tile: tuning.k_tile,
             shared_bytes: self.shared_bytes,
+            split: None,
             resident: Some(Resident {
                 items_per_row: self.units_per_row.div_ceil(units),
                 cluster: tuning.cluster,

@@ -1,45 +1,7 @@
 use super::*;
-use butterfly_ir::Geometry;
-use butterfly_ir::{Atom, Bound, PartnerRule, Phase, RowProgram, SymbolicBand, band::UNBOUNDED};
-
-/// `causal & (local(1) | partner(causal_shift) | sink(1))`.
-fn butterfly() -> RowProgram {
-    let band = |i: u32| SymbolicBand {
-        lo: vec![Bound::Start(i)],
-        hi: vec![Bound::Stop(i)],
-        first: -UNBOUNDED,
-        end: 1,
-    };
-    RowProgram {
-        atoms: vec![
-            Atom::Local {
-                before: 1,
-                after: 0,
-            },
-            Atom::Partner {
-                rule: PartnerRule::CausalShift,
-                radix: 2,
-                offset: 0,
-                step: 1,
-            },
-            Atom::Sink { blocks: 1 },
-        ],
-        bands: (0..3).map(band).collect(),
-    }
-}
-
-/// `window(1 - first)`, or `causal` without a limit.
-fn relative(first: i32) -> RowProgram {
-    RowProgram {
-        atoms: vec![],
-        bands: vec![SymbolicBand {
-            lo: vec![],
-            hi: vec![],
-            first,
-            end: 1,
-        }],
-    }
-}
+use crate::hopper::patterns::{butterfly, everything, relative};
+use butterfly_ir::{Dtype, Geometry, Phase, RowProgram, Rows, band::UNBOUNDED};
+use std::fmt::Write;
 
 fn spec(head_dim: u32, group: u32, block: u32, rows: RowProgram) -> KernelSpec {
     KernelSpec {
@@ -140,42 +102,6 @@ fn cases() -> Vec<(String, &'static str, KernelSpec)> {
     cases
 }
 
-/// Every atom and every partner rule.
-fn everything() -> RowProgram {
-    let partner = |rule, radix| Atom::Partner {
-        rule,
-        radix,
-        offset: 1,
-        step: 1,
-    };
-    let atoms = vec![
-        Atom::Local {
-            before: 2,
-            after: 1,
-        },
-        partner(PartnerRule::Xor, 2),
-        partner(PartnerRule::Benes, 2),
-        partner(PartnerRule::BitReversal, 2),
-        partner(PartnerRule::CausalShift, 3),
-        partner(PartnerRule::FixedStride, 2),
-        partner(PartnerRule::Random, 2),
-        Atom::Sink { blocks: 2 },
-        Atom::Tokens { tokens: 5 },
-        Atom::Columns { blocks: 1 },
-        Atom::Rows { blocks: 1 },
-    ];
-    let band = |i: u32| SymbolicBand {
-        lo: vec![Bound::Start(i), Bound::Start(0)],
-        hi: vec![Bound::Stop(i)],
-        first: -100,
-        end: 1,
-    };
-    RowProgram {
-        bands: (0..atoms.len() as u32).map(band).collect(),
-        atoms,
-    }
-}
-
 #[test]
 fn texts_are_complete_and_always_the_same() {
     for (name, _, spec) in cases() {
@@ -192,10 +118,6 @@ fn texts_are_complete_and_always_the_same() {
 fn refuses_what_it_does_not_make() {
     let plain = spec(128, 4, 128, butterfly());
     for change in [
-        KernelSpec {
-            phase: Phase::Decode,
-            ..plain.clone()
-        },
         KernelSpec {
             dtype: Dtype::F32,
             ..plain.clone()

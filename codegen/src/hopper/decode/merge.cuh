@@ -1,0 +1,77 @@
+// ---- The parts of a cluster become the output ----
+
+// Leaves this block's part in its shared memory.
+__device__ __forceinline__ void leave(const Shared& shared, const Part& part, int warp, int lane) {
+#pragma unroll
+  for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = r * 16 + h * 8 + lane / 4;
+      float sum = part.sum[r][h];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      if (lane % 4 == 0) shared.of_warp(warp, row) = sum;
+      if (row < GROUP) {
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; ++c) {
+          const int column = (c * 4 + warp) * 8 + lane % 4 * 2;
+          if (V_COLUMNS % 32 == 0 || column < V_COLUMNS)
+            reinterpret_cast<float2&>(shared.output(row, column)) =
+                make_float2(part.o[r][c][h * 2], part.o[r][c][h * 2 + 1]);
+        }
+      }
+    }
+  __syncthreads();
+  // The largest logit is the same in all warps.
+  if (warp == 0 && lane % 4 == 0) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = r * 16 + h * 8 + lane / 4;
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < 4; ++w) sum += shared.of_warp(w, row);
+        shared.of_row(row) = make_float2(part.top[r][h], sum);
+      }
+  }
+}
+
+// Each block merges its share of the columns, four at a time.
+__device__ __forceinline__ void merge(const Shared& shared, int rank, Element* o, unsigned o_head,
+                                      float* lse, unsigned lse_head) {
+  for (int at = threadIdx.x * SPLITS + rank; at < GROUP * (V_COLUMNS / 4); at += THREADS * SPLITS) {
+    const int row = at / (V_COLUMNS / 4);
+    const int column = at % (V_COLUMNS / 4) * 4;
+    const unsigned of_row = shared.address + ROWS_AT + row * 8;
+    const unsigned output = shared.address + SLOTS_AT + (row * V_COLUMNS + column) * 4;
+    float2 rows[SPLITS];
+    float4 parts[SPLITS];
+#pragma unroll
+    for (int i = 0; i < SPLITS; ++i) {
+      rows[i] = load_from_cluster(place_in(of_row, i));
+      parts[i] = load_four_from_cluster(place_in(output, i));
+    }
+    float top = minus_infinity();
+#pragma unroll
+    for (int i = 0; i < SPLITS; ++i) top = fmaxf(top, rows[i].x);
+    const float base = top == minus_infinity() ? 0.0f : top;
+    float sum = 0.0f;
+    float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < SPLITS; ++i) {
+      const float share = exp2_fast(rows[i].x - base);
+      sum += share * rows[i].y;
+      x.x += share * parts[i].x;
+      x.y += share * parts[i].y;
+      x.z += share * parts[i].z;
+      x.w += share * parts[i].w;
+    }
+    const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const uint2 packed = make_uint2(pack(x.x * inverse, x.y * inverse), pack(x.z * inverse, x.w * inverse));
+    *reinterpret_cast<uint2*>(o + static_cast<long long>(row) * o_head + column) = packed;
+    if (column == 0)
+      lse[static_cast<long long>(row) * lse_head] =
+          sum > 0.0f ? (top + log2_fast(sum)) * 0.69314718f : minus_infinity();
+  }
+}

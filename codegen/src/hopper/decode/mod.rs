@@ -1,0 +1,78 @@
+//! Decode for Hopper (sm_90a): CUDA C++ text from a `KernelSpec`.
+//!
+//! In:  a spec. Out: text and the numbers of its launch, or the reason why this generator does
+//! not make it.
+//!
+//! # How the kernel works
+//!
+//! A cluster of blocks of threads takes one query and all q heads of one kv head. The keys that
+//! the query sees are cut into tiles, which the blocks take in turns; a block copies its first
+//! tiles before it computes, so that the whole row of a sparse pattern is in flight at once. The
+//! q heads are the rows of `mma` products, so that k and v are read once for the group. At the
+//! end every block merges a share of the columns, which it reads from the shared memory of the
+//! others: one launch, no memory in between, and always the same order of sums.
+//!
+//! # What a launch needs
+//!
+//! The arguments and parameters of the portable kernels; strides and addresses that are
+//! multiples of 16 bytes, because copies are that wide; dynamic shared memory of
+//! `shared_bytes`, which may exceed 48 KiB. Grid: `Geometry::grid`.
+
+mod plan;
+
+pub(crate) use plan::Plan;
+
+use super::source;
+use butterfly_ir::{Dtype, KernelSpec};
+
+/// The text of the kernel of `spec` by its plan.
+pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
+    let kind = match spec.dtype {
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 | Dtype::F32 => "f16",
+    };
+    // A closed form without bands still has a list.
+    let bands = plan.bands.max(1).to_string();
+    let parts = [
+        constants(spec, plan),
+        include_str!("instructions.cuh").replace("@kind", kind),
+        source::launch(spec),
+        super::rows::text(&spec.rows, spec.block),
+        include_str!("tiles.cuh").to_string(),
+        include_str!("attend.cuh").to_string(),
+        include_str!("merge.cuh").to_string(),
+        source::entry(spec, include_str!("entry.cuh")).replace("@bands", &bands),
+    ];
+    parts.join("\n")
+}
+
+fn constants(spec: &KernelSpec, plan: &Plan) -> String {
+    let mut text = source::Constants::of("decode", spec);
+    for (name, value) in [
+        ("BANDS", plan.bands),
+        ("THREADS", plan::THREADS),
+        ("SPLITS", plan.splits),
+        ("K_TILE", plan::K_TILE),
+        ("SLOTS", plan.slots),
+        ("ROWS", plan.rows),
+        ("ROW_TILES", plan.rows / 16),
+        ("D", spec.head_dim),
+        ("D_STEPS", spec.head_dim.div_ceil(16)),
+        ("V_COLUMNS", spec.v_head_dim),
+        ("COLUMN_TILES", spec.v_head_dim.div_ceil(32)),
+        ("Q_PITCH", plan.q_pitch),
+        ("V_PITCH", plan.v_pitch),
+        ("WEIGHTS_PITCH", plan::WEIGHTS_PITCH),
+        ("SLOTS_AT", plan.slots_at),
+        ("SLOT_BYTES", plan.slot_bytes),
+        ("WEIGHTS_AT", plan.weights_at),
+        ("WARPS_AT", plan.warps_at),
+        ("ROWS_AT", plan.rows_at),
+    ] {
+        text.add(name, value);
+    }
+    text.finish("")
+}
+
+#[cfg(test)]
+mod tests;

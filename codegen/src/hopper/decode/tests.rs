@@ -1,0 +1,113 @@
+use super::*;
+use crate::hopper::patterns::{butterfly, everything, relative};
+use butterfly_ir::{Phase, RowProgram, Rows, band::UNBOUNDED};
+
+fn spec(head_dim: u32, v_head_dim: u32, group: u32, rows: RowProgram) -> KernelSpec {
+    KernelSpec {
+        phase: Phase::Decode,
+        head_dim,
+        v_head_dim,
+        group,
+        dtype: Dtype::Bf16,
+        block: 128,
+        rows: Rows::ClosedForm(rows),
+    }
+}
+
+/// Name and spec.
+fn cases() -> Vec<(String, KernelSpec)> {
+    let mut cases = Vec::new();
+    for (d, dv) in [
+        (8, 8),
+        (64, 64),
+        (72, 24),
+        (128, 128),
+        (192, 128),
+        (256, 256),
+    ] {
+        for group in [1, 4, 20] {
+            let name = format!("butterfly_d{d}_v{dv}_g{group}");
+            cases.push((name, spec(d, dv, group, butterfly())));
+        }
+    }
+    let plain = spec(128, 128, 4, relative(-UNBOUNDED));
+    let f16 = KernelSpec {
+        dtype: Dtype::F16,
+        ..plain.clone()
+    };
+    let table = KernelSpec {
+        rows: Rows::Table,
+        ..plain.clone()
+    };
+    for (name, spec) in [
+        ("latent", spec(576, 512, 20, butterfly())),
+        ("window1024", spec(128, 128, 4, relative(-1023))),
+        ("everything", spec(64, 64, 4, everything())),
+        ("causal", plain),
+        ("f16", f16),
+        ("table", table),
+    ] {
+        cases.push((name.to_string(), spec));
+    }
+    cases
+}
+
+#[test]
+fn texts_are_complete() {
+    for (name, spec) in cases() {
+        let plan = Plan::new(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        assert!(!text(&spec, &plan).contains('@'), "{name}: a mark is left");
+        assert!(plan.shared_bytes <= 232_448, "{name}");
+    }
+}
+
+#[test]
+fn holds_as_many_tiles_as_a_row_has() {
+    let slots = |rows| Plan::new(&spec(128, 128, 4, rows)).unwrap().slots;
+    // 512 keys are 8 tiles, one for each block of the cluster; 1024 are two.
+    assert_eq!(slots(butterfly()), 1);
+    assert_eq!(slots(relative(-1023)), 2);
+    // As many as leave room for a second block.
+    assert_eq!(slots(relative(-UNBOUNDED)), 3);
+}
+
+#[test]
+fn refuses_what_it_does_not_make() {
+    let plain = spec(128, 128, 4, butterfly());
+    for change in [
+        KernelSpec {
+            dtype: Dtype::F32,
+            ..plain.clone()
+        },
+        KernelSpec {
+            group: 33,
+            ..plain.clone()
+        },
+        KernelSpec {
+            head_dim: 1024,
+            v_head_dim: 1024,
+            ..plain.clone()
+        },
+    ] {
+        assert!(Plan::new(&change).is_err());
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn compiles_without_memory_for_arrays() {
+    let search = crate::cuda::nvrtc::find();
+    let nvrtc = search.nvrtc.as_ref();
+    let nvrtc = nvrtc.expect("NVRTC; scripts/test installs and names one");
+    for (name, spec) in cases() {
+        let plan = Plan::new(&spec).unwrap();
+        let compiled = nvrtc
+            .compile(&text(&spec, &plan), "sm_90a")
+            .unwrap_or_else(|log| panic!("{name}: {log}"));
+        let ptx = String::from_utf8_lossy(&compiled.ptx);
+        let count = |word: &str| ptx.matches(word).count();
+        assert!(count("mma.sync") > 0, "{name}");
+        assert!(count("ld.shared::cluster") > 0, "{name}");
+        assert_eq!(count(".local"), 0, "{name}: arrays in memory");
+    }
+}
