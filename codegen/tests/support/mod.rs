@@ -33,11 +33,13 @@ pub(crate) struct Launch {
     pub(crate) lse_bytes: usize,
     pub(crate) grid: [u32; 3],
     /// What the tensor maps of q, k and v show, for a kernel that copies by them.
+    #[allow(dead_code, reason = "only on CUDA")]
     pub(crate) maps: Vec<Map>,
 }
 
 /// A tensor [B, H, length, D] with its strides and the box that is copied at a time, in
 /// elements of two bytes.
+#[allow(dead_code, reason = "only on CUDA")]
 pub(crate) struct Map {
     pub(crate) bf16: bool,
     pub(crate) shape: [u32; 4],

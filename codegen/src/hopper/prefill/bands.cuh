@@ -4,29 +4,58 @@
 // masked by all bands rather than by the one whose number stands above bit BAND.
 constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, BAND = 8;
 
-// The first key at or after `cursor` that a query of q0..=q1 sees; UNBOUNDED if there is none.
-__device__ __forceinline__ int next_key(const Bands& bands, int q0, int q1, int cursor) {
-  int next = UNBOUNDED;
-  for (int i = 0; i < bands.count(); ++i) {
-    const Band band = bands.at(i);
-    const int start = max(max(band.lo, q0 + band.first), cursor);
-    const int stop = min(band.hi, q1 + band.end);
-    if (start < stop) next = min(next, start);
-  }
-  return next;
-}
+// Of the queries q0..=q1, by a warp whose lanes hold the bands: lane `i` every 32nd from the i-th.
+struct Seen {
+  const Bands& bands;
+  const int q0, q1, lane;
+  // Of the lane's first band: the keys that some query sees, and those that every query sees.
+  int any_start, any_stop, all_start, all_stop;
 
-// Whether every query of q0..=q1 sees every key of start..stop; may say no where many bands meet.
-__device__ __forceinline__ bool is_full(const Bands& bands, int q0, int q1, int start, int stop) {
-  int reach = start;
-  for (int round = 0; round < 3 && reach < stop; ++round) {
-    for (int i = 0; i < bands.count(); ++i) {
-      const Band band = bands.at(i);
-      if (max(band.lo, q1 + band.first) <= reach) reach = max(reach, min(band.hi, q0 + band.end));
+  __device__ __forceinline__ Seen(const Bands& bands, int q0, int q1, int lane)
+      : bands(bands), q0(q0), q1(q1), lane(lane) {
+    any_start = any_stop = all_start = all_stop = 0;
+    if (lane < bands.count()) {
+      const Band band = bands.at(lane);
+      any_start = max(band.lo, q0 + band.first);
+      any_stop = min(band.hi, q1 + band.end);
+      all_start = max(band.lo, q1 + band.first);
+      all_stop = min(band.hi, q0 + band.end);
     }
   }
-  return reach >= stop;
-}
+
+  // The first key at or after `cursor` that some query sees; UNBOUNDED if there is none.
+  __device__ __forceinline__ int next_key(int cursor) const {
+    const int start = max(any_start, cursor);
+    int next = start < any_stop ? start : UNBOUNDED;
+    for (int i = lane + 32; i < bands.count(); i += 32) {
+      const Band band = bands.at(i);
+      const int from = max(max(band.lo, q0 + band.first), cursor);
+      if (from < min(band.hi, q1 + band.end)) next = min(next, from);
+    }
+    return __reduce_min_sync(~0u, next);
+  }
+
+  // Whether every query sees every key of start..stop; may say no where many bands meet.
+  __device__ __forceinline__ bool is_full(int start, int stop) const {
+    int reach = start;
+    for (int round = 0; round < 3; ++round) {
+      int further = all_start <= reach ? max(reach, all_stop) : reach;
+      for (int i = lane + 32; i < bands.count(); i += 32) {
+        const Band band = bands.at(i);
+        if (max(band.lo, q1 + band.first) <= reach) further = max(further, min(band.hi, q0 + band.end));
+      }
+      reach = __reduce_max_sync(~0u, further);
+      if (reach >= stop) return true;
+    }
+    return false;
+  }
+
+  // The flags that say which bands a partial tile has to be masked by: one, or all.
+  __device__ __forceinline__ int masking_bands(int k) const {
+    const unsigned which = __ballot_sync(~0u, max(any_start, k) < min(any_stop, k + K_TILE));
+    return bands.count() <= 32 && __popc(which) == 1 ? (__ffs(which) - 1) << BAND : MANY;
+  }
+};
 
 // A thread owns two keys of every eight of a row of scores. Bit i: its i-th key lies before
 // `limit`, both counted from its first key.
@@ -41,19 +70,4 @@ __device__ __forceinline__ unsigned keys_seen(const Band& band, int q, int k) {
   const int start = max(band.lo, q + band.first) - k;
   const int stop = min(band.hi, q + band.end) - k;
   return keys_before(stop) & ~keys_before(start);
-}
-
-// The flags that say which bands a partial tile has to be masked by: one, or all.
-__device__ __forceinline__ int masking_bands(const Bands& bands, int q0, int q1, int k) {
-  int which = 0, count = 0;
-  for (int i = 0; i < bands.count(); ++i) {
-    const Band band = bands.at(i);
-    const int start = max(max(band.lo, q0 + band.first), k);
-    const int stop = min(min(band.hi, q1 + band.end), k + K_TILE);
-    if (start < stop) {
-      which = i;
-      ++count;
-    }
-  }
-  return count == 1 ? which << BAND : MANY;
 }

@@ -34,7 +34,7 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
 
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    if (threadIdx.x == 0) produce(launch, shared, &q_map, &k_map, &v_map);
+    if (threadIdx.x < 32) produce(launch, shared, &q_map, &k_map, &v_map, threadIdx.x);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     consume(launch, shared, threadIdx.x / 128 - 1, o, lse);

@@ -32,18 +32,15 @@ pub(crate) struct Tuning {
 
 impl Tuning {
     /// The best known for the sizes of `spec` and the units of its rows, from measurements on
-    /// an H200: sharing tiles pays where they are small, taking turns where products are long
-    /// and the softmax is not much shorter.
+    /// an H200. Where the output is small four consumers fit, which hide each other's softmax;
+    /// taking turns pays where products are long and the softmax is not much shorter.
     fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
+        let many = widest <= 64 && units_per_row.is_multiple_of(4);
         Self {
-            cluster: if widest <= 64 && units_per_row.is_multiple_of(4) {
-                2
-            } else {
-                1
-            },
-            consumers: 2,
-            k_tile: if widest > 128 { 64 } else { 128 },
+            cluster: 1,
+            consumers: if many { 4 } else { 2 },
+            k_tile: if many || widest > 128 { 64 } else { 128 },
             q_slots: if widest > 128 { 1 } else { 2 },
             take_turns: widest > 64 && widest <= 128,
         }
@@ -106,6 +103,12 @@ pub(crate) struct Plan {
 impl Plan {
     /// The plan of `spec`, or why this generator does not make it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
+        let units_per_row = Units::of(spec).map_or(1, |units| units.of_row);
+        Self::with(spec, Tuning::of(spec, units_per_row))
+    }
+
+    /// The plan with these choices.
+    pub(super) fn with(spec: &KernelSpec, tuning: Tuning) -> Result<Self, &'static str> {
         if spec.dtype == Dtype::F32 {
             return Err("matrix units take 16-bit elements");
         }
@@ -114,7 +117,6 @@ impl Plan {
         }
         let bands = source::bands(spec)?;
         let units = Units::of(spec).ok_or("a block has to be 16, 32 or a multiple of 64 tokens")?;
-        let tuning = Tuning::of(spec, units.of_row);
 
         let d_chunks = spec.head_dim.div_ceil(64);
         let v_chunks = spec.v_head_dim.div_ceil(64);
@@ -147,7 +149,7 @@ impl Plan {
         // than there are would never be answered.
         let warpgroups = 1 + tuning.consumers;
         let started = REGISTERS / (128 * warpgroups) / 8 * 8 * warpgroups;
-        let producer_registers = if tuning.consumers == 2 { 56 } else { 32 };
+        let producer_registers = if tuning.consumers == 2 { 64 } else { 32 };
         let consumer_registers = (started - producer_registers) / tuning.consumers / 8 * 8;
         Ok(Self {
             tuning,

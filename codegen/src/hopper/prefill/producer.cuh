@@ -1,4 +1,4 @@
-// ---- Producer: one thread that keeps the copies going ----
+// ---- Producer: one warp that keeps the copies going; its first lane starts them ----
 //
 // Order of the ring, for each item: K of its first tile, then for each further tile its K and the
 // V of the tile before it, and V of the last one. The end is a slot without a tile.
@@ -16,17 +16,19 @@ struct Slot {
 
 __device__ __forceinline__ void produce(const Launch& launch, const Shared& shared,
                                         const TensorMap* q_map, const TensorMap* k_map,
-                                        const TensorMap* v_map) {
+                                        const TensorMap* v_map, int lane) {
   Slot slot;
   int count = 0;
   // Each block of threads of the cluster copies its part of a tile to all of them.
   auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
-    barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
-    const int row = shared.rank * K_PART;
+    if (lane == 0) {
+      barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
+      const int row = shared.rank * K_PART;
 #pragma unroll
-    for (int c = 0; c < chunks; ++c)
-      copy_box_to_cluster(shared.slot(slot.index) + (c * K_TILE + row) * 128, map,
-                          shared.full(slot.index), c * 64, token + row, head, batch);
+      for (int c = 0; c < chunks; ++c)
+        copy_box_to_cluster(shared.slot(slot.index) + (c * K_TILE + row) * 128, map,
+                            shared.full(slot.index), c * 64, token + row, head, batch);
+    }
     slot.advance();
   };
   auto copy_values = [&](const Item& item, int token) {
@@ -49,30 +51,34 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
     // Consumers may still read the bands of as many items as there are slots for Q.
     const int header = count % (Q_SLOTS + 1);
-    shared.item(header) = item;
-    write_bands(launch, stages, item.token / BLOCK, shared.bands(header));
-    const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
-    barrier_expect(shared.q_full(q_slot), CONSUMERS * 64 * D_CHUNKS * 128);
+    if (lane == 0) {
+      shared.item(header) = item;
+      write_bands(launch, stages, item.token / BLOCK, shared.bands(header));
+      barrier_expect(shared.q_full(q_slot), CONSUMERS * 64 * D_CHUNKS * 128);
 #pragma unroll
-    for (int w = 0; w < CONSUMERS; ++w) {
-      const Unit unit = unit_of(item, shared.rank * CONSUMERS + w);
+      for (int w = 0; w < CONSUMERS; ++w) {
+        const Unit unit = unit_of(item, shared.rank * CONSUMERS + w);
 #pragma unroll
-      for (int c = 0; c < D_CHUNKS; ++c)
-        copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
-                 unit.token - launch.q_offset, item.kv_head * GROUP + unit.head, item.batch);
+        for (int c = 0; c < D_CHUNKS; ++c)
+          copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
+                   unit.token - launch.q_offset, item.kv_head * GROUP + unit.head, item.batch);
+      }
     }
+    __syncwarp();
+    const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
+    const Seen seen(bands, q0, q1, lane);
     ++count;
 
-    int k = next_key(bands, q0, q1, 0);
+    int k = seen.next_key(0);
     if (k == UNBOUNDED) k = 0;  // Nothing seen: one tile, all of it masked.
     bool pending = false;
     int v_token = 0;
     do {
-      const int next = next_key(bands, q0, q1, k + K_TILE);
+      const int next = seen.next_key(k + K_TILE);
       int flags = next == UNBOUNDED ? LAST : 0;
-      flags |= is_full(bands, q0, q1, k, k + K_TILE) ? FULL : masking_bands(bands, q0, q1, k);
+      flags |= seen.is_full(k, k + K_TILE) ? FULL : seen.masking_bands(k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-      shared.tile(slot.index) = make_int2(k, flags);
+      if (lane == 0) shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
       if (pending) copy_values(item, v_token);
       pending = true;
@@ -82,8 +88,10 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     copy_values(item, v_token);
   }
   barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-  shared.tile(slot.index) = make_int2(0, END);
-  barrier_arrive(shared.full(slot.index));
+  if (lane == 0) {
+    shared.tile(slot.index) = make_int2(0, END);
+    barrier_arrive(shared.full(slot.index));
+  }
   slot.advance();
   // Shared memory must last until the whole cluster is done with it.
   if (CLUSTER > 1) {

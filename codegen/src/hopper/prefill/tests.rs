@@ -158,34 +158,66 @@ fn compiles_to_asynchronous_products_and_copies() {
     }
 }
 
+/// Consumers, k_tile, q_slots, cluster and turns in the variable `HOPPER_TUNING`, as in
+/// `4,64,2,1,0 3,128,2,1,0`.
+fn tunings() -> Vec<(String, plan::Tuning)> {
+    let wanted = std::env::var("HOPPER_TUNING").unwrap_or_default();
+    let tuning = |text: &str| {
+        let numbers: Vec<u32> = text
+            .split(',')
+            .map(|n| n.parse().expect("a number"))
+            .collect();
+        let [consumers, k_tile, q_slots, cluster, turns] = numbers[..] else {
+            panic!("five numbers, not {text}");
+        };
+        let tuning = plan::Tuning {
+            cluster,
+            consumers,
+            k_tile,
+            q_slots,
+            take_turns: turns == 1,
+        };
+        (
+            format!("_c{consumers}k{k_tile}q{q_slots}x{cluster}t{turns}"),
+            tuning,
+        )
+    };
+    wanted.split_whitespace().map(tuning).collect()
+}
+
 /// Writes the texts, and a list of them for `bench/hopper`, into the folder `HOPPER_OUT`.
 #[test]
 #[ignore = "writes files: HOPPER_OUT=DIR cargo test -p butterfly-codegen --lib -- --ignored write_texts"]
 fn write_texts() {
     let folder = std::env::var("HOPPER_OUT").expect("HOPPER_OUT names a folder");
     let mut list = String::new();
-    let known = cases().into_iter().filter(|case| case.1 != "none");
-    for (name, pattern, spec) in known {
-        let made = kernel(&spec).unwrap();
-        let plan = &made.plan;
-        let [threads, ..] = made.geometry.threads;
-        std::fs::write(format!("{folder}/{name}.cu"), &made.text).unwrap();
-        let _ = writeln!(
-            list,
-            "{{\"name\":\"{name}\",\"pattern\":\"{pattern}\",\"D\":{},\"Dv\":{},\"group\":{},\
-             \"dtype\":\"{}\",\"block\":{},\"threads\":{threads},\"shared\":{},\"k_box\":{},\
-             \"unit_tokens\":{},\"unit_heads\":{},\"table\":{}}}",
-            spec.head_dim,
-            spec.v_head_dim,
-            spec.group,
-            spec.dtype.name(),
-            spec.block,
-            made.geometry.shared_bytes,
-            plan.k_box(),
-            plan.unit_tokens,
-            plan.unit_heads,
-            spec.rows == Rows::Table,
-        );
+    for (name, pattern, spec) in cases().into_iter().filter(|case| case.1 != "none") {
+        let best = kernel(&spec).unwrap().plan;
+        let others = tunings().into_iter().filter_map(|(suffix, tuning)| {
+            let plan = Plan::with(&spec, tuning).ok()?;
+            Some((format!("{name}{suffix}"), plan))
+        });
+        for (name, plan) in [(name.clone(), best)].into_iter().chain(others) {
+            let text = text(&spec, &plan);
+            std::fs::write(format!("{folder}/{name}.cu"), text).unwrap();
+            let _ = writeln!(
+                list,
+                "{{\"name\":\"{name}\",\"pattern\":\"{pattern}\",\"D\":{},\"Dv\":{},\"group\":{},\
+                 \"dtype\":\"{}\",\"block\":{},\"threads\":{},\"shared\":{},\"k_box\":{},\
+                 \"unit_tokens\":{},\"unit_heads\":{},\"table\":{}}}",
+                spec.head_dim,
+                spec.v_head_dim,
+                spec.group,
+                spec.dtype.name(),
+                spec.block,
+                plan.threads(),
+                plan.shared_bytes,
+                plan.k_box(),
+                plan.unit_tokens,
+                plan.unit_heads,
+                spec.rows == Rows::Table,
+            );
+        }
     }
     std::fs::write(format!("{folder}/list.jsonl"), list).unwrap();
 }
