@@ -261,6 +261,9 @@ pub(crate) struct Explain {
     /// Number of tokens [default: 32768, or what the model takes if that is less].
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub(crate) seq_len: Option<u32>,
+    /// Number of sequences.
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) batch: u32,
     /// Targets to explain.
     #[arg(
         long,

@@ -157,7 +157,7 @@ fn targets(
         let cost = cost::count(
             &schedule,
             &LayerShape {
-                batch: 1,
+                batch: command.batch,
                 q_heads: shape.q_heads,
                 kv_heads: shape.kv_heads,
                 head_dim: shape.head_dim,

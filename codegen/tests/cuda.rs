@@ -4,6 +4,8 @@
 
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -13,6 +15,8 @@ use support::{Case, cases, check};
 /// A check on the device in every dtype.
 fn run(table: fn(&dyn Fn(Case))) {
     let gpu = cuda::device();
+    let mut few = cuda::device();
+    few.processors = 8;
     table(&|case| {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             // Rows that begin at multiples of 16 bytes, and rows that do not.
@@ -23,6 +27,8 @@ fn run(table: fn(&dyn Fn(Case))) {
                 if let (8, Some(own)) = (pad, gpu.own_target()) {
                     case.target = own;
                     check(&case, &|kernel, launch| gpu.launch(kernel, launch));
+                    // Few processors: more work for each workgroup.
+                    check(&case, &|kernel, launch| few.launch(kernel, launch));
                 }
             }
         }
@@ -69,6 +75,51 @@ fn tables() {
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
 fn large_heads() {
     run(cases::large_heads);
+}
+
+/// 500 random shapes and patterns, on kernels of the device's own instructions.
+#[test]
+#[ignore = "needs a Hopper GPU: cargo test --release -p butterfly-codegen --test cuda -- --ignored random"]
+fn random_shapes_and_patterns() {
+    let own = cuda::device().own_target().expect("a Hopper GPU");
+    const KERNELS: u32 = 125;
+    const SHAPES: u32 = 4;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                let mut gpu = cuda::device();
+                for kernel in (0..KERNELS).filter(|kernel| kernel % threads == thread) {
+                    for shape in 0..SHAPES {
+                        let case = random::case(kernel, shape, own);
+                        // Sometimes fewer processors than there are.
+                        gpu.processors = [132, 132, 20, 8][shape as usize];
+                        check(&case, &|kernel, launch| {
+                            let geometry = &kernel.geometry;
+                            assert!(geometry.resident.is_some() || geometry.split.is_some());
+                            gpu.launch(kernel, launch)
+                        });
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Small launches of unlike kernels, ten times each.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored ten_launches; also under compute-sanitizer"]
+fn ten_launches_give_the_same_bits() {
+    let gpu = cuda::device();
+    let own = gpu.own_target().unwrap_or(gpu.target);
+    for case in random::few(own) {
+        let (kernel, launch) = support::prepare(&case);
+        let first = gpu.launch(&kernel, &launch);
+        for _ in 1..10 {
+            assert!(first == gpu.launch(&kernel, &launch), "{:?}", case.spec);
+        }
+        check(&case, &|kernel, launch| gpu.launch(kernel, launch));
+    }
 }
 
 /// Prints the time of one launch at the sizes of the README's table.

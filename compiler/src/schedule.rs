@@ -55,14 +55,14 @@ pub fn lower(topology: &Topology, phase: Phase, geometry: &Geometry, from: u32) 
             schedule.pairs += (first..=last).map(|q| seen(&row.bands, q)).sum::<u64>();
             let before = schedule.tiles;
             let (first, last) = (first as i32, last as i32);
-            schedule.workgroups += u64::from(geometry.split.unwrap_or(1));
+            schedule.workgroups += u64::from(geometry.split.map_or(1, |split| split.cluster));
             if let Some(split) = geometry.split {
                 for length in intervals(&row.bands, first) {
                     schedule.tiles += u64::from(length.div_ceil(geometry.k_tile));
                     schedule.keys += u64::from(length);
                     schedule.masked_tiles += u64::from(!length.is_multiple_of(geometry.k_tile));
                 }
-                let of_one = (schedule.tiles - before).div_ceil(split.into());
+                let of_one = (schedule.tiles - before).div_ceil(split.cluster.into());
                 schedule.most_tiles = schedule.most_tiles.max(of_one);
                 continue;
             }

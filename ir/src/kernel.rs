@@ -254,8 +254,7 @@ impl LaunchScalars {
 /// Prefill grid: x = q tiles, y = q head, z = batch. The first row of blocks that
 /// holds a query is `q_offset / block`; each row of blocks has `ceil(block / q_tile)`
 /// tiles, of which the last may be short; tiles outside the queries do nothing.
-/// Decode grid: x = query, y = kv head, z = batch, where a query takes `split` workgroups
-/// if that is given. Resident kernels: see [`Resident`].
+/// Decode grid: x = query, y = kv head, z = batch. Others: see [`Resident`] and [`Split`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Geometry {
     /// Threads of a workgroup: x, y, z.
@@ -266,10 +265,9 @@ pub struct Geometry {
     pub k_tile: u32,
     /// Bytes of shared memory.
     pub shared_bytes: u32,
-    /// Decode: workgroups, a cluster, that share the keys of a query. They copy 16 bytes at
-    /// a time: strides and addresses must be multiples of that.
+    /// How workgroups share the keys of a query, if they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split: Option<u32>,
+    pub split: Option<Split>,
     /// How its workgroups share the work, if they stay for the whole launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident: Option<Resident>,
@@ -296,9 +294,50 @@ pub struct Resident {
     pub k_box: u32,
 }
 
+/// A decode kernel whose workgroups come in clusters.
+///
+/// A *job* is a query and a kv head of a sequence. Grid: x clusters, where a cluster takes
+/// one job with all its workgroups, two with half of them each, and so on up to one for
+/// each workgroup; every such grid gives the same sums but for their order. Its parameter
+/// buffer has one word more, the number of sequences. It copies 16 bytes at a time: strides
+/// and addresses must be multiples of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    /// Workgroups of a cluster, a power of two.
+    pub cluster: u32,
+    /// Workgroups that a processor holds at once.
+    pub per_processor: u32,
+}
+
 impl Geometry {
+    /// Whether the parameter buffer ends with the number of sequences.
+    pub fn counts_sequences(&self) -> bool {
+        self.resident.is_some() || self.split.is_some()
+    }
+
+    /// Workgroups to launch on a device of so many processors, where `grid` has the most of
+    /// them: those that run at once.
+    pub fn fitted(&self, grid: [u32; 3], processors: u32) -> [u32; 3] {
+        let [x, y, z] = grid;
+        if let Some(resident) = self.resident {
+            let at_once = processors / resident.cluster * resident.cluster;
+            return [x.min(at_once.max(resident.cluster)), y, z];
+        }
+        if let Some(Split {
+            cluster,
+            per_processor,
+        }) = self.split
+        {
+            let jobs = x / cluster;
+            let clusters = (processors * per_processor / cluster).max(1);
+            let jobs_of_one = jobs.div_ceil(clusters).next_power_of_two().min(cluster);
+            return [jobs.div_ceil(jobs_of_one) * cluster, y, z];
+        }
+        grid
+    }
+
     /// Workgroups to launch for `spec` with these scalars and `batch` sequences; for a
-    /// [`Resident`] kernel the most of them.
+    /// [`Resident`] or [`Split`] kernel the most of them, see [`Geometry::fitted`].
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
         match (spec.phase, self.resident) {
             (Phase::Prefill, Some(resident)) => {
@@ -313,10 +352,13 @@ impl Geometry {
                 let tiles = (last - first) * spec.block.div_ceil(self.q_tile);
                 [tiles, scalars.kv_heads * spec.group, batch]
             }
-            (Phase::Decode, _) => {
-                let queries = scalars.q_len * self.split.unwrap_or(1);
-                [queries, scalars.kv_heads, batch]
-            }
+            (Phase::Decode, _) => match self.split {
+                Some(split) => {
+                    let factors = [split.cluster, scalars.q_len, scalars.kv_heads, batch];
+                    [factors.into_iter().fold(1, u32::saturating_mul), 1, 1]
+                }
+                None => [scalars.q_len, scalars.kv_heads, batch],
+            },
         }
     }
 }

@@ -4,7 +4,7 @@
 //! empty digest, so that any changed byte is noticed.
 
 use crate::plan::{Proof, SwappedLayer};
-use crate::{Geometry, KernelSpec, Phase, Resident, Sparsity, Target};
+use crate::{Geometry, KernelSpec, Phase, Resident, Sparsity, Split, Target};
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
@@ -125,11 +125,16 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
             "batch".into(),
         ],
         (Phase::Decode, _) => {
-            let queries = match geometry.split {
-                Some(split) => format!("q_len * {split}"),
-                None => "q_len".into(),
+            let Some(Split { cluster, .. }) = geometry.split else {
+                return ["q_len".into(), "kv_heads".into(), "batch".into()];
             };
-            [queries, "kv_heads".into(), "batch".into()]
+            let jobs = "q_len * kv_heads * batch";
+            let jobs_of_one = format!("a power of two up to {cluster}");
+            [
+                format!("{cluster} * ceil({jobs} / {jobs_of_one})"),
+                "1".into(),
+                "1".into(),
+            ]
         }
     }
 }
@@ -157,9 +162,9 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
             arguments.push(argument(name, &map, boxes, false));
         }
     }
-    let scalars = match geometry.resident {
-        Some(_) => "20, the last of them batch",
-        None => "19",
+    let scalars = match geometry.counts_sequences() {
+        true => "20, the last of them batch",
+        false => "19",
     };
     arguments.extend([
         argument("q", dtype, "batch, q_heads, q_len, head_dim", false),

@@ -30,7 +30,7 @@ fn partner(rule: PartnerRule, radix: u32, offset: u32, step: u32) -> Atom {
 }
 
 /// causal & (local(1) | partner(causal_shift) | sink(1))
-fn butterfly() -> RowProgram {
+pub(crate) fn butterfly() -> RowProgram {
     let atoms = [
         Atom::Local {
             before: 1,

@@ -15,7 +15,8 @@ pub(crate) struct Gpu {
     driver: Library,
     /// Without its generation's own instructions.
     pub(crate) target: Target,
-    processors: u32,
+    /// On how many a launch counts.
+    pub(crate) processors: u32,
 }
 
 /// `CUtensorMap`.
@@ -202,10 +203,7 @@ impl Gpu {
                 .iter_mut()
                 .map(|pointer| ptr::from_mut(pointer).cast());
             let mut arguments: Vec<*mut c_void> = maps.chain(buffers).collect();
-            let [mut x, y, z] = launch.grid;
-            if let Some(resident) = kernel.geometry.resident {
-                x = x.min(self.processors / resident.cluster * resident.cluster);
-            }
+            let [x, y, z] = kernel.geometry.fitted(launch.grid, self.processors);
             let [tx, ty, tz] = kernel.geometry.threads;
             let mut run = || {
                 ok(start(

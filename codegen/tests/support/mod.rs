@@ -250,8 +250,10 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
     };
     let mut parameters = scalars.words().to_vec();
     let mut maps = Vec::new();
-    if let Some(resident) = kernel.geometry.resident {
+    if kernel.geometry.counts_sequences() {
         parameters.push(case.batch);
+    }
+    if let Some(resident) = kernel.geometry.resident {
         let [heads_at_once, tokens] = resident.q_box;
         let keys = [1, 1, resident.k_box, 64];
         for (strides, heads, length, dim, tile) in [

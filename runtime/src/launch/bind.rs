@@ -15,7 +15,7 @@ pub(super) struct Buffers<'a> {
     pub(super) inputs: Vec<Cow<'a, [u8]>>,
     /// Bytes of o and lse, as they are read.
     pub(super) outputs: [usize; 2],
-    /// Workgroups; for a resident kernel the most of them.
+    /// Workgroups; for some kernels the most of them, see `Geometry::fitted`.
     pub(super) grid: [u32; 3],
     /// What the tensor maps of q, k and v show, for a resident kernel.
     pub(super) maps: Option<[Map; 3]>,
@@ -97,7 +97,7 @@ pub(super) fn buffers<'a>(
     check_copies(kernel, scalars)?;
     let resident = kernel.geometry.resident;
     let maps = resident.map(|resident| maps(kernel, arguments, &resident));
-    let more = resident.map(|_| batch);
+    let more = kernel.geometry.counts_sequences().then_some(batch);
     inputs.push(padded(words(scalars.words().into_iter().chain(more))));
     match (&spec.rows, arguments.rows) {
         (Rows::ClosedForm(_), None) => {}

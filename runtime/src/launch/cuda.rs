@@ -67,12 +67,11 @@ pub(super) fn launch(
     };
     let client = &open[at].1;
     let properties = client.properties();
+    let processors = properties.hardware.num_streaming_multiprocessors;
+    buffers.grid = kernel
+        .geometry
+        .fitted(buffers.grid, processors.unwrap_or(1));
     run::check_limits(device, &kernel.geometry, &buffers, properties)?;
-    if let Some(resident) = kernel.geometry.resident {
-        let processors = properties.hardware.num_streaming_multiprocessors;
-        let at_once = processors.unwrap_or(1) / resident.cluster * resident.cluster;
-        buffers.grid[0] = buffers.grid[0].min(at_once.max(resident.cluster));
-    }
     let output = run::caught(|| {
         let maps = |inputs: &[Handle]| tensor_maps::bind(&buffers, inputs);
         run::run(client, &buffers, runs, maps, || {

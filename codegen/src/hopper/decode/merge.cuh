@@ -37,29 +37,34 @@ __device__ __forceinline__ void leave(const Shared& shared, const Part& part, in
   }
 }
 
-// Each block merges its share of the columns, four at a time.
-__device__ __forceinline__ void merge(const Shared& shared, int rank, Element* o, unsigned o_head,
-                                      float* lse, unsigned lse_head) {
-  for (int at = threadIdx.x * SPLITS + rank; at < GROUP * (V_COLUMNS / 4); at += THREADS * SPLITS) {
+// Each block of a job merges its share of the columns, four at a time. The job's blocks are
+// `width` of the cluster from `first` on, and this is the `part`-th.
+__device__ __forceinline__ void merge(const Shared& shared, int first, int part, int width,
+                                      Element* o, unsigned o_head, float* lse, unsigned lse_head) {
+  for (int at = threadIdx.x * width + part; at < GROUP * (V_COLUMNS / 4); at += THREADS * width) {
     const int row = at / (V_COLUMNS / 4);
     const int column = at % (V_COLUMNS / 4) * 4;
     const unsigned of_row = shared.address + ROWS_AT + row * 8;
     const unsigned output = shared.address + SLOTS_AT + (row * V_COLUMNS + column) * 4;
-    float2 rows[SPLITS];
-    float4 parts[SPLITS];
+    float2 rows[CLUSTER];
+    float4 parts[CLUSTER];
 #pragma unroll
-    for (int i = 0; i < SPLITS; ++i) {
-      rows[i] = load_from_cluster(place_in(of_row, i));
-      parts[i] = load_four_from_cluster(place_in(output, i));
+    for (int i = 0; i < CLUSTER; ++i) {
+      rows[i] = make_float2(minus_infinity(), 0.0f);
+      parts[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (i < width) {
+        rows[i] = load_from_cluster(place_in(of_row, first + i));
+        parts[i] = load_four_from_cluster(place_in(output, first + i));
+      }
     }
     float top = minus_infinity();
 #pragma unroll
-    for (int i = 0; i < SPLITS; ++i) top = fmaxf(top, rows[i].x);
+    for (int i = 0; i < CLUSTER; ++i) top = fmaxf(top, rows[i].x);
     const float base = top == minus_infinity() ? 0.0f : top;
     float sum = 0.0f;
     float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-    for (int i = 0; i < SPLITS; ++i) {
+    for (int i = 0; i < CLUSTER; ++i) {
       const float share = exp2_fast(rows[i].x - base);
       sum += share * rows[i].y;
       x.x += share * parts[i].x;

@@ -5,18 +5,21 @@
 //!
 //! # How the kernel works
 //!
-//! A cluster of blocks of threads takes one query and all q heads of one kv head. The keys that
-//! the query sees are cut into tiles, which the blocks take in turns; a block copies its first
-//! tiles before it computes, so that the whole row of a sparse pattern is in flight at once. The
-//! q heads are the rows of `mma` products, so that k and v are read once for the group. At the
-//! end every block merges a share of the columns, which it reads from the shared memory of the
-//! others: one launch, no memory in between, and always the same order of sums.
+//! A *job* is one query and all q heads of one kv head. The keys that the query sees are cut into
+//! tiles, which some blocks of threads of a cluster take in turns: all of them where jobs are
+//! few, one where they are many; the grid says. A block copies its first tiles before it
+//! computes, so that rows of a sparse pattern are in flight as a whole. The q heads are the rows
+//! of `mma` products, so that k and v are read once for the group. At the end every block of a
+//! job merges a share of the columns, which it reads from the shared memory of the others: one
+//! launch, no memory in between, and the same order of sums for the same grid.
 //!
 //! # What a launch needs
 //!
-//! The arguments and parameters of the portable kernels; strides and addresses that are
+//! The arguments of the portable kernels, and their parameters with one word more, the number of
+//! sequences; strides and addresses that are
 //! multiples of 16 bytes, because copies are that wide; dynamic shared memory of
-//! `shared_bytes`, which may exceed 48 KiB. Grid: `Geometry::grid`.
+//! `shared_bytes`, which may exceed 48 KiB. Grid: `Geometry::grid`, or fewer
+//! clusters, see `Geometry::fitted`.
 
 mod plan;
 
@@ -51,7 +54,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     for (name, value) in [
         ("BANDS", plan.bands),
         ("THREADS", plan::THREADS),
-        ("SPLITS", plan.splits),
+        ("CLUSTER", plan.cluster),
         ("K_TILE", plan::K_TILE),
         ("SLOTS", plan.slots),
         ("ROWS", plan.rows),

@@ -1,7 +1,7 @@
 //! KernelSpec → the numbers of a decode kernel, or the reason why there is none.
 
 use super::super::source;
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows, Split};
 
 pub(super) const THREADS: u32 = 128;
 
@@ -12,7 +12,7 @@ pub(super) const K_TILE: u32 = 64;
 pub(super) const WEIGHTS_PITCH: u32 = pitch(K_TILE);
 
 /// Blocks of threads of a cluster, the most that every device of this generation takes.
-const SPLITS: u32 = 8;
+const CLUSTER: u32 = 8;
 
 /// Shared memory of a thread block and of a multiprocessor on sm_90, in bytes.
 const SHARED_LIMIT: u32 = 232_448;
@@ -30,7 +30,9 @@ const fn pitch(columns: u32) -> u32 {
 /// The numbers of a kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(super) splits: u32,
+    pub(super) cluster: u32,
+    /// Thread blocks that a processor holds at once.
+    per_processor: u32,
     /// Tiles of K and V in shared memory.
     pub(super) slots: u32,
     /// q heads of a group, rounded up to rows of products.
@@ -67,22 +69,21 @@ impl Plan {
         // Four warps leave a number for each row, and each row two.
         let bytes = |slots: u32| slots_at + slots * slot_bytes + weights_bytes + rows * 24;
 
-        // More than a row has is of no use, nor more than leaves room for a second block.
+        // Room for two blocks on a processor, if one tile leaves it; no more tiles than a row has.
         let tiles = match &spec.rows {
             Rows::ClosedForm(program) => program.most_keys(spec.block),
             Rows::Table => None,
         };
-        let tiles = tiles.map_or(u64::MAX, |keys| {
-            keys.div_ceil(K_TILE.into()).div_ceil(SPLITS.into())
-        });
-        let fits = |slots: &u32| bytes(*slots) <= SHARED_LIMIT;
-        let shares = |slots: &u32| {
-            *slots <= 2 || 2 * (bytes(*slots) + SHARED_RESERVED) <= SHARED_OF_PROCESSOR
+        let tiles = tiles.map_or(u64::MAX, |keys| keys.div_ceil(K_TILE.into()).max(1));
+        let per_processor = |slots: u32| SHARED_OF_PROCESSOR / (bytes(slots) + SHARED_RESERVED);
+        let most = |blocks: u32| {
+            (1..=4)
+                .take_while(|slots| u64::from(*slots) <= tiles)
+                .filter(|slots| bytes(*slots) <= SHARED_LIMIT && per_processor(*slots) >= blocks)
+                .max()
         };
-        let slots = (1..=4)
-            .take_while(|slots| u64::from(*slots) <= tiles.max(1))
-            .filter(|slots| fits(slots) && shares(slots))
-            .max()
+        let slots = most(2)
+            .or_else(|| most(1))
             .ok_or("a tile of keys and values does not fit shared memory")?;
         // The outputs of a group take the place of the tiles.
         if spec.group * spec.v_head_dim * 4 > slots * slot_bytes {
@@ -91,7 +92,9 @@ impl Plan {
         let weights_at = slots_at + slots * slot_bytes;
         let warps_at = weights_at + weights_bytes;
         Ok(Self {
-            splits: SPLITS,
+            cluster: CLUSTER,
+            // Registers would let more run, but bandwidth needs no more.
+            per_processor: per_processor(slots).min(2),
             slots,
             rows,
             bands,
@@ -113,7 +116,10 @@ impl Plan {
             q_tile: 1,
             k_tile: K_TILE,
             shared_bytes: self.shared_bytes,
-            split: Some(self.splits),
+            split: Some(Split {
+                cluster: self.cluster,
+                per_processor: self.per_processor,
+            }),
             resident: None,
         }
     }

@@ -62,12 +62,11 @@ fn texts_are_complete() {
 }
 
 #[test]
-fn holds_as_many_tiles_as_a_row_has() {
+fn holds_no_more_tiles_than_a_row_has() {
     let slots = |rows| Plan::new(&spec(128, 128, 4, rows)).unwrap().slots;
-    // 512 keys are 8 tiles, one for each block of the cluster; 1024 are two.
-    assert_eq!(slots(butterfly()), 1);
-    assert_eq!(slots(relative(-1023)), 2);
+    assert_eq!(slots(relative(-63)), 1);
     // As many as leave room for a second block.
+    assert_eq!(slots(butterfly()), 3);
     assert_eq!(slots(relative(-UNBOUNDED)), 3);
 }
 

@@ -11,13 +11,15 @@ struct Tile { int key, count; };
 struct Tiles {
   const Bands& bands;
   const int query, lane;
+  // Blocks of threads that take the tiles in turns.
+  const int step;
   // Of this lane: its interval, the number of its tiles, and of those of lanes before it.
   int start, length, tiles, before;
   // Bands of lanes from here, their tiles, and the next one to take, counted from the first.
   int base, total, next_tile;
 
-  __device__ __forceinline__ Tiles(const Bands& bands, int query, int lane, int rank)
-      : bands(bands), query(query), lane(lane), base(0), next_tile(rank) {
+  __device__ __forceinline__ Tiles(const Bands& bands, int query, int lane, int rank, int step)
+      : bands(bands), query(query), lane(lane), step(step), base(0), next_tile(rank) {
     load();
   }
 
@@ -62,7 +64,7 @@ struct Tiles {
         const int skipped = (next_tile - __shfl_sync(~0u, before, owner)) * K_TILE;
         const int key = __shfl_sync(~0u, start, owner) + skipped;
         const int left = __shfl_sync(~0u, length, owner) - skipped;
-        next_tile += SPLITS;
+        next_tile += step;
         return {key, min(left, K_TILE)};
       }
       if (base + 32 >= bands.count()) return {0, 0};
