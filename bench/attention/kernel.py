@@ -78,7 +78,8 @@ class Launch:
             self.grid = (rows * -(-block // geometry["q_tile"]), heads, batch)
         elif split:
             # A cluster takes as many jobs, a power of two, as let all clusters run at once.
-            jobs, clusters = q_len * kv_heads * batch, max(1, processors * split["per_processor"] // split["cluster"])
+            jobs = q_len * kv_heads * batch
+            clusters = max(1, processors * split["per_processor"] * 9 // 10 // split["cluster"])
             of_one = min(1 << (-(-jobs // clusters) - 1).bit_length(), split["cluster"])
             self.grid = (-(-jobs // of_one) * split["cluster"], 1, 1)
         else:

@@ -107,10 +107,9 @@ impl Blueprint {
         let v_pitch = self.v_head_dim.next_multiple_of(16) + 8;
         for k_tile in [64, 32] {
             self.k_tile = k_tile;
-            self.operand_elements = self.q_tile() * d_pitch
-                + k_tile * (d_pitch + v_pitch)
-                + self.q_tile() * (k_tile + 8);
-            self.p_words = self.ty * (16 * (k_tile + 4) + 16);
+            // Queries, keys and values; at the end the output takes their place.
+            let operands = self.q_tile() * d_pitch + k_tile * (d_pitch + v_pitch);
+            self.operand_elements = operands.max(self.q_tile() * v_pitch);
             if self.shared_bytes() <= opt_in_limit(target) {
                 return Some(self);
             }
@@ -193,8 +192,7 @@ impl Blueprint {
 /// Whether products of `dtype` go to matrix units on `target`.
 fn has_matrix_units(target: Target, dtype: Dtype) -> bool {
     match (target, dtype) {
-        (Target::Cuda(sm), Dtype::Bf16) => sm.version >= 80,
-        (Target::Cuda(_), Dtype::F16) => true,
+        (Target::Cuda(sm), Dtype::Bf16 | Dtype::F16) => sm.version >= 80,
         (Target::Cuda(_), Dtype::F32)
         | (Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu, _) => false,
     }

@@ -170,6 +170,7 @@ pub(crate) fn decode<F: Float>(
                         q_step: 0,
                         cols: 1,
                         k_step: 0,
+                        k_run: 1,
                     }),
                 );
                 #[unroll]

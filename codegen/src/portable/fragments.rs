@@ -1,63 +1,11 @@
-//! Parts of the kernels on matrix units: fragments, and tiles on their way to shared memory.
+//! Tiles of rows on their way to shared memory and back.
 
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// Side of a matrix product.
-pub(crate) const SIDE: usize = 16;
-
 /// Elements copied at once: 16 bytes.
 const CHUNK: u32 = 8;
-
-/// An accumulator of zeros.
-#[cube]
-pub(crate) fn zeros() -> cmma::Matrix<f32> {
-    cmma::Matrix::<f32>::from_value(
-        cmma::MatrixIdent::Accumulator,
-        SIDE,
-        SIDE,
-        SIDE,
-        cmma::MatrixLayout::Undefined,
-        0.0f32,
-    )
-}
-
-/// A factor whose first element is `operands[at]`, with rows `pitch` apart.
-#[cube]
-pub(crate) fn operand<F: Float>(
-    operands: &SharedMemory<F>,
-    at: u32,
-    #[comptime] pitch: u32,
-    #[comptime] ident: cmma::MatrixIdent,
-    #[comptime] layout: cmma::MatrixLayout,
-) -> cmma::Matrix<F> {
-    cmma::Matrix::<F>::from_slice(
-        ident,
-        SIDE,
-        SIDE,
-        SIDE,
-        layout,
-        &operands.slice(at as usize, (at + 256u32) as usize),
-        pitch,
-    )
-}
-
-/// Stores an accumulator at `scores[at]`, with rows `pitch` apart.
-#[cube]
-pub(crate) fn put(
-    scores: &mut SharedMemory<f32>,
-    at: u32,
-    matrix: &cmma::Matrix<f32>,
-    #[comptime] pitch: u32,
-) {
-    cmma::store::<f32, f32>(
-        &mut scores.slice_mut(at as usize, (at + 256u32) as usize),
-        matrix,
-        pitch,
-        cmma::MatrixLayout::RowMajor,
-    );
-}
 
 /// A tile of rows on its way to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,6 +78,48 @@ pub(crate) fn copy<F: Float>(
                 x = from[(base + at * stride + column) as usize];
             }
             to[(to_at + r * comptime!(shape.pitch) + column) as usize] = x;
+        }
+    }
+}
+
+/// Writes rows `first..first + rows`, those within `low..high`, from the start of shared memory.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn store<F: Float>(
+    from: &SharedMemory<F>,
+    to: &mut Array<F>,
+    base: u32,
+    stride: u32,
+    first: u32,
+    low: u32,
+    high: u32,
+    #[comptime] shape: Shape,
+) {
+    let size!(N) = comptime!(CHUNK as usize);
+    let chunks = comptime!(shape.dim / CHUNK);
+    let work = comptime!(shape.rows * chunks);
+    let source = from.to_slice().into_vectorized().with_vector_size::<N>();
+    let mut sink = to
+        .slice_mut(0usize, comptime!(UNBOUNDED as usize))
+        .into_vectorized()
+        .with_vector_size::<N>();
+    #[allow(clippy::manual_is_multiple_of)] // not a function on the device
+    let whole = (base | stride) % CHUNK == 0u32;
+    for i in range_stepped(UNIT_POS, work, comptime!(shape.threads)) {
+        let r = i / chunks;
+        let at = first + r;
+        if at >= low && at < high {
+            let piece = r * comptime!(shape.pitch / CHUNK) + i % chunks;
+            let place = base + at * stride + i % chunks * CHUNK;
+            if whole {
+                sink[(place / CHUNK) as usize] = source[piece as usize];
+            } else {
+                let x = source[piece as usize];
+                #[unroll]
+                for c in 0..comptime!(CHUNK as usize) {
+                    to[(place + comptime!(c as u32)) as usize] = x[c];
+                }
+            }
         }
     }
 }

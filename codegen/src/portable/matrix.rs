@@ -1,13 +1,15 @@
-//! Many queries, on matrix units: 16x16x16 products with f32 sums.
+//! Many queries, on matrix units: products of 16 rows, 8 columns and 16 terms with f32 sums.
 //!
 //! Each subgroup of 32 threads owns 16 query rows and never waits for another one but
-//! to stage keys and values. Scores pass through shared memory once, where two threads
-//! share a row. The output stays in accumulators: it is rescaled, through shared
-//! memory, only when a row maximum has grown by more than `SLACK` since the last time,
-//! which keeps every weight below `e^SLACK` and changes no result.
+//! to stage keys and values. Scores, weights and output stay in registers, in the layout of
+//! `mma.sync`: of each 8 columns a thread has two of row `lane / 4`, and the same two of the
+//! row 8 below. The weights of two such tiles are the left factor of the next product as they
+//! are (FlashAttention-2, Dao 2023). The output is rescaled only when a row maximum has grown
+//! by more than `SLACK` since the last time, which keeps every weight below `e^SLACK` and
+//! changes no result.
 
 use super::blueprint::Blueprint;
-use super::fragments::{SIDE, Shape, copy, operand, put, zeros};
+use super::fragments::{Shape, copy, store};
 use super::prefill::{HIDDEN, MINUS_INFINITY, weight};
 use super::rows::{self, Grid};
 use butterfly_ir::band::UNBOUNDED;
@@ -31,7 +33,6 @@ pub(crate) fn prefill<F: Float>(
     lse: &mut Array<f32>,
     #[comptime] plan: Blueprint,
 ) {
-    let side = comptime!(SIDE as u32);
     let q_tile = comptime!(plan.q_tile());
     let k_tile = comptime!(plan.k_tile);
     let block = comptime!(plan.block);
@@ -43,16 +44,12 @@ pub(crate) fn prefill<F: Float>(
     let v_pad = comptime!(plan.v_head_dim.next_multiple_of(16));
     let d_pitch = comptime!(d_pad + 8);
     let v_pitch = comptime!(v_pad + 8);
-    let p_pitch = comptime!(k_tile + 8);
-    let s_pitch = comptime!(k_tile + 4);
     let k_at = comptime!(q_tile * d_pitch);
     let v_at = comptime!(k_at + k_tile * d_pitch);
-    let p_at = comptime!(v_at + k_tile * v_pitch);
-    // Accumulators, and how many of them fit the scores' place at a time.
-    let s_count = comptime!((k_tile / 16) as usize);
-    let o_count = comptime!((v_pad / 16) as usize);
-    let passes = comptime!(o_count.div_ceil(s_count));
-    let half = comptime!((k_tile / 2) as usize);
+    // Tiles of 8 columns.
+    let s_count = comptime!((k_tile / 8) as usize);
+    let o_count = comptime!((v_pad / 8) as usize);
+    let size!(Pair) = 2usize;
 
     let q_len = params[0];
     let kv_len = params[1];
@@ -77,26 +74,34 @@ pub(crate) fn prefill<F: Float>(
         let row = rows::of_block(params, offsets, b, plan.clone());
         let t = UNIT_POS;
         let lane = t % 32u32;
-        let first_row = t / 32u32 * side;
-        let r = lane / 2u32;
-        let h = lane % 2u32;
+        let first_row = t / 32u32 * 16u32;
+        // This thread's upper row, and its first column of each 8.
+        let r = lane / 4u32;
+        let column = lane % 4u32 * 2u32;
+        // Lane `8 i + j` names row `j` of the `i`-th of four matrices of 8 rows and 8 columns: of
+        // a left factor, or a right one by its rows, they go down first; of a right one by its
+        // columns across first.
+        let down = lane % 16u32;
+        let across = lane / 16u32 * 8u32;
+        let k_down = lane / 16u32 * 8u32 + lane % 8u32;
+        let k_across = lane / 8u32 % 2u32 * 8u32;
 
         let mut operands =
             SharedMemory::<F>::new_aligned(comptime!(plan.operand_elements as usize), 32usize);
-        let mut scores =
-            SharedMemory::<f32>::new_aligned(comptime!(plan.p_words as usize), 32usize);
-        // Each subgroup's place: its scores, then one number a row.
-        let s_at = t / 32u32 * comptime!(16 * (k_tile + 4) + 16);
-        let s_end = s_at + comptime!(16 * (k_tile + 4));
+        let mma = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
 
-        let mut top = HIDDEN.runtime();
-        let mut sum = 0.0f32.runtime();
-        let mut s = Array::<f32>::new(half);
-        let mut seen = Array::<u32>::new(half);
-        let mut acc = Sequence::<cmma::Matrix<f32>>::new();
+        let mut top = Array::<f32>::new(2usize);
+        let mut sum = Array::<f32>::new(2usize);
+        #[unroll]
+        for h in 0..2usize {
+            top[h] = HIDDEN.runtime();
+            sum[h] = 0.0f32;
+        }
+        let mut seen = Array::<u32>::new(comptime!((k_tile / 2) as usize));
+        let mut acc = Sequence::<Array<Vector<f32, Pair>>>::new();
         #[unroll]
         for _ in 0..o_count {
-            acc.push(zeros());
+            acc.push(zeros::<Pair>());
         }
 
         copy::<F>(
@@ -158,50 +163,44 @@ pub(crate) fn prefill<F: Float>(
             sync_cube();
 
             // Scores.
-            let mut product = Sequence::<cmma::Matrix<f32>>::new();
+            let mut s = Sequence::<Array<Vector<f32, Pair>>>::new();
             #[unroll]
             for _ in 0..s_count {
-                product.push(zeros());
+                s.push(zeros::<Pair>());
             }
             for d in 0..comptime!(d_pad / 16) {
-                let left = operand::<F>(
-                    &operands,
-                    first_row * d_pitch + d * side,
-                    d_pitch,
+                let at = (first_row + down) * d_pitch + d * 16u32 + across;
+                let left = mma.load_matrix::<F, Pair>(
+                    &operands.slice(at as usize, (at + 8u32) as usize),
                     cmma::MatrixIdent::A,
-                    cmma::MatrixLayout::RowMajor,
+                    4usize,
+                    false,
                 );
                 #[unroll]
-                for c in 0..s_count {
-                    let right = operand::<F>(
-                        &operands,
-                        comptime!(k_at + c as u32 * 16 * d_pitch) + d * side,
-                        d_pitch,
+                for c in 0..comptime!(s_count / 2) {
+                    let at = (k_down + comptime!(c as u32 * 16)) * d_pitch
+                        + d * 16u32
+                        + k_across
+                        + k_at;
+                    let pair = mma.load_matrix::<F, Pair>(
+                        &operands.slice(at as usize, (at + 8u32) as usize),
                         cmma::MatrixIdent::B,
-                        cmma::MatrixLayout::ColMajor,
+                        4usize,
+                        false,
                     );
-                    let sums = product.index(c);
-                    cmma::execute::<F, F, f32, f32>(&left, &right, sums, sums);
+                    multiply(&mma, &left, &pair, s.index_mut(comptime!(2 * c)), 0usize);
+                    multiply(&mma, &left, &pair, s.index_mut(comptime!(2 * c + 1)), 2usize);
                 }
             }
-            sync_plane();
             #[unroll]
             for c in 0..s_count {
-                put(
-                    &mut scores,
-                    s_at + comptime!(c as u32 * 16),
-                    product.index(c),
-                    s_pitch,
-                );
+                let tile = s.index_mut(c);
+                #[unroll]
+                for h in 0..2usize {
+                    tile[h] = tile[h] * Vector::new(scale);
+                }
             }
-            sync_plane();
 
-            // Two threads share a row, each with every other key.
-            #[unroll]
-            for j in 0..half {
-                let at = s_at + r * s_pitch + comptime!(2 * j as u32) + h;
-                s[j] = scores[at as usize] * scale;
-            }
             let full = rows::is_full(
                 &row,
                 table,
@@ -217,94 +216,100 @@ pub(crate) fn prefill<F: Float>(
                     &row,
                     table,
                     i32::cast_from(base + first_row + r),
-                    next + i32::cast_from(h),
+                    next + i32::cast_from(column),
                     plan.clone(),
                     comptime!(Grid {
-                        rows: 1,
-                        q_step: 0,
-                        cols: k_tile / 2,
-                        k_step: 2
+                        rows: 2,
+                        q_step: 8,
+                        cols: k_tile / 4,
+                        k_step: 8,
+                        k_run: 2,
                     }),
                 );
                 #[unroll]
-                for j in 0..half {
-                    s[j] = select(seen[j] == 1u32, s[j], HIDDEN.runtime());
+                for c in 0..s_count {
+                    let tile = s.index_mut(c);
+                    #[unroll]
+                    for h in 0..2usize {
+                        let mut shown = tile[h];
+                        #[unroll]
+                        for i in 0..2usize {
+                            let at = comptime!(h * 2 * s_count + 2 * c + i);
+                            shown[i] = select(seen[at] == 1u32, shown[i], HIDDEN.runtime());
+                        }
+                        tile[h] = shown;
+                    }
                 }
             }
-            let mut most = s[0];
+
+            let mut most = Array::<f32>::new(2usize);
             #[unroll]
-            for j in 1..half {
-                most = max(most, s[j]);
-            }
-            most = max(most, plane_shuffle_xor(most, 1u32));
-            if plane_any(most > top + SLACK) {
-                let grown = max(top, most);
-                let fade = weight(top - grown);
-                top = grown;
-                sum *= fade;
+            for h in 0..2usize {
+                let mut x = HIDDEN.runtime();
                 #[unroll]
-                for pass in 0..passes {
-                    let first = comptime!(pass * s_count);
-                    let last = comptime!((first + s_count).min(o_count));
-                    sync_plane();
+                for c in 0..s_count {
+                    let pair = s.index(c)[h];
+                    x = max(x, max(pair[0], pair[1]));
+                }
+                x = max(x, plane_shuffle_xor(x, 1u32));
+                most[h] = max(x, plane_shuffle_xor(x, 2u32));
+            }
+            if plane_any(most[0] > top[0] + SLACK || most[1] > top[1] + SLACK) {
+                #[unroll]
+                for h in 0..2usize {
+                    let grown = max(top[h], most[h]);
+                    let fade = weight(top[h] - grown);
+                    top[h] = grown;
+                    sum[h] = sum[h] * fade;
                     #[unroll]
-                    for c in first..last {
-                        let at = s_at + comptime!((c - first) as u32 * 16);
-                        put(&mut scores, at, acc.index(c), s_pitch);
-                    }
-                    sync_plane();
-                    #[unroll]
-                    for j in 0..comptime!((last - first) * 8) {
-                        let at = s_at + r * s_pitch + comptime!(2 * j as u32) + h;
-                        scores[at as usize] = scores[at as usize] * fade;
-                    }
-                    sync_plane();
-                    #[unroll]
-                    for c in first..last {
-                        let at = s_at + comptime!((c - first) as u32 * 16);
-                        cmma::load_with_layout::<f32, f32>(
-                            acc.index(c),
-                            &scores.slice(at as usize, (at + 256u32) as usize),
-                            s_pitch,
-                            cmma::MatrixLayout::RowMajor,
-                        );
+                    for c in 0..o_count {
+                        let tile = acc.index_mut(c);
+                        tile[h] = tile[h] * Vector::new(fade);
                     }
                 }
             }
             #[unroll]
-            for j in 0..half {
-                let share = select(
-                    s[j] > comptime!(HIDDEN / 2.0),
-                    weight(s[j] - top),
-                    0.0f32.runtime(),
-                );
-                sum += share;
-                let at = p_at + (first_row + r) * p_pitch + comptime!(2 * j as u32) + h;
-                operands[at as usize] = F::cast_from(share);
+            for h in 0..2usize {
+                #[unroll]
+                for c in 0..s_count {
+                    let tile = s.index_mut(c);
+                    let mut pair = tile[h];
+                    #[unroll]
+                    for i in 0..2usize {
+                        let share = select(
+                            pair[i] > comptime!(HIDDEN / 2.0),
+                            weight(pair[i] - top[h]),
+                            0.0f32.runtime(),
+                        );
+                        sum[h] = sum[h] + share;
+                        pair[i] = share;
+                    }
+                    tile[h] = pair;
+                }
             }
-            sync_plane();
 
             // Output.
             #[unroll]
-            for i in 0..s_count {
-                let left = operand::<F>(
-                    &operands,
-                    p_at + first_row * p_pitch + comptime!(i as u32 * 16),
-                    p_pitch,
-                    cmma::MatrixIdent::A,
-                    cmma::MatrixLayout::RowMajor,
-                );
+            for i in 0..comptime!(s_count / 2) {
+                let mut left = Array::<Vector<F, Pair>>::new(4usize);
                 #[unroll]
-                for c in 0..o_count {
-                    let right = operand::<F>(
-                        &operands,
-                        comptime!(v_at + i as u32 * 16 * v_pitch + c as u32 * 16).runtime(),
-                        v_pitch,
+                for h in 0..2usize {
+                    left[h] = Vector::cast_from(s.index(comptime!(2 * i))[h]);
+                    left[comptime!(2 + h)] = Vector::cast_from(s.index(comptime!(2 * i + 1))[h]);
+                }
+                #[unroll]
+                for c in 0..comptime!(o_count / 2) {
+                    let at = (down + comptime!(i as u32 * 16)) * v_pitch
+                        + across
+                        + comptime!(v_at + c as u32 * 16);
+                    let pair = mma.load_matrix::<F, Pair>(
+                        &operands.slice(at as usize, (at + 8u32) as usize),
                         cmma::MatrixIdent::B,
-                        cmma::MatrixLayout::RowMajor,
+                        4usize,
+                        true,
                     );
-                    let sums = acc.index(c);
-                    cmma::execute::<F, F, f32, f32>(&left, &right, sums, sums);
+                    multiply(&mma, &left, &pair, acc.index_mut(comptime!(2 * c)), 0usize);
+                    multiply(&mma, &left, &pair, acc.index_mut(comptime!(2 * c + 1)), 2usize);
                 }
             }
             next = rows::next_key(
@@ -317,46 +322,79 @@ pub(crate) fn prefill<F: Float>(
             );
         }
 
-        // The result: one number a row, then the rows.
-        let total = sum + plane_shuffle_xor(sum, 1u32);
-        let at_query = base + first_row + r;
-        sync_plane();
-        if h == 0u32 {
-            scores[(s_end + r) as usize] = select(total > 0.0f32, 1.0f32 / total, 0.0f32.runtime());
-            if at_query >= begin && at_query < stop {
+        // The result, through shared memory, so that whole rows are written.
+        sync_cube();
+        #[unroll]
+        for h in 0..2usize {
+            let mut total = sum[h] + plane_shuffle_xor(sum[h], 1u32);
+            total += plane_shuffle_xor(total, 2u32);
+            let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32.runtime());
+            let of_tile = first_row + r + comptime!(8 * h as u32);
+            let at_query = base + of_tile;
+            if column == 0u32 && at_query >= begin && at_query < stop {
                 let heads = params[3] * comptime!(plan.group);
                 // A sum with a run-time term, so that no constant is infinite.
                 let mut value = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
                 if total > 0.0f32 {
-                    value = top + Log::ln(total);
+                    value = top[h] + Log::ln(total);
                 }
                 lse[((CUBE_POS_Z * heads + head) * q_len + at_query - q_offset) as usize] = value;
             }
-        }
-        let o_base = CUBE_POS_Z * params[16] + head * params[17] - q_offset * params[18];
-        let o_stride = params[18];
-        #[unroll]
-        for pass in 0..passes {
-            let first = comptime!(pass * s_count);
-            let last = comptime!((first + s_count).min(o_count));
-            let width = comptime!((last - first) as u32 * 16);
-            sync_plane();
             #[unroll]
-            for c in first..last {
-                let at = s_at + comptime!((c - first) as u32 * 16);
-                put(&mut scores, at, acc.index(c), s_pitch);
-            }
-            sync_plane();
-            for i in range_stepped(lane, comptime!(16 * width), 32u32) {
-                let r = i / width;
-                let column = comptime!(first as u32 * 16) + i % width;
-                let at = base + first_row + r;
-                if at >= begin && at < stop && column < v_head_dim {
-                    let x = scores[(s_at + r * s_pitch + i % width) as usize]
-                        * scores[(s_end + r) as usize];
-                    o[(o_base + at * o_stride + column) as usize] = F::cast_from(x);
+            for c in 0..o_count {
+                let pair = acc.index(c)[h];
+                #[unroll]
+                for i in 0..2usize {
+                    let at = of_tile * v_pitch + column + comptime!((c * 8 + i) as u32);
+                    operands[at as usize] = F::cast_from(pair[i] * inverse);
                 }
             }
         }
+        sync_cube();
+        let o_base = CUBE_POS_Z * params[16] + head * params[17] - q_offset * params[18];
+        store::<F>(
+            &operands,
+            o,
+            o_base,
+            params[18],
+            base,
+            begin,
+            stop,
+            comptime!(Shape {
+                rows: q_tile,
+                dim: v_head_dim,
+                pad: v_pad,
+                pitch: v_pitch,
+                threads
+            }),
+        );
     }
+}
+
+/// Sums of 16 rows and 8 columns.
+#[cube]
+fn zeros<N: Size>() -> Array<Vector<f32, N>> {
+    let mut tile = Array::<Vector<f32, N>>::new(2usize);
+    #[unroll]
+    for h in 0..2usize {
+        tile[h] = Vector::new(0.0f32);
+    }
+    tile
+}
+
+/// Adds the product of a left factor and one of two right ones, which starts at `first`.
+#[cube]
+fn multiply<F: Float, N: Size>(
+    mma: &cmma::MmaDefinition<F, F, f32>,
+    left: &Array<Vector<F, N>>,
+    pair: &Array<Vector<F, N>>,
+    sums: &mut Array<Vector<f32, N>>,
+    #[comptime] first: usize,
+) {
+    let mut right = Array::<Vector<F, N>>::new(2usize);
+    #[unroll]
+    for i in 0..2usize {
+        right[i] = pair[comptime!(first + i)];
+    }
+    mma.execute_inplace::<N, N, N>(left, &right, sums);
 }

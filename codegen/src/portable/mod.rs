@@ -15,8 +15,8 @@ use blueprint::Blueprint;
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Rows, Target};
 use cubecl_core::compute::KernelBuilder;
 use cubecl_core::ir::{
-    AddressType, DeviceProperties, HardwareProperties, MemoryDeviceProperties, TargetProperties,
-    features::TypeUsage,
+    AddressType, ContiguousElements, DeviceProperties, HardwareProperties, MatrixLayout,
+    MemoryDeviceProperties, MmaProperties, TargetProperties, features::TypeUsage,
 };
 use cubecl_core::prelude::*;
 
@@ -68,9 +68,7 @@ pub(crate) fn rows_fit(spec: &KernelSpec) -> bool {
 
 fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> KernelDefinition {
     let mut builder = KernelBuilder::default();
-    builder.runtime_properties(TargetProperties {
-        mma: Default::default(),
-    });
+    builder.runtime_properties(TargetProperties { mma: registers() });
     builder.device_properties(&properties());
     AddressType::U32.register(&mut builder.scope);
     let arg = ArrayCompilationArg { inplace: None };
@@ -107,6 +105,21 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
             .address_type(AddressType::U32)
             .kernel_name(ENTRY),
     )
+}
+
+/// How threads hold the factors and sums of a product: as `mma.sync` has it.
+fn registers() -> MmaProperties {
+    MmaProperties {
+        register_size_bits: 32,
+        const_plane_size: 32,
+        register_layout_a: MatrixLayout::RowMajor,
+        register_layout_b: MatrixLayout::ColMajor,
+        register_layout_acc: MatrixLayout::RowMajor,
+        register_duplication_a: 1,
+        register_duplication_b: 1,
+        register_duplication_acc: 1,
+        contiguous_elements: ContiguousElements::new(|_, _| 2),
+    }
 }
 
 /// Properties of a device that need not exist: nothing in the kernels asks for more.

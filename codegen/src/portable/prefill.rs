@@ -179,6 +179,7 @@ pub(crate) fn prefill<F: Float>(
                         q_step: plan.ty,
                         cols,
                         k_step: plan.tx,
+                        k_run: 1,
                     }),
                 );
                 #[unroll]

@@ -316,8 +316,8 @@ fn extend(band: Limits, q0: i32, q1: i32, reach: i32) -> i32 {
     select(start <= reach, max(reach, stop), reach)
 }
 
-/// Sets `seen[i]` to 1 for each of the pairs `(q + i / cols * q_step, k + i % cols * k_step)`
-/// that is in a band, the others to 0.
+/// Sets `seen[i]` to 1 for each of the pairs of the grid at `(q, k)` that is in a band, the
+/// others to 0.
 #[cube]
 pub(crate) fn mark_seen(
     seen: &mut Array<u32>,
@@ -346,13 +346,15 @@ pub(crate) fn mark_seen(
     }
 }
 
-/// The pairs that one thread owns.
+/// The pairs that one thread owns: `rows` queries `q_step` apart, and `cols` keys in runs of
+/// `k_run` whose starts are `k_step` apart. Pair `i` is of query `i / cols` and key `i % cols`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Grid {
     pub(crate) rows: u32,
     pub(crate) q_step: u32,
     pub(crate) cols: u32,
     pub(crate) k_step: u32,
+    pub(crate) k_run: u32,
 }
 
 #[cube]
@@ -361,7 +363,7 @@ fn mark_band(seen: &mut Array<u32>, band: Limits, q: i32, k: i32, #[comptime] gr
     let cols = comptime!(grid.cols);
     #[unroll]
     for c in 0..cols {
-        let key = k + comptime!((c * grid.k_step) as i32);
+        let key = k + comptime!((c / grid.k_run * grid.k_step + c % grid.k_run) as i32);
         let inside = key >= band.lo && key < band.hi;
         #[unroll]
         for r in 0..rows {

@@ -69,21 +69,27 @@ impl Plan {
         // Four warps leave a number for each row, and each row two.
         let bytes = |slots: u32| slots_at + slots * slot_bytes + weights_bytes + rows * 24;
 
-        // Room for two blocks on a processor, if one tile leaves it; no more tiles than a row has.
+        // The loads of several blocks hide each other's latency best; then a second tile for
+        // each. No more tiles than a row has.
         let tiles = match &spec.rows {
             Rows::ClosedForm(program) => program.most_keys(spec.block),
             Rows::Table => None,
         };
         let tiles = tiles.map_or(u64::MAX, |keys| keys.div_ceil(K_TILE.into()).max(1));
-        let per_processor = |slots: u32| SHARED_OF_PROCESSOR / (bytes(slots) + SHARED_RESERVED);
-        let most = |blocks: u32| {
-            (1..=4)
-                .take_while(|slots| u64::from(*slots) <= tiles)
-                .filter(|slots| bytes(*slots) <= SHARED_LIMIT && per_processor(*slots) >= blocks)
+        let most = |blocks: u32, at_least: u32| {
+            let at_least = u64::from(at_least).min(tiles) as u32;
+            let room = |slots: u32| blocks * (bytes(slots) + SHARED_RESERVED);
+            let fits =
+                |slots: u32| bytes(slots) <= SHARED_LIMIT && room(slots) <= SHARED_OF_PROCESSOR;
+            let slots = (at_least..=4).take_while(|slots| u64::from(*slots) <= tiles);
+            slots
+                .filter(|slots| fits(*slots))
                 .max()
+                .map(|slots| (slots, blocks))
         };
-        let slots = most(2)
-            .or_else(|| most(1))
+        let (slots, per_processor) = most(3, 2)
+            .or_else(|| most(2, 1))
+            .or_else(|| most(1, 1))
             .ok_or("a tile of keys and values does not fit shared memory")?;
         // The outputs of a group take the place of the tiles.
         if spec.group * spec.v_head_dim * 4 > slots * slot_bytes {
@@ -93,8 +99,7 @@ impl Plan {
         let warps_at = weights_at + weights_bytes;
         Ok(Self {
             cluster: CLUSTER,
-            // Registers would let more run, but bandwidth needs no more.
-            per_processor: per_processor(slots).min(2),
+            per_processor,
             slots,
             rows,
             bands,

@@ -65,9 +65,9 @@ fn texts_are_complete() {
 fn holds_no_more_tiles_than_a_row_has() {
     let slots = |rows| Plan::new(&spec(128, 128, 4, rows)).unwrap().slots;
     assert_eq!(slots(relative(-63)), 1);
-    // As many as leave room for a second block.
-    assert_eq!(slots(butterfly()), 3);
-    assert_eq!(slots(relative(-UNBOUNDED)), 3);
+    // As many as leave room for three blocks.
+    assert_eq!(slots(butterfly()), 2);
+    assert_eq!(slots(relative(-UNBOUNDED)), 2);
 }
 
 #[test]
