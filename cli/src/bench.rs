@@ -70,7 +70,14 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let shape = shape(command, &chosen.spec)?;
     let machine = match chosen.device {
         Runner::Cpu => Some(measure::calibrate(&chosen, &shape, command.threads)?),
-        Runner::Gpu(_) => chosen.kernel.as_ref().and_then(|k| cost::known(k.0.target)),
+        Runner::Gpu(_) => chosen.kernel.as_ref().and_then(|(entry, _)| {
+            cost::known(
+                entry.target,
+                entry.spec.dtype,
+                entry.spec.phase,
+                &entry.geometry,
+            )
+        }),
     };
 
     let mut rows = Vec::new();
@@ -241,7 +248,7 @@ fn measured(
         kv_len: context.kv_len,
         dtype: layer.dtype,
     };
-    let cost = cost::count(&schedule, &layer_shape);
+    let cost = cost::count(&schedule, &layer_shape, Phase::Prefill, &geometry);
     let prediction = machine.map(|machine| cost::predict(&cost, machine));
     let median_ms = outcome.median();
     let blocks: usize = topology.rows.iter().map(|row| row.blocks.len()).sum();

@@ -166,6 +166,8 @@ fn targets(
                 kv_len: context.kv_len,
                 dtype: spec.dtype,
             },
+            phase,
+            &geometry,
         );
         let machine = match given {
             Some((tflops, bandwidth)) => Some(Machine {
@@ -173,8 +175,9 @@ fn targets(
                 flop_per_second: tflops * 1e12,
                 bytes_per_second: bandwidth * 1e9,
                 launch_seconds: 5e-6,
+                kernel: None,
             }),
-            None => cost::known(*target),
+            None => cost::known(*target, spec.dtype, phase, &geometry),
         };
         let prediction = machine
             .as_ref()
@@ -259,7 +262,12 @@ fn target(on: &OnTarget) -> String {
     } = on.schedule;
     let predicted = match (&on.machine, on.predicted_ms, on.limit) {
         (Some(machine), Some(ms), Some(limit)) => format!(
-            "at least {ms:.4} ms on {} ({:.0} TFLOP/s, {:.0} GB/s), bound by {}",
+            "{} {ms:.4} ms on {} ({:.0} TFLOP/s in products, {:.0} GB/s), bound by {}",
+            if machine.kernel.is_some() {
+                "about"
+            } else {
+                "at least"
+            },
             machine.name,
             machine.flop_per_second / 1e12,
             machine.bytes_per_second / 1e9,

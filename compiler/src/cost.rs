@@ -1,11 +1,12 @@
-//! Schedule → time: the roofline of a machine over exact counts.
+//! Schedule → time: a few constants of a machine over exact counts.
 //!
 //! In:  what a kernel does, the shapes of one layer, and a machine's constants.
-//! Out: the bytes, the FLOP, the time they bound, and which of them does.
-//! Constants are measured once for a machine, never fitted to a row of results.
+//! Out: the bytes, the FLOP, the time predicted from them, and what bounds it.
+//! Constants are measured once for a machine and a kind of kernel, never fitted to a row of
+//! results.
 
 use crate::schedule::Schedule;
-use butterfly_ir::{Dtype, Sm, Target};
+use butterfly_ir::{Dtype, Geometry, Phase, Sm, Target};
 use serde::Serialize;
 
 /// What a machine reaches, as measured on it.
@@ -13,12 +14,27 @@ use serde::Serialize;
 pub struct Machine {
     /// Name of the device the constants were measured on.
     pub name: String,
-    /// FLOP a second of large matrix products in the kernel's dtype.
+    /// FLOP a second of the products.
     pub flop_per_second: f64,
-    /// Bytes read and written a second by a large copy.
+    /// Bytes read and written a second.
     pub bytes_per_second: f64,
-    /// Seconds that an empty launch takes.
+    /// Seconds that a launch takes before and after its work.
     pub launch_seconds: f64,
+    /// What the kernel does beside products, where that was measured too; else the time
+    /// is what the machine needs at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Pace>,
+}
+
+/// What a kind of kernel reaches with the whole machine, beside its products.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Pace {
+    /// Pairs of a query and a key a second, as far as products do not hide their softmax.
+    pub pairs_per_second: f64,
+    /// Bytes of q and o a second, as far as nothing hides the begin and the end of a row.
+    pub row_bytes_per_second: f64,
+    /// Processors; a kernel with fewer workgroups does not use them all.
+    pub processors: u64,
 }
 
 /// The shapes of one attention layer.
@@ -74,6 +90,12 @@ pub struct Cost {
     pub exact_flop: u64,
     /// Bytes that must cross memory: each query, each key that is read and each output once.
     pub bytes: u64,
+    /// Pairs of a query and a key in the tiles that are visited.
+    pub tile_pairs: u64,
+    /// Bytes of q and o among the bytes.
+    pub row_bytes: u64,
+    /// Workgroups, or items of work of workgroups that stay.
+    pub workgroups: u64,
 }
 
 /// Predicted time of one launch.
@@ -86,7 +108,7 @@ pub struct Prediction {
 }
 
 /// Counts FLOP and bytes of `schedule` (one q head of one sequence) over all of `shape`.
-pub fn count(schedule: &Schedule, shape: &LayerShape) -> Cost {
+pub fn count(schedule: &Schedule, shape: &LayerShape, phase: Phase, geometry: &Geometry) -> Cost {
     let heads = u64::from(shape.batch) * u64::from(shape.q_heads);
     let kv_heads = u64::from(shape.batch) * u64::from(shape.kv_heads);
     let dims = u64::from(shape.head_dim + shape.v_head_dim);
@@ -94,17 +116,37 @@ pub fn count(schedule: &Schedule, shape: &LayerShape) -> Cost {
         u64::from(shape.q_len),
         schedule.keys.min(shape.kv_len.into()),
     );
-    let elements = dims * (queries * heads + keys * kv_heads);
+    let dtype = u64::from(shape.dtype.bytes());
+    let row_bytes = dims * queries * heads * dtype;
+    let tile_pairs = schedule.tile_pairs * heads;
     Cost {
-        tile_flop: 2 * schedule.tile_pairs * heads * dims,
+        tile_flop: 2 * tile_pairs * dims,
         exact_flop: 2 * schedule.pairs * heads * dims,
-        bytes: elements * u64::from(shape.dtype.bytes()) + queries * heads * 4,
+        bytes: row_bytes + dims * keys * kv_heads * dtype + queries * heads * 4,
+        tile_pairs,
+        row_bytes,
+        workgroups: match (phase, geometry.resident) {
+            (Phase::Prefill, Some(resident)) => {
+                schedule.rows * u64::from(resident.items_per_row) * kv_heads
+            }
+            (Phase::Prefill, None) => schedule.workgroups * heads,
+            (Phase::Decode, _) => schedule.workgroups * kv_heads,
+        },
     }
 }
 
-/// The time that `machine` needs at least for `cost`.
+/// The time that `machine` takes for `cost`; without a [`Pace`] the time it needs at least.
 pub fn predict(cost: &Cost, machine: &Machine) -> Prediction {
-    let compute = cost.tile_flop as f64 / machine.flop_per_second;
+    let mut compute = cost.tile_flop as f64 / machine.flop_per_second;
+    if let Some(pace) = &machine.kernel {
+        compute += cost.tile_pairs as f64 / pace.pairs_per_second;
+        compute += cost.row_bytes as f64 / pace.row_bytes_per_second;
+        // Rounds of workgroups, the last of which is not full.
+        let rounds = cost.workgroups.div_ceil(pace.processors);
+        if rounds <= FEW_ROUNDS {
+            compute *= (rounds * pace.processors) as f64 / cost.workgroups.max(1) as f64;
+        }
+    }
     let memory = cost.bytes as f64 / machine.bytes_per_second;
     let busy = compute.max(memory);
     let limit = match busy {
@@ -118,20 +160,43 @@ pub fn predict(cost: &Cost, machine: &Machine) -> Prediction {
     }
 }
 
-/// The machine a target is predicted for, where one was measured.
-///
-/// The figures are those of cuBLAS and of a device copy on that device, so the time is a
-/// floor for a kernel, not what a given kernel reaches.
-pub fn known(target: Target) -> Option<Machine> {
-    match target {
-        Target::Cuda(Sm { version: 90, .. }) => Some(Machine {
-            name: "NVIDIA H200".into(),
-            flop_per_second: 694e12,
-            bytes_per_second: 4.3e12,
-            launch_seconds: 5e-6,
-        }),
-        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu => None,
+/// With more rounds than this, workgroups of different lengths fill the last one.
+const FEW_ROUNDS: u64 = 8;
+
+/// The machine a kernel is predicted for, where its kind was measured on one: an NVIDIA H200,
+/// 16-bit elements, at the clocks of sustained work (`bench/attention`).
+pub fn known(target: Target, dtype: Dtype, phase: Phase, geometry: &Geometry) -> Option<Machine> {
+    let Target::Cuda(Sm { version: 90, .. }) = target else {
+        return None;
+    };
+    if dtype == Dtype::F32 {
+        return None;
     }
+    let hopper = geometry.resident.is_some() || geometry.split.is_some();
+    let (flop_per_second, pairs_per_second, row_bytes_per_second) = match (phase, hopper) {
+        (Phase::Prefill, true) => (832e12, 5.4e12, 6.2e12),
+        (Phase::Prefill, false) => (228e12, 4.3e12, 6.2e12),
+        // Bound by what it reads.
+        (Phase::Decode, true) => (832e12, 5.4e12, 6.2e12),
+        // Products on scalar units.
+        (Phase::Decode, false) => (9.2e12, 5.4e12, 6.2e12),
+    };
+    let (launch_seconds, bytes_per_second) = match (phase, hopper) {
+        (Phase::Prefill, _) => (5e-6, 4.2e12),
+        (Phase::Decode, true) => (4.7e-6, 3.2e12),
+        (Phase::Decode, false) => (8e-6, 4.2e12),
+    };
+    Some(Machine {
+        name: "NVIDIA H200".into(),
+        flop_per_second,
+        bytes_per_second,
+        launch_seconds,
+        kernel: Some(Pace {
+            pairs_per_second,
+            row_bytes_per_second,
+            processors: 132,
+        }),
+    })
 }
 
 #[cfg(test)]
@@ -145,6 +210,15 @@ mod tests {
             flop_per_second: 1e9,
             bytes_per_second: 1e9,
             launch_seconds: 1e-6,
+            kernel: None,
+        };
+        let geometry = Geometry {
+            threads: [1; 3],
+            q_tile: 1,
+            k_tile: 1,
+            shared_bytes: 0,
+            split: None,
+            resident: None,
         };
         let shape = LayerShape {
             batch: 1,
@@ -161,9 +235,10 @@ mod tests {
                 pairs: 50,
                 tile_pairs,
                 keys: 30,
+                workgroups: 1,
                 ..Schedule::default()
             };
-            count(&schedule, &shape)
+            count(&schedule, &shape, Phase::Prefill, &geometry)
         };
         let small = work(100);
         assert_eq!(
@@ -174,6 +249,17 @@ mod tests {
         assert_eq!(prediction.limit, Limit::Compute);
         assert!((prediction.seconds - 7.4e-6).abs() < 1e-12);
         assert_eq!(predict(&work(10), &machine).limit, Limit::Memory);
+        // Half of the processors wait, and the softmax takes as long as the products.
+        let half = Machine {
+            kernel: Some(Pace {
+                pairs_per_second: 200.0 / 6.4e-6,
+                row_bytes_per_second: f64::INFINITY,
+                processors: 4,
+            }),
+            ..machine.clone()
+        };
+        let busy = predict(&small, &half).seconds - half.launch_seconds;
+        assert!((busy - 4.0 * 6.4e-6).abs() < 1e-9, "{busy}");
         let slow = Machine {
             launch_seconds: 1.0,
             ..machine

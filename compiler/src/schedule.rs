@@ -12,6 +12,8 @@ use serde::Serialize;
 /// The work of one q head of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Schedule {
+    /// Rows of blocks that have a query.
+    pub rows: u64,
     /// Workgroups: tiles of queries, or queries in decode.
     pub workgroups: u64,
     /// Tiles of keys over all workgroups.
@@ -46,6 +48,7 @@ pub fn lower(topology: &Topology, phase: Phase, geometry: &Geometry, from: u32) 
     for (b, row) in topology.rows.iter().enumerate() {
         let (q0, q1) = topology.queries(b as u32);
         let mut base = q0;
+        schedule.rows += u64::from(from <= q1);
         while base <= q1 {
             let (first, last) = (base.max(from), (base + q_tile - 1).min(q1));
             base += q_tile;
@@ -155,6 +158,7 @@ mod tests {
         // Tiles of 16 queries see 1, 1, 2, 2 tiles of keys; the last of each has a mask.
         let dense = schedule("block 64 causal & all", 64, Phase::Prefill, 0);
         let by_hand = Schedule {
+            rows: 1,
             workgroups: 4,
             tiles: 6,
             masked_tiles: 4,

@@ -178,10 +178,8 @@ pub(crate) fn prefill<F: Float>(
                 );
                 #[unroll]
                 for c in 0..comptime!(s_count / 2) {
-                    let at = (k_down + comptime!(c as u32 * 16)) * d_pitch
-                        + d * 16u32
-                        + k_across
-                        + k_at;
+                    let at =
+                        (k_down + comptime!(c as u32 * 16)) * d_pitch + d * 16u32 + k_across + k_at;
                     let pair = mma.load_matrix::<F, Pair>(
                         &operands.slice(at as usize, (at + 8u32) as usize),
                         cmma::MatrixIdent::B,
@@ -189,7 +187,13 @@ pub(crate) fn prefill<F: Float>(
                         false,
                     );
                     multiply(&mma, &left, &pair, s.index_mut(comptime!(2 * c)), 0usize);
-                    multiply(&mma, &left, &pair, s.index_mut(comptime!(2 * c + 1)), 2usize);
+                    multiply(
+                        &mma,
+                        &left,
+                        &pair,
+                        s.index_mut(comptime!(2 * c + 1)),
+                        2usize,
+                    );
                 }
             }
             #[unroll]
@@ -309,7 +313,13 @@ pub(crate) fn prefill<F: Float>(
                         true,
                     );
                     multiply(&mma, &left, &pair, acc.index_mut(comptime!(2 * c)), 0usize);
-                    multiply(&mma, &left, &pair, acc.index_mut(comptime!(2 * c + 1)), 2usize);
+                    multiply(
+                        &mma,
+                        &left,
+                        &pair,
+                        acc.index_mut(comptime!(2 * c + 1)),
+                        2usize,
+                    );
                 }
             }
             next = rows::next_key(

@@ -49,6 +49,14 @@ __device__ __forceinline__ void copy_rows(unsigned to, const Element* from, unsi
   }
 }
 
+// First of the 8 columns that a warp has in a tile of the output; the last tile may have too few
+// for all warps.
+__device__ __forceinline__ int column_of(int tile, int warp) { return (tile * 4 + warp) * 8; }
+
+__device__ __forceinline__ bool has_columns(int tile, int warp) {
+  return V_COLUMNS % 32 == 0 || column_of(tile, warp) < V_COLUMNS;
+}
+
 struct Part {
   // Rows `lane / 4` and that plus 8 of each 16.
   float top[ROW_TILES][2], sum[ROW_TILES][2];
@@ -104,20 +112,28 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
   while (counts[0] > 0) {
     wait_copies<2 * SLOTS - 1>();
     __syncthreads();
-    // Scores of 16 rows and of 16 keys of this warp.
+    // Scores of 16 rows and of 16 keys of this warp. Loads first, then products, in two sums that
+    // do not wait for each other.
     float s[ROW_TILES][2][4] = {};
-    // Some loads in flight, not all of a long row.
-#pragma unroll 8
-    for (int t = 0; t < D_STEPS; ++t) {
-      unsigned b[4];
-      load_matrices(b, shared.k(slot, warp * 16 + lane / 16 * 8 + lane % 8) + t * 32 + lane / 8 % 2 * 16);
+    float s_odd[ROW_TILES][2][4] = {};
 #pragma unroll
-      for (int r = 0; r < ROW_TILES; ++r) {
-        unsigned a[4];
-        load_matrices(a, shared.q(r * 16 + lane % 16) + t * 32 + lane / 16 * 16);
-        mma(s[r][0], a, b[0], b[1]);
-        mma(s[r][1], a, b[2], b[3]);
+    for (int t0 = 0; t0 < D_STEPS; t0 += 4) {
+      unsigned a[4][ROW_TILES][4], b[4][4];
+#pragma unroll
+      for (int i = 0; i < 4 && t0 + i < D_STEPS; ++i) {
+        const int t = t0 + i;
+        load_matrices(b[i], shared.k(slot, warp * 16 + lane / 16 * 8 + lane % 8) + t * 32 + lane / 8 % 2 * 16);
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; ++r)
+          load_matrices(a[i][r], shared.q(r * 16 + lane % 16) + t * 32 + lane / 16 * 16);
       }
+#pragma unroll
+      for (int i = 0; i < 4 && t0 + i < D_STEPS; ++i)
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            mma(i % 2 ? s_odd[r][n] : s[r][n], a[i][r], b[i][2 * n], b[i][2 * n + 1]);
     }
 #pragma unroll
     for (int r = 0; r < ROW_TILES; ++r)
@@ -126,7 +142,7 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int key = warp * 16 + n * 8 + lane % 4 * 2 + i % 2;
-          s[r][n][i] = key < counts[0] ? s[r][n][i] * scale : minus_infinity();
+          s[r][n][i] = key < counts[0] ? (s[r][n][i] + s_odd[r][n][i]) * scale : minus_infinity();
         }
 #pragma unroll
     for (int r = 0; r < ROW_TILES; ++r)
@@ -182,16 +198,19 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
         for (int t = 0; t < 2; ++t)
           load_matrices(p[r][t], shared.weights(r * 16 + lane % 16) + half * 64 + t * 32 + lane / 16 * 16);
 #pragma unroll
-      for (int c = 0; c < COLUMN_TILES; ++c) {
-        const int column = (c * 4 + warp) * 8;
-        if (V_COLUMNS % 32 != 0 && column >= V_COLUMNS) break;
-        unsigned b[4];
-        load_transposed(b, shared.v(slot, half * 32 + lane) + column * 2);
+      for (int c0 = 0; c0 < COLUMN_TILES; c0 += 4) {
+        unsigned b[4][4];
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; ++r) {
-          mma(part.o[r][c], p[r][0], b[0], b[1]);
-          mma(part.o[r][c], p[r][1], b[2], b[3]);
-        }
+        for (int i = 0; i < 4 && c0 + i < COLUMN_TILES; ++i)
+          if (has_columns(c0 + i, warp))
+            load_transposed(b[i], shared.v(slot, half * 32 + lane) + column_of(c0 + i, warp) * 2);
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+          for (int i = 0; i < 4 && c0 + i < COLUMN_TILES; ++i)
+            if (has_columns(c0 + i, warp))
+#pragma unroll
+              for (int r = 0; r < ROW_TILES; ++r) mma(part.o[r][c0 + i], p[r][t], b[i][2 * t], b[i][2 * t + 1]);
       }
     }
     __syncthreads();

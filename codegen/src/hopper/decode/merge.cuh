@@ -14,8 +14,8 @@ __device__ __forceinline__ void leave(const Shared& shared, const Part& part, in
       if (row < GROUP) {
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; ++c) {
-          const int column = (c * 4 + warp) * 8 + lane % 4 * 2;
-          if (V_COLUMNS % 32 == 0 || column < V_COLUMNS)
+          const int column = column_of(c, warp) + lane % 4 * 2;
+          if (has_columns(c, warp))
             reinterpret_cast<float2&>(shared.output(row, column)) =
                 make_float2(part.o[r][c][h * 2], part.o[r][c][h * 2 + 1]);
         }
