@@ -11,12 +11,13 @@ use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
 use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Sparsity, Target};
 use rspirv::binary::Disassemble;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 /// Name, pattern, phase, D, Dv, group and dtype of each plan.
 #[rustfmt::skip]
-const PLANS: [(&str, &str, Phase, u32, u32, u32, Dtype); 9] = [
+const PLANS: [Plan; 9] = [
     ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 128, 128, 4, Dtype::F16),
     ("butterfly_d64_f32", "block 64 causal & (local(1) | partner(xor) | sink(1))", Phase::Prefill, 64, 64, 1, Dtype::F32),
     ("radix_3_d256", "causal & (local(1) | partner(causal_shift, radix=3, count=2))", Phase::Prefill, 256, 256, 4, Dtype::F16),
@@ -28,6 +29,13 @@ const PLANS: [(&str, &str, Phase, u32, u32, u32, Dtype); 9] = [
     ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Phase::Decode, 128, 128, 4, Dtype::F32),
 ];
 
+/// Further ones for Hopper's own instructions.
+#[rustfmt::skip]
+const HOPPER_PLANS: [Plan; 2] = [
+    ("butterfly_d64", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 64, 64, 4, Dtype::Bf16),
+    ("butterfly_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Decode, 128, 128, 4, Dtype::Bf16),
+];
+
 const SM_80: Target = Target::Cuda(Sm {
     version: 80,
     arch_specific: false,
@@ -37,7 +45,13 @@ const SM_90A: Target = Target::Cuda(Sm {
     arch_specific: true,
 });
 
+type Plan = (&'static str, &'static str, Phase, u32, u32, u32, Dtype);
+
 fn specs() -> Vec<(&'static str, KernelSpec)> {
+    specs_of(&PLANS)
+}
+
+fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
     let spec = |&(name, text, phase, head_dim, v_head_dim, group, dtype): &_| {
         let sparsity = Sparsity::parse(name, text).expect(name);
         let rows = plan::rows(&sparsity);
@@ -55,7 +69,7 @@ fn specs() -> Vec<(&'static str, KernelSpec)> {
             },
         )
     };
-    PLANS.iter().map(spec).collect()
+    plans.iter().map(spec).collect()
 }
 
 /// The content of the file with `extension` of the compiled kernel.
@@ -110,33 +124,72 @@ fn ptx() {
     }
 }
 
+/// How often each instruction stands in machine code, by its name without modifiers.
+fn machine_code(cubin: &[u8]) -> BTreeMap<String, u32> {
+    let nvdisasm = std::env::var("NVDISASM").expect("NVDISASM; scripts/test installs and sets it");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), cubin).expect("written");
+    let mut command = Command::new(nvdisasm);
+    let output = command.arg("-c").arg(file.path()).output().expect("runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut counts = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        // `/*0a10*/  @!P0 NAME.MODIFIERS OPERANDS ;`
+        let Some((_, code)) = line
+            .trim()
+            .strip_prefix("/*")
+            .and_then(|x| x.split_once("*/"))
+        else {
+            continue;
+        };
+        let mut words = code
+            .split_whitespace()
+            .filter(|word| !word.starts_with('@'));
+        let name = words.next().unwrap_or("").trim_end_matches(';');
+        let name = name.split('.').next().unwrap_or("");
+        if !name.is_empty() {
+            *counts.entry(name.to_string()).or_insert(0) += 1;
+        }
+    }
+    counts
+}
+
 /// The kernels of Hopper's own instructions: text, instructions, registers; no spills.
 #[test]
 fn hopper() {
     let mut made = 0;
-    for (name, spec) in specs() {
+    for (name, spec) in specs_of(&[&PLANS[..], &HOPPER_PLANS].concat()) {
         let kernel = emit(&spec, SM_90A).unwrap_or_else(|error| panic!("{name}: {error}"));
         let geometry = kernel.geometry;
         let expected = match (geometry.resident, geometry.split) {
-            (Some(_), _) => ["wgmma.mma_async", "cp.async.bulk"],
-            (None, Some(_)) => ["mma.sync", "ld.shared::cluster"],
+            (Some(_), _) => ["HGMMA", "UTMALDG"],
+            (None, Some(_)) => ["HMMA", "LDGSTS"],
             (None, None) => continue,
         };
         made += 1;
         snapshot("hopper", name, &text(&spec, SM_90A, "cu"));
         let resources = kernel.resources.expect("compiled");
-        let histogram = ptx::histogram(&content(Ok(kernel), "ptx"));
-        for word in expected {
-            assert!(histogram.count(word) > 0, "{name}: no {word}");
+        let counts = machine_code(&content(Ok(kernel), "cubin"));
+        let count = |name: &str| counts.get(name).copied().unwrap_or(0);
+        for name in expected {
+            assert!(count(name) > 0, "no {name}");
         }
-        assert_eq!(
-            (resources.spill_store_bytes, histogram.count("st.local")),
-            (0, 0)
+        let spills = (resources.spill_store_bytes, resources.spill_load_bytes);
+        assert_eq!((spills, count("STL"), count("LDL")), ((0, 0), 0, 0));
+        let counts = counts
+            .iter()
+            .map(|(name, count)| format!("{count:6} {name}\n"));
+        let listing = format!(
+            "{geometry:#?}\n{resources:#?}\n{}",
+            counts.collect::<String>()
         );
-        let listing = format!("{geometry:#?}\n{resources:#?}\n{histogram}");
         snapshot("hopper_code", name, &listing);
     }
-    assert!(made >= 5, "only {made} plans have Hopper kernels");
+    assert!(made >= 8, "only {made} plans have Hopper kernels");
 }
 
 #[test]

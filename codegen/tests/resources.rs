@@ -140,8 +140,11 @@ fn check(spec: &KernelSpec, target: Target, most: u32) {
     let resources = kernel.resources.expect("a log that is understood");
     let spills = resources.spill_store_bytes;
     assert!(spills <= most, "{target} {spec:?}: {resources:?}");
-    let on_matrix_units =
-        spec.phase == Phase::Prefill && spec.dtype != Dtype::F32 && spec.head_dim <= 256;
-    let products = histogram.count("wmma.mma") + histogram.count("wgmma.mma_async");
+    let on_matrix_units = spec.dtype != Dtype::F32
+        && match spec.phase {
+            Phase::Prefill => spec.head_dim <= 256,
+            Phase::Decode => target == SM_90A,
+        };
+    let products = histogram.count("mma.sync") + histogram.count("wgmma.mma_async");
     assert_eq!(products > 0, on_matrix_units, "{target} {spec:?}");
 }

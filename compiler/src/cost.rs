@@ -174,16 +174,16 @@ pub fn known(target: Target, dtype: Dtype, phase: Phase, geometry: &Geometry) ->
     }
     let hopper = geometry.resident.is_some() || geometry.split.is_some();
     let (flop_per_second, pairs_per_second, row_bytes_per_second) = match (phase, hopper) {
-        (Phase::Prefill, true) => (832e12, 5.4e12, 6.2e12),
+        (Phase::Prefill, true) => (895e12, 5.8e12, 6.7e12),
         (Phase::Prefill, false) => (228e12, 4.3e12, 6.2e12),
         // Bound by what it reads.
-        (Phase::Decode, true) => (832e12, 5.4e12, 6.2e12),
+        (Phase::Decode, true) => (895e12, 5.8e12, 6.7e12),
         // Products on scalar units.
         (Phase::Decode, false) => (9.2e12, 5.4e12, 6.2e12),
     };
     let (launch_seconds, bytes_per_second) = match (phase, hopper) {
         (Phase::Prefill, _) => (5e-6, 4.2e12),
-        (Phase::Decode, true) => (4.7e-6, 3.2e12),
+        (Phase::Decode, true) => (4.5e-6, 3.0e12),
         (Phase::Decode, false) => (8e-6, 4.2e12),
     };
     Some(Machine {

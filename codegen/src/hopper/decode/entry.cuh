@@ -1,6 +1,6 @@
 // ---- Entry: which job this block of threads belongs to, and its part in it ----
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(@bounds)
     butterfly_attention(const Element* __restrict__ q, const Element* __restrict__ k,
                         const Element* __restrict__ v, const unsigned* __restrict__ params,@table_arguments
                         Element* __restrict__ o, float* __restrict__ lse) {

@@ -36,6 +36,15 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     };
     // A closed form without bands still has a list.
     let bands = plan.bands.max(1).to_string();
+    // Said to be alone, the compiler hoists more than fits; not said to be several, it may save
+    // registers for more of them.
+    let bounds = match plan.per_processor {
+        1 => "THREADS".to_string(),
+        several => format!("THREADS, {several}"),
+    };
+    let entry = include_str!("entry.cuh")
+        .replace("@bands", &bands)
+        .replace("@bounds", &bounds);
     let parts = [
         constants(spec, plan),
         include_str!("instructions.cuh").replace("@kind", kind),
@@ -44,7 +53,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         include_str!("tiles.cuh").to_string(),
         include_str!("attend.cuh").to_string(),
         include_str!("merge.cuh").to_string(),
-        source::entry(spec, include_str!("entry.cuh")).replace("@bands", &bands),
+        source::entry(spec, &entry),
     ];
     parts.join("\n")
 }

@@ -32,7 +32,7 @@ const fn pitch(columns: u32) -> u32 {
 pub(crate) struct Plan {
     pub(super) cluster: u32,
     /// Thread blocks that a processor holds at once.
-    per_processor: u32,
+    pub(super) per_processor: u32,
     /// Tiles of K and V in shared memory.
     pub(super) slots: u32,
     /// q heads of a group, rounded up to rows of products.
