@@ -44,6 +44,7 @@ impl Case {
     /// Attention over `rows`.
     pub fn problem<'a>(&'a self, rows: &'a BandTable) -> Problem<'a> {
         Problem {
+            score: Default::default(),
             batch: 1,
             q_heads: Q_HEADS,
             kv_heads: KV_HEADS,

@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let table = rows::table(&sparsity.pattern, &context);
     let attention = attend(
         &Problem {
+            score: Default::default(),
             batch: 1,
             q_heads,
             kv_heads: 1,

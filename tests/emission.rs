@@ -59,6 +59,7 @@ fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
         (
             name,
             KernelSpec {
+                score: Default::default(),
                 phase,
                 head_dim,
                 v_head_dim,

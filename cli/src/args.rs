@@ -127,6 +127,12 @@ pub(crate) struct Attend {
     /// Factor on the logits [default: 1/sqrt(D)].
     #[arg(long)]
     pub(crate) scale: Option<f32>,
+    /// A logit x becomes C tanh(x / C).
+    #[arg(long, value_name = "C")]
+    pub(crate) softcap: Option<f32>,
+    /// Each q head has one more logit without a value: the tensor `sinks` [Hq] of the input.
+    #[arg(long)]
+    pub(crate) sinks: bool,
     /// Absolute position of the first query [default: T - Tq].
     #[arg(long)]
     pub(crate) q_offset: Option<u32>,

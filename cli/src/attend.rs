@@ -7,9 +7,10 @@ use crate::failure::Failure;
 use crate::source;
 use crate::tensors::{self, Tensor};
 use butterfly_compiler::{plan, work};
-use butterfly_ir::{Dtype, KernelSpec, Phase};
+use butterfly_ir::{Dtype, KernelSpec, Phase, ScoreValues};
 use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
+use std::path::Path;
 
 #[derive(Serialize)]
 struct Report {
@@ -67,6 +68,21 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "--scale {scale}: give a finite number"
         )));
     }
+    if let Some(cap) = command.softcap
+        && !(cap > 0.0 && cap.is_finite())
+    {
+        return Err(Failure::Bad(format!(
+            "--softcap {cap}: give a positive number"
+        )));
+    }
+    let sinks = match command.sinks {
+        true => Some(sinks(&command.inputs, q_heads)?),
+        false => None,
+    };
+    let score = ScoreValues {
+        softcap: command.softcap,
+        sinks: sinks.as_deref(),
+    };
     let artifacts = command
         .artifacts
         .as_deref()
@@ -77,6 +93,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         device::check_pattern(artifacts, sparsity)?;
     }
     let spec = KernelSpec {
+        score: score.kind(),
         // One workgroup a query pays while there are few of them.
         phase: if q_len <= 4 {
             Phase::Decode
@@ -109,6 +126,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         v: &v.values,
         q_offset,
         scale,
+        score,
         threads: command.threads,
         runs: 0,
     };
@@ -153,6 +171,20 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             report.output, report.device, report.device_name, report.milliseconds
         )
     })
+}
+
+/// The logits of sinks, one for each q head.
+fn sinks(path: &Path, q_heads: usize) -> Result<Vec<f32>, Failure> {
+    let sinks = tensors::vector(path, "sinks")?;
+    let wrong = |what| Err(Failure::file(path, format!("`sinks` {what}")));
+    if sinks.len() != q_heads {
+        let count = sinks.len();
+        return wrong(format!("has {count} numbers; q has {q_heads} heads"));
+    }
+    match sinks.iter().find(|x| x.is_nan() || **x == f32::INFINITY) {
+        Some(x) => wrong(format!("holds {x}; give numbers below infinity")),
+        None => Ok(sinks),
+    }
 }
 
 fn check_shapes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(), String> {

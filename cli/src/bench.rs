@@ -165,6 +165,7 @@ fn from_flags(command: &Command, sparsity: &Sparsity) -> Result<KernelSpec, Fail
     }
     let head_dim = command.head_dim.unwrap_or(128);
     Ok(KernelSpec {
+        score: Default::default(),
         phase: Phase::Prefill,
         head_dim,
         v_head_dim: head_dim,

@@ -4,7 +4,7 @@ use crate::device::{Chosen, Runner};
 use crate::failure::Failure;
 use crate::tensors;
 use butterfly_cpu::{Attention, Problem};
-use butterfly_ir::{BandTable, Context, Dtype, LaunchScalars, Pattern, Rows, rows};
+use butterfly_ir::{BandTable, Context, Dtype, LaunchScalars, Pattern, Rows, ScoreValues, rows};
 use butterfly_runtime::{Arguments, Device, Loaded, launch};
 use std::time::Instant;
 
@@ -31,6 +31,7 @@ pub(crate) struct Call<'a> {
     pub(crate) v: &'a [f32],
     pub(crate) q_offset: usize,
     pub(crate) scale: f32,
+    pub(crate) score: ScoreValues<'a>,
     pub(crate) threads: Option<usize>,
     /// Timed runs after the first.
     pub(crate) runs: u32,
@@ -71,6 +72,7 @@ impl Call<'_> {
     pub(crate) fn problem<'a>(&'a self, table: &'a BandTable) -> Problem<'a> {
         let shape = &self.shape;
         Problem {
+            score: self.score,
             batch: shape.batch,
             q_heads: shape.q_heads,
             kv_heads: shape.kv_heads,
@@ -133,6 +135,7 @@ impl Call<'_> {
             k: &k,
             v: &v,
             rows: table.as_ref(),
+            score: self.score,
         };
         let output = launch(device, &kernel, &arguments, self.runs).map_err(Failure::bad)?;
         Ok(Outcome {

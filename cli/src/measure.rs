@@ -53,6 +53,7 @@ impl Layer {
             v: &self.v,
             q_offset: self.shape.kv_len - self.shape.q_len,
             scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
+            score: Default::default(),
             threads: self.threads,
             runs,
         }

@@ -21,26 +21,65 @@ pub(crate) struct Tensor {
 /// A file that cannot be read or is truncated, a missing tensor, another rank or dtype:
 /// the message names the file and the tensor.
 pub(crate) fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Tensor; N], Failure> {
-    let bytes = std::fs::read(path)
-        .map_err(|error| Failure::file(path, format!("cannot read: {error}")))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| {
-        Failure::file(
-            path,
-            format!("not a whole safetensors file ({error}); write it again"),
-        )
-    })?;
+    let bytes = bytes(path)?;
+    let file = whole(path, &bytes)?;
     let mut tensors = Vec::with_capacity(N);
     for name in names {
-        let view = file.tensor(name).map_err(|_| {
-            let mut found = file.names();
-            found.sort_unstable();
-            Failure::file(path, format!("no tensor `{name}`; the file has {found:?}"))
-        })?;
+        let view = named(path, &file, name)?;
         tensors.push(decode(name, &view).map_err(|error| Failure::file(path, error))?);
     }
     tensors
         .try_into()
         .map_err(|_| Failure::Bad("a tensor was lost".into()))
+}
+
+/// Reads the vector called `name`.
+///
+/// # Errors
+/// Those of [`read`].
+pub(crate) fn vector(path: &Path, name: &str) -> Result<Vec<f32>, Failure> {
+    let bytes = bytes(path)?;
+    let file = whole(path, &bytes)?;
+    let view = named(path, &file, name)?;
+    if view.shape().len() != 1 {
+        let shape = view.shape();
+        let error = format!("`{name}` has shape {shape:?}; one dimension is needed");
+        return Err(Failure::file(path, error));
+    }
+    let dtype = dtype(name, &view).map_err(|error| Failure::file(path, error))?;
+    Ok(floats(view.data(), dtype))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::file(path, format!("cannot read: {error}")))
+}
+
+fn whole<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Failure> {
+    SafeTensors::deserialize(bytes).map_err(|error| {
+        Failure::file(
+            path,
+            format!("not a whole safetensors file ({error}); write it again"),
+        )
+    })
+}
+
+fn named<'a>(path: &Path, file: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Failure> {
+    file.tensor(name).map_err(|_| {
+        let mut found = file.names();
+        found.sort_unstable();
+        Failure::file(path, format!("no tensor `{name}`; the file has {found:?}"))
+    })
+}
+
+fn dtype(name: &str, view: &TensorView<'_>) -> Result<Dtype, String> {
+    match view.dtype() {
+        safetensors::Dtype::F32 => Ok(Dtype::F32),
+        safetensors::Dtype::F16 => Ok(Dtype::F16),
+        safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
+        other => Err(format!(
+            "`{name}` is {other:?}; F32, F16 and BF16 are supported"
+        )),
+    }
 }
 
 fn decode(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
@@ -50,16 +89,7 @@ fn decode(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
             view.shape()
         )
     })?;
-    let dtype = match view.dtype() {
-        safetensors::Dtype::F32 => Dtype::F32,
-        safetensors::Dtype::F16 => Dtype::F16,
-        safetensors::Dtype::BF16 => Dtype::Bf16,
-        other => {
-            return Err(format!(
-                "`{name}` is {other:?}; F32, F16 and BF16 are supported"
-            ));
-        }
-    };
+    let dtype = dtype(name, view)?;
     Ok(Tensor {
         shape,
         dtype,

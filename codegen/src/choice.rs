@@ -72,6 +72,7 @@ mod tests {
     #[test]
     fn the_reason_follows_the_kernel() {
         let mut spec = KernelSpec {
+            score: Default::default(),
             phase: Phase::Prefill,
             head_dim: 128,
             v_head_dim: 128,

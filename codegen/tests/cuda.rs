@@ -77,6 +77,12 @@ fn large_heads() {
     run(cases::large_heads);
 }
 
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
+fn softcaps_and_sinks() {
+    run(cases::softcaps_and_sinks);
+}
+
 /// 500 random shapes and patterns, on kernels of the device's own instructions.
 #[test]
 #[ignore = "needs a Hopper GPU: cargo test --release -p butterfly-codegen --test cuda -- --ignored random"]

@@ -41,6 +41,7 @@ fn jobs() -> Vec<(KernelSpec, Target)> {
             for phase in [Phase::Prefill, Phase::Decode] {
                 for rows in [Rows::ClosedForm(program.clone()), Rows::Table] {
                     let spec = KernelSpec {
+                        score: Default::default(),
                         phase,
                         head_dim: 128,
                         v_head_dim: 64,

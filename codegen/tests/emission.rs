@@ -12,6 +12,7 @@ fn cuda(version: u32, arch_specific: bool) -> Target {
 
 fn spec(phase: Phase, dtype: Dtype, head_dim: u32) -> KernelSpec {
     KernelSpec {
+        score: Default::default(),
         phase,
         head_dim,
         v_head_dim: head_dim,

@@ -23,6 +23,7 @@ const SM_90A: Target = Target::Cuda(Sm {
 
 fn spec(phase: Phase, dtype: Dtype, head_dim: u32) -> KernelSpec {
     KernelSpec {
+        score: Default::default(),
         phase,
         head_dim,
         v_head_dim: head_dim,

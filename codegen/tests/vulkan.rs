@@ -54,6 +54,11 @@ fn tables() {
 }
 
 #[test]
+fn softcaps_and_sinks() {
+    run(cases::softcaps_and_sinks, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
 fn half_precision() {
     run(cases::large_heads, Target::Vulkan, Dtype::F16);
 }

@@ -18,6 +18,7 @@ pub fn lower(config: &ModelConfig, sparsity: &Sparsity, dtype: Dtype) -> Vec<Ker
 pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dtype) -> KernelSpec {
     let shape = shape.kernel_shape(phase);
     KernelSpec {
+        score: Default::default(),
         phase,
         head_dim: shape.head_dim,
         v_head_dim: shape.v_head_dim,

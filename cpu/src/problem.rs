@@ -3,7 +3,7 @@
 //! In:  slices, shapes and a band table from outside. Out: [`Problem::check`] holds, or an
 //! error that names the argument.
 
-use butterfly_ir::{Band, BandTable, band::UNBOUNDED};
+use butterfly_ir::{Band, BandTable, ScoreValues, band::UNBOUNDED};
 
 /// One call of attention: `o = softmax(scale * q k^T where seen) v`.
 ///
@@ -43,6 +43,8 @@ pub struct Problem<'a> {
     pub v: &'a [f32],
     /// What each block row sees; row 0 is that of absolute position 0.
     pub rows: &'a BandTable,
+    /// What is done to logits beside scale and mask.
+    pub score: ScoreValues<'a>,
 }
 
 /// The result of [`attend`](crate::attend()).
@@ -114,6 +116,9 @@ pub enum ProblemError {
         /// Bands in the table.
         bands: usize,
     },
+    /// A softcap that is no positive number.
+    #[error("the softcap is {0}, but must be positive and finite")]
+    Softcap(String),
     /// The machine lacks the instructions that were asked for.
     #[error("this machine has no {0}")]
     Unavailable(crate::Isa),
@@ -189,6 +194,21 @@ impl Problem<'_> {
                     given: array.len(),
                 });
             }
+        }
+        if let Some(cap) = self.score.softcap
+            && !(cap > 0.0 && cap.is_finite())
+        {
+            return Err(ProblemError::Softcap(cap.to_string()));
+        }
+        if let Some(sinks) = self.score.sinks
+            && sinks.len() != self.q_heads
+        {
+            return Err(ProblemError::Length {
+                name: "sinks",
+                shape: [1, self.q_heads, 1, 1],
+                expected: self.q_heads,
+                given: sinks.len(),
+            });
         }
         self.check_rows(end)
     }

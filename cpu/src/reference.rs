@@ -22,14 +22,20 @@ pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Ve
             let logits: Vec<(usize, f64)> = (0..problem.kv_len)
                 .filter(|&key| sees(problem.q_offset + i, key))
                 .map(|key| {
-                    (
-                        key,
-                        dot(q, vector(problem.k, row(key), d)) * f64::from(problem.scale),
-                    )
+                    let logit = dot(q, vector(problem.k, row(key), d)) * f64::from(problem.scale);
+                    let cap = problem.score.softcap.map(f64::from);
+                    (key, cap.map_or(logit, |cap| cap * (logit / cap).tanh()))
                 })
                 .collect();
-            let maximum = logits.iter().map(|x| x.1).fold(f64::NEG_INFINITY, f64::max);
-            let mut sum = 0.0;
+            let sinks = problem.score.sinks;
+            let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| {
+                f64::from(sinks[head % problem.q_heads])
+            });
+            let maximum = logits.iter().map(|x| x.1).fold(sink, f64::max);
+            let mut sum = match sink {
+                f64::NEG_INFINITY => 0.0,
+                _ => (sink - maximum).exp(),
+            };
             let mut mean = vec![0.0; dv];
             for (key, logit) in logits {
                 let weight = (logit - maximum).exp();

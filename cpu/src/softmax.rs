@@ -122,6 +122,21 @@ pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
     }
 }
 
+/// What the weighted values of a query are to be multiplied by, and its log-sum-exp, from
+/// its largest logit, its sum of weights and the logit of its sink.
+pub(crate) fn finish(maximum: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
+    let (fade, total, top) = match sink {
+        Some(sink) if sink > f32::NEG_INFINITY => {
+            let top = maximum.max(sink);
+            let fade = (maximum - top).exp();
+            (fade, sum * fade + (sink - top).exp(), top)
+        }
+        _ => (1.0, sum, maximum),
+    };
+    let factor = if sum == 0.0 { 0.0 } else { fade / total };
+    (factor, top + total.ln())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

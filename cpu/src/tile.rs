@@ -108,6 +108,11 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     unsafe {
         let scale = [S::splat(problem.scale); W];
         product::<S, W, false>(rows_of_k, queries.as_ptr(), scale, logits);
+        if let Some(cap) = problem.score.softcap {
+            for logit in std::slice::from_raw_parts_mut(logits, keys * lanes) {
+                *logit = cap * (*logit / cap).tanh();
+            }
+        }
         if visit.masked {
             let used =
                 ranges_of_lanes(problem, item.tile, panel, visit, lanes, &mut scratch.ranges);
@@ -186,12 +191,14 @@ fn unpack_output(problem: &Problem, item: &mut Item, lanes: usize, scratch: &mut
             let (head, query) = (row / tile.len, row % tile.len);
             let maximum = scratch.maximum[index * lanes + lane];
             let sum = scratch.sum[index * lanes + lane];
-            let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            let q_head = item.kv_head % problem.kv_heads * problem.group() + head;
+            let sink = problem.score.sinks.map(|sinks| sinks[q_head]);
+            let (factor, lse) = softmax::finish(maximum, sum, sink);
             let to = &mut item.o[head][query * dv..][..dv];
             for (to, x) in to.iter_mut().zip(&rows[part * dv..]) {
                 *to = x * factor;
             }
-            item.lse[head][query] = maximum + sum.ln();
+            item.lse[head][query] = lse;
         }
     }
 }

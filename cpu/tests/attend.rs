@@ -1,7 +1,7 @@
 //! The kernel against the f64 definition, on every shape class.
 
 use butterfly_cpu::{Attention, Isa, Problem, attend, attend_on, reference};
-use butterfly_ir::{Band, BandTable};
+use butterfly_ir::{Band, BandTable, ScoreValues};
 
 /// Shapes of a case; everything else follows from them.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +57,7 @@ impl Shape {
     /// The last query is the last key.
     fn problem<'a>(&self, data: &'a Data, rows: &'a BandTable) -> Problem<'a> {
         Problem {
+            score: Default::default(),
             batch: self.batch,
             q_heads: self.q_heads,
             kv_heads: self.kv_heads,
@@ -288,6 +289,43 @@ fn a_query_that_sees_nothing() {
         assert!(got.o[q * 16..][..16].iter().all(|&x| x == 0.0));
     }
     assert!(got.lse[84].is_finite());
+}
+
+#[test]
+fn softcap_and_sinks() {
+    let shape = Shape {
+        q_heads: 6,
+        kv_heads: 2,
+        batch: 2,
+        ..PLAIN
+    };
+    let (data, rows) = (shape.data(), shape.butterfly());
+    let sinks: Vec<f32> = (0..6).map(|head| head as f32 - 3.0).collect();
+    let hidden = [f32::NEG_INFINITY; 6];
+    for (softcap, sinks) in [
+        (Some(0.5), None),
+        (Some(30.0), Some(&sinks[..])),
+        (None, Some(&sinks[..])),
+        (None, Some(&hidden[..])),
+    ] {
+        let problem = Problem {
+            score: ScoreValues { softcap, sinks },
+            ..shape.problem(&data, &rows)
+        };
+        holds(&problem);
+    }
+    // Where nothing is seen the sink takes all weight.
+    let nothing = shape.rows(|_| vec![]);
+    let problem = Problem {
+        score: ScoreValues {
+            softcap: None,
+            sinks: Some(&sinks),
+        },
+        ..shape.problem(&data, &nothing)
+    };
+    let got = attend(&problem, None).unwrap();
+    assert!(got.o.iter().all(|x| *x == 0.0));
+    assert_eq!(got.lse[..shape.q_len], vec![-3.0; shape.q_len]);
 }
 
 #[test]

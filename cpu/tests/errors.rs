@@ -1,7 +1,7 @@
 //! Arguments that do not fit one another.
 
 use butterfly_cpu::{Problem, ProblemError, attend};
-use butterfly_ir::{Band, BandTable};
+use butterfly_ir::{Band, BandTable, ScoreValues};
 
 #[test]
 fn errors_name_the_argument() {
@@ -12,6 +12,7 @@ fn errors_name_the_argument() {
         bands: vec![Band::keys(0, 200); 13],
     };
     let problem = Problem {
+        score: Default::default(),
         batch: 1,
         q_heads: 2,
         kv_heads: 1,
@@ -76,6 +77,21 @@ fn errors_name_the_argument() {
             ..problem
         }),
         "row 1 of the band table is 1..99 of 13 bands"
+    );
+    let score = |softcap, sinks| Problem {
+        score: ScoreValues { softcap, sinks },
+        ..problem
+    };
+    assert_eq!(
+        text(score(Some(-1.0), None)),
+        "the softcap is -1, but must be positive and finite"
+    );
+    assert_eq!(
+        text(score(None, Some(&[0.0; 9]))),
+        format!(
+            "`sinks` has 9 numbers, but its shape [1, {0}, 1, 1] needs {0}",
+            problem.q_heads
+        )
     );
     let none = attend(&problem, Some(0)).unwrap_err();
     assert_eq!(none, ProblemError::Zero { name: "threads" });

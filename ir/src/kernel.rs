@@ -159,6 +159,41 @@ pub enum Rows {
     Table,
 }
 
+/// What a kernel does to logits beside scale and mask; the values come at run time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Score {
+    /// A logit `x` becomes `c tanh(x / c)`, which keeps it within `-c..c`.
+    pub softcap: bool,
+    /// Each q head has one more logit, which takes weight and has no value.
+    pub sinks: bool,
+}
+
+impl Score {
+    /// Whether there is nothing to do.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The values for a [`Score`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoreValues<'a> {
+    /// c, positive.
+    pub softcap: Option<f32>,
+    /// The logit of each q head, `[Hq]`; it counts in lse.
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl ScoreValues<'_> {
+    /// What a kernel has to be able to do.
+    pub fn kind(&self) -> Score {
+        Score {
+            softcap: self.softcap.is_some(),
+            sinks: self.sinks.is_some(),
+        }
+    }
+}
+
 /// Everything a kernel is specialised by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KernelSpec {
@@ -176,6 +211,9 @@ pub struct KernelSpec {
     pub block: u32,
     /// Which keys a row sees.
     pub rows: Rows,
+    /// What is done to logits beside scale and mask.
+    #[serde(default, skip_serializing_if = "Score::is_plain")]
+    pub score: Score,
 }
 
 /// Bands of all rows, row after row.
@@ -219,8 +257,39 @@ pub struct LaunchScalars {
 }
 
 impl LaunchScalars {
-    /// Number of words in the parameter buffer.
+    /// Number of words in the parameter buffer of a plain kernel.
     pub const WORDS: usize = 19;
+
+    /// Where the number of sequences, the softcap and the logits of sinks stand, in kernels
+    /// that read them.
+    pub const BATCH_AT: u32 = 19;
+    /// See [`LaunchScalars::BATCH_AT`].
+    pub const SOFTCAP_AT: u32 = 20;
+    /// See [`LaunchScalars::BATCH_AT`].
+    pub const SINKS_AT: u32 = 21;
+
+    /// The parameter buffer for a kernel of `score` and `geometry`: these scalars and, as far
+    /// as the kernel reads them, what stands after them.
+    pub fn parameters(
+        &self,
+        geometry: &Geometry,
+        score: Score,
+        batch: u32,
+        values: &ScoreValues<'_>,
+    ) -> Vec<u32> {
+        let mut words = self.words().to_vec();
+        if geometry.counts_sequences() || !score.is_plain() {
+            words.push(batch);
+        }
+        if !score.is_plain() {
+            words.push(values.softcap.unwrap_or(0.0).to_bits());
+        }
+        if score.sinks {
+            let sinks = values.sinks.unwrap_or_default();
+            words.extend(sinks.iter().map(|sink| sink.to_bits()));
+        }
+        words
+    }
 
     /// The parameter buffer.
     pub fn words(&self) -> [u32; Self::WORDS] {

@@ -26,7 +26,7 @@ pub mod topology;
 pub use band::Band;
 pub use kernel::{
     BandTable, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Resident, Resources,
-    Rows, Sm, Split, Target,
+    Rows, Score, ScoreValues, Sm, Split, Target,
 };
 pub use pattern::build;
 pub use pattern::{

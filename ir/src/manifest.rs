@@ -162,9 +162,11 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
             arguments.push(argument(name, &map, boxes, false));
         }
     }
-    let scalars = match geometry.counts_sequences() {
-        true => "20, the last of them batch",
-        false => "19",
+    let scalars = match (geometry.counts_sequences(), spec.score.sinks) {
+        (_, true) => "21 + q_heads, from 19 on batch, softcap and sinks",
+        (_, false) if spec.score.softcap => "21, from 19 on batch and softcap",
+        (true, false) => "20, the last of them batch",
+        (false, false) => "19",
     };
     arguments.extend([
         argument("q", dtype, "batch, q_heads, q_len, head_dim", false),

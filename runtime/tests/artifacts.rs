@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 fn spec() -> KernelSpec {
     KernelSpec {
+        score: Default::default(),
         phase: Phase::Prefill,
         head_dim: 64,
         v_head_dim: 64,

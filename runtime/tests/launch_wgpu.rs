@@ -67,6 +67,7 @@ impl Case {
         }
         Self {
             spec: KernelSpec {
+                score: Default::default(),
                 phase,
                 head_dim: HEAD_DIM as u32,
                 v_head_dim: V_HEAD_DIM as u32,
@@ -201,6 +202,7 @@ fn run(device: Device, case: &Case) -> Result<Output, LaunchError> {
             image,
         },
         &Arguments {
+            score: Default::default(),
             scalars: case.scalars(),
             batch: BATCH as u32,
             q: &bytes(dtype, &tensors.q),
@@ -217,6 +219,7 @@ fn check(device: Device, case: &Case) {
     let tensors = tensors(case);
     let offset = case.kv_len - case.q_len;
     let problem = butterfly_cpu::Problem {
+        score: Default::default(),
         batch: BATCH,
         q_heads: KV_HEADS * GROUP,
         kv_heads: KV_HEADS,
@@ -328,6 +331,7 @@ fn errors_name_what_is_wrong() {
             image,
         };
         let arguments = Arguments {
+            score: Default::default(),
             scalars: case.scalars(),
             batch: BATCH as u32,
             q: &some,

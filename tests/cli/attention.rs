@@ -116,6 +116,89 @@ fn rounded(from: &Path, to: &Path) -> PathBuf {
     to.to_path_buf()
 }
 
+/// The tensors of `from` and a vector `sinks`, in f32.
+fn with_sinks(from: &Path, to: &Path, sinks: &[f32]) {
+    let bytes = std::fs::read(from).expect("file");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let bytes: Vec<u8> = sinks.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let dtype = safetensors::Dtype::F32;
+    let vector = safetensors::tensor::TensorView::new(dtype, vec![sinks.len()], &bytes);
+    let mut views = file.tensors();
+    views.push(("sinks".into(), vector.expect("a view")));
+    let whole = safetensors::serialize(views, None).expect("serialised");
+    std::fs::write(to, whole).expect("written");
+}
+
+/// A sink takes its share of all weights, whatever the keys: `o` fades by
+/// `exp(lse - lse')`, where lse' counts it.
+fn sinks_fade(device: &str, precision: &Precision) {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = |name: &str| folder.path().join(name);
+    for case in cases().into_iter().step_by(3) {
+        let expected = case.with_extension("safetensors");
+        let meta: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&case).expect("case")).expect("json");
+        let heads = meta["q_heads"].as_u64().expect("a number") as usize;
+        let sinks: Vec<f32> = (0..heads).map(|head| head as f32 * 0.7 - 1.0).collect();
+        let inputs = match precision.dtype {
+            "f32" => expected.clone(),
+            _ => rounded(&expected, &path("rounded")),
+        };
+        with_sinks(&inputs, &path("inputs"), &sinks);
+        attend(
+            &case,
+            &path("inputs"),
+            &path("o"),
+            &["--device", device, "--sinks"],
+        );
+        let (o, lse) = (floats(&expected, "o"), floats(&expected, "lse"));
+        let dim = o.len() / lse.len();
+        let q_len = meta["query_len"].as_u64().expect("a number") as usize;
+        let counted: Vec<f32> = (lse.iter().enumerate())
+            .map(|(i, lse)| {
+                let sink = sinks[i / q_len % heads];
+                let top = lse.max(sink);
+                top + ((lse - top).exp() + (sink - top).exp()).ln()
+            })
+            .collect();
+        let faded: Vec<f32> = (o.iter().enumerate())
+            .map(|(i, x)| x * (lse[i / dim] - counted[i / dim]).exp())
+            .collect();
+        for (name, want, within) in [("o", faded, precision.o), ("lse", counted, precision.lse)] {
+            close(&floats(&path("o"), name), &want, within.0, within.1)
+                .unwrap_or_else(|error| panic!("{} {name}: {error}", case.display()));
+        }
+        // A high cap changes little.
+        let high = ["--device", device, "--softcap", "1000"];
+        attend(&case, &inputs, &path("o"), &high);
+        close(
+            &floats(&path("o"), "o"),
+            &o,
+            precision.o.0.max(1e-3),
+            precision.o.1,
+        )
+        .unwrap_or_else(|error| panic!("{}: {error}", case.display()));
+    }
+}
+
+#[test]
+fn softcap_and_sinks_on_the_cpu() {
+    sinks_fade("cpu", &F32);
+}
+
+#[test]
+fn softcap_and_sinks_on_vulkan() {
+    sinks_fade("vulkan", &F32);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-cli --test attention -- --ignored cuda"]
+fn softcap_and_sinks_on_cuda() {
+    for precision in [&F32, &BF16] {
+        sinks_fade("cuda", precision);
+    }
+}
+
 /// Compiles artifacts for a one-layer model of the shapes of `case`.
 fn compile(case: &Path, kernels: &Path, precision: &Precision, target: &str) {
     let meta: serde_json::Value =

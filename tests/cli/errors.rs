@@ -133,6 +133,13 @@ fn attend_inputs() {
     refuses(&attend, &["4 q heads", "3 kv heads"]);
     with(&[1, 4, 9, 16], &[1, 2, 8, 16], &[1, 2, 8, 16], 0.0);
     refuses(&attend, &["more queries than keys"]);
+    with(&[1, 4, 8, 16], &[1, 2, 8, 16], &[1, 2, 8, 16], 0.0);
+    let more = |flags: &[&'static str]| [&attend[..], flags].concat();
+    refuses(
+        &more(&["--sinks"]),
+        &["in.safetensors", "no tensor `sinks`"],
+    );
+    refuses(&more(&["--softcap", "0"]), &["--softcap 0", "positive"]);
     with(&[1, 4, 8, 16], &[1, 2, 8, 16], &[1, 2, 7, 16], 0.0);
     refuses(&attend, &["shapes disagree"]);
     tensors(&inputs, &[("q", vec![1, 1, 1, 8], 0.0)]);

@@ -12,7 +12,7 @@ struct Launch {
   unsigned v_batch, v_head, v_token;
   unsigned o_batch, o_head, o_token;
   // Sequences, where the kernel itself divides them.
-  int batch;@table
+  int batch;@score_fields@table
 };
 
 __device__ __forceinline__ Launch read_launch(const unsigned* params) {
@@ -35,6 +35,7 @@ __device__ __forceinline__ Launch read_launch(const unsigned* params) {
   launch.v_token = params[15];
   launch.o_batch = params[16];
   launch.o_head = params[17];
-  launch.o_token = params[18];
+  launch.o_token = params[18];@score_read
   return launch;
 }
+@score

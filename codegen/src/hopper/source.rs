@@ -1,6 +1,6 @@
 //! What the texts of all kernels begin with.
 
-use butterfly_ir::{Dtype, KernelSpec, Rows};
+use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Rows};
 use std::fmt::Write;
 
 /// Most bands of a closed form: each is held for as long as its row is computed.
@@ -56,16 +56,66 @@ impl Constants {
     }
 }
 
-/// The run-time scalars of a launch.
+/// The run-time scalars of a launch, and what is done to logits beside scale and mask.
 pub(super) fn launch(spec: &KernelSpec) -> String {
-    let text = include_str!("launch.cuh");
-    match spec.rows {
-        Rows::ClosedForm(_) => text.replace("@table", ""),
-        Rows::Table => text.replace(
-            "@table",
-            "\n  const unsigned* offsets;\n  const Band* table;",
-        ),
+    let mut fields = String::new();
+    let mut read = String::new();
+    let mut score = String::new();
+    if spec.score.softcap {
+        fields += "\n  float softcap;";
+        let _ = write!(
+            read,
+            "\n  launch.softcap = __uint_as_float(params[{}]);",
+            LaunchScalars::SOFTCAP_AT
+        );
+        score += SOFTCAP;
     }
+    if spec.score.sinks {
+        fields += "\n  const unsigned* sinks;";
+        let _ = write!(
+            read,
+            "\n  launch.sinks = params + {};",
+            LaunchScalars::SINKS_AT
+        );
+    }
+    let table = match spec.rows {
+        Rows::ClosedForm(_) => "",
+        Rows::Table => "\n  const unsigned* offsets;\n  const Band* table;",
+    };
+    include_str!("launch.cuh")
+        .replace("@score_fields", &fields)
+        .replace("@score_read", &read)
+        .replace("@score\n", &score)
+        .replace("@table", table)
+}
+
+const SOFTCAP: &str = "
+// `c tanh(x / c)` of a logit `x / factor`, where `factor` is 2 log2(e) / c.
+__device__ __forceinline__ float capped(float x, float cap, float factor) {
+  float power, inverse;
+  asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(power) : \"f\"(x * factor));
+  asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(inverse) : \"f\"(power + 1.0f));
+  return fmaf(-2.0f * cap, inverse, cap);
+}
+";
+
+/// What a row ends with: `top` and `sum` in powers of two, and the text that adds the logit of
+/// the sink of q head `head`. `fade` is what the sink leaves of the sum.
+pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
+    let sink = "\
+    const float sink = __uint_as_float(launch.sinks[HEAD]) * 1.44269504f;
+    const float highest = fmaxf(top, sink);
+    const float fade = top > minus_infinity() ? exp2_fast(top - highest) : 0.0f;
+    const float total = sink > minus_infinity() ? fmaf(sum, fade, exp2_fast(sink - highest)) : sum;
+";
+    let plain = "    const float highest = top, fade = 1.0f, total = sum;\n";
+    let (before, rest) = text.split_once("@sink(").expect("a mark");
+    let (head, after) = rest.split_once(")\n").expect("its end");
+    let added = match spec.score.sinks {
+        true => sink.replace("HEAD", head),
+        false => plain.to_string(),
+    };
+    format!("{before}{added}{after}")
 }
 
 /// The entry point with the arguments that this spec has.

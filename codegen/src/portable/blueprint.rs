@@ -3,7 +3,7 @@
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
 use super::decode::{REDUCERS, TEAM};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Score, Target};
 
 /// Compile-time facts of one portable kernel. A `tile` is `q_tile` query rows by
 /// `k_tile` keys; threads form `ty` rows of `tx`; each owns `rows` query rows.
@@ -15,6 +15,7 @@ pub(crate) struct Blueprint {
     pub(crate) block: u32,
     /// The closed form, or `None` for rows from a table.
     pub(crate) program: Option<RowProgram>,
+    pub(crate) score: Score,
     pub(crate) tx: u32,
     pub(crate) ty: u32,
     pub(crate) rows: u32,
@@ -44,6 +45,7 @@ impl Blueprint {
             group: spec.group,
             block: spec.block,
             program,
+            score: spec.score,
             tx: 0,
             ty: 0,
             rows: 0,

@@ -7,8 +7,9 @@
 //! of the keys; they meet through shared memory at the end.
 
 use super::blueprint::Blueprint;
-use super::prefill::{HIDDEN, MINUS_INFINITY, weight};
+use super::prefill::{HIDDEN, weight};
 use super::rows::{self, Grid};
+use super::score;
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
@@ -181,7 +182,8 @@ pub(crate) fn decode<F: Float>(
                     for i in 0..TEAM {
                         total += shared[(from + i) as usize];
                     }
-                    s[r as usize] = select(seen[0] == 1u32, total * scale, HIDDEN.runtime());
+                    let logit = score::capped(total * scale, params, plan.clone());
+                    s[r as usize] = select(seen[0] == 1u32, logit, HIDDEN.runtime());
                     shared[(t + comptime!(r * k_pitch)) as usize] = s[r as usize];
                 }
             }
@@ -308,23 +310,18 @@ pub(crate) fn decode<F: Float>(
         for r in 0..rows {
             if first + r < group && part == 0u32 {
                 let total = sum[r as usize];
-                let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32.runtime());
+                let end = score::end(top[r as usize], total, params, head + r, plan.clone());
                 #[unroll]
                 for c in 0..v_cols {
                     let column = col + comptime!(c * across);
                     if column < comptime!(plan.v_head_dim) {
-                        let x = acc[comptime!((r * v_cols + c) as usize)] * inverse;
+                        let x = acc[comptime!((r * v_cols + c) as usize)] * end.factor;
                         o[(o_base + (head + r) * o_head + column) as usize] = F::cast_from(x);
                     }
                 }
                 if t == 0u32 {
                     let heads = params[3] * group;
-                    // A sum with a run-time term: WGSL rejects a constant infinity.
-                    let mut value = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
-                    if total > 0.0f32 {
-                        value = top[r as usize] + Log::ln(total);
-                    }
-                    lse[((CUBE_POS_Z * heads + head + r) * q_len + local) as usize] = value;
+                    lse[((CUBE_POS_Z * heads + head + r) * q_len + local) as usize] = end.lse;
                 }
             }
         }

@@ -10,8 +10,9 @@
 
 use super::blueprint::Blueprint;
 use super::fragments::{Shape, copy, store};
-use super::prefill::{HIDDEN, MINUS_INFINITY, weight};
+use super::prefill::{HIDDEN, weight};
 use super::rows::{self, Grid};
+use super::score;
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
@@ -201,7 +202,14 @@ pub(crate) fn prefill<F: Float>(
                 let tile = s.index_mut(c);
                 #[unroll]
                 for h in 0..2usize {
-                    tile[h] = tile[h] * Vector::new(scale);
+                    let mut pair = tile[h] * Vector::new(scale);
+                    if comptime!(plan.score.softcap) {
+                        #[unroll]
+                        for i in 0..2usize {
+                            pair[i] = score::capped(pair[i], params, plan.clone());
+                        }
+                    }
+                    tile[h] = pair;
                 }
             }
 
@@ -338,17 +346,12 @@ pub(crate) fn prefill<F: Float>(
         for h in 0..2usize {
             let mut total = sum[h] + plane_shuffle_xor(sum[h], 1u32);
             total += plane_shuffle_xor(total, 2u32);
-            let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32.runtime());
+            let end = score::end(top[h], total, params, head, plan.clone());
             let of_tile = first_row + r + comptime!(8 * h as u32);
             let at_query = base + of_tile;
             if column == 0u32 && at_query >= begin && at_query < stop {
                 let heads = params[3] * comptime!(plan.group);
-                // A sum with a run-time term, so that no constant is infinite.
-                let mut value = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
-                if total > 0.0f32 {
-                    value = top[h] + Log::ln(total);
-                }
-                lse[((CUBE_POS_Z * heads + head) * q_len + at_query - q_offset) as usize] = value;
+                lse[((CUBE_POS_Z * heads + head) * q_len + at_query - q_offset) as usize] = end.lse;
             }
             #[unroll]
             for c in 0..o_count {
@@ -356,7 +359,7 @@ pub(crate) fn prefill<F: Float>(
                 #[unroll]
                 for i in 0..2usize {
                     let at = of_tile * v_pitch + column + comptime!((c * 8 + i) as u32);
-                    operands[at as usize] = F::cast_from(pair[i] * inverse);
+                    operands[at as usize] = F::cast_from(pair[i] * end.factor);
                 }
             }
         }

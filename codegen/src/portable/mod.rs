@@ -10,6 +10,7 @@ mod fragments;
 mod matrix;
 mod prefill;
 mod rows;
+mod score;
 
 use blueprint::Blueprint;
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Rows, Target};

@@ -7,6 +7,7 @@
 
 use super::blueprint::Blueprint;
 use super::rows::{self, Grid};
+use super::score;
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
@@ -155,7 +156,7 @@ pub(crate) fn prefill<F: Float>(
 
             #[unroll]
             for i in 0..comptime!((rows * cols) as usize) {
-                s[i] *= scale;
+                s[i] = score::capped(s[i] * scale, params, plan.clone());
             }
             let full = rows::is_full(
                 &row,
@@ -299,12 +300,12 @@ pub(crate) fn prefill<F: Float>(
             }
             if at >= begin && at < stop {
                 let local = at - q_offset;
-                let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32.runtime());
+                let end = score::end(top[r as usize], total, params, head, plan.clone());
                 let o_base = CUBE_POS_Z * params[16] + head * params[17] + local * params[18];
                 #[unroll]
                 for i in 0..comptime!(v_cols * v_slices) {
                     let col = tx + comptime!(i * plan.tx);
-                    let x = acc[comptime!((r * v_cols * v_slices + i) as usize)] * inverse;
+                    let x = acc[comptime!((r * v_cols * v_slices + i) as usize)] * end.factor;
                     if comptime!((i + 1) * plan.tx <= plan.v_head_dim) {
                         o[(o_base + col) as usize] = F::cast_from(x);
                     } else {
@@ -315,12 +316,7 @@ pub(crate) fn prefill<F: Float>(
                 }
                 if tx == 0u32 {
                     let heads = params[3] * comptime!(plan.group);
-                    // A sum with a run-time term: WGSL rejects a constant infinity.
-                    let mut value = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
-                    if total > 0.0f32 {
-                        value = top[r as usize] + Log::ln(total);
-                    }
-                    lse[((CUBE_POS_Z * heads + head) * q_len + local) as usize] = value;
+                    lse[((CUBE_POS_Z * heads + head) * q_len + local) as usize] = end.lse;
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::Case;
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, KernelSpec, PartnerRule, Phase, RowProgram, Rows,
+    Atom, Band, BandTable, Bound, Dtype, KernelSpec, PartnerRule, Phase, RowProgram, Rows, Score,
     SymbolicBand, Target, band::UNBOUNDED,
 };
 
@@ -46,6 +46,7 @@ pub(crate) fn butterfly() -> RowProgram {
 pub(crate) fn case(phase: Phase, head_dim: u32) -> Case {
     Case {
         spec: KernelSpec {
+            score: Default::default(),
             phase,
             head_dim,
             v_head_dim: head_dim,
@@ -221,6 +222,30 @@ pub(crate) fn large_heads(check: &dyn Fn(Case)) {
             case.spec.block = 64;
             (case.q_len, case.q_offset) = (130, 70);
             check(case);
+        }
+    }
+}
+
+pub(crate) fn softcaps_and_sinks(check: &dyn Fn(Case)) {
+    for phase in PHASES {
+        for (softcap, sinks) in [(true, false), (false, true), (true, true)] {
+            for (d, kv_heads) in [(64, 2), (128, 1)] {
+                let mut case = case(phase, d);
+                case.spec.score = Score { softcap, sinks };
+                (case.kv_heads, case.spec.group, case.q_len) = (kv_heads, 3, 77);
+                // Rows 2 and 3 see nothing but their sink.
+                case.spec.rows = Rows::Table;
+                case.table.offsets = vec![0, 1, 3, 3, 3, 4, 5, 6, 7];
+                case.table.bands = (0..7)
+                    .map(|i| Band {
+                        lo: i * 9,
+                        hi: i * 9 + 50,
+                        first: -UNBOUNDED,
+                        end: 1,
+                    })
+                    .collect();
+                check(case);
+            }
         }
     }
 }

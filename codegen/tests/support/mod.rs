@@ -3,7 +3,7 @@
 pub(crate) mod cases;
 
 use butterfly_ir::{
-    Band, BandTable, Context, Dtype, Kernel, KernelSpec, LaunchScalars, Rows, Target,
+    Band, BandTable, Context, Dtype, Kernel, KernelSpec, LaunchScalars, Rows, ScoreValues, Target,
     band::keys_of_query,
 };
 use std::collections::BTreeMap;
@@ -120,6 +120,8 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     let v = tensor(case, 3, case.kv_heads, case.kv_len, dv);
     let o = tensor(case, 4, heads, case.q_len, dv);
     let scale = scale(spec);
+    let sinks = sinks(case);
+    let values = score(case, &sinks);
     let (kernel, launch) = prepare(case);
     let (got_o, got_lse) = gpu(&kernel, &launch);
     let got_o = floats(spec.dtype, &got_o);
@@ -157,12 +159,17 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                     .map(|key| {
                         let k_row = &k.values[of(&k, kv, *key)..][..d as usize];
                         let dot = |(x, y): (&f32, &f32)| f64::from(*x) * f64::from(*y);
-                        q_row.iter().zip(k_row).map(dot).sum::<f64>() * f64::from(scale)
+                        let logit =
+                            q_row.iter().zip(k_row).map(dot).sum::<f64>() * f64::from(scale);
+                        let cap = values.softcap.map(f64::from);
+                        cap.map_or(logit, |cap| cap * (logit / cap).tanh())
                     })
                     .collect();
-                let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let total: f64 = logits.iter().map(|x| (x - top).exp()).sum();
-                let lse = if seen.is_empty() {
+                let sink = values.sinks.map(|sinks| f64::from(sinks[head as usize]));
+                let all = || logits.iter().copied().chain(sink);
+                let top = all().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = all().map(|x| (x - top).exp()).sum();
+                let lse = if seen.is_empty() && sink.is_none() {
                     f64::NEG_INFINITY
                 } else {
                     top + total.ln()
@@ -214,6 +221,20 @@ fn row(case: &Case, b: u32) -> Vec<Band> {
     bands
 }
 
+/// The logits of sinks, as large as others.
+fn sinks(case: &Case) -> Vec<f32> {
+    let heads = case.kv_heads * case.spec.group;
+    (0..heads as usize).map(|i| 3.0 * noise(5, i)).collect()
+}
+
+/// The values that the kernel of a case reads; the softcap bends most logits.
+fn score<'a>(case: &Case, sinks: &'a [f32]) -> ScoreValues<'a> {
+    ScoreValues {
+        softcap: case.spec.score.softcap.then_some(0.7),
+        sinks: case.spec.score.sinks.then_some(sinks),
+    }
+}
+
 /// The factor on the logits: large enough that the weights differ.
 fn scale(spec: &KernelSpec) -> f32 {
     2.0 / (spec.head_dim as f32).sqrt()
@@ -248,11 +269,10 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
             .flat_map(|w| w.to_le_bytes())
             .collect::<Vec<u8>>()
     };
-    let mut parameters = scalars.words().to_vec();
+    let sinks = sinks(case);
+    let values = score(case, &sinks);
+    let parameters = scalars.parameters(&kernel.geometry, spec.score, case.batch, &values);
     let mut maps = Vec::new();
-    if kernel.geometry.counts_sequences() {
-        parameters.push(case.batch);
-    }
     if let Some(resident) = kernel.geometry.resident {
         let [heads_at_once, tokens] = resident.q_box;
         let keys = [1, 1, resident.k_box, 64];

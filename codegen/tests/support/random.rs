@@ -2,7 +2,7 @@
 
 use crate::support::{Case, cases};
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, PartnerRule, Phase, RowProgram, Rows, SymbolicBand,
+    Atom, Band, BandTable, Bound, Dtype, PartnerRule, Phase, RowProgram, Rows, Score, SymbolicBand,
     Target, band::UNBOUNDED,
 };
 
@@ -43,6 +43,11 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
     case.spec.dtype = from.of(&[Dtype::Bf16, Dtype::F16]);
     case.spec.group = 1 + from.below(16);
     case.spec.block = from.of(&[16, 32, 64, 128, 256]);
+    // Mostly plain.
+    case.spec.score = Score {
+        softcap: from.below(8) == 0,
+        sinks: from.below(8) == 0,
+    };
     let table = from.below(4) == 0;
     case.spec.rows = match table {
         true => Rows::Table,

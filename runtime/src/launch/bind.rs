@@ -4,7 +4,7 @@
 //! strides and the rows do, or an error that names the argument.
 
 use super::{Arguments, Device, LaunchError, Loaded};
-use butterfly_ir::{BandTable, Dtype, LaunchScalars, Resident, Rows};
+use butterfly_ir::{BandTable, Dtype, LaunchScalars, Resident, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
 /// What is bound, checked.
@@ -97,8 +97,9 @@ pub(super) fn buffers<'a>(
     check_copies(kernel, scalars)?;
     let resident = kernel.geometry.resident;
     let maps = resident.map(|resident| maps(kernel, arguments, &resident));
-    let more = kernel.geometry.counts_sequences().then_some(batch);
-    inputs.push(padded(words(scalars.words().into_iter().chain(more))));
+    check_score(spec.score, &arguments.score, heads)?;
+    let parameters = scalars.parameters(&kernel.geometry, spec.score, batch, &arguments.score);
+    inputs.push(padded(words(parameters)));
     match (&spec.rows, arguments.rows) {
         (Rows::ClosedForm(_), None) => {}
         (Rows::ClosedForm(_), Some(_)) => {
@@ -171,6 +172,38 @@ fn maps(kernel: &Loaded<'_>, arguments: &Arguments<'_>, resident: &Resident) -> 
         map(scalars.k_strides, hkv, scalars.kv_len, d, k_box),
         map(scalars.v_strides, hkv, scalars.kv_len, dv, k_box),
     ]
+}
+
+/// Whether these are the values that the kernel reads.
+fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(), LaunchError> {
+    let wrong = |what: String| Err(LaunchError::Score(what));
+    if values.kind() != score {
+        let (needs, given) = (score, values.kind());
+        return wrong(format!(
+            "the kernel is made for {needs:?}, but given {given:?}"
+        ));
+    }
+    if let Some(cap) = values.softcap
+        && !(cap > 0.0 && cap.is_finite())
+    {
+        return wrong(format!(
+            "the softcap is {cap}, but must be positive and finite"
+        ));
+    }
+    match values.sinks {
+        Some(sinks) if sinks.len() as u64 != heads => wrong(format!(
+            "there are {} sinks, but {heads} q heads",
+            sinks.len()
+        )),
+        Some(sinks)
+            if sinks
+                .iter()
+                .any(|sink| sink.is_nan() || *sink == f32::INFINITY) =>
+        {
+            wrong("a sink is not a number below infinity".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {

@@ -18,7 +18,7 @@ mod tensor_maps;
 mod wgpu;
 
 use bind::buffers;
-use butterfly_ir::{BandTable, Geometry, KernelSpec, LaunchScalars, Sm};
+use butterfly_ir::{BandTable, Geometry, KernelSpec, LaunchScalars, ScoreValues, Sm};
 use std::fmt;
 
 /// What launches kernels. The native CPU kernel is not launched, but called.
@@ -85,6 +85,8 @@ pub struct Arguments<'a> {
     pub v: &'a [u8],
     /// The bands, for [`Rows::Table`](butterfly_ir::Rows::Table) only.
     pub rows: Option<&'a BandTable>,
+    /// The values for the kernel's [`Score`](butterfly_ir::Score), no more and no fewer.
+    pub score: ScoreValues<'a>,
 }
 
 /// What a launch wrote, and how long it took.
@@ -134,6 +136,9 @@ pub enum LaunchError {
     /// The rows do not fit the kernel or the queries.
     #[error("the band table {0}")]
     Rows(&'static str),
+    /// Softcap or sinks do not fit the kernel.
+    #[error("{0}")]
+    Score(String),
     /// More than the device or the kernels' 32-bit arithmetic can do.
     #[error("{what} is {asked}, but {device} allows {available}")]
     Limit {

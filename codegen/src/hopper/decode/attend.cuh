@@ -67,7 +67,7 @@ struct Part {
 __device__ __forceinline__ void attend(const Shared& shared, const Launch& launch, Tiles& tiles,
                                        const Element* q, const Element* k, const Element* v,
                                        int warp, int lane, Part& part) {
-  const float scale = launch.scale * 1.44269504f;
+  const float scale = @scale;
 #pragma unroll
   for (int r = 0; r < ROW_TILES; ++r) {
 #pragma unroll
@@ -142,7 +142,7 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int key = warp * 16 + n * 8 + lane % 4 * 2 + i % 2;
-          s[r][n][i] = key < counts[0] ? (s[r][n][i] + s_odd[r][n][i]) * scale : minus_infinity();
+          s[r][n][i] = key < counts[0] ? @logit : minus_infinity();
         }
 #pragma unroll
     for (int r = 0; r < ROW_TILES; ++r)

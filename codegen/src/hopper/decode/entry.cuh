@@ -43,7 +43,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(@bo
   }
   synchronize_cluster();
   if (!idle)
-    merge(shared, rank - part, part, width,
+    merge(launch, shared, kv_head, rank - part, part, width,
           o + batch * launch.o_batch + kv_head * GROUP * launch.o_head +
               static_cast<long long>(local) * launch.o_token,
           launch.o_head,

@@ -39,8 +39,8 @@ __device__ __forceinline__ void leave(const Shared& shared, const Part& part, in
 
 // Each block of a job merges its share of the columns, four at a time. The job's blocks are
 // `width` of the cluster from `first` on, and this is the `part`-th.
-__device__ __forceinline__ void merge(const Shared& shared, int first, int part, int width,
-                                      Element* o, unsigned o_head, float* lse, unsigned lse_head) {
+__device__ __forceinline__ void merge(const Launch& launch, const Shared& shared, int kv_head,
+                                      int first, int part, int width, Element* o, unsigned o_head, float* lse, unsigned lse_head) {
   for (int at = threadIdx.x * width + part; at < GROUP * (V_COLUMNS / 4); at += THREADS * width) {
     const int row = at / (V_COLUMNS / 4);
     const int column = at % (V_COLUMNS / 4) * 4;
@@ -72,11 +72,12 @@ __device__ __forceinline__ void merge(const Shared& shared, int first, int part,
       x.z += share * parts[i].z;
       x.w += share * parts[i].w;
     }
-    const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+@sink(kv_head * GROUP + row)
+    const float inverse = sum > 0.0f ? fade / total : 0.0f;
     const uint2 packed = make_uint2(pack(x.x * inverse, x.y * inverse), pack(x.z * inverse, x.w * inverse));
     *reinterpret_cast<uint2*>(o + static_cast<long long>(row) * o_head + column) = packed;
     if (column == 0)
       lse[static_cast<long long>(row) * lse_head] =
-          sum > 0.0f ? (top + log2_fast(sum)) * 0.69314718f : minus_infinity();
+          total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity();
   }
 }

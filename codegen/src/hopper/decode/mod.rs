@@ -45,14 +45,26 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let entry = include_str!("entry.cuh")
         .replace("@bands", &bands)
         .replace("@bounds", &bounds);
+    let (scale, logit) = match spec.score.softcap {
+        false => (
+            "launch.scale * 1.44269504f",
+            "(s[r][n][i] + s_odd[r][n][i]) * scale",
+        ),
+        true => (
+            "2.0f * 1.44269504f * launch.scale / launch.softcap",
+            "1.44269504f * capped(s[r][n][i] + s_odd[r][n][i], launch.softcap, scale)",
+        ),
+    };
     let parts = [
         constants(spec, plan),
         include_str!("instructions.cuh").replace("@kind", kind),
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),
         include_str!("tiles.cuh").to_string(),
-        include_str!("attend.cuh").to_string(),
-        include_str!("merge.cuh").to_string(),
+        include_str!("attend.cuh")
+            .replace("@scale", scale)
+            .replace("@logit", logit),
+        source::with_sink(spec, include_str!("merge.cuh")),
         source::entry(spec, &entry),
     ];
     parts.join("\n")

@@ -1,9 +1,10 @@
 use super::*;
 use crate::hopper::patterns::{butterfly, everything, relative};
-use butterfly_ir::{Phase, RowProgram, Rows, band::UNBOUNDED};
+use butterfly_ir::{Phase, RowProgram, Rows, Score, band::UNBOUNDED};
 
 fn spec(head_dim: u32, v_head_dim: u32, group: u32, rows: RowProgram) -> KernelSpec {
     KernelSpec {
+        score: Default::default(),
         phase: Phase::Decode,
         head_dim,
         v_head_dim,
@@ -39,7 +40,15 @@ fn cases() -> Vec<(String, KernelSpec)> {
         rows: Rows::Table,
         ..plain.clone()
     };
+    let scored = KernelSpec {
+        score: Score {
+            softcap: true,
+            sinks: true,
+        },
+        ..plain.clone()
+    };
     for (name, spec) in [
+        ("scored", scored),
         ("latent", spec(576, 512, 20, butterfly())),
         ("window1024", spec(128, 128, 4, relative(-1023))),
         ("everything", spec(64, 64, 4, everything())),

@@ -8,7 +8,8 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
                                         Element* output, float* lse) {
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
-  const float scale = launch.scale * 1.44269504f;
+  const float scale = @scale;
+@cap_factor
   const float slack = SLACK / scale;
   Slot slot;
   int count = 0;
@@ -38,7 +39,10 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.start();
     ++count;
   };
+  // Makes logits of scores, and hides those of keys that are not seen.
   auto hide = [&](int2 tile) {
+@cap
+    if (tile.y & FULL) return;
     const int first = tile.y >> BAND;
     const int last = tile.y & MANY ? bands.count() - 1 : first;
     unsigned seen[2] = {0, 0};
@@ -88,7 +92,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   release_slot(shared.empty(slot.index));
   if (tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
-  if (!(tile.y & FULL)) hide(tile);
+  hide(tile);
   softmax.weigh(s, scale, slack, fade);
   keep_weights();
 
@@ -127,7 +131,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       release_slot(shared.empty(slot.index));
       if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
       slot.advance();
-      if (!(tile.y & FULL)) hide(tile);
+      hide(tile);
       softmax.weigh(s, scale, slack, fade);
       accumulate = false;
     } else {
@@ -144,7 +148,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       mma_wait<1>(s);
       release_slot(k_empty);
       if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
-      if (!(tile.y & FULL)) hide(tile);
+      hide(tile);
       const bool grown = softmax.weigh(s, scale, slack, fade);
       mma_wait<0>(o);
       keep_until_here(p);

@@ -20,13 +20,15 @@ __device__ __forceinline__ void finish(const Launch& launch, const Item& item, c
     float sum = softmax.sum[r];
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
-    inverse[r] = sum > 0.0f ? reciprocal_fast(sum) : 0.0f;
+    const float top = softmax.top[r] * scale;
     const Place place = place_of(launch, item, unit, warp * 16 + r * 8 + lane / 4);
+@sink(min(place.head, launch.kv_heads * GROUP - 1))
+    inverse[r] = sum > 0.0f ? fade * reciprocal_fast(total) : 0.0f;
     if (place.valid && lane % 4 == 0) {
       const int heads = launch.kv_heads * GROUP;
       const long long at = static_cast<long long>(item.batch * heads + place.head) * launch.q_len;
       lse[at + place.token] =
-          sum > 0.0f ? (softmax.top[r] * scale + log2_fast(sum)) * 0.69314718f : minus_infinity();
+          total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity();
     }
   }
 }

@@ -72,6 +72,22 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         "      pass_turn(consumer ^ 1);\n",
         consumer,
     );
+    // With a softcap, scores are logits before they are masked.
+    let (scale, cap) = match spec.score.softcap {
+        false => ("launch.scale * 1.44269504f", ""),
+        true => (
+            "1.44269504f",
+            "#pragma unroll\n    for (int i = 0; i < K_TILE / 2; ++i) s[i] = capped(s[i], launch.softcap, cap_factor);\n",
+        ),
+    };
+    let cap_factor = match spec.score.softcap {
+        false => "",
+        true => "  const float cap_factor = 2.0f * 1.44269504f * launch.scale / launch.softcap;\n",
+    };
+    let consumer = consumer
+        .replace("@scale", scale)
+        .replace("@cap_factor\n", cap_factor)
+        .replace("@cap\n", cap);
     let parts = [
         constants(spec, plan),
         include_str!("instructions.cuh").to_string(),
@@ -83,7 +99,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         include_str!("shared.cuh").to_string(),
         include_str!("producer.cuh").to_string(),
         include_str!("softmax.cuh").to_string(),
-        include_str!("epilogue.cuh").to_string(),
+        source::with_sink(spec, include_str!("epilogue.cuh")),
         consumer,
         source::entry(spec, &entry),
     ];

@@ -1,10 +1,11 @@
 use super::*;
 use crate::hopper::patterns::{butterfly, everything, relative};
-use butterfly_ir::{Dtype, Geometry, Phase, RowProgram, Rows, band::UNBOUNDED};
+use butterfly_ir::{Dtype, Geometry, Phase, RowProgram, Rows, Score, band::UNBOUNDED};
 use std::fmt::Write;
 
 fn spec(head_dim: u32, group: u32, block: u32, rows: RowProgram) -> KernelSpec {
     KernelSpec {
+        score: Default::default(),
         phase: Phase::Prefill,
         head_dim,
         v_head_dim: head_dim,
@@ -93,6 +94,14 @@ fn cases() -> Vec<(String, &'static str, KernelSpec)> {
         ),
     ] {
         cases.push((format!("butterfly_{name}"), "butterfly", change));
+    }
+    for head_dim in [64, 128, 256] {
+        let mut scored = spec(head_dim, 4, 128, butterfly());
+        scored.score = Score {
+            softcap: true,
+            sinks: true,
+        };
+        cases.push((format!("scored_d{head_dim}"), "none", scored));
     }
     cases.push((
         "everything".to_string(),

@@ -1,0 +1,64 @@
+//! What is done to logits beside scale and mask, and how rows end.
+
+use super::blueprint::Blueprint;
+use super::prefill::{HIDDEN, MINUS_INFINITY, weight};
+use butterfly_ir::LaunchScalars;
+use cubecl_core as cubecl;
+use cubecl_core::prelude::*;
+
+/// The logit of a score that is scaled already.
+#[cube]
+pub(crate) fn capped(x: f32, params: &Array<u32>, #[comptime] plan: Blueprint) -> f32 {
+    let mut logit = x;
+    if comptime!(plan.score.softcap) {
+        let cap = f32::reinterpret(params[comptime!(LaunchScalars::SOFTCAP_AT as usize)]);
+        logit = cap * Tanh::tanh(x / cap);
+    }
+    logit
+}
+
+/// The end of a row.
+#[derive(CubeType)]
+pub(crate) struct End {
+    /// What the weighted sum of values is to be multiplied by.
+    pub(crate) factor: f32,
+    pub(crate) lse: f32,
+}
+
+/// From the largest logit in use and the sum of weights of a row of q head `head`.
+#[cube]
+pub(crate) fn end(
+    top: f32,
+    sum: f32,
+    params: &Array<u32>,
+    head: u32,
+    #[comptime] plan: Blueprint,
+) -> End {
+    let mut highest = top;
+    let mut total = sum;
+    let mut fade = 1.0f32.runtime();
+    if comptime!(plan.score.sinks) {
+        let at = head + comptime!(LaunchScalars::SINKS_AT);
+        let sink = f32::reinterpret(params[at as usize]);
+        if sink > top || sum > 0.0f32 {
+            highest = max(top, sink);
+            fade = weight(top - highest);
+            // A sink may be minus infinity: none.
+            let share = select(
+                sink > comptime!(HIDDEN / 2.0),
+                weight(sink - highest),
+                0.0f32.runtime(),
+            );
+            total = sum * fade + share;
+        }
+    }
+    // A sum with a run-time term: WGSL rejects a constant infinity.
+    let mut lse = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
+    if total > 0.0f32 {
+        lse = highest + Log::ln(total);
+    }
+    End {
+        factor: select(sum > 0.0f32, fade / total, 0.0f32.runtime()),
+        lse,
+    }
+}
