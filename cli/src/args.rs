@@ -157,6 +157,8 @@ pub(crate) struct Attend {
 pub(crate) enum Bench {
     /// Attention over one layer: median time, predicted time, rate.
     Attention(BenchAttention),
+    /// One query at the end of each sequence: predicted beside measured time.
+    Decode(BenchAttention),
 }
 
 #[derive(Debug, clap::Args)]
@@ -176,6 +178,9 @@ pub(crate) struct BenchAttention {
     /// kv heads.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) kv_heads: u32,
+    /// Number of sequences.
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) batch: u32,
     /// D and Dv [default: 128; with artifacts, the kernel's].
     #[arg(long, conflicts_with = "artifacts", value_parser = clap::value_parser!(u32).range(1..=576))]
     pub(crate) head_dim: Option<u32>,
@@ -185,7 +190,7 @@ pub(crate) struct BenchAttention {
     /// Where to run; `auto` is the first GPU for which there is a kernel, else the CPU.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceArg,
-    /// Run the prefill kernel of this artifact folder; no compiler is called for it.
+    /// Run the kernel of this artifact folder; no compiler is called for it.
     #[arg(long, value_name = "DIR")]
     pub(crate) artifacts: Option<PathBuf>,
     /// Compare some of the queries with attention by its definition in f64.

@@ -1,4 +1,4 @@
-//! `butterfly bench attention`: medians, predicted beside measured, sparse beside dense.
+//! `butterfly bench attention` and `bench decode`: medians, predicted beside measured, sparse beside dense.
 
 use crate::args::{BenchAttention as Command, DeviceArg};
 use crate::call::Shape;
@@ -50,7 +50,7 @@ struct Row {
     within_tolerance: Option<bool>,
 }
 
-pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
     let artifacts = command.artifacts.as_deref().map(Artifacts::open);
@@ -59,8 +59,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         device::check_pattern(artifacts, sparsity)?;
     }
     let wanted = |target| match &artifacts {
-        Some(artifacts) => from_folder(artifacts, target),
-        None => from_flags(command, sparsity),
+        Some(artifacts) => from_folder(artifacts, target, phase),
+        None => from_flags(command, sparsity, phase),
     };
     let chosen = device::choose(command.device, &wanted, artifacts.as_ref())?;
     let dense = match command.dense {
@@ -90,7 +90,10 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         source::topology(&parsed, &context)?;
         let layer = Layer::new(
             Shape {
-                q_len: *tokens as usize,
+                q_len: match phase {
+                    Phase::Prefill => *tokens as usize,
+                    Phase::Decode => 1,
+                },
                 kv_len: *tokens as usize,
                 ..shape
             },
@@ -123,8 +126,14 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         kernel: chosen.kernel.map(|(entry, _)| entry.key),
         dtype: chosen.spec.dtype,
         shape: format!(
-            "Hq {} Hkv {} D {} Dv {} block {}",
-            shape.q_heads, shape.kv_heads, shape.head_dim, shape.v_head_dim, sparsity.block
+            "{}, B {} Hq {} Hkv {} D {} Dv {} block {}",
+            phase.name(),
+            shape.batch,
+            shape.q_heads,
+            shape.kv_heads,
+            shape.head_dim,
+            shape.v_head_dim,
+            sparsity.block
         ),
         threads: (chosen.device == Runner::Cpu).then(|| command.threads.unwrap_or_else(cores)),
         machine,
@@ -143,21 +152,22 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The prefill kernel of a folder for `target`, in the shortest element type it has.
-fn from_folder(artifacts: &Artifacts, target: Target) -> Result<KernelSpec, Failure> {
-    let fits = |k: &&KernelEntry| k.target == target && k.spec.phase == Phase::Prefill;
+/// The kernel of a folder for `target` and `phase`, in the shortest element type it has.
+fn from_folder(artifacts: &Artifacts, target: Target, phase: Phase) -> Result<KernelSpec, Failure> {
+    let fits = |k: &&KernelEntry| k.target == target && k.spec.phase == phase;
     let kernels = artifacts.manifest.kernels.iter().filter(fits);
     let kernel = kernels.min_by_key(|kernel| (kernel.spec.dtype.bytes(), kernel.key.clone()));
     let none = || {
         let dir = artifacts.dir().display();
         Failure::Bad(format!(
-            "{dir}: no prefill kernel for {target}; compile again with --target {target}"
+            "{dir}: no {} kernel for {target}; compile again with --target {target}",
+            phase.name()
         ))
     };
     kernel.map(|kernel| kernel.spec.clone()).ok_or_else(none)
 }
 
-fn from_flags(command: &Command, sparsity: &Sparsity) -> Result<KernelSpec, Failure> {
+fn from_flags(command: &Command, sparsity: &Sparsity, phase: Phase) -> Result<KernelSpec, Failure> {
     let (q, kv) = (command.q_heads.unwrap_or(16), command.kv_heads);
     if !q.is_multiple_of(kv) {
         let message = format!("--q-heads {q} is no multiple of --kv-heads {kv}");
@@ -166,7 +176,7 @@ fn from_flags(command: &Command, sparsity: &Sparsity) -> Result<KernelSpec, Fail
     let head_dim = command.head_dim.unwrap_or(128);
     Ok(KernelSpec {
         score: Default::default(),
-        phase: Phase::Prefill,
+        phase,
         head_dim,
         v_head_dim: head_dim,
         group: q / kv,
@@ -184,7 +194,7 @@ fn shape(command: &Command, spec: &KernelSpec) -> Result<Shape, Failure> {
             spec.group, command.kv_heads
         ))),
         _ => Ok(Shape {
-            batch: 1,
+            batch: command.batch as usize,
             q_heads: q_heads as usize,
             kv_heads: command.kv_heads as usize,
             q_len: 0,
@@ -233,10 +243,12 @@ fn measured(
         Some((entry, _)) => entry.geometry,
         None => crate::kernel::choice(&chosen.spec, Target::Cpu)?.0,
     };
-    let mut schedule = schedule::lower(&topology, Phase::Prefill, &geometry, 0);
+    let (phase, q_len) = (chosen.spec.phase, layer.shape.q_len as u32);
+    let from = context.kv_len - q_len;
+    let mut schedule = schedule::lower(&topology, phase, &geometry, from);
     if chosen.device == Runner::Cpu {
         let visited = visited_pairs(&call.problem(&call.table())).map_err(Failure::bad)?;
-        schedule.tile_pairs = visited / layer.shape.q_heads as u64;
+        schedule.tile_pairs = visited / (layer.shape.batch * layer.shape.q_heads) as u64;
     }
     let shape = layer.shape;
     let layer_shape = LayerShape {
@@ -245,19 +257,20 @@ fn measured(
         kv_heads: shape.kv_heads as u32,
         head_dim: shape.head_dim as u32,
         v_head_dim: shape.v_head_dim as u32,
-        q_len: context.kv_len,
+        q_len,
         kv_len: context.kv_len,
         dtype: layer.dtype,
     };
-    let cost = cost::count(&schedule, &layer_shape, Phase::Prefill, &geometry);
+    let cost = cost::count(&schedule, &layer_shape, phase, &geometry);
     let prediction = machine.map(|machine| cost::predict(&cost, machine));
     let median_ms = outcome.median();
-    let blocks: usize = topology.rows.iter().map(|row| row.blocks.len()).sum();
+    let rows = &topology.rows[(from / context.block) as usize..];
+    let blocks: usize = rows.iter().map(|row| row.blocks.len()).sum();
     let times = || outcome.milliseconds.iter().copied();
     Ok(Row {
         pattern: pattern.to_string(),
         tokens: context.kv_len,
-        mean_degree: blocks as f64 / topology.rows.len() as f64,
+        mean_degree: blocks as f64 / rows.len() as f64,
         first_ms: outcome.first_milliseconds,
         median_ms,
         fastest_ms: times().fold(f64::INFINITY, f64::min),

@@ -26,6 +26,7 @@ mod tensors;
 mod topology;
 
 use args::{Args, Bench, Command};
+use butterfly_ir::Phase;
 use clap::{CommandFactory, Parser};
 use failure::Failure;
 use std::process::ExitCode;
@@ -51,7 +52,10 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Attend(command) => attend::run(&command, json),
         Command::Bench {
             what: Bench::Attention(command),
-        } => bench::run(&command, json),
+        } => bench::run(Phase::Prefill, &command, json),
+        Command::Bench {
+            what: Bench::Decode(command),
+        } => bench::run(Phase::Decode, &command, json),
         Command::Doctor => doctor::run(json),
         Command::Completions { shell } => {
             clap_complete::generate(

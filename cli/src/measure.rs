@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use butterfly_compiler::cost::Machine;
 use butterfly_cpu::reference;
 use butterfly_ir::{Context, Dtype, Pattern, build, sees};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// A layer to measure, with its inputs.
@@ -77,9 +78,10 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
     let shape = &call.shape;
     let sample = SAMPLE.min(shape.q_len);
     let starts = [0, shape.q_len / 2, shape.q_len - sample].map(|s| s.min(shape.q_len - sample));
+    let starts: BTreeSet<usize> = starts.into();
     let table = call.table();
     let mut error = 0f64;
-    for start in starts {
+    for &start in &starts {
         let part = |heads: usize, width: usize, from: &[f32]| -> Vec<f32> {
             (0..heads)
                 .flat_map(|head| {

@@ -123,41 +123,51 @@ fn completions_name_every_command() {
 
 #[test]
 fn bench_prints_predicted_beside_measured() {
-    let bench = [
-        "bench",
-        "attention",
-        "--json",
-        "--dense",
-        "--repeats",
-        "2",
-        "--seq-len",
-        "600,1200",
-    ];
-    let shape = [
-        "--q-heads",
-        "2",
-        "--kv-heads",
-        "1",
-        "--head-dim",
-        "32",
-        "--pattern",
-        PATTERN,
-    ];
-    let report = object(&[&bench[..], &shape[..]].concat());
-    let rows = report["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 4);
-    for row in rows {
-        let positive = |field: &str| row[field].as_f64().expect("number") > 0.0;
-        assert!(
-            positive("median_ms") && positive("predicted_ms") && positive("tile_gflops"),
-            "{row}"
+    for what in ["attention", "decode"] {
+        let bench = [
+            "bench",
+            what,
+            "--json",
+            "--check",
+            "--batch",
+            "2",
+            "--dense",
+            "--repeats",
+            "2",
+            "--seq-len",
+            "600,1200",
+        ];
+        let shape = [
+            "--q-heads",
+            "2",
+            "--kv-heads",
+            "1",
+            "--head-dim",
+            "32",
+            "--device",
+            "cpu",
+            "--pattern",
+            PATTERN,
+        ];
+        let report = object(&[&bench[..], &shape[..]].concat());
+        let rows = report["rows"].as_array().expect("rows");
+        assert_eq!(rows.len(), 4);
+        for row in rows {
+            let positive = |field: &str| row[field].as_f64().expect("number") > 0.0;
+            assert!(
+                row["within_tolerance"] == true
+                    && positive("median_ms")
+                    && positive("predicted_ms")
+                    && positive("tile_gflops"),
+                "{row}"
+            );
+        }
+        assert_eq!(
+            (&rows[0]["tokens"], &rows[3]["tokens"]),
+            (&600.into(), &1200.into())
         );
+        assert!(rows[0]["against_dense"].is_f64() && rows[1]["against_dense"].is_null());
     }
-    assert_eq!(
-        (&rows[0]["tokens"], &rows[3]["tokens"]),
-        (&600.into(), &1200.into())
-    );
-    assert!(rows[0]["against_dense"].is_f64() && rows[1]["against_dense"].is_null());
 }
 
 const CONFIG: &str = concat!(
