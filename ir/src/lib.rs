@@ -11,6 +11,7 @@
 //! `compiler`, `codegen`, `cpu` and `runtime` know each other only through this crate.
 
 pub mod band;
+pub mod geometry;
 pub mod kernel;
 pub mod layer_graph;
 pub mod manifest;
@@ -24,9 +25,10 @@ pub mod stage;
 pub mod topology;
 
 pub use band::Band;
+pub use geometry::{Geometry, Resident, Split};
 pub use kernel::{
-    BandTable, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Resident, Resources,
-    Rows, Score, ScoreValues, Sm, Split, Target,
+    BandTable, Dtype, Kernel, KernelSpec, LaunchScalars, Phase, Resources, Rows, Score,
+    ScoreValues, Sm, Target,
 };
 pub use pattern::build;
 pub use pattern::{

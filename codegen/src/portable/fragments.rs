@@ -1,4 +1,5 @@
-//! Tiles of rows on their way to shared memory and back.
+//! Parts of the prefill on matrix units: fragments, and tiles of rows on their way to shared
+//! memory and back.
 
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
@@ -6,6 +7,34 @@ use cubecl_core::prelude::*;
 
 /// Elements copied at once: 16 bytes.
 const CHUNK: u32 = 8;
+
+/// Sums of 16 rows and 8 columns.
+#[cube]
+pub(crate) fn zeros<N: Size>() -> Array<Vector<f32, N>> {
+    let mut tile = Array::<Vector<f32, N>>::new(2usize);
+    #[unroll]
+    for h in 0..2usize {
+        tile[h] = Vector::new(0.0f32);
+    }
+    tile
+}
+
+/// Adds the product of a left factor and one of two right ones, which starts at `first`.
+#[cube]
+pub(crate) fn multiply<F: Float, N: Size>(
+    mma: &cmma::MmaDefinition<F, F, f32>,
+    left: &Array<Vector<F, N>>,
+    pair: &Array<Vector<F, N>>,
+    sums: &mut Array<Vector<f32, N>>,
+    #[comptime] first: usize,
+) {
+    let mut right = Array::<Vector<F, N>>::new(2usize);
+    #[unroll]
+    for i in 0..2usize {
+        right[i] = pair[comptime!(first + i)];
+    }
+    mma.execute_inplace::<N, N, N>(left, &right, sums);
+}
 
 /// A tile of rows on its way to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

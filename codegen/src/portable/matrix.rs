@@ -9,7 +9,7 @@
 //! changes no result.
 
 use super::blueprint::Blueprint;
-use super::fragments::{Shape, copy, store};
+use super::fragments::{Shape, copy, multiply, store, zeros};
 use super::prefill::{HIDDEN, weight};
 use super::rows::{self, Grid};
 use super::score;
@@ -382,32 +382,4 @@ pub(crate) fn prefill<F: Float>(
             }),
         );
     }
-}
-
-/// Sums of 16 rows and 8 columns.
-#[cube]
-fn zeros<N: Size>() -> Array<Vector<f32, N>> {
-    let mut tile = Array::<Vector<f32, N>>::new(2usize);
-    #[unroll]
-    for h in 0..2usize {
-        tile[h] = Vector::new(0.0f32);
-    }
-    tile
-}
-
-/// Adds the product of a left factor and one of two right ones, which starts at `first`.
-#[cube]
-fn multiply<F: Float, N: Size>(
-    mma: &cmma::MmaDefinition<F, F, f32>,
-    left: &Array<Vector<F, N>>,
-    pair: &Array<Vector<F, N>>,
-    sums: &mut Array<Vector<f32, N>>,
-    #[comptime] first: usize,
-) {
-    let mut right = Array::<Vector<F, N>>::new(2usize);
-    #[unroll]
-    for i in 0..2usize {
-        right[i] = pair[comptime!(first + i)];
-    }
-    mma.execute_inplace::<N, N, N>(left, &right, sums);
 }
