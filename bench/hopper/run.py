@@ -5,22 +5,15 @@ and for each name in it NAME.cu, or NAME.cubin made from it for sm_90a. Each ker
 and on random shapes (ragged lengths, offsets, strides, batches) against a softmax in f32, twice
 with equal bits; then it is timed by events over launches that rotate among inputs.
 
-    python run.py FOLDER [NAME...] [--random N] [--peers]
+    python run.py FOLDER [NAME...] [--random N]
 """
 import argparse, ctypes as C, json, math, os, random, signal, struct, subprocess, sys
 import torch
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../attention"))
+from kernel import check, cuda, tensor_map
+
 NONE = -(1 << 30)
-cuda = C.CDLL("libcuda.so.1")
-
-
-class TensorMap(C.Structure):
-    _fields_ = [("words", C.c_uint64 * 16)]
-
-
-def check(status, what):
-    if status:
-        raise RuntimeError(f"{what} returned {status}")
 
 
 def load(folder, case):
@@ -33,21 +26,6 @@ def load(folder, case):
     check(cuda.cuModuleGetFunction(C.byref(function), module, b"butterfly_attention"), "cuModuleGetFunction")
     check(cuda.cuFuncSetAttribute(function, 8, case["shared"]), "cuFuncSetAttribute")
     return function
-
-
-def tensor_map(x, box):
-    """Of x [B, H, T, D], boxes of box = (D, T, H, B)."""
-    raw = (C.c_uint64 * 32)()
-    at = (C.addressof(raw) + 63) & ~63
-    sizes = (C.c_uint64 * 4)(*reversed(x.shape))
-    strides = (C.c_uint64 * 3)(*(s * 2 for s in (x.stride(2), x.stride(1), x.stride(0))))
-    kind = 9 if x.dtype == torch.bfloat16 else 6
-    check(cuda.cuTensorMapEncodeTiled(C.c_void_p(at), kind, 4, C.c_void_p(x.data_ptr()), sizes, strides,
-                                      (C.c_uint32 * 4)(*box), (C.c_uint32 * 4)(1, 1, 1, 1), 0, 3, 2, 0),
-          "cuTensorMapEncodeTiled")
-    made = TensorMap()
-    C.memmove(C.byref(made), at, 128)
-    return made
 
 
 def width(blocks):
@@ -102,8 +80,8 @@ class Launch:
         for x in (self.q, self.k, self.v, self.o):
             words += x.stride()[:3]
         params = torch.tensor(words + [batch], dtype=torch.int64, device="cuda").to(torch.int32)
-        kv_box = (64, case["k_box"], 1, 1)
-        maps = [tensor_map(self.q, (64, case["unit_tokens"], case["unit_heads"], 1)),
+        kv_box = (1, 1, case["k_box"], 64)
+        maps = [tensor_map(self.q, (1, case["unit_heads"], case["unit_tokens"], 64)),
                 tensor_map(self.k, kv_box), tensor_map(self.v, kv_box)]
         table = bands(case, kv_len, index) if case["table"] else []
         self.buffers = [self.q, self.k, self.v, params, *table, self.o, self.lse]
@@ -193,23 +171,10 @@ def run(folder, case, count):
     print(line, flush=True)
 
 
-def peers():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
-    x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    median = time(lambda i: x @ y, 10)[3]
-    print(f"matmul of 8192: {median:.3f} ms, {2 * 8192**3 / median / 1e9:.0f} TFLOP/s")
-    q, k, v = (torch.randn(1, h, 16384, 128, device="cuda", dtype=torch.bfloat16) for h in (16, 4, 4))
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        median = time(lambda i: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), 10)[3]
-    print(f"cuDNN, causal, 16384, D 128: {median:.3f} ms")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--random", type=int, default=8)
-    parser.add_argument("--peers", action="store_true")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -218,9 +183,7 @@ def main():
         if not options.names or case["name"] in options.names:
             signal.alarm(30)  # a kernel that never ends ends the process
             run(options.folder, case, options.random)
-    signal.alarm(60)
-    if options.peers:
-        peers()
+    signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Rows};
 use std::fmt::Write;
 
+/// What both kernels compute with.
+pub(super) const ARITHMETIC: &str = include_str!("arithmetic.cuh");
+
 /// Most bands of a closed form: each is held for as long as its row is computed.
 pub(super) const MOST_BANDS: usize = 16;
 

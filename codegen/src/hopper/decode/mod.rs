@@ -57,6 +57,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     };
     let parts = [
         constants(spec, plan),
+        source::ARITHMETIC.to_string(),
         include_str!("instructions.cuh").replace("@kind", kind),
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),

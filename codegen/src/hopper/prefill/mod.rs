@@ -90,6 +90,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         .replace("@cap\n", cap);
     let parts = [
         constants(spec, plan),
+        source::ARITHMETIC.to_string(),
         include_str!("instructions.cuh").to_string(),
         matrix::text(spec.dtype, plan.tuning.k_tile, spec.v_head_dim),
         source::launch(spec),
