@@ -96,7 +96,6 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   softmax.weigh(s, scale, slack, fade);
   keep_weights();
 
-@order_start
   // Whether the values of the tile before are added to those of earlier tiles of its item.
   bool accumulate = false;
   while (true) {
@@ -108,20 +107,16 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       await();
       tile = shared.tile(slot.index);
       if (tile.y & END) {
-@order_wait
         mma_fence();
         multiply_values(v_slot, accumulate);
-@order_pass
         mma_wait<0>(o);
         release_slot(shared.empty(v_slot));
         break;
       }
       await_queries();
-@order_wait
       mma_fence();
       multiply_values(v_slot, accumulate);
       multiply_scores(count % Q_SLOTS);
-@order_pass
       mma_wait<1>(o);
       keep_until_here(p);
       release_slot(shared.empty(v_slot));
@@ -137,14 +132,12 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     } else {
       await();
       tile = shared.tile(slot.index);
-@order_wait
       mma_fence();
       multiply_scores((count - 1) % Q_SLOTS);
       const unsigned k_empty = shared.empty(slot.index);
       slot.advance();
       await();
       multiply_values(slot.index, accumulate);
-@order_pass
       mma_wait<1>(s);
       release_slot(k_empty);
       if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));

@@ -117,12 +117,3 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-
-// Two consumers take turns at starting products.
-__device__ __forceinline__ void take_turn(int consumer) {
-  asm volatile("bar.sync %0, 256;" ::"r"(1 + consumer) : "memory");
-}
-
-__device__ __forceinline__ void pass_turn(int consumer) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(1 + consumer) : "memory");
-}

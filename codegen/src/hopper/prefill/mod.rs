@@ -56,22 +56,6 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
             include_str!("entry.cuh").replace("@cluster", &format!("__cluster_dims__({n}, 1, 1) "))
         }
     };
-    let turns = |mark: &str, line: &str, text: String| match plan.tuning.take_turns {
-        true => text.replace(mark, line),
-        false => text.replace(mark, ""),
-    };
-    let consumer = include_str!("consumer.cuh").to_string();
-    let consumer = turns(
-        "@order_start\n",
-        "  if (consumer == 1) pass_turn(0);\n",
-        consumer,
-    );
-    let consumer = turns("@order_wait\n", "      take_turn(consumer);\n", consumer);
-    let consumer = turns(
-        "@order_pass\n",
-        "      pass_turn(consumer ^ 1);\n",
-        consumer,
-    );
     // With a softcap, scores are logits before they are masked.
     let (scale, cap) = match spec.score.softcap {
         false => ("launch.scale * 1.44269504f", ""),
@@ -84,7 +68,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         false => "",
         true => "  const float cap_factor = 2.0f * 1.44269504f * launch.scale / launch.softcap;\n",
     };
-    let consumer = consumer
+    let consumer = include_str!("consumer.cuh")
         .replace("@scale", scale)
         .replace("@cap_factor\n", cap_factor)
         .replace("@cap\n", cap);

@@ -26,14 +26,12 @@ pub(crate) struct Tuning {
     pub(crate) k_tile: u32,
     /// Tiles of Q in shared memory for each consumer.
     pub(crate) q_slots: u32,
-    /// Whether the consumers, which must be two, take turns on the matrix units.
-    pub(crate) take_turns: bool,
 }
 
 impl Tuning {
     /// The best known for the sizes of `spec` and the units of its rows, from measurements on
-    /// an H200. Where the output is small four consumers fit, which hide each other's softmax;
-    /// taking turns pays where products are long and the softmax is not much shorter.
+    /// an H200. Where the output is small four consumers fit, which hide each other's softmax. To
+    /// order the consumers' products by barriers, as FlashAttention-3 does, took as many cycles.
     fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
         let many = widest <= 64 && units_per_row.is_multiple_of(4);
@@ -42,7 +40,6 @@ impl Tuning {
             consumers: if many { 4 } else { 2 },
             k_tile: if many || widest > 128 { 64 } else { 128 },
             q_slots: if widest > 128 { 1 } else { 2 },
-            take_turns: widest > 64 && widest <= 128,
         }
     }
 }

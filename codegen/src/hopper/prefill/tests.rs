@@ -115,7 +115,7 @@ fn cases() -> Vec<(String, &'static str, KernelSpec)> {
 fn texts_are_complete_and_always_the_same() {
     for (name, _, spec) in cases() {
         let made = kernel(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
-        for mark in ["@order", "@table", "@cluster"] {
+        for mark in ["@table", "@cluster", "@scale", "@cap", "@sink"] {
             assert!(!made.text.contains(mark), "{name}: {mark} is left");
         }
         assert!(made.geometry.shared_bytes <= 232_448, "{name}");
@@ -167,8 +167,8 @@ fn compiles_to_asynchronous_products_and_copies() {
     }
 }
 
-/// Consumers, k_tile, q_slots, cluster and turns in the variable `HOPPER_TUNING`, as in
-/// `4,64,2,1,0 3,128,2,1,0`.
+/// Consumers, k_tile, q_slots and cluster in the variable `HOPPER_TUNING`, as in
+/// `4,64,2,1 3,128,2,1`.
 fn tunings() -> Vec<(String, plan::Tuning)> {
     let wanted = std::env::var("HOPPER_TUNING").unwrap_or_default();
     let tuning = |text: &str| {
@@ -176,18 +176,17 @@ fn tunings() -> Vec<(String, plan::Tuning)> {
             .split(',')
             .map(|n| n.parse().expect("a number"))
             .collect();
-        let [consumers, k_tile, q_slots, cluster, turns] = numbers[..] else {
-            panic!("five numbers, not {text}");
+        let [consumers, k_tile, q_slots, cluster] = numbers[..] else {
+            panic!("four numbers, not {text}");
         };
         let tuning = plan::Tuning {
             cluster,
             consumers,
             k_tile,
             q_slots,
-            take_turns: turns == 1,
         };
         (
-            format!("_c{consumers}k{k_tile}q{q_slots}x{cluster}t{turns}"),
+            format!("_c{consumers}k{k_tile}q{q_slots}x{cluster}"),
             tuning,
         )
     };
