@@ -27,7 +27,7 @@ pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
             "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys; no Hopper instructions: {why_not}"
         ),
         (Phase::Prefill, Err(why_not)) if uses_matrix_units(spec, target) => format!(
-            "portable prefill on matrix units, 16x16x16: {} with a v head size of at most 256; no Hopper instructions: {why_not}",
+            "portable prefill on matrix units, 16x8x16: {} with a v head size of at most 256; no Hopper instructions: {why_not}",
             spec.dtype.name()
         ),
         (Phase::Prefill, Err(_)) => format!(
@@ -86,7 +86,7 @@ mod tests {
             arch_specific: false,
         });
         let reason = |spec: &KernelSpec, target| choose(spec, target).expect("a choice").reason;
-        assert!(reason(&spec, sm_80).contains("matrix units, 16x16x16"));
+        assert!(reason(&spec, sm_80).contains("matrix units, 16x8x16"));
         assert!(reason(&spec, "cuda:sm_90a".parse().expect("a target")).contains("wgmma"));
         assert!(reason(&spec, Target::Vulkan).contains("scalar units"));
         spec.dtype = Dtype::F32;
