@@ -38,7 +38,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let bands = plan.bands.max(1).to_string();
     // Said to be alone, the compiler hoists more than fits; not said to be several, it may save
     // registers for more of them.
-    let bounds = match plan.per_processor {
+    let bounds = match plan.tuning.per_processor {
         1 => "THREADS".to_string(),
         several => format!("THREADS, {several}"),
     };
@@ -76,9 +76,9 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     for (name, value) in [
         ("BANDS", plan.bands),
         ("THREADS", plan::THREADS),
-        ("CLUSTER", plan.cluster),
+        ("CLUSTER", plan.tuning.cluster),
         ("K_TILE", plan::K_TILE),
-        ("SLOTS", plan.slots),
+        ("SLOTS", plan.tuning.slots),
         ("ROWS", plan.rows),
         ("ROW_TILES", plan.rows / 16),
         ("D", spec.head_dim),

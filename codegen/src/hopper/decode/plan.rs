@@ -27,14 +27,83 @@ const fn pitch(columns: u32) -> u32 {
     ((columns.next_multiple_of(16) / 8) | 1) * 16
 }
 
-/// The numbers of a kernel.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
+/// What can be chosen freely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tuning {
+    /// Thread blocks of a cluster: a power of two, at most 8.
     pub(super) cluster: u32,
     /// Thread blocks that a processor holds at once.
     pub(super) per_processor: u32,
     /// Tiles of K and V in shared memory.
     pub(super) slots: u32,
+}
+
+impl Tuning {
+    /// The best known for `sizes`, from measurements on an H200: the loads of several blocks
+    /// hide each other's latency best; then a second tile for each.
+    fn of(spec: &KernelSpec, sizes: &Sizes) -> Option<Self> {
+        // No more tiles than a row has.
+        let tiles = match &spec.rows {
+            Rows::ClosedForm(program) => program.most_keys(spec.block),
+            Rows::Table => None,
+        };
+        let tiles = tiles.map_or(u64::MAX, |keys| keys.div_ceil(K_TILE.into()).max(1));
+        let most = |per_processor: u32, at_least: u32| {
+            let tuning = |slots| Self {
+                cluster: CLUSTER,
+                per_processor,
+                slots,
+            };
+            let at_least = u64::from(at_least).min(tiles) as u32;
+            let slots = (at_least..=4).take_while(|slots| u64::from(*slots) <= tiles);
+            slots.map(tuning).filter(|t| sizes.fits(t)).last()
+        };
+        most(3, 2).or_else(|| most(2, 1)).or_else(|| most(1, 1))
+    }
+}
+
+/// Bytes of shared memory.
+struct Sizes {
+    /// q heads of a group, rounded up to rows of products.
+    rows: u32,
+    /// From one row to the next: of q and k, and of v.
+    q_pitch: u32,
+    v_pitch: u32,
+    /// A tile of K and V.
+    slot: u32,
+    /// Weights of a tile.
+    weights: u32,
+}
+
+impl Sizes {
+    fn of(spec: &KernelSpec) -> Self {
+        let rows = spec.group.next_multiple_of(16);
+        let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
+        Self {
+            rows,
+            q_pitch,
+            v_pitch,
+            slot: K_TILE * (q_pitch + v_pitch),
+            weights: rows * WEIGHTS_PITCH,
+        }
+    }
+
+    /// Four warps leave a number for each row, and each row two.
+    fn all(&self, slots: u32) -> u32 {
+        self.rows * self.q_pitch + slots * self.slot + self.weights + self.rows * 24
+    }
+
+    fn fits(&self, tuning: &Tuning) -> bool {
+        let bytes = self.all(tuning.slots);
+        let together = tuning.per_processor * (bytes + SHARED_RESERVED);
+        bytes <= SHARED_LIMIT && together <= SHARED_OF_PROCESSOR
+    }
+}
+
+/// The numbers of a kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(super) tuning: Tuning,
     /// q heads of a group, rounded up to rows of products.
     pub(super) rows: u32,
     /// Bands of a closed form; 0 for a table.
@@ -54,6 +123,15 @@ pub(crate) struct Plan {
 impl Plan {
     /// The plan of `spec`, or why this generator does not make it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
+        let tuning = Tuning::of(spec, &Sizes::of(spec));
+        Self::with(
+            spec,
+            tuning.ok_or("a tile of keys and values does not fit shared memory")?,
+        )
+    }
+
+    /// The plan with these choices.
+    pub(super) fn with(spec: &KernelSpec, tuning: Tuning) -> Result<Self, &'static str> {
         if spec.dtype == Dtype::F32 {
             return Err("matrix units take 16-bit elements");
         }
@@ -61,56 +139,27 @@ impl Plan {
             return Err("the output of more than 32 q heads does not fit the registers");
         }
         let bands = source::bands(spec)?;
-        let rows = spec.group.next_multiple_of(16);
-        let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
-        let slots_at = rows * q_pitch;
-        let slot_bytes = K_TILE * (q_pitch + v_pitch);
-        let weights_bytes = rows * WEIGHTS_PITCH;
-        // Four warps leave a number for each row, and each row two.
-        let bytes = |slots: u32| slots_at + slots * slot_bytes + weights_bytes + rows * 24;
-
-        // The loads of several blocks hide each other's latency best; then a second tile for
-        // each. No more tiles than a row has.
-        let tiles = match &spec.rows {
-            Rows::ClosedForm(program) => program.most_keys(spec.block),
-            Rows::Table => None,
-        };
-        let tiles = tiles.map_or(u64::MAX, |keys| keys.div_ceil(K_TILE.into()).max(1));
-        let most = |blocks: u32, at_least: u32| {
-            let at_least = u64::from(at_least).min(tiles) as u32;
-            let room = |slots: u32| blocks * (bytes(slots) + SHARED_RESERVED);
-            let fits =
-                |slots: u32| bytes(slots) <= SHARED_LIMIT && room(slots) <= SHARED_OF_PROCESSOR;
-            let slots = (at_least..=4).take_while(|slots| u64::from(*slots) <= tiles);
-            slots
-                .filter(|slots| fits(*slots))
-                .max()
-                .map(|slots| (slots, blocks))
-        };
-        let (slots, per_processor) = most(3, 2)
-            .or_else(|| most(2, 1))
-            .or_else(|| most(1, 1))
-            .ok_or("a tile of keys and values does not fit shared memory")?;
+        let sizes = Sizes::of(spec);
         // The outputs of a group take the place of the tiles.
-        if spec.group * spec.v_head_dim * 4 > slots * slot_bytes {
+        let output = spec.group * spec.v_head_dim * 4;
+        if !sizes.fits(&tuning) || output > tuning.slots * sizes.slot {
             return Err("the output of a group does not fit shared memory");
         }
-        let weights_at = slots_at + slots * slot_bytes;
-        let warps_at = weights_at + weights_bytes;
+        let slots_at = sizes.rows * sizes.q_pitch;
+        let weights_at = slots_at + tuning.slots * sizes.slot;
+        let warps_at = weights_at + sizes.weights;
         Ok(Self {
-            cluster: CLUSTER,
-            per_processor,
-            slots,
-            rows,
+            tuning,
+            rows: sizes.rows,
             bands,
-            q_pitch,
-            v_pitch,
+            q_pitch: sizes.q_pitch,
+            v_pitch: sizes.v_pitch,
             slots_at,
-            slot_bytes,
+            slot_bytes: sizes.slot,
             weights_at,
             warps_at,
-            rows_at: warps_at + rows * 16,
-            shared_bytes: bytes(slots),
+            rows_at: warps_at + sizes.rows * 16,
+            shared_bytes: sizes.all(tuning.slots),
         })
     }
 
@@ -122,8 +171,8 @@ impl Plan {
             k_tile: K_TILE,
             shared_bytes: self.shared_bytes,
             split: Some(Split {
-                cluster: self.cluster,
-                per_processor: self.per_processor,
+                cluster: self.tuning.cluster,
+                per_processor: self.tuning.per_processor,
             }),
             resident: None,
         }

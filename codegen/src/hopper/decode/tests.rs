@@ -72,7 +72,7 @@ fn texts_are_complete() {
 
 #[test]
 fn holds_no_more_tiles_than_a_row_has() {
-    let slots = |rows| Plan::new(&spec(128, 128, 4, rows)).unwrap().slots;
+    let slots = |rows| Plan::new(&spec(128, 128, 4, rows)).unwrap().tuning.slots;
     assert_eq!(slots(relative(-63)), 1);
     // As many as leave room for three blocks.
     assert_eq!(slots(butterfly()), 2);
@@ -118,4 +118,47 @@ fn compiles_without_memory_for_arrays() {
         assert!(count("ld.shared::cluster") > 0, "{name}");
         assert_eq!(count(".local"), 0, "{name}: arrays in memory");
     }
+}
+
+/// Writes kernels of the standard pattern as `bench/hopper/decode.py` reads them, the best known
+/// and those of `HOPPER_TUNING` (cluster, blocks of a processor and slots, as in `4,2,3 8,2,2`).
+#[test]
+#[ignore = "writes files: HOPPER_OUT=DIR cargo test -p butterfly-codegen --lib -- --ignored write_decode"]
+fn write_decode() {
+    let folder = std::env::var("HOPPER_OUT").expect("HOPPER_OUT names a folder");
+    let wanted = std::env::var("HOPPER_TUNING").unwrap_or_default();
+    let tunings: Vec<plan::Tuning> = (wanted.split_whitespace())
+        .map(|text| {
+            let numbers = text.split(',').map(|n| n.parse().expect("a number"));
+            let [cluster, per_processor, slots] = numbers.collect::<Vec<u32>>()[..] else {
+                panic!("three numbers, not {text}");
+            };
+            plan::Tuning {
+                cluster,
+                per_processor,
+                slots,
+            }
+        })
+        .collect();
+    let mut kernels = Vec::new();
+    for head_dim in [64, 128, 256] {
+        let spec = spec(head_dim, head_dim, 4, butterfly());
+        let best = Plan::new(&spec).unwrap();
+        let others = tunings.iter().filter_map(|t| Plan::with(&spec, *t).ok());
+        for plan in [best].into_iter().chain(others) {
+            let plan::Tuning {
+                cluster,
+                per_processor,
+                slots,
+            } = plan.tuning;
+            let name = format!("decode_d{head_dim}_c{cluster}b{per_processor}s{slots}");
+            std::fs::write(format!("{folder}/{name}.cu"), text(&spec, &plan)).unwrap();
+            kernels.push(serde_json::json!({
+                "name": name, "entry": "butterfly_attention", "spec": spec,
+                "geometry": plan.geometry(), "files": [{"path": format!("{name}.cubin")}],
+            }));
+        }
+    }
+    let list = serde_json::to_string(&kernels).unwrap();
+    std::fs::write(format!("{folder}/decode.json"), list).unwrap();
 }
