@@ -2,8 +2,13 @@
 //!
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
-use super::decode::{REDUCERS, TEAM};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Score, Target};
+
+/// Threads that share a key in the scores of decode; divides every head size.
+pub(crate) const TEAM: u32 = 8;
+
+/// Threads that reduce one row there.
+pub(crate) const REDUCERS: u32 = 16;
 
 /// Compile-time facts of one portable kernel. A `tile` is `q_tile` query rows by
 /// `k_tile` keys; threads form `ty` rows of `tx`; each owns `rows` query rows.

@@ -6,19 +6,12 @@
 //! columns are fewer than threads, `v_slices` threads share a column, each with its part
 //! of the keys; they meet through shared memory at the end.
 
-use super::blueprint::Blueprint;
-use super::prefill::{HIDDEN, weight};
+use super::blueprint::{Blueprint, REDUCERS, TEAM};
 use super::rows::{self, Grid};
-use super::score;
+use super::score::{self, HIDDEN, weight};
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
-
-/// Threads that share a key in the scores; divides every head size.
-pub(crate) const TEAM: u32 = 8;
-
-/// Threads that reduce one row.
-pub(crate) const REDUCERS: u32 = 16;
 
 /// One query against its keys; the buffers are those of `butterfly_ir::Kernel`.
 #[cube]

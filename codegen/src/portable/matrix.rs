@@ -10,9 +10,8 @@
 
 use super::blueprint::Blueprint;
 use super::fragments::{Shape, copy, multiply, store, zeros};
-use super::prefill::{HIDDEN, weight};
 use super::rows::{self, Grid};
-use super::score;
+use super::score::{self, HIDDEN, weight};
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;

@@ -7,22 +7,10 @@
 
 use super::blueprint::Blueprint;
 use super::rows::{self, Grid};
-use super::score;
+use super::score::{self, HIDDEN, weight};
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
-
-/// Logits that a mask hides; far below any real one, and finite because WGSL has no infinity.
-pub(crate) const HIDDEN: f32 = -1.0e30;
-
-/// Bits of negative infinity.
-pub(crate) const MINUS_INFINITY: u32 = 0xff80_0000;
-
-/// `e^x` for a finite `x <= 0`, as fast as the target has it.
-#[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
-pub(crate) fn weight(x: f32) -> f32 {
-    Exp::exp(x)
-}
 
 /// Tiled attention with an online softmax; the buffers are those of `butterfly_ir::Kernel`.
 #[cube]

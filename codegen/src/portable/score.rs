@@ -1,10 +1,21 @@
-//! What is done to logits beside scale and mask, and how rows end.
+//! Logits and weights: what is done to them beside scale and mask, and how rows end.
 
 use super::blueprint::Blueprint;
-use super::prefill::{HIDDEN, MINUS_INFINITY, weight};
 use butterfly_ir::LaunchScalars;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
+
+/// Logits that a mask hides; far below any real one, and finite because WGSL has no infinity.
+pub(crate) const HIDDEN: f32 = -1.0e30;
+
+/// Bits of negative infinity.
+const MINUS_INFINITY: u32 = 0xff80_0000;
+
+/// `e^x` for a finite `x <= 0`, as fast as the target has it.
+#[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
+pub(crate) fn weight(x: f32) -> f32 {
+    Exp::exp(x)
+}
 
 /// The logit of a score that is scaled already.
 #[cube]
