@@ -69,7 +69,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         )));
     }
     if let Some(cap) = command.softcap
-        && !(cap > 0.0 && cap.is_finite())
+        && !ScoreValues::is_softcap(cap)
     {
         return Err(Failure::Bad(format!(
             "--softcap {cap}: give a positive number"
@@ -181,7 +181,7 @@ fn sinks(path: &Path, q_heads: usize) -> Result<Vec<f32>, Failure> {
         let count = sinks.len();
         return wrong(format!("has {count} numbers; q has {q_heads} heads"));
     }
-    match sinks.iter().find(|x| x.is_nan() || **x == f32::INFINITY) {
+    match sinks.iter().find(|x| !ScoreValues::is_sink(**x)) {
         Some(x) => wrong(format!("holds {x}; give numbers below infinity")),
         None => Ok(sinks),
     }

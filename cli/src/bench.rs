@@ -1,4 +1,5 @@
-//! `butterfly bench attention` and `bench decode`: medians, predicted beside measured, sparse beside dense.
+//! `butterfly bench attention` and `bench decode`: medians, predicted beside measured,
+//! sparse beside dense.
 
 use crate::args::{BenchAttention as Command, DeviceArg};
 use crate::call::Shape;
@@ -70,14 +71,10 @@ pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Fai
     let shape = shape(command, &chosen.spec)?;
     let machine = match chosen.device {
         Runner::Cpu => Some(measure::calibrate(&chosen, &shape, command.threads)?),
-        Runner::Gpu(_) => chosen.kernel.as_ref().and_then(|(entry, _)| {
-            cost::known(
-                entry.target,
-                entry.spec.dtype,
-                entry.spec.phase,
-                &entry.geometry,
-            )
-        }),
+        Runner::Gpu(_) => {
+            let kernel = chosen.kernel.as_ref();
+            kernel.and_then(|(entry, _)| cost::known(&entry.spec, entry.target, &entry.geometry))
+        }
     };
 
     let mut rows = Vec::new();

@@ -177,7 +177,7 @@ fn targets(
                 launch_seconds: 5e-6,
                 kernel: None,
             }),
-            None => cost::known(*target, spec.dtype, phase, &geometry),
+            None => cost::known(spec, *target, &geometry),
         };
         let prediction = machine
             .as_ref()

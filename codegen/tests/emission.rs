@@ -1,26 +1,17 @@
 //! What is refused, and what the texts and binaries hold.
 
+#[path = "support/spec.rs"]
+mod spec;
+
 use butterfly_codegen::{EmitError, emit};
-use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Target};
+use butterfly_ir::{Dtype, Phase, Sm, Target};
+use spec::spec;
 
 fn cuda(version: u32, arch_specific: bool) -> Target {
     Target::Cuda(Sm {
         version,
         arch_specific,
     })
-}
-
-fn spec(phase: Phase, dtype: Dtype, head_dim: u32) -> KernelSpec {
-    KernelSpec {
-        score: Default::default(),
-        phase,
-        head_dim,
-        v_head_dim: head_dim,
-        group: 4,
-        dtype,
-        block: 128,
-        rows: Rows::Table,
-    }
 }
 
 #[test]

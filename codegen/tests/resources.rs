@@ -1,10 +1,14 @@
 //! Registers, stack and spills: what the log of NVRTC says, against the machine code.
 
+#[path = "support/spec.rs"]
+mod spec;
+
 use butterfly_codegen::{emit, nvrtc, ptx};
-use butterfly_ir::{Dtype, KernelSpec, Phase, Resources, Rows, Sm, Target};
+use butterfly_ir::{Dtype, KernelSpec, Phase, Resources, Sm, Target};
 use object::elf::FileHeader64;
 use object::read::elf::ElfFile;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol, SymbolIndex};
+use spec::spec;
 
 const ENTRY: &str = "butterfly_attention";
 
@@ -20,19 +24,6 @@ const SM_90A: Target = Target::Cuda(Sm {
     version: 90,
     arch_specific: true,
 });
-
-fn spec(phase: Phase, dtype: Dtype, head_dim: u32) -> KernelSpec {
-    KernelSpec {
-        score: Default::default(),
-        phase,
-        head_dim,
-        v_head_dim: head_dim,
-        group: 4,
-        dtype,
-        block: 128,
-        rows: Rows::Table,
-    }
-}
 
 fn nvrtc() -> &'static nvrtc::Nvrtc {
     let search = nvrtc::find();

@@ -6,7 +6,7 @@
 //! results.
 
 use crate::schedule::Schedule;
-use butterfly_ir::{Dtype, Geometry, Phase, Sm, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Sm, Target};
 use serde::Serialize;
 
 /// What a machine reaches, as measured on it.
@@ -165,27 +165,23 @@ const FEW_ROUNDS: u64 = 8;
 
 /// The machine a kernel is predicted for, where its kind was measured on one: an NVIDIA H200,
 /// 16-bit elements, at the clocks of sustained work (`bench/attention`).
-pub fn known(target: Target, dtype: Dtype, phase: Phase, geometry: &Geometry) -> Option<Machine> {
+pub fn known(spec: &KernelSpec, target: Target, geometry: &Geometry) -> Option<Machine> {
     let Target::Cuda(Sm { version: 90, .. }) = target else {
         return None;
     };
-    if dtype == Dtype::F32 {
+    if spec.dtype == Dtype::F32 {
         return None;
     }
     let hopper = geometry.resident.is_some() || geometry.split.is_some();
-    let (flop_per_second, pairs_per_second, row_bytes_per_second) = match (phase, hopper) {
-        (Phase::Prefill, true) => (895e12, 5.8e12, 6.7e12),
-        (Phase::Prefill, false) => (228e12, 4.3e12, 6.2e12),
-        // Bound by what it reads.
-        (Phase::Decode, true) => (895e12, 5.8e12, 6.7e12),
-        // Products on scalar units.
-        (Phase::Decode, false) => (9.2e12, 5.4e12, 6.2e12),
-    };
-    let (launch_seconds, bytes_per_second) = match (phase, hopper) {
-        (Phase::Prefill, _) => (5e-6, 4.2e12),
-        (Phase::Decode, true) => (4.5e-6, 3.0e12),
-        (Phase::Decode, false) => (8e-6, 4.2e12),
-    };
+    let (flop_per_second, bytes_per_second, launch_seconds, pairs_per_second, row_bytes_per_second) =
+        match (spec.phase, hopper) {
+            (Phase::Prefill, true) => (895e12, 4.2e12, 5e-6, 5.8e12, 6.7e12),
+            (Phase::Prefill, false) => (228e12, 4.2e12, 5e-6, 4.3e12, 6.2e12),
+            // Bound by what it reads.
+            (Phase::Decode, true) => (895e12, 3.0e12, 4.5e-6, 5.8e12, 6.7e12),
+            // Products on scalar units.
+            (Phase::Decode, false) => (9.2e12, 4.2e12, 8e-6, 5.4e12, 6.2e12),
+        };
     Some(Machine {
         name: "NVIDIA H200".into(),
         flop_per_second,

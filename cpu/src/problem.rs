@@ -196,7 +196,7 @@ impl Problem<'_> {
             }
         }
         if let Some(cap) = self.score.softcap
-            && !(cap > 0.0 && cap.is_finite())
+            && !ScoreValues::is_softcap(cap)
         {
             return Err(ProblemError::Softcap(cap.to_string()));
         }

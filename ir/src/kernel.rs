@@ -185,6 +185,16 @@ pub struct ScoreValues<'a> {
 }
 
 impl ScoreValues<'_> {
+    /// Whether `cap` can be a softcap.
+    pub fn is_softcap(cap: f32) -> bool {
+        cap > 0.0 && cap.is_finite()
+    }
+
+    /// Whether `logit` can be that of a sink; minus infinity is none.
+    pub fn is_sink(logit: f32) -> bool {
+        logit < f32::INFINITY
+    }
+
     /// What a kernel has to be able to do.
     pub fn kind(&self) -> Score {
         Score {

@@ -5,7 +5,7 @@
 use butterfly_ir::{Atom, Bound, PartnerRule, RowProgram, Rows, band::UNBOUNDED};
 use std::fmt::Write;
 
-/// Struct `Bands` with `bands_of`, and `write_bands`, which one thread calls for each item.
+/// Struct `Bands` with `bands_of`, and `write_bands`, which fills the list that they read.
 pub(super) fn text(rows: &Rows, block: u32) -> String {
     match rows {
         Rows::Table => TABLE.to_string(),

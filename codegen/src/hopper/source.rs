@@ -6,8 +6,11 @@ use std::fmt::Write;
 /// What both kernels compute with.
 pub(super) const ARITHMETIC: &str = include_str!("arithmetic.cuh");
 
+/// Shared memory that a thread block can ask for on sm_90, in bytes.
+pub(super) const SHARED_LIMIT: u32 = 232_448;
+
 /// Most bands of a closed form: each is held for as long as its row is computed.
-pub(super) const MOST_BANDS: usize = 16;
+const MOST_BANDS: usize = 16;
 
 /// Bands of a closed form, 0 for a table; or why they are not taken.
 pub(super) fn bands(spec: &KernelSpec) -> Result<u32, &'static str> {
@@ -95,10 +98,7 @@ pub(super) fn launch(spec: &KernelSpec) -> String {
 const SOFTCAP: &str = "
 // `c tanh(x / c)` of a logit `x / factor`, where `factor` is 2 log2(e) / c.
 __device__ __forceinline__ float capped(float x, float cap, float factor) {
-  float power, inverse;
-  asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(power) : \"f\"(x * factor));
-  asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(inverse) : \"f\"(power + 1.0f));
-  return fmaf(-2.0f * cap, inverse, cap);
+  return fmaf(-2.0f * cap, reciprocal_fast(exp2_fast(x * factor) + 1.0f), cap);
 }
 ";
 

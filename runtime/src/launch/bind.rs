@@ -184,7 +184,7 @@ fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(),
         ));
     }
     if let Some(cap) = values.softcap
-        && !(cap > 0.0 && cap.is_finite())
+        && !ScoreValues::is_softcap(cap)
     {
         return wrong(format!(
             "the softcap is {cap}, but must be positive and finite"

@@ -16,10 +16,9 @@
 //! # What a launch needs
 //!
 //! The arguments of the portable kernels, and their parameters with one word more, the number of
-//! sequences; strides and addresses that are
-//! multiples of 16 bytes, because copies are that wide; dynamic shared memory of
-//! `shared_bytes`, which may exceed 48 KiB. Grid: `Geometry::grid`, or fewer
-//! clusters, see `Geometry::fitted`.
+//! sequences; strides and addresses that are multiples of 16 bytes, because copies are that wide;
+//! dynamic shared memory of `shared_bytes`, which may exceed 48 KiB. Grid: `Geometry::grid`, or
+//! fewer clusters, see `Geometry::fitted`.
 
 mod plan;
 
@@ -79,17 +78,17 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
         ("CLUSTER", plan.tuning.cluster),
         ("K_TILE", plan::K_TILE),
         ("SLOTS", plan.tuning.slots),
-        ("ROWS", plan.rows),
-        ("ROW_TILES", plan.rows / 16),
+        ("ROWS", plan.sizes.rows),
+        ("ROW_TILES", plan.sizes.rows / 16),
         ("D", spec.head_dim),
         ("D_STEPS", spec.head_dim.div_ceil(16)),
         ("V_COLUMNS", spec.v_head_dim),
         ("COLUMN_TILES", spec.v_head_dim.div_ceil(32)),
-        ("Q_PITCH", plan.q_pitch),
-        ("V_PITCH", plan.v_pitch),
+        ("Q_PITCH", plan.sizes.q_pitch),
+        ("V_PITCH", plan.sizes.v_pitch),
         ("WEIGHTS_PITCH", plan::WEIGHTS_PITCH),
         ("SLOTS_AT", plan.slots_at),
-        ("SLOT_BYTES", plan.slot_bytes),
+        ("SLOT_BYTES", plan.sizes.slot),
         ("WEIGHTS_AT", plan.weights_at),
         ("WARPS_AT", plan.warps_at),
         ("ROWS_AT", plan.rows_at),

@@ -1,6 +1,6 @@
 //! KernelSpec → the numbers of a decode kernel, or the reason why there is none.
 
-use super::super::source;
+use super::super::source::{self, SHARED_LIMIT};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows, Split};
 
 pub(super) const THREADS: u32 = 128;
@@ -14,8 +14,7 @@ pub(super) const WEIGHTS_PITCH: u32 = pitch(K_TILE);
 /// Blocks of threads of a cluster, the most that every device of this generation takes.
 const CLUSTER: u32 = 8;
 
-/// Shared memory of a thread block and of a multiprocessor on sm_90, in bytes.
-const SHARED_LIMIT: u32 = 232_448;
+/// Shared memory of a multiprocessor on sm_90, in bytes.
 const SHARED_OF_PROCESSOR: u32 = 233_472;
 
 /// Shared memory that each thread block takes beyond what it asks for.
@@ -63,14 +62,15 @@ impl Tuning {
 }
 
 /// Bytes of shared memory.
-struct Sizes {
+#[derive(Clone, Debug)]
+pub(super) struct Sizes {
     /// q heads of a group, rounded up to rows of products.
-    rows: u32,
+    pub(super) rows: u32,
     /// From one row to the next: of q and k, and of v.
-    q_pitch: u32,
-    v_pitch: u32,
+    pub(super) q_pitch: u32,
+    pub(super) v_pitch: u32,
     /// A tile of K and V.
-    slot: u32,
+    pub(super) slot: u32,
     /// Weights of a tile.
     weights: u32,
 }
@@ -104,16 +104,11 @@ impl Sizes {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(super) tuning: Tuning,
-    /// q heads of a group, rounded up to rows of products.
-    pub(super) rows: u32,
+    pub(super) sizes: Sizes,
     /// Bands of a closed form; 0 for a table.
     pub(super) bands: u32,
-    /// Bytes from one row to the next: of q and k, and of v.
-    pub(super) q_pitch: u32,
-    pub(super) v_pitch: u32,
-    /// Offsets into shared memory, and bytes of a tile of K and V.
+    /// Offsets into shared memory.
     pub(super) slots_at: u32,
-    pub(super) slot_bytes: u32,
     pub(super) weights_at: u32,
     pub(super) warps_at: u32,
     pub(super) rows_at: u32,
@@ -150,16 +145,13 @@ impl Plan {
         let warps_at = weights_at + sizes.weights;
         Ok(Self {
             tuning,
-            rows: sizes.rows,
             bands,
-            q_pitch: sizes.q_pitch,
-            v_pitch: sizes.v_pitch,
             slots_at,
-            slot_bytes: sizes.slot,
             weights_at,
             warps_at,
             rows_at: warps_at + sizes.rows * 16,
             shared_bytes: sizes.all(tuning.slots),
+            sizes,
         })
     }
 

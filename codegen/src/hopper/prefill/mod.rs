@@ -8,7 +8,7 @@
 //! A *unit* is 64 rows of scores: 64 queries of one q head, or fewer queries of several heads
 //! of a group where blocks are shorter. An *item* is a row of blocks, a kv head, and one unit
 //! for each consumer; the grid stays for the whole launch and takes items in a fixed order.
-//! One thread, the *producer*, evaluates the row's bands, finds the tiles of keys that any of
+//! One warp, the *producer*, evaluates the row's bands, finds the tiles of keys that any of
 //! the item's queries sees, and copies Q, K and V by the copy engine into shared memory, far
 //! ahead of the consumers and across items. Each *consumer* is a warpgroup with its unit's
 //! output in registers; the consumers of an item read the same tiles. Tiles that all queries

@@ -3,11 +3,8 @@
 //! In:  any checked spec. Out: sizes that fit the registers and the shared memory of a
 //! multiprocessor; everything that the text is specialised by.
 
-use super::super::source;
+use super::super::source::{self, SHARED_LIMIT};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Resident};
-
-/// Shared memory of a thread block on sm_90, in bytes.
-const SHARED_LIMIT: u32 = 232_448;
 
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 65_536;
