@@ -9,15 +9,15 @@
 
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
-use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sm, Sparsity, Target};
+use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Score, Sm, Sparsity, Target};
 use rspirv::binary::Disassemble;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-/// Name, pattern, phase, D, Dv, group and dtype of each plan.
+/// Name, pattern, phase, D, Dv, group and dtype of each plan; a `scored` one has softcap and sinks.
 #[rustfmt::skip]
-const PLANS: [Plan; 9] = [
+const PLANS: [Plan; 10] = [
     ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 128, 128, 4, Dtype::F16),
     ("butterfly_d64_f32", "block 64 causal & (local(1) | partner(xor) | sink(1))", Phase::Prefill, 64, 64, 1, Dtype::F32),
     ("radix_3_d256", "causal & (local(1) | partner(causal_shift, radix=3, count=2))", Phase::Prefill, 256, 256, 4, Dtype::F16),
@@ -26,6 +26,7 @@ const PLANS: [Plan; 9] = [
     ("window_sinks", "window(1024) | causal & sink_tokens(4)", Phase::Prefill, 128, 128, 16, Dtype::F16),
     ("difference", "causal & all - partner(random) - global(1) | window(1)", Phase::Prefill, 64, 64, 1, Dtype::F16),
     ("mla_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Decode, 576, 512, 20, Dtype::F16),
+    ("scored_d64", "causal & window(4096)", Phase::Prefill, 64, 64, 4, Dtype::F16),
     ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Phase::Decode, 128, 128, 4, Dtype::F32),
 ];
 
@@ -59,7 +60,10 @@ fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
         (
             name,
             KernelSpec {
-                score: Default::default(),
+                score: Score {
+                    softcap: name.starts_with("scored"),
+                    sinks: name.starts_with("scored"),
+                },
                 phase,
                 head_dim,
                 v_head_dim,

@@ -175,7 +175,10 @@ pub(crate) fn decode<F: Float>(
                     for i in 0..TEAM {
                         total += shared[(from + i) as usize];
                     }
-                    let logit = score::capped(total * scale, params, plan.clone());
+                    let mut logit = total * scale;
+                    if comptime!(plan.score.softcap) {
+                        logit = score::capped(logit, params);
+                    }
                     s[r as usize] = select(seen[0] == 1u32, logit, HIDDEN.runtime());
                     shared[(t + comptime!(r * k_pitch)) as usize] = s[r as usize];
                 }

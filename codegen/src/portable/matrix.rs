@@ -205,7 +205,7 @@ pub(crate) fn prefill<F: Float>(
                     if comptime!(plan.score.softcap) {
                         #[unroll]
                         for i in 0..2usize {
-                            pair[i] = score::capped(pair[i], params, plan.clone());
+                            pair[i] = score::capped(pair[i], params);
                         }
                     }
                     tile[h] = pair;

@@ -144,7 +144,11 @@ pub(crate) fn prefill<F: Float>(
 
             #[unroll]
             for i in 0..comptime!((rows * cols) as usize) {
-                s[i] = score::capped(s[i] * scale, params, plan.clone());
+                let mut logit = s[i] * scale;
+                if comptime!(plan.score.softcap) {
+                    logit = score::capped(logit, params);
+                }
+                s[i] = logit;
             }
             let full = rows::is_full(
                 &row,

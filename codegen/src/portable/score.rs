@@ -17,15 +17,12 @@ pub(crate) fn weight(x: f32) -> f32 {
     Exp::exp(x)
 }
 
-/// The logit of a score that is scaled already.
+/// The logit of a score that is scaled already. Only for kernels with a softcap: with a variable
+/// for both cases CubeCL puts the write of a vector's element after that of the vector.
 #[cube]
-pub(crate) fn capped(x: f32, params: &Array<u32>, #[comptime] plan: Blueprint) -> f32 {
-    let mut logit = x;
-    if comptime!(plan.score.softcap) {
-        let cap = f32::reinterpret(params[comptime!(LaunchScalars::SOFTCAP_AT as usize)]);
-        logit = cap * Tanh::tanh(x / cap);
-    }
-    logit
+pub(crate) fn capped(x: f32, params: &Array<u32>) -> f32 {
+    let cap = f32::reinterpret(params[comptime!(LaunchScalars::SOFTCAP_AT as usize)]);
+    cap * Tanh::tanh(x / cap)
 }
 
 /// The end of a row.
