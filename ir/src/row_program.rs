@@ -53,19 +53,6 @@ pub enum Atom {
 }
 
 impl Atom {
-    /// The most keys that the range can hold in blocks of `block`, whatever the length;
-    /// nothing if it grows with it.
-    fn most_keys(&self, block: u32) -> Option<u64> {
-        let of = |blocks: u64| Some(blocks * u64::from(block));
-        match *self {
-            Self::Local { before, after } => of(u64::from(before) + u64::from(after) + 1),
-            Self::Partner { .. } => of(1),
-            Self::Sink { blocks } | Self::Columns { blocks } => of(blocks.into()),
-            Self::Tokens { tokens } => Some(tokens.into()),
-            Self::Rows { .. } => None,
-        }
-    }
-
     /// The range in tokens for query block `b`; `start <= stop`, both within `0..=i32::MAX/2`.
     pub fn range(&self, b: u32, context: &Context) -> (i32, i32) {
         let limit = i64::from(crate::band::UNBOUNDED);
@@ -158,25 +145,5 @@ impl RowProgram {
             .map(concrete)
             .filter(|band| !band.is_empty())
             .collect()
-    }
-
-    /// No query sees more keys than this in blocks of `block`, whatever the length; nothing
-    /// if their number grows with it.
-    pub fn most_keys(&self, block: u32) -> Option<u64> {
-        let of_band = |band: &SymbolicBand| {
-            let within = |i: &u32| {
-                let starts = band.lo.contains(&Bound::Start(*i));
-                let atom = &self.atoms[*i as usize];
-                let at_zero = !matches!(atom, Atom::Local { .. } | Atom::Partner { .. });
-                (starts || at_zero) && band.hi.contains(&Bound::Stop(*i))
-            };
-            let atoms = (0..self.atoms.len() as u32).filter(within);
-            let atoms = atoms.filter_map(|i| self.atoms[i as usize].most_keys(block));
-            let unbounded = crate::band::UNBOUNDED;
-            let window = (band.first > -unbounded && band.end < unbounded)
-                .then(|| u64::try_from(i64::from(band.end) - i64::from(band.first)).unwrap_or(0));
-            atoms.chain(window).min()
-        };
-        self.bands.iter().map(of_band).sum()
     }
 }

@@ -57,17 +57,24 @@ const DIGIT: &str = "\
 // The digit that a partner differs in, at the stage of this launch.
 __device__ __forceinline__ unsigned digit_of(const Launch& launch, unsigned radix, unsigned offset,
                                              bool there_and_back) {
+  const unsigned last = max(launch.blocks, 1u) - 1;
   unsigned width = 0;
-  for (unsigned rest = max(launch.blocks, 1u) - 1; rest > 0; rest /= radix) ++width;
+  if (radix == 2) width = 32 - __clz(last);
+  else
+    for (unsigned rest = last; rest > 0; rest /= radix) ++width;
   width = max(width, 1u);
-  if (!there_and_back) return (launch.index % width + offset) % width;
   const unsigned turn = 2 * width - 2;
-  const unsigned count = max(turn, 1u);
-  const unsigned position = (launch.index % count + offset) % count;
-  return position < width ? position : turn - position;
+  const unsigned count = there_and_back ? max(turn, 1u) : width;
+  // Divisions are slow, and stages mostly below the count.
+  unsigned position = launch.index;
+  if (position >= count) position %= count;
+  position += offset;
+  if (offset > 0 && position >= count) position %= count;
+  return !there_and_back || position < width ? position : turn - position;
 }
 
 __device__ __forceinline__ unsigned power_of(unsigned radix, unsigned exponent) {
+  if (radix == 2) return 1u << exponent;
   unsigned power = 1;
   for (unsigned n = 0; n < exponent; ++n) power *= radix;
   return power;

@@ -72,3 +72,9 @@ __device__ __forceinline__ float4 load_four_from_cluster(unsigned address) {
                : "memory");
   return x;
 }
+
+// Waits for the warps of a team.
+__device__ __forceinline__ void synchronize_team(int team) {
+  if (TEAM == 1) __syncwarp();
+  else asm volatile("barrier.sync %0, %1;" ::"r"(team + 1), "n"(TEAM * 32) : "memory");
+}

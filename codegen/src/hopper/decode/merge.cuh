@@ -1,7 +1,7 @@
 // ---- The parts of a cluster become the output ----
 
-// Leaves this block's part in its shared memory.
-__device__ __forceinline__ void leave(const Shared& shared, const Part& part, int warp, int lane) {
+// Leaves what the team found in shared memory.
+__device__ __forceinline__ void leave(const Shared& shared, const Part& part, int team, int warp, int lane) {
 #pragma unroll
   for (int r = 0; r < ROW_TILES; ++r)
 #pragma unroll
@@ -10,30 +10,46 @@ __device__ __forceinline__ void leave(const Shared& shared, const Part& part, in
       float sum = part.sum[r][h];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      if (lane % 4 == 0) shared.of_warp(warp, row) = sum;
       if (row < GROUP) {
+        if (warp == 0 && lane % 4 == 0) shared.of_team(team, row) = make_float2(part.top[r][h], sum);
 #pragma unroll
-        for (int c = 0; c < COLUMN_TILES; ++c) {
-          const int column = column_of(c, warp) + lane % 4 * 2;
-          if (has_columns(c, warp))
-            reinterpret_cast<float2&>(shared.output(row, column)) =
+        for (int c = 0; c < 2 * COLUMN_PAIRS; ++c) {
+          const int column = column_of(c / 2, warp) + c % 2 * 8 + lane % 4 * 2;
+          if (V_COLUMNS % (TEAM * 16) == 0 || column < V_COLUMNS)
+            reinterpret_cast<float2&>(shared.output(team, row, column)) =
                 make_float2(part.o[r][c][h * 2], part.o[r][c][h * 2 + 1]);
         }
       }
     }
-  __syncthreads();
-  // The largest logit is the same in all warps.
-  if (warp == 0 && lane % 4 == 0) {
+}
+
+// Merges the teams of a block, in the place of the first.
+__device__ __forceinline__ void merge_teams(const Shared& shared) {
+  for (int at = threadIdx.x; at < GROUP * (V_COLUMNS / 4); at += THREADS) {
+    const int row = at / (V_COLUMNS / 4);
+    const int column = at % (V_COLUMNS / 4) * 4;
+    float2 rows[TEAMS];
+    float top = minus_infinity();
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; ++r)
+    for (int i = 0; i < TEAMS; ++i) {
+      rows[i] = shared.of_team(i, row);
+      top = fmaxf(top, rows[i].x);
+    }
+    const float base = top == minus_infinity() ? 0.0f : top;
+    float sum = 0.0f;
+    float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = r * 16 + h * 8 + lane / 4;
-        float sum = 0.0f;
-#pragma unroll
-        for (int w = 0; w < 4; ++w) sum += shared.of_warp(w, row);
-        shared.of_row(row) = make_float2(part.top[r][h], sum);
-      }
+    for (int i = 0; i < TEAMS; ++i) {
+      const float share = exp2_fast(rows[i].x - base);
+      const float4 part = reinterpret_cast<float4&>(shared.output(i, row, column));
+      sum += share * rows[i].y;
+      x.x += share * part.x;
+      x.y += share * part.y;
+      x.z += share * part.z;
+      x.w += share * part.w;
+    }
+    reinterpret_cast<float4&>(shared.output(0, row, column)) = x;
+    if (column == 0) shared.of_row(row) = make_float2(top, sum);
   }
 }
 

@@ -6,12 +6,13 @@
 //! # How the kernel works
 //!
 //! A *job* is one query and all q heads of one kv head. The keys that the query sees are cut into
-//! tiles, which some blocks of threads of a cluster take in turns: all of them where jobs are
-//! few, one where they are many; the grid says. A block copies its first tiles before it
-//! computes, so that rows of a sparse pattern are in flight as a whole. The q heads are the rows
-//! of `mma` products, so that k and v are read once for the group. At the end every block of a
-//! job merges a share of the columns, which it reads from the shared memory of the others: one
-//! launch, no memory in between, and the same order of sums for the same grid.
+//! tiles of 16, which the teams of some blocks of threads of a cluster take in turns: of all blocks
+//! where jobs are few, of one where they are many; the grid says. A team is a warp, or several
+//! where one could not hold the output. It copies and computes its tiles by itself, so that the
+//! loads of one hide the products of another. The q heads are the rows of `mma` products, so that
+//! k and v are read once for the group. At the end the teams of a block merge what they found,
+//! then every block of a job merges a share of the columns, which it reads from the shared memory
+//! of the others: one launch, no memory in between, and the same order of sums for the same grid.
 //!
 //! # What a launch needs
 //!
@@ -74,8 +75,9 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     let mut text = source::Constants::of("decode", spec);
     for (name, value) in [
         ("BANDS", plan.bands),
-        ("THREADS", plan::THREADS),
+        ("THREADS", plan.threads()),
         ("CLUSTER", plan.tuning.cluster),
+        ("CLUSTER_BITS", plan.tuning.cluster.ilog2()),
         ("K_TILE", plan::K_TILE),
         ("SLOTS", plan.tuning.slots),
         ("ROWS", plan.sizes.rows),
@@ -83,14 +85,21 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
         ("D", spec.head_dim),
         ("D_STEPS", spec.head_dim.div_ceil(16)),
         ("V_COLUMNS", spec.v_head_dim),
-        ("COLUMN_TILES", spec.v_head_dim.div_ceil(32)),
+        ("TEAM", plan.sizes.team),
+        ("TEAMS", plan.tuning.teams(&plan.sizes)),
+        (
+            "KEEP_QUERIES",
+            u32::from(plan.sizes.keeps_queries(spec.head_dim)),
+        ),
+        (
+            "COLUMN_PAIRS",
+            spec.v_head_dim.div_ceil(16 * plan.sizes.team),
+        ),
         ("Q_PITCH", plan.sizes.q_pitch),
         ("V_PITCH", plan.sizes.v_pitch),
-        ("WEIGHTS_PITCH", plan::WEIGHTS_PITCH),
         ("SLOTS_AT", plan.slots_at),
         ("SLOT_BYTES", plan.sizes.slot),
-        ("WEIGHTS_AT", plan.weights_at),
-        ("WARPS_AT", plan.warps_at),
+        ("TEAMS_AT", plan.teams_at),
         ("ROWS_AT", plan.rows_at),
     ] {
         text.add(name, value);

@@ -1,18 +1,16 @@
 //! KernelSpec → the numbers of a decode kernel, or the reason why there is none.
 
 use super::super::source::{self, SHARED_LIMIT};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Rows, Split};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Split};
 
-pub(super) const THREADS: u32 = 128;
+/// Warps of a team, at most.
+const MOST_OF_TEAM: u32 = 4;
 
-/// Keys of a tile: 16 for each warp.
-pub(super) const K_TILE: u32 = 64;
+/// Keys of a tile, the depth of a product.
+pub(super) const K_TILE: u32 = 16;
 
-/// Bytes from one row of weights to the next.
-pub(super) const WEIGHTS_PITCH: u32 = pitch(K_TILE);
-
-/// Blocks of threads of a cluster, the most that every device of this generation takes.
-const CLUSTER: u32 = 8;
+/// Sums of outputs that a thread may hold, if a team of several warps can share the columns.
+const MOST_SUMS: u32 = 64;
 
 /// Shared memory of a multiprocessor on sm_90, in bytes.
 const SHARED_OF_PROCESSOR: u32 = 233_472;
@@ -29,35 +27,40 @@ const fn pitch(columns: u32) -> u32 {
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuning {
+    /// Warps of a thread block: 4 or 8.
+    pub(super) warps: u32,
     /// Thread blocks of a cluster: a power of two, at most 8.
     pub(super) cluster: u32,
     /// Thread blocks that a processor holds at once.
     pub(super) per_processor: u32,
-    /// Tiles of K and V in shared memory.
+    /// Tiles of K and V in shared memory, of each team.
     pub(super) slots: u32,
 }
 
 impl Tuning {
-    /// The best known for `sizes`, from measurements on an H200: the loads of several blocks
-    /// hide each other's latency best; then a second tile for each.
-    fn of(spec: &KernelSpec, sizes: &Sizes) -> Option<Self> {
-        // No more tiles than a row has.
-        let tiles = match &spec.rows {
-            Rows::ClosedForm(program) => program.most_keys(spec.block),
-            Rows::Table => None,
+    /// The best known for `sizes`, from measurements on an H200. Where rows are few, four blocks of
+    /// threads share one; larger clusters leave processors free where rows are many. The tiles of
+    /// three blocks of a processor hide each other's latency, and a second one for each team did
+    /// not make it faster.
+    fn of(sizes: &Sizes) -> Option<Self> {
+        let tuning = |per_processor, slots| Self {
+            warps: 4,
+            cluster: 4,
+            per_processor,
+            slots,
         };
-        let tiles = tiles.map_or(u64::MAX, |keys| keys.div_ceil(K_TILE.into()).max(1));
-        let most = |per_processor: u32, at_least: u32| {
-            let tuning = |slots| Self {
-                cluster: CLUSTER,
-                per_processor,
-                slots,
-            };
-            let at_least = u64::from(at_least).min(tiles) as u32;
-            let slots = (at_least..=4).take_while(|slots| u64::from(*slots) <= tiles);
-            slots.map(tuning).filter(|t| sizes.fits(t)).last()
-        };
-        most(3, 2).or_else(|| most(2, 1)).or_else(|| most(1, 1))
+        // More slots only where outputs need the room.
+        let all = (1..=3)
+            .rev()
+            .flat_map(|blocks| (1..=4).map(move |slots| tuning(blocks, slots)));
+        let few_sums = sizes.sums <= MOST_SUMS;
+        let mut fitting = all.filter(|t| sizes.fits(t) && (few_sums || t.per_processor < 3));
+        fitting.next()
+    }
+
+    /// Teams of a thread block.
+    pub(super) fn teams(&self, sizes: &Sizes) -> u32 {
+        self.warps / sizes.team
     }
 }
 
@@ -71,32 +74,50 @@ pub(super) struct Sizes {
     pub(super) v_pitch: u32,
     /// A tile of K and V.
     pub(super) slot: u32,
-    /// Weights of a tile.
-    weights: u32,
+    /// Warps of a team.
+    pub(super) team: u32,
+    /// Sums of outputs that a thread holds.
+    sums: u32,
+    /// What a team leaves: the outputs of a group.
+    output: u32,
 }
 
 impl Sizes {
     fn of(spec: &KernelSpec) -> Self {
         let rows = spec.group.next_multiple_of(16);
         let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
+        let sums = |team: u32| rows / 16 * spec.v_head_dim.div_ceil(16 * team) * 8;
+        let team = [1, 2].into_iter().find(|team| sums(*team) <= MOST_SUMS);
+        let team = team.unwrap_or(MOST_OF_TEAM);
         Self {
             rows,
             q_pitch,
             v_pitch,
             slot: K_TILE * (q_pitch + v_pitch),
-            weights: rows * WEIGHTS_PITCH,
+            team,
+            sums: sums(team),
+            output: spec.group * spec.v_head_dim * 4,
         }
     }
 
-    /// Four warps leave a number for each row, and each row two.
-    fn all(&self, slots: u32) -> u32 {
-        self.rows * self.q_pitch + slots * self.slot + self.weights + self.rows * 24
+    /// Whether the queries stay in registers.
+    pub(super) fn keeps_queries(&self, head_dim: u32) -> bool {
+        self.rows / 16 * head_dim.div_ceil(16) <= 8
+    }
+
+    /// Every team leaves two numbers for each row, and so does the block.
+    fn all(&self, tuning: &Tuning) -> u32 {
+        let teams = tuning.teams(self);
+        self.rows * (self.q_pitch + 8 * (teams + 1)) + teams * tuning.slots * self.slot
     }
 
     fn fits(&self, tuning: &Tuning) -> bool {
-        let bytes = self.all(tuning.slots);
+        let bytes = self.all(tuning);
         let together = tuning.per_processor * (bytes + SHARED_RESERVED);
-        bytes <= SHARED_LIMIT && together <= SHARED_OF_PROCESSOR
+        // Outputs take the place of tiles.
+        self.output <= tuning.slots * self.slot
+            && bytes <= SHARED_LIMIT
+            && together <= SHARED_OF_PROCESSOR
     }
 }
 
@@ -109,8 +130,7 @@ pub(crate) struct Plan {
     pub(super) bands: u32,
     /// Offsets into shared memory.
     pub(super) slots_at: u32,
-    pub(super) weights_at: u32,
-    pub(super) warps_at: u32,
+    pub(super) teams_at: u32,
     pub(super) rows_at: u32,
     pub(super) shared_bytes: u32,
 }
@@ -118,7 +138,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// The plan of `spec`, or why this generator does not make it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
-        let tuning = Tuning::of(spec, &Sizes::of(spec));
+        let tuning = Tuning::of(&Sizes::of(spec));
         Self::with(
             spec,
             tuning.ok_or("a tile of keys and values does not fit shared memory")?,
@@ -131,34 +151,37 @@ impl Plan {
             return Err("matrix units take 16-bit elements");
         }
         if spec.group > 32 {
-            return Err("the output of more than 32 q heads does not fit the registers");
+            return Err("the scores of more than 32 q heads do not fit the registers");
         }
         let bands = source::bands(spec)?;
         let sizes = Sizes::of(spec);
-        // The outputs of a group take the place of the tiles.
-        let output = spec.group * spec.v_head_dim * 4;
-        if !sizes.fits(&tuning) || output > tuning.slots * sizes.slot {
+        if sizes.sums > 2 * MOST_SUMS {
+            return Err("the output of a group does not fit the registers");
+        }
+        if !sizes.fits(&tuning) {
             return Err("the output of a group does not fit shared memory");
         }
         let slots_at = sizes.rows * sizes.q_pitch;
-        let weights_at = slots_at + tuning.slots * sizes.slot;
-        let warps_at = weights_at + sizes.weights;
+        let teams_at = slots_at + tuning.teams(&sizes) * tuning.slots * sizes.slot;
         Ok(Self {
             tuning,
             bands,
             slots_at,
-            weights_at,
-            warps_at,
-            rows_at: warps_at + sizes.rows * 16,
-            shared_bytes: sizes.all(tuning.slots),
+            teams_at,
+            rows_at: teams_at + tuning.teams(&sizes) * sizes.rows * 8,
+            shared_bytes: sizes.all(&tuning),
             sizes,
         })
+    }
+
+    pub(super) fn threads(&self) -> u32 {
+        self.tuning.warps * 32
     }
 
     /// How the kernel is launched.
     pub(crate) fn geometry(&self) -> Geometry {
         Geometry {
-            threads: [THREADS, 1, 1],
+            threads: [self.threads(), 1, 1],
             q_tile: 1,
             k_tile: K_TILE,
             shared_bytes: self.shared_bytes,

@@ -1,10 +1,11 @@
 // ---- What a tile of queries sees: the union of its row's bands ----
 
-// Flags of a tile: the last one of an item, seen by all queries, the end of all;
-// masked by all bands rather than by the one whose number stands above bit BAND.
-constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, BAND = 8;
+// Flags of a tile: the last one of an item, seen by all queries, the last one of all;
+// masked by all bands rather than by the one whose number stands above bit BAND; no tile.
+constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, NONE = 16, BAND = 8;
 
 // Of the queries q0..=q1, by a warp whose lanes hold the bands: lane `i` every 32nd from the i-th.
+// A closed form has fewer than 32.
 struct Seen {
   const Bands& bands;
   const int q0, q1, lane;
@@ -27,7 +28,7 @@ struct Seen {
   __device__ __forceinline__ int next_key(int cursor) const {
     const int start = max(any_start, cursor);
     int next = start < any_stop ? start : UNBOUNDED;
-    for (int i = lane + 32; i < bands.count(); i += 32) {
+    for (int i = lane + 32; BANDS == 0 && i < bands.count(); i += 32) {
       const Band band = bands.at(i);
       const int from = max(max(band.lo, q0 + band.first), cursor);
       if (from < min(band.hi, q1 + band.end)) next = min(next, from);
@@ -40,7 +41,7 @@ struct Seen {
     int reach = start;
     for (int round = 0; round < 3; ++round) {
       int further = all_start <= reach ? max(reach, all_stop) : reach;
-      for (int i = lane + 32; i < bands.count(); i += 32) {
+      for (int i = lane + 32; BANDS == 0 && i < bands.count(); i += 32) {
         const Band band = bands.at(i);
         if (max(band.lo, q1 + band.first) <= reach) further = max(further, min(band.hi, q0 + band.end));
       }

@@ -80,10 +80,14 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
   auto await_queries = [&] { barrier_wait(shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1); };
 
-  // The first tile of all.
+  // The first tile of all. The lane that reads it is the one that gives its slot back: checkers for
+  // races see that order, and none among lanes without a branch.
   await();
-  int2 tile = shared.tile(slot.index);
-  if (tile.y & END) return release_slot(shared.empty(slot.index));
+  int2 tile = make_int2(0, 0);
+  if (lane == 0) tile = shared.tile(slot.index);
+  tile.x = __shfl_sync(~0u, tile.x, 0);
+  tile.y = __shfl_sync(~0u, tile.y, 0);
+  if (tile.y & NONE) return release_slot(shared.empty(slot.index));
   await_queries();
   mma_fence();
   multiply_scores(0);
@@ -103,16 +107,15 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       // Values first: the output is then stored while the next item's scores are multiplied.
       await();
       const int v_slot = slot.index;
-      slot.advance();
-      await();
-      tile = shared.tile(slot.index);
       if (tile.y & END) {
         mma_fence();
         multiply_values(v_slot, accumulate);
         mma_wait<0>(o);
-        release_slot(shared.empty(v_slot));
         break;
       }
+      slot.advance();
+      await();
+      tile = shared.tile(slot.index);
       await_queries();
       mma_fence();
       multiply_values(v_slot, accumulate);

@@ -1,7 +1,8 @@
 // ---- Producer: one warp that keeps the copies going; its first lane starts them ----
 //
 // Order of the ring, for each item: K of its first tile, then for each further tile its K and the
-// V of the tile before it, and V of the last one. The end is a slot without a tile.
+// V of the tile before it, and V of the last one. The last tile of all says so; without any item
+// one slot that holds no tile does.
 
 struct Slot {
   int index = 0;
@@ -36,16 +37,11 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     copy_tile(v_map, V_CHUNKS, token, item.kv_head, item.batch);
   };
   const Stages stages = stages_of(launch);
-  const int items = item_count(launch);
-  for (int round = 0; round * static_cast<int>(gridDim.x / CLUSTER) < items; ++round) {
-    const int index = item_index(round);
-    if (index >= items) continue;
-    const Item item = item_at(launch, index);
-    const int base = unit_of(item, 0).token;
-    const int q0 = max(base, launch.q_offset);
-    const int q1 =
-        min(unit_of(item, CLUSTER * CONSUMERS - 1).token + UNIT_TOKENS, launch.q_offset + launch.q_len) - 1;
-    if (q0 > q1) continue;
+  int round = next_round(launch, 0);
+  while (round != NO_ROUND) {
+    const Item item = item_at(launch, item_index(round));
+    const int q0 = first_query(launch, item);
+    const int q1 = last_query(launch, item);
 
     const int q_slot = count % Q_SLOTS;
     barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
@@ -75,7 +71,11 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     int v_token = 0;
     do {
       const int next = seen.next_key(k + K_TILE);
-      int flags = next == UNBOUNDED ? LAST : 0;
+      int flags = 0;
+      if (next == UNBOUNDED) {
+        round = next_round(launch, round + 1);
+        flags = round == NO_ROUND ? LAST | END : LAST;
+      }
       flags |= seen.is_full(k, k + K_TILE) ? FULL : seen.masking_bands(k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       if (lane == 0) shared.tile(slot.index) = make_int2(k, flags);
@@ -87,12 +87,13 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     } while (k != UNBOUNDED);
     copy_values(item, v_token);
   }
-  barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-  if (lane == 0) {
-    shared.tile(slot.index) = make_int2(0, END);
-    barrier_arrive(shared.full(slot.index));
+  if (count == 0) {
+    if (lane == 0) {
+      shared.tile(0) = make_int2(0, NONE);
+      barrier_arrive(shared.full(0));
+    }
+    slot.advance();
   }
-  slot.advance();
   // Shared memory must last until the whole cluster is done with it.
   if (CLUSTER > 1) {
     for (int i = 0; i < SLOTS; ++i) {

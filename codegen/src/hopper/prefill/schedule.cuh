@@ -39,3 +39,27 @@ __device__ __forceinline__ Unit unit_of(const Item& item, int consumer) {
   return {item.token + at / HEAD_UNITS * UNIT_TOKENS, at % HEAD_UNITS * UNIT_HEADS,
           index >= UNITS_PER_ROW};
 }
+
+// The positions of an item's first and last query; none where the first comes after the last.
+__device__ __forceinline__ int first_query(const Launch& launch, const Item& item) {
+  return max(unit_of(item, 0).token, launch.q_offset);
+}
+
+__device__ __forceinline__ int last_query(const Launch& launch, const Item& item) {
+  return min(unit_of(item, CLUSTER * CONSUMERS - 1).token + UNIT_TOKENS,
+             launch.q_offset + launch.q_len) - 1;
+}
+
+constexpr int NO_ROUND = -1;
+
+// The first round from `round` on in which this cluster has an item with queries.
+__device__ __forceinline__ int next_round(const Launch& launch, int round) {
+  const int items = item_count(launch);
+  for (; round * static_cast<int>(gridDim.x / CLUSTER) < items; ++round) {
+    const int index = item_index(round);
+    if (index >= items) continue;
+    const Item item = item_at(launch, index);
+    if (first_query(launch, item) <= last_query(launch, item)) return round;
+  }
+  return NO_ROUND;
+}
