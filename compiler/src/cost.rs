@@ -178,7 +178,7 @@ pub fn known(spec: &KernelSpec, target: Target, geometry: &Geometry) -> Option<M
             (Phase::Prefill, true) => (895e12, 4.2e12, 5e-6, 5.8e12, 6.7e12),
             (Phase::Prefill, false) => (228e12, 4.2e12, 5e-6, 4.3e12, 6.2e12),
             // Bound by what it reads.
-            (Phase::Decode, true) => (895e12, 3.0e12, 4.5e-6, 5.8e12, 6.7e12),
+            (Phase::Decode, true) => (895e12, 3.8e12, 4.6e-6, 5.8e12, 6.7e12),
             // Products on scalar units.
             (Phase::Decode, false) => (9.2e12, 4.2e12, 8e-6, 5.4e12, 6.2e12),
         };

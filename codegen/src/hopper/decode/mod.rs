@@ -75,7 +75,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     let mut text = source::Constants::of("decode", spec);
     for (name, value) in [
         ("BANDS", plan.bands),
-        ("THREADS", plan.threads()),
+        ("THREADS", plan::THREADS),
         ("CLUSTER", plan.tuning.cluster),
         ("CLUSTER_BITS", plan.tuning.cluster.ilog2()),
         ("K_TILE", plan::K_TILE),
@@ -86,7 +86,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
         ("D_STEPS", spec.head_dim.div_ceil(16)),
         ("V_COLUMNS", spec.v_head_dim),
         ("TEAM", plan.sizes.team),
-        ("TEAMS", plan.tuning.teams(&plan.sizes)),
+        ("TEAMS", plan.sizes.teams()),
         (
             "KEEP_QUERIES",
             u32::from(plan.sizes.keeps_queries(spec.head_dim)),

@@ -3,8 +3,10 @@
 use super::super::source::{self, SHARED_LIMIT};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Split};
 
-/// Warps of a team, at most.
-const MOST_OF_TEAM: u32 = 4;
+/// Warps of a thread block.
+const WARPS: u32 = 4;
+
+pub(super) const THREADS: u32 = WARPS * 32;
 
 /// Keys of a tile, the depth of a product.
 pub(super) const K_TILE: u32 = 16;
@@ -27,8 +29,6 @@ const fn pitch(columns: u32) -> u32 {
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuning {
-    /// Warps of a thread block: 4 or 8.
-    pub(super) warps: u32,
     /// Thread blocks of a cluster: a power of two, at most 8.
     pub(super) cluster: u32,
     /// Thread blocks that a processor holds at once.
@@ -44,7 +44,6 @@ impl Tuning {
     /// not make it faster.
     fn of(sizes: &Sizes) -> Option<Self> {
         let tuning = |per_processor, slots| Self {
-            warps: 4,
             cluster: 4,
             per_processor,
             slots,
@@ -56,11 +55,6 @@ impl Tuning {
         let few_sums = sizes.sums <= MOST_SUMS;
         let mut fitting = all.filter(|t| sizes.fits(t) && (few_sums || t.per_processor < 3));
         fitting.next()
-    }
-
-    /// Teams of a thread block.
-    pub(super) fn teams(&self, sizes: &Sizes) -> u32 {
-        self.warps / sizes.team
     }
 }
 
@@ -88,7 +82,7 @@ impl Sizes {
         let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
         let sums = |team: u32| rows / 16 * spec.v_head_dim.div_ceil(16 * team) * 8;
         let team = [1, 2].into_iter().find(|team| sums(*team) <= MOST_SUMS);
-        let team = team.unwrap_or(MOST_OF_TEAM);
+        let team = team.unwrap_or(WARPS);
         Self {
             rows,
             q_pitch,
@@ -100,19 +94,23 @@ impl Sizes {
         }
     }
 
+    /// Teams of a thread block.
+    pub(super) fn teams(&self) -> u32 {
+        WARPS / self.team
+    }
+
     /// Whether the queries stay in registers.
     pub(super) fn keeps_queries(&self, head_dim: u32) -> bool {
         self.rows / 16 * head_dim.div_ceil(16) <= 8
     }
 
     /// Every team leaves two numbers for each row, and so does the block.
-    fn all(&self, tuning: &Tuning) -> u32 {
-        let teams = tuning.teams(self);
-        self.rows * (self.q_pitch + 8 * (teams + 1)) + teams * tuning.slots * self.slot
+    fn all(&self, slots: u32) -> u32 {
+        self.rows * (self.q_pitch + 8 * (self.teams() + 1)) + self.teams() * slots * self.slot
     }
 
     fn fits(&self, tuning: &Tuning) -> bool {
-        let bytes = self.all(tuning);
+        let bytes = self.all(tuning.slots);
         let together = tuning.per_processor * (bytes + SHARED_RESERVED);
         // Outputs take the place of tiles.
         self.output <= tuning.slots * self.slot
@@ -162,26 +160,22 @@ impl Plan {
             return Err("the output of a group does not fit shared memory");
         }
         let slots_at = sizes.rows * sizes.q_pitch;
-        let teams_at = slots_at + tuning.teams(&sizes) * tuning.slots * sizes.slot;
+        let teams_at = slots_at + sizes.teams() * tuning.slots * sizes.slot;
         Ok(Self {
             tuning,
             bands,
             slots_at,
             teams_at,
-            rows_at: teams_at + tuning.teams(&sizes) * sizes.rows * 8,
-            shared_bytes: sizes.all(&tuning),
+            rows_at: teams_at + sizes.teams() * sizes.rows * 8,
+            shared_bytes: sizes.all(tuning.slots),
             sizes,
         })
-    }
-
-    pub(super) fn threads(&self) -> u32 {
-        self.tuning.warps * 32
     }
 
     /// How the kernel is launched.
     pub(crate) fn geometry(&self) -> Geometry {
         Geometry {
-            threads: [self.threads(), 1, 1],
+            threads: [THREADS, 1, 1],
             q_tile: 1,
             k_tile: K_TILE,
             shared_bytes: self.shared_bytes,
