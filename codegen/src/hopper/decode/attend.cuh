@@ -1,6 +1,6 @@
 // ---- One query and all q heads of a kv head: scores, softmax and output of some tiles ----
 //
-// A team of warps takes tiles of 16 keys, and waits for no other team. The q heads are the rows of
+// A team, one warp or all, takes tiles of 16 keys, and waits for no other team. The q heads are the rows of
 // products of 16 rows. Every warp of a team has all scores, and a share of the output's columns.
 
 // Shared memory, in bytes from `address`.
@@ -137,7 +137,7 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
     if (counts[0] == 0) break;
 
     wait_copies<2 * SLOTS - 1>();
-    synchronize_team(team);
+    synchronize_team();
     // Scores of the keys. Loads first, then products, in two sums that do not wait for each other.
     float s[ROW_TILES][2][4] = {};
     float s_odd[ROW_TILES][2][4] = {};
@@ -202,7 +202,7 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
         for (int i = 0; i < 4; ++i) part.o[r][c][i] *= fade[i / 2];
     }
     wait_copies<2 * SLOTS - 2>();
-    synchronize_team(team);
+    synchronize_team();
 
 #pragma unroll
     for (int c0 = 0; c0 < COLUMN_PAIRS; c0 += 4) {
@@ -220,6 +220,6 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
             for (int n = 0; n < 2; ++n)
               mma(part.o[r][2 * (c0 + i) + n], p[r], b[i][2 * n], b[i][2 * n + 1]);
     }
-    synchronize_team(team);
+    synchronize_team();
   }
 }

@@ -73,11 +73,8 @@ __device__ __forceinline__ float4 load_four_from_cluster(unsigned address) {
   return x;
 }
 
-// Waits for the warps of a team: one warp, half of them or all.
-__device__ __forceinline__ void synchronize_team(int team) {
+// Waits for the warps of a team: one, or all.
+__device__ __forceinline__ void synchronize_team() {
   if (TEAM == 1) __syncwarp();
-  else if (TEAMS == 1) __syncthreads();
-  // The number of a barrier is a constant: checkers for races do not follow others.
-  else if (team == 0) asm volatile("barrier.sync 1, %0;" ::"n"(TEAM * 32) : "memory");
-  else asm volatile("barrier.sync 2, %0;" ::"n"(TEAM * 32) : "memory");
+  else __syncthreads();
 }

@@ -7,7 +7,7 @@
 //!
 //! A *job* is one query and all q heads of one kv head. The keys that the query sees are cut into
 //! tiles of 16, which the teams of some blocks of threads of a cluster take in turns: of all blocks
-//! where jobs are few, of one where they are many; the grid says. A team is a warp, or several
+//! where jobs are few, of one where they are many; the grid says. A team is a warp, or all
 //! where one could not hold the output. It copies and computes its tiles by itself, so that the
 //! loads of one hide the products of another. The q heads are the rows of `mma` products, so that
 //! k and v are read once for the group. At the end the teams of a block merge what they found,

@@ -11,8 +11,11 @@ pub(super) const THREADS: u32 = WARPS * 32;
 /// Keys of a tile, the depth of a product.
 pub(super) const K_TILE: u32 = 16;
 
-/// Sums of outputs that a thread may hold, if a team of several warps can share the columns.
-const MOST_SUMS: u32 = 64;
+/// Sums of outputs that a thread may hold.
+const MOST_SUMS: u32 = 128;
+
+/// Sums of outputs that leave registers for three blocks on a processor.
+const FEW_SUMS: u32 = 64;
 
 /// Shared memory of a multiprocessor on sm_90, in bytes.
 const SHARED_OF_PROCESSOR: u32 = 233_472;
@@ -52,7 +55,7 @@ impl Tuning {
         let all = (1..=3)
             .rev()
             .flat_map(|blocks| (1..=4).map(move |slots| tuning(blocks, slots)));
-        let few_sums = sizes.sums <= MOST_SUMS;
+        let few_sums = sizes.sums <= FEW_SUMS;
         let mut fitting = all.filter(|t| sizes.fits(t) && (few_sums || t.per_processor < 3));
         fitting.next()
     }
@@ -68,7 +71,7 @@ pub(super) struct Sizes {
     pub(super) v_pitch: u32,
     /// A tile of K and V.
     pub(super) slot: u32,
-    /// Warps of a team.
+    /// Warps of a team: one, or all.
     pub(super) team: u32,
     /// Sums of outputs that a thread holds.
     sums: u32,
@@ -81,8 +84,7 @@ impl Sizes {
         let rows = spec.group.next_multiple_of(16);
         let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
         let sums = |team: u32| rows / 16 * spec.v_head_dim.div_ceil(16 * team) * 8;
-        let team = [1, 2].into_iter().find(|team| sums(*team) <= MOST_SUMS);
-        let team = team.unwrap_or(WARPS);
+        let team = if sums(1) <= MOST_SUMS { 1 } else { WARPS };
         Self {
             rows,
             q_pitch,
@@ -153,7 +155,7 @@ impl Plan {
         }
         let bands = source::bands(spec)?;
         let sizes = Sizes::of(spec);
-        if sizes.sums > 2 * MOST_SUMS {
+        if sizes.sums > MOST_SUMS {
             return Err("the output of a group does not fit the registers");
         }
         if !sizes.fits(&tuning) {
