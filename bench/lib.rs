@@ -50,6 +50,7 @@ impl Case {
             kv_heads: KV_HEADS,
             q_len: self.tokens,
             kv_len: self.tokens,
+            kv_room: self.tokens,
             head_dim: self.dim,
             v_head_dim: self.dim,
             q_offset: 0,

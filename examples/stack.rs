@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             kv_heads: 1,
             q_len: tokens,
             kv_len: tokens,
+            kv_room: tokens,
             head_dim,
             v_head_dim: head_dim,
             q_offset: 0,

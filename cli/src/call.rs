@@ -78,6 +78,7 @@ impl Call<'_> {
             kv_heads: shape.kv_heads,
             q_len: shape.q_len,
             kv_len: shape.kv_len,
+            kv_room: shape.kv_len,
             head_dim: shape.head_dim,
             v_head_dim: shape.v_head_dim,
             q_offset: self.q_offset,

@@ -141,6 +141,7 @@ fn one(
         layers: plan.layers.clone(),
         capacity: plan.capacity,
         proof: plan.proof.clone(),
+        dense: plan.dense.clone(),
         kernels,
         digest: String::new(),
     };

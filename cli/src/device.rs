@@ -7,9 +7,9 @@ use crate::args::DeviceArg;
 use crate::failure::Failure;
 use crate::kernel;
 use butterfly_ir::manifest::KernelEntry;
-use butterfly_ir::{KernelSpec, Sm, Sparsity, Target};
+use butterfly_ir::{KernelSpec, Sparsity, Target};
 use butterfly_runtime::artifacts::Artifacts;
-use butterfly_runtime::{Device, Found, adapters};
+use butterfly_runtime::{Device, Found, adapters, find};
 
 /// A device, and the kernel that it will run.
 pub(crate) struct Chosen {
@@ -74,14 +74,11 @@ pub(crate) fn choose(
             return cpu(wanted, artifacts);
         }
     };
-    let mut adapters = adapters().into_iter();
-    let adapter = adapters.find(|adapter| adapter.device == device);
-    match adapter.map(|adapter| adapter.found) {
-        Some(Ok(found)) => gpu(device, &found, wanted, artifacts),
-        Some(Err(reason)) => Err(Failure::Bad(format!(
+    match find(device) {
+        Ok(found) => gpu(device, &found, wanted, artifacts),
+        Err(reason) => Err(Failure::Bad(format!(
             "--device {device}: {reason}; `butterfly doctor` lists what is here"
         ))),
-        None => Err(Failure::Bad(format!("--device {device}: not looked for"))),
     }
 }
 
@@ -103,9 +100,10 @@ fn gpu(
     artifacts: Option<&Artifacts>,
 ) -> Result<Chosen, Failure> {
     let target = match artifacts {
-        Some(artifacts) => stored_target(device, found, artifacts)?,
-        None => own_target(device, found)?,
+        Some(artifacts) => artifacts.target_for(device, found.sm),
+        None => device.target(found.sm),
     };
+    let target = target.map_err(|error| Failure::Bad(format!("{}: {error}", found.name)))?;
     let spec = wanted(target)?;
     let kernel = match artifacts {
         Some(artifacts) => stored(artifacts, &spec, target)?,
@@ -117,56 +115,6 @@ fn gpu(
         spec,
         kernel: Some(kernel),
     })
-}
-
-/// The target that suits a device best.
-fn own_target(device: Device, found: &Found) -> Result<Target, Failure> {
-    Ok(match device {
-        Device::Vulkan => Target::Vulkan,
-        Device::Webgpu => Target::Webgpu,
-        Device::Cuda => Target::Cuda(capability(found)?),
-    })
-}
-
-fn capability(found: &Found) -> Result<Sm, Failure> {
-    let unknown = || Failure::Bad(format!("{}: no compute capability", found.name));
-    found.sm.ok_or_else(unknown)
-}
-
-/// The target of a folder whose kernels a device runs; for CUDA the newest of those that
-/// its architecture executes.
-fn stored_target(device: Device, found: &Found, artifacts: &Artifacts) -> Result<Target, Failure> {
-    if device != Device::Cuda {
-        return own_target(device, found);
-    }
-    let own = capability(found)?;
-    let kernels = artifacts.manifest.kernels.iter();
-    let mut there: Vec<Sm> = kernels
-        .filter_map(|kernel| match kernel.target {
-            Target::Cuda(sm) => Some(sm),
-            Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu => None,
-        })
-        .collect();
-    there.sort_unstable();
-    there.dedup();
-    match there.iter().rev().find(|sm| runs(own, **sm)) {
-        Some(sm) => Ok(Target::Cuda(*sm)),
-        None => Err(Failure::Bad(format!(
-            "{}: no kernels for {own} ({}) among {there:?}; compile again with --target cuda:{own}",
-            artifacts.dir().display(),
-            found.name,
-            there = there.iter().map(Sm::to_string).collect::<Vec<_>>(),
-        ))),
-    }
-}
-
-/// Whether a device of capability `own` executes a cubin made for `made`: the same major
-/// version, and no later minor one; with the suffix, exactly this architecture.
-fn runs(own: Sm, made: Sm) -> bool {
-    match made.arch_specific {
-        true => made.version == own.version,
-        false => made.version / 10 == own.version / 10 && made.version <= own.version,
-    }
 }
 
 fn stored(
@@ -209,27 +157,4 @@ pub(crate) fn check_pattern(artifacts: &Artifacts, sparsity: &Sparsity) -> Resul
         artifacts.manifest.pattern,
         sparsity
     )))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cubins_run_on_their_own_generation() {
-        let sm = |text: &str| match format!("cuda:{text}").parse() {
-            Ok(Target::Cuda(sm)) => sm,
-            other => panic!("{other:?}"),
-        };
-        for (own, made, yes) in [
-            ("sm_90a", "sm_90a", true),
-            ("sm_90a", "sm_90", true),
-            ("sm_90a", "sm_80", false),
-            ("sm_86", "sm_80", true),
-            ("sm_80", "sm_86", false),
-            ("sm_100a", "sm_90a", false),
-        ] {
-            assert_eq!(runs(sm(own), sm(made)), yes, "{made} on {own}");
-        }
-    }
 }

@@ -6,15 +6,18 @@
 //! sizes that are multiples of 8, at most 576.
 //!
 //! A field that is absent means what it means to transformers; `dtype`, which has no
-//! default there, means float32. Fields that do not concern attention are not read.
+//! default there, means float32. [`read`] looks at attention alone, [`sizes`] at what else it
+//! takes to run the model; other fields are not read.
 
 mod error;
 mod fields;
 mod rope;
+mod sizes;
 #[cfg(test)]
 mod tests;
 
 pub use error::ConfigError;
+pub use sizes::sizes;
 
 use butterfly_ir::model::{AttentionShape, Family, LayerKind, ModelConfig};
 use butterfly_ir::plan::SwappedLayer;
@@ -34,18 +37,8 @@ const MAX_HEAD_DIM: u64 = 576;
 /// # Errors
 /// [`ConfigError`] for the first field that is missing, wrong or not supported.
 pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
-    let value: Value = serde_json::from_str(json).map_err(|error| syntax(file, &error))?;
-    let Value::Object(object) = &value else {
-        return Err(ConfigError::NotAnObject {
-            file: file.to_string(),
-            given: quote(&value),
-        });
-    };
-    let top = Fields::new(file, "", object);
-    let config = match top.object("text_config")? {
-        Some(inner) => Fields::new(file, "text_config.", inner),
-        None => top,
-    };
+    let value = parse(file, json)?;
+    let (config, top) = text_model(file, &value)?;
     let family = family(&config, &top)?;
     let dtype = dtype(&config, &top)?;
     match family {
@@ -110,6 +103,29 @@ pub fn swapped(
             index: index(position, layer),
         })
         .collect())
+}
+
+fn parse(file: &str, json: &str) -> Result<Value, ConfigError> {
+    serde_json::from_str(json).map_err(|error| syntax(file, &error))
+}
+
+/// The fields of the text model, and those at the top.
+fn text_model<'a>(
+    file: &'a str,
+    value: &'a Value,
+) -> Result<(Fields<'a>, Fields<'a>), ConfigError> {
+    let Value::Object(object) = value else {
+        return Err(ConfigError::NotAnObject {
+            file: file.to_string(),
+            given: quote(value),
+        });
+    };
+    let top = Fields::new(file, "", object);
+    let config = match top.object("text_config")? {
+        Some(inner) => Fields::new(file, "text_config.", inner),
+        None => top,
+    };
+    Ok((config, top))
 }
 
 fn syntax(file: &str, error: &serde_json::Error) -> ConfigError {

@@ -5,7 +5,8 @@
 
 use crate::{classify, config, fuse, graph, key, lengths, plan, prove};
 use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
-use butterfly_ir::model::ModelConfig;
+use butterfly_ir::manifest::dense;
+use butterfly_ir::model::{LayerKind, ModelConfig};
 use butterfly_ir::plan::{Plan, PlannedKernel};
 use butterfly_ir::{Context, Dtype, Phase, Sparsity, Target};
 use std::time::Instant;
@@ -89,12 +90,24 @@ pub fn lower(
     });
     let [prefill, decode] =
         [Phase::Prefill, Phase::Decode].map(|phase| graphs(model, first, phase, &mut clock));
-    let kernels = clock.time("plan", || kernels(model, sparsity, request));
+    let full = model.layers.iter();
+    let full = full.filter(|kind| **kind == LayerKind::FullAttention);
+    let dense = (layers.len() < full.count()).then(dense);
+    let kernels = clock.time("plan", || {
+        let mut kernels = kernels(model, sparsity, request);
+        if let Some(dense) = &dense {
+            kernels.extend(self::kernels(model, dense, request));
+        }
+        kernels.sort_by(|a, b| (a.target, &a.key).cmp(&(b.target, &b.key)));
+        kernels.dedup();
+        kernels
+    });
     let plan = Plan {
         sparsity: sparsity.clone(),
         layers,
         capacity,
         proof,
+        dense: dense.as_ref().map(plan::rows),
         kernels,
     };
     Ok(Lowered {
@@ -134,8 +147,6 @@ fn kernels(model: &ModelConfig, sparsity: &Sparsity, request: &Request<'_>) -> V
             }));
         }
     }
-    kernels.sort_by(|a, b| (a.target, &a.key).cmp(&(b.target, &b.key)));
-    kernels.dedup();
     kernels
 }
 

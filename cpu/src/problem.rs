@@ -25,6 +25,9 @@ pub struct Problem<'a> {
     pub q_len: usize,
     /// Keys of each sequence and head.
     pub kv_len: usize,
+    /// Keys that k and v have room for in each head, at least `kv_len`; those after `kv_len`
+    /// are not read.
+    pub kv_room: usize,
     /// D: length of a q and k vector, at least 1.
     pub head_dim: usize,
     /// Dv: length of a v and o vector, at least 1.
@@ -37,9 +40,9 @@ pub struct Problem<'a> {
     pub scale: f32,
     /// Queries, `[B, Hq, q_len, D]`.
     pub q: &'a [f32],
-    /// Keys, `[B, Hkv, kv_len, D]`.
+    /// Keys, `[B, Hkv, kv_room, D]`.
     pub k: &'a [f32],
-    /// Values, `[B, Hkv, kv_len, Dv]`.
+    /// Values, `[B, Hkv, kv_room, Dv]`.
     pub v: &'a [f32],
     /// What each block row sees; row 0 is that of absolute position 0.
     pub rows: &'a BandTable,
@@ -77,6 +80,14 @@ pub enum ProblemError {
     Zero {
         /// The argument.
         name: &'static str,
+    },
+    /// Less room than keys.
+    #[error("`kv_len` is {kv_len}, but `kv_room` only {kv_room}")]
+    Room {
+        /// Keys.
+        kv_len: usize,
+        /// Keys that there is room for.
+        kv_room: usize,
     },
     /// The query heads do not divide into groups.
     #[error("{q_heads} query heads are not a multiple of {kv_heads} kv heads")]
@@ -178,12 +189,18 @@ impl Problem<'_> {
                 return Err(ProblemError::TooLong { name, given, limit });
             }
         }
-        let (q_len, kv_len) = (self.q_len, self.kv_len);
+        if self.kv_room < self.kv_len {
+            return Err(ProblemError::Room {
+                kv_len: self.kv_len,
+                kv_room: self.kv_room,
+            });
+        }
+        let (q_len, kv_room) = (self.q_len, self.kv_room);
         let (d, dv) = (self.head_dim, self.v_head_dim);
         for (name, array, shape) in [
             ("q", self.q, [self.batch, self.q_heads, q_len, d]),
-            ("k", self.k, [self.batch, self.kv_heads, kv_len, d]),
-            ("v", self.v, [self.batch, self.kv_heads, kv_len, dv]),
+            ("k", self.k, [self.batch, self.kv_heads, kv_room, d]),
+            ("v", self.v, [self.batch, self.kv_heads, kv_room, dv]),
         ] {
             let expected = shape.into_iter().fold(1, usize::saturating_mul);
             if array.len() != expected {

@@ -18,7 +18,7 @@ pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Ve
         let kv_head = head / problem.group();
         for i in 0..problem.q_len {
             let q = vector(problem.q, head * problem.q_len + i, d);
-            let row = |j| kv_head * problem.kv_len + j;
+            let row = |j| kv_head * problem.kv_room + j;
             let logits: Vec<(usize, f64)> = (0..problem.kv_len)
                 .filter(|&key| sees(problem.q_offset + i, key))
                 .map(|key| {

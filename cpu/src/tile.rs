@@ -81,7 +81,7 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
 ) {
     let lanes = W * S::N;
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
-    let first_key = item.kv_head * problem.kv_len + visit.start as usize;
+    let first_key = item.kv_head * problem.kv_room + visit.start as usize;
     let keys = (visit.end - visit.start) as usize;
     let k = &problem.k[first_key * d..][..keys * d];
     let v = &problem.v[first_key * dv..][..keys * dv];

@@ -63,6 +63,7 @@ impl Shape {
             kv_heads: self.kv_heads,
             q_len: self.q_len,
             kv_len: self.kv_len,
+            kv_room: self.kv_len,
             head_dim: self.d,
             v_head_dim: self.dv,
             q_offset: self.kv_len - self.q_len,
@@ -335,6 +336,7 @@ fn no_queries_and_no_keys() {
     let (data, rows) = (PLAIN.data(), PLAIN.causal());
     let problem = Problem {
         kv_len: 0,
+        kv_room: 0,
         q_offset: 0,
         k: &[],
         v: &[],

@@ -18,6 +18,7 @@ fn errors_name_the_argument() {
         kv_heads: 1,
         q_len: 200,
         kv_len: 200,
+        kv_room: 200,
         head_dim: 16,
         v_head_dim: 16,
         q_offset: 0,
@@ -33,6 +34,7 @@ fn errors_name_the_argument() {
     assert_eq!(
         text(Problem {
             kv_len: 199,
+            kv_room: 199,
             ..problem
         }),
         "`k` has 3200 numbers, but its shape [1, 1, 199, 16] needs 3184"

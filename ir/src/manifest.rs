@@ -4,7 +4,7 @@
 //! empty digest, so that any changed byte is noticed.
 
 use crate::plan::{Proof, SwappedLayer};
-use crate::{Geometry, KernelSpec, Phase, Resident, Sparsity, Split, Target};
+use crate::{Geometry, KernelSpec, Leaf, Phase, Resident, Rows, Sparsity, Split, StageBy, Target};
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
@@ -30,10 +30,24 @@ pub struct Manifest {
     pub capacity: u32,
     /// What the replaced layers reach at that length.
     pub proof: Proof,
+    /// Rows of [`dense`] attention, where the folder holds kernels for layers that keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense: Option<Rows>,
     /// All kernels, sorted by target, then key.
     pub kernels: Vec<KernelEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
     pub digest: String,
+}
+
+/// Causal attention over everything before: what layers do that keep their attention.
+pub fn dense() -> Sparsity {
+    Sparsity {
+        block: 128,
+        stage_by: StageBy::SwappedIndex,
+        swapped_layers: None,
+        stage: None,
+        pattern: Leaf::Causal.into(),
+    }
 }
 
 /// A model config by name and content.

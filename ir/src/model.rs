@@ -50,6 +50,38 @@ pub enum Family {
     Glm4MoeLite,
 }
 
+/// The sizes of a model beside its attention: what it takes to run it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelSizes {
+    /// Elements of a token.
+    pub hidden: u32,
+    /// Elements between the two halves of a feed-forward layer.
+    pub intermediate: u32,
+    /// Tokens that there are.
+    pub vocabulary: u32,
+    /// Whether the embedding is the output projection too.
+    pub tied: bool,
+    /// Heads of the linear-attention layers, where there are such.
+    pub linear: Option<LinearShape>,
+    /// Tokens that end a text.
+    pub ends: Vec<u32>,
+}
+
+/// Heads of a linear-attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct LinearShape {
+    /// Heads of q and k.
+    pub k_heads: u32,
+    /// Heads of v, a multiple.
+    pub v_heads: u32,
+    /// Length of a q and k vector.
+    pub k_dim: u32,
+    /// Length of a v vector.
+    pub v_dim: u32,
+    /// Taps of the convolution before.
+    pub taps: u32,
+}
+
 /// What mixes tokens in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,6 +1,6 @@
 //! What the compiler decided for one model and one pattern, before any kernel is emitted.
 
-use crate::{KernelSpec, Sparsity, Target};
+use crate::{KernelSpec, Rows, Sparsity, Target};
 use serde::{Deserialize, Serialize};
 
 /// Everything that the artifacts of a model are made from.
@@ -15,6 +15,9 @@ pub struct Plan {
     pub capacity: u32,
     /// What the replaced layers reach at that length.
     pub proof: Proof,
+    /// Rows of causal attention, where some layers keep it and kernels are made for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense: Option<Rows>,
     /// The kernels to emit, sorted by target, then key.
     pub kernels: Vec<PlannedKernel>,
 }

@@ -70,6 +70,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
             causal: true,
             empty_queries: 0,
         },
+        dense: None,
         kernels: vec![entry],
         digest: String::new(),
     };

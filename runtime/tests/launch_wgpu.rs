@@ -225,6 +225,7 @@ fn check(device: Device, case: &Case) {
         kv_heads: KV_HEADS,
         q_len: case.q_len,
         kv_len: case.kv_len,
+        kv_room: case.kv_len,
         head_dim: HEAD_DIM,
         v_head_dim: V_HEAD_DIM,
         q_offset: offset,
@@ -342,7 +343,8 @@ fn errors_name_what_is_wrong() {
         launch(device, &loaded, &arguments, 1).expect_err("refused")
     };
     let text = b"@compute fn nonsense(";
-    let short = attempt(text, &some[..12], Device::Vulkan);
+    let image = &kernel.files.last().expect("a form that is launched").1;
+    let short = attempt(image, &some[..12], Device::Vulkan);
     assert!(matches!(short, LaunchError::Short { name: "k", .. }));
     let image = attempt(text, &some, Device::Vulkan);
     assert!(matches!(image, LaunchError::Image { .. }));

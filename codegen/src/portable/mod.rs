@@ -30,6 +30,7 @@ pub(crate) struct Definition {
     pub(crate) geometry: Geometry,
     /// Whether a workgroup takes all registers of a processor: it has many loads in
     /// flight, and there are not many workgroups.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     pub(crate) alone: bool,
 }
 

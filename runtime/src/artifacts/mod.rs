@@ -4,12 +4,14 @@
 //! at all, or an [`Artifacts`] of which every byte was checked.
 
 mod open;
+mod select;
 mod write;
 
-pub use open::Artifacts;
+pub use open::{Artifacts, Embedded};
 pub use write::write;
 
-use butterfly_ir::Target;
+use crate::LaunchError;
+use butterfly_ir::{Sm, Target};
 use std::io;
 use std::path::PathBuf;
 
@@ -53,6 +55,22 @@ pub enum ArtifactError {
         /// What is wrong with it.
         what: String,
     },
+    /// No kernel runs on the device that is here.
+    #[error("{}: no kernels for {own} among {there:?}; compile again with --target cuda:{own}", dir.display())]
+    Architecture {
+        /// The artifact folder.
+        dir: PathBuf,
+        /// Compute capability of the device.
+        own: Sm,
+        /// Those that there are kernels for.
+        there: Vec<String>,
+    },
+    /// The device does not say what it runs.
+    #[error("the device has no compute capability")]
+    NoCapability,
+    /// A kernel's file is none.
+    #[error(transparent)]
+    Image(#[from] LaunchError),
     /// No kernel fits.
     #[error("no {target} kernel for {wanted} in {}; make it with: butterfly compile CONFIG --pattern '{pattern}' --target {target} --dtype {dtype} -o {}", dir.display(), dir.display())]
     Missing {

@@ -13,8 +13,20 @@ const MOST_BYTES: u64 = 256 << 20;
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     dir: PathBuf,
+    embedded: Option<&'static Embedded>,
     /// What the folder holds.
     pub manifest: Manifest,
+}
+
+/// An artifact folder inside a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Embedded {
+    /// Where it was when the program was made, for messages.
+    pub dir: &'static str,
+    /// The text of its manifest.
+    pub manifest: &'static str,
+    /// Paths below the folder, and contents.
+    pub files: &'static [(&'static str, &'static [u8])],
 }
 
 impl Artifacts {
@@ -26,11 +38,28 @@ impl Artifacts {
     pub fn open(dir: &Path) -> Result<Self, ArtifactError> {
         let path = dir.join(MANIFEST);
         let text = String::from_utf8(read(&path)?).map_err(|_| malformed(&path, "is not UTF-8"))?;
-        let manifest = parse(&path, &text)?;
-        let artifacts = Self {
+        Self::checked(Self {
             dir: dir.to_path_buf(),
-            manifest,
-        };
+            embedded: None,
+            manifest: parse(&path, &text)?,
+        })
+    }
+
+    /// Opens a folder inside this program, with the same checks.
+    ///
+    /// # Errors
+    /// As [`Artifacts::open`].
+    pub fn embedded(embedded: &'static Embedded) -> Result<Self, ArtifactError> {
+        let dir = Path::new(embedded.dir);
+        Self::checked(Self {
+            dir: dir.to_path_buf(),
+            embedded: Some(embedded),
+            manifest: parse(&dir.join(MANIFEST), embedded.manifest)?,
+        })
+    }
+
+    fn checked(artifacts: Self) -> Result<Self, ArtifactError> {
+        let path = artifacts.dir.join(MANIFEST);
         for file in artifacts
             .manifest
             .kernels
@@ -94,8 +123,15 @@ impl Artifacts {
     }
 
     fn read_checked(&self, path: &str, bytes: u64, digest: &str) -> Result<Vec<u8>, ArtifactError> {
+        let content = match self.embedded {
+            None => read(&self.dir.join(path))?,
+            Some(embedded) => {
+                let file = embedded.files.iter().find(|(name, _)| *name == path);
+                let missing = || malformed(&self.dir.join(path), "is not in the program");
+                file.ok_or_else(missing)?.1.to_vec()
+            }
+        };
         let path = self.dir.join(path);
-        let content = read(&path)?;
         if content.len() as u64 != bytes {
             return Err(malformed(
                 &path,

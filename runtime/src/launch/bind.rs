@@ -1,11 +1,28 @@
 //! Kernel × arguments → what is bound: the last check before unchecked kernels.
 //!
-//! In:  a kernel and host memory of any length. Out: buffers that reach as far as the
-//! strides and the rows do, or an error that names the argument.
+//! In:  a kernel, and host memory or device memory of any length. Out: lengths that reach as
+//! far as the strides and the rows do, or an error that names the argument.
 
-use super::{Arguments, Device, LaunchError, Loaded};
+use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::{BandTable, Dtype, LaunchScalars, Resident, Rows, Score, ScoreValues};
 use std::borrow::Cow;
+
+/// What a launch needs, checked but for the tensors and the rows.
+pub(super) struct Needs {
+    /// Bytes of q, k, v and o up to the last element that is touched.
+    pub(super) tensors: [u64; 4],
+    /// Number of values of lse.
+    pub(super) results: u64,
+    /// The parameter buffer.
+    pub(super) parameters: Vec<u32>,
+    /// As [`Buffers::grid`].
+    pub(super) grid: [u32; 3],
+    /// As [`Buffers::maps`].
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    pub(super) maps: Option<[Map; 3]>,
+    /// One past the last row of blocks that holds a query.
+    pub(super) rows: u64,
+}
 
 /// What is bound, checked.
 #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code))]
@@ -21,10 +38,19 @@ pub(super) struct Buffers<'a> {
     pub(super) maps: Option<[Map; 3]>,
 }
 
+impl Buffers<'_> {
+    /// Bytes of the largest buffer.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code))]
+    pub(super) fn largest(&self) -> u64 {
+        let lengths = self.inputs.iter().map(|b| b.len());
+        lengths.chain(self.outputs).max().unwrap_or(0) as u64
+    }
+}
+
 /// A tensor in memory, and the box of it that is copied at a time. Dimensions are
 /// [B, H, length, D]; strides are in elements.
 #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
-pub(super) struct Map {
+pub struct Map {
     pub(super) dtype: Dtype,
     pub(super) shape: [u32; 4],
     pub(super) strides: [u32; 4],
@@ -34,13 +60,10 @@ pub(super) struct Map {
 /// Bytes of the widest load, and more than any device asks a copy to be a multiple of.
 const ALIGN: usize = 16;
 
-pub(super) fn buffers<'a>(
-    device: Device,
-    kernel: &Loaded<'_>,
-    arguments: &Arguments<'a>,
-) -> Result<Buffers<'a>, LaunchError> {
-    let (spec, scalars) = (kernel.spec, &arguments.scalars);
-    let batch = arguments.batch;
+/// What `kernel` needs for a call on `device`.
+pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<Needs, LaunchError> {
+    let (spec, scalars) = (kernel.spec(), &call.scalars);
+    let batch = call.batch;
     let limit = |what, asked: u64, available: u64| match asked <= available {
         true => Ok(()),
         false => Err(LaunchError::Limit {
@@ -73,69 +96,104 @@ pub(super) fn buffers<'a>(
         Ok(elements * u64::from(spec.dtype.bytes()))
     };
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
-    let q = reach("the length of q", scalars.q_strides, hq, q_len, d)?;
-    let k = reach("the length of k", scalars.k_strides, hkv, kv_len, d)?;
-    let v = reach("the length of v", scalars.v_strides, hkv, kv_len, dv)?;
-    let o = reach("the length of o", scalars.o_strides, hq, q_len, dv)?;
+    let tensors = [
+        reach("the length of q", scalars.q_strides, hq, q_len, d)?,
+        reach("the length of k", scalars.k_strides, hkv, kv_len, d)?,
+        reach("the length of v", scalars.v_strides, hkv, kv_len, dv)?,
+        reach("the length of o", scalars.o_strides, hq, q_len, dv)?,
+    ];
+    check_copies(kernel, scalars)?;
+    check_score(spec.score, &call.score, heads)?;
+    let geometry = kernel.geometry();
+    Ok(Needs {
+        tensors,
+        results,
+        parameters: scalars.parameters(geometry, spec.score, batch, &call.score),
+        // Nothing to compute: no tiles, whatever the offset.
+        grid: match results {
+            0 => [0; 3],
+            _ => geometry.grid(spec, scalars, batch),
+        },
+        maps: geometry
+            .resident
+            .map(|resident| maps(kernel, call, &resident)),
+        rows: last.div_ceil(spec.block.into()),
+    })
+}
 
+/// Whether a tensor reaches as far as its strides.
+pub(super) fn long_enough(name: &'static str, given: u64, needed: u64) -> Result<(), LaunchError> {
+    match given < needed {
+        true => Err(LaunchError::Short {
+            name,
+            given,
+            needed,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Everything in host memory, as it is bound.
+pub(super) fn buffers<'a>(
+    device: Device,
+    kernel: &Ready,
+    arguments: &Arguments<'a>,
+) -> Result<Buffers<'a>, LaunchError> {
+    let call = Call {
+        scalars: arguments.scalars,
+        batch: arguments.batch,
+        score: arguments.score,
+    };
+    let needs = needs(device, kernel, &call)?;
+    let [q, k, v, o] = needs.tensors;
     let mut inputs = Vec::with_capacity(6);
     for (name, bytes, needed) in [
         ("q", arguments.q, q),
         ("k", arguments.k, k),
         ("v", arguments.v, v),
     ] {
-        let given = bytes.len() as u64;
-        if given < needed {
-            return Err(LaunchError::Short {
-                name,
-                given,
-                needed,
-            });
-        }
+        long_enough(name, bytes.len() as u64, needed)?;
         inputs.push(padded(Cow::Borrowed(bytes)));
     }
-    check_copies(kernel, scalars)?;
-    let resident = kernel.geometry.resident;
-    let maps = resident.map(|resident| maps(kernel, arguments, &resident));
-    check_score(spec.score, &arguments.score, heads)?;
-    let parameters = scalars.parameters(&kernel.geometry, spec.score, batch, &arguments.score);
-    inputs.push(padded(words(parameters)));
-    match (&spec.rows, arguments.rows) {
+    inputs.push(padded(words(needs.parameters)));
+    match (&kernel.spec().rows, arguments.rows) {
         (Rows::ClosedForm(_), None) => {}
         (Rows::ClosedForm(_), Some(_)) => {
             return Err(LaunchError::Rows("is not read by this kernel"));
         }
         (Rows::Table, None) => return Err(LaunchError::Rows("is missing")),
         (Rows::Table, Some(table)) => {
-            check_table(table, last.div_ceil(spec.block.into()))?;
-            let bands = table.bands.iter();
-            inputs.push(padded(words(table.offsets.iter().copied())));
-            inputs.push(padded(words(bands.flat_map(|band| {
-                [band.lo, band.hi, band.first, band.end].map(|x| x as u32)
-            }))));
+            check_table(table, needs.rows)?;
+            inputs.extend(table_words(table));
         }
     }
-    // Nothing to compute: no tiles, whatever the offset.
-    let grid = match results {
-        0 => [0; 3],
-        _ => kernel.geometry.grid(spec, scalars, batch),
-    };
     Ok(Buffers {
         inputs,
-        outputs: [o as usize, results as usize * 4],
-        grid,
-        maps,
+        outputs: [o as usize, needs.results as usize * 4],
+        grid: needs.grid,
+        maps: needs.maps,
     })
+}
+
+/// Offsets and bands, as they are bound.
+pub(super) fn table_words(table: &BandTable) -> [Cow<'static, [u8]>; 2] {
+    let bands = table.bands.iter();
+    [
+        padded(words(table.offsets.iter().copied())),
+        padded(words(bands.flat_map(|band| {
+            [band.lo, band.hi, band.first, band.end].map(|x| x as u32)
+        }))),
+    ]
 }
 
 /// Kernels that copy 16 bytes at a time take addresses and strides that are multiples of
 /// that; the masks of resident ones also a positive scale.
-fn check_copies(kernel: &Loaded<'_>, scalars: &LaunchScalars) -> Result<(), LaunchError> {
-    let geometry = &kernel.geometry;
+fn check_copies(kernel: &Ready, scalars: &LaunchScalars) -> Result<(), LaunchError> {
+    let geometry = kernel.geometry();
     if geometry.resident.is_none() && geometry.split.is_none() {
         return Ok(());
     }
-    let elements = 16 / kernel.spec.dtype.bytes();
+    let elements = 16 / kernel.spec().dtype.bytes();
     let all = [
         scalars.q_strides,
         scalars.k_strides,
@@ -148,7 +206,7 @@ fn check_copies(kernel: &Loaded<'_>, scalars: &LaunchScalars) -> Result<(), Laun
         true => Ok(()),
         false => Err(LaunchError::Unsupported {
             device: Device::Cuda,
-            key: kernel.key.into(),
+            key: kernel.key().into(),
             what: format!(
                 "a form for strides that are no multiples of {elements} elements, or a scale that is not positive; compile for cuda:sm_90, whose kernels take both"
             ),
@@ -157,11 +215,11 @@ fn check_copies(kernel: &Loaded<'_>, scalars: &LaunchScalars) -> Result<(), Laun
 }
 
 /// What the tensor maps of a resident kernel show.
-fn maps(kernel: &Loaded<'_>, arguments: &Arguments<'_>, resident: &Resident) -> [Map; 3] {
-    let (spec, scalars) = (kernel.spec, &arguments.scalars);
+fn maps(kernel: &Ready, call: &Call<'_>, resident: &Resident) -> [Map; 3] {
+    let (spec, scalars) = (kernel.spec(), &call.scalars);
     let map = |[batch, head, token]: [u32; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
         dtype: spec.dtype,
-        shape: [arguments.batch, heads, length, dim],
+        shape: [call.batch, heads, length, dim],
         strides: [batch, head, token, 1],
         tile: [1, h, t, 64],
     };
@@ -206,7 +264,8 @@ fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(),
     }
 }
 
-fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {
+/// Whether a table has so many rows, and its offsets are ranges of its bands.
+pub(super) fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {
     let offsets = &table.offsets;
     if (offsets.len() as u64) <= rows {
         return Err(LaunchError::Rows("has fewer rows than the queries reach"));
@@ -223,7 +282,7 @@ fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn words(words: impl IntoIterator<Item = u32>) -> Cow<'static, [u8]> {
+pub(super) fn words(words: impl IntoIterator<Item = u32>) -> Cow<'static, [u8]> {
     Cow::Owned(words.into_iter().flat_map(u32::to_le_bytes).collect())
 }
 

@@ -1,47 +1,34 @@
-//! NVIDIA devices through CubeCL's CUDA runtime, from cubins.
+//! NVIDIA devices through CubeCL's CUDA runtime.
 //!
-//! CubeCL takes compiled code only from its cache on disk, which a server reads once,
-//! when it is made. So each kernel gets a folder of its own, holding its cubin, and a
-//! server that is made on it. The text behind the kernel is an error: a miss in the
-//! cache never compiles.
+//! For kernels on host memory each gets a folder of its own, holding its cubin, and a
+//! server that is made on it (see [`cubins`]). Kernels on the tensors of others run on
+//! these others' server.
 
 use super::bind::Buffers;
-use super::{Device, Found, LaunchError, Loaded, Output};
-use super::{run, tensor_maps};
+use super::cubins::{self, Task};
+use super::ready::Code;
+use super::shared::Launches;
+use super::{Device, Found, LaunchError, Output, Ready, run, tensor_maps};
 use butterfly_ir::Sm;
-use cubecl_common::cache::CacheOption;
-use cubecl_common::compilation_cache::CompilationCache;
 use cubecl_common::device::{Device as CubeDevice, DeviceId};
-use cubecl_common::hash::StableHash;
-use cubecl_core::Compiler;
-use cubecl_core::ir::{AddressType, StorageType};
-use cubecl_cpp::shared::{Body, ComputeKernel, Elem, Flags, Item, SharedMemory};
-use cubecl_cuda::{CudaCompiler, CudaComputeKernel, CudaRuntime};
+use cubecl_cuda::CudaRuntime;
 use cubecl_runtime::client::ComputeClient;
-use cubecl_runtime::compiler::{CompilationError, CubeTask};
-use cubecl_runtime::config::cache::CacheConfig;
-use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
-use cubecl_runtime::id::KernelId;
-use cubecl_runtime::kernel::{CompiledKernel, KernelMetadata};
-use cubecl_runtime::server::{CubeDim, ExecutionMode, Handle};
+use cubecl_runtime::server::Handle;
 use std::ffi::{CStr, c_char, c_int};
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// What is seen where a cubin was not found in the cache.
-const TEXT: &str = "#error the cubin of this kernel is not in the cache\n";
+use std::sync::{Mutex, PoisonError};
 
 /// Servers by the kernel they were made for. Launches take turns, for their times.
 static OPEN: Mutex<Vec<(Task, ComputeClient<CudaRuntime>)>> = Mutex::new(Vec::new());
 
 pub(super) fn launch(
-    kernel: &Loaded<'_>,
+    kernel: &Ready,
     mut buffers: Buffers<'_>,
     runs: u32,
 ) -> Result<Output, LaunchError> {
     let device = Device::Cuda;
-    if !kernel.image.starts_with(b"\x7fELF") {
+    if !matches!(kernel.code(), Code::Cubin(_)) {
         return Err(LaunchError::Image {
-            key: kernel.key.into(),
+            key: kernel.key().into(),
             expected: "a cubin",
         });
     }
@@ -51,16 +38,16 @@ pub(super) fn launch(
     probe().map_err(|reason| LaunchError::Missing { device, reason })?;
     let failed = |reason| LaunchError::Failed {
         device,
-        key: kernel.key.into(),
+        key: kernel.key().into(),
         reason,
     };
-    let task = Task::new(kernel);
+    let task = Task::new(kernel.clone());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     let at = match open.iter().position(|(known, _)| *known == task) {
         Some(at) => at,
         None => {
             let server = open.len();
-            let opened = run::caught(|| open_server(server, &task, kernel.image));
+            let opened = run::caught(|| open_server(server, kernel));
             open.push((task.clone(), opened.map_err(failed)?));
             server
         }
@@ -69,14 +56,13 @@ pub(super) fn launch(
     let properties = client.properties();
     let processors = properties.hardware.num_streaming_multiprocessors;
     buffers.grid = kernel
-        .geometry
+        .geometry()
         .fitted(buffers.grid, processors.unwrap_or(1));
-    run::check_limits(device, &kernel.geometry, &buffers, properties)?;
+    let (grid, largest) = (buffers.grid, buffers.largest());
+    run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let output = run::caught(|| {
-        let maps = |inputs: &[Handle]| tensor_maps::bind(&buffers, inputs);
-        run::run(client, &buffers, runs, maps, || {
-            Box::new(task.clone()) as Box<dyn CubeTask<CudaCompiler>>
-        })
+        let maps = |inputs: &[Handle]| tensor_maps::bind(buffers.maps.as_ref(), inputs);
+        run::run(client, &buffers, runs, maps, || CudaRuntime::task(kernel))
     });
     // Servers do not share memory.
     let _ = run::caught(|| {
@@ -170,21 +156,9 @@ impl CubeDevice for Server {
     }
 }
 
-/// Same shape as the entries of the runtime's cache.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-struct CacheEntry {
-    entrypoint_name: String,
-    shared_mem_bytes: usize,
-    ptx: Vec<c_char>,
-}
-
-/// A server that has `cubin` in its cache. The folder is gone afterwards: what is in it
-/// was read when the server was made.
-fn open_server(
-    server: usize,
-    task: &Task,
-    cubin: &[u8],
-) -> Result<ComputeClient<CudaRuntime>, String> {
+/// A server that has the cubin of `kernel` in its cache. The folder is gone afterwards: what
+/// is in it was read when the server was made.
+fn open_server(server: usize, kernel: &Ready) -> Result<ComputeClient<CudaRuntime>, String> {
     let server = u16::try_from(server)
         .ok()
         .filter(|server| *server < u16::MAX - FIRST_TYPE)
@@ -193,150 +167,10 @@ fn open_server(
         .prefix("butterfly-cubin-")
         .tempdir()
         .map_err(|error| error.to_string())?;
-    let options = CacheOption::default().name("cuda").root(folder.path());
-    let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
-    let bytes = cubin.iter().chain(&[0]);
-    let ptx: Vec<c_char> = bytes.map(|byte| *byte as c_char).collect();
-    for mode in [
-        ExecutionMode::Checked,
-        ExecutionMode::Validate,
-        ExecutionMode::Unchecked,
-    ] {
-        let mut id = task.id();
-        id.mode(mode);
-        let entry = CacheEntry {
-            entrypoint_name: task.identity.1.clone(),
-            shared_mem_bytes: task.shared_bytes,
-            ptx: ptx.clone(),
-        };
-        cache
-            .insert(id.stable_hash(), entry)
-            .map_err(|error| format!("{error:?}"))?;
-    }
-    drop(cache);
-
+    cubins::store(folder.path(), std::slice::from_ref(kernel))?;
     // The folder is configured only while the server is made: others keep theirs.
-    let before = CubeClRuntimeConfig::get();
-    let mut config = (*before).clone();
-    config.compilation.cache = Some(CacheConfig::File(folder.path().into()));
-    let configure = |config| *CubeClRuntimeConfig::storage().lock() = Some(config);
-    configure(Arc::new(config));
+    let before = cubins::configure(folder.path());
     let client = run::caught(|| Ok(ComputeClient::load(&Server(server))));
-    configure(before);
+    cubins::restore(before);
     client
-}
-
-/// A finished kernel, as the runtime takes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Task {
-    identity: (String, String, [u8; 32]),
-    threads: CubeDim,
-    shared_bytes: usize,
-}
-
-impl Task {
-    fn new(kernel: &Loaded<'_>) -> Self {
-        let [x, y, z] = kernel.geometry.threads;
-        Self {
-            identity: super::identity(kernel),
-            threads: CubeDim::new_3d(x, y, z),
-            shared_bytes: kernel.geometry.shared_bytes as usize,
-        }
-    }
-}
-
-impl KernelMetadata for Task {
-    fn name(&self) -> &'static str {
-        "butterfly"
-    }
-
-    fn id(&self) -> KernelId {
-        KernelId::new::<Self>()
-            .cube_dim(self.threads)
-            .info((self.identity.clone(), self.shared_bytes))
-    }
-
-    fn address_type(&self) -> StorageType {
-        AddressType::U32.unsigned_type()
-    }
-}
-
-impl CubeTask<CudaCompiler> for Task {
-    fn compile(
-        &self,
-        _: &mut CudaCompiler,
-        _: &<CudaCompiler as Compiler>::CompilationOptions,
-        _: ExecutionMode,
-        _: StorageType,
-    ) -> Result<CompiledKernel<CudaCompiler>, CompilationError> {
-        Ok(CompiledKernel {
-            entrypoint_name: self.identity.1.clone(),
-            debug_name: None,
-            source: TEXT.into(),
-            repr: Some(representation(self.shared_bytes, self.threads)),
-            cube_dim: self.threads,
-            debug_info: None,
-        })
-    }
-}
-
-/// A representation that exists only to say how much shared memory there is.
-fn representation(shared_bytes: usize, cube_dim: CubeDim) -> CudaComputeKernel {
-    let word = Item::scalar(Elem::U32, true);
-    let memory = SharedMemory::Array {
-        index: 0,
-        item: Item::scalar(Elem::U8, true),
-        length: shared_bytes,
-        align: 1024,
-        offset: 0,
-    };
-    ComputeKernel {
-        tensor_maps: vec![],
-        buffers: vec![],
-        scalars: vec![],
-        info: Default::default(),
-        meta_static_len: 0,
-        body: Body {
-            instructions: vec![],
-            shared_memories: match shared_bytes {
-                0 => vec![],
-                _ => vec![memory],
-            },
-            pipelines: vec![],
-            barriers: vec![],
-            const_arrays: vec![],
-            local_arrays: vec![],
-            info_by_ptr: false,
-            has_dynamic_meta: false,
-            address_type: word,
-        },
-        cube_dim,
-        cluster_dim: None,
-        extensions: vec![],
-        flags: Flags {
-            elem_fp4: false,
-            elem_fp6: false,
-            elem_fp8: false,
-            elem_bf16: false,
-            elem_f16: false,
-            elem_tf32: false,
-            indexes: Default::default(),
-            op_barrier: false,
-            op_pipeline: false,
-            inst_tma: false,
-            inst_tma_im2col: false,
-            inst_wmma: false,
-            inst_ptx_wrappers: false,
-            inst_async_copy: false,
-            use_grid_constants: true,
-            static_meta_length: 0,
-            has_dynamic_meta: false,
-            has_info: false,
-            cube_dim,
-            cluster_dim: None,
-            address_type: word,
-        },
-        items: Default::default(),
-        kernel_name: String::new(),
-    }
 }

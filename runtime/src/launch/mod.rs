@@ -9,13 +9,24 @@
 
 mod bind;
 #[cfg(feature = "cuda")]
+mod cubins;
+#[cfg(feature = "cuda")]
 mod cuda;
+mod ready;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod run;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod shared;
 #[cfg(feature = "cuda")]
 mod tensor_maps;
 #[cfg(feature = "wgpu")]
 mod wgpu;
+
+#[cfg(feature = "cuda")]
+pub use cubins::{seed, seed_folder};
+pub use ready::Ready;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use shared::{DeviceTable, Launches, Tensors, enqueue};
 
 use bind::buffers;
 use butterfly_ir::{BandTable, Geometry, KernelSpec, LaunchScalars, ScoreValues, Sm};
@@ -63,7 +74,7 @@ pub struct Loaded<'a> {
     pub spec: &'a KernelSpec,
     /// How it is launched.
     pub geometry: Geometry,
-    /// The words of a SPIR-V module (little-endian), WGSL text, or a cubin.
+    /// The words of a SPIR-V module (little-endian), WGSL text, a cubin, or CUDA C++.
     pub image: &'a [u8],
 }
 
@@ -85,6 +96,17 @@ pub struct Arguments<'a> {
     pub v: &'a [u8],
     /// The bands, for [`Rows::Table`](butterfly_ir::Rows::Table) only.
     pub rows: Option<&'a BandTable>,
+    /// The values for the kernel's [`Score`](butterfly_ir::Score), no more and no fewer.
+    pub score: ScoreValues<'a>,
+}
+
+/// The scalars of a launch, wherever its tensors are.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The run-time scalars.
+    pub scalars: LaunchScalars,
+    /// B: sequences.
+    pub batch: u32,
     /// The values for the kernel's [`Score`](butterfly_ir::Score), no more and no fewer.
     pub score: ScoreValues<'a>,
 }
@@ -192,11 +214,12 @@ pub fn launch(
     arguments: &Arguments<'_>,
     runs: u32,
 ) -> Result<Output, LaunchError> {
+    let kernel = &Ready::new(device, kernel)?;
     let buffers = buffers(device, kernel, arguments)?;
     match device {
         Device::Vulkan | Device::Webgpu => {
             #[cfg(feature = "wgpu")]
-            return wgpu::launch(device, kernel, &buffers, runs);
+            return wgpu::launch(kernel, &buffers, runs);
             #[cfg(not(feature = "wgpu"))]
             return Err(not_built(device, "wgpu", &buffers, runs));
         }
@@ -231,7 +254,19 @@ pub struct Found {
 
 /// Looks for every device, without opening any.
 pub fn adapters() -> Vec<Adapter> {
-    let found = |device| match device {
+    let adapters = Device::ALL.into_iter().map(|device| Adapter {
+        device,
+        found: find(device),
+    });
+    adapters.collect()
+}
+
+/// Looks for a device, without opening it.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn find(device: Device) -> Result<Found, String> {
+    match device {
         Device::Vulkan | Device::Webgpu => {
             #[cfg(feature = "wgpu")]
             return wgpu::probe(device);
@@ -244,21 +279,7 @@ pub fn adapters() -> Vec<Adapter> {
             #[cfg(not(feature = "cuda"))]
             Err("built without the feature `cuda`".to_string())
         }
-    };
-    Device::ALL
-        .into_iter()
-        .map(|device| Adapter {
-            device,
-            found: found(device),
-        })
-        .collect()
-}
-
-/// Bits of a kernel's identity that no cache may mix up.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn identity(kernel: &Loaded<'_>) -> (String, String, [u8; 32]) {
-    let digest = blake3::hash(kernel.image);
-    (kernel.key.into(), kernel.entry.into(), *digest.as_bytes())
+    }
 }
 
 #[cfg(not(all(feature = "wgpu", feature = "cuda")))]

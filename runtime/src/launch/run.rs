@@ -26,14 +26,13 @@ pub(super) fn nothing(buffers: &Buffers<'_>) -> Option<Output> {
 pub(super) fn check_limits(
     device: Device,
     geometry: &Geometry,
-    buffers: &Buffers<'_>,
+    grid: [u32; 3],
+    largest: u64,
     properties: &DeviceProperties,
 ) -> Result<(), LaunchError> {
     let hardware = &properties.hardware;
     let threads: u64 = geometry.threads.iter().copied().map(u64::from).product();
-    let largest = buffers.inputs.iter().map(|b| b.len());
-    let largest = largest.chain(buffers.outputs).max().unwrap_or(0);
-    let (grid, cubes) = (buffers.grid, hardware.max_cube_count);
+    let cubes = hardware.max_cube_count;
     let (group, units) = (geometry.threads, hardware.max_cube_dim);
     let memory = properties.memory.max_page_size;
     let shared = hardware.max_shared_memory_size as u64;
@@ -46,7 +45,7 @@ pub(super) fn check_limits(
         ("threads in z", group[2].into(), units.2.into()),
         ("threads", threads, hardware.max_units_per_cube.into()),
         ("shared memory", geometry.shared_bytes.into(), shared),
-        ("bytes of one buffer", largest as u64, memory),
+        ("bytes of one buffer", largest, memory),
     ] {
         if asked > available {
             return Err(LaunchError::Limit {

@@ -1,6 +1,6 @@
 //! Tensors as the copy engine of NVIDIA devices since Hopper sees them.
 
-use super::bind::{Buffers, Map};
+use super::bind::Map;
 use butterfly_ir::Dtype;
 use cubecl_core::ir::{ElemType, FloatKind, StorageType};
 use cubecl_core::zspace::metadata::Metadata;
@@ -10,8 +10,8 @@ use cubecl_runtime::tma::{
 };
 
 /// The tensor maps of q, k and v, the first inputs.
-pub(super) fn bind(buffers: &Buffers<'_>, inputs: &[Handle]) -> Vec<TensorMapBinding> {
-    let maps = buffers.maps.iter().flatten();
+pub(super) fn bind(maps: Option<&[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapBinding> {
+    let maps = maps.into_iter().flatten();
     let binding = |(map, input): (&Map, &Handle)| {
         let dims = |dims: [u32; 4]| dims.map(|n| n as usize);
         let kind = match map.dtype {

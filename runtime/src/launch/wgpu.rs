@@ -3,18 +3,19 @@
 //! The device is our own, with one buffer for each allocation: WGSL declares the inputs
 //! read-only, and wgpu refuses a buffer that is bound both for reading and for writing.
 
-use super::bind::Buffers;
-use super::run;
-use super::{Device, Found, LaunchError, Loaded, Output};
-use butterfly_ir::{Dtype, Rows};
+use super::bind::{Buffers, Map};
+use super::ready::Code;
+use super::shared::{Launches, belongs};
+use super::{Device, Found, LaunchError, Output, Ready, run};
+use butterfly_ir::{Dtype, Geometry};
 use cubecl_common::future::block_on;
-use cubecl_core::ir::{AddressType, StorageType};
+use cubecl_core::ir::{AddressType, DeviceProperties, StorageType};
 use cubecl_core::{Compiler, MemoryConfiguration, Runtime};
 use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::{CompiledKernel, KernelMetadata, Visibility};
-use cubecl_runtime::server::{CubeDim, ExecutionMode};
+use cubecl_runtime::server::{CubeDim, ExecutionMode, Handle, TensorMapBinding};
 use cubecl_spirv::SpirvKernel;
 use cubecl_wgpu::{AutoCompiler, AutoRepresentation, RuntimeOptions, WgpuRuntime, WgpuSetup};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,12 +33,11 @@ struct Opened {
 static OPEN: Mutex<Vec<(Backend, Opened)>> = Mutex::new(Vec::new());
 
 pub(super) fn launch(
-    device: Device,
-    kernel: &Loaded<'_>,
+    kernel: &Ready,
     buffers: &Buffers<'_>,
     runs: u32,
 ) -> Result<Output, LaunchError> {
-    let task = task(device, kernel)?;
+    let device = kernel.device();
     if let Some(output) = run::nothing(buffers) {
         return Ok(output);
     }
@@ -52,8 +52,9 @@ pub(super) fn launch(
 
     run::check_limits(
         device,
-        &kernel.geometry,
-        buffers,
+        kernel.geometry(),
+        buffers.grid,
+        buffers.largest(),
         opened.client.properties(),
     )?;
     for (needed, feature, what) in [
@@ -63,13 +64,17 @@ pub(super) fn launch(
             "SPIR-V modules",
         ),
         (
-            kernel.spec.dtype == Dtype::F16,
+            kernel.spec().dtype == Dtype::F16,
             Features::SHADER_F16,
             "f16 arithmetic",
         ),
     ] {
         if needed && !opened.features.contains(feature) {
-            return Err(unsupported(device, kernel, what));
+            return Err(LaunchError::Unsupported {
+                device,
+                key: kernel.key().into(),
+                what: what.into(),
+            });
         }
     }
 
@@ -84,13 +89,13 @@ pub(super) fn launch(
             buffers,
             runs,
             |_| vec![],
-            || Box::new(task.clone()) as Box<dyn CubeTask<AutoCompiler>>,
+            || WgpuRuntime::task(kernel),
         )
     });
     let errors = take();
     let failed = |reason| LaunchError::Failed {
         device,
-        key: kernel.key.into(),
+        key: kernel.key().into(),
         reason,
     };
     match errors.is_empty() {
@@ -110,14 +115,6 @@ pub(super) fn probe(device: Device) -> Result<Found, String> {
             sm: None,
         })
     })
-}
-
-fn unsupported(device: Device, kernel: &Loaded<'_>, what: &str) -> LaunchError {
-    LaunchError::Unsupported {
-        device,
-        key: kernel.key.into(),
-        what: what.into(),
-    }
 }
 
 fn backend(device: Device) -> Backend {
@@ -209,59 +206,31 @@ fn open_device(device: Device) -> Result<Opened, String> {
     })
 }
 
+impl Launches for WgpuRuntime {
+    fn task(kernel: &Ready) -> Box<dyn CubeTask<AutoCompiler>> {
+        debug_assert!(belongs(kernel, &[Device::Vulkan, Device::Webgpu]));
+        Box::new(Task(kernel.clone()))
+    }
+
+    fn tensor_maps(_: Option<[Map; 3]>, _: &[Handle]) -> Vec<TensorMapBinding> {
+        Vec::new()
+    }
+
+    fn fitted(_: &Geometry, grid: [u32; 3], _: &DeviceProperties) -> [u32; 3] {
+        grid
+    }
+}
+
 /// A finished kernel, as the runtime takes it.
 #[derive(Clone)]
-struct Task {
-    identity: (String, String, [u8; 32]),
-    threads: CubeDim,
-    shared_bytes: usize,
-    code: Code,
-}
+struct Task(Ready);
 
-#[derive(Clone)]
-enum Code {
-    Wgsl(Arc<str>),
-    SpirV { words: Arc<[u32]>, bindings: usize },
+impl Task {
+    fn threads(&self) -> CubeDim {
+        let [x, y, z] = self.0.geometry().threads;
+        CubeDim::new_3d(x, y, z)
+    }
 }
-
-fn task(device: Device, kernel: &Loaded<'_>) -> Result<Task, LaunchError> {
-    let image = |expected| LaunchError::Image {
-        key: kernel.key.into(),
-        expected,
-    };
-    let code = match device {
-        Device::Vulkan => {
-            let words = kernel.image.chunks_exact(4);
-            let whole = words.remainder().is_empty();
-            let words: Arc<[u32]> = words
-                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
-            if !whole || words.len() < 5 || words[0] != SPIRV_MAGIC {
-                return Err(image("a SPIR-V module"));
-            }
-            Code::SpirV {
-                words,
-                bindings: match kernel.spec.rows {
-                    Rows::ClosedForm(_) => 6,
-                    Rows::Table => 8,
-                },
-            }
-        }
-        Device::Webgpu | Device::Cuda => {
-            let text = std::str::from_utf8(kernel.image).map_err(|_| image("WGSL text"))?;
-            Code::Wgsl(text.into())
-        }
-    };
-    let [x, y, z] = kernel.geometry.threads;
-    Ok(Task {
-        identity: super::identity(kernel),
-        threads: CubeDim::new_3d(x, y, z),
-        shared_bytes: kernel.geometry.shared_bytes as usize,
-        code,
-    })
-}
-
-const SPIRV_MAGIC: u32 = 0x0723_0203;
 
 impl KernelMetadata for Task {
     fn name(&self) -> &'static str {
@@ -269,13 +238,9 @@ impl KernelMetadata for Task {
     }
 
     fn id(&self) -> KernelId {
-        let language = match self.code {
-            Code::Wgsl(_) => "wgsl",
-            Code::SpirV { .. } => "spv",
-        };
         KernelId::new::<Self>()
-            .cube_dim(self.threads)
-            .info((self.identity.clone(), language))
+            .cube_dim(self.threads())
+            .info((self.0.identity().clone(), self.0.device()))
     }
 
     fn address_type(&self) -> StorageType {
@@ -291,26 +256,27 @@ impl CubeTask<AutoCompiler> for Task {
         _: ExecutionMode,
         _: StorageType,
     ) -> Result<CompiledKernel<AutoCompiler>, CompilationError> {
-        let (source, repr) = match &self.code {
-            Code::Wgsl(text) => (text.to_string(), None),
+        let (source, repr) = match self.0.code() {
+            Code::Wgsl(text) | Code::Cuda(text) => (text.clone(), None),
             Code::SpirV { words, bindings } => {
                 let module = SpirvKernel {
                     module: None,
                     optimizer: None,
-                    assembled_module: words.to_vec(),
+                    assembled_module: words.clone(),
                     bindings: vec![Visibility::ReadWrite; *bindings],
-                    shared_size: self.shared_bytes,
+                    shared_size: self.0.geometry().shared_bytes as usize,
                     uniform_info: false,
                 };
                 (String::new(), Some(AutoRepresentation::SpirV(module)))
             }
+            Code::Cubin(_) => (String::new(), None),
         };
         Ok(CompiledKernel {
-            entrypoint_name: self.identity.1.clone(),
+            entrypoint_name: self.0.identity().entry.clone(),
             debug_name: None,
             source,
             repr,
-            cube_dim: self.threads,
+            cube_dim: self.threads(),
             debug_info: None,
         })
     }

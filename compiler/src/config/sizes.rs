@@ -1,0 +1,107 @@
+//! The sizes of a model beside its attention.
+
+use super::fields::Fields;
+use super::{ConfigError, parse, text_model};
+use butterfly_ir::model::{Family, LayerKind, LinearShape, ModelConfig, ModelSizes};
+use serde_json::Value;
+
+/// Reads what it takes to run the model whose attention is `model`.
+///
+/// # Errors
+/// [`ConfigError`] for the first field that is missing, wrong or not supported.
+pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, ConfigError> {
+    let value = parse(file, json)?;
+    let (config, top) = text_model(file, &value)?;
+    let config = &config;
+    let ends = match ends(config)? {
+        ends if ends.is_empty() => self::ends(&top)?,
+        ends => ends,
+    };
+    if model.family == Family::Gpt2 {
+        activation(config, "activation_function", "gelu_new")?;
+        let hidden = config.required_count("n_embd")?;
+        return Ok(ModelSizes {
+            hidden,
+            intermediate: config.count_or("n_inner", hidden.saturating_mul(4))?,
+            vocabulary: config.required_count("vocab_size")?,
+            tied: config.flag("tie_word_embeddings", true)?,
+            linear: None,
+            ends,
+        });
+    }
+    activation(config, "hidden_act", "silu")?;
+    for name in ["mlp_bias"] {
+        if config.flag(name, false)? {
+            return Err(config.unsupported(name, &Value::from(true), "false"));
+        }
+    }
+    let hybrid = model.layers.contains(&LayerKind::LinearAttention);
+    let tied = match config.get("tie_word_embeddings") {
+        Some(_) => config,
+        None => &top,
+    };
+    Ok(ModelSizes {
+        hidden: config.required_count("hidden_size")?,
+        intermediate: match model.family {
+            Family::Qwen35Moe => config.required_count("moe_intermediate_size")?,
+            _ => config.required_count("intermediate_size")?,
+        },
+        vocabulary: config.required_count("vocab_size")?,
+        tied: tied.flag("tie_word_embeddings", false)?,
+        linear: match hybrid {
+            true => Some(linear(config)?),
+            false => None,
+        },
+        ends,
+    })
+}
+
+fn activation(config: &Fields<'_>, name: &str, supported: &str) -> Result<(), ConfigError> {
+    match config.text(name, supported)? {
+        None => Ok(()),
+        Some(given) if given == supported => Ok(()),
+        Some(other) => Err(config.unsupported(name, &Value::from(other), supported)),
+    }
+}
+
+fn linear(config: &Fields<'_>) -> Result<LinearShape, ConfigError> {
+    let shape = LinearShape {
+        k_heads: config.count_or("linear_num_key_heads", 16)?,
+        v_heads: config.count_or("linear_num_value_heads", 32)?,
+        k_dim: config.count_or("linear_key_head_dim", 128)?,
+        v_dim: config.count_or("linear_value_head_dim", 128)?,
+        taps: config.count_or("linear_conv_kernel_dim", 4)?,
+    };
+    let bad = |name, given: u32, expected: &str| config.bad(name, &Value::from(given), expected);
+    if !shape.v_heads.is_multiple_of(shape.k_heads) {
+        let expected = format!("a multiple of `linear_num_key_heads`, {}", shape.k_heads);
+        return Err(bad("linear_num_value_heads", shape.v_heads, &expected));
+    }
+    for (name, given) in [
+        ("linear_key_head_dim", shape.k_dim),
+        ("linear_value_head_dim", shape.v_dim),
+    ] {
+        if given > 256 || !given.is_multiple_of(8) {
+            return Err(bad(name, given, "a multiple of 8, at most 256"));
+        }
+    }
+    if !(2..=16).contains(&shape.taps) {
+        return Err(bad("linear_conv_kernel_dim", shape.taps, "2 to 16 taps"));
+    }
+    Ok(shape)
+}
+
+/// `eos_token_id`, a number or a list of them.
+fn ends(config: &Fields<'_>) -> Result<Vec<u32>, ConfigError> {
+    let expected = "a token, or a list of tokens";
+    let Some(value) = config.get("eos_token_id") else {
+        return Ok(Vec::new());
+    };
+    let list = match value {
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let token = |token: &Value| token.as_u64().and_then(|token| u32::try_from(token).ok());
+    let tokens: Option<Vec<u32>> = list.iter().map(token).collect();
+    tokens.ok_or_else(|| config.bad("eos_token_id", value, expected))
+}

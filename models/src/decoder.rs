@@ -1,0 +1,163 @@
+//! Llama, Qwen3 and Qwen3.5: norm, attention of either kind, norm, gated feed-forward.
+
+use crate::ModelError;
+use crate::layers::{Attention, GatedMlp, LinearAttention, add_norm, norm};
+use crate::loader::Loader;
+use crate::policy::Policy;
+use crate::rotation;
+use crate::state::{LayerState, State};
+use burn::prelude::*;
+use burn::tensor::DType;
+use butterfly::AttentionBackend;
+use butterfly_ir::model::{Family, LayerKind, ModelConfig, ModelSizes};
+
+/// All layers between embedding and output projection.
+#[derive(Clone, Debug)]
+pub(crate) struct Decoder<B: Backend> {
+    embedding: Tensor<B, 2>,
+    layers: Vec<Layer<B>>,
+    norm: Tensor<B, 1>,
+    epsilon: f32,
+    frequencies: Vec<f64>,
+}
+
+#[derive(Clone, Debug)]
+struct Layer<B: Backend> {
+    before: Tensor<B, 1>,
+    mixer: Mixer<B>,
+    after: Tensor<B, 1>,
+    mlp: GatedMlp<B>,
+}
+
+#[derive(Clone, Debug)]
+enum Mixer<B: Backend> {
+    Attention(Attention<B>),
+    Linear(LinearAttention<B>),
+}
+
+impl<B: AttentionBackend> Decoder<B> {
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+    ) -> Self {
+        let hidden = sizes.hidden as usize;
+        let epsilon = config.norm_eps as f32;
+        // Qwen3.5 stores how far a weight is from one.
+        let plus = match config.family {
+            Family::Qwen35 | Family::Qwen35Moe => 1.0,
+            Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Glm4MoeLite => 0.0,
+        };
+        let vocabulary = sizes.vocabulary as usize;
+        let embedding = loader.matrix(&[("embed_tokens.weight".into(), vocabulary)], hidden);
+        let layers = config.layers.iter().enumerate().map(|(i, kind)| {
+            let at = format!("layers.{i}");
+            let before = loader.norm(&format!("{at}.input_layernorm.weight"), hidden, plus);
+            let mixer = match (kind, &sizes.linear) {
+                (LayerKind::LinearAttention, Some(shape)) => {
+                    let at = format!("{at}.linear_attn");
+                    Mixer::Linear(LinearAttention::load(loader, &at, shape, hidden, epsilon))
+                }
+                _ => {
+                    let at = format!("{at}.self_attn");
+                    Mixer::Attention(Attention::load(loader, &at, config, sizes, plus))
+                }
+            };
+            let after = format!("{at}.post_attention_layernorm.weight");
+            Layer {
+                before,
+                mixer,
+                after: loader.norm(&after, hidden, plus),
+                mlp: GatedMlp::load(loader, &format!("{at}.mlp"), sizes),
+            }
+        });
+        let layers = layers.collect();
+        Self {
+            embedding,
+            layers,
+            norm: loader.norm("norm.weight", hidden, plus),
+            epsilon,
+            frequencies: config
+                .rope
+                .as_ref()
+                .map(rotation::frequencies)
+                .unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn embedding(&self) -> &Tensor<B, 2> {
+        &self.embedding
+    }
+
+    pub(crate) fn state(
+        &self,
+        batch: usize,
+        room: usize,
+        blocks: &[usize],
+        device: &B::Device,
+    ) -> Vec<LayerState<B>> {
+        let layers = self.layers.iter().zip(blocks);
+        let states = layers.map(|(layer, block)| match &layer.mixer {
+            Mixer::Attention(attention) => attention.cache(batch, room, *block, device),
+            Mixer::Linear(linear) => linear.state(batch, device),
+        });
+        states.collect()
+    }
+
+    /// Tokens [B, T] → hidden states after the last norm [B, T, H].
+    pub(crate) fn forward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        state: &mut State<B>,
+        policy: &Policy,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        let [batch, tokens] = ids.dims();
+        let device = ids.device();
+        let capacity = state.capacity_for(tokens)?;
+        let positions = state.position..state.position + tokens;
+        let rotation = (!self.frequencies.is_empty()).then(|| {
+            let table = rotation::table(&self.frequencies, positions);
+            let data = TensorData::new(table, [tokens, 2 * self.frequencies.len()]);
+            Tensor::from_data(data, (&device, DType::F32))
+        });
+        let hidden = self.embedding.dims()[1];
+        let x = self
+            .embedding
+            .clone()
+            .select(0, ids.reshape([batch * tokens]));
+        let mut x = x.reshape([batch, tokens, hidden]);
+        // What the layer before has added last, still beside the residual stream.
+        let mut pending: Option<Tensor<B, 3>> = None;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let normed;
+            (x, normed) = self.join(x, pending.take(), &layer.before)?;
+            let mixed = match (&layer.mixer, &mut state.layers[i], &policy.layers[i]) {
+                (Mixer::Attention(attention), LayerState::Attention(cache), Some(policy)) => {
+                    attention.forward(normed, cache, rotation.as_ref(), capacity, policy)?
+                }
+                (Mixer::Linear(linear), LayerState::Linear(state), _) => {
+                    linear.forward(normed, state)?
+                }
+                _ => unreachable!("state and policy were made for this model"),
+            };
+            let normed;
+            (x, normed) = add_norm(x, mixed, &layer.after, self.epsilon)?;
+            pending = Some(layer.mlp.forward(normed)?);
+        }
+        state.position += tokens;
+        Ok(self.join(x, pending, &self.norm)?.1)
+    }
+
+    /// Adds what is pending, and norms.
+    fn join(
+        &self,
+        x: Tensor<B, 3>,
+        pending: Option<Tensor<B, 3>>,
+        weight: &Tensor<B, 1>,
+    ) -> Result<(Tensor<B, 3>, Tensor<B, 3>), ModelError> {
+        Ok(match pending {
+            None => (x.clone(), norm(x, weight, self.epsilon)?),
+            Some(y) => add_norm(x, y, weight, self.epsilon)?,
+        })
+    }
+}

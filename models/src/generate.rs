@@ -1,0 +1,138 @@
+//! Logits → the next token.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// How a token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides logits; 0 takes the largest.
+    pub temperature: f32,
+    /// Of the most likely tokens only so many; 0 for all.
+    pub top_k: usize,
+    /// Of the most likely tokens those that make up this share; 1 for all.
+    pub top_p: f32,
+    /// The same numbers give the same text.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+/// Draws tokens.
+#[derive(Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: StdRng,
+}
+
+impl Sampler {
+    /// A sampler at the start of its sequence.
+    pub fn new(sampling: Sampling) -> Self {
+        Self {
+            sampling,
+            random: StdRng::seed_from_u64(sampling.seed),
+        }
+    }
+
+    /// The next token for logits [V].
+    pub fn next(&mut self, logits: &[f32]) -> u32 {
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            ..
+        } = self.sampling;
+        if temperature <= 0.0 {
+            return largest(logits);
+        }
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+        if top_k > 0 {
+            order.truncate(top_k);
+        }
+        let top = logits[order[0]];
+        let weight = |i: &usize| f64::from((logits[*i] - top) / temperature).exp();
+        let weights: Vec<f64> = order.iter().map(weight).collect();
+        let total: f64 = weights.iter().sum();
+        let mut kept = 0;
+        let mut share = 0.0;
+        while kept < weights.len() && (kept == 0 || share < f64::from(top_p) * total) {
+            share += weights[kept];
+            kept += 1;
+        }
+        let mut at = self.random.random::<f64>() * share;
+        for (i, weight) in order[..kept].iter().zip(&weights) {
+            at -= weight;
+            if at < 0.0 {
+                return *i as u32;
+            }
+        }
+        order[kept - 1] as u32
+    }
+}
+
+/// The first of the largest.
+fn largest(logits: &[f32]) -> u32 {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, better) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest() {
+        let mut sampler = Sampler::new(Sampling::default());
+        assert_eq!(sampler.next(&[0.0, 3.0, 3.0, -1.0]), 1);
+    }
+
+    #[test]
+    fn a_seed_repeats_and_another_differs() {
+        let logits: Vec<f32> = (0..100).map(|i| (i % 7) as f32 / 3.0).collect();
+        let draw = |seed| {
+            let mut sampler = Sampler::new(Sampling {
+                temperature: 1.0,
+                seed,
+                ..Sampling::default()
+            });
+            (0..50).map(|_| sampler.next(&logits)).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+
+    #[test]
+    fn shares_follow_the_softmax_and_limits_cut() {
+        let logits = [2.0f32.ln(), 1.0f32.ln(), 1.0f32.ln(), -30.0];
+        let sampling = Sampling {
+            temperature: 1.0,
+            ..Sampling::default()
+        };
+        let mut sampler = Sampler::new(sampling);
+        let mut seen = [0u32; 4];
+        for _ in 0..4000 {
+            seen[sampler.next(&logits) as usize] += 1;
+        }
+        assert!((1850..2150).contains(&seen[0]) && seen[3] == 0, "{seen:?}");
+        let mut top = Sampler::new(Sampling {
+            top_p: 0.4,
+            ..sampling
+        });
+        assert!((0..100).all(|_| top.next(&logits) == 0));
+        let mut two = Sampler::new(Sampling {
+            top_k: 2,
+            ..sampling
+        });
+        assert!((0..200).all(|_| two.next(&logits) < 2));
+    }
+}

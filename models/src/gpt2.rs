@@ -1,0 +1,181 @@
+//! GPT-2: learned positions, layer norms with biases, gelu.
+
+use crate::ModelError;
+use crate::layers::{Attention, Projection, heads};
+use crate::loader::Loader;
+use crate::policy::Policy;
+use crate::state::{LayerState, State};
+use burn::prelude::*;
+use burn::tensor::DType;
+use butterfly::{Append, AttentionBackend};
+use butterfly_ir::model::{ModelConfig, ModelSizes};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Gpt2<B: Backend> {
+    embedding: Tensor<B, 2>,
+    positions: Tensor<B, 2>,
+    layers: Vec<Layer<B>>,
+    norm: LayerNorm<B>,
+}
+
+#[derive(Clone, Debug)]
+struct Layer<B: Backend> {
+    before: LayerNorm<B>,
+    attention: Attention<B>,
+    after: LayerNorm<B>,
+    up: Projection<B>,
+    down: Projection<B>,
+}
+
+#[derive(Clone, Debug)]
+struct LayerNorm<B: Backend> {
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    epsilon: f32,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    fn load(loader: &mut Loader<'_, B>, at: &str, hidden: usize, epsilon: f32) -> Self {
+        let bias = loader.bias(&[(format!("{at}.bias"), hidden)]);
+        Self {
+            weight: loader.norm(&format!("{at}.weight"), hidden, 0.0),
+            bias: bias.cast(DType::F32),
+            epsilon,
+        }
+    }
+
+    /// In f32, whatever the element type.
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let x = x.clone() - x.mean_dim(2);
+        let variance = x.clone().powi_scalar(2).mean_dim(2);
+        let x = x / (variance + self.epsilon).sqrt();
+        let weight = self.weight.clone().unsqueeze::<3>();
+        (x * weight + self.bias.clone().unsqueeze::<3>()).cast(dtype)
+    }
+}
+
+/// The approximation of gelu by tanh that GPT-2 was trained with.
+fn gelu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let inner = x.clone() + x.clone().powi_scalar(3) * 0.044_715;
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    x * ((inner * root).tanh() + 1.0) * 0.5
+}
+
+impl<B: AttentionBackend> Gpt2<B> {
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+    ) -> Self {
+        let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
+        let (q_heads, kv_heads, head_dim) = heads(config);
+        let epsilon = config.norm_eps as f32;
+        let embedding = loader.matrix(&[("wte.weight".into(), sizes.vocabulary as usize)], hidden);
+        let count = config.max_positions as usize;
+        let positions = loader.matrix(&[("wpe.weight".into(), count)], hidden);
+        // Stored as [in, out].
+        let projection = |loader: &mut Loader<'_, B>, at: String, to, from| {
+            let weight = loader.transposed(&format!("{at}.weight"), to, from);
+            let bias = loader.bias(&[(format!("{at}.bias"), to)]);
+            Projection {
+                weight,
+                bias: Some(bias),
+            }
+        };
+        let layers = (0..config.layers.len()).map(|i| {
+            let at = format!("h.{i}");
+            Layer {
+                before: LayerNorm::load(loader, &format!("{at}.ln_1"), hidden, epsilon),
+                attention: Attention {
+                    rows: projection(loader, format!("{at}.attn.c_attn"), 3 * hidden, hidden),
+                    output: projection(loader, format!("{at}.attn.c_proj"), hidden, hidden),
+                    norms: None,
+                    append: Append {
+                        q_heads,
+                        kv_heads,
+                        head_dim,
+                        q_step: head_dim,
+                        starts: [0, hidden, 2 * hidden],
+                        position: 0,
+                        norm: None,
+                        rotated: 0,
+                    },
+                    gate: false,
+                },
+                after: LayerNorm::load(loader, &format!("{at}.ln_2"), hidden, epsilon),
+                up: projection(loader, format!("{at}.mlp.c_fc"), wide, hidden),
+                down: projection(loader, format!("{at}.mlp.c_proj"), hidden, wide),
+            }
+        });
+        let layers = layers.collect();
+        Self {
+            embedding,
+            positions,
+            layers,
+            norm: LayerNorm::load(loader, "ln_f", hidden, epsilon),
+        }
+    }
+
+    pub(crate) fn embedding(&self) -> &Tensor<B, 2> {
+        &self.embedding
+    }
+
+    pub(crate) fn state(
+        &self,
+        batch: usize,
+        room: usize,
+        blocks: &[usize],
+        device: &B::Device,
+    ) -> Vec<LayerState<B>> {
+        let layers = self.layers.iter().zip(blocks);
+        layers
+            .map(|(layer, block)| layer.attention.cache(batch, room, *block, device))
+            .collect()
+    }
+
+    /// Tokens [B, T] → hidden states after the last norm [B, T, H].
+    pub(crate) fn forward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        state: &mut State<B>,
+        policy: &Policy,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        let [batch, tokens] = ids.dims();
+        let capacity = state.capacity_for(tokens)?;
+        let end = state.position + tokens;
+        let [positions, hidden] = self.positions.dims();
+        if end > positions {
+            return Err(ModelError::Positions {
+                tokens: end,
+                positions,
+            });
+        }
+        let x = self
+            .embedding
+            .clone()
+            .select(0, ids.reshape([batch * tokens]));
+        let x = x.reshape([batch, tokens, hidden]);
+        let at = self
+            .positions
+            .clone()
+            .slice([state.position..end, 0..hidden]);
+        let mut x = x + at.unsqueeze::<3>();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (LayerState::Attention(cache), Some(policy)) =
+                (&mut state.layers[i], &policy.layers[i])
+            else {
+                unreachable!("state and policy were made for this model");
+            };
+            let normed = layer.before.forward(x.clone());
+            x = x + layer
+                .attention
+                .forward(normed, cache, None, capacity, policy)?;
+            let inner = gelu(layer.up.forward(layer.after.forward(x.clone())));
+            x = x + layer.down.forward(inner);
+        }
+        state.position = end;
+        Ok(self.norm.forward(x))
+    }
+}

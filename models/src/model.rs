@@ -1,0 +1,198 @@
+//! A whole model: tokens → logits.
+
+use crate::decoder::Decoder;
+use crate::folder::read_config;
+use crate::gpt2::Gpt2;
+use crate::layers::Projection;
+use crate::loader::{Loader, Unused};
+use crate::{Folder, ModelError, Policy, State};
+use burn::prelude::*;
+use burn::tensor::DType;
+use butterfly::{AttentionBackend, Dtype};
+use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
+use std::path::Path;
+
+/// A language model on a device.
+#[derive(Clone, Debug)]
+pub struct Model<B: Backend> {
+    /// Its attention layers.
+    pub config: ModelConfig,
+    /// All other sizes.
+    pub sizes: ModelSizes,
+    inner: Inner<B>,
+    head: Projection<B>,
+    device: B::Device,
+}
+
+#[derive(Clone, Debug)]
+enum Inner<B: Backend> {
+    Decoder(Decoder<B>),
+    Gpt2(Gpt2<B>),
+}
+
+/// Of which tokens logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// All of the chunk.
+    All,
+    /// The last one.
+    Last,
+}
+
+impl<B: AttentionBackend> Model<B> {
+    /// The model of a folder in element type `dtype`, and the tensors there that it does not
+    /// use.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`] with every tensor that is missing or wrongly shaped, or
+    /// [`ModelError::Family`].
+    pub fn load(
+        folder: &Folder,
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<(Self, Unused), ModelError> {
+        let path = folder.dir().join("config.json");
+        Self::build(
+            Some(folder),
+            &path,
+            &folder.config,
+            &folder.sizes,
+            dtype,
+            device,
+        )
+    }
+
+    /// A model of the shapes of a `config.json` with random weights.
+    ///
+    /// # Errors
+    /// Those of the config, or [`ModelError::Family`].
+    pub fn random(config: &Path, dtype: Dtype, device: &B::Device) -> Result<Self, ModelError> {
+        let (model, sizes) = read_config(config)?;
+        Ok(Self::build(None, config, &model, &sizes, dtype, device)?.0)
+    }
+
+    fn build(
+        folder: Option<&Folder>,
+        path: &Path,
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<(Self, Unused), ModelError> {
+        let has = |name: &str| folder.is_some_and(|folder| folder.tensor(name).is_some());
+        let prefix = match config.family {
+            Family::Gpt2 if has("transformer.wte.weight") => "transformer.",
+            Family::Gpt2 => "",
+            _ if has("model.language_model.embed_tokens.weight") => "model.language_model.",
+            _ => "model.",
+        };
+        let dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+        };
+        let mut loader = Loader::new(folder, prefix, device, dtype);
+        let inner = match config.family {
+            Family::Gpt2 => Inner::Gpt2(Gpt2::load(&mut loader, config, sizes)),
+            Family::Llama | Family::Qwen3 | Family::Qwen35 => {
+                Inner::Decoder(Decoder::load(&mut loader, config, sizes))
+            }
+            Family::Qwen35Moe | Family::Glm4MoeLite => {
+                return Err(ModelError::Family {
+                    path: path.to_path_buf(),
+                    family: config.family.name(),
+                });
+            }
+        };
+        let head = match sizes.tied {
+            true => inner.embedding().clone(),
+            false => {
+                let part = ("/lm_head.weight".to_string(), sizes.vocabulary as usize);
+                loader.matrix(&[part], sizes.hidden as usize)
+            }
+        };
+        let unused = loader.finish()?;
+        let model = Self {
+            config: config.clone(),
+            sizes: sizes.clone(),
+            inner,
+            head: Projection::new(head),
+            device: device.clone(),
+        };
+        Ok((model, unused))
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> &B::Device {
+        &self.device
+    }
+
+    /// Caches for `batch` texts of one length.
+    ///
+    /// With a `capacity` the stages of patterns are those of so many tokens throughout, so
+    /// that decode and chunks see what one prefill of the whole text sees. Without one they
+    /// follow the text as it grows, and its logits differ from those of one prefill.
+    pub fn state(&self, batch: usize, capacity: Option<usize>, policy: &Policy) -> State<B> {
+        let layers = policy.layers.iter();
+        let blocks = layers.map(|layer| match layer {
+            Some(layer) => layer.plan.sparsity().block as usize,
+            None => 1,
+        });
+        let blocks: Vec<usize> = blocks.collect();
+        let room = capacity.unwrap_or(1);
+        State {
+            layers: match &self.inner {
+                Inner::Decoder(model) => model.state(batch, room, &blocks, &self.device),
+                Inner::Gpt2(model) => model.state(batch, room, &blocks, &self.device),
+            },
+            batch,
+            position: 0,
+            capacity,
+        }
+    }
+
+    /// The next tokens of each text, one row of `tokens` for each → logits [B, T, V], or
+    /// [B, 1, V] for the last alone, in the model's element type.
+    ///
+    /// # Errors
+    /// [`ModelError::Token`], [`ModelError::Capacity`], [`ModelError::Positions`] before
+    /// anything runs, or [`ModelError::Operation`].
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        state: &mut State<B>,
+        policy: &Policy,
+        logits: Logits,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        let vocabulary = self.sizes.vocabulary as usize;
+        if let Some(at) = tokens.iter().position(|t| *t as usize >= vocabulary) {
+            return Err(ModelError::Token {
+                token: tokens[at],
+                position: state.position + at,
+                vocabulary,
+            });
+        }
+        let length = tokens.len() / state.batch;
+        let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+        let ids = TensorData::new(ids, [state.batch, length]);
+        let ids = Tensor::from_data(ids, &self.device);
+        let hidden = match &self.inner {
+            Inner::Decoder(model) => model.forward(ids, state, policy)?,
+            Inner::Gpt2(model) => model.forward(ids, state, policy)?,
+        };
+        let wanted = match logits {
+            Logits::All => hidden,
+            Logits::Last => hidden.narrow(1, length - 1, 1),
+        };
+        Ok(self.head.forward(wanted))
+    }
+}
+
+impl<B: AttentionBackend> Inner<B> {
+    fn embedding(&self) -> &Tensor<B, 2> {
+        match self {
+            Self::Decoder(model) => model.embedding(),
+            Self::Gpt2(model) => model.embedding(),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Cubins in CubeCL's cache on disk, the only place that its CUDA runtime takes compiled
+//! code from.
+//!
+//! A server reads the cache once, when it is made. The key of an entry here holds the digest
+//! of its cubin, since the runtime's own keys know neither source nor architecture. A miss
+//! is an error for a cubin; CUDA text is compiled by CubeCL's NVRTC.
+
+use super::bind::Map;
+use super::ready::Code;
+use super::shared::{Launches, belongs};
+use super::{Device, LaunchError, Ready, cuda, tensor_maps};
+use butterfly_ir::Geometry;
+use cubecl_common::backtrace::BackTrace;
+use cubecl_common::cache::CacheOption;
+use cubecl_common::compilation_cache::CompilationCache;
+use cubecl_common::hash::StableHash;
+use cubecl_core::Compiler;
+use cubecl_core::ir::{AddressType, DeviceProperties, StorageType};
+use cubecl_cpp::shared::{Body, ComputeKernel, Elem, Flags, Item, SharedMemory};
+use cubecl_cuda::{CudaCompiler, CudaComputeKernel, CudaRuntime};
+use cubecl_runtime::compiler::{CompilationError, CubeTask};
+use cubecl_runtime::config::cache::CacheConfig;
+use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
+use cubecl_runtime::id::KernelId;
+use cubecl_runtime::kernel::{CompiledKernel, KernelMetadata};
+use cubecl_runtime::server::{CubeDim, ExecutionMode, Handle, TensorMapBinding};
+use std::ffi::c_char;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Version of CubeCL that the entries are made for.
+const CUBECL: &str = "0.10.0";
+
+/// Lays the cubins of `kernels` where CubeCL's CUDA runtime finds them, for servers that are
+/// made later in this process: call it before the device is first used. Other kernels that
+/// such a server compiles are kept in the same folder, for the next start.
+///
+/// # Errors
+/// [`LaunchError::Missing`] without an NVIDIA driver, or where the folder cannot be written.
+pub fn seed(kernels: &[Ready]) -> Result<(), LaunchError> {
+    let device = Device::Cuda;
+    let missing = |reason| LaunchError::Missing { device, reason };
+    let folder = seed_folder()?;
+    std::fs::create_dir_all(&folder).map_err(|error| {
+        missing(format!(
+            "cannot create {}: {error}; set BUTTERFLY_CACHE to a folder that can be written",
+            folder.display()
+        ))
+    })?;
+    store(&folder, kernels).map_err(missing)?;
+    configure(&folder);
+    Ok(())
+}
+
+/// Where [`seed`] keeps compiled kernels: below `$BUTTERFLY_CACHE`, or the user's cache
+/// folder, by version, architecture and program, which CubeCL's keys do not know.
+///
+/// # Errors
+/// [`LaunchError::Missing`] without an NVIDIA driver.
+pub fn seed_folder() -> Result<PathBuf, LaunchError> {
+    let device = Device::Cuda;
+    let found = cuda::probe().map_err(|reason| LaunchError::Missing { device, reason })?;
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let root = set("BUTTERFLY_CACHE").map(PathBuf::from);
+    let root = root
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| PathBuf::from(cache).join("butterfly")))
+        .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache/butterfly")))
+        .unwrap_or_else(|| std::env::temp_dir().join("butterfly"));
+    let program = std::env::current_exe().and_then(std::fs::metadata);
+    let program = program.map(|meta| {
+        let changed = meta.modified().ok();
+        let since = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        (meta.len(), since.map(|since| since.as_nanos()))
+    });
+    let digest = blake3::hash(format!("{:?}", program.ok()).as_bytes());
+    let sm = found.sm.map(|sm| sm.to_string()).unwrap_or_default();
+    Ok(root.join(format!("cubecl-{CUBECL}-{sm}-{}", &digest.to_hex()[..12])))
+}
+
+/// Same shape as the entries of the runtime's cache.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct CacheEntry {
+    entrypoint_name: String,
+    shared_mem_bytes: usize,
+    ptx: Vec<c_char>,
+}
+
+/// Writes the cubins of `kernels` into the cache below `folder`; texts have none.
+pub(super) fn store(folder: &Path, kernels: &[Ready]) -> Result<(), String> {
+    let options = CacheOption::default().name("cuda").root(folder);
+    let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
+    for kernel in kernels {
+        let Code::Cubin(cubin) = kernel.code() else {
+            continue;
+        };
+        let bytes = cubin.iter().chain(&[0]);
+        let entry = CacheEntry {
+            entrypoint_name: kernel.identity().entry.clone(),
+            shared_mem_bytes: kernel.geometry().shared_bytes as usize,
+            ptx: bytes.map(|byte| *byte as c_char).collect(),
+        };
+        for mode in [
+            ExecutionMode::Checked,
+            ExecutionMode::Validate,
+            ExecutionMode::Unchecked,
+        ] {
+            let mut id = Task::new(kernel.clone()).id();
+            id.mode(mode);
+            cache
+                .insert(id.stable_hash(), entry.clone())
+                .map_err(|error| format!("{error:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Has servers made from now on read their cache from `folder`.
+pub(super) fn configure(folder: &Path) -> Arc<CubeClRuntimeConfig> {
+    let before = CubeClRuntimeConfig::get();
+    let mut config = (*before).clone();
+    config.compilation.cache = Some(CacheConfig::File(folder.into()));
+    restore(Arc::new(config));
+    before
+}
+
+/// Has servers made from now on use `config`.
+pub(super) fn restore(config: Arc<CubeClRuntimeConfig>) {
+    *CubeClRuntimeConfig::storage().lock() = Some(config);
+}
+
+impl Launches for CudaRuntime {
+    fn task(kernel: &Ready) -> Box<dyn CubeTask<CudaCompiler>> {
+        debug_assert!(belongs(kernel, &[Device::Cuda]));
+        Box::new(Task::new(kernel.clone()))
+    }
+
+    fn tensor_maps(maps: Option<[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapBinding> {
+        tensor_maps::bind(maps.as_ref(), inputs)
+    }
+
+    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> [u32; 3] {
+        let processors = properties.hardware.num_streaming_multiprocessors;
+        geometry.fitted(grid, processors.unwrap_or(1))
+    }
+}
+
+/// A finished kernel, as the runtime takes it.
+#[derive(Clone, Debug)]
+pub(super) struct Task(Ready);
+
+impl PartialEq for Task {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.identity() == other.0.identity()
+    }
+}
+
+impl Task {
+    pub(super) fn new(kernel: Ready) -> Self {
+        Self(kernel)
+    }
+
+    fn threads(&self) -> CubeDim {
+        let [x, y, z] = self.0.geometry().threads;
+        CubeDim::new_3d(x, y, z)
+    }
+}
+
+impl KernelMetadata for Task {
+    fn name(&self) -> &'static str {
+        "butterfly"
+    }
+
+    fn id(&self) -> KernelId {
+        KernelId::new::<Self>()
+            .cube_dim(self.threads())
+            .info(self.0.identity().clone())
+    }
+
+    fn address_type(&self) -> StorageType {
+        AddressType::U32.unsigned_type()
+    }
+}
+
+impl CubeTask<CudaCompiler> for Task {
+    fn compile(
+        &self,
+        _: &mut CudaCompiler,
+        _: &<CudaCompiler as Compiler>::CompilationOptions,
+        _: ExecutionMode,
+        _: StorageType,
+    ) -> Result<CompiledKernel<CudaCompiler>, CompilationError> {
+        let Code::Cuda(text) = self.0.code() else {
+            return Err(CompilationError::Generic {
+                reason: format!(
+                    "the cubin of kernel {} is not in the cache of this device, which was opened before its artifacts: open these first",
+                    self.0.key()
+                ),
+                backtrace: BackTrace::capture(),
+            });
+        };
+        let shared_bytes = self.0.geometry().shared_bytes as usize;
+        Ok(CompiledKernel {
+            entrypoint_name: self.0.identity().entry.clone(),
+            debug_name: None,
+            source: text.clone(),
+            repr: Some(representation(shared_bytes, self.threads())),
+            cube_dim: self.threads(),
+            debug_info: None,
+        })
+    }
+}
+
+/// A representation that exists only to say how much shared memory there is.
+fn representation(shared_bytes: usize, cube_dim: CubeDim) -> CudaComputeKernel {
+    let word = Item::scalar(Elem::U32, true);
+    let memory = SharedMemory::Array {
+        index: 0,
+        item: Item::scalar(Elem::U8, true),
+        length: shared_bytes,
+        align: 1024,
+        offset: 0,
+    };
+    ComputeKernel {
+        tensor_maps: vec![],
+        buffers: vec![],
+        scalars: vec![],
+        info: Default::default(),
+        meta_static_len: 0,
+        body: Body {
+            instructions: vec![],
+            shared_memories: match shared_bytes {
+                0 => vec![],
+                _ => vec![memory],
+            },
+            pipelines: vec![],
+            barriers: vec![],
+            const_arrays: vec![],
+            local_arrays: vec![],
+            info_by_ptr: false,
+            has_dynamic_meta: false,
+            address_type: word,
+        },
+        cube_dim,
+        cluster_dim: None,
+        extensions: vec![],
+        flags: Flags {
+            elem_fp4: false,
+            elem_fp6: false,
+            elem_fp8: false,
+            elem_bf16: false,
+            elem_f16: false,
+            elem_tf32: false,
+            indexes: Default::default(),
+            op_barrier: false,
+            op_pipeline: false,
+            inst_tma: false,
+            inst_tma_im2col: false,
+            inst_wmma: false,
+            inst_ptx_wrappers: false,
+            inst_async_copy: false,
+            use_grid_constants: true,
+            static_meta_length: 0,
+            has_dynamic_meta: false,
+            has_info: false,
+            cube_dim,
+            cluster_dim: None,
+            address_type: word,
+        },
+        items: Default::default(),
+        kernel_name: String::new(),
+    }
+}

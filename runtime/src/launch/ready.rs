@@ -1,0 +1,127 @@
+//! Kernel → what a server takes: checked once, then shared by any number of launches.
+
+use super::{Device, LaunchError, Loaded};
+use butterfly_ir::{Geometry, KernelSpec, Rows};
+use std::sync::Arc;
+
+/// A kernel prepared for launching; clones share it.
+#[derive(Clone, Debug)]
+pub struct Ready(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    device: Device,
+    identity: Identity,
+    spec: KernelSpec,
+    geometry: Geometry,
+    code: Code,
+}
+
+/// What no cache may mix up: key, entry point, and digest of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    pub(super) key: String,
+    pub(super) entry: String,
+    pub(super) digest: [u8; 32],
+    pub(super) shared_bytes: u32,
+}
+
+/// A kernel in the form that a server takes.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+pub(super) enum Code {
+    /// Machine code of an NVIDIA device.
+    Cubin(Vec<u8>),
+    /// CUDA C++, which CubeCL's NVRTC compiles at the first launch.
+    Cuda(String),
+    Wgsl(String),
+    SpirV {
+        words: Vec<u32>,
+        bindings: usize,
+    },
+}
+
+const SPIRV_MAGIC: u32 = 0x0723_0203;
+
+impl Ready {
+    /// Reads `kernel` as one for `device`.
+    ///
+    /// # Errors
+    /// [`LaunchError::Image`] where its bytes are none.
+    pub fn new(device: Device, kernel: &Loaded<'_>) -> Result<Self, LaunchError> {
+        let image = |expected| LaunchError::Image {
+            key: kernel.key.into(),
+            expected,
+        };
+        let text = |expected| match std::str::from_utf8(kernel.image) {
+            Ok(text) => Ok(text.to_string()),
+            Err(_) => Err(image(expected)),
+        };
+        let code = match device {
+            Device::Cuda if kernel.image.starts_with(b"\x7fELF") => {
+                Code::Cubin(kernel.image.to_vec())
+            }
+            Device::Cuda => Code::Cuda(text("a cubin")?),
+            Device::Webgpu => Code::Wgsl(text("WGSL text")?),
+            Device::Vulkan => {
+                let words = kernel.image.chunks_exact(4);
+                let whole = words.remainder().is_empty();
+                let words: Vec<u32> = words
+                    .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect();
+                if !whole || words.len() < 5 || words[0] != SPIRV_MAGIC {
+                    return Err(image("a SPIR-V module"));
+                }
+                Code::SpirV {
+                    words,
+                    bindings: match kernel.spec.rows {
+                        Rows::ClosedForm(_) => 6,
+                        Rows::Table => 8,
+                    },
+                }
+            }
+        };
+        Ok(Self(Arc::new(Inner {
+            device,
+            identity: Identity {
+                key: kernel.key.into(),
+                entry: kernel.entry.into(),
+                digest: *blake3::hash(kernel.image).as_bytes(),
+                shared_bytes: kernel.geometry.shared_bytes,
+            },
+            spec: kernel.spec.clone(),
+            geometry: kernel.geometry,
+            code,
+        })))
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.0.device
+    }
+
+    /// Key of its content.
+    pub fn key(&self) -> &str {
+        &self.0.identity.key
+    }
+
+    /// What it was made for.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.0.spec
+    }
+
+    /// How it is launched.
+    pub fn geometry(&self) -> &Geometry {
+        &self.0.geometry
+    }
+
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(super) fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(super) fn code(&self) -> &Code {
+        &self.0.code
+    }
+}

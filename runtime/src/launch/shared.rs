@@ -1,0 +1,125 @@
+//! Launches on a server that others use too, such as the one behind Burn's tensors.
+//!
+//! In:  a prepared kernel and tensors where they lie. Out: a launch in the order of the
+//! client's stream; nothing is copied but the scalars, nothing waits. What the driver finds
+//! wrong comes up at the client's next synchronisation.
+
+use super::bind::{self, Map, long_enough};
+use super::{Call, Device, LaunchError, Ready, run};
+use butterfly_ir::{BandTable, Geometry, Rows};
+use cubecl_core::Runtime;
+use cubecl_core::ir::DeviceProperties;
+use cubecl_runtime::client::ComputeClient;
+use cubecl_runtime::server::{ComputeServer, CubeCount, Handle, KernelArguments, TensorMapBinding};
+
+/// A runtime that takes finished kernels.
+pub trait Launches: Runtime {
+    /// The kernel as the runtime's server takes it.
+    #[doc(hidden)]
+    fn task(kernel: &Ready) -> <Self::Server as ComputeServer>::Kernel;
+
+    /// Tensor maps of the first inputs.
+    #[doc(hidden)]
+    fn tensor_maps(maps: Option<[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapBinding>;
+
+    /// Workgroups of a kernel that stays for the launch.
+    #[doc(hidden)]
+    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> [u32; 3];
+}
+
+/// A band table on a device.
+#[derive(Clone, Debug)]
+pub struct DeviceTable {
+    rows: u64,
+    buffers: [Handle; 2],
+}
+
+impl DeviceTable {
+    /// Copies a table to the device of `client`.
+    pub fn new<R: Runtime>(client: &ComputeClient<R>, table: &BandTable) -> Self {
+        Self {
+            rows: table.offsets.len().saturating_sub(1) as u64,
+            buffers: bind::table_words(table).map(|words| client.create_from_slice(&words)),
+        }
+    }
+}
+
+/// Tensors on a device, each from its first element on.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensors<'a> {
+    /// Queries.
+    pub q: &'a Handle,
+    /// Keys.
+    pub k: &'a Handle,
+    /// Values.
+    pub v: &'a Handle,
+    /// What the kernel writes.
+    pub o: &'a Handle,
+    /// Natural log-sum-exp, f32, contiguous `[B, Hq, q_len]`.
+    pub lse: &'a Handle,
+    /// The bands, for [`Rows::Table`] only.
+    pub rows: Option<&'a DeviceTable>,
+}
+
+/// Launches `kernel` on the stream of `client`.
+///
+/// # Errors
+/// See [`LaunchError`]. Nothing is launched unless all arguments fit.
+pub fn enqueue<R: Launches>(
+    client: &ComputeClient<R>,
+    kernel: &Ready,
+    call: &Call<'_>,
+    tensors: &Tensors<'_>,
+) -> Result<(), LaunchError> {
+    let device = kernel.device();
+    let needs = bind::needs(device, kernel, call)?;
+    let lse = needs.results * 4;
+    let [q, k, v, o] = needs.tensors;
+    for (name, handle, needed) in [
+        ("q", tensors.q, q),
+        ("k", tensors.k, k),
+        ("v", tensors.v, v),
+        ("o", tensors.o, o),
+        ("lse", tensors.lse, lse),
+    ] {
+        long_enough(name, handle.size_in_used(), needed)?;
+    }
+    if needs.grid.contains(&0) {
+        return Ok(());
+    }
+    let properties = client.properties();
+    let grid = R::fitted(kernel.geometry(), needs.grid, properties);
+    let largest = needs.tensors.into_iter().fold(lse, u64::max);
+    run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
+    let mut inputs = vec![tensors.q.clone(), tensors.k.clone(), tensors.v.clone()];
+    inputs.push(client.create_from_slice(&bind::padded(bind::words(needs.parameters))));
+    match (&kernel.spec().rows, tensors.rows) {
+        (Rows::ClosedForm(_), None) => {}
+        (Rows::ClosedForm(_), Some(_)) => {
+            return Err(LaunchError::Rows("is not read by this kernel"));
+        }
+        (Rows::Table, None) => return Err(LaunchError::Rows("is missing")),
+        (Rows::Table, Some(table)) => {
+            if table.rows < needs.rows {
+                return Err(LaunchError::Rows("has fewer rows than the queries reach"));
+            }
+            inputs.extend(table.buffers.iter().cloned());
+        }
+    }
+    let maps = R::tensor_maps(needs.maps, &inputs);
+    // The buffers behind tensor maps are bound with them.
+    let buffers = inputs.into_iter().skip(maps.len());
+    let buffers = buffers.chain([tensors.o.clone(), tensors.lse.clone()]);
+    let arguments = KernelArguments::new()
+        .with_tensor_maps(maps)
+        .with_buffers(buffers.map(Handle::binding).collect());
+    let [x, y, z] = grid;
+    // SAFETY: every length was checked against the strides, the rows and the grid.
+    unsafe { client.launch_unchecked(R::task(kernel), CubeCount::Static(x, y, z), arguments) };
+    Ok(())
+}
+
+/// Whether the kernel is one that `device` runs.
+pub(super) fn belongs(kernel: &Ready, devices: &[Device]) -> bool {
+    devices.contains(&kernel.device())
+}

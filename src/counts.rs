@@ -1,0 +1,24 @@
+//! Which kernels ran how often.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Counts launches by kernel; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Counts(Arc<Mutex<BTreeMap<String, u64>>>);
+
+impl Counts {
+    /// Launches so far, by kernel.
+    pub fn get(&self) -> BTreeMap<String, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[cfg_attr(
+        not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
+        expect(dead_code)
+    )]
+    pub(crate) fn add(&self, kernel: String) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(kernel).or_default() += 1;
+    }
+}

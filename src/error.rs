@@ -1,0 +1,51 @@
+//! Why an operation was not run.
+
+use butterfly_runtime::LaunchError;
+use butterfly_runtime::artifacts::ArtifactError;
+
+/// What is wrong with an operation or its surroundings.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    /// A tensor does not fit the others, or the operation.
+    #[error("{operation}: `{tensor}` has shape {given:?}, expected {expected}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor.
+        tensor: &'static str,
+        /// Its shape.
+        given: Vec<usize>,
+        /// What was expected.
+        expected: String,
+    },
+    /// A number does not fit.
+    #[error("{operation}: {what}")]
+    Argument {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+    /// An element type that has no kernels.
+    #[error("{operation}: tensors of {given}; cast them to f32, f16 or bf16")]
+    Dtype {
+        /// The operation.
+        operation: &'static str,
+        /// The element type.
+        given: String,
+    },
+    /// There is no such kernel.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The kernel could not be made.
+    #[error("{0}")]
+    Emit(String),
+    /// The kernel could not be launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The backend tracks gradients.
+    #[error(
+        "{0} has no gradients yet: call it on the inner backend (`tensor.inner()`), or train with dense attention"
+    )]
+    Gradients(&'static str),
+}

@@ -1,0 +1,91 @@
+//! Attention by the native kernel.
+
+use super::{Stored, elements, tensor};
+use crate::plan::Shape;
+use crate::{Attend, OperationError};
+use burn::tensor::{DType, TensorMetadata};
+use burn_flex::FlexTensor;
+use butterfly_cpu::Problem;
+use butterfly_ir::{Dtype, Phase, ScoreValues};
+use std::borrow::Cow;
+
+/// Queries up to which there is one item of work for each.
+const DECODE_QUERIES: usize = 4;
+
+/// The kernel, by name.
+pub(super) fn kernel(op: &Attend, inputs: &[FlexTensor]) -> Result<String, OperationError> {
+    let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]].map(|x| x.shape().to_vec());
+    op.plan.native(Shape {
+        phase: match q[2] <= DECODE_QUERIES {
+            true => Phase::Decode,
+            false => Phase::Prefill,
+        },
+        head_dim: q[3] as u32,
+        v_head_dim: v[3] as u32,
+        group: (q[1] / k[1]) as u32,
+        dtype: match inputs[0].dtype() {
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::Bf16,
+            _ => Dtype::F32,
+        },
+        score: score(op).kind(),
+    })
+}
+
+fn score(op: &Attend) -> ScoreValues<'_> {
+    ScoreValues {
+        softcap: op.softcap,
+        sinks: op.sinks.as_deref(),
+    }
+}
+
+pub(super) fn attend<E: Stored>(
+    op: &Attend,
+    inputs: &[FlexTensor],
+) -> Result<Vec<FlexTensor>, OperationError> {
+    let name = kernel(op, inputs)?;
+    let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]].map(|x| x.shape().to_vec());
+    let values: [Cow<'_, [E]>; 3] = [0, 1, 2].map(|i| elements(&inputs[i]));
+    let [q_values, k_values, v_values] = values.each_ref().map(|x| floats(x));
+    let table = op.plan.table(op.capacity as u32, op.index);
+    let problem = Problem {
+        batch: q[0],
+        q_heads: q[1],
+        kv_heads: k[1],
+        q_len: q[2],
+        kv_len: op.kv_len,
+        kv_room: k[2],
+        head_dim: q[3],
+        v_head_dim: v[3],
+        q_offset: op.q_offset,
+        block: op.plan.sparsity().block as usize,
+        scale: op.scale,
+        q: &q_values,
+        k: &k_values,
+        v: &v_values,
+        rows: &table,
+        score: score(op),
+    };
+    let wrong = |error: butterfly_cpu::ProblemError| OperationError::Argument {
+        operation: "attend",
+        what: error.to_string(),
+    };
+    let result = butterfly_cpu::attend(&problem, None).map_err(wrong)?;
+    op.counts.add(name);
+    let shape = [q[0], q[1], q[2], v[3]];
+    Ok(vec![
+        match E::dtype() {
+            DType::F32 => tensor(result.o, shape),
+            _ => tensor(result.o.into_iter().map(E::put).collect::<Vec<E>>(), shape),
+        },
+        tensor(result.lse, [q[0], q[1], q[2]]),
+    ])
+}
+
+/// The elements as f32, in place where they are.
+fn floats<E: Stored>(elements: &[E]) -> Cow<'_, [f32]> {
+    match bytemuck::try_cast_slice(elements) {
+        Ok(floats) if E::dtype() == DType::F32 => Cow::Borrowed(floats),
+        _ => Cow::Owned(elements.iter().map(|x| x.get()).collect()),
+    }
+}

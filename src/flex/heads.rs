@@ -1,0 +1,75 @@
+//! Heads out of projections, and into the cache.
+
+use super::{Stored, elements, tensor};
+use crate::Append;
+use burn::tensor::TensorMetadata;
+use burn_flex::FlexTensor;
+
+pub(super) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+    let mut inputs = inputs.into_iter();
+    let mut next = || inputs.next().expect("the inputs were counted");
+    let rows = [next(), next(), next()];
+    let mut caches = [next(), next()];
+    let norms = op.norm.map(|epsilon| (epsilon, [next(), next()]));
+    let rotation = (op.rotated > 0).then(&mut next);
+
+    let shape = rows[0].shape();
+    let (batch, tokens) = (shape[0], shape[1]);
+    let (d, room) = (op.head_dim, caches[0].shape()[2]);
+    let norms = norms.as_ref().map(|(epsilon, weights)| {
+        let [q, k] = weights;
+        (*epsilon, [elements::<f32>(q), elements::<f32>(k)])
+    });
+    let rotation = rotation.as_ref().map(|x| elements::<f32>(x));
+    // One head of one token, ready for attention.
+    let head = |which: usize, row: &[E], start: usize, token: usize| -> Vec<f32> {
+        let mut x: Vec<f32> = row[start..start + d].iter().map(|x| x.get()).collect();
+        if let (Some((epsilon, weights)), 0 | 1) = (&norms, which) {
+            let square: f32 = x.iter().map(|x| x * x).sum();
+            let factor = 1.0 / (square / d as f32 + epsilon).sqrt();
+            for (x, weight) in x.iter_mut().zip(weights[which].iter()) {
+                *x *= factor * weight;
+            }
+        }
+        if let (Some(rotation), 0 | 1) = (&rotation, which) {
+            let half = op.rotated / 2;
+            let (cosines, sines) =
+                rotation[token * op.rotated..][..op.rotated].split_at(half);
+            for i in 0..half {
+                let (a, b) = (x[i], x[half + i]);
+                x[i] = a * cosines[i] - b * sines[i];
+                x[half + i] = b * cosines[i] + a * sines[i];
+            }
+        }
+        x
+    };
+
+    let mut q = vec![E::put(0.0); batch * op.q_heads * tokens * d];
+    let steps = [op.q_step, d, d];
+    let heads = [op.q_heads, op.kv_heads, op.kv_heads];
+    for which in 0..3 {
+        let width = rows[which].shape()[2];
+        let values = elements::<E>(&rows[which]);
+        let (out, length, first) = match which {
+            0 => (q.as_mut_slice(), tokens, 0),
+            _ => (
+                caches[which - 1].storage_mut::<E>(),
+                room,
+                op.position,
+            ),
+        };
+        for (i, row) in values.chunks(width).enumerate() {
+            let (b, token) = (i / tokens, i % tokens);
+            for h in 0..heads[which] {
+                let start = op.starts[which] + h * steps[which];
+                let to = ((b * heads[which] + h) * length + first + token) * d;
+                let x = head(which, row, start, token);
+                for (out, x) in out[to..to + d].iter_mut().zip(x) {
+                    *out = E::put(x);
+                }
+            }
+        }
+    }
+    let [k, v] = caches;
+    vec![tensor(q, [batch, op.q_heads, tokens, d]), k, v]
+}

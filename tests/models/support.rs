@@ -1,0 +1,113 @@
+//! What the tests of models share: the fixtures, and running a model over one.
+
+use burn::prelude::*;
+use butterfly::{AttentionBackend, Dtype, Plan, Sparsity};
+use butterfly_models::{Folder, Logits, Model, ModelError, Policy, State};
+use butterfly_tests::{fixture, floats};
+use std::path::{Path, PathBuf};
+
+/// The models, and how far from their reference f32 logits may be, as the fixtures say.
+pub(crate) const MODELS: [(&str, f32); 5] = [
+    ("gpt2", 2e-4),
+    ("llama", 2e-4),
+    ("qwen3", 2e-4),
+    ("qwen3_5", 1e-3),
+    ("qwen3_5_wrapped", 1e-3),
+];
+
+/// One model and one pattern, with what other software computed.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) expected: Vec<f32>,
+    pub(crate) sparsity: Option<Sparsity>,
+}
+
+pub(crate) fn folder(model: &str) -> PathBuf {
+    fixture("models").join(model)
+}
+
+/// The model without a pattern, and with every pattern there is.
+pub(crate) fn cases(model: &str) -> Vec<Case> {
+    let dir = folder(model);
+    let entries = std::fs::read_dir(&dir).expect("fixtures");
+    let paths = entries.map(|entry| entry.expect("entry").path());
+    let sparse = paths.filter(|path| {
+        let name = path
+            .file_name()
+            .expect("name")
+            .to_string_lossy()
+            .into_owned();
+        name.starts_with("sparse_") && name.ends_with(".json")
+    });
+    let mut patterns: Vec<Option<PathBuf>> = sparse.map(Some).collect();
+    patterns.sort();
+    assert!(!patterns.is_empty(), "{model} has no patterns");
+    patterns.insert(0, None);
+    let case = |pattern: Option<PathBuf>| {
+        let file = match &pattern {
+            None => dir.join("expected.safetensors"),
+            Some(json) => json.with_extension("safetensors"),
+        };
+        let sparsity = pattern.map(|json| {
+            let text = std::fs::read_to_string(&json).expect("json");
+            let parsed = Sparsity::parse_any(&json.display().to_string(), &text);
+            parsed.expect("a pattern").sparsity
+        });
+        Case {
+            name: format!("{model}/{}", file.file_stem().expect("stem").display()),
+            tokens: tokens(&file),
+            expected: floats(&file, "logits"),
+            sparsity,
+        }
+    };
+    patterns.into_iter().map(case).collect()
+}
+
+fn tokens(path: &Path) -> Vec<u32> {
+    let bytes = std::fs::read(path).expect("file");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let data = file.tensor("input_ids").expect("tensor").data().to_vec();
+    let words = data.as_chunks::<8>().0.iter();
+    words.map(|b| i64::from_le_bytes(*b) as u32).collect()
+}
+
+pub(crate) fn load<B: AttentionBackend>(model: &str, dtype: Dtype, device: &B::Device) -> Model<B> {
+    let folder = Folder::open(&folder(model)).expect("a folder");
+    let (model, unused) = Model::load(&folder, dtype, device).expect("a model");
+    assert_eq!(unused, Vec::<String>::new());
+    model
+}
+
+pub(crate) fn policy<B: AttentionBackend>(model: &Model<B>, case: &Case) -> Policy {
+    match &case.sparsity {
+        None => Policy::dense(&model.config, &Plan::dense()),
+        Some(sparsity) => {
+            let plan = Plan::new(sparsity.clone());
+            Policy::new(&model.config, &plan, || plan.dense_of()).expect("a policy")
+        }
+    }
+}
+
+/// All logits, with the text cut into chunks of at most `chunk` tokens.
+pub(crate) fn logits<B: AttentionBackend>(
+    model: &Model<B>,
+    policy: &Policy,
+    tokens: &[u32],
+    chunk: usize,
+) -> Result<Vec<f32>, ModelError> {
+    let mut state: State<B> = model.state(1, Some(tokens.len()), policy);
+    let mut all = Vec::new();
+    for chunk in tokens.chunks(chunk) {
+        let logits = model.forward(chunk, &mut state, policy, Logits::All)?;
+        let data = logits.into_data().convert::<f32>();
+        all.extend(data.into_vec::<f32>().expect("f32"));
+    }
+    Ok(all)
+}
+
+pub(crate) fn farthest(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |most, d| if d <= most { most } else { d })
+}
