@@ -1,7 +1,7 @@
 //! The backends that can run operations.
 
 use crate::{Operation, OperationError};
-use burn::tensor::TensorMetadata;
+use burn::tensor::{DType, Shape, TensorMetadata};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
@@ -16,7 +16,7 @@ pub trait AttentionBackend: Backend {
     /// When there is no kernel.
     fn prepare(
         operation: &Operation,
-        inputs: &[FloatTensor<Self>],
+        inputs: &[(Shape, DType)],
         device: &Self::Device,
     ) -> Result<(), OperationError>;
 

@@ -3,8 +3,10 @@
 //! In:  an operation and the shapes of its inputs. Out: the shapes of its outputs, or what
 //! does not fit. Backends may rely on it.
 
+use crate::plan::KernelShape;
 use crate::{Counts, OperationError, Plan};
 use burn::tensor::{DType, Shape};
+use butterfly_ir::{Dtype, Phase, ScoreValues};
 
 /// One operation of a backend; see each variant for its inputs and outputs.
 #[derive(Clone, Debug)]
@@ -66,6 +68,42 @@ pub struct Attend {
     pub sinks: Option<Vec<f32>>,
     /// Where launches are counted.
     pub counts: Counts,
+}
+
+/// Queries up to which a workgroup takes one of them, with all its keys.
+const DECODE_QUERIES: usize = 4;
+
+impl Attend {
+    /// What the kernel has to be made for.
+    #[cfg_attr(
+        not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
+        expect(dead_code)
+    )]
+    pub(crate) fn shape(&self, inputs: &[(Shape, DType)]) -> KernelShape {
+        let [q, k, v] = [0, 1, 2].map(|i| inputs[i].0.to_vec());
+        KernelShape {
+            phase: match q[2] <= DECODE_QUERIES {
+                true => Phase::Decode,
+                false => Phase::Prefill,
+            },
+            head_dim: q[3] as u32,
+            v_head_dim: v[3] as u32,
+            group: (q[1] / k[1]) as u32,
+            dtype: match inputs[0].1 {
+                DType::F16 => Dtype::F16,
+                DType::BF16 => Dtype::Bf16,
+                _ => Dtype::F32,
+            },
+            score: self.score().kind(),
+        }
+    }
+
+    pub(crate) fn score(&self) -> ScoreValues<'_> {
+        ScoreValues {
+            softcap: self.softcap,
+            sinks: self.sinks.as_deref(),
+        }
+    }
 }
 
 /// Heads out of projections: norm, rotation, and the keys and values into the cache.

@@ -24,7 +24,7 @@ struct Inner {
     sparsity: Sparsity,
     rows: Rows,
     source: Source,
-    ready: Mutex<HashMap<(Target, Shape), Ready>>,
+    ready: Mutex<HashMap<(Target, KernelShape), Ready>>,
     tables: Mutex<HashMap<(u32, u32), Arc<BandTable>>>,
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     on_device: Mutex<HashMap<(String, u32, u32), butterfly_runtime::DeviceTable>>,
@@ -38,7 +38,7 @@ enum Source {
 
 /// What tells the kernels of a plan apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Shape {
+pub(crate) struct KernelShape {
     pub(crate) phase: Phase,
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
@@ -148,7 +148,7 @@ impl Plan {
         Ok(())
     }
 
-    fn spec(&self, shape: Shape) -> KernelSpec {
+    fn spec(&self, shape: KernelShape) -> KernelSpec {
         KernelSpec {
             phase: shape.phase,
             head_dim: shape.head_dim,
@@ -166,7 +166,7 @@ impl Plan {
         &self,
         device: Device,
         sm: Option<Sm>,
-        shape: Shape,
+        shape: KernelShape,
     ) -> Result<Ready, OperationError> {
         let target = match &self.0.source {
             #[cfg(feature = "jit")]
@@ -192,7 +192,7 @@ impl Plan {
 
     /// Checks that artifacts hold the native kernel for `shape`, and names it.
     #[cfg(feature = "cpu")]
-    pub(crate) fn native(&self, shape: Shape) -> Result<String, OperationError> {
+    pub(crate) fn native(&self, shape: KernelShape) -> Result<String, OperationError> {
         match &self.0.source {
             #[cfg(feature = "jit")]
             Source::Jit => Ok(format!("native {}", shape.phase.name())),

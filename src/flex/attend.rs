@@ -1,49 +1,23 @@
 //! Attention by the native kernel.
 
 use super::{Stored, elements, tensor};
-use crate::plan::Shape;
 use crate::{Attend, OperationError};
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Shape as Dims, TensorMetadata};
 use burn_flex::FlexTensor;
 use butterfly_cpu::Problem;
-use butterfly_ir::{Dtype, Phase, ScoreValues};
 use std::borrow::Cow;
 
-/// Queries up to which there is one item of work for each.
-const DECODE_QUERIES: usize = 4;
-
 /// The kernel, by name.
-pub(super) fn kernel(op: &Attend, inputs: &[FlexTensor]) -> Result<String, OperationError> {
-    let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]].map(|x| x.shape().to_vec());
-    op.plan.native(Shape {
-        phase: match q[2] <= DECODE_QUERIES {
-            true => Phase::Decode,
-            false => Phase::Prefill,
-        },
-        head_dim: q[3] as u32,
-        v_head_dim: v[3] as u32,
-        group: (q[1] / k[1]) as u32,
-        dtype: match inputs[0].dtype() {
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::Bf16,
-            _ => Dtype::F32,
-        },
-        score: score(op).kind(),
-    })
-}
-
-fn score(op: &Attend) -> ScoreValues<'_> {
-    ScoreValues {
-        softcap: op.softcap,
-        sinks: op.sinks.as_deref(),
-    }
+pub(super) fn kernel(op: &Attend, inputs: &[(Dims, DType)]) -> Result<String, OperationError> {
+    op.plan.native(op.shape(inputs))
 }
 
 pub(super) fn attend<E: Stored>(
     op: &Attend,
     inputs: &[FlexTensor],
 ) -> Result<Vec<FlexTensor>, OperationError> {
-    let name = kernel(op, inputs)?;
+    let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
+    let name = kernel(op, &shapes)?;
     let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]].map(|x| x.shape().to_vec());
     let values: [Cow<'_, [E]>; 3] = [0, 1, 2].map(|i| elements(&inputs[i]));
     let [q_values, k_values, v_values] = values.each_ref().map(|x| floats(x));
@@ -64,7 +38,7 @@ pub(super) fn attend<E: Stored>(
         k: &k_values,
         v: &v_values,
         rows: &table,
-        score: score(op),
+        score: op.score(),
     };
     let wrong = |error: butterfly_cpu::ProblemError| OperationError::Argument {
         operation: "attend",

@@ -17,7 +17,7 @@ use std::borrow::Cow;
 impl AttentionBackend for Flex {
     fn prepare(
         operation: &Operation,
-        inputs: &[FlexTensor],
+        inputs: &[(Shape, DType)],
         _: &FlexDevice,
     ) -> Result<(), OperationError> {
         match operation {

@@ -22,11 +22,7 @@ fn agree<B: AttentionBackend>(device: &B::Device) {
             }
             for (layer, policy) in policy.attention() {
                 let counts = policy.counts.get();
-                assert!(
-                    !counts.is_empty(),
-                    "{}: layer {layer} ran nothing",
-                    case.name
-                );
+                assert!(!counts.is_empty(), "{}: layer {layer} ran nothing", case.name);
             }
         }
     }
@@ -35,4 +31,15 @@ fn agree<B: AttentionBackend>(device: &B::Device) {
 #[test]
 fn cpu() {
     agree::<burn_flex::Flex>(&Default::default());
+}
+
+#[test]
+fn vulkan() {
+    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
+fn cuda() {
+    agree::<burn_cuda::Cuda>(&Default::default());
 }

@@ -18,6 +18,7 @@ use cubecl_core::Compiler;
 use cubecl_core::ir::{AddressType, DeviceProperties, StorageType};
 use cubecl_cpp::shared::{Body, ComputeKernel, Elem, Flags, Item, SharedMemory};
 use cubecl_cuda::{CudaCompiler, CudaComputeKernel, CudaRuntime};
+use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 use cubecl_runtime::config::cache::CacheConfig;
 use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -129,6 +130,10 @@ pub(super) fn restore(config: Arc<CubeClRuntimeConfig>) {
 }
 
 impl Launches for CudaRuntime {
+    fn device(_: &ComputeClient<Self>) -> Device {
+        Device::Cuda
+    }
+
     fn task(kernel: &Ready) -> Box<dyn CubeTask<CudaCompiler>> {
         debug_assert!(belongs(kernel, &[Device::Cuda]));
         Box::new(Task::new(kernel.clone()))

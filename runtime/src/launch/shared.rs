@@ -14,6 +14,9 @@ use cubecl_runtime::server::{ComputeServer, CubeCount, Handle, KernelArguments, 
 
 /// A runtime that takes finished kernels.
 pub trait Launches: Runtime {
+    /// The device behind a client.
+    fn device(client: &ComputeClient<Self>) -> Device;
+
     /// The kernel as the runtime's server takes it.
     #[doc(hidden)]
     fn task(kernel: &Ready) -> <Self::Server as ComputeServer>::Kernel;

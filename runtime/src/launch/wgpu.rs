@@ -207,6 +207,13 @@ fn open_device(device: Device) -> Result<Opened, String> {
 }
 
 impl Launches for WgpuRuntime {
+    fn device(client: &ComputeClient<Self>) -> Device {
+        match client.info() {
+            Backend::Vulkan => Device::Vulkan,
+            _ => Device::Webgpu,
+        }
+    }
+
     fn task(kernel: &Ready) -> Box<dyn CubeTask<AutoCompiler>> {
         debug_assert!(belongs(kernel, &[Device::Vulkan, Device::Webgpu]));
         Box::new(Task(kernel.clone()))
@@ -257,7 +264,12 @@ impl CubeTask<AutoCompiler> for Task {
         _: StorageType,
     ) -> Result<CompiledKernel<AutoCompiler>, CompilationError> {
         let (source, repr) = match self.0.code() {
-            Code::Wgsl(text) | Code::Cuda(text) => (text.clone(), None),
+            // Its buffers may lie within one of wgpu's, which takes no other access to that.
+            Code::Wgsl(text) => (
+                text.replace("<storage, read>", "<storage, read_write>"),
+                None,
+            ),
+            Code::Cuda(text) => (text.clone(), None),
             Code::SpirV { words, bindings } => {
                 let module = SpirvKernel {
                     module: None,

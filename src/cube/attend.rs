@@ -1,0 +1,108 @@
+//! Attention by a kernel of the plan, where the tensors lie.
+
+use super::empty;
+use crate::{Attend, OperationError};
+use burn::tensor::{DType, Shape, TensorMetadata};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use butterfly_ir::{LaunchScalars, Sm};
+use butterfly_runtime::{Call, Device, LaunchError, Launches, Ready, Tensors, enqueue, find};
+use cubecl::client::ComputeClient;
+use std::sync::OnceLock;
+
+/// The kernel for such inputs on the device of `client`.
+pub(super) fn kernel<R: CubeRuntime + Launches>(
+    op: &Attend,
+    inputs: &[(Shape, DType)],
+    client: &ComputeClient<R>,
+) -> Result<Ready, OperationError> {
+    let device = R::device(client);
+    let sm = match device {
+        Device::Cuda => Some(capability()?),
+        Device::Vulkan | Device::Webgpu => None,
+    };
+    op.plan.kernel(device, sm, op.shape(inputs))
+}
+
+/// Compute capability of the NVIDIA device, asked for once.
+fn capability() -> Result<Sm, OperationError> {
+    static FOUND: OnceLock<Result<Sm, String>> = OnceLock::new();
+    let ask = || find(Device::Cuda)?.sm.ok_or("it has no compute capability".into());
+    let device = Device::Cuda;
+    FOUND.get_or_init(ask).clone().map_err(|reason| {
+        OperationError::Launch(LaunchError::Missing { device, reason })
+    })
+}
+
+pub(super) fn attend<R: CubeRuntime + Launches>(
+    op: &Attend,
+    inputs: Vec<CubeTensor<R>>,
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
+    let kernel = kernel(op, &shapes, &inputs[0].client)?;
+    let mut inputs = inputs.into_iter().map(dense_rows);
+    let lost = "the inputs were counted";
+    let (q, k, v) = (
+        inputs.next().expect(lost),
+        inputs.next().expect(lost),
+        inputs.next().expect(lost),
+    );
+    let [batch, q_heads, q_len, _] = dims(&q);
+    let [_, kv_heads, _, _] = dims(&k);
+    let v_head_dim = dims(&v)[3];
+    // Heads of a token side by side, as the projection behind takes them.
+    let mut o = empty(&q, [batch, q_len, q_heads, v_head_dim], q.dtype);
+    o.meta.swap(1, 2);
+    let lse = empty(&q, [batch, q_heads, q_len], DType::F32);
+    let (capacity, index) = (op.capacity as u32, op.index);
+    let rows = op.plan.device_table(&q.client, &q.device, capacity, index);
+    let call = Call {
+        scalars: LaunchScalars {
+            q_len: q_len as u32,
+            kv_len: op.kv_len as u32,
+            q_offset: op.q_offset as u32,
+            kv_heads: kv_heads as u32,
+            blocks: capacity.div_ceil(op.plan.sparsity().block),
+            index,
+            scale_bits: op.scale.to_bits(),
+            q_strides: strides(&q),
+            k_strides: strides(&k),
+            v_strides: strides(&v),
+            o_strides: strides(&o),
+        },
+        batch: batch as u32,
+        score: op.score(),
+    };
+    let tensors = Tensors {
+        q: &q.handle,
+        k: &k.handle,
+        v: &v.handle,
+        o: &o.handle,
+        lse: &lse.handle,
+        rows: rows.as_ref(),
+    };
+    enqueue(&q.client, &kernel, &call, &tensors)?;
+    let phase = kernel.spec().phase.name();
+    op.counts.add(format!("{} {phase} {}", kernel.device(), kernel.key()));
+    Ok(vec![o, lse])
+}
+
+/// The tensor with the elements of its vectors side by side, which they nearly always are.
+fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    match x.meta.strides().last() {
+        Some(1) => x,
+        _ => into_contiguous(x),
+    }
+}
+
+fn dims<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
+    let shape = x.meta.shape();
+    [shape[0], shape[1], shape[2], shape[3]]
+}
+
+/// Elements from one sequence, head and token to the next.
+fn strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [u32; 3] {
+    let strides = x.meta.strides();
+    [strides[0], strides[1], strides[2]].map(|n| n as u32)
+}

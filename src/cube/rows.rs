@@ -1,0 +1,246 @@
+//! Norms and gates over rows.
+
+use super::{array, empty, sigmoid, sum_of_units};
+use crate::Activation;
+use burn::tensor::TensorMetadata;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeRuntime, FloatElement};
+use cubecl::prelude::*;
+
+/// Units that share a row.
+const UNITS: u32 = 256;
+/// Elements that a unit loads at once, where rows divide into so many.
+const LANES: usize = 4;
+
+pub(super) fn norm<R: CubeRuntime, F: FloatElement>(
+    inputs: Vec<CubeTensor<R>>,
+    epsilon: f32,
+) -> Vec<CubeTensor<R>> {
+    let [x, weight] = take(inputs);
+    let out = empty(&x, x.shape(), F::dtype());
+    launch_norm::<R, F>(&x, &x, &weight, &out, &out, epsilon, false);
+    vec![out]
+}
+
+pub(super) fn add_norm<R: CubeRuntime, F: FloatElement>(
+    inputs: Vec<CubeTensor<R>>,
+    epsilon: f32,
+) -> Vec<CubeTensor<R>> {
+    let [x, y, weight] = take(inputs);
+    let sum = empty(&x, x.shape(), F::dtype());
+    let out = empty(&x, x.shape(), F::dtype());
+    launch_norm::<R, F>(&x, &y, &weight, &sum, &out, epsilon, true);
+    vec![sum, out]
+}
+
+/// The first inputs, with their elements in order.
+fn take<R: CubeRuntime, const N: usize>(inputs: Vec<CubeTensor<R>>) -> [CubeTensor<R>; N] {
+    let mut inputs = inputs.into_iter().map(into_contiguous);
+    std::array::from_fn(|_| inputs.next().expect("the inputs were counted"))
+}
+
+/// How many elements of rows of `n` are loaded at once.
+fn lanes(n: usize) -> usize {
+    match n.is_multiple_of(LANES) {
+        true => LANES,
+        false => 1,
+    }
+}
+
+fn launch_norm<R: CubeRuntime, F: FloatElement>(
+    x: &CubeTensor<R>,
+    y: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    sum: &CubeTensor<R>,
+    out: &CubeTensor<R>,
+    epsilon: f32,
+    add: bool,
+) {
+    let n = weight.meta.num_elements();
+    let rows = x.meta.num_elements() / n;
+    if rows == 0 {
+        return;
+    }
+    // SAFETY: all tensors but the weight have `rows` rows of `n`, which the grid walks.
+    unsafe {
+        norm_kernel::launch_unchecked::<F, R>(
+            &x.client,
+            grid(rows as u32),
+            CubeDim::new_1d(UNITS),
+            lanes(n),
+            array(x),
+            array(y),
+            array(weight),
+            array(sum),
+            array(out),
+            rows as u32,
+            epsilon,
+            n as u32,
+            lanes(n) as u32,
+            add,
+        );
+    }
+}
+
+/// So many workgroups, in two dimensions where one has no room for them.
+fn grid(count: u32) -> CubeCount {
+    const MOST: u32 = 65_535;
+    match count <= MOST {
+        true => CubeCount::Static(count, 1, 1),
+        false => CubeCount::Static(MOST, count.div_ceil(MOST), 1),
+    }
+}
+
+/// One row in a workgroup.
+#[cube(launch_unchecked)]
+fn norm_kernel<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    y: &Array<Vector<F, N>>,
+    weight: &Array<Vector<f32, N>>,
+    sum: &mut Array<Vector<F, N>>,
+    out: &mut Array<Vector<F, N>>,
+    rows: u32,
+    epsilon: f32,
+    #[comptime] n: u32,
+    #[comptime] lanes: u32,
+    #[comptime] add: bool,
+) {
+    let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
+    let row = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
+    // The whole workgroup, so that nobody waits for it.
+    if row >= rows {
+        terminate!();
+    }
+    let vectors = comptime!(n / lanes);
+    let start = row * vectors;
+    let mut square = 0.0f32;
+    let mut at = UNIT_POS;
+    while at < vectors {
+        let mut value = Vector::<f32, N>::cast_from(x[(start + at) as usize]);
+        if add {
+            value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
+            let stored = Vector::<F, N>::cast_from(value);
+            sum[(start + at) as usize] = stored;
+            value = Vector::<f32, N>::cast_from(stored);
+        }
+        #[unroll]
+        for lane in 0..lanes {
+            let element = value[lane as usize];
+            square += element * element;
+        }
+        at += UNITS;
+    }
+    let square = sum_of_units(square, &mut shared, UNITS);
+    let factor = (square / comptime!(n as f32).runtime() + epsilon).inverse_sqrt();
+    let factor = Vector::<f32, N>::new(factor);
+    let mut at = UNIT_POS;
+    while at < vectors {
+        let mut value = Vector::<f32, N>::cast_from(x[(start + at) as usize]);
+        if add {
+            value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
+            value = Vector::<f32, N>::cast_from(Vector::<F, N>::cast_from(value));
+        }
+        value = value * factor * weight[at as usize];
+        out[(start + at) as usize] = Vector::<F, N>::cast_from(value);
+        at += UNITS;
+    }
+}
+
+pub(super) fn gated<R: CubeRuntime, F: FloatElement>(
+    inputs: Vec<CubeTensor<R>>,
+    activation: Activation,
+) -> Vec<CubeTensor<R>> {
+    let Activation::Silu = activation;
+    let [x] = take(inputs);
+    let mut shape = x.shape().to_vec();
+    let last = shape.len() - 1;
+    shape[last] /= 2;
+    let n = shape[last];
+    let out = empty(&x, shape, F::dtype());
+    let lanes = lanes(n);
+    let vectors = out.meta.num_elements() / lanes;
+    if vectors > 0 {
+        // SAFETY: each of the output's vectors is written once; its row has both halves.
+        unsafe {
+            gated_kernel::launch_unchecked::<F, R>(
+                &x.client,
+                grid((vectors as u32).div_ceil(UNITS)),
+                CubeDim::new_1d(UNITS),
+                lanes,
+                array(&x),
+                array(&out),
+                vectors as u32,
+                (n / lanes) as u32,
+            );
+        }
+    }
+    vec![out]
+}
+
+#[cube(launch_unchecked)]
+fn gated_kernel<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    out: &mut Array<Vector<F, N>>,
+    count: u32,
+    width: u32,
+) {
+    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if at < count {
+        let row = at / width;
+        let gate_at = row * width + at;
+        let gate = Vector::<f32, N>::cast_from(x[gate_at as usize]);
+        let value = Vector::<f32, N>::cast_from(x[(gate_at + width) as usize]);
+        let one = Vector::<f32, N>::new(1.0f32);
+        let gated = gate / (one + (-gate).exp());
+        out[at as usize] = Vector::<F, N>::cast_from(gated * value);
+    }
+}
+
+pub(super) fn gate_output<R: CubeRuntime, F: FloatElement>(
+    inputs: Vec<CubeTensor<R>>,
+    head_dim: usize,
+) -> Vec<CubeTensor<R>> {
+    let [o, rows] = take(inputs);
+    let out = empty(&o, o.shape(), F::dtype());
+    let (n, width) = (o.shape()[2], rows.shape()[2]);
+    let count = out.meta.num_elements() as u32;
+    if count > 0 {
+        // SAFETY: each element is written once; rows hold a gate for each of a row's elements.
+        unsafe {
+            gate_output_kernel::launch_unchecked::<F, R>(
+                &o.client,
+                grid(count.div_ceil(UNITS)),
+                CubeDim::new_1d(UNITS),
+                array(&o),
+                array(&rows),
+                array(&out),
+                count,
+                n as u32,
+                width as u32,
+                head_dim as u32,
+            );
+        }
+    }
+    vec![out]
+}
+
+#[cube(launch_unchecked)]
+fn gate_output_kernel<F: Float>(
+    o: &Array<F>,
+    rows: &Array<F>,
+    out: &mut Array<F>,
+    count: u32,
+    n: u32,
+    width: u32,
+    #[comptime] head_dim: u32,
+) {
+    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if at < count {
+        let (row, within) = (at / n, at % n);
+        let head = within / head_dim;
+        let gate = row * width + head * comptime!(2 * head_dim) + head_dim + within % head_dim;
+        let gate = sigmoid(f32::cast_from(rows[gate as usize]));
+        out[at as usize] = F::cast_from(f32::cast_from(o[at as usize]) * gate);
+    }
+}
