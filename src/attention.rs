@@ -70,9 +70,7 @@ pub fn attention_with_lse<B: AttentionBackend>(
         q_offset: call.q_offset.map_or_else(before, Ok)?,
         kv_len,
         capacity: call.capacity.unwrap_or(kv_len),
-        scale: call
-            .scale
-            .unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt()),
+        scale: call.scale.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt()),
         softcap: call.softcap,
         sinks: call.sinks.clone(),
         counts: call.counts.clone(),

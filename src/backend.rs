@@ -1,9 +1,9 @@
 //! The backends that can run operations.
 
 use crate::{Operation, OperationError};
-use burn::tensor::{DType, Shape, TensorMetadata};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape, TensorMetadata};
 
 /// A Burn backend with Butterfly's kernels.
 ///

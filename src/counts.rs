@@ -10,7 +10,10 @@ pub struct Counts(Arc<Mutex<BTreeMap<String, u64>>>);
 impl Counts {
     /// Launches so far, by kernel.
     pub fn get(&self) -> BTreeMap<String, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     #[cfg_attr(

@@ -25,6 +25,8 @@
 //! ```
 
 mod attention;
+#[cfg(feature = "autodiff")]
+mod autodiff;
 mod backend;
 mod cache;
 mod counts;

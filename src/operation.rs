@@ -183,7 +183,10 @@ impl Operation {
     ///
     /// # Errors
     /// [`OperationError::Shape`], [`OperationError::Argument`] or [`OperationError::Dtype`].
-    pub fn outputs(&self, inputs: &[(Shape, DType)]) -> Result<Vec<(Shape, DType)>, OperationError> {
+    pub fn outputs(
+        &self,
+        inputs: &[(Shape, DType)],
+    ) -> Result<Vec<(Shape, DType)>, OperationError> {
         let check = Check {
             operation: self.name(),
             inputs,
@@ -297,11 +300,7 @@ impl Check<'_> {
         <[usize; N]>::try_from(shape).map_err(|_| self.wrong(name, i, format!("{N} dimensions")))
     }
 
-    fn attend(
-        &self,
-        attend: &Attend,
-        dtype: DType,
-    ) -> Result<Vec<(Shape, DType)>, OperationError> {
+    fn attend(&self, attend: &Attend, dtype: DType) -> Result<Vec<(Shape, DType)>, OperationError> {
         let [batch, q_heads, q_len, head_dim] = self.rank(0, "q")?;
         let [_, kv_heads, room, _] = self.rank(1, "k")?;
         let [_, _, _, v_head_dim] = self.rank(2, "v")?;
@@ -342,11 +341,7 @@ impl Check<'_> {
         ])
     }
 
-    fn append(
-        &self,
-        append: &Append,
-        dtype: DType,
-    ) -> Result<Vec<(Shape, DType)>, OperationError> {
+    fn append(&self, append: &Append, dtype: DType) -> Result<Vec<(Shape, DType)>, OperationError> {
         let [batch, tokens, _] = self.rank(0, "q")?;
         let [_, _, room, _] = self.rank(3, "k cache")?;
         let (d, hq, hkv) = (append.head_dim, append.q_heads, append.kv_heads);

@@ -206,7 +206,9 @@ impl Plan {
     /// What each row of blocks sees, for so many tokens.
     pub(crate) fn table(&self, capacity: u32, index: u32) -> Arc<BandTable> {
         let sparsity = &self.0.sparsity;
-        let stages = sparsity.pattern.stage_count(capacity.div_ceil(sparsity.block));
+        let stages = sparsity
+            .pattern
+            .stage_count(capacity.div_ceil(sparsity.block));
         let index = index % stages.max(1);
         let mut tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {

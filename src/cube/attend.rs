@@ -28,11 +28,16 @@ pub(super) fn kernel<R: CubeRuntime + Launches>(
 /// Compute capability of the NVIDIA device, asked for once.
 fn capability() -> Result<Sm, OperationError> {
     static FOUND: OnceLock<Result<Sm, String>> = OnceLock::new();
-    let ask = || find(Device::Cuda)?.sm.ok_or("it has no compute capability".into());
+    let ask = || {
+        find(Device::Cuda)?
+            .sm
+            .ok_or("it has no compute capability".into())
+    };
     let device = Device::Cuda;
-    FOUND.get_or_init(ask).clone().map_err(|reason| {
-        OperationError::Launch(LaunchError::Missing { device, reason })
-    })
+    FOUND
+        .get_or_init(ask)
+        .clone()
+        .map_err(|reason| OperationError::Launch(LaunchError::Missing { device, reason }))
 }
 
 pub(super) fn attend<R: CubeRuntime + Launches>(
@@ -84,7 +89,8 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     };
     enqueue(&q.client, &kernel, &call, &tensors)?;
     let phase = kernel.spec().phase.name();
-    op.counts.add(format!("{} {phase} {}", kernel.device(), kernel.key()));
+    op.counts
+        .add(format!("{} {phase} {}", kernel.device(), kernel.key()));
     Ok(vec![o, lse])
 }
 

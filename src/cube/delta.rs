@@ -212,8 +212,7 @@ fn mix<F: Float>(
                     let at = sequence * row_batch + (ahead - before) * row_token + channel;
                     kept[to] = rows[at as usize];
                 } else {
-                    kept[to] =
-                        last[((sequence * before + ahead) * channels + channel) as usize];
+                    kept[to] = last[((sequence * before + ahead) * channels + channel) as usize];
                 }
             }
         }
@@ -310,7 +309,8 @@ fn walk<F: Float>(
     let column = first_column + own;
     let valid = column < v_dim;
     let at_column = min(column, v_dim - 1u32);
-    let state_base = (sequence * comptime!(shape.v_heads) + head) * comptime!(shape.k_dim * shape.v_dim);
+    let state_base =
+        (sequence * comptime!(shape.v_heads) + head) * comptime!(shape.k_dim * shape.v_dim);
     let row_base = sequence * row_batch;
     let mixed_base = sequence * tokens * comptime!(shape.channels());
     let decay = decays[head as usize];
@@ -330,8 +330,19 @@ fn walk<F: Float>(
     for i in 0..loads {
         let number = min(comptime!(i * shape.units()) + unit, numbers - 1u32);
         let value = stage_number(
-            rows, mixed, 0u32, number, head, first_column, row_base, row_token, mixed_base,
-            tokens - 1u32, decay, bias, shape,
+            rows,
+            mixed,
+            0u32,
+            number,
+            head,
+            first_column,
+            row_base,
+            row_token,
+            mixed_base,
+            tokens - 1u32,
+            decay,
+            bias,
+            shape,
         );
         shared[number as usize] = value;
     }
@@ -346,8 +357,19 @@ fn walk<F: Float>(
             for i in 0..loads {
                 let number = min(comptime!(i * shape.units()) + unit, numbers - 1u32);
                 coming[i as usize] = stage_number(
-                    rows, mixed, first + STAGE, number, head, first_column, row_base, row_token,
-                    mixed_base, tokens - 1u32, decay, bias, shape,
+                    rows,
+                    mixed,
+                    first + STAGE,
+                    number,
+                    head,
+                    first_column,
+                    row_base,
+                    row_token,
+                    mixed_base,
+                    tokens - 1u32,
+                    decay,
+                    bias,
+                    shape,
                 );
             }
         }
@@ -385,7 +407,8 @@ fn walk<F: Float>(
                 memory[i as usize] = memory[i as usize] * forget + k * change;
             }
             if valid && part == 0u32 {
-                let at = ((sequence * tokens + first + token) * comptime!(shape.v_heads) + head) * v_dim;
+                let at =
+                    ((sequence * tokens + first + token) * comptime!(shape.v_heads) + head) * v_dim;
                 read[(at + column) as usize] = forget * by_q + both * change;
             }
         }

@@ -47,7 +47,11 @@ pub(super) fn append<R: CubeRuntime, F: FloatElement>(
     let shape = rows[0].shape();
     let (batch, tokens) = (shape[0], shape[1]);
     let room = caches[0].shape()[2];
-    let q = empty(&rows[0], [batch, op.q_heads, tokens, op.head_dim], F::dtype());
+    let q = empty(
+        &rows[0],
+        [batch, op.q_heads, tokens, op.head_dim],
+        F::dtype(),
+    );
     let shape = Shape {
         q_heads: op.q_heads as u32,
         kv_heads: op.kv_heads as u32,

@@ -31,9 +31,7 @@ where
         device: &R::Device,
     ) -> Result<(), OperationError> {
         match operation {
-            Operation::Attend(op) => {
-                attend::kernel(op, inputs, &R::client(device)).map(|_| ())
-            }
+            Operation::Attend(op) => attend::kernel(op, inputs, &R::client(device)).map(|_| ()),
             Operation::Append(_)
             | Operation::Norm { .. }
             | Operation::AddNorm { .. }
@@ -72,7 +70,11 @@ fn typed<R: CubeRuntime, F: FloatElement>(
 }
 
 /// A new tensor whose elements lie in order.
-fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
+fn empty<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    shape: impl Into<Shape>,
+    dtype: DType,
+) -> CubeTensor<R> {
     let shape = shape.into();
     let handle = like.client.empty(shape.num_elements() * dtype.size());
     let (client, device) = (like.client.clone(), like.device.clone());

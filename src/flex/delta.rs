@@ -32,28 +32,33 @@ pub(super) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTen
         }
     };
     let mut mixed = vec![0.0; batch * tokens * channels];
-    mixed.par_chunks_mut(channels).enumerate().for_each(|(i, out)| {
-        let (b, token) = (i / tokens, (i % tokens) as isize);
-        for (c, out) in out.iter_mut().enumerate() {
-            let products = (0..taps).map(|tap| {
-                let at = token + 1 + tap as isize - taps as isize;
-                convolution[tap * channels + c] * before(b, at, c)
-            });
-            *out = silu(products.sum());
-        }
-        for (h, head) in out[..2 * keys].chunks_mut(dk).enumerate() {
-            let square: f32 = head.iter().map(|x| x * x).sum();
-            let mut factor = 1.0 / (square + EPSILON).sqrt();
-            if h < op.k_heads {
-                factor /= (dk as f32).sqrt();
+    mixed
+        .par_chunks_mut(channels)
+        .enumerate()
+        .for_each(|(i, out)| {
+            let (b, token) = (i / tokens, (i % tokens) as isize);
+            for (c, out) in out.iter_mut().enumerate() {
+                let products = (0..taps).map(|tap| {
+                    let at = token + 1 + tap as isize - taps as isize;
+                    convolution[tap * channels + c] * before(b, at, c)
+                });
+                *out = silu(products.sum());
             }
-            head.iter_mut().for_each(|x| *x *= factor);
-        }
-    });
+            for (h, head) in out[..2 * keys].chunks_mut(dk).enumerate() {
+                let square: f32 = head.iter().map(|x| x * x).sum();
+                let mut factor = 1.0 / (square + EPSILON).sqrt();
+                if h < op.k_heads {
+                    factor /= (dk as f32).sqrt();
+                }
+                head.iter_mut().for_each(|x| *x *= factor);
+            }
+        });
 
     let mut state = state.into_owned();
     let mut o = vec![E::put(0.0); batch * op.v_heads * tokens * dv];
-    let heads = state.par_chunks_mut(dk * dv).zip(o.par_chunks_mut(tokens * dv));
+    let heads = state
+        .par_chunks_mut(dk * dv)
+        .zip(o.par_chunks_mut(tokens * dv));
     heads.enumerate().for_each(|(i, (state, o))| {
         let (b, h) = (i / op.v_heads, i % op.v_heads);
         let mut read = vec![0.0; dv];

@@ -33,8 +33,7 @@ pub(super) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
         }
         if let (Some(rotation), 0 | 1) = (&rotation, which) {
             let half = op.rotated / 2;
-            let (cosines, sines) =
-                rotation[token * op.rotated..][..op.rotated].split_at(half);
+            let (cosines, sines) = rotation[token * op.rotated..][..op.rotated].split_at(half);
             for i in 0..half {
                 let (a, b) = (x[i], x[half + i]);
                 x[i] = a * cosines[i] - b * sines[i];
@@ -52,11 +51,7 @@ pub(super) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
         let values = elements::<E>(&rows[which]);
         let (out, length, first) = match which {
             0 => (q.as_mut_slice(), tokens, 0),
-            _ => (
-                caches[which - 1].storage_mut::<E>(),
-                room,
-                op.position,
-            ),
+            _ => (caches[which - 1].storage_mut::<E>(), room, op.position),
         };
         for (i, row) in values.chunks(width).enumerate() {
             let (b, token) = (i / tokens, i % tokens);

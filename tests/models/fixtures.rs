@@ -22,7 +22,11 @@ fn agree<B: AttentionBackend>(device: &B::Device) {
             }
             for (layer, policy) in policy.attention() {
                 let counts = policy.counts.get();
-                assert!(!counts.is_empty(), "{}: layer {layer} ran nothing", case.name);
+                assert!(
+                    !counts.is_empty(),
+                    "{}: layer {layer} ran nothing",
+                    case.name
+                );
             }
         }
     }

@@ -1,0 +1,24 @@
+//! Burn's decorator for gradients: refused until the backward kernels are here.
+
+use crate::{AttentionBackend, Operation, OperationError};
+use burn::backend::autodiff::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
+
+impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C> {
+    fn prepare(
+        operation: &Operation,
+        _: &[(Shape, DType)],
+        _: &Self::Device,
+    ) -> Result<(), OperationError> {
+        Err(OperationError::Gradients(operation.name()))
+    }
+
+    fn execute(
+        operation: &Operation,
+        _: Vec<FloatTensor<Self>>,
+    ) -> Result<Vec<FloatTensor<Self>>, OperationError> {
+        Err(OperationError::Gradients(operation.name()))
+    }
+}

@@ -1,0 +1,71 @@
+//! Burn's fusing decorator: an operation becomes one of its stream's, and runs in its place.
+//!
+//! Shapes are checked and the kernel is found before anything is registered; nothing waits.
+
+use crate::{AttentionBackend, Operation, OperationError};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape, TensorMetadata};
+use burn_fusion::stream::{Operation as Execute, OperationStreams};
+use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
+use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
+use std::marker::PhantomData;
+
+impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
+    fn prepare(
+        operation: &Operation,
+        inputs: &[(Shape, DType)],
+        device: &Self::Device,
+    ) -> Result<(), OperationError> {
+        B::prepare(operation, inputs, device)
+    }
+
+    fn execute(
+        operation: &Operation,
+        inputs: Vec<FloatTensor<Self>>,
+    ) -> Result<Vec<FloatTensor<Self>>, OperationError> {
+        let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
+        let outputs = operation.outputs(&shapes)?;
+        let client = inputs[0].client.clone();
+        B::prepare(operation, &shapes, &client.device().clone())?;
+        let streams = OperationStreams::with_inputs(&inputs);
+        let inputs: Vec<_> = inputs.into_iter().map(|x| x.into_ir()).collect();
+        let outputs = outputs.into_iter();
+        let outputs: Vec<_> = outputs
+            .map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype))
+            .collect();
+        let ir = CustomOpIr::new(operation.name(), &inputs, &outputs);
+        let deferred = Deferred::<B> {
+            ir: ir.clone(),
+            operation: operation.clone(),
+            backend: PhantomData,
+        };
+        let outputs = client.register(streams, OperationIr::Custom(ir), deferred);
+        Ok(outputs)
+    }
+}
+
+/// An operation in its stream.
+#[derive(Debug)]
+struct Deferred<B> {
+    ir: CustomOpIr,
+    operation: Operation,
+    backend: PhantomData<B>,
+}
+
+impl<B: FusionBackend + AttentionBackend> Execute<B::FusionRuntime> for Deferred<B> {
+    fn execute(
+        &self,
+        handles: &mut HandleContainer<<B::FusionRuntime as FusionRuntime>::FusionHandle>,
+    ) {
+        let inputs = self.ir.inputs.iter();
+        let inputs = inputs.map(|ir| handles.get_float_tensor::<B>(ir)).collect();
+        // Shapes and kernel were found right before; what is left is a device that fails.
+        let outputs = match B::execute(&self.operation, inputs) {
+            Ok(outputs) => outputs,
+            Err(error) => panic!("{}: {error}", self.operation.name()),
+        };
+        for (ir, output) in self.ir.outputs.iter().zip(outputs) {
+            handles.register_float_tensor::<B>(&ir.id, output);
+        }
+    }
+}
