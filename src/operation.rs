@@ -18,12 +18,17 @@ pub enum Operation {
     /// weights of q and k [D] in f32, with rotation cosines and sines [T, dims] in f32
     /// → q [B, Hq, T, D] and both caches, written in place where nobody else holds them.
     Append(Append),
-    /// x […, H], weight [H] in f32 → x / rms(x) * weight.
+    /// x […, K], weight [N, K] → x weight^T […, N].
+    Project,
+    /// x […, H] and weight [H], both f32 → x / rms(x) * weight in `dtype`.
     Norm {
         /// Added to the mean square.
         epsilon: f32,
+        /// Element type of the result.
+        dtype: DType,
     },
-    /// x […, H], y […, H], weight [H] in f32 → x + y and its norm as in [`Operation::Norm`].
+    /// x […, H] in f32, y […, H] in any type, weight [H] in f32 → x + y in f32, and its norm as
+    /// in [`Operation::Norm`] in y's type.
     AddNorm {
         /// Added to the mean square.
         epsilon: f32,
@@ -171,11 +176,25 @@ impl Operation {
         match self {
             Self::Attend(_) => "attend",
             Self::Append(_) => "append",
+            Self::Project => "project",
             Self::Norm { .. } => "norm",
             Self::AddNorm { .. } => "add_norm",
             Self::Gated(_) => "gated",
             Self::GateOutput { .. } => "gate_output",
             Self::Delta(_) => "delta",
+        }
+    }
+
+    /// The element type that kernels of the operation differ by.
+    #[cfg_attr(
+        not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
+        expect(dead_code)
+    )]
+    pub(crate) fn element(&self, inputs: &[DType]) -> DType {
+        match self {
+            Self::Norm { dtype, .. } => *dtype,
+            Self::AddNorm { .. } => inputs[1],
+            _ => inputs[0],
         }
     }
 
@@ -195,16 +214,31 @@ impl Operation {
         match self {
             Self::Attend(attend) => check.attend(attend, dtype),
             Self::Append(append) => check.append(append, dtype),
-            Self::Norm { .. } => {
+            Self::Project => {
+                let [mut x, weight] = check.rows(["x", "weight"])?;
+                let last = x.len() - 1;
+                if weight.len() != 2 || weight[1] != x[last] {
+                    let expected = format!("[N, {}]", x[last]);
+                    return Err(check.wrong("weight", 1, expected));
+                }
+                check.has(1, "weight", dtype)?;
+                x[last] = weight[0];
+                Ok(vec![(x.into(), dtype)])
+            }
+            Self::Norm { dtype, .. } => {
                 let [x] = check.rows(["x"])?;
                 check.is(1, "weight", &[x[x.len() - 1]])?;
-                Ok(vec![(x.into(), dtype)])
+                check.has(0, "x", DType::F32)?;
+                check.has(1, "weight", DType::F32)?;
+                Ok(vec![(x.into(), *dtype)])
             }
             Self::AddNorm { .. } => {
                 let [x, y] = check.rows(["x", "y"])?;
                 check.is(2, "weight", &[x[x.len() - 1]])?;
                 check.is(1, "y", &x)?;
-                Ok(vec![(x.into(), dtype), (y.into(), dtype)])
+                check.has(0, "x", DType::F32)?;
+                check.has(2, "weight", DType::F32)?;
+                Ok(vec![(x.into(), dtype), (y.into(), inputs[1].1)])
             }
             Self::Gated(_) => {
                 let [mut x] = check.rows(["x"])?;
@@ -273,6 +307,14 @@ impl Check<'_> {
         match self.shape(i) == shape {
             true => Ok(()),
             false => Err(self.wrong(tensor, i, format!("{shape:?}"))),
+        }
+    }
+
+    fn has(&self, i: usize, tensor: &'static str, dtype: DType) -> Result<(), OperationError> {
+        let given = self.inputs[i].1;
+        match given == dtype {
+            true => Ok(()),
+            false => Err(self.argument(format!("`{tensor}` is {given:?}, expected {dtype:?}"))),
         }
     }
 

@@ -197,6 +197,29 @@ fn hopper() {
     assert!(made >= 8, "only {made} plans have Hopper kernels");
 }
 
+/// The matrix product of linear layers: text, instructions, registers; no spills.
+#[test]
+fn hopper_product() {
+    let (product, text) = butterfly_codegen::product(Dtype::Bf16).expect("a kernel");
+    snapshot("hopper", "product_bf16", &text);
+    let search = butterfly_codegen::nvrtc::find();
+    let nvrtc = search.nvrtc.as_ref().expect("scripts/test installs NVRTC");
+    let compiled = nvrtc.compile(&text, "sm_90a").expect("compiles");
+    let resources = compiled.resources.expect("a log that is understood");
+    let counts = machine_code(&compiled.cubin);
+    let count = |name: &str| counts.get(name).copied().unwrap_or(0);
+    assert!(count("HGMMA") > 0 && count("UTMALDG") > 0);
+    let spills = (resources.spill_store_bytes, resources.spill_load_bytes);
+    assert_eq!((spills, count("STL"), count("LDL")), ((0, 0), 0, 0));
+    let listing = counts.iter();
+    let listing: String = listing
+        .map(|(name, count)| format!("{count:6} {name}\n"))
+        .collect();
+    let listing = format!("{product:#?}\n{resources:#?}\n{listing}");
+    snapshot("hopper_code", "product_bf16", &listing);
+    assert!(butterfly_codegen::product(Dtype::F32).is_none());
+}
+
 #[test]
 fn wgsl() {
     for (name, spec) in specs() {

@@ -17,6 +17,7 @@ mod failure;
 mod inspect;
 mod kernel;
 mod measure;
+mod model;
 mod prove;
 mod show;
 mod source;
@@ -56,6 +57,11 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Decode(command),
         } => bench::run(Phase::Decode, &command, json),
+        Command::Logits(command) => model::logits::run(&command, json),
+        Command::Generate(command) => model::generate::run(&command, json),
+        Command::Bench {
+            what: Bench::Model(command),
+        } => model::bench::run(&command, json),
         Command::Doctor => doctor::run(json),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -10,16 +10,7 @@ use std::path::Path;
 impl PatternArg {
     /// The pattern with its headers.
     pub(crate) fn read(&self) -> Result<Parsed, Failure> {
-        let path = Path::new(&self.pattern);
-        let named = path
-            .extension()
-            .is_some_and(|e| e == "pattern" || e == "json" || e == "wf");
-        let (name, text) = if named || path.is_file() {
-            (self.pattern.as_str(), read_text(path)?)
-        } else {
-            ("--pattern", self.pattern.clone())
-        };
-        Sparsity::parse_any(name, &text).map_err(Failure::bad)
+        read(&self.pattern)
     }
 
     /// What to read the pattern with.
@@ -43,6 +34,20 @@ impl PatternArg {
             index,
         })
     }
+}
+
+/// The pattern of an argument: a file, or the text itself.
+pub(crate) fn read(pattern: &str) -> Result<Parsed, Failure> {
+    let path = Path::new(pattern);
+    let named = path
+        .extension()
+        .is_some_and(|e| e == "pattern" || e == "json" || e == "wf");
+    let (name, text) = if named || path.is_file() {
+        (pattern, read_text(path)?)
+    } else {
+        ("--pattern", pattern.to_string())
+    };
+    Sparsity::parse_any(name, &text).map_err(Failure::bad)
 }
 
 /// The topology of a pattern, which must serve every query, and causally.

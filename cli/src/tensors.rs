@@ -50,6 +50,46 @@ pub(crate) fn vector(path: &Path, name: &str) -> Result<Vec<f32>, Failure> {
     Ok(floats(view.data(), dtype))
 }
 
+/// Reads the tokens [B, T] called `name`, I64 or I32.
+///
+/// # Errors
+/// Those of [`read`], and a token below 0.
+pub(crate) fn ids(path: &Path, name: &str) -> Result<([usize; 2], Vec<u32>), Failure> {
+    let bytes = bytes(path)?;
+    let file = whole(path, &bytes)?;
+    let view = named(path, &file, name)?;
+    let wrong = |what: String| Failure::file(path, format!("`{name}` {what}"));
+    let shape = <[usize; 2]>::try_from(view.shape())
+        .ok()
+        .filter(|shape| !shape.contains(&0));
+    let Some(shape) = shape else {
+        let shape = view.shape();
+        return Err(wrong(format!(
+            "has shape {shape:?}; two dimensions are needed, sequences and tokens, with at least one of each"
+        )));
+    };
+    let data = view.data();
+    let ids: Vec<i64> = match view.dtype() {
+        safetensors::Dtype::I64 => {
+            let words = data.as_chunks::<8>().0.iter();
+            words.map(|b| i64::from_le_bytes(*b)).collect()
+        }
+        safetensors::Dtype::I32 => {
+            let words = data.as_chunks::<4>().0.iter();
+            words.map(|b| i32::from_le_bytes(*b).into()).collect()
+        }
+        other => return Err(wrong(format!("is {other:?}; give I64 or I32"))),
+    };
+    let tokens = ids.iter().map(|id| u32::try_from(*id));
+    let tokens: Result<Vec<u32>, _> = tokens.collect();
+    match tokens {
+        Ok(tokens) => Ok((shape, tokens)),
+        Err(_) => Err(wrong(
+            "has a token that is none; give numbers from 0 on".into(),
+        )),
+    }
+}
+
 fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| Failure::file(path, format!("cannot read: {error}")))
 }

@@ -117,6 +117,14 @@ pub(crate) fn hopper(
     }
 }
 
+/// The matrix product of linear layers on Hopper, as CUDA C++: 16-bit floats only.
+#[cfg(feature = "cuda")]
+pub fn product(dtype: Dtype) -> Option<(butterfly_ir::Product, String)> {
+    use crate::hopper::product;
+    let makes = matches!(dtype, Dtype::F16 | Dtype::Bf16);
+    makes.then(|| (product::product(dtype), product::text(dtype)))
+}
+
 #[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "metal")))]
 fn not_built(target: Target, feature: &'static str) -> EmitError {
     EmitError::NotBuilt { target, feature }

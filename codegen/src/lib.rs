@@ -37,5 +37,7 @@ pub use butterfly_ir::{Kernel, KernelSpec, Target};
 pub use choice::{Choice, choose};
 #[cfg(feature = "cuda")]
 pub use cuda::{nvrtc, ptx};
+#[cfg(feature = "cuda")]
+pub use emit::product;
 pub use emit::{assemble, emit, geometry, write};
 pub use error::EmitError;

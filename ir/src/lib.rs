@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod model;
 pub mod pattern;
 pub mod plan;
+pub mod product;
 pub mod row_program;
 pub mod rows;
 pub mod sees;
@@ -34,6 +35,7 @@ pub use pattern::build;
 pub use pattern::{
     Diagnostic, Leaf, LimitError, Parsed, PartnerRule, Pattern, Source, Sparsity, StageBy,
 };
+pub use product::Product;
 pub use row_program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use sees::{Context, sees};
 pub use topology::{Class, Row, RowBlock, Topology};

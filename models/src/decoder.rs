@@ -114,6 +114,7 @@ impl<B: AttentionBackend> Decoder<B> {
         let [batch, tokens] = ids.dims();
         let device = ids.device();
         let capacity = state.capacity_for(tokens)?;
+        let profile = state.profile.clone();
         let positions = state.position..state.position + tokens;
         let rotation = (!self.frequencies.is_empty()).then(|| {
             let table = rotation::table(&self.frequencies, positions);
@@ -125,24 +126,36 @@ impl<B: AttentionBackend> Decoder<B> {
             .embedding
             .clone()
             .select(0, ids.reshape([batch * tokens]));
-        let mut x = x.reshape([batch, tokens, hidden]);
+        // The residual stream is f32, whatever the layers compute in.
+        let mut x = x.reshape([batch, tokens, hidden]).cast(DType::F32);
         // What the layer before has added last, still beside the residual stream.
         let mut pending: Option<Tensor<B, 3>> = None;
         for (i, layer) in self.layers.iter().enumerate() {
             let normed;
-            (x, normed) = self.join(x, pending.take(), &layer.before)?;
+            (x, normed) = profile.part::<B, _>("norms", &device, || {
+                self.join(x, pending.take(), &layer.before)
+            })?;
             let mixed = match (&layer.mixer, &mut state.layers[i], &policy.layers[i]) {
                 (Mixer::Attention(attention), LayerState::Attention(cache), Some(policy)) => {
-                    attention.forward(normed, cache, rotation.as_ref(), capacity, policy)?
+                    attention.forward(
+                        normed,
+                        cache,
+                        rotation.as_ref(),
+                        capacity,
+                        policy,
+                        &profile,
+                    )?
                 }
                 (Mixer::Linear(linear), LayerState::Linear(state), _) => {
-                    linear.forward(normed, state)?
+                    linear.forward(normed, state, &profile)?
                 }
                 _ => unreachable!("state and policy were made for this model"),
             };
             let normed;
-            (x, normed) = add_norm(x, mixed, &layer.after, self.epsilon)?;
-            pending = Some(layer.mlp.forward(normed)?);
+            (x, normed) = profile.part::<B, _>("norms", &device, || {
+                add_norm(x, mixed, &layer.after, self.epsilon)
+            })?;
+            pending = Some(layer.mlp.forward(normed, &profile)?);
         }
         state.position += tokens;
         Ok(self.join(x, pending, &self.norm)?.1)
@@ -156,7 +169,10 @@ impl<B: AttentionBackend> Decoder<B> {
         weight: &Tensor<B, 1>,
     ) -> Result<(Tensor<B, 3>, Tensor<B, 3>), ModelError> {
         Ok(match pending {
-            None => (x.clone(), norm(x, weight, self.epsilon)?),
+            None => {
+                let dtype = self.embedding.dtype();
+                (x.clone(), norm(x, weight, self.epsilon, dtype)?)
+            }
             Some(y) => add_norm(x, y, weight, self.epsilon)?,
         })
     }

@@ -44,10 +44,8 @@ impl<B: Backend> LayerNorm<B> {
         }
     }
 
-    /// In f32, whatever the element type.
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
+    /// Of the residual stream, in `dtype`.
+    fn forward(&self, x: Tensor<B, 3>, dtype: DType) -> Tensor<B, 3> {
         let x = x.clone() - x.mean_dim(2);
         let variance = x.clone().powi_scalar(2).mean_dim(2);
         let x = x / (variance + self.epsilon).sqrt();
@@ -144,6 +142,7 @@ impl<B: AttentionBackend> Gpt2<B> {
     ) -> Result<Tensor<B, 3>, ModelError> {
         let [batch, tokens] = ids.dims();
         let capacity = state.capacity_for(tokens)?;
+        let profile = state.profile.clone();
         let end = state.position + tokens;
         let [positions, hidden] = self.positions.dims();
         if end > positions {
@@ -161,21 +160,25 @@ impl<B: AttentionBackend> Gpt2<B> {
             .positions
             .clone()
             .slice([state.position..end, 0..hidden]);
-        let mut x = x + at.unsqueeze::<3>();
+        let dtype = x.dtype();
+        // The residual stream is f32, whatever the layers compute in.
+        let mut x = x.cast(DType::F32) + at.unsqueeze::<3>().cast(DType::F32);
         for (i, layer) in self.layers.iter().enumerate() {
             let (LayerState::Attention(cache), Some(policy)) =
                 (&mut state.layers[i], &policy.layers[i])
             else {
                 unreachable!("state and policy were made for this model");
             };
-            let normed = layer.before.forward(x.clone());
-            x = x + layer
+            let normed = layer.before.forward(x.clone(), dtype);
+            let mixed = layer
                 .attention
-                .forward(normed, cache, None, capacity, policy)?;
-            let inner = gelu(layer.up.forward(layer.after.forward(x.clone())));
-            x = x + layer.down.forward(inner);
+                .forward(normed, cache, None, capacity, policy, &profile)?;
+            x = x + mixed.cast(DType::F32);
+            let normed = layer.after.forward(x.clone(), dtype);
+            let inner = gelu(layer.up.forward(normed)?);
+            x = x + layer.down.forward(inner)?.cast(DType::F32);
         }
         state.position = end;
-        Ok(self.norm.forward(x))
+        Ok(self.norm.forward(x, dtype))
     }
 }

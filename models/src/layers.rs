@@ -1,11 +1,11 @@
 //! The parts that layers are made of.
 
-use crate::ModelError;
 use crate::loader::Loader;
 use crate::policy::LayerPolicy;
 use crate::state::{LayerState, LinearState};
+use crate::{ModelError, Profile};
 use burn::prelude::*;
-use burn::tensor::TensorPrimitive;
+use burn::tensor::{DType, TensorPrimitive};
 use butterfly::{
     Activation, Append, AttentionBackend, Call, Delta, KvCache, Operation, OperationError,
     attention, run,
@@ -23,19 +23,17 @@ impl<B: Backend> Projection<B> {
     pub(crate) fn new(weight: Tensor<B, 2>) -> Self {
         Self { weight, bias: None }
     }
+}
 
+impl<B: AttentionBackend> Projection<B> {
     /// [B, T, in] → [B, T, out].
-    pub(crate) fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [batch, tokens, from] = x.dims();
-        let to = self.weight.dims()[0];
-        let y = x
-            .reshape([batch * tokens, from])
-            .matmul(self.weight.clone().transpose());
-        let y = match &self.bias {
+    pub(crate) fn forward(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
+        let inputs = vec![primitive(x), primitive(self.weight.clone())];
+        let y = one(run::<B>(&Operation::Project, inputs)?)?;
+        Ok(match &self.bias {
             None => y,
-            Some(bias) => y + bias.clone().unsqueeze::<2>(),
-        };
-        y.reshape([batch, tokens, to])
+            Some(bias) => y + bias.clone().unsqueeze::<3>(),
+        })
     }
 }
 
@@ -44,14 +42,15 @@ fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> burn::tensor::ops::
     x.into_primitive().tensor()
 }
 
-/// `x / rms(x) * weight`.
+/// `x / rms(x) * weight` of the residual stream, in `dtype`.
 pub(crate) fn norm<B: AttentionBackend>(
     x: Tensor<B, 3>,
     weight: &Tensor<B, 1>,
     epsilon: f32,
+    dtype: DType,
 ) -> Result<Tensor<B, 3>, OperationError> {
     let inputs = vec![primitive(x), primitive(weight.clone())];
-    one(run::<B>(&Operation::Norm { epsilon }, inputs)?)
+    one(run::<B>(&Operation::Norm { epsilon, dtype }, inputs)?)
 }
 
 /// `x + y`, and its norm.
@@ -79,6 +78,9 @@ fn one<B: Backend, const D: usize>(
     Ok(float(output.expect("one output")))
 }
 
+/// What matrix products count as in a profile.
+const PROJECTIONS: &str = "projections";
+
 /// `silu(gate(x)) * up(x)`, down.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedMlp<B: Backend> {
@@ -99,10 +101,18 @@ impl<B: AttentionBackend> GatedMlp<B> {
         }
     }
 
-    pub(crate) fn forward(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
-        let inner = vec![primitive(self.inner.forward(x))];
-        let gated = run::<B>(&Operation::Gated(Activation::Silu), inner)?;
-        Ok(self.down.forward(one(gated)?))
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        profile: &Profile,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        let device = x.device();
+        let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x))?;
+        let gated = profile.part::<B, _>("gates", &device, || {
+            run::<B>(&Operation::Gated(Activation::Silu), vec![primitive(inner)])
+        });
+        let gated = one(gated?)?;
+        profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated))
     }
 }
 
@@ -196,11 +206,15 @@ impl<B: AttentionBackend> Attention<B> {
         rotation: Option<&Tensor<B, 2>>,
         capacity: usize,
         policy: &LayerPolicy,
+        profile: &Profile,
     ) -> Result<Tensor<B, 3>, ModelError> {
         let [batch, tokens, _] = x.dims();
-        let rows = self.rows.forward(x);
+        let device = x.device();
+        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x))?;
         let inputs = [rows.clone(), rows.clone(), rows.clone()];
-        let q = cache.append(inputs, self.norms.as_ref(), rotation, self.append.clone())?;
+        let q = profile.part::<B, _>("heads and cache", &device, || {
+            cache.append(inputs, self.norms.as_ref(), rotation, self.append.clone())
+        })?;
         let [k, v] = cache.tensors();
         let call = Call {
             index: policy.index,
@@ -209,16 +223,20 @@ impl<B: AttentionBackend> Attention<B> {
             counts: policy.counts.clone(),
             ..Call::default()
         };
-        let o = attention(q, k, v, &policy.plan, &call)?;
+        let o = profile.part::<B, _>("attention", &device, || {
+            attention(q, k, v, &policy.plan, &call)
+        })?;
         let width = self.append.q_heads * self.append.head_dim;
         let mut o: Tensor<B, 3> = o.swap_dims(1, 2).reshape([batch, tokens, width]);
         if self.gate {
             let op = Operation::GateOutput {
                 head_dim: self.append.head_dim,
             };
-            o = one(run::<B>(&op, vec![primitive(o), primitive(rows)])?)?;
+            o = profile.part::<B, _>("gates", &device, || {
+                one(run::<B>(&op, vec![primitive(o), primitive(rows)])?)
+            })?;
         }
-        Ok(self.output.forward(o))
+        Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o))?)
     }
 }
 
@@ -290,9 +308,12 @@ impl<B: AttentionBackend> LinearAttention<B> {
         &self,
         x: Tensor<B, 3>,
         state: &mut LinearState<B>,
+        profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
+        let device = x.device();
+        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x))?;
         let inputs = vec![
-            primitive(self.rows.forward(x)),
+            primitive(rows),
             primitive(self.convolution.clone()),
             primitive(self.decay.clone()),
             primitive(self.dt_bias.clone()),
@@ -300,12 +321,14 @@ impl<B: AttentionBackend> LinearAttention<B> {
             primitive(state.rows.clone()),
             primitive(state.memory.clone()),
         ];
-        let outputs = run::<B>(&Operation::Delta(self.op), inputs)?;
+        let outputs = profile.part::<B, _>("linear attention", &device, || {
+            run::<B>(&Operation::Delta(self.op), inputs)
+        })?;
         let mut outputs = outputs.into_iter();
         let mut next = || outputs.next().expect("three outputs");
         let y = float(next());
         state.rows = float(next());
         state.memory = float(next());
-        Ok(self.output.forward(y))
+        profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(y))
     }
 }

@@ -18,6 +18,7 @@ mod layers;
 mod loader;
 mod model;
 mod policy;
+mod profile;
 mod rotation;
 mod state;
 
@@ -28,4 +29,5 @@ pub use generate::{Sampler, Sampling};
 pub use loader::Unused;
 pub use model::{Logits, Model};
 pub use policy::{LayerPolicy, Policy};
+pub use profile::Profile;
 pub use state::State;

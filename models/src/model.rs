@@ -5,7 +5,7 @@ use crate::folder::read_config;
 use crate::gpt2::Gpt2;
 use crate::layers::Projection;
 use crate::loader::{Loader, Unused};
-use crate::{Folder, ModelError, Policy, State};
+use crate::{Folder, ModelError, Policy, Profile, State};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, Dtype};
@@ -148,6 +148,7 @@ impl<B: AttentionBackend> Model<B> {
             batch,
             position: 0,
             capacity,
+            profile: Profile::default(),
         }
     }
 
@@ -184,7 +185,11 @@ impl<B: AttentionBackend> Model<B> {
             Logits::All => hidden,
             Logits::Last => hidden.narrow(1, length - 1, 1),
         };
-        Ok(self.head.forward(wanted))
+        let profile = state.profile.clone();
+        let logits = profile.part::<B, _>("output projection", &self.device, || {
+            self.head.forward(wanted)
+        });
+        Ok(logits?)
     }
 }
 

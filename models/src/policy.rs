@@ -42,17 +42,17 @@ impl Policy {
         }
     }
 
-    /// The layers that the pattern of `plan` names follow it (all, where it names none), the
-    /// others run `dense`, which is asked for only if there are such.
+    /// The layers that `sparsity` names follow `plan` (all, where it names none), the others
+    /// run `dense`, which is asked for only if there are such.
     ///
     /// # Errors
     /// [`ModelError::Config`] for a layer that cannot be replaced, and those of `dense`.
     pub fn new(
         model: &ModelConfig,
         plan: &Plan,
+        sparsity: &Sparsity,
         dense: impl FnOnce() -> Result<Plan, OperationError>,
     ) -> Result<Self, ModelError> {
-        let sparsity: &Sparsity = plan.sparsity();
         let swapped = config::swapped(model, sparsity)?;
         let full = model.layers.iter();
         let full = full.filter(|kind| **kind == LayerKind::FullAttention);

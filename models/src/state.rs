@@ -1,6 +1,6 @@
 //! What a running text keeps from one chunk to the next.
 
-use crate::ModelError;
+use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::KvCache;
@@ -12,6 +12,8 @@ pub struct State<B: Backend> {
     pub(crate) batch: usize,
     pub(crate) position: usize,
     pub(crate) capacity: Option<usize>,
+    /// Measures what is run with this state.
+    pub profile: Profile,
 }
 
 #[derive(Clone, Debug)]

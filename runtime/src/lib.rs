@@ -16,6 +16,6 @@ pub use launch::{
     launch,
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use launch::{DeviceTable, Launches, Tensors, enqueue};
+pub use launch::{DeviceTable, Launches, Multiply, ReadyProduct, Tensors, enqueue};
 #[cfg(feature = "cuda")]
 pub use launch::{seed, seed_folder};

@@ -26,7 +26,7 @@ pub(super) fn kernel<R: CubeRuntime + Launches>(
 }
 
 /// Compute capability of the NVIDIA device, asked for once.
-fn capability() -> Result<Sm, OperationError> {
+pub(super) fn capability() -> Result<Sm, OperationError> {
     static FOUND: OnceLock<Result<Sm, String>> = OnceLock::new();
     let ask = || {
         find(Device::Cuda)?

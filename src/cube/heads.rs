@@ -1,6 +1,6 @@
 //! Heads out of projections, and into the cache: norm, rotation and append in one kernel.
 
-use super::{array, empty, sum_of_units};
+use super::{array, empty, plane, sum_of_units};
 use crate::Append;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
@@ -21,6 +21,7 @@ struct Shape {
     starts: [u32; 3],
     norm: bool,
     rotated: u32,
+    plane: u32,
 }
 
 pub(super) fn append<R: CubeRuntime, F: FloatElement>(
@@ -60,6 +61,7 @@ pub(super) fn append<R: CubeRuntime, F: FloatElement>(
         starts: op.starts.map(|n| n as u32),
         norm: op.norm.is_some(),
         rotated: op.rotated as u32,
+        plane: plane(&rows[0].client),
     };
     let heads = shape.q_heads + 2 * shape.kv_heads;
     let strides = rows.each_ref().map(|x| {
@@ -141,6 +143,7 @@ fn write_head<F: Float>(
     #[comptime] head_dim: u32,
     #[comptime] normed: bool,
     #[comptime] rotated: u32,
+    #[comptime] plane: u32,
 ) {
     let mut factor = 1.0f32;
     if normed {
@@ -151,7 +154,7 @@ fn write_head<F: Float>(
             square += x * x;
             at += UNITS;
         }
-        let sum = sum_of_units(square, shared, UNITS);
+        let sum = sum_of_units(square, shared, UNITS, plane);
         factor = (sum / comptime!(head_dim as f32).runtime() + epsilon).inverse_sqrt();
     }
     let half = comptime!(rotated / 2);
@@ -222,6 +225,7 @@ fn heads_kernel<F: Float>(
             d,
             comptime!(shape.norm),
             comptime!(shape.rotated),
+            comptime!(shape.plane),
         );
     } else if head < hq + hkv {
         let head = head - hq;
@@ -240,6 +244,7 @@ fn heads_kernel<F: Float>(
             d,
             comptime!(shape.norm),
             comptime!(shape.rotated),
+            comptime!(shape.plane),
         );
     } else {
         let head = head - hq - hkv;
@@ -257,6 +262,7 @@ fn heads_kernel<F: Float>(
             epsilon,
             d,
             false,
+            0u32,
             0u32,
         );
     }

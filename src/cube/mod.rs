@@ -7,6 +7,7 @@
 mod attend;
 mod delta;
 mod heads;
+mod project;
 mod rows;
 
 use crate::{AttentionBackend, Operation, OperationError};
@@ -15,6 +16,8 @@ use burn_cubecl::element::BoolElement;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use butterfly_runtime::Launches;
+use cubecl::client::ComputeClient;
+use cubecl::features::Plane;
 use cubecl::prelude::*;
 use half::{bf16, f16};
 
@@ -33,6 +36,7 @@ where
         match operation {
             Operation::Attend(op) => attend::kernel(op, inputs, &R::client(device)).map(|_| ()),
             Operation::Append(_)
+            | Operation::Project
             | Operation::Norm { .. }
             | Operation::AddNorm { .. }
             | Operation::Gated(_)
@@ -45,28 +49,30 @@ where
         operation: &Operation,
         inputs: Vec<CubeTensor<R>>,
     ) -> Result<Vec<CubeTensor<R>>, OperationError> {
-        match (operation, inputs[0].dtype()) {
+        let dtypes: Vec<_> = inputs.iter().map(|x| x.dtype()).collect();
+        match (operation, operation.element(&dtypes)) {
             (Operation::Attend(op), _) => attend::attend(op, inputs),
-            (_, DType::F16) => Ok(typed::<R, f16>(operation, inputs)),
-            (_, DType::BF16) => Ok(typed::<R, bf16>(operation, inputs)),
-            _ => Ok(typed::<R, f32>(operation, inputs)),
+            (_, DType::F16) => typed::<R, f16>(operation, inputs),
+            (_, DType::BF16) => typed::<R, bf16>(operation, inputs),
+            _ => typed::<R, f32>(operation, inputs),
         }
     }
 }
 
-fn typed<R: CubeRuntime, F: FloatElement>(
+fn typed<R: CubeRuntime + Launches, F: FloatElement>(
     operation: &Operation,
     inputs: Vec<CubeTensor<R>>,
-) -> Vec<CubeTensor<R>> {
-    match operation {
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    Ok(match operation {
         Operation::Attend(_) => unreachable!("attention is not of one element type"),
+        Operation::Project => project::project::<R, F>(inputs)?,
         Operation::Append(op) => heads::append::<R, F>(op, inputs),
-        Operation::Norm { epsilon } => rows::norm::<R, F>(inputs, *epsilon),
+        Operation::Norm { epsilon, .. } => rows::norm::<R, F>(inputs, *epsilon),
         Operation::AddNorm { epsilon } => rows::add_norm::<R, F>(inputs, *epsilon),
         Operation::Gated(activation) => rows::gated::<R, F>(inputs, *activation),
         Operation::GateOutput { head_dim } => rows::gate_output::<R, F>(inputs, *head_dim),
         Operation::Delta(op) => delta::delta::<R, F>(op, inputs),
-    }
+    })
 }
 
 /// A new tensor whose elements lie in order.
@@ -91,24 +97,72 @@ unsafe fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), length) }
 }
 
-/// Sum over the first `n` units of a workgroup of as many, in a fixed order.
-#[cube]
-fn sum_of_units(value: f32, shared: &mut SharedMemory<f32>, #[comptime] n: u32) -> f32 {
-    let unit = UNIT_POS;
-    shared[unit as usize] = value;
-    sync_cube();
-    let mut reach = comptime!(n.next_power_of_two() / 2).runtime();
-    while reach > 0u32 {
-        if unit < reach && unit + reach < n {
-            let other = shared[(unit + reach) as usize];
-            shared[unit as usize] += other;
-        }
-        sync_cube();
-        reach /= 2u32;
+/// So many workgroups, in two dimensions where one has no room for them.
+fn grid(count: u32) -> CubeCount {
+    const MOST: u32 = 65_535;
+    match count <= MOST {
+        true => CubeCount::Static(count, 1, 1),
+        false => CubeCount::Static(MOST, count.div_ceil(MOST), 1),
     }
-    let sum = shared[0];
-    sync_cube();
-    sum
+}
+
+/// Units of a plane, on devices where all planes are of one size and sum among themselves; else 0.
+fn plane<R: CubeRuntime>(client: &ComputeClient<R>) -> u32 {
+    let properties = client.properties();
+    let (least, most) = (
+        properties.hardware.plane_size_min,
+        properties.hardware.plane_size_max,
+    );
+    match properties.features.plane.contains(Plane::Ops) && least == most {
+        true => least,
+        false => 0,
+    }
+}
+
+/// Sum over the `n` units of a workgroup, in a fixed order, by planes of `plane` units where
+/// that is not 0. `shared` has room for `n` numbers.
+#[cube]
+fn sum_of_units(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] n: u32,
+    #[comptime] plane: u32,
+) -> f32 {
+    let unit = UNIT_POS;
+    if comptime!(plane > 0 && n.is_multiple_of(plane)) {
+        let within = plane_sum(value);
+        let planes = comptime!(n / plane);
+        if comptime!(planes > 1) {
+            if unit % plane == 0u32 {
+                shared[(unit / plane) as usize] = within;
+            }
+            sync_cube();
+            let mut sum = 0.0f32;
+            #[unroll]
+            for i in 0..planes {
+                sum += shared[i as usize];
+            }
+            sync_cube();
+            sum
+        } else {
+            within
+        }
+    } else {
+        shared[unit as usize] = value;
+        sync_cube();
+        let mut reach = comptime!(n.next_power_of_two() / 2).runtime();
+        while reach > 0u32 {
+            if unit < reach && unit + reach < n {
+                let other = shared[(unit + reach) as usize];
+                shared[unit as usize] += other;
+            }
+            sync_cube();
+            reach /= 2u32;
+        }
+        let sum = shared[0];
+        sync_cube();
+        sum
+    }
 }
 
 #[cube]

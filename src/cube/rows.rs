@@ -1,8 +1,8 @@
 //! Norms and gates over rows.
 
-use super::{array, empty, sigmoid, sum_of_units};
+use super::{array, empty, grid, plane, sigmoid, sum_of_units};
 use crate::Activation;
-use burn::tensor::TensorMetadata;
+use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
@@ -19,7 +19,8 @@ pub(super) fn norm<R: CubeRuntime, F: FloatElement>(
 ) -> Vec<CubeTensor<R>> {
     let [x, weight] = take(inputs);
     let out = empty(&x, x.shape(), F::dtype());
-    launch_norm::<R, F>(&x, &x, &weight, &out, &out, epsilon, false);
+    // Nothing is added, and no sum written: any tensors will do.
+    launch_norm::<R, F>([&x, &out, &weight, &x, &out], epsilon, false);
     vec![out]
 }
 
@@ -28,9 +29,9 @@ pub(super) fn add_norm<R: CubeRuntime, F: FloatElement>(
     epsilon: f32,
 ) -> Vec<CubeTensor<R>> {
     let [x, y, weight] = take(inputs);
-    let sum = empty(&x, x.shape(), F::dtype());
+    let sum = empty(&x, x.shape(), DType::F32);
     let out = empty(&x, x.shape(), F::dtype());
-    launch_norm::<R, F>(&x, &y, &weight, &sum, &out, epsilon, true);
+    launch_norm::<R, F>([&x, &y, &weight, &sum, &out], epsilon, true);
     vec![sum, out]
 }
 
@@ -49,11 +50,7 @@ fn lanes(n: usize) -> usize {
 }
 
 fn launch_norm<R: CubeRuntime, F: FloatElement>(
-    x: &CubeTensor<R>,
-    y: &CubeTensor<R>,
-    weight: &CubeTensor<R>,
-    sum: &CubeTensor<R>,
-    out: &CubeTensor<R>,
+    [x, y, weight, sum, out]: [&CubeTensor<R>; 5],
     epsilon: f32,
     add: bool,
 ) {
@@ -78,32 +75,25 @@ fn launch_norm<R: CubeRuntime, F: FloatElement>(
             epsilon,
             n as u32,
             lanes(n) as u32,
+            plane(&x.client),
             add,
         );
-    }
-}
-
-/// So many workgroups, in two dimensions where one has no room for them.
-fn grid(count: u32) -> CubeCount {
-    const MOST: u32 = 65_535;
-    match count <= MOST {
-        true => CubeCount::Static(count, 1, 1),
-        false => CubeCount::Static(MOST, count.div_ceil(MOST), 1),
     }
 }
 
 /// One row in a workgroup.
 #[cube(launch_unchecked)]
 fn norm_kernel<F: Float, N: Size>(
-    x: &Array<Vector<F, N>>,
+    x: &Array<Vector<f32, N>>,
     y: &Array<Vector<F, N>>,
     weight: &Array<Vector<f32, N>>,
-    sum: &mut Array<Vector<F, N>>,
+    sum: &mut Array<Vector<f32, N>>,
     out: &mut Array<Vector<F, N>>,
     rows: u32,
     epsilon: f32,
     #[comptime] n: u32,
     #[comptime] lanes: u32,
+    #[comptime] plane: u32,
     #[comptime] add: bool,
 ) {
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
@@ -117,12 +107,10 @@ fn norm_kernel<F: Float, N: Size>(
     let mut square = 0.0f32;
     let mut at = UNIT_POS;
     while at < vectors {
-        let mut value = Vector::<f32, N>::cast_from(x[(start + at) as usize]);
+        let mut value = x[(start + at) as usize];
         if add {
             value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
-            let stored = Vector::<F, N>::cast_from(value);
-            sum[(start + at) as usize] = stored;
-            value = Vector::<f32, N>::cast_from(stored);
+            sum[(start + at) as usize] = value;
         }
         #[unroll]
         for lane in 0..lanes {
@@ -131,15 +119,14 @@ fn norm_kernel<F: Float, N: Size>(
         }
         at += UNITS;
     }
-    let square = sum_of_units(square, &mut shared, UNITS);
+    let square = sum_of_units(square, &mut shared, UNITS, plane);
     let factor = (square / comptime!(n as f32).runtime() + epsilon).inverse_sqrt();
     let factor = Vector::<f32, N>::new(factor);
     let mut at = UNIT_POS;
     while at < vectors {
-        let mut value = Vector::<f32, N>::cast_from(x[(start + at) as usize]);
+        let mut value = x[(start + at) as usize];
         if add {
             value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
-            value = Vector::<f32, N>::cast_from(Vector::<F, N>::cast_from(value));
         }
         value = value * factor * weight[at as usize];
         out[(start + at) as usize] = Vector::<F, N>::cast_from(value);
@@ -192,7 +179,9 @@ fn gated_kernel<F: Float, N: Size>(
         let gate = Vector::<f32, N>::cast_from(x[gate_at as usize]);
         let value = Vector::<f32, N>::cast_from(x[(gate_at + width) as usize]);
         let one = Vector::<f32, N>::new(1.0f32);
-        let gated = gate / (one + (-gate).exp());
+        // CubeCL writes no vector with a sign for CUDA.
+        let negative = Vector::<f32, N>::new(0.0f32) - gate;
+        let gated = gate / (one + negative.exp());
         out[at as usize] = Vector::<F, N>::cast_from(gated * value);
     }
 }

@@ -23,6 +23,7 @@ impl AttentionBackend for Flex {
         match operation {
             Operation::Attend(op) => attend::kernel(op, inputs).map(|_| ()),
             Operation::Append(_)
+            | Operation::Project
             | Operation::Norm { .. }
             | Operation::AddNorm { .. }
             | Operation::Gated(_)
@@ -35,7 +36,8 @@ impl AttentionBackend for Flex {
         operation: &Operation,
         inputs: Vec<FlexTensor>,
     ) -> Result<Vec<FlexTensor>, OperationError> {
-        match inputs[0].dtype() {
+        let dtypes: Vec<_> = inputs.iter().map(|x| x.dtype()).collect();
+        match operation.element(&dtypes) {
             DType::F16 => typed::<f16>(operation, inputs),
             DType::BF16 => typed::<bf16>(operation, inputs),
             _ => typed::<f32>(operation, inputs),
@@ -50,7 +52,8 @@ fn typed<E: Stored>(
     match operation {
         Operation::Attend(op) => attend::attend::<E>(op, &inputs),
         Operation::Append(op) => Ok(heads::append::<E>(op, inputs)),
-        Operation::Norm { epsilon } => Ok(rows::norm::<E>(&inputs, *epsilon)),
+        Operation::Project => Ok(rows::project(inputs)),
+        Operation::Norm { epsilon, .. } => Ok(rows::norm::<E>(&inputs, *epsilon)),
         Operation::AddNorm { epsilon } => Ok(rows::add_norm::<E>(&inputs, *epsilon)),
         Operation::Gated(activation) => Ok(rows::gated::<E>(&inputs, *activation)),
         Operation::GateOutput { head_dim } => Ok(rows::gate_output::<E>(&inputs, *head_dim)),

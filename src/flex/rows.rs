@@ -3,7 +3,8 @@
 use super::{Stored, elements, sigmoid, silu, tensor};
 use crate::Activation;
 use burn::tensor::TensorMetadata;
-use burn_flex::FlexTensor;
+use burn::tensor::ops::FloatTensorOps;
+use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
 /// `x / rms(x) * weight`.
@@ -15,27 +16,34 @@ fn normalise<E: Stored>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [E]) 
     }
 }
 
+/// Burn's own product.
+pub(super) fn project(inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+    let [x, weight] = <[FlexTensor; 2]>::try_from(inputs).expect("the inputs were counted");
+    let mut shape = x.shape().to_vec();
+    let last = shape.len() - 1;
+    let (k, n) = (shape[last], weight.shape()[0]);
+    let rows = shape[..last].iter().product::<usize>();
+    shape[last] = n;
+    let rows = Flex::float_reshape(x, [rows, k].into());
+    let y = Flex::float_matmul(rows, Flex::float_swap_dims(weight, 0, 1));
+    vec![Flex::float_reshape(y, shape.into())]
+}
+
 pub(super) fn norm<E: Stored>(inputs: &[FlexTensor], epsilon: f32) -> Vec<FlexTensor> {
-    let (x, weight) = (elements::<E>(&inputs[0]), elements::<f32>(&inputs[1]));
+    let (x, weight) = (elements::<f32>(&inputs[0]), elements::<f32>(&inputs[1]));
     let n = weight.len();
     let mut out = vec![E::put(0.0); x.len()];
     let rows = out.par_chunks_mut(n).zip(x.par_chunks(n));
-    rows.for_each(|(out, x)| {
-        let x: Vec<f32> = x.iter().map(|x| x.get()).collect();
-        normalise(&x, &weight, epsilon, out);
-    });
+    rows.for_each(|(out, x)| normalise(x, &weight, epsilon, out));
     vec![tensor(out, inputs[0].shape())]
 }
 
 pub(super) fn add_norm<E: Stored>(inputs: &[FlexTensor], epsilon: f32) -> Vec<FlexTensor> {
-    let (x, y) = (elements::<E>(&inputs[0]), elements::<E>(&inputs[1]));
-    let weight = elements::<f32>(&inputs[2]);
-    let n = weight.len();
+    let (x, y) = (elements::<f32>(&inputs[0]), elements::<E>(&inputs[1]));
     let sum = x.iter().zip(y.iter());
-    let sum: Vec<E> = sum.map(|(x, y)| E::put(x.get() + y.get())).collect();
+    let sum: Vec<f32> = sum.map(|(x, y)| x + y.get()).collect();
     let sum = tensor(sum, inputs[0].shape());
     let normed = norm::<E>(&[sum.clone(), inputs[2].clone()], epsilon);
-    debug_assert!(n > 0);
     std::iter::once(sum).chain(normed).collect()
 }
 

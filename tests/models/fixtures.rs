@@ -47,3 +47,35 @@ fn vulkan() {
 fn cuda() {
     agree::<burn_cuda::Cuda>(&Default::default());
 }
+
+/// Mean distance and least cosine at any position, as the fixtures say for bf16.
+fn agree_in_bf16<B: AttentionBackend>(device: &B::Device) {
+    for (name, tolerance) in MODELS {
+        let (mean, cosine) = match tolerance < 5e-4 {
+            true => (0.06, 0.985),
+            false => (0.12, 0.95),
+        };
+        let model = load::<B>(name, Dtype::Bf16, device);
+        for case in cases(name) {
+            let policy = policy(&model, &case);
+            let got = logits(&model, &policy, &case.tokens, case.tokens.len()).expect("runs");
+            let pairs = got.iter().zip(&case.expected);
+            let off = pairs.map(|(a, b)| (a - b).abs()).sum::<f32>() / got.len() as f32;
+            let vocabulary = got.len() / case.tokens.len();
+            let rows = got.chunks(vocabulary).zip(case.expected.chunks(vocabulary));
+            let least = rows.map(|(a, b)| {
+                let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+                dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+            });
+            let least = least.fold(1.0, f32::min);
+            println!("{}: mean {off:.3}, cosine {least:.4}", case.name);
+            assert!(off <= mean && least >= cosine, "{}", case.name);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
+fn cuda_in_bf16() {
+    agree_in_bf16::<burn_cuda::Cuda>(&Default::default());
+}

@@ -84,7 +84,7 @@ pub(crate) fn policy<B: AttentionBackend>(model: &Model<B>, case: &Case) -> Poli
         None => Policy::dense(&model.config, &Plan::dense()),
         Some(sparsity) => {
             let plan = Plan::new(sparsity.clone());
-            Policy::new(&model.config, &plan, || plan.dense_of()).expect("a policy")
+            Policy::new(&model.config, &plan, sparsity, || plan.dense_of()).expect("a policy")
         }
     }
 }

@@ -3,12 +3,14 @@
 //! The log, not the cubin: machine code says how large a frame is, but not how much of
 //! it are spills. `tests/resources.rs` holds what both say against each other.
 
-use crate::portable::ENTRY;
 use butterfly_ir::Resources;
+
+/// What the names of our entry points begin with.
+const OURS: &str = "butterfly_";
 
 /// Resources of our kernel; `None` when the log does not speak of it as known.
 pub(crate) fn read(log: &str) -> Option<Resources> {
-    let (_, log) = log.split_once(&format!("Function properties for {ENTRY}\n"))?;
+    let (_, log) = log.split_once(&format!("Function properties for {OURS}"))?;
     // Of the next function, if there is one.
     let log = log.split("Function properties for ").next()?;
     Some(Resources {

@@ -5,7 +5,7 @@
 //! not make it; then the portable kernel is there. Pure functions: the same spec gives the
 //! same bytes.
 //!
-//! `prefill` and `decode` hold a kernel each, in fragments (`*.cuh`) of CUDA C++ over
+//! `prefill`, `decode` and `product` hold a kernel each, in fragments (`*.cuh`) of CUDA C++ over
 //! constants; `rows.rs` writes the evaluation of a pattern's rows, and `source.rs` what else
 //! both begin with.
 
@@ -13,6 +13,7 @@ mod decode;
 #[cfg(test)]
 mod patterns;
 mod prefill;
+pub(crate) mod product;
 mod rows;
 mod source;
 

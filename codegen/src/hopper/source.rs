@@ -6,6 +6,12 @@ use std::fmt::Write;
 /// What both kernels compute with.
 pub(super) const ARITHMETIC: &str = include_str!("arithmetic.cuh");
 
+/// Barriers, copies by tensor maps, matrix instructions.
+pub(super) const INSTRUCTIONS: &str = include_str!("instructions.cuh");
+
+/// How rows of matrix fragments are stored.
+pub(super) const STORES: &str = include_str!("stores.cuh");
+
 /// Shared memory that a thread block can ask for on sm_90, in bytes.
 pub(super) const SHARED_LIMIT: u32 = 232_448;
 
@@ -32,14 +38,20 @@ pub(super) struct Constants {
 impl Constants {
     /// Those of every kernel.
     pub(super) fn of(what: &str, spec: &KernelSpec) -> Self {
-        let mut constants = Self {
-            text: format!("// Block-sparse attention, {what}, sm_90a.\n\n"),
-            dtype: spec.dtype,
-        };
+        let title = format!("Block-sparse attention, {what}, sm_90a.");
+        let mut constants = Self::new(&title, spec.dtype);
         constants.add("UNBOUNDED", butterfly_ir::band::UNBOUNDED as u32);
         constants.add("BLOCK", spec.block);
         constants.add("GROUP", spec.group);
         constants
+    }
+
+    /// None yet.
+    pub(super) fn new(title: &str, dtype: Dtype) -> Self {
+        Self {
+            text: format!("// {title}\n\n"),
+            dtype,
+        }
     }
 
     pub(super) fn add(&mut self, name: &str, value: u32) {

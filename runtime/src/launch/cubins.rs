@@ -6,8 +6,8 @@
 //! is an error for a cubin; CUDA text is compiled by CubeCL's NVRTC.
 
 use super::bind::Map;
-use super::ready::Code;
-use super::shared::{Launches, belongs};
+use super::ready::{Code, Image};
+use super::shared::Launches;
 use super::{Device, LaunchError, Ready, cuda, tensor_maps};
 use butterfly_ir::Geometry;
 use cubecl_common::backtrace::BackTrace;
@@ -91,12 +91,12 @@ pub(super) fn store(folder: &Path, kernels: &[Ready]) -> Result<(), String> {
     let options = CacheOption::default().name("cuda").root(folder);
     let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
     for kernel in kernels {
-        let Code::Cubin(cubin) = kernel.code() else {
+        let Code::Cubin(cubin) = &kernel.image().code else {
             continue;
         };
         let bytes = cubin.iter().chain(&[0]);
         let entry = CacheEntry {
-            entrypoint_name: kernel.identity().entry.clone(),
+            entrypoint_name: kernel.image().identity.entry.clone(),
             shared_mem_bytes: kernel.geometry().shared_bytes as usize,
             ptx: bytes.map(|byte| *byte as c_char).collect(),
         };
@@ -105,7 +105,7 @@ pub(super) fn store(folder: &Path, kernels: &[Ready]) -> Result<(), String> {
             ExecutionMode::Validate,
             ExecutionMode::Unchecked,
         ] {
-            let mut id = Task::new(kernel.clone()).id();
+            let mut id = Task::new(kernel).id();
             id.mode(mode);
             cache
                 .insert(id.stable_hash(), entry.clone())
@@ -134,13 +134,12 @@ impl Launches for CudaRuntime {
         Device::Cuda
     }
 
-    fn task(kernel: &Ready) -> Box<dyn CubeTask<CudaCompiler>> {
-        debug_assert!(belongs(kernel, &[Device::Cuda]));
-        Box::new(Task::new(kernel.clone()))
+    fn task(image: &Arc<Image>) -> Box<dyn CubeTask<CudaCompiler>> {
+        Box::new(Task(image.clone()))
     }
 
-    fn tensor_maps(maps: Option<[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapBinding> {
-        tensor_maps::bind(maps.as_ref(), inputs)
+    fn tensor_maps(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding> {
+        tensor_maps::bind(maps, inputs)
     }
 
     fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> [u32; 3] {
@@ -151,21 +150,21 @@ impl Launches for CudaRuntime {
 
 /// A finished kernel, as the runtime takes it.
 #[derive(Clone, Debug)]
-pub(super) struct Task(Ready);
+pub(super) struct Task(Arc<Image>);
 
 impl PartialEq for Task {
     fn eq(&self, other: &Self) -> bool {
-        self.0.identity() == other.0.identity()
+        self.0.identity == other.0.identity
     }
 }
 
 impl Task {
-    pub(super) fn new(kernel: Ready) -> Self {
-        Self(kernel)
+    pub(super) fn new(kernel: &Ready) -> Self {
+        Self(kernel.image().clone())
     }
 
     fn threads(&self) -> CubeDim {
-        let [x, y, z] = self.0.geometry().threads;
+        let [x, y, z] = self.0.threads;
         CubeDim::new_3d(x, y, z)
     }
 }
@@ -178,7 +177,7 @@ impl KernelMetadata for Task {
     fn id(&self) -> KernelId {
         KernelId::new::<Self>()
             .cube_dim(self.threads())
-            .info(self.0.identity().clone())
+            .info(self.0.identity.clone())
     }
 
     fn address_type(&self) -> StorageType {
@@ -194,18 +193,18 @@ impl CubeTask<CudaCompiler> for Task {
         _: ExecutionMode,
         _: StorageType,
     ) -> Result<CompiledKernel<CudaCompiler>, CompilationError> {
-        let Code::Cuda(text) = self.0.code() else {
+        let Code::Cuda(text) = &self.0.code else {
             return Err(CompilationError::Generic {
                 reason: format!(
                     "the cubin of kernel {} is not in the cache of this device, which was opened before its artifacts: open these first",
-                    self.0.key()
+                    self.0.identity.key
                 ),
                 backtrace: BackTrace::capture(),
             });
         };
-        let shared_bytes = self.0.geometry().shared_bytes as usize;
+        let shared_bytes = self.0.identity.shared_bytes as usize;
         Ok(CompiledKernel {
-            entrypoint_name: self.0.identity().entry.clone(),
+            entrypoint_name: self.0.identity.entry.clone(),
             debug_name: None,
             source: text.clone(),
             repr: Some(representation(shared_bytes, self.threads())),

@@ -26,7 +26,7 @@ pub(super) fn launch(
     runs: u32,
 ) -> Result<Output, LaunchError> {
     let device = Device::Cuda;
-    if !matches!(kernel.code(), Code::Cubin(_)) {
+    if !matches!(kernel.image().code, Code::Cubin(_)) {
         return Err(LaunchError::Image {
             key: kernel.key().into(),
             expected: "a cubin",
@@ -41,7 +41,7 @@ pub(super) fn launch(
         key: kernel.key().into(),
         reason,
     };
-    let task = Task::new(kernel.clone());
+    let task = Task::new(kernel);
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     let at = match open.iter().position(|(known, _)| *known == task) {
         Some(at) => at,
@@ -61,8 +61,11 @@ pub(super) fn launch(
     let (grid, largest) = (buffers.grid, buffers.largest());
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let output = run::caught(|| {
-        let maps = |inputs: &[Handle]| tensor_maps::bind(buffers.maps.as_ref(), inputs);
-        run::run(client, &buffers, runs, maps, || CudaRuntime::task(kernel))
+        let maps = buffers.maps.as_ref().map_or(&[][..], |maps| maps);
+        let maps = |inputs: &[Handle]| tensor_maps::bind(maps, inputs);
+        run::run(client, &buffers, runs, maps, || {
+            CudaRuntime::task(kernel.image())
+        })
     });
     // Servers do not share memory.
     let _ = run::caught(|| {
@@ -97,12 +100,16 @@ pub(super) fn probe() -> Result<Found, String> {
         type Init = unsafe extern "C" fn(u32) -> c_int;
         type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
         type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+        type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
         type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
         let init = driver.get::<Init>(b"cuInit\0").map_err(lacks)?;
         let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(lacks)?;
         let get_name = driver.get::<Name>(b"cuDeviceGetName\0").map_err(lacks)?;
         let attribute = driver
             .get::<Attribute>(b"cuDeviceGetAttribute\0")
+            .map_err(lacks)?;
+        let total = driver
+            .get::<Total>(b"cuDeviceTotalMem_v2\0")
             .map_err(lacks)?;
         let said = |what: &str, code: c_int| match code {
             0 => Ok(()),
@@ -123,7 +130,10 @@ pub(super) fn probe() -> Result<Found, String> {
             u32::try_from(value).map_err(|_| "a negative compute capability".to_string())
         };
         let version = 10 * capability(CAPABILITY_MAJOR)? + capability(CAPABILITY_MINOR)?;
+        let mut memory = 0;
+        said("cuDeviceTotalMem", total(&mut memory, device))?;
         Ok(Found {
+            memory: Some(memory as u64),
             name: CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned(),
             software: false,
             sm: Some(Sm {

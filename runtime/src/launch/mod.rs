@@ -12,6 +12,8 @@ mod bind;
 mod cubins;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod product;
 mod ready;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod run;
@@ -24,6 +26,8 @@ mod wgpu;
 
 #[cfg(feature = "cuda")]
 pub use cubins::{seed, seed_folder};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use product::{Multiply, ReadyProduct};
 pub use ready::Ready;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use shared::{DeviceTable, Launches, Tensors, enqueue};
@@ -250,6 +254,8 @@ pub struct Found {
     pub software: bool,
     /// Its compute capability, on NVIDIA.
     pub sm: Option<Sm>,
+    /// Bytes of its memory, where its driver says so.
+    pub memory: Option<u64>,
 }
 
 /// Looks for every device, without opening any.

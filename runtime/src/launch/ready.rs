@@ -6,15 +6,18 @@ use std::sync::Arc;
 
 /// A kernel prepared for launching; clones share it.
 #[derive(Clone, Debug)]
-pub struct Ready(Arc<Inner>);
+pub struct Ready {
+    image: Arc<Image>,
+    made_for: Arc<(KernelSpec, Geometry)>,
+}
 
+/// What a server takes of a kernel.
 #[derive(Debug)]
-struct Inner {
-    device: Device,
-    identity: Identity,
-    spec: KernelSpec,
-    geometry: Geometry,
-    code: Code,
+pub struct Image {
+    pub(super) device: Device,
+    pub(super) identity: Identity,
+    pub(super) threads: [u32; 3],
+    pub(super) code: Code,
 }
 
 /// What no cache may mix up: key, entry point, and digest of the image.
@@ -81,7 +84,7 @@ impl Ready {
                 }
             }
         };
-        Ok(Self(Arc::new(Inner {
+        let image = Image {
             device,
             identity: Identity {
                 key: kernel.key.into(),
@@ -89,39 +92,37 @@ impl Ready {
                 digest: *blake3::hash(kernel.image).as_bytes(),
                 shared_bytes: kernel.geometry.shared_bytes,
             },
-            spec: kernel.spec.clone(),
-            geometry: kernel.geometry,
+            threads: kernel.geometry.threads,
             code,
-        })))
+        };
+        Ok(Self {
+            image: Arc::new(image),
+            made_for: Arc::new((kernel.spec.clone(), kernel.geometry)),
+        })
     }
 
     /// Where it runs.
     pub fn device(&self) -> Device {
-        self.0.device
+        self.image.device
     }
 
     /// Key of its content.
     pub fn key(&self) -> &str {
-        &self.0.identity.key
+        &self.image.identity.key
     }
 
     /// What it was made for.
     pub fn spec(&self) -> &KernelSpec {
-        &self.0.spec
+        &self.made_for.0
     }
 
     /// How it is launched.
     pub fn geometry(&self) -> &Geometry {
-        &self.0.geometry
+        &self.made_for.1
     }
 
     #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
-    pub(super) fn identity(&self) -> &Identity {
-        &self.0.identity
-    }
-
-    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
-    pub(super) fn code(&self) -> &Code {
-        &self.0.code
+    pub(super) fn image(&self) -> &Arc<Image> {
+        &self.image
     }
 }

@@ -5,12 +5,14 @@
 //! wrong comes up at the client's next synchronisation.
 
 use super::bind::{self, Map, long_enough};
+use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
 use butterfly_ir::{BandTable, Geometry, Rows};
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
 use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{ComputeServer, CubeCount, Handle, KernelArguments, TensorMapBinding};
+use std::sync::Arc;
 
 /// A runtime that takes finished kernels.
 pub trait Launches: Runtime {
@@ -19,11 +21,11 @@ pub trait Launches: Runtime {
 
     /// The kernel as the runtime's server takes it.
     #[doc(hidden)]
-    fn task(kernel: &Ready) -> <Self::Server as ComputeServer>::Kernel;
+    fn task(image: &Arc<Image>) -> <Self::Server as ComputeServer>::Kernel;
 
     /// Tensor maps of the first inputs.
     #[doc(hidden)]
-    fn tensor_maps(maps: Option<[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapBinding>;
+    fn tensor_maps(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding>;
 
     /// Workgroups of a kernel that stays for the launch.
     #[doc(hidden)]
@@ -109,7 +111,7 @@ pub fn enqueue<R: Launches>(
             inputs.extend(table.buffers.iter().cloned());
         }
     }
-    let maps = R::tensor_maps(needs.maps, &inputs);
+    let maps = R::tensor_maps(needs.maps.as_ref().map_or(&[], |maps| maps), &inputs);
     // The buffers behind tensor maps are bound with them.
     let buffers = inputs.into_iter().skip(maps.len());
     let buffers = buffers.chain([tensors.o.clone(), tensors.lse.clone()]);
@@ -118,11 +120,12 @@ pub fn enqueue<R: Launches>(
         .with_buffers(buffers.map(Handle::binding).collect());
     let [x, y, z] = grid;
     // SAFETY: every length was checked against the strides, the rows and the grid.
-    unsafe { client.launch_unchecked(R::task(kernel), CubeCount::Static(x, y, z), arguments) };
+    unsafe {
+        client.launch_unchecked(
+            R::task(kernel.image()),
+            CubeCount::Static(x, y, z),
+            arguments,
+        )
+    };
     Ok(())
-}
-
-/// Whether the kernel is one that `device` runs.
-pub(super) fn belongs(kernel: &Ready, devices: &[Device]) -> bool {
-    devices.contains(&kernel.device())
 }

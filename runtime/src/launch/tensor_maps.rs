@@ -10,8 +10,7 @@ use cubecl_runtime::tma::{
 };
 
 /// The tensor maps of q, k and v, the first inputs.
-pub(super) fn bind(maps: Option<&[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapBinding> {
-    let maps = maps.into_iter().flatten();
+pub(super) fn bind(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding> {
     let binding = |(map, input): (&Map, &Handle)| {
         let dims = |dims: [u32; 4]| dims.map(|n| n as usize);
         let kind = match map.dtype {
@@ -35,5 +34,5 @@ pub(super) fn bind(maps: Option<&[Map; 3]>, inputs: &[Handle]) -> Vec<TensorMapB
             },
         }
     };
-    maps.zip(inputs).map(binding).collect()
+    maps.iter().zip(inputs).map(binding).collect()
 }

@@ -4,8 +4,8 @@
 //! read-only, and wgpu refuses a buffer that is bound both for reading and for writing.
 
 use super::bind::{Buffers, Map};
-use super::ready::Code;
-use super::shared::{Launches, belongs};
+use super::ready::{Code, Image};
+use super::shared::Launches;
 use super::{Device, Found, LaunchError, Output, Ready, run};
 use butterfly_ir::{Dtype, Geometry};
 use cubecl_common::future::block_on;
@@ -89,7 +89,7 @@ pub(super) fn launch(
             buffers,
             runs,
             |_| vec![],
-            || WgpuRuntime::task(kernel),
+            || WgpuRuntime::task(kernel.image()),
         )
     });
     let errors = take();
@@ -113,6 +113,7 @@ pub(super) fn probe(device: Device) -> Result<Found, String> {
             name: format!("{} ({})", info.name, driver.trim()),
             software: info.device_type == DeviceType::Cpu,
             sm: None,
+            memory: None,
         })
     })
 }
@@ -214,12 +215,11 @@ impl Launches for WgpuRuntime {
         }
     }
 
-    fn task(kernel: &Ready) -> Box<dyn CubeTask<AutoCompiler>> {
-        debug_assert!(belongs(kernel, &[Device::Vulkan, Device::Webgpu]));
-        Box::new(Task(kernel.clone()))
+    fn task(image: &Arc<Image>) -> Box<dyn CubeTask<AutoCompiler>> {
+        Box::new(Task(image.clone()))
     }
 
-    fn tensor_maps(_: Option<[Map; 3]>, _: &[Handle]) -> Vec<TensorMapBinding> {
+    fn tensor_maps(_: &[Map], _: &[Handle]) -> Vec<TensorMapBinding> {
         Vec::new()
     }
 
@@ -230,11 +230,11 @@ impl Launches for WgpuRuntime {
 
 /// A finished kernel, as the runtime takes it.
 #[derive(Clone)]
-struct Task(Ready);
+struct Task(Arc<Image>);
 
 impl Task {
     fn threads(&self) -> CubeDim {
-        let [x, y, z] = self.0.geometry().threads;
+        let [x, y, z] = self.0.threads;
         CubeDim::new_3d(x, y, z)
     }
 }
@@ -247,7 +247,7 @@ impl KernelMetadata for Task {
     fn id(&self) -> KernelId {
         KernelId::new::<Self>()
             .cube_dim(self.threads())
-            .info((self.0.identity().clone(), self.0.device()))
+            .info((self.0.identity.clone(), self.0.device))
     }
 
     fn address_type(&self) -> StorageType {
@@ -263,7 +263,7 @@ impl CubeTask<AutoCompiler> for Task {
         _: ExecutionMode,
         _: StorageType,
     ) -> Result<CompiledKernel<AutoCompiler>, CompilationError> {
-        let (source, repr) = match self.0.code() {
+        let (source, repr) = match &self.0.code {
             // Its buffers may lie within one of wgpu's, which takes no other access to that.
             Code::Wgsl(text) => (
                 text.replace("<storage, read>", "<storage, read_write>"),
@@ -276,7 +276,7 @@ impl CubeTask<AutoCompiler> for Task {
                     optimizer: None,
                     assembled_module: words.clone(),
                     bindings: vec![Visibility::ReadWrite; *bindings],
-                    shared_size: self.0.geometry().shared_bytes as usize,
+                    shared_size: self.0.identity.shared_bytes as usize,
                     uniform_info: false,
                 };
                 (String::new(), Some(AutoRepresentation::SpirV(module)))
@@ -284,7 +284,7 @@ impl CubeTask<AutoCompiler> for Task {
             Code::Cubin(_) => (String::new(), None),
         };
         Ok(CompiledKernel {
-            entrypoint_name: self.0.identity().entry.clone(),
+            entrypoint_name: self.0.identity.entry.clone(),
             debug_name: None,
             source,
             repr,

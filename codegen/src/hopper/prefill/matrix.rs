@@ -5,19 +5,8 @@ use std::fmt::Write;
 
 /// `mma_scores` (Q by K, both in shared memory) and `mma_values` (weights in registers by V).
 pub(super) fn text(dtype: Dtype, k_tile: u32, v_columns: u32) -> String {
-    let kind = match dtype {
-        Dtype::Bf16 => "bf16",
-        Dtype::F16 | Dtype::F32 => "f16",
-    };
-    let mut text = String::from("// ---- Matrix products of 64 rows, asynchronous ----\n\n");
-    text += &function(
-        "mma_scores",
-        "unsigned long long a, unsigned long long b",
-        kind,
-        k_tile,
-        &["\"l\"(a)"],
-        "1, 1, 0, 0",
-    );
+    let kind = kind(dtype);
+    let mut text = instruction("mma_scores", dtype, k_tile);
     text.push('\n');
     text += &function(
         "mma_values",
@@ -28,6 +17,27 @@ pub(super) fn text(dtype: Dtype, k_tile: u32, v_columns: u32) -> String {
         "1, 1, 1",
     );
     text
+}
+
+/// A product of rows by rows, both in shared memory.
+pub(in crate::hopper) fn instruction(name: &str, dtype: Dtype, columns: u32) -> String {
+    let mut text = String::from("// ---- Matrix products of 64 rows, asynchronous ----\n\n");
+    text += &function(
+        name,
+        "unsigned long long a, unsigned long long b",
+        kind(dtype),
+        columns,
+        &["\"l\"(a)"],
+        "1, 1, 0, 0",
+    );
+    text
+}
+
+fn kind(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 | Dtype::F32 => "f16",
+    }
 }
 
 fn function(

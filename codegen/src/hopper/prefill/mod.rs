@@ -43,6 +43,7 @@
 mod matrix;
 mod plan;
 
+pub(super) use matrix::instruction;
 pub(crate) use plan::Plan;
 
 use super::source;
@@ -75,7 +76,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let parts = [
         constants(spec, plan),
         source::ARITHMETIC.to_string(),
-        include_str!("instructions.cuh").to_string(),
+        source::INSTRUCTIONS.to_string(),
         matrix::text(spec.dtype, plan.tuning.k_tile, spec.v_head_dim),
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),
@@ -84,6 +85,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         include_str!("shared.cuh").to_string(),
         include_str!("producer.cuh").to_string(),
         include_str!("softmax.cuh").to_string(),
+        source::STORES.to_string(),
         source::with_sink(spec, include_str!("epilogue.cuh")),
         consumer,
         source::entry(spec, &entry),

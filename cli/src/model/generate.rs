@@ -1,0 +1,235 @@
+//! `butterfly generate`: a text and what comes after it.
+
+use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
+use crate::args::Generate as Command;
+use crate::failure::Failure;
+use crate::source;
+use butterfly::AttentionBackend;
+use butterfly_ir::Dtype;
+use butterfly_models::{Chat, Folder, Logits, Message, Model, Policy, Sampler, Sampling};
+use serde::Serialize;
+use std::io::Write;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Report {
+    device: &'static str,
+    device_name: String,
+    dtype: Dtype,
+    prompt_tokens: usize,
+    capacity: usize,
+    tokens: Vec<u32>,
+    text: Option<String>,
+    /// Whether a token that ends a text came.
+    ended: bool,
+    /// From the start of the process to the first token, weights and kernels included.
+    first_token_seconds: f64,
+    prefill_tokens_per_second: f64,
+    decode_tokens_per_second: Option<f64>,
+    memory_bytes: Option<u64>,
+    layers: Vec<report::LayerReport>,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+    let started = Instant::now();
+    let folder = Folder::open(&command.model).map_err(Failure::bad)?;
+    let chat = match &command.tokens {
+        Some(_) => None,
+        None => Some(Chat::open(&command.model).map_err(Failure::bad)?),
+    };
+    let prompt = prompt(command, chat.as_ref())?;
+    if prompt.is_empty() {
+        return Err(Failure::Bad(
+            "the prompt has no tokens; give some text".into(),
+        ));
+    }
+    let all = prompt.len() + command.max_new_tokens as usize;
+    warn_of_length(&folder.config, all);
+    let capacity = command.run.capacity.map_or(all, |tokens| tokens as usize);
+    if capacity < all {
+        return Err(Failure::Bad(format!(
+            "--capacity {capacity} is less than {} tokens of prompt and {} new ones; give at least {all}",
+            prompt.len(),
+            command.max_new_tokens
+        )));
+    }
+    let sparse = sparse(&command.run, capacity)?;
+    let policy = policy(&folder.config, sparse.as_ref(), &command.model)?;
+    let work = Work {
+        command,
+        folder: &folder,
+        policy: &policy,
+        chat: chat.as_ref(),
+        prompt: &prompt,
+        capacity,
+        started,
+        json,
+    };
+    let report = run_on(&command.run, folder.config.dtype, work)?;
+    if json {
+        return crate::print(true, &report, String::new);
+    }
+    println!();
+    let decode = report.decode_tokens_per_second;
+    eprintln!(
+        "{} on {} ({}): first token after {:.2} s; {} tokens of prompt at {:.0} a second, {} new ones{}{}",
+        report.dtype.name(),
+        report.device,
+        report.device_name,
+        report.first_token_seconds,
+        report.prompt_tokens,
+        report.prefill_tokens_per_second,
+        report.tokens.len(),
+        decode.map_or(String::new(), |rate| format!(" at {rate:.1} a second")),
+        report.memory_bytes.map_or(String::new(), |bytes| format!(
+            "; {:.2} GB",
+            bytes as f64 / 1e9
+        )),
+    );
+    eprint!("{}", report::text(&report.layers));
+    Ok(())
+}
+
+/// The tokens to continue.
+fn prompt(command: &Command, chat: Option<&Chat>) -> Result<Vec<u32>, Failure> {
+    let Some(chat) = chat else {
+        return Ok(command.tokens.clone().unwrap_or_default());
+    };
+    let text = match (&command.prompt, &command.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => source::read_text(path)?,
+        (None, None) => String::new(),
+    };
+    if !command.chat {
+        return chat.encode(&text, true).map_err(Failure::bad);
+    }
+    let message = |role: &str, content: String| Message {
+        role: role.into(),
+        content,
+    };
+    let system = command.system.clone();
+    let system = system.map(|content| message("system", content));
+    let messages: Vec<_> = system.into_iter().chain([message("user", text)]).collect();
+    let text = chat.apply(&messages).map_err(Failure::bad)?;
+    chat.encode(&text, false).map_err(Failure::bad)
+}
+
+struct Work<'a> {
+    command: &'a Command,
+    folder: &'a Folder,
+    policy: &'a Policy,
+    chat: Option<&'a Chat>,
+    prompt: &'a [u32],
+    capacity: usize,
+    started: Instant,
+    json: bool,
+}
+
+impl Task for Work<'_> {
+    type Output = Report;
+
+    fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
+        let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
+        let (model, unused) = loaded.map_err(Failure::bad)?;
+        super::logits::note_unused(&unused);
+        let mut state = model.state(1, Some(self.capacity), self.policy);
+        let mut sampler = Sampler::new(Sampling {
+            temperature: self.command.temperature,
+            top_k: self.command.top_k.unwrap_or(0),
+            top_p: self.command.top_p,
+            seed: self.command.seed,
+        });
+        let mut next = |tokens: &[u32]| -> Result<u32, Failure> {
+            let logits = model.forward(tokens, &mut state, self.policy, Logits::Last);
+            Ok(sampler.next(&super::floats(logits.map_err(Failure::bad)?)?))
+        };
+
+        let prefill = Instant::now();
+        let mut token = 0;
+        for chunk in self.prompt.chunks(self.command.run.chunk as usize) {
+            token = next(chunk)?;
+        }
+        let prefill_seconds = prefill.elapsed().as_secs_f64();
+        let first_token_seconds = self.started.elapsed().as_secs_f64();
+
+        let mut shown = Shown::new(self.chat, !self.json);
+        let mut tokens = Vec::new();
+        let decode = Instant::now();
+        let ends = &model.sizes.ends;
+        let ended = loop {
+            if ends.contains(&token) && !self.command.ignore_end {
+                break true;
+            }
+            tokens.push(token);
+            shown.show(&tokens)?;
+            if tokens.len() == self.command.max_new_tokens as usize {
+                break false;
+            }
+            token = next(&[token])?;
+        };
+        let steps = tokens.len() - usize::from(!tokens.is_empty() && !ended);
+        let decode_seconds = decode.elapsed().as_secs_f64();
+        Ok(Report {
+            device: place.kind,
+            device_name: place.name,
+            dtype: place.dtype,
+            prompt_tokens: self.prompt.len(),
+            capacity: self.capacity,
+            text: shown.finish(&tokens)?,
+            tokens,
+            ended,
+            first_token_seconds,
+            prefill_tokens_per_second: self.prompt.len() as f64 / prefill_seconds,
+            decode_tokens_per_second: (steps > 0).then(|| steps as f64 / decode_seconds),
+            memory_bytes: place.memory.taken(),
+            layers: report::layers(self.policy),
+        })
+    }
+}
+
+/// What of the text is on the screen.
+struct Shown<'a> {
+    chat: Option<&'a Chat>,
+    stream: bool,
+    bytes: usize,
+}
+
+impl<'a> Shown<'a> {
+    fn new(chat: Option<&'a Chat>, stream: bool) -> Self {
+        Self {
+            chat,
+            stream,
+            bytes: 0,
+        }
+    }
+
+    /// Prints what the last token adds; half a character waits for its other half.
+    fn show(&mut self, tokens: &[u32]) -> Result<(), Failure> {
+        if !self.stream {
+            return Ok(());
+        }
+        let mut out = std::io::stdout().lock();
+        let shown = match self.chat {
+            None => write!(
+                out,
+                "{}{}",
+                if tokens.len() > 1 { "," } else { "" },
+                tokens[tokens.len() - 1]
+            ),
+            Some(chat) => {
+                let text = chat.decode(tokens).map_err(Failure::bad)?;
+                let whole = text.trim_end_matches('\u{fffd}');
+                let new = whole.get(self.bytes..).unwrap_or_default();
+                self.bytes = self.bytes.max(whole.len());
+                write!(out, "{new}")
+            }
+        };
+        shown.and_then(|()| out.flush()).map_err(Failure::bad)
+    }
+
+    /// The whole text.
+    fn finish(&self, tokens: &[u32]) -> Result<Option<String>, Failure> {
+        let text = self.chat.map(|chat| chat.decode(tokens));
+        text.transpose().map_err(Failure::bad)
+    }
+}

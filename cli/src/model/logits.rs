@@ -1,0 +1,133 @@
+//! `butterfly logits`: tokens from a file → logits in a file.
+
+use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
+use crate::args::Logits as Command;
+use crate::failure::Failure;
+use crate::tensors;
+use butterfly::AttentionBackend;
+use butterfly_ir::Dtype;
+use butterfly_models::{Folder, Logits, Model, ModelError};
+use serde::Serialize;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Report {
+    device: &'static str,
+    device_name: String,
+    dtype: Dtype,
+    batch: usize,
+    tokens: usize,
+    vocabulary: u32,
+    capacity: usize,
+    milliseconds: f64,
+    layers: Vec<report::LayerReport>,
+    unused_tensors: Vec<String>,
+    output: String,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+    let ([batch, length], ids) = tensors::ids(&command.inputs, "input_ids")?;
+    let folder = Folder::open(&command.model).map_err(Failure::bad)?;
+    warn_of_length(&folder.config, length);
+    let capacity = command
+        .run
+        .capacity
+        .map_or(length, |tokens| tokens as usize);
+    if capacity < length {
+        return Err(Failure::Bad(format!(
+            "--capacity {capacity} is less than the {length} tokens; give at least {length}"
+        )));
+    }
+    let sparse = sparse(&command.run, capacity)?;
+    let policy = policy(&folder.config, sparse.as_ref(), &command.model)?;
+    let task = Work {
+        command,
+        folder: &folder,
+        policy: &policy,
+        ids: &ids,
+        batch,
+        length,
+        capacity,
+    };
+    let report = run_on(&command.run, folder.config.dtype, task)?;
+    crate::print(json, &report, || {
+        format!(
+            "logits of {batch} x {length} tokens on {} ({}) in {:.0} ms: {}\n{}",
+            report.device,
+            report.device_name,
+            report.milliseconds,
+            report.output,
+            report::text(&report.layers)
+        )
+    })
+}
+
+struct Work<'a> {
+    command: &'a Command,
+    folder: &'a Folder,
+    policy: &'a butterfly_models::Policy,
+    ids: &'a [u32],
+    batch: usize,
+    length: usize,
+    capacity: usize,
+}
+
+impl Task for Work<'_> {
+    type Output = Report;
+
+    fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
+        let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
+        let (model, unused_tensors) = loaded.map_err(Failure::bad)?;
+        note_unused(&unused_tensors);
+        let vocabulary = model.sizes.vocabulary as usize;
+        let mut state = model.state(self.batch, Some(self.capacity), self.policy);
+        let mut logits = vec![0.0; self.batch * self.length * vocabulary];
+        let started = Instant::now();
+        let bar = crate::progress(self.length as u64, "tokens");
+        let chunk = self.command.run.chunk as usize;
+        for first in (0..self.length).step_by(chunk) {
+            let count = chunk.min(self.length - first);
+            let rows = self.ids.chunks(self.length);
+            let tokens: Vec<u32> = rows
+                .flat_map(|row| row[first..first + count].to_vec())
+                .collect();
+            let part = model.forward(&tokens, &mut state, self.policy, Logits::All);
+            let part = part.map_err(|error: ModelError| Failure::bad(error))?;
+            let part = super::floats(part)?;
+            for (b, part) in part.chunks(count * vocabulary).enumerate() {
+                let to = (b * self.length + first) * vocabulary;
+                logits[to..to + part.len()].copy_from_slice(part);
+            }
+            bar.inc(count as u64);
+        }
+        bar.finish_and_clear();
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+        let shape = vec![self.batch, self.length, vocabulary];
+        let tensor = ("logits", shape, Dtype::F32, logits.as_slice());
+        tensors::write(&self.command.output, &[tensor])?;
+        Ok(Report {
+            device: place.kind,
+            device_name: place.name,
+            dtype: place.dtype,
+            batch: self.batch,
+            tokens: self.length,
+            vocabulary: model.sizes.vocabulary,
+            capacity: self.capacity,
+            milliseconds,
+            layers: report::layers(self.policy),
+            unused_tensors,
+            output: self.command.output.display().to_string(),
+        })
+    }
+}
+
+/// Names tensors of the folder that no layer asked for.
+pub(super) fn note_unused(unused: &[String]) {
+    if !unused.is_empty() {
+        eprintln!(
+            "note: {} tensors of the folder are not used by this model: {}",
+            unused.len(),
+            unused.join(", ")
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! Commands that run whole models.
+//!
+//! A command is a [`Task`], written once for every backend of Burn; [`run_on`] picks the
+//! backend. Artifacts are opened first: on NVIDIA their kernels are laid ready before the
+//! device is.
+
+pub(crate) mod bench;
+pub(crate) mod generate;
+pub(crate) mod logits;
+mod memory;
+mod report;
+
+use crate::args::{DeviceArg, Run};
+use crate::device::check_pattern;
+use crate::failure::Failure;
+use crate::source;
+use burn::prelude::Backend;
+use butterfly::{AttentionBackend, Plan};
+use butterfly_compiler::lengths;
+use butterfly_ir::model::ModelConfig;
+use butterfly_ir::pattern::Parsed;
+use butterfly_ir::{Context, Dtype, Sparsity};
+use butterfly_models::Policy;
+use butterfly_runtime::{Device, find};
+use std::path::Path;
+
+/// Something to do with a model on whichever backend.
+pub(crate) trait Task {
+    type Output;
+
+    fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Self::Output, Failure>;
+}
+
+/// A device, opened by its backend.
+pub(crate) struct Place<B: Backend> {
+    pub(crate) device: B::Device,
+    /// The name in flags and JSON.
+    pub(crate) kind: &'static str,
+    /// As its driver calls it.
+    pub(crate) name: String,
+    /// Element type to run in.
+    pub(crate) dtype: Dtype,
+    /// Bytes that are taken on the device now, and the most it can hold.
+    pub(crate) memory: memory::Memory,
+}
+
+/// Runs a task on the device that is asked for.
+pub(crate) fn run_on<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Failure> {
+    let wanted = match run.device {
+        DeviceArg::Cpu => None,
+        DeviceArg::Cuda => Some(Device::Cuda),
+        DeviceArg::Vulkan => Some(Device::Vulkan),
+        DeviceArg::Webgpu => {
+            return Err(Failure::Bad(
+                "--device webgpu: models run on the graphics interface through vulkan here; give --device vulkan".into(),
+            ));
+        }
+        DeviceArg::Metal => {
+            return Err(Failure::Bad(
+                "--device metal: models are not run on Metal yet; give --device cpu".into(),
+            ));
+        }
+        DeviceArg::Auto => [Device::Cuda, Device::Vulkan]
+            .into_iter()
+            .find(|device| find(*device).is_ok_and(|found| !found.software)),
+    };
+    let Some(device) = wanted else {
+        return task.run::<burn_flex::Flex>(Place {
+            device: Default::default(),
+            kind: "cpu",
+            name: format!("{:?}", butterfly_cpu::Isa::best()),
+            dtype: run.dtype.unwrap_or(Dtype::F32),
+            memory: memory::Memory::host(),
+        });
+    };
+    let found = find(device).map_err(|reason| {
+        Failure::Bad(format!(
+            "--device {device}: {reason}; `butterfly doctor` lists what is here"
+        ))
+    })?;
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda => {
+            type B = burn_cubecl::CubeBackend<cubecl_cuda::CudaRuntime, f32, i32, u8>;
+            let device = burn_cuda::CudaDevice::default();
+            task.run::<B>(Place {
+                kind: "cuda",
+                name: found.name,
+                dtype: run.dtype.unwrap_or(model),
+                memory: memory::Memory::of::<cubecl_cuda::CudaRuntime>(&device, found.memory),
+                device,
+            })
+        }
+        #[cfg(feature = "vulkan")]
+        Device::Vulkan => {
+            type B = burn_cubecl::CubeBackend<burn_wgpu::WgpuRuntime, f32, i32, u8>;
+            let device = match found.software {
+                true => burn_wgpu::WgpuDevice::Cpu,
+                false => burn_wgpu::WgpuDevice::default(),
+            };
+            if run.dtype == Some(Dtype::Bf16) {
+                return Err(Failure::Bad(
+                    "--dtype bf16: vulkan has no bf16; give f16 or f32".into(),
+                ));
+            }
+            task.run::<B>(Place {
+                kind: "vulkan",
+                name: found.name,
+                dtype: run.dtype.unwrap_or(Dtype::F32),
+                memory: memory::Memory::of::<burn_wgpu::WgpuRuntime>(&device, found.memory),
+                device,
+            })
+        }
+        #[allow(unreachable_patterns)]
+        other => Err(Failure::Bad(format!(
+            "--device {other}: this build cannot run models there: build it with that feature"
+        ))),
+    }
+}
+
+/// A pattern and its kernels, as flags and artifacts say; neither is dense attention.
+pub(crate) struct Sparse {
+    /// Kernels and pattern of replaced layers.
+    pub(crate) plan: Plan,
+    /// Which layers these are.
+    pub(crate) sparsity: Sparsity,
+}
+
+/// Reads pattern and artifacts, and checks that the pattern serves `tokens` tokens.
+pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure> {
+    let parsed = match &run.pattern {
+        None => None,
+        Some(pattern) => Some(source::read(pattern)?),
+    };
+    if let Some(parsed) = &parsed {
+        check(parsed, tokens)?;
+    }
+    let plan = match (&run.artifacts, &parsed) {
+        (Some(dir), _) => Plan::open(dir).map_err(Failure::bad)?,
+        (None, Some(parsed)) => jit(parsed.sparsity.clone())?,
+        (None, None) => return Ok(None),
+    };
+    if let (Some(artifacts), Some(parsed)) = (plan.artifacts(), &parsed) {
+        check_pattern(artifacts, &parsed.sparsity)?;
+        let longest = artifacts.manifest.capacity as usize;
+        if tokens > longest {
+            eprintln!(
+                "note: {} was checked for up to {longest} tokens, {tokens} are asked for",
+                artifacts.dir().display()
+            );
+        }
+    }
+    let mut sparsity = parsed.map_or_else(|| plan.sparsity().clone(), |parsed| parsed.sparsity);
+    if run.swap.is_some() {
+        sparsity.swapped_layers = run.swap.clone();
+    }
+    Ok(Some(Sparse { plan, sparsity }))
+}
+
+fn check(parsed: &Parsed, tokens: usize) -> Result<(), Failure> {
+    let (sparsity, tokens) = (&parsed.sparsity, tokens as u32);
+    let context = Context::new(sparsity.block, tokens, 0);
+    source::check_tables(parsed, &context)?;
+    lengths::check(&sparsity.pattern, sparsity.block, tokens)
+        .map_err(|error| source::blame(parsed, &context, &error))
+}
+
+/// What each attention layer runs.
+pub(crate) fn policy(
+    config: &ModelConfig,
+    sparse: Option<&Sparse>,
+    path: &Path,
+) -> Result<Policy, Failure> {
+    match sparse {
+        None => Ok(Policy::dense(config, &dense()?)),
+        Some(Sparse { plan, sparsity }) => Policy::new(config, plan, sparsity, || plan.dense_of())
+            .map_err(|error| Failure::file(path, error)),
+    }
+}
+
+#[cfg(feature = "emitters")]
+fn jit(sparsity: Sparsity) -> Result<Plan, Failure> {
+    Ok(Plan::new(sparsity))
+}
+
+#[cfg(not(feature = "emitters"))]
+fn jit(_: Sparsity) -> Result<Plan, Failure> {
+    Err(Failure::Bad(
+        "this build makes no kernels: give --artifacts".into(),
+    ))
+}
+
+#[cfg(feature = "emitters")]
+fn dense() -> Result<Plan, Failure> {
+    Ok(Plan::dense())
+}
+
+#[cfg(not(feature = "emitters"))]
+fn dense() -> Result<Plan, Failure> {
+    Err(Failure::Bad(
+        "this build makes no kernels: give --artifacts".into(),
+    ))
+}
+
+/// Logits in host memory.
+pub(crate) fn floats<B: Backend>(logits: burn::prelude::Tensor<B, 3>) -> Result<Vec<f32>, Failure> {
+    let failed = |error| Failure::Bad(format!("the device failed: {error:?}"));
+    let data = logits.try_into_data().map_err(failed)?;
+    let numbers = data.convert::<f32>().into_vec();
+    numbers.map_err(|error| Failure::Bad(format!("{error:?}")))
+}
+
+/// Says that a prompt is longer than the model was made for.
+pub(crate) fn warn_of_length(config: &ModelConfig, tokens: usize) {
+    let most = config.max_positions as usize;
+    if tokens > most {
+        eprintln!(
+            "warning: {tokens} tokens are more than the {most} positions that the model was made for (`max_position_embeddings`): what it says beyond is a guess"
+        );
+    }
+}

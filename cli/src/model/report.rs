@@ -1,0 +1,52 @@
+//! Which kernels ran in which layers.
+
+use butterfly_models::Policy;
+use serde::Serialize;
+
+/// One attention layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct LayerReport {
+    pub(crate) layer: usize,
+    /// Whether a pattern replaces its own attention.
+    pub(crate) swapped: bool,
+    /// Picks the stage.
+    pub(crate) index: u32,
+    /// Launches by kernel.
+    pub(crate) kernels: Vec<(String, u64)>,
+}
+
+/// Every attention layer of a policy.
+pub(crate) fn layers(policy: &Policy) -> Vec<LayerReport> {
+    let layers = policy.attention();
+    let report = layers.map(|(layer, policy)| LayerReport {
+        layer,
+        swapped: policy.swapped,
+        index: policy.index,
+        kernels: policy.counts.get().into_iter().collect(),
+    });
+    report.collect()
+}
+
+/// The same as text, one line for layers that did the same.
+pub(crate) fn text(layers: &[LayerReport]) -> String {
+    let what = |layer: &LayerReport| (layer.swapped, layer.kernels.clone());
+    let mut text = String::new();
+    let mut rest: Vec<&LayerReport> = layers.iter().collect();
+    while let Some(first) = rest.first().map(|layer| what(layer)) {
+        let (same, other): (Vec<_>, Vec<_>) = rest.into_iter().partition(|l| what(l) == first);
+        rest = other;
+        let indices: Vec<String> = same.iter().map(|layer| layer.layer.to_string()).collect();
+        let does = match first.0 {
+            true => "pattern",
+            false => "dense",
+        };
+        let kernels = first.1.iter();
+        let kernels: Vec<String> = kernels.map(|(name, n)| format!("{name} x {n}")).collect();
+        text += &format!(
+            "layers {}: {does}, {}\n",
+            indices.join(","),
+            kernels.join(", ")
+        );
+    }
+    text
+}

@@ -1,0 +1,153 @@
+// ---- Work: tiles of the output, in bands of rows so that workgroups share a and b ----
+
+struct Shape { int m, n, k, c_row; };
+struct Tile { int m, n; };
+
+__device__ __forceinline__ int tiles_of(const Shape& shape) {
+  return (shape.m + M_TILE - 1) / M_TILE * ((shape.n + N_TILE - 1) / N_TILE);
+}
+
+__device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
+  const int rows = (shape.m + M_TILE - 1) / M_TILE;
+  const int columns = (shape.n + N_TILE - 1) / N_TILE;
+  const int band = index / (TILES_IN_A_BAND * columns);
+  const int first = band * TILES_IN_A_BAND;
+  const int height = min(TILES_IN_A_BAND, rows - first);
+  const int within = index - band * TILES_IN_A_BAND * columns;
+  return {(first + within % height) * M_TILE, within / height * N_TILE};
+}
+
+struct Ring {
+  unsigned address;
+  int index = 0;
+  unsigned turn = 0;
+  __device__ __forceinline__ unsigned a() const { return address + index * SLOT_BYTES; }
+  __device__ __forceinline__ unsigned b() const { return a() + M_TILE * 128; }
+  __device__ __forceinline__ unsigned full() const { return address + SLOTS * SLOT_BYTES + index * 8; }
+  __device__ __forceinline__ unsigned empty() const { return full() + SLOTS * 8; }
+  __device__ __forceinline__ void advance() {
+    if (++index == SLOTS) {
+      index = 0;
+      turn ^= 1;
+    }
+  }
+};
+
+// ---- Producer ----
+
+__device__ __forceinline__ void produce(const Shape& shape, Ring ring, const TensorMap* a_map,
+                                        const TensorMap* b_map) {
+  for (int i = blockIdx.x; i < tiles_of(shape); i += gridDim.x) {
+    const Tile tile = tile_at(shape, i);
+    for (int k = 0; k < shape.k; k += K_TILE) {
+      barrier_wait(ring.empty(), ring.turn ^ 1);
+      barrier_expect(ring.full(), SLOT_BYTES);
+      copy_box(ring.a(), a_map, ring.full(), k, tile.m, 0, 0);
+      copy_box(ring.b(), b_map, ring.full(), k, tile.n, 0, 0);
+      ring.advance();
+    }
+  }
+}
+
+// ---- Consumer: 64 rows of each tile ----
+
+__device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile, int consumer,
+                                           const float (&c)[N_TILE / 2], Element* output) {
+  const int warp = threadIdx.x / 32 % 4;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = tile.m + consumer * 64 + warp * 16 + r * 8 + lane / 4;
+    Element* const to = output + static_cast<long long>(row) * shape.c_row;
+    // 32 columns at a time, so that each lane has 16 consecutive bytes of its row.
+#pragma unroll
+    for (int j = 0; j < N_TILE / 32; ++j) {
+      unsigned x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = (j * 4 + i) * 4 + r * 2;
+        x[i] = pack(c[at], c[at + 1]);
+      }
+      transpose_quad(x, lane);
+      const int column = tile.n + j * 32 + lane % 4 * 8;
+      if (row < shape.m) {
+        if (column + 8 <= shape.n) {
+          store_pieces(to + column, x);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            if (column + i < shape.n)
+              to[column + i] = static_cast<Element>(x[i / 2] >> (i % 2 * 16));
+        }
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void consume(const Shape& shape, Ring ring, int consumer,
+                                        Element* output) {
+  const int lane = threadIdx.x % 32;
+  float c[N_TILE / 2];
+  auto release = [&](unsigned barrier) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(barrier);
+  };
+  for (int i = blockIdx.x; i < tiles_of(shape); i += gridDim.x) {
+    const Tile tile = tile_at(shape, i);
+    unsigned before = 0;
+    for (int k = 0; k < shape.k; k += K_TILE) {
+      barrier_wait(ring.full(), ring.turn);
+      const unsigned long long a = descriptor(ring.a() + consumer * 64 * 128, 16, 1024);
+      const unsigned long long b = descriptor(ring.b(), 16, 1024);
+      mma_fence();
+#pragma unroll
+      for (int t = 0; t < K_TILE / 16; ++t)
+        mma_rows(c, a + t * 32 / 16, b + t * 32 / 16, k > 0 || t > 0);
+      mma_commit();
+      // The tile before is done once only this one's products are in flight.
+      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+      if (k > 0) release(before);
+      before = ring.empty();
+      ring.advance();
+    }
+    mma_wait<0>(c);
+    release(before);
+    store_tile(shape, tile, consumer, c, output);
+  }
+}
+
+// ---- Entry: roles ----
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    butterfly_product(const __grid_constant__ TensorMap a_map,
+                      const __grid_constant__ TensorMap b_map, const void*, const void*,
+                      const int* __restrict__ params, Element* __restrict__ c) {
+  extern __shared__ unsigned char dynamic_shared[];
+  // Swizzled tiles start at multiples of 1024 bytes.
+  Ring ring;
+  ring.address = (shared_address(dynamic_shared) + 1023) & ~1023u;
+  const Shape shape = {params[0], params[1], params[2], params[3]};
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < SLOTS; ++i) {
+      barrier_init(ring.full(), 1);
+      barrier_init(ring.empty(), 8);
+      ring.advance();
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
+    prefetch_map(&a_map);
+    prefetch_map(&b_map);
+  }
+  ring.index = 0;
+  ring.turn = 0;
+  __syncthreads();
+
+  if (threadIdx.x < 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == 0) produce(shape, ring, &a_map, &b_map);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    consume(shape, ring, threadIdx.x / 128 - 1, c);
+  }
+}

@@ -1,0 +1,108 @@
+//! Matrix products on a server that others use too.
+
+use super::bind::{Map, long_enough, padded, words};
+use super::ready::{Code, Identity, Image};
+use super::{Device, LaunchError, Launches};
+use butterfly_ir::Product;
+use cubecl_runtime::client::ComputeClient;
+use cubecl_runtime::server::{CubeCount, Handle, KernelArguments};
+use std::sync::Arc;
+
+/// A matrix product prepared for launching; clones share it.
+#[derive(Clone, Debug)]
+pub struct ReadyProduct {
+    image: Arc<Image>,
+    product: Product,
+}
+
+/// Sizes of `c = a b^T`, and elements from one row to the next of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Multiply {
+    /// M, N and K.
+    pub shape: [u32; 3],
+    /// Those of a, b and c.
+    pub rows: [u32; 3],
+}
+
+impl ReadyProduct {
+    /// The kernel whose CUDA C++ is `text`, which CubeCL compiles at the first launch.
+    pub fn new(product: Product, text: &str) -> Self {
+        let image = Image {
+            device: Device::Cuda,
+            identity: Identity {
+                key: product.entry.clone(),
+                entry: product.entry.clone(),
+                digest: *blake3::hash(text.as_bytes()).as_bytes(),
+                shared_bytes: product.shared_bytes,
+            },
+            threads: [product.threads, 1, 1],
+            code: Code::Cuda(text.to_string()),
+        };
+        Self {
+            image: Arc::new(image),
+            product,
+        }
+    }
+
+    /// Whether it computes such a product.
+    pub fn takes(&self, multiply: &Multiply) -> bool {
+        let aligned = 16 / self.product.dtype.bytes();
+        let small = multiply.shape.iter().all(|n| (1..1 << 30).contains(n));
+        small && multiply.rows.iter().all(|row| row.is_multiple_of(aligned))
+    }
+
+    /// Launches it on the stream of `client`.
+    ///
+    /// # Errors
+    /// [`LaunchError::Short`] for a tensor that ends too early, [`LaunchError::Unsupported`]
+    /// where [`ReadyProduct::takes`] says no.
+    pub fn launch<R: Launches>(
+        &self,
+        client: &ComputeClient<R>,
+        multiply: &Multiply,
+        [a, b, c]: [&Handle; 3],
+    ) -> Result<(), LaunchError> {
+        if !self.takes(multiply) {
+            return Err(LaunchError::Unsupported {
+                device: Device::Cuda,
+                key: self.product.entry.clone(),
+                what: "a form for rows that do not start at multiples of 16 bytes".into(),
+            });
+        }
+        let [m, n, k] = multiply.shape;
+        let bytes = |rows: u32, row: u32, columns: u32| {
+            let elements = u64::from(rows - 1) * u64::from(row) + u64::from(columns);
+            elements * u64::from(self.product.dtype.bytes())
+        };
+        let [a_row, b_row, c_row] = multiply.rows;
+        long_enough("a", a.size_in_used(), bytes(m, a_row, k))?;
+        long_enough("b", b.size_in_used(), bytes(n, b_row, k))?;
+        long_enough("c", c.size_in_used(), bytes(m, c_row, n))?;
+        let map = |rows: u32, row: u32, tile: u32| Map {
+            dtype: self.product.dtype,
+            shape: [1, 1, rows, k],
+            strides: [rows * row, rows * row, row, 1],
+            tile: [1, 1, tile, self.product.k_tile],
+        };
+        let (m_tile, n_tile) = (self.product.m_tile, self.product.n_tile);
+        let maps = [map(m, a_row, m_tile), map(n, b_row, n_tile)];
+        let inputs = [a.clone(), b.clone()];
+        let maps = R::tensor_maps(&maps, &inputs);
+        let parameters = client.create_from_slice(&padded(words([m, n, k, c_row])));
+        let arguments = KernelArguments::new()
+            .with_tensor_maps(maps)
+            .with_buffers(vec![parameters.binding(), c.clone().binding()]);
+        let tiles = m.div_ceil(m_tile) * n.div_ceil(n_tile);
+        let processors = client.properties().hardware.num_streaming_multiprocessors;
+        let grid = tiles.min(processors.unwrap_or(1).max(1));
+        // SAFETY: every length was checked against the rows.
+        unsafe {
+            client.launch_unchecked(
+                R::task(&self.image),
+                CubeCount::Static(grid, 1, 1),
+                arguments,
+            );
+        }
+        Ok(())
+    }
+}
