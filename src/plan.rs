@@ -33,7 +33,7 @@ struct Inner {
 enum Source {
     #[cfg(feature = "jit")]
     Jit,
-    Artifacts(Artifacts),
+    Artifacts(Box<Artifacts>),
 }
 
 /// What tells the kernels of a plan apart.
@@ -88,7 +88,7 @@ impl Plan {
     pub fn from_artifacts(artifacts: Artifacts) -> Result<Self, OperationError> {
         let sparsity = artifacts.manifest.sparsity.clone();
         let rows = artifacts.rows();
-        let plan = Self::of(sparsity, rows, Source::Artifacts(artifacts));
+        let plan = Self::of(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
         plan.seed()?;
         Ok(plan)
     }

@@ -153,8 +153,11 @@ impl Folder {
     }
 }
 
-/// Reads a `config.json`.
-pub(crate) fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError> {
+/// Reads a `config.json`: the attention layers, and all other sizes.
+///
+/// # Errors
+/// [`ModelError`] that names the file and the field.
+pub fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError> {
     let text = read(path, "; give a Hugging Face model folder")?;
     let name = path.display().to_string();
     let config = config::read(&name, &text)?;

@@ -12,6 +12,7 @@ mod chat;
 mod decoder;
 mod error;
 mod folder;
+mod footprint;
 mod generate;
 mod gpt2;
 mod layers;
@@ -24,7 +25,8 @@ mod state;
 
 pub use chat::{Chat, Message};
 pub use error::ModelError;
-pub use folder::Folder;
+pub use folder::{Folder, read_config};
+pub use footprint::Footprint;
 pub use generate::{Sampler, Sampling};
 pub use loader::Unused;
 pub use model::{Logits, Model};

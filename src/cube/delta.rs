@@ -387,7 +387,7 @@ fn walk<F: Float, N: Size>(
     let gate_token = min(unit / 2u32, comptime!(STAGE - 1).runtime());
     let mut own_keys = Array::<Vector<f32, N>>::new(comptime!(owned as usize));
 
-    let stages = (tokens + STAGE - 1u32) / STAGE;
+    let stages = tokens.div_ceil(STAGE);
     // One turn more than there are stages: the first only loads.
     for turn in 0..stages + 1u32 {
         let first = turn * STAGE;

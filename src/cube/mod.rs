@@ -122,6 +122,7 @@ fn plane<R: CubeRuntime>(client: &ComputeClient<R>) -> u32 {
 /// Sum over the `n` units of a workgroup, in a fixed order, by planes of `plane` units where
 /// that is not 0. `shared` has room for `n` numbers.
 #[cube]
+#[allow(clippy::manual_is_multiple_of)] // What runs on the device has operators alone.
 fn sum_of_units(
     value: f32,
     shared: &mut SharedMemory<f32>,

@@ -201,7 +201,7 @@ fn few_rows_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     weight: &Array<Vector<F, N>>,
     y: &mut Array<F>,
-    n: u32,
+    columns: u32,
     #[comptime] m: u32,
     #[comptime] vectors: u32,
     #[comptime] lanes: u32,
@@ -209,7 +209,7 @@ fn few_rows_kernel<F: Float, N: Size>(
 ) {
     let column = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * PLANES + UNIT_POS_Y;
     // The whole plane.
-    if column < n {
+    if column < columns {
         let start = column * vectors;
         let mut sums = Array::<f32>::new(comptime!(m as usize));
         #[unroll]
@@ -242,7 +242,7 @@ fn few_rows_kernel<F: Float, N: Size>(
         for row in 0..m {
             let sum = plane_sum(sums[row as usize]);
             if UNIT_POS_X == 0u32 {
-                y[(row * n + column) as usize] = F::cast_from(sum);
+                y[(row * columns + column) as usize] = F::cast_from(sum);
             }
         }
     }

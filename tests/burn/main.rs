@@ -2,14 +2,14 @@
 
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::Distribution;
+use burn::tensor::{DType, Distribution, TensorPrimitive};
 use burn_cubecl::CubeBackend;
 use burn_flex::Flex;
 use burn_fusion::Fusion;
 use burn_wgpu::{WgpuDevice, WgpuRuntime};
 use butterfly::{
-    Append, AttentionBackend, AttentionConfig, Call, KvCache, OperationError, Plan, Sparsity,
-    attention, attention_with_lse, pattern,
+    Append, AttentionBackend, AttentionConfig, Call, KvCache, Operation, OperationError, Plan,
+    Sparsity, attention, attention_with_lse, pattern,
 };
 use butterfly_cpu::Problem;
 use butterfly_cpu::reference::attend_f64;
@@ -332,4 +332,71 @@ fn gradients_are_refused() {
     let plan = Plan::new(sparsity());
     let result = attention(x.clone(), x.clone(), x, &plan, &Call::default());
     assert!(matches!(result, Err(OperationError::Gradients("attend"))));
+}
+
+/// Linear layers of 16-bit floats on every kernel there is for them, against f64.
+fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) {
+    for (m, n, k) in [
+        (1, 300, 256),
+        (5, 24, 1024),
+        (9, 7, 40),
+        (130, 520, 200),
+        (65, 100, 4096),
+        (300, 520, 776),
+    ] {
+        let x = Tensor::<B, 2>::random([m, k], Distribution::Normal(0.0, 1.0), (device, dtype));
+        let w = Tensor::<B, 2>::random([n, k], Distribution::Normal(0.0, 1.0), (device, dtype));
+        let run = || {
+            let inputs = vec![
+                x.clone().into_primitive().tensor(),
+                w.clone().into_primitive().tensor(),
+            ];
+            let y = butterfly::run::<B>(&Operation::Project, inputs).expect("a product");
+            let y = y.into_iter().next().expect("one output");
+            numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
+        };
+        let y = run();
+        assert_eq!(y, run(), "{m} {n} {k}");
+        let (x, w) = (numbers(&x), numbers(&w));
+        let (mut off, mut all) = (0.0, 0.0);
+        for i in 0..m {
+            for j in 0..n {
+                let pairs = x[i * k..][..k].iter().zip(&w[j * k..][..k]);
+                let want: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                off += (f64::from(y[i * n + j]) - want).powi(2);
+                all += want.powi(2);
+            }
+        }
+        let error = (off / all).sqrt();
+        println!("{dtype:?} {m} {n} {k}: {error:.1e}");
+        assert!(error <= most, "{dtype:?} {m} {n} {k}: {error}");
+    }
+}
+
+#[test]
+fn linear_layers() {
+    multiplies::<Flex>(&Default::default(), DType::F32, 3e-6);
+    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, 3e-6);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_linear_layers() {
+    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+    let device = Default::default();
+    multiplies::<Cuda>(&device, DType::F32, 3e-6);
+    multiplies::<Cuda>(&device, DType::F16, 4e-4);
+    multiplies::<Cuda>(&device, DType::BF16, 3e-3);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_agrees_with_the_reference() {
+    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+    let device = Default::default();
+    agrees::<Cuda>(&device);
+    agrees::<Fusion<Cuda>>(&device);
+    keeps_order::<Fusion<Cuda>>(&device);
+    cache_grows::<Cuda>(&device);
+    chunks_are_exact::<Cuda>(&device);
 }

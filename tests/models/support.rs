@@ -1,6 +1,5 @@
 //! What the tests of models share: the fixtures, and running a model over one.
 
-use burn::prelude::*;
 use butterfly::{AttentionBackend, Dtype, Plan, Sparsity};
 use butterfly_models::{Folder, Logits, Model, ModelError, Policy, State};
 use butterfly_tests::{fixture, floats};

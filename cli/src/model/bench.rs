@@ -5,7 +5,7 @@ use crate::args::BenchModel as Command;
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Folder, Logits, Model, Policy, Profile};
+use butterfly_models::{Folder, Footprint, Logits, Model, Policy, Profile, read_config};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,21 +64,19 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         None => None,
     };
     let path = command.random_weights.as_deref();
-    let config = match (&folder, path) {
-        (Some(folder), _) => folder.config.clone(),
-        (None, Some(path)) => {
-            let text = crate::source::read_text(path)?;
-            butterfly_compiler::config::read(&path.display().to_string(), &text)
-                .map_err(Failure::bad)?
-        }
+    let (config, sizes) = match (&folder, path) {
+        (Some(folder), _) => (folder.config.clone(), folder.sizes.clone()),
+        (None, Some(path)) => read_config(path).map_err(Failure::bad)?,
         (None, None) => return Err(Failure::Bad("give --model or --random-weights".into())),
     };
     let dtype = config.dtype;
+    let size = [1, u64::from(capacity), u64::from(command.run.chunk)];
     let work = Work {
         command,
         folder: folder.as_ref(),
         config: path,
         sparse: sparse.as_ref(),
+        needs: &|dtype| Footprint::new(&config, &sizes, dtype, size),
     };
     let report = run_on(&command.run, dtype, work)?;
     crate::print(json, &report, || text(&report))
@@ -137,6 +135,7 @@ struct Work<'a> {
     folder: Option<&'a Folder>,
     config: Option<&'a Path>,
     sparse: Option<&'a Sparse>,
+    needs: &'a dyn Fn(Dtype) -> Footprint,
 }
 
 impl Task for Work<'_> {
@@ -144,6 +143,7 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let command = self.command;
+        place.check_room(&(self.needs)(place.dtype))?;
         let started = Instant::now();
         let model: Model<B> = match (self.folder, self.config) {
             (Some(folder), _) => {
@@ -252,7 +252,7 @@ fn measure<B: AttentionBackend>(
     };
     // Every length of chunk that comes.
     run(tokens.min(chunk), 2.min(decode), Profile::default())?;
-    if tokens % chunk != 0 && tokens > chunk {
+    if !tokens.is_multiple_of(chunk) && tokens > chunk {
         run(tokens % chunk, 0, Profile::default())?;
     }
     let [prefill, first, decoded] = run(tokens, decode, Profile::default())?;

@@ -6,7 +6,9 @@ use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Folder, Logits, Message, Model, Policy, Sampler, Sampling};
+use butterfly_models::{
+    Chat, Folder, Footprint, Logits, Message, Model, Policy, Sampler, Sampling,
+};
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -129,6 +131,9 @@ impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
+        let size = [1, self.capacity as u64, self.command.run.chunk.into()];
+        let (config, sizes) = (&self.folder.config, &self.folder.sizes);
+        place.check_room(&Footprint::new(config, sizes, place.dtype, size))?;
         let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;
         super::logits::note_unused(&unused);

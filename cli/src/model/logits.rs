@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::tensors;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Folder, Logits, Model, ModelError};
+use butterfly_models::{Folder, Footprint, Logits, Model, ModelError};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -49,7 +49,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         length,
         capacity,
     };
-    let report = run_on(&command.run, folder.config.dtype, task)?;
+    // What is compared with other software is f32, unless something else is asked for.
+    let report = run_on(&command.run, Dtype::F32, task)?;
     crate::print(json, &report, || {
         format!(
             "logits of {batch} x {length} tokens on {} ({}) in {:.0} ms: {}\n{}",
@@ -76,6 +77,13 @@ impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
+        let size = [
+            self.batch as u64,
+            self.capacity as u64,
+            self.command.run.chunk.into(),
+        ];
+        let (config, sizes) = (&self.folder.config, &self.folder.sizes);
+        place.check_room(&Footprint::new(config, sizes, place.dtype, size))?;
         let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
         let (model, unused_tensors) = loaded.map_err(Failure::bad)?;
         note_unused(&unused_tensors);

@@ -20,8 +20,9 @@ use butterfly_compiler::lengths;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity};
-use butterfly_models::Policy;
+use butterfly_models::{Footprint, Policy};
 use butterfly_runtime::{Device, find};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Something to do with a model on whichever backend.
@@ -44,8 +45,41 @@ pub(crate) struct Place<B: Backend> {
     pub(crate) memory: memory::Memory,
 }
 
-/// Runs a task on the device that is asked for.
+impl<B: Backend> Place<B> {
+    /// Whether the device holds what a run needs.
+    pub(crate) fn check_room(&self, needs: &Footprint) -> Result<(), Failure> {
+        let Some(total) = self.memory.total.filter(|total| needs.total() > *total) else {
+            return Ok(());
+        };
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        Err(Failure::Bad(format!(
+            "{} ({}) has {:.1} GB, but {:.1} are needed: {:.1} for weights, {:.1} for keys, values and states, about {:.1} for a chunk; give a smaller --capacity or fewer tokens, a smaller --chunk, or --dtype bf16 where it is f32",
+            self.kind,
+            self.name,
+            gigabytes(total),
+            gigabytes(needs.total()),
+            gigabytes(needs.weights),
+            gigabytes(needs.caches),
+            gigabytes(needs.activations),
+        )))
+    }
+}
+
+/// Runs a task on the device that is asked for; what a driver's library cannot bear becomes
+/// a failure.
 pub(crate) fn run_on<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Failure> {
+    let result = catch_unwind(AssertUnwindSafe(|| on_device(run, model, task)));
+    result.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        let said = said.unwrap_or_else(|| "it does not say why".into());
+        Err(Failure::Bad(format!(
+            "the device or its library failed: {said}; if memory ran out, give a smaller --capacity or --chunk"
+        )))
+    })
+}
+
+fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Failure> {
     let wanted = match run.device {
         DeviceArg::Cpu => None,
         DeviceArg::Cuda => Some(Device::Cuda),
