@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Logits(Logits),
     /// Continue a text.
     Generate(Generate),
+    /// Compare a pattern with dense attention by what the model makes of a text.
+    Eval(Eval),
     /// Measure kernels and models on this machine.
     Bench {
         #[command(subcommand)]
@@ -163,6 +165,8 @@ pub(crate) enum Bench {
     Attention(BenchAttention),
     /// One query at the end of each sequence: predicted beside measured time.
     Decode(BenchAttention),
+    /// One layer of a model, random weights: prefill and decode, dense beside a pattern.
+    Layer(BenchLayer),
     /// A whole model: prefill and decode, dense beside a pattern.
     Model(BenchModel),
 }
@@ -311,6 +315,29 @@ pub(crate) struct BenchModel {
     /// A `config.json`, whose shapes are filled with random weights.
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     pub(crate) random_weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchLayer {
+    /// A `config.json`, whose shapes are filled with random weights.
+    #[arg(long, value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    /// The layer, by its index in the model [default: the first with softmax attention].
+    #[arg(long, value_name = "I")]
+    pub(crate) layer: Option<u32>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+/// What is measured of a model.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Measure {
     /// Numbers of tokens in the prompt.
     #[arg(long, value_name = "T,T,…", value_delimiter = ',', default_value = "8192",
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
@@ -324,6 +351,30 @@ pub(crate) struct BenchModel {
     /// Also say what each part of a layer takes, with a wait after each.
     #[arg(long)]
     pub(crate) profile: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Eval {
+    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to predict.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens of a window; each begins anew [default: all of the text, up to the model's limit].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
+    pub(crate) window: Option<u32>,
+    /// Also hide a fact in so many tokens of the text, and ask for it.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    pub(crate) needle: Vec<u32>,
+    /// Where the fact is hidden, as shares of the text before the question.
+    #[arg(long, value_name = "X,X,…", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1",
+          value_parser = depth)]
+    pub(crate) depths: Vec<f32>,
+    /// An SVG file to draw what was found to.
+    #[arg(long, value_name = "FILE", requires = "needle")]
+    pub(crate) plot: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) run: Run,
 }
@@ -426,6 +477,12 @@ fn share(text: &str) -> Result<f32, String> {
     let number = text.parse().ok();
     let fits = number.filter(|x: &f32| *x > 0.0 && *x <= 1.0);
     fits.ok_or_else(|| "give a number above 0, at most 1".to_string())
+}
+
+fn depth(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok();
+    let fits = number.filter(|x: &f32| (0.0..=1.0).contains(x));
+    fits.ok_or_else(|| "give numbers from 0 to 1".to_string())
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -59,9 +59,13 @@ fn run(args: Args) -> Result<(), Failure> {
         } => bench::run(Phase::Decode, &command, json),
         Command::Logits(command) => model::logits::run(&command, json),
         Command::Generate(command) => model::generate::run(&command, json),
+        Command::Eval(command) => model::eval::run(&command, json),
         Command::Bench {
             what: Bench::Model(command),
-        } => model::bench::run(&command, json),
+        } => model::bench::model(&command, json),
+        Command::Bench {
+            what: Bench::Layer(command),
+        } => model::bench::layer(&command, json),
         Command::Doctor => doctor::run(json),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -5,7 +5,7 @@
 
 use crate::ModelError;
 use butterfly_compiler::config;
-use butterfly_ir::model::{ModelConfig, ModelSizes};
+use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
 use safetensors::tensor::{Dtype, Metadata};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -161,8 +161,20 @@ pub fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError>
     let text = read(path, "; give a Hugging Face model folder")?;
     let name = path.display().to_string();
     let config = config::read(&name, &text)?;
+    supported(config.family, path)?;
     let sizes = config::sizes(&name, &text, &config)?;
     Ok((config, sizes))
+}
+
+/// Whether the layers of a family are written.
+fn supported(family: Family, path: &Path) -> Result<(), ModelError> {
+    match family {
+        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 => Ok(()),
+        Family::Qwen35Moe | Family::Glm4MoeLite => Err(ModelError::Family {
+            path: path.to_path_buf(),
+            family: family.name(),
+        }),
+    }
 }
 
 pub(crate) fn read(path: &Path, hint: &'static str) -> Result<String, ModelError> {

@@ -1,7 +1,6 @@
 //! A whole model: tokens → logits.
 
 use crate::decoder::Decoder;
-use crate::folder::read_config;
 use crate::gpt2::Gpt2;
 use crate::layers::Projection;
 use crate::loader::{Loader, Unused};
@@ -10,7 +9,6 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
-use std::path::Path;
 
 /// A language model on a device.
 #[derive(Clone, Debug)]
@@ -44,36 +42,31 @@ impl<B: AttentionBackend> Model<B> {
     /// use.
     ///
     /// # Errors
-    /// [`ModelError::Tensors`] with every tensor that is missing or wrongly shaped, or
-    /// [`ModelError::Family`].
+    /// [`ModelError::Tensors`] with every tensor that is missing or wrongly shaped.
     pub fn load(
         folder: &Folder,
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
-        let path = folder.dir().join("config.json");
-        Self::build(
-            Some(folder),
-            &path,
-            &folder.config,
-            &folder.sizes,
-            dtype,
-            device,
-        )
+        Self::build(Some(folder), &folder.config, &folder.sizes, dtype, device)
     }
 
-    /// A model of the shapes of a `config.json` with random weights.
+    /// A model of the shapes of a config, as [`read_config`](crate::read_config) gives it, with
+    /// random weights.
     ///
     /// # Errors
-    /// Those of the config, or [`ModelError::Family`].
-    pub fn random(config: &Path, dtype: Dtype, device: &B::Device) -> Result<Self, ModelError> {
-        let (model, sizes) = read_config(config)?;
-        Ok(Self::build(None, config, &model, &sizes, dtype, device)?.0)
+    /// None that a config which was read can cause.
+    pub fn random(
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<Self, ModelError> {
+        Ok(Self::build(None, config, sizes, dtype, device)?.0)
     }
 
     fn build(
         folder: Option<&Folder>,
-        path: &Path,
         config: &ModelConfig,
         sizes: &ModelSizes,
         dtype: Dtype,
@@ -94,15 +87,7 @@ impl<B: AttentionBackend> Model<B> {
         let mut loader = Loader::new(folder, prefix, device, dtype);
         let inner = match config.family {
             Family::Gpt2 => Inner::Gpt2(Gpt2::load(&mut loader, config, sizes)),
-            Family::Llama | Family::Qwen3 | Family::Qwen35 => {
-                Inner::Decoder(Decoder::load(&mut loader, config, sizes))
-            }
-            Family::Qwen35Moe | Family::Glm4MoeLite => {
-                return Err(ModelError::Family {
-                    path: path.to_path_buf(),
-                    family: config.family.name(),
-                });
-            }
+            _ => Inner::Decoder(Decoder::load(&mut loader, config, sizes)),
         };
         let head = match sizes.tied {
             true => inner.embedding().clone(),

@@ -1,11 +1,12 @@
-//! `butterfly bench model`: prefill and decode of a whole model, dense beside a pattern.
+//! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
 use super::{Place, Sparse, Task, policy, report, run_on, sparse};
-use crate::args::BenchModel as Command;
+use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
-use butterfly_ir::Dtype;
-use butterfly_models::{Folder, Footprint, Logits, Model, Policy, Profile, read_config};
+use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use butterfly_ir::{Dtype, Phase};
+use butterfly_models::{Folder, Footprint, Logits, Model, Policy, Profile, Sampler, read_config};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,40 +46,89 @@ struct Row {
     layers: Vec<report::LayerReport>,
 }
 
-pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
-    let most = command.prompt_tokens.iter().max().copied().unwrap_or(0) + command.decode;
-    let capacity = command.run.capacity.unwrap_or(most);
+/// `bench model`.
+pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
+    let (measure, run) = (&command.measure, &command.run);
+    match (&command.model, &command.random_weights) {
+        (Some(dir), _) => {
+            let folder = Folder::open(dir).map_err(Failure::bad)?;
+            let subject = Subject {
+                path: dir,
+                config: folder.config.clone(),
+                sizes: folder.sizes.clone(),
+                folder: Some(&folder),
+            };
+            bench(&subject, measure, run, json)
+        }
+        (None, Some(path)) => {
+            let (config, sizes) = read_config(path).map_err(Failure::bad)?;
+            let subject = Subject {
+                path,
+                config,
+                sizes,
+                folder: None,
+            };
+            bench(&subject, measure, run, json)
+        }
+        (None, None) => Err(Failure::Bad("give --model or --random-weights".into())),
+    }
+}
+
+/// `bench layer`: a model of that layer alone, with hardly any vocabulary.
+pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
+    let path = &command.config;
+    let (mut config, mut sizes) = read_config(path).map_err(Failure::bad)?;
+    let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
+    let first = config.layers.iter().position(full).unwrap_or(0);
+    let at = command.layer.map_or(first, |layer| layer as usize);
+    let Some(kind) = config.layers.get(at) else {
+        return Err(Failure::Bad(format!(
+            "--layer {at}: the model has {} layers; give one below that",
+            config.layers.len()
+        )));
+    };
+    config.layers = vec![*kind];
+    sizes.vocabulary = 256;
+    let subject = Subject {
+        path,
+        config,
+        sizes,
+        folder: None,
+    };
+    bench(&subject, &command.measure, &command.run, json)
+}
+
+/// What is measured.
+struct Subject<'a> {
+    path: &'a Path,
+    config: ModelConfig,
+    sizes: ModelSizes,
+    /// Its weights; random where there are none.
+    folder: Option<&'a Folder>,
+}
+
+fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Result<(), Failure> {
+    let most = measure.prompt_tokens.iter().max().copied().unwrap_or(0) + measure.decode;
+    let capacity = run.capacity.unwrap_or(most);
     if capacity < most {
         return Err(Failure::Bad(format!(
             "--capacity {capacity} is less than the {most} tokens of prompt and decode; give at least {most}"
         )));
     }
-    let sparse = sparse(&command.run, capacity as usize)?;
-    if sparse.is_none() && command.no_dense {
+    let sparse = sparse(run, capacity as usize)?;
+    if sparse.is_none() && measure.no_dense {
         return Err(Failure::Bad(
             "--no-dense without a pattern leaves nothing to measure; give --pattern".into(),
         ));
     }
-    let folder = match &command.model {
-        Some(dir) => Some(Folder::open(dir).map_err(Failure::bad)?),
-        None => None,
-    };
-    let path = command.random_weights.as_deref();
-    let (config, sizes) = match (&folder, path) {
-        (Some(folder), _) => (folder.config.clone(), folder.sizes.clone()),
-        (None, Some(path)) => read_config(path).map_err(Failure::bad)?,
-        (None, None) => return Err(Failure::Bad("give --model or --random-weights".into())),
-    };
-    let dtype = config.dtype;
-    let size = [1, u64::from(capacity), u64::from(command.run.chunk)];
     let work = Work {
-        command,
-        folder: folder.as_ref(),
-        config: path,
+        subject,
+        measure,
+        run,
         sparse: sparse.as_ref(),
-        needs: &|dtype| Footprint::new(&config, &sizes, dtype, size),
+        size: [1, capacity.into(), run.chunk.into()],
     };
-    let report = run_on(&command.run, dtype, work)?;
+    let report = run_on(run, subject.config.dtype, work)?;
     crate::print(json, &report, || text(&report))
 }
 
@@ -131,72 +181,60 @@ fn text(report: &Report) -> String {
 }
 
 struct Work<'a> {
-    command: &'a Command,
-    folder: Option<&'a Folder>,
-    config: Option<&'a Path>,
+    subject: &'a Subject<'a>,
+    measure: &'a Measure,
+    run: &'a Run,
     sparse: Option<&'a Sparse>,
-    needs: &'a dyn Fn(Dtype) -> Footprint,
+    /// Sequences, capacity and chunk.
+    size: [u64; 3],
 }
 
 impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
-        let command = self.command;
-        place.check_room(&(self.needs)(place.dtype))?;
+        let Subject {
+            path,
+            config,
+            sizes,
+            folder,
+        } = self.subject;
+        let (device, dtype) = (&place.device, place.dtype);
+        place.check_room(&Footprint::new(config, sizes, dtype, self.size))?;
         let started = Instant::now();
-        let model: Model<B> = match (self.folder, self.config) {
-            (Some(folder), _) => {
-                let loaded = Model::load(folder, place.dtype, &place.device);
-                loaded.map_err(Failure::bad)?.0
-            }
-            (None, Some(config)) => {
-                Model::random(config, place.dtype, &place.device).map_err(Failure::bad)?
-            }
-            (None, None) => return Err(Failure::Bad("no model".into())),
-        };
-        sync::<B>(&place)?;
+        let model: Model<B> = match folder {
+            Some(folder) => Model::load(folder, dtype, device).map(|(model, _)| model),
+            None => Model::random(config, sizes, dtype, device),
+        }
+        .map_err(Failure::bad)?;
+        sync(&place)?;
         let load_seconds = started.elapsed().as_secs_f64();
         let weights_bytes = place.memory.taken();
-        let path = command
-            .model
-            .as_deref()
-            .or(self.config)
-            .unwrap_or(Path::new("."));
 
         let mut rows = Vec::new();
-        for &tokens in &command.prompt_tokens {
-            for kind in ["dense", "butterfly"] {
-                let sparse = match kind {
-                    "dense" if command.no_dense => continue,
-                    "dense" => None,
-                    _ if self.sparse.is_none() => continue,
-                    _ => self.sparse,
-                };
-                let make = || match (kind, self.sparse) {
-                    // Dense kernels come from the same artifacts where there are such.
-                    ("dense", Some(sparse)) if command.run.artifacts.is_some() => {
+        for &tokens in &self.measure.prompt_tokens {
+            if !self.measure.no_dense {
+                let dense = match self.sparse {
+                    // From the same artifacts, where there are such.
+                    Some(sparse) => {
                         let dense = sparse.plan.dense_of().map_err(Failure::bad)?;
-                        Ok(Policy::dense(&model.config, &dense))
+                        Policy::dense(config, &dense)
                     }
-                    _ => policy(&model.config, sparse, path),
+                    None => policy(config, None, path)?,
                 };
-                rows.push(measure(
-                    command,
-                    &place,
-                    &model,
-                    &make()?,
-                    kind,
-                    tokens as usize,
-                )?);
+                rows.push(self.row(&place, &model, &dense, "dense", tokens as usize)?);
+            }
+            if self.sparse.is_some() {
+                let policy = policy(config, self.sparse, path)?;
+                rows.push(self.row(&place, &model, &policy, "butterfly", tokens as usize)?);
             }
         }
         Ok(Report {
             device: place.kind,
-            dtype: place.dtype,
+            dtype,
             model: path.display().to_string(),
-            random_weights: self.folder.is_none(),
-            chunk: command.run.chunk,
+            random_weights: folder.is_none(),
+            chunk: self.run.chunk,
             load_seconds,
             weights_bytes,
             rows,
@@ -209,78 +247,77 @@ fn sync<B: AttentionBackend>(place: &Place<B>) -> Result<(), Failure> {
     B::sync(&place.device).map_err(|error| Failure::Bad(format!("the device failed: {error:?}")))
 }
 
-/// One prompt: once to make what is made at first use, then with the clock.
-fn measure<B: AttentionBackend>(
-    command: &Command,
-    place: &Place<B>,
-    model: &Model<B>,
-    policy: &Policy,
-    attention: &'static str,
-    tokens: usize,
-) -> Result<Row, Failure> {
-    let decode = command.decode as usize;
-    let capacity = command.run.capacity.map_or(tokens + decode, |n| n as usize);
-    let chunk = command.run.chunk as usize;
-    let vocabulary = model.sizes.vocabulary;
-    let prompt: Vec<u32> = (0..tokens as u32)
-        .map(|i| i.wrapping_mul(2_654_435_761) % vocabulary)
-        .collect();
-    let run = |length: usize, decode: usize, profile: Profile| -> Result<[f64; 3], Failure> {
-        let mut state = model.state(1, Some(capacity), policy);
-        state.profile = profile;
-        sync(place)?;
-        let started = Instant::now();
-        let mut last = None;
-        for chunk in prompt[..length].chunks(chunk) {
-            let logits = model.forward(chunk, &mut state, policy, Logits::Last);
-            last = Some(logits.map_err(Failure::bad)?);
-        }
-        sync(place)?;
-        let prefill = started.elapsed().as_secs_f64();
-        let mut sampler = butterfly_models::Sampler::new(Default::default());
-        let Some(last) = last else {
-            return Ok([0.0; 3]);
+impl Work<'_> {
+    /// One prompt: once to make what is made at first use, then with the clock.
+    fn row<B: AttentionBackend>(
+        &self,
+        place: &Place<B>,
+        model: &Model<B>,
+        policy: &Policy,
+        attention: &'static str,
+        tokens: usize,
+    ) -> Result<Row, Failure> {
+        let decode = self.measure.decode as usize;
+        let capacity = self.run.capacity.map_or(tokens + decode, |n| n as usize);
+        let chunk = self.run.chunk as usize;
+        let vocabulary = model.sizes.vocabulary;
+        let scattered = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;
+        let prompt: Vec<u32> = (0..tokens as u32).map(scattered).collect();
+        let run = |length: usize, decode: usize, profile: Profile| {
+            let mut state = model.state(1, Some(capacity), policy);
+            state.profile = profile;
+            let mut sampler = Sampler::new(Default::default());
+            sync(place)?;
+            let started = Instant::now();
+            let mut last = None;
+            for chunk in prompt[..length].chunks(chunk) {
+                let logits = model.forward(chunk, &mut state, policy, Logits::Last);
+                last = Some(logits.map_err(Failure::bad)?);
+            }
+            sync(place)?;
+            let prefill = started.elapsed().as_secs_f64();
+            let mut token = match last {
+                Some(last) => sampler.next(&super::floats(last)?),
+                None => 0,
+            };
+            let first = started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            for _ in 0..decode {
+                let logits = model.forward(&[token], &mut state, policy, Logits::Last);
+                token = sampler.next(&super::floats(logits.map_err(Failure::bad)?)?);
+            }
+            Ok::<_, Failure>([prefill, first, started.elapsed().as_secs_f64()])
         };
-        let mut token = sampler.next(&super::floats(last)?);
-        let first = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        for _ in 0..decode {
-            let logits = model.forward(&[token], &mut state, policy, Logits::Last);
-            token = sampler.next(&super::floats(logits.map_err(Failure::bad)?)?);
+        // Every length of chunk that comes.
+        run(tokens.min(chunk), 2.min(decode), Profile::default())?;
+        if !tokens.is_multiple_of(chunk) && tokens > chunk {
+            run(tokens % chunk, 0, Profile::default())?;
         }
-        Ok([prefill, first, started.elapsed().as_secs_f64()])
-    };
-    // Every length of chunk that comes.
-    run(tokens.min(chunk), 2.min(decode), Profile::default())?;
-    if !tokens.is_multiple_of(chunk) && tokens > chunk {
-        run(tokens % chunk, 0, Profile::default())?;
+        let [prefill, first, decoded] = run(tokens, decode, Profile::default())?;
+        let memory_bytes = place.memory.taken();
+        let profile = match self.measure.profile {
+            false => BTreeMap::new(),
+            true => {
+                let profile = Profile::on();
+                run(tokens, 0, profile.clone())?;
+                profile.seconds()
+            }
+        };
+        let heads = model.config.attention.kernel_shape(Phase::Prefill);
+        let key = heads.kv_heads * (heads.head_dim + heads.v_head_dim) * place.dtype.bytes();
+        let layers = policy.attention().count() as u64;
+        Ok(Row {
+            attention,
+            prompt_tokens: tokens,
+            prefill_seconds: prefill,
+            prefill_tokens_per_second: tokens as f64 / prefill,
+            first_token_seconds: first,
+            decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
+            decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
+            memory_bytes,
+            cache_bytes: u64::from(key) * capacity as u64 * layers,
+            profile,
+            layers: report::layers(policy),
+        })
     }
-    let [prefill, first, decoded] = run(tokens, decode, Profile::default())?;
-    let memory_bytes = place.memory.taken();
-    let profile = match command.profile {
-        false => BTreeMap::new(),
-        true => {
-            let profile = Profile::on();
-            run(tokens, 0, profile.clone())?;
-            profile.seconds()
-        }
-    };
-    let heads = model
-        .config
-        .attention
-        .kernel_shape(butterfly_ir::Phase::Prefill);
-    let key = u64::from(heads.kv_heads * (heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
-    Ok(Row {
-        attention,
-        prompt_tokens: tokens,
-        prefill_seconds: prefill,
-        prefill_tokens_per_second: tokens as f64 / prefill,
-        first_token_seconds: first,
-        decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
-        decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
-        memory_bytes,
-        cache_bytes: key * capacity as u64 * policy.attention().count() as u64,
-        profile,
-        layers: report::layers(policy),
-    })
 }

@@ -5,6 +5,7 @@
 //! device is.
 
 pub(crate) mod bench;
+pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;
 mod memory;
@@ -172,6 +173,12 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
     let plan = match (&run.artifacts, &parsed) {
         (Some(dir), _) => Plan::open(dir).map_err(Failure::bad)?,
         (None, Some(parsed)) => jit(parsed.sparsity.clone())?,
+        (None, None) if run.swap.is_some() => {
+            return Err(Failure::Bad(
+                "--swap names layers to replace, but not by what; give --pattern or --artifacts"
+                    .into(),
+            ));
+        }
         (None, None) => return Ok(None),
     };
     if let (Some(artifacts), Some(parsed)) = (plan.artifacts(), &parsed) {

@@ -1,0 +1,299 @@
+//! `butterfly eval`: what a pattern changes of what a model makes of a text.
+
+use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
+use crate::args::Eval as Command;
+use crate::failure::Failure;
+use crate::{source, svg, tensors};
+use butterfly::AttentionBackend;
+use butterfly_ir::Dtype;
+use butterfly_models::{Chat, Folder, Footprint, Logits, Model, Policy, Sampler};
+use serde::Serialize;
+
+/// The fact that is hidden, what asks for it, and the answer.
+const FACT: &str = "\nThe secret code of the lighthouse is 48213.\n";
+const QUESTION: &str = "\nThe secret code of the lighthouse is";
+const ANSWER: &str = " 48213";
+/// Tokens whose logits are compared at once, so that they fit in memory.
+const COMPARED: usize = 256;
+
+#[derive(Serialize)]
+struct Report {
+    device: &'static str,
+    device_name: String,
+    dtype: Dtype,
+    tokens: usize,
+    window: usize,
+    /// Tokens that were predicted.
+    predicted: u64,
+    dense_perplexity: f64,
+    /// With the pattern.
+    #[serde(flatten)]
+    sparse: Option<Difference>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    needles: Vec<Needle>,
+    layers: Vec<report::LayerReport>,
+}
+
+#[derive(Serialize)]
+struct Difference {
+    perplexity: f64,
+    /// Share of the tokens at which both find the same one most likely.
+    top1_agreement: f64,
+    /// Mean Kullback-Leibler divergence of the pattern's distribution from the dense one, nats.
+    kl_divergence: f64,
+}
+
+#[derive(Serialize)]
+struct Needle {
+    tokens: usize,
+    depth: f32,
+    attention: &'static str,
+    /// Share of the answer's tokens that were right, up to the first that was not.
+    found: f32,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
+    let folder = Folder::open(&command.model).map_err(Failure::bad)?;
+    let chat = Chat::open(&command.model).map_err(Failure::bad)?;
+    let text = source::read_text(&command.text)?;
+    let encode = |text: &str| chat.encode(text, false).map_err(Failure::bad);
+    let tokens = encode(&text)?;
+    if tokens.len() < 2 {
+        let error = format!("has {} tokens; give at least 2", tokens.len());
+        return Err(Failure::file(&command.text, error));
+    }
+    let limit = folder.config.max_positions as usize;
+    let window = command.window.map_or(limit, |n| n as usize);
+    let window = window.min(tokens.len());
+    let fact = [encode(FACT)?, encode(QUESTION)?, encode(ANSWER)?];
+    let longest = command.needle.iter().max().copied().unwrap_or(0) as usize;
+    let most = window.max(longest + fact[2].len());
+    warn_of_length(&folder.config, most);
+    let capacity = command.run.capacity.map_or(most, |n| n as usize).max(most);
+    let sparse = sparse(&command.run, capacity)?;
+    let dense = match &sparse {
+        Some(sparse) => {
+            let dense = sparse.plan.dense_of().map_err(Failure::bad)?;
+            Policy::dense(&folder.config, &dense)
+        }
+        None => policy(&folder.config, None, &command.model)?,
+    };
+    let swapped = match &sparse {
+        None => None,
+        sparse => Some(policy(&folder.config, sparse.as_ref(), &command.model)?),
+    };
+    let work = Work {
+        command,
+        folder: &folder,
+        dense: &dense,
+        swapped: swapped.as_ref(),
+        tokens: &tokens,
+        fact: &fact,
+        window,
+        capacity,
+    };
+    let report = run_on(&command.run, folder.config.dtype, work)?;
+    if let Some(path) = &command.plot {
+        let cells = report.needles.iter();
+        let cells = cells.map(|n| (n.attention, n.tokens, n.depth, n.found));
+        tensors::write_whole(path, svg::needles(&cells.collect::<Vec<_>>()).as_bytes())?;
+    }
+    crate::print(json, &report, || text_of(&report))
+}
+
+fn text_of(report: &Report) -> String {
+    let mut text = format!(
+        "{} tokens in windows of {} on {} ({}), {}\ndense perplexity {:.4}\n",
+        report.tokens,
+        report.window,
+        report.device,
+        report.device_name,
+        report.dtype.name(),
+        report.dense_perplexity
+    );
+    if let Some(sparse) = &report.sparse {
+        text += &format!(
+            "with the pattern {:.4}; same most likely token at {:.2} %, KL divergence {:.5} nats\n",
+            sparse.perplexity,
+            100.0 * sparse.top1_agreement,
+            sparse.kl_divergence
+        );
+    }
+    for needle in &report.needles {
+        text += &format!(
+            "fact in {:>8} tokens at {:.2}, {:<9}: {:.0} % of the answer\n",
+            needle.tokens,
+            needle.depth,
+            needle.attention,
+            100.0 * needle.found
+        );
+    }
+    text + &report::text(&report.layers)
+}
+
+struct Work<'a> {
+    command: &'a Command,
+    folder: &'a Folder,
+    dense: &'a Policy,
+    swapped: Option<&'a Policy>,
+    tokens: &'a [u32],
+    fact: &'a [Vec<u32>; 3],
+    window: usize,
+    capacity: usize,
+}
+
+/// Sums over the predicted tokens.
+#[derive(Default)]
+struct Sums {
+    count: u64,
+    dense: f64,
+    sparse: f64,
+    agree: u64,
+    divergence: f64,
+}
+
+impl Task for Work<'_> {
+    type Output = Report;
+
+    fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
+        let size = [2, self.capacity as u64, COMPARED as u64];
+        let (config, sizes) = (&self.folder.config, &self.folder.sizes);
+        place.check_room(&Footprint::new(config, sizes, place.dtype, size))?;
+        let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
+        let (model, unused) = loaded.map_err(Failure::bad)?;
+        super::logits::note_unused(&unused);
+        let mut sums = Sums::default();
+        let bar = crate::progress(self.tokens.len() as u64, "tokens");
+        for window in self.tokens.chunks(self.window) {
+            self.compare(&model, window, &mut sums, &bar)?;
+        }
+        bar.finish_and_clear();
+        let mut needles = Vec::new();
+        for &tokens in &self.command.needle {
+            for &depth in &self.command.depths {
+                let policies = [
+                    Some(("dense", self.dense)),
+                    self.swapped.map(|p| ("butterfly", p)),
+                ];
+                for (attention, policy) in policies.into_iter().flatten() {
+                    needles.push(Needle {
+                        tokens: tokens as usize,
+                        depth,
+                        attention,
+                        found: self.needle(&model, policy, tokens as usize, depth)?,
+                    });
+                }
+            }
+        }
+        let mean = |sum: f64| sum / sums.count.max(1) as f64;
+        Ok(Report {
+            device: place.kind,
+            device_name: place.name,
+            dtype: place.dtype,
+            tokens: self.tokens.len(),
+            window: self.window,
+            predicted: sums.count,
+            dense_perplexity: mean(sums.dense).exp(),
+            sparse: self.swapped.map(|_| Difference {
+                perplexity: mean(sums.sparse).exp(),
+                top1_agreement: mean(sums.agree as f64),
+                kl_divergence: mean(sums.divergence),
+            }),
+            needles,
+            layers: report::layers(self.swapped.unwrap_or(self.dense)),
+        })
+    }
+}
+
+impl Work<'_> {
+    /// Both kinds of attention over one window, some tokens at a time.
+    fn compare<B: AttentionBackend>(
+        &self,
+        model: &Model<B>,
+        window: &[u32],
+        sums: &mut Sums,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<(), Failure> {
+        let vocabulary = model.sizes.vocabulary as usize;
+        let capacity = Some(self.window);
+        let mut dense = model.state(1, capacity, self.dense);
+        let mut sparse = self
+            .swapped
+            .map(|policy| (model.state(1, capacity, policy), policy));
+        for (i, chunk) in window.chunks(COMPARED).enumerate() {
+            let logits = model.forward(chunk, &mut dense, self.dense, Logits::All);
+            let a = super::floats(logits.map_err(Failure::bad)?)?;
+            let b = match &mut sparse {
+                None => None,
+                Some((state, policy)) => {
+                    let logits = model.forward(chunk, state, policy, Logits::All);
+                    Some(super::floats(logits.map_err(Failure::bad)?)?)
+                }
+            };
+            for at in 0..chunk.len() {
+                let Some(next) = window.get(i * COMPARED + at + 1) else {
+                    continue;
+                };
+                let row = at * vocabulary..(at + 1) * vocabulary;
+                let a = log_softmax(&a[row.clone()]);
+                sums.count += 1;
+                sums.dense -= a[*next as usize];
+                if let Some(b) = &b {
+                    let b = log_softmax(&b[row]);
+                    sums.sparse -= b[*next as usize];
+                    sums.agree += u64::from(most_likely(&a) == most_likely(&b));
+                    let terms = a.iter().zip(&b);
+                    sums.divergence += terms.map(|(a, b)| a.exp() * (a - b)).sum::<f64>();
+                }
+            }
+            bar.inc(chunk.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// How much of the answer comes when the fact is hidden in `tokens` tokens.
+    fn needle<B: AttentionBackend>(
+        &self,
+        model: &Model<B>,
+        policy: &Policy,
+        tokens: usize,
+        depth: f32,
+    ) -> Result<f32, Failure> {
+        let [fact, question, answer] = self.fact;
+        let room = tokens.saturating_sub(fact.len() + question.len());
+        // The text again and again, where it is shorter.
+        let hay: Vec<u32> = self.tokens.iter().cycle().take(room).copied().collect();
+        let (before, after) = hay.split_at((room as f32 * depth) as usize);
+        let prompt = [before, fact, after, question].concat();
+        let mut state = model.state(1, Some(prompt.len() + answer.len()), policy);
+        let mut sampler = Sampler::new(Default::default());
+        let mut next = |tokens: &[u32]| -> Result<u32, Failure> {
+            let logits = model.forward(tokens, &mut state, policy, Logits::Last);
+            Ok(sampler.next(&super::floats(logits.map_err(Failure::bad)?)?))
+        };
+        let mut token = 0;
+        for chunk in prompt.chunks(self.command.run.chunk as usize) {
+            token = next(chunk)?;
+        }
+        for (right, expected) in answer.iter().enumerate() {
+            if token != *expected {
+                return Ok(right as f32 / answer.len() as f32);
+            }
+            if right + 1 < answer.len() {
+                token = next(&[token])?;
+            }
+        }
+        Ok(1.0)
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let shifted = logits.iter().map(|x| f64::from(x - top));
+    let total = shifted.clone().map(f64::exp).sum::<f64>().ln();
+    shifted.map(|x| x - total).collect()
+}
+
+fn most_likely(logits: &[f64]) -> usize {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}

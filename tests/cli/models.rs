@@ -1,0 +1,438 @@
+//! `butterfly logits`, `generate`, `eval` and `bench`: whole models from folders.
+
+use butterfly_tests::{close, fixture, floats};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn butterfly(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_butterfly"));
+    command.args(args).output().expect("runs")
+}
+
+fn good(args: &[&str]) -> serde_json::Value {
+    let output = butterfly(&[args, &["--json"]].concat());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {error}");
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+/// What a refused command says; it exits with 2 and writes nothing.
+fn bad(args: &[&str]) -> String {
+    let output = butterfly(args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+    error
+}
+
+fn model(name: &str) -> PathBuf {
+    fixture("models").join(name)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("utf-8")
+}
+
+/// A copy of a model's folder, to spoil.
+fn copy(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    for file in ["config.json", "model.safetensors", "expected.safetensors"] {
+        let to = folder.path().join(file);
+        fs::copy(model(name).join(file), &to).expect("copied");
+        let mut permissions = fs::metadata(&to).expect("metadata").permissions();
+        permissions.set_readonly(false);
+        fs::set_permissions(&to, permissions).expect("writable");
+    }
+    folder
+}
+
+fn logits(name: &str, inputs: &str, more: &[&str]) -> (serde_json::Value, Vec<f32>) {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = folder.path().join("logits.safetensors");
+    let (dir, inputs) = (model(name), model(name).join(inputs));
+    let args = ["logits", "--model", text(&dir), "--inputs", text(&inputs)];
+    let report = good(&[&args[..], &["--output", text(&output)], more].concat());
+    (report, floats(&output, "logits"))
+}
+
+#[test]
+fn logits_match_other_software() {
+    for device in ["cpu", "vulkan"] {
+        let flags = ["--device", device];
+        let (report, got) = logits("qwen3", "expected.safetensors", &flags);
+        let want = floats(&model("qwen3").join("expected.safetensors"), "logits");
+        close(&got, &want, 2e-4, 0.0).expect("dense");
+        assert_eq!(report["layers"][3]["swapped"], false);
+
+        let json = model("qwen3_5").join("sparse_cshift_bs8.json");
+        let sparse = "sparse_cshift_bs8.safetensors";
+        let want = floats(&model("qwen3_5").join(sparse), "logits");
+        for chunk in ["7", "8192"] {
+            let more = ["--pattern", text(&json), "--chunk", chunk];
+            let (report, got) = logits("qwen3_5", sparse, &[&flags[..], &more].concat());
+            close(&got, &want, 1e-3, 0.0).expect("sparse");
+            let layers = report["layers"].as_array().expect("layers");
+            let swapped = layers.iter().map(|layer| &layer["layer"]);
+            assert_eq!(swapped.collect::<Vec<_>>(), [3, 7]);
+            assert!(layers.iter().all(|layer| layer["swapped"] == true));
+        }
+    }
+}
+
+/// Artifacts give the same numbers, kernels for kept layers among them, and what they lack
+/// is an error that names the command.
+#[test]
+fn artifacts_replace_the_compiler() {
+    let folder = tempfile::tempdir().expect("folder");
+    let artifacts = folder.path().join("artifacts");
+    let json = model("llama").join("sparse_xor_bs8_layers2_3.json");
+    let config = model("llama").join("config.json");
+    good(&[
+        "compile",
+        text(&config),
+        "--pattern",
+        text(&json),
+        "--target",
+        "vulkan,cpu",
+        "--dtype",
+        "f32",
+        "-o",
+        text(&artifacts),
+    ]);
+    let inputs = "sparse_xor_bs8_layers2_3.safetensors";
+    let want = floats(&model("llama").join(inputs), "logits");
+    for device in ["cpu", "vulkan"] {
+        let more = ["--device", device, "--artifacts", text(&artifacts)];
+        let (report, got) = logits("llama", inputs, &more);
+        close(&got, &want, 2e-4, 0.0).expect("logits");
+        assert_eq!(report["layers"][0]["swapped"], false);
+        assert_eq!(report["layers"][2]["swapped"], true);
+    }
+    let dir = model("llama");
+    let inputs = dir.join(inputs);
+    let args = ["logits", "--model", text(&dir), "--inputs", text(&inputs)];
+    let output = folder.path().join("none.safetensors");
+    let more = ["--output", text(&output), "--artifacts", text(&artifacts)];
+    let error = bad(&[&args[..], &more, &["--device", "cpu", "--dtype", "bf16"]].concat());
+    assert!(error.contains("no cpu kernel"), "{error}");
+    assert!(error.contains("butterfly compile"), "{error}");
+    assert!(!output.exists());
+}
+
+/// With the capacity of the whole text, a shorter prompt sees the stages of the whole.
+#[test]
+fn capacity_keeps_stages() {
+    let json = model("qwen3").join("sparse_bitrev_bs8.json");
+    let whole = "sparse_bitrev_bs8.safetensors";
+    let want = floats(&model("qwen3").join(whole), "logits");
+    let more = ["--device", "cpu", "--pattern", text(&json)];
+    let at = |tokens: &[u32], capacity: &str| {
+        let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
+        let dir = model("qwen3");
+        let args = [
+            "generate",
+            "--model",
+            text(&dir),
+            "--tokens",
+            &list.join(","),
+        ];
+        let capacity = [
+            "--max-new-tokens",
+            "1",
+            "--ignore-end",
+            "--capacity",
+            capacity,
+        ];
+        let report = good(&[&args[..], &capacity, &more].concat());
+        report["tokens"][0].as_u64().expect("a token") as usize
+    };
+    let bytes = fs::read(model("qwen3").join(whole)).expect("file");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let ids = file.tensor("input_ids").expect("tensor").data().to_vec();
+    let words = ids.as_chunks::<8>().0.iter();
+    let tokens: Vec<u32> = words.map(|b| i64::from_le_bytes(*b) as u32).collect();
+    // Inside and on the border of a block of 8.
+    for length in [40, 43] {
+        let row = &want[(length - 1) * 256..length * 256];
+        let best = (0..256).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        assert_eq!(at(&tokens[..length], &tokens.len().to_string()), best);
+    }
+}
+
+#[test]
+fn text_goes_on_and_repeats_by_seed() {
+    let folder = copy("llama");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let from = fixture("tokenizer").join(file);
+        fs::copy(from, folder.path().join(file)).expect("copied");
+    }
+    let dir = text(folder.path());
+    let base = [
+        "generate",
+        "--model",
+        dir,
+        "--device",
+        "cpu",
+        "--prompt",
+        "Blocks attend",
+    ];
+    let more = ["--max-new-tokens", "12", "--ignore-end"];
+    let run = |flags: &[&str]| good(&[&base[..], &more, flags].concat());
+    let greedy = run(&[]);
+    assert_eq!(greedy["prompt_tokens"], 13);
+    assert_eq!(greedy["tokens"].as_array().expect("tokens").len(), 12);
+    assert_eq!(greedy["tokens"], run(&["--chunk", "5"])["tokens"]);
+    let hot = ["--temperature", "1.5", "--seed"];
+    let seeded = |seed| run(&[&hot[..], &[seed]].concat())["tokens"].clone();
+    assert_eq!(seeded("1"), seeded("1"));
+    assert_ne!(seeded("1"), seeded("2"));
+    // "user: Blocks attend<end>\nassistant:"
+    assert_eq!(run(&["--chat"])["prompt_tokens"], 6 + 13 + 5 + 1 + 10);
+    let streamed = butterfly(&[&base[..], &more].concat());
+    let shown = String::from_utf8_lossy(&streamed.stdout).into_owned();
+    let expected = greedy["text"].as_str().expect("text");
+    assert_eq!(
+        shown.trim_end_matches('\n'),
+        expected.trim_end_matches(['\u{fffd}', '\n'])
+    );
+
+    let document = folder.path().join("text.txt");
+    fs::write(
+        &document,
+        "Some blocks attend to others, and some do not. ".repeat(8),
+    )
+    .expect("written");
+    let plot = folder.path().join("plot.svg");
+    let args = [
+        "eval",
+        "--model",
+        dir,
+        "--device",
+        "cpu",
+        "--text",
+        text(&document),
+    ];
+    let pattern = [
+        "--pattern",
+        "block 16 causal & (local(1) | partner(causal_shift) | sink(1))",
+    ];
+    let needle = ["--needle", "256", "--depths", "0,1", "--plot", text(&plot)];
+    let report = good(&[&args[..], &pattern, &needle].concat());
+    assert_eq!(report["predicted"], 47 * 8 - 1);
+    assert!(report["kl_divergence"].as_f64().expect("a number") > 0.0);
+    assert_eq!(report["needles"].as_array().expect("needles").len(), 4);
+    assert!(fs::read_to_string(plot).expect("a plot").contains("<rect"));
+    // Dense beside itself is the same.
+    let same = good(&[&args[..], &["--pattern", "causal"]].concat());
+    assert!(same["kl_divergence"].as_f64().expect("a number").abs() < 1e-9);
+    assert_eq!(same["top1_agreement"], 1.0);
+}
+
+#[test]
+fn models_and_layers_are_measured() {
+    let config = model("qwen3_5").join("config.json");
+    let pattern = "block 16 causal & (local(1) | partner(causal_shift) | sink(1))";
+    let more = [
+        "--pattern",
+        pattern,
+        "--prompt-tokens",
+        "64,70",
+        "--decode",
+        "3",
+    ];
+    let flags = [
+        &more[..],
+        &["--chunk", "32", "--device", "cpu", "--profile"],
+    ]
+    .concat();
+    let report = good(
+        &[
+            &["bench", "model", "--random-weights", text(&config)],
+            &flags[..],
+        ]
+        .concat(),
+    );
+    let rows = report["rows"].as_array().expect("rows");
+    let kinds: Vec<_> = rows.iter().map(|row| row["attention"].as_str()).collect();
+    assert_eq!(
+        kinds,
+        [
+            Some("dense"),
+            Some("butterfly"),
+            Some("dense"),
+            Some("butterfly")
+        ]
+    );
+    for row in rows {
+        assert!(row["prefill_tokens_per_second"].as_f64() > Some(0.0));
+        assert!(row["decode_milliseconds"].as_f64() > Some(0.0));
+        assert!(row["profile"]["linear attention"].as_f64() > Some(0.0));
+    }
+    let layer = ["bench", "layer", "--config", text(&config), "--layer", "3"];
+    let report = good(&[&layer[..], &flags].concat());
+    assert_eq!(report["rows"][1]["layers"][0]["swapped"], true);
+    let error = bad(&["bench", "layer", "--config", text(&config), "--layer", "8"]);
+    assert!(error.contains("8 layers"), "{error}");
+}
+
+#[test]
+fn folders_that_are_wrong_say_how() {
+    let output = tempfile::tempdir().expect("folder");
+    let out = output.path().join("logits.safetensors");
+    let logits = |dir: &Path, more: &[&str]| {
+        let inputs = model("llama").join("expected.safetensors");
+        let args = ["logits", "--model", text(dir), "--inputs", text(&inputs)];
+        let error = bad(&[
+            &args[..],
+            &["--output", text(&out), "--device", "cpu"],
+            more,
+        ]
+        .concat());
+        assert!(!out.exists());
+        error
+    };
+    let has = |error: &str, parts: &[&str]| {
+        for part in parts {
+            assert!(error.contains(part), "no `{part}` in: {error}");
+        }
+    };
+    has(
+        &logits(output.path(), &[]),
+        &["config.json", "cannot read", "model folder"],
+    );
+
+    let folder = copy("llama");
+    let weights = folder.path().join("model.safetensors");
+    let bytes = fs::read(&weights).expect("weights");
+    fs::write(&weights, &bytes[..bytes.len() - 1000]).expect("written");
+    has(
+        &logits(folder.path(), &[]),
+        &["model.safetensors", "truncated", "download it again"],
+    );
+    fs::write(&weights, b"nothing").expect("written");
+    has(&logits(folder.path(), &[]), &["is no safetensors file"]);
+    fs::remove_file(&weights).expect("removed");
+    has(
+        &logits(folder.path(), &[]),
+        &["model.safetensors", "cannot read"],
+    );
+    let index = folder.path().join("model.safetensors.index.json");
+    fs::write(&index, r#"{"weight_map": {"a": "../other.safetensors"}}"#).expect("written");
+    has(
+        &logits(folder.path(), &[]),
+        &["index.json", "outside the folder"],
+    );
+
+    // A config that asks for other shapes than the weights have.
+    let folder = copy("llama");
+    let config = folder.path().join("config.json");
+    let original = fs::read_to_string(&config).expect("config");
+    let change = |from: &str, to: &str| {
+        assert!(original.contains(from), "{from}");
+        fs::write(&config, original.replace(from, to)).expect("written");
+        logits(folder.path(), &[])
+    };
+    has(
+        &change("\"intermediate_size\": 128", "\"intermediate_size\": 120"),
+        &[
+            "model.layers.0.mlp.gate_proj.weight: has shape [128, 64], expected [120, 64]",
+            "12 of",
+        ],
+    );
+    has(
+        &change("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5"),
+        &["model.layers.4.self_attn.q_proj.weight: missing"],
+    );
+    has(
+        &change("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\""),
+        &["rope_type", "yarn", "default, linear or llama3"],
+    );
+    has(
+        &change("\"llama\"", "\"mamba\""),
+        &["model_type", "mamba", "llama"],
+    );
+    has(&change("\"silu\"", "\"relu\""), &["hidden_act", "relu"]);
+    fs::write(&config, &original).expect("written");
+
+    has(
+        &bad(&[
+            "generate",
+            "--model",
+            text(folder.path()),
+            "--prompt",
+            "Hello",
+        ]),
+        &["tokenizer.json", "cannot read", "give tokens"],
+    );
+    has(
+        &logits(folder.path(), &["--swap", "9"]),
+        &["--swap", "--pattern"],
+    );
+    has(
+        &logits(folder.path(), &["--pattern", "causal", "--swap", "9"]),
+        &["swapped layer 9 does not exist", "below 4"],
+    );
+    has(
+        &logits(folder.path(), &["--capacity", "50"]),
+        &["--capacity 50", "at least 101"],
+    );
+    has(
+        &logits(folder.path(), &["--capacity", "268435456"]),
+        &["GB", "needed", "--capacity"],
+    );
+    let glm = fixture("configs").join("glm-4.7-flash.json");
+    has(
+        &bad(&[
+            "bench",
+            "model",
+            "--random-weights",
+            text(&glm),
+            "--device",
+            "cpu",
+        ]),
+        &["glm4_moe_lite", "cannot be run yet"],
+    );
+}
+
+#[test]
+fn long_prompts_are_warned_of() {
+    let folder = copy("llama");
+    let config = folder.path().join("config.json");
+    let original = fs::read_to_string(&config).expect("config");
+    fs::write(
+        &config,
+        original.replace(
+            "\"max_position_embeddings\": 512",
+            "\"max_position_embeddings\": 64",
+        ),
+    )
+    .expect("written");
+    let output = folder.path().join("logits.safetensors");
+    let inputs = folder.path().join("expected.safetensors");
+    let args = [
+        "logits",
+        "--model",
+        text(folder.path()),
+        "--inputs",
+        text(&inputs),
+    ];
+    let output = butterfly(&[&args[..], &["--output", text(&output), "--device", "cpu"]].concat());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && error.contains("warning: 101 tokens are more than the 64"),
+        "{error}"
+    );
+    // GPT-2 has no embedding for more.
+    let folder = copy("gpt2");
+    let many: Vec<String> = (0..130).map(|i| i.to_string()).collect();
+    let error = bad(&[
+        "generate",
+        "--model",
+        text(folder.path()),
+        "--tokens",
+        &many.join(","),
+        "--device",
+        "cpu",
+    ]);
+    assert!(error.contains("128 positions"), "{error}");
+}
