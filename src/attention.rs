@@ -2,6 +2,7 @@
 
 use crate::{Attend, AttentionBackend, Counts, Operation, OperationError, Plan, run};
 use burn::module::Module;
+use burn::nn::attention::MultiHeadAttention;
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
@@ -137,6 +138,22 @@ impl AttentionConfig {
             output: linear(self.n_heads * head_dim, self.d_model),
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
+            index,
+            plan,
+        }
+    }
+}
+
+impl<B: Backend> Attention<B> {
+    /// The place of `other`, with its weights; causal, and by the pattern of `plan`.
+    pub fn replace(other: MultiHeadAttention<B>, plan: Plan, index: u32) -> Self {
+        Self {
+            n_heads: other.n_heads,
+            n_kv_heads: other.n_heads,
+            query: other.query,
+            key: other.key,
+            value: other.value,
+            output: other.output,
             index,
             plan,
         }

@@ -16,10 +16,6 @@ impl Counts {
             .clone()
     }
 
-    #[cfg_attr(
-        not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
-        expect(dead_code)
-    )]
     pub(crate) fn add(&self, kernel: String) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry(kernel).or_default() += 1;

@@ -24,6 +24,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+// Without any backend there is nobody to run anything.
+#![cfg_attr(
+    not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
+    allow(dead_code, unused_imports)
+)]
+
 mod attention;
 #[cfg(feature = "autodiff")]
 mod autodiff;
@@ -42,8 +48,9 @@ mod plan;
 
 pub use attention::{Attention, AttentionConfig, Call, attention, attention_with_lse};
 pub use backend::{AttentionBackend, run};
+pub use butterfly_ir as ir;
 pub use butterfly_ir::{Dtype, Sparsity, StageBy, Target};
-pub use butterfly_macros::pattern;
+pub use butterfly_macros::{include_artifacts, pattern};
 pub use cache::KvCache;
 pub use counts::Counts;
 pub use error::OperationError;

@@ -80,10 +80,6 @@ const DECODE_QUERIES: usize = 4;
 
 impl Attend {
     /// What the kernel has to be made for.
-    #[cfg_attr(
-        not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
-        expect(dead_code)
-    )]
     pub(crate) fn shape(&self, inputs: &[(Shape, DType)]) -> KernelShape {
         let [q, k, v] = [0, 1, 2].map(|i| inputs[i].0.to_vec());
         KernelShape {
@@ -186,10 +182,6 @@ impl Operation {
     }
 
     /// The element type that kernels of the operation differ by.
-    #[cfg_attr(
-        not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
-        expect(dead_code)
-    )]
     pub(crate) fn element(&self, inputs: &[DType]) -> DType {
         match self {
             Self::Norm { dtype, .. } => *dtype,

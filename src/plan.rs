@@ -4,10 +4,12 @@
 //! device and a shape, each prepared once; rows of blocks, each table made once.
 
 use crate::OperationError;
-use butterfly_ir::{
-    BandTable, Context, Dtype, KernelSpec, Phase, Rows, Score, Sm, Sparsity, Target, rows,
-};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use butterfly_ir::Sm;
+use butterfly_ir::Target;
+use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Phase, Rows, Score, Sparsity, rows};
 use butterfly_runtime::artifacts::Artifacts;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_runtime::{Device, Ready};
 use std::collections::HashMap;
 use std::fmt;
@@ -24,6 +26,7 @@ struct Inner {
     sparsity: Sparsity,
     rows: Rows,
     source: Source,
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
     ready: Mutex<HashMap<(Target, KernelShape), Ready>>,
     tables: Mutex<HashMap<(u32, u32), Arc<BandTable>>>,
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -113,6 +116,7 @@ impl Plan {
             sparsity,
             rows,
             source,
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
             ready: Mutex::default(),
             tables: Mutex::default(),
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -162,6 +166,7 @@ impl Plan {
     }
 
     /// The kernel for `shape` on a device; `sm` is its compute capability, on NVIDIA.
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
     pub(crate) fn kernel(
         &self,
         device: Device,
@@ -253,7 +258,7 @@ impl fmt::Debug for Plan {
 }
 
 /// Writes the kernel; what a driver or its library makes of it comes at the first launch.
-#[cfg(feature = "jit")]
+#[cfg(all(feature = "jit", any(feature = "cuda", feature = "vulkan")))]
 fn emitted(device: Device, spec: &KernelSpec, target: Target) -> Result<Ready, OperationError> {
     let emit = |error: butterfly_codegen::EmitError| OperationError::Emit(error.to_string());
     let kernel = butterfly_codegen::write(spec, target).map_err(emit)?;

@@ -7,7 +7,7 @@ use crate::{show, source};
 use butterfly_compiler::classify::ClassifyError;
 use butterfly_compiler::config;
 use butterfly_compiler::pipeline::{self, Lowered, PipelineError, Request};
-use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, SCHEMA};
+use butterfly_ir::manifest::KernelEntry;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::plan::Plan;
@@ -127,24 +127,7 @@ fn one(
     let emitted = emitted.map(|show| (show.name(), show::text(*show, &lowered, &files)));
     let emitted = emitted.collect();
 
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    let manifest = Manifest {
-        schema: SCHEMA,
-        compiler: env!("CARGO_PKG_VERSION").into(),
-        pattern: plan.sparsity.to_string(),
-        sparsity: plan.sparsity.clone(),
-        config: ConfigRef {
-            file: name.to_string_lossy().into_owned(),
-            model_type: model.family.name().into(),
-            blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
-        },
-        layers: plan.layers.clone(),
-        capacity: plan.capacity,
-        proof: plan.proof.clone(),
-        dense: plan.dense.clone(),
-        kernels,
-        digest: String::new(),
-    };
+    let manifest = butterfly_build::manifest(plan, &model, path, &text, kernels);
     let packing = Instant::now();
     artifacts::write(dir, &manifest, &files).map_err(Failure::bad)?;
     passes.push(("pack", packing.elapsed().as_secs_f64() * 1e3));

@@ -1,121 +1,27 @@
-//! One kernel and its entry in a manifest.
+//! Kernels as `butterfly-build` makes them, with this command's failures.
 
 use crate::failure::Failure;
-use butterfly_compiler::key;
-use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
-use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target};
+use butterfly_ir::manifest::KernelEntry;
+use butterfly_ir::{Geometry, Kernel, KernelSpec, Target};
 
-/// Paths below the artifact folder, and contents.
-pub(crate) type Files = Vec<(String, Vec<u8>)>;
+pub(crate) use butterfly_build::{Files, describe};
 
 /// Writes and assembles one kernel and describes it.
 pub(crate) fn make(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Files), Failure> {
-    write(spec, target).and_then(assemble).map(describe)
+    butterfly_build::make(spec, target).map_err(Failure::bad)
 }
 
 /// Writes a kernel in the language of its target.
 pub(crate) fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
-    match target {
-        Target::Cpu => native(spec),
-        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => emit(spec, target),
-    }
-}
-
-/// The entry of a kernel in a manifest, and its files.
-pub(crate) fn describe(kernel: Kernel) -> (KernelEntry, Files) {
-    let (spec, target) = (kernel.spec, kernel.target);
-    let key = key::of(&spec, target);
-    let path = |extension: &str| format!("kernels/{key}.{extension}");
-    let files: Files = kernel
-        .files
-        .into_iter()
-        .map(|(extension, bytes)| (path(&extension), bytes))
-        .collect();
-    let file = |(path, bytes): &(String, Vec<u8>)| FileEntry {
-        path: path.clone(),
-        bytes: bytes.len() as u64,
-        blake3: blake3::hash(bytes).to_hex().to_string(),
-    };
-    let entry = KernelEntry {
-        grid: manifest::grid_formulas(&spec, &kernel.geometry),
-        arguments: manifest::arguments(&spec, &kernel.geometry),
-        files: files.iter().map(file).collect(),
-        spec,
-        entry: kernel.entry,
-        geometry: kernel.geometry,
-        registers: kernel.resources.map(|r| r.registers),
-        spills: kernel.resources.map(|r| r.spill_store_bytes),
-        key,
-        target,
-    };
-    (entry, files)
+    butterfly_build::write(spec, target).map_err(Failure::bad)
 }
 
 /// Adds what a compiler that is here makes of a kernel.
-#[cfg(feature = "emitters")]
 pub(crate) fn assemble(kernel: Kernel) -> Result<Kernel, Failure> {
-    butterfly_codegen::assemble(kernel).map_err(Failure::bad)
-}
-
-#[cfg(not(feature = "emitters"))]
-pub(crate) fn assemble(kernel: Kernel) -> Result<Kernel, Failure> {
-    Ok(kernel)
-}
-
-#[cfg(feature = "emitters")]
-fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
-    butterfly_codegen::write(spec, target).map_err(Failure::bad)
-}
-
-#[cfg(not(feature = "emitters"))]
-fn emit(_: &KernelSpec, target: Target) -> Result<Kernel, Failure> {
-    Err(Failure::Bad(format!(
-        "this build makes no kernels for {target}: build it with `--features emitters`, or give --target cpu"
-    )))
+    butterfly_build::assemble(kernel).map_err(Failure::bad)
 }
 
 /// The tiles of the kernel that [`make`] makes, and why it is that kernel.
 pub(crate) fn choice(spec: &KernelSpec, target: Target) -> Result<(Geometry, String), Failure> {
-    match target {
-        Target::Cpu => Ok((geometry(spec), NATIVE.into())),
-        Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => {
-            #[cfg(feature = "emitters")]
-            {
-                let choice = butterfly_codegen::choose(spec, target).map_err(Failure::bad)?;
-                Ok((choice.geometry, choice.reason))
-            }
-            #[cfg(not(feature = "emitters"))]
-            emit(spec, target).map(|kernel| (kernel.geometry, String::new()))
-        }
-    }
-}
-
-const NATIVE: &str = "native tile kernel: the lanes of a vector are queries, of all heads of a group; f16 and bf16 are widened to f32";
-
-/// Tiles of the native kernel are those of blocks, whatever it cuts them into.
-fn geometry(spec: &KernelSpec) -> Geometry {
-    Geometry {
-        threads: [1, 1, 1],
-        q_tile: match spec.phase {
-            Phase::Prefill => spec.block,
-            Phase::Decode => 1,
-        },
-        k_tile: spec.block,
-        shared_bytes: 0,
-        split: None,
-        resident: None,
-    }
-}
-
-/// The CPU executes the specification itself, so that is its file.
-fn native(spec: &KernelSpec) -> Result<Kernel, Failure> {
-    let text = serde_json::to_string_pretty(spec).map_err(Failure::bad)?;
-    Ok(Kernel {
-        spec: spec.clone(),
-        target: Target::Cpu,
-        entry: "native".into(),
-        geometry: geometry(spec),
-        resources: None,
-        files: vec![("json".into(), (text + "\n").into_bytes())],
-    })
+    butterfly_build::choice(spec, target).map_err(Failure::bad)
 }

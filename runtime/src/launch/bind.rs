@@ -18,14 +18,12 @@ pub(super) struct Needs {
     /// As [`Buffers::grid`].
     pub(super) grid: [u32; 3],
     /// As [`Buffers::maps`].
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     pub(super) maps: Option<[Map; 3]>,
     /// One past the last row of blocks that holds a query.
     pub(super) rows: u64,
 }
 
 /// What is bound, checked.
-#[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code))]
 pub(super) struct Buffers<'a> {
     /// q, k, v, parameters and, for rows from a table, offsets and bands; each a
     /// positive multiple of [`ALIGN`] bytes.
@@ -40,7 +38,6 @@ pub(super) struct Buffers<'a> {
 
 impl Buffers<'_> {
     /// Bytes of the largest buffer.
-    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code))]
     pub(super) fn largest(&self) -> u64 {
         let lengths = self.inputs.iter().map(|b| b.len());
         lengths.chain(self.outputs).max().unwrap_or(0) as u64
@@ -49,7 +46,6 @@ impl Buffers<'_> {
 
 /// A tensor in memory, and the box of it that is copied at a time. Dimensions are
 /// [B, H, length, D]; strides are in elements.
-#[cfg_attr(not(feature = "cuda"), expect(dead_code))]
 pub struct Map {
     pub(super) dtype: Dtype,
     pub(super) shape: [u32; 4],

@@ -7,6 +7,10 @@
 //! No compiler of a kernel language is called here for SPIR-V and cubin; WGSL is
 //! translated by the graphics library, as in a browser.
 
+#[cfg_attr(
+    not(all(feature = "wgpu", feature = "cuda")),
+    allow(dead_code, unreachable_pub)
+)]
 mod bind;
 #[cfg(feature = "cuda")]
 mod cubins;
@@ -14,6 +18,10 @@ mod cubins;
 mod cuda;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod product;
+#[cfg_attr(
+    not(all(feature = "wgpu", feature = "cuda")),
+    allow(dead_code, unreachable_pub)
+)]
 mod ready;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod run;

@@ -31,7 +31,6 @@ pub(super) struct Identity {
 
 /// A kernel in the form that a server takes.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code))]
 pub(super) enum Code {
     /// Machine code of an NVIDIA device.
     Cubin(Vec<u8>),
@@ -121,7 +120,6 @@ impl Ready {
         &self.made_for.1
     }
 
-    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
     pub(super) fn image(&self) -> &Arc<Image> {
         &self.image
     }

@@ -1,0 +1,221 @@
+//! Artifacts from a build script: a model config and a pattern become a Rust module with the
+//! kernels inside.
+//!
+//! Owns: the way from a plan to files, which the `butterfly` command shares, and the module.
+//! In: a `config.json`, a pattern, targets. Out: an artifact folder, and beside it a file of
+//! Rust for `include!`.
+//!
+//! Invariants: the same input gives the same bytes; the module appears only when its folder
+//! is whole; a program that includes it needs neither files nor a compiler.
+//!
+//! ```no_run
+//! // build.rs
+//! fn main() -> Result<(), butterfly_build::BuildError> {
+//!     butterfly_build::Build::new("config.json")
+//!         .pattern("causal & (local(1) | partner(causal_shift) | sink(1))")
+//!         .targets("cpu,vulkan")
+//!         .module("attention")
+//! }
+//! // main.rs
+//! // mod attention { include!(concat!(env!("OUT_DIR"), "/attention.rs")); }
+//! // let plan = attention::plan()?;
+//! ```
+
+mod kernel;
+mod module;
+
+pub use kernel::{Files, assemble, choice, describe, make, write};
+
+use butterfly_compiler::config;
+use butterfly_compiler::pipeline::{self, Request};
+use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, SCHEMA};
+use butterfly_ir::model::ModelConfig;
+use butterfly_ir::plan::Plan;
+use butterfly_ir::{Dtype, Sparsity, Target};
+use butterfly_runtime::artifacts;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+
+/// Why there are no artifacts.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A file that cannot be read or written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A config that is refused.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    /// A pattern that cannot be read.
+    #[error("{0}")]
+    Pattern(String),
+    /// A target that is not known.
+    #[error(transparent)]
+    Target(#[from] butterfly_ir::kernel::UnknownTarget),
+    /// A pattern that the compiler refuses for the model.
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::PipelineError),
+    /// A kernel that cannot be made.
+    #[error("{0}")]
+    Kernel(String),
+    /// The folder cannot be written.
+    #[error(transparent)]
+    Artifacts(#[from] artifacts::ArtifactError),
+    /// Not in a build script.
+    #[error("OUT_DIR is not set: call this from build.rs, or `artifacts` with a folder")]
+    OutDir,
+    /// A name that is none in Rust.
+    #[error("`{0}` cannot be the name of a module")]
+    Name(String),
+}
+
+/// What to compile. Paths are those that a build script sees: from the package's folder.
+#[derive(Clone, Debug)]
+pub struct Build {
+    config: PathBuf,
+    pattern: String,
+    targets: String,
+    dtype: Option<Dtype>,
+    capacity: Option<u32>,
+}
+
+impl Build {
+    /// The attention layers of a Hugging Face `config.json`; all targets, the model's element
+    /// type, the standard pattern.
+    pub fn new(config: impl Into<PathBuf>) -> Self {
+        Self {
+            config: config.into(),
+            pattern: "causal & (local(1) | partner(causal_shift) | sink(1))".into(),
+            targets: "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu".into(),
+            dtype: None,
+            capacity: None,
+        }
+    }
+
+    /// Pattern text, or the path of a `.pattern` or `.json` file.
+    pub fn pattern(mut self, pattern: impl Into<String>) -> Self {
+        self.pattern = pattern.into();
+        self
+    }
+
+    /// Targets, separated by commas.
+    pub fn targets(mut self, targets: impl Into<String>) -> Self {
+        self.targets = targets.into();
+        self
+    }
+
+    /// Element type; the model's own where this is not called.
+    pub fn dtype(mut self, dtype: Dtype) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Longest sequence in tokens; the model's own limit where this is not called.
+    pub fn capacity(mut self, capacity: u32) -> Self {
+        self.capacity = Some(capacity);
+        self
+    }
+
+    /// Writes the artifact folder `dir`.
+    ///
+    /// # Errors
+    /// [`BuildError`]; the folder is then as it was.
+    pub fn artifacts(&self, dir: &Path) -> Result<Manifest, BuildError> {
+        let text = read(&self.config)?;
+        let name = self.config.display().to_string();
+        let model = config::read(&name, &text)?;
+        let targets: Result<Vec<Target>, _> = self.targets.split(',').map(str::parse).collect();
+        let request = Request {
+            targets: &targets?,
+            dtype: self.dtype,
+            capacity: self.capacity,
+        };
+        let lowered = pipeline::lower(&model, &self.sparsity()?, &request)?;
+        let made = lowered.plan.kernels.par_iter();
+        let made = made.map(|planned| make(&planned.spec, planned.target));
+        let made: Vec<(KernelEntry, Files)> = made.collect::<Result<_, _>>()?;
+        let (kernels, files): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let files: Files = files.into_iter().flatten().collect();
+        let manifest = manifest(&lowered.plan, &model, &self.config, &text, kernels);
+        artifacts::write(dir, &manifest, &files)?;
+        Ok(manifest)
+    }
+
+    /// From a build script: writes `$OUT_DIR/NAME` and the module `$OUT_DIR/NAME.rs`, which
+    /// holds `ARTIFACTS`, `plan()` and what is known of the model; cargo is told what they
+    /// depend on.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn module(&self, name: &str) -> Result<(), BuildError> {
+        let out = std::env::var_os("OUT_DIR").ok_or(BuildError::OutDir)?;
+        let out = PathBuf::from(out);
+        let dir = out.join(name);
+        println!("cargo::rerun-if-changed={}", self.config.display());
+        if self.pattern_file().is_some() {
+            println!("cargo::rerun-if-changed={}", self.pattern);
+        }
+        let manifest = self.artifacts(&dir)?;
+        let text = module::text(name, &dir, &manifest)?;
+        let path = out.join(format!("{name}.rs"));
+        std::fs::write(&path, text).map_err(|error| BuildError::Io { path, error })
+    }
+
+    fn pattern_file(&self) -> Option<&Path> {
+        let path = Path::new(&self.pattern);
+        let named = path
+            .extension()
+            .is_some_and(|e| e == "pattern" || e == "json");
+        named.then_some(path)
+    }
+
+    fn sparsity(&self) -> Result<Sparsity, BuildError> {
+        let text = match self.pattern_file() {
+            Some(path) => read(path)?,
+            None => self.pattern.clone(),
+        };
+        let parsed = Sparsity::parse_any(&self.pattern, &text);
+        Ok(parsed
+            .map_err(|error| BuildError::Pattern(error.to_string()))?
+            .sparsity)
+    }
+}
+
+fn read(path: &Path) -> Result<String, BuildError> {
+    std::fs::read_to_string(path).map_err(|error| BuildError::Io {
+        path: path.to_path_buf(),
+        error,
+    })
+}
+
+/// What an artifact folder says of itself; `text` is the config in `path`.
+pub fn manifest(
+    plan: &Plan,
+    model: &ModelConfig,
+    path: &Path,
+    text: &str,
+    kernels: Vec<KernelEntry>,
+) -> Manifest {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    Manifest {
+        schema: SCHEMA,
+        compiler: env!("CARGO_PKG_VERSION").into(),
+        pattern: plan.sparsity.to_string(),
+        sparsity: plan.sparsity.clone(),
+        config: ConfigRef {
+            file: name.to_string_lossy().into_owned(),
+            model_type: model.family.name().into(),
+            blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
+        },
+        layers: plan.layers.clone(),
+        capacity: plan.capacity,
+        proof: plan.proof.clone(),
+        dense: plan.dense.clone(),
+        kernels,
+        digest: String::new(),
+    }
+}
