@@ -85,7 +85,7 @@ impl<B: AttentionBackend> KvCache<B> {
     /// Takes the heads out of rows of projections q, k, v [B, T, …], as `append` says, and
     /// appends keys and values; returns q [B, Hq, T, D].
     ///
-    /// `norms` are the weights of q and k [D], `rotation` the cosines and sines of the
+    /// `norms` are the weights of q and k `[D]`, `rotation` the cosines and sines of the
     /// positions [T, dims], all f32.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ mod attention;
 mod autodiff;
 mod backend;
 mod cache;
+mod compiled;
 mod counts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod cube;
@@ -52,6 +53,7 @@ pub use butterfly_ir as ir;
 pub use butterfly_ir::{Dtype, Sparsity, StageBy, Target};
 pub use butterfly_macros::{include_artifacts, pattern};
 pub use cache::KvCache;
+pub use compiled::compiled;
 pub use counts::Counts;
 pub use error::OperationError;
 pub use operation::{Activation, Append, Attend, Delta, Operation};

@@ -15,19 +15,19 @@ pub enum Operation {
     /// → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32.
     Attend(Attend),
     /// Rows of projections [B, T, …], k cache [B, Hkv, room, D], v cache, with norms the
-    /// weights of q and k [D] in f32, with rotation cosines and sines [T, dims] in f32
+    /// weights of q and k `[D]` in f32, with rotation cosines and sines [T, dims] in f32
     /// → q [B, Hq, T, D] and both caches, written in place where nobody else holds them.
     Append(Append),
     /// x […, K], weight [N, K] → x weight^T […, N].
     Project,
-    /// x […, H] and weight [H], both f32 → x / rms(x) * weight in `dtype`.
+    /// x […, H] and weight `[H]`, both f32 → x / rms(x) * weight in `dtype`.
     Norm {
         /// Added to the mean square.
         epsilon: f32,
         /// Element type of the result.
         dtype: DType,
     },
-    /// x […, H] in f32, y […, H] in any type, weight [H] in f32 → x + y in f32, and its norm as
+    /// x […, H] in f32, y […, H] in any type, weight `[H]` in f32 → x + y in f32, and its norm as
     /// in [`Operation::Norm`] in y's type.
     AddNorm {
         /// Added to the mean square.
@@ -135,7 +135,7 @@ pub struct Append {
 ///
 /// Inputs: rows [B, T, ≥ width] with q, k (`k_heads` of `k_dim`), v (`v_heads` of `v_dim`),
 /// the output gate z (as v), b and a (`v_heads` each) one after the other; convolution
-/// [taps, channels], decay -exp(A_log) [Hv], dt_bias [Hv], norm weight [Dv], all f32; the
+/// [taps, channels], decay -exp(A_log) `[Hv]`, dt_bias `[Hv]`, norm weight `[Dv]`, all f32; the
 /// last `taps - 1` rows of q, k, v [B, taps - 1, channels] and the state [B, Hv, Dk, Dv], f32.
 /// Outputs: [B, T, Hv * Dv], the rows and the state after the last token.
 #[derive(Clone, Copy, Debug, PartialEq)]

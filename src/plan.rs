@@ -4,6 +4,8 @@
 //! device and a shape, each prepared once; rows of blocks, each table made once.
 
 use crate::OperationError;
+#[cfg(all(feature = "jit", any(feature = "cuda", feature = "vulkan")))]
+use crate::compiled;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
@@ -263,6 +265,7 @@ fn emitted(device: Device, spec: &KernelSpec, target: Target) -> Result<Ready, O
     let emit = |error: butterfly_codegen::EmitError| OperationError::Emit(error.to_string());
     let kernel = butterfly_codegen::write(spec, target).map_err(emit)?;
     let key = butterfly_compiler::key::of(spec, target);
+    compiled::add(format!("{target} {} {key}", spec.phase.name()));
     let none = || OperationError::Emit(format!("kernel {key} for {target} has no form to launch"));
     let (_, image) = kernel.files.last().ok_or_else(none)?;
     Ok(Ready::new(

@@ -26,14 +26,19 @@ fn tokens(dir: &Path, manifest: &Manifest) -> TokenStream {
     let count = manifest.layers.len();
     quote! {
         /// The artifact folder, inside the program.
+        #[allow(dead_code, unreachable_pub)]
         pub static ARTIFACTS: &::butterfly::Embedded = ::butterfly::include_artifacts!(#dir);
         /// The pattern that the kernels were made for.
+        #[allow(dead_code, unreachable_pub)]
         pub const PATTERN: &str = #pattern;
         /// Longest sequence, in tokens, for which the pattern was checked.
+        #[allow(dead_code, unreachable_pub)]
         pub const CAPACITY: usize = #capacity;
         /// Layers that follow the pattern, and the index that picks each one's stage.
+        #[allow(dead_code, unreachable_pub)]
         pub const LAYERS: [(usize, u32); #count] = [#(#layers),*];
         /// The pattern with its kernels, every byte of which is checked.
+        #[allow(dead_code, unreachable_pub)]
         pub fn plan() -> ::core::result::Result<::butterfly::Plan, ::butterfly::OperationError> {
             ::butterfly::Plan::embedded(ARTIFACTS)
         }

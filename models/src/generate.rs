@@ -43,7 +43,7 @@ impl Sampler {
         }
     }
 
-    /// The next token for logits [V].
+    /// The next token for as many logits as there are tokens.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         let Sampling {
             temperature,

@@ -137,6 +137,7 @@ fn on_hopper<R: CubeRuntime + Launches>(
         _ => (1, Dtype::Bf16),
     };
     let make = || {
+        crate::compiled::add("cuda:sm_90a product".to_string());
         butterfly_codegen::product(dtype).map(|(product, text)| ReadyProduct::new(product, &text))
     };
     let [m, k] = [x.shape()[0], x.shape()[1]];

@@ -104,33 +104,38 @@ fn norm_kernel<F: Float, N: Size>(
     }
     let vectors = comptime!(n / lanes);
     let start = row * vectors;
+    // Every unit keeps what it has read, so that rows are read once.
+    let own = comptime!(vectors.div_ceil(UNITS));
+    let mut values = Array::<Vector<f32, N>>::new(comptime!(own as usize));
+    let mut squares = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for i in 0..own {
+        let at = comptime!(i * UNITS) + UNIT_POS;
+        if at < vectors {
+            let mut value = x[(start + at) as usize];
+            if add {
+                value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
+                sum[(start + at) as usize] = value;
+            }
+            squares += value * value;
+            values[i as usize] = value;
+        }
+    }
     let mut square = 0.0f32;
-    let mut at = UNIT_POS;
-    while at < vectors {
-        let mut value = x[(start + at) as usize];
-        if add {
-            value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
-            sum[(start + at) as usize] = value;
-        }
-        #[unroll]
-        for lane in 0..lanes {
-            let element = value[lane as usize];
-            square += element * element;
-        }
-        at += UNITS;
+    #[unroll]
+    for lane in 0..lanes {
+        square += squares[lane as usize];
     }
     let square = sum_of_units(square, &mut shared, UNITS, plane);
     let factor = (square / comptime!(n as f32).runtime() + epsilon).inverse_sqrt();
     let factor = Vector::<f32, N>::new(factor);
-    let mut at = UNIT_POS;
-    while at < vectors {
-        let mut value = x[(start + at) as usize];
-        if add {
-            value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
+    #[unroll]
+    for i in 0..own {
+        let at = comptime!(i * UNITS) + UNIT_POS;
+        if at < vectors {
+            let value = values[i as usize] * factor * weight[at as usize];
+            out[(start + at) as usize] = Vector::<F, N>::cast_from(value);
         }
-        value = value * factor * weight[at as usize];
-        out[(start + at) as usize] = Vector::<F, N>::cast_from(value);
-        at += UNITS;
     }
 }
 

@@ -37,11 +37,9 @@ fn text(path: &Path) -> &str {
 fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
     for file in ["config.json", "model.safetensors", "expected.safetensors"] {
-        let to = folder.path().join(file);
-        fs::copy(model(name).join(file), &to).expect("copied");
-        let mut permissions = fs::metadata(&to).expect("metadata").permissions();
-        permissions.set_readonly(false);
-        fs::set_permissions(&to, permissions).expect("writable");
+        // Written anew, since the original may be read-only.
+        let bytes = fs::read(model(name).join(file)).expect("a fixture");
+        fs::write(folder.path().join(file), bytes).expect("written");
     }
     folder
 }
@@ -107,7 +105,15 @@ fn artifacts_replace_the_compiler() {
         close(&got, &want, 2e-4, 0.0).expect("logits");
         assert_eq!(report["layers"][0]["swapped"], false);
         assert_eq!(report["layers"][2]["swapped"], true);
+        assert_eq!(report["compiled_kernels"], serde_json::json!([]));
     }
+    let (report, _) = logits(
+        "llama",
+        inputs,
+        &["--device", "vulkan", "--pattern", text(&json)],
+    );
+    // Prefill by the pattern, and of layers that keep their attention.
+    assert_eq!(report["compiled_kernels"].as_array().map(Vec::len), Some(2));
     let dir = model("llama");
     let inputs = dir.join(inputs);
     let args = ["logits", "--model", text(&dir), "--inputs", text(&inputs)];

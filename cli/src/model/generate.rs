@@ -29,6 +29,8 @@ struct Report {
     prefill_tokens_per_second: f64,
     decode_tokens_per_second: Option<f64>,
     memory_bytes: Option<u64>,
+    /// Kernels that were made in this run; with artifacts none are.
+    compiled_kernels: Vec<String>,
     layers: Vec<report::LayerReport>,
 }
 
@@ -187,6 +189,7 @@ impl Task for Work<'_> {
             prefill_tokens_per_second: self.prompt.len() as f64 / prefill_seconds,
             decode_tokens_per_second: (steps > 0).then(|| steps as f64 / decode_seconds),
             memory_bytes: place.memory.taken(),
+            compiled_kernels: butterfly::compiled(),
             layers: report::layers(self.policy),
         })
     }

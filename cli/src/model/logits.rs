@@ -20,6 +20,8 @@ struct Report {
     vocabulary: u32,
     capacity: usize,
     milliseconds: f64,
+    /// Kernels that were made in this run; with artifacts none are.
+    compiled_kernels: Vec<String>,
     layers: Vec<report::LayerReport>,
     unused_tensors: Vec<String>,
     output: String,
@@ -122,6 +124,7 @@ impl Task for Work<'_> {
             vocabulary: model.sizes.vocabulary,
             capacity: self.capacity,
             milliseconds,
+            compiled_kernels: butterfly::compiled(),
             layers: report::layers(self.policy),
             unused_tensors,
             output: self.command.output.display().to_string(),
