@@ -9,6 +9,7 @@ mod delta;
 mod heads;
 mod project;
 mod rows;
+mod walk;
 
 use crate::{AttentionBackend, Operation, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};

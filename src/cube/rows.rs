@@ -1,6 +1,6 @@
 //! Norms and gates over rows.
 
-use super::{array, empty, grid, plane, sigmoid, sum_of_units};
+use super::{array, empty, grid, plane, sum_of_units};
 use crate::Activation;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
@@ -183,10 +183,7 @@ fn gated_kernel<F: Float, N: Size>(
         let gate_at = row * width + at;
         let gate = Vector::<f32, N>::cast_from(x[gate_at as usize]);
         let value = Vector::<f32, N>::cast_from(x[(gate_at + width) as usize]);
-        let one = Vector::<f32, N>::new(1.0f32);
-        // CubeCL writes no vector with a sign for CUDA.
-        let negative = Vector::<f32, N>::new(0.0f32) - gate;
-        let gated = gate / (one + negative.exp());
+        let gated = gate * sigmoid_of(gate);
         out[at as usize] = Vector::<F, N>::cast_from(gated * value);
     }
 }
@@ -198,43 +195,57 @@ pub(super) fn gate_output<R: CubeRuntime, F: FloatElement>(
     let [o, rows] = take(inputs);
     let out = empty(&o, o.shape(), F::dtype());
     let (n, width) = (o.shape()[2], rows.shape()[2]);
-    let count = out.meta.num_elements() as u32;
+    // Heads and rows divide into vectors alike, or everything goes one by one.
+    let lanes = lanes(head_dim).min(lanes(width));
+    let count = (out.meta.num_elements() / lanes) as u32;
+    let vectors = |elements: usize| (elements / lanes) as u32;
     if count > 0 {
-        // SAFETY: each element is written once; rows hold a gate for each of a row's elements.
+        // SAFETY: each vector is written once; rows hold a gate for each of a row's elements.
         unsafe {
             gate_output_kernel::launch_unchecked::<F, R>(
                 &o.client,
                 grid(count.div_ceil(UNITS)),
                 CubeDim::new_1d(UNITS),
+                lanes,
                 array(&o),
                 array(&rows),
                 array(&out),
                 count,
-                n as u32,
-                width as u32,
-                head_dim as u32,
+                vectors(n),
+                vectors(width),
+                vectors(head_dim),
             );
         }
     }
     vec![out]
 }
 
+/// Sizes are in vectors.
 #[cube(launch_unchecked)]
-fn gate_output_kernel<F: Float>(
-    o: &Array<F>,
-    rows: &Array<F>,
-    out: &mut Array<F>,
+fn gate_output_kernel<F: Float, N: Size>(
+    o: &Array<Vector<F, N>>,
+    rows: &Array<Vector<F, N>>,
+    out: &mut Array<Vector<F, N>>,
     count: u32,
-    n: u32,
+    own: u32,
     width: u32,
     #[comptime] head_dim: u32,
 ) {
     let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
     if at < count {
-        let (row, within) = (at / n, at % n);
+        let (row, within) = (at / own, at % own);
         let head = within / head_dim;
         let gate = row * width + head * comptime!(2 * head_dim) + head_dim + within % head_dim;
-        let gate = sigmoid(f32::cast_from(rows[gate as usize]));
-        out[at as usize] = F::cast_from(f32::cast_from(o[at as usize]) * gate);
+        let gate = sigmoid_of(Vector::<f32, N>::cast_from(rows[gate as usize]));
+        let gated = Vector::<f32, N>::cast_from(o[at as usize]) * gate;
+        out[at as usize] = Vector::<F, N>::cast_from(gated);
     }
+}
+
+#[cube]
+fn sigmoid_of<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    // CubeCL writes no vector with a sign for CUDA.
+    let negative = Vector::<f32, N>::new(0.0f32) - x;
+    let one = Vector::<f32, N>::new(1.0f32);
+    one / (one + negative.exp())
 }

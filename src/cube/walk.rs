@@ -1,0 +1,315 @@
+//! The gated delta rule's walk over tokens.
+//!
+//! It is one token after the other, so that a chunk, a whole prompt and a single token are the
+//! same sums. Columns of the state do not know each other: a unit owns one, in registers, or
+//! some neighbours share a few and meet by shuffles where the device has them.
+
+use super::delta::{LANES, Shape};
+use super::sigmoid;
+use cubecl::prelude::*;
+
+/// Tokens whose q, k and v are in shared memory at once.
+const STAGE: u32 = 8;
+
+/// Vectors of q and k in a stage.
+fn stage_vectors(shape: &Shape) -> u32 {
+    STAGE * 2 * shape.k_dim / LANES
+}
+
+/// Of these, the share of a unit.
+fn key_loads(shape: &Shape) -> u32 {
+    stage_vectors(shape).div_ceil(shape.units())
+}
+
+/// Numbers of v in a stage, the share of a unit.
+fn value_loads(shape: &Shape) -> u32 {
+    (STAGE * shape.columns).div_ceil(shape.units())
+}
+
+/// Sum of a vector over the units that share a column.
+#[cube]
+fn sum_of_parts<N: Size>(x: Vector<f32, N>, #[comptime] shape: Shape) -> f32 {
+    let mut sum = (x[0] + x[1]) + (x[2] + x[3]);
+    if comptime!(shape.parts > 1) {
+        sum += plane_shuffle_xor(sum, 1u32);
+        sum += plane_shuffle_xor(sum, 2u32);
+        sum += plane_shuffle_xor(sum, 4u32);
+    }
+    sum
+}
+
+/// Vectors of q and k that a unit brings into shared memory.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn load_keys<N: Size>(
+    mixed: &Array<Vector<f32, N>>,
+    into: &mut Array<Vector<f32, N>>,
+    first: u32,
+    last_token: u32,
+    head: u32,
+    base: u32,
+    #[comptime] shape: Shape,
+) {
+    let vectors = comptime!(shape.k_dim / LANES);
+    let channels = comptime!(shape.channels() / LANES);
+    let k_head = head / comptime!(shape.v_heads / shape.k_heads);
+    #[unroll]
+    for i in 0..comptime!(key_loads(&shape)) {
+        let number = min(
+            comptime!(i * shape.units()) + UNIT_POS,
+            comptime!(stage_vectors(&shape) - 1).runtime(),
+        );
+        let token = min(first + number / comptime!(2 * vectors), last_token);
+        let within = number % comptime!(2 * vectors);
+        // q of all heads, then k of all heads.
+        let of_k = within / vectors;
+        let at = base
+            + token * channels
+            + of_k * comptime!(shape.k_heads * vectors)
+            + k_head * vectors
+            + within % vectors;
+        into[i as usize] = mixed[at as usize];
+    }
+}
+
+/// One number of v that a unit brings into shared memory.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn load_value<N: Size>(
+    mixed: &Array<Vector<f32, N>>,
+    number: u32,
+    first: u32,
+    last_token: u32,
+    head: u32,
+    first_column: u32,
+    base: u32,
+    #[comptime] shape: Shape,
+) -> f32 {
+    let columns = comptime!(shape.columns);
+    let v_dim = comptime!(shape.v_dim);
+    let token = min(first + number / columns, last_token);
+    let column = min(first_column + number % columns, v_dim - 1u32);
+    let channel = comptime!(2 * shape.k_heads * shape.k_dim) + head * v_dim + column;
+    let vector =
+        mixed[(base + token * comptime!(shape.channels() / LANES) + channel / LANES) as usize];
+    let lane = channel % LANES;
+    select(
+        lane < 2u32,
+        select(lane == 0u32, vector[0], vector[1]),
+        select(lane == 2u32, vector[2], vector[3]),
+    )
+}
+
+/// How much of the state a token keeps, and how much of its value it learns.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn load_gate<F: Float>(
+    rows: &Array<F>,
+    which: u32,
+    token: u32,
+    head: u32,
+    row_base: u32,
+    row_token: u32,
+    decay: f32,
+    bias: f32,
+    #[comptime] shape: Shape,
+) -> f32 {
+    let gates = row_base
+        + token * row_token
+        + comptime!(shape.channels() + shape.v_heads * shape.v_dim)
+        + head;
+    let a = f32::cast_from(rows[(gates + comptime!(shape.v_heads)) as usize]) + bias;
+    let step = select(a < 20.0f32, (1.0f32 + a.exp()).ln(), a);
+    let b = f32::cast_from(rows[gates as usize]);
+    select(which == 0u32, (decay * step).exp(), sigmoid(b))
+}
+
+/// All tokens of some columns of a head's state in a workgroup.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn walk<F: Float, N: Size>(
+    rows: &Array<F>,
+    mixed: &Array<Vector<f32, N>>,
+    decays: &Array<f32>,
+    biases: &Array<f32>,
+    state: &Array<f32>,
+    new_state: &mut Array<f32>,
+    read: &mut Array<f32>,
+    row_batch: u32,
+    row_token: u32,
+    tokens: u32,
+    #[comptime] shape: Shape,
+) {
+    let v_dim = comptime!(shape.v_dim);
+    let parts = comptime!(shape.parts);
+    let columns = comptime!(shape.columns);
+    let vectors = comptime!(shape.k_dim / LANES);
+    let per_stage = comptime!(stage_vectors(&shape));
+    let stage_values = comptime!(STAGE * shape.columns);
+    // Vectors of a column of the state that a unit owns; the parts take turns.
+    let owned = comptime!(shape.k_dim / LANES / shape.parts);
+    let each = comptime!(shape.each);
+
+    let (head, sequence) = (CUBE_POS_Y, CUBE_POS_Z);
+    let first_column = CUBE_POS_X * columns;
+    let unit = UNIT_POS;
+    let part = unit % parts;
+    // Its columns, among those of the workgroup.
+    let own = unit / parts * each;
+    let state_base =
+        (sequence * comptime!(shape.v_heads) + head) * comptime!(shape.k_dim * shape.v_dim);
+    let row_base = sequence * row_batch;
+    let base = sequence * tokens * comptime!(shape.channels() / LANES);
+    let decay = decays[head as usize];
+    let bias = biases[head as usize];
+    let last_token = tokens - 1u32;
+
+    let mut memory = Array::<Vector<f32, N>>::new(comptime!((owned * shape.each) as usize));
+    #[unroll]
+    for c in 0..each {
+        let column = min(first_column + own + c, v_dim - 1u32);
+        #[unroll]
+        for i in 0..owned {
+            let row = (comptime!(i * shape.parts) + part) * LANES;
+            let mut vector = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for lane in 0..LANES {
+                vector[lane as usize] =
+                    state[(state_base + (row + lane) * v_dim + column) as usize];
+            }
+            memory[comptime!((c * owned + i) as usize)] = vector;
+        }
+    }
+
+    let mut keys =
+        SharedMemory::<Vector<f32, N>>::new(comptime!(2 * stage_vectors(&shape) as usize));
+    let mut values = SharedMemory::<f32>::new(comptime!((2 * STAGE * shape.columns) as usize));
+    let mut gates = SharedMemory::<f32>::new(comptime!(4 * STAGE as usize));
+    let mut coming = Array::<Vector<f32, N>>::new(comptime!(key_loads(&shape) as usize));
+    let mut coming_values = Array::<f32>::new(comptime!(value_loads(&shape) as usize));
+    let mut coming_gate = 0.0f32;
+    let gate_token = min(unit / 2u32, comptime!(STAGE - 1).runtime());
+    let mut own_keys = Array::<Vector<f32, N>>::new(comptime!(owned as usize));
+    let mut by_k = Array::<Vector<f32, N>>::new(comptime!(shape.each as usize));
+    let mut by_q = Array::<Vector<f32, N>>::new(comptime!(shape.each as usize));
+
+    let stages = tokens.div_ceil(STAGE);
+    // One turn more than there are stages: the first only loads.
+    for turn in 0..stages + 1u32 {
+        let first = turn * STAGE;
+        if turn < stages {
+            load_keys(mixed, &mut coming, first, last_token, head, base, shape);
+            #[unroll]
+            for i in 0..comptime!(value_loads(&shape)) {
+                let number = min(comptime!(i * shape.units()) + unit, stage_values - 1u32);
+                coming_values[i as usize] = load_value(
+                    mixed,
+                    number,
+                    first,
+                    last_token,
+                    head,
+                    first_column,
+                    base,
+                    shape,
+                );
+            }
+            coming_gate = load_gate(
+                rows,
+                unit % 2u32,
+                min(first + gate_token, last_token),
+                head,
+                row_base,
+                row_token,
+                decay,
+                bias,
+                shape,
+            );
+        }
+        if turn > 0u32 {
+            let before = first - STAGE;
+            let buffer = (turn - 1u32) % 2u32;
+            for token in 0..min(comptime!(STAGE).runtime(), tokens - before) {
+                let q_at = buffer * per_stage + token * comptime!(2 * vectors) + part;
+                let gate_at = buffer * comptime!(2 * STAGE) + token * 2u32;
+                let forget = gates[gate_at as usize];
+                let learn = gates[(gate_at + 1u32) as usize];
+                #[unroll]
+                for c in 0..each {
+                    by_k[c as usize] = Vector::<f32, N>::new(0.0f32);
+                    by_q[c as usize] = Vector::<f32, N>::new(0.0f32);
+                }
+                let mut both = Vector::<f32, N>::new(0.0f32);
+                #[unroll]
+                for i in 0..owned {
+                    let at = q_at + comptime!(i * shape.parts);
+                    let q = keys[at as usize];
+                    let k = keys[(at + vectors) as usize];
+                    own_keys[i as usize] = k;
+                    both += k * q;
+                    #[unroll]
+                    for c in 0..each {
+                        let row = memory[comptime!((c * owned + i) as usize)];
+                        by_k[c as usize] += row * k;
+                        by_q[c as usize] += row * q;
+                    }
+                }
+                let both = sum_of_parts(both, shape);
+                let forget_all = Vector::<f32, N>::new(forget);
+                #[unroll]
+                for c in 0..each {
+                    let by_k = sum_of_parts(by_k[c as usize], shape);
+                    let by_q = sum_of_parts(by_q[c as usize], shape);
+                    let value =
+                        values[(buffer * stage_values + token * columns + own + c) as usize];
+                    let change = learn * (value - forget * by_k);
+                    let change_all = Vector::<f32, N>::new(change);
+                    #[unroll]
+                    for i in 0..owned {
+                        let at = comptime!((c * owned + i) as usize);
+                        memory[at] = memory[at] * forget_all + own_keys[i as usize] * change_all;
+                    }
+                    let column = first_column + own + c;
+                    if column < v_dim && part == 0u32 {
+                        let row = sequence * tokens + before + token;
+                        let to = (row * comptime!(shape.v_heads) + head) * v_dim + column;
+                        read[to as usize] = forget * by_q + both * change;
+                    }
+                }
+            }
+        }
+        if turn < stages {
+            let buffer = turn % 2u32;
+            #[unroll]
+            for i in 0..comptime!(key_loads(&shape)) {
+                let number = min(comptime!(i * shape.units()) + unit, per_stage - 1u32);
+                keys[(buffer * per_stage + number) as usize] = coming[i as usize];
+            }
+            #[unroll]
+            for i in 0..comptime!(value_loads(&shape)) {
+                let number = min(comptime!(i * shape.units()) + unit, stage_values - 1u32);
+                values[(buffer * stage_values + number) as usize] = coming_values[i as usize];
+            }
+            if unit < comptime!(2 * STAGE) {
+                gates[(buffer * comptime!(2 * STAGE) + unit) as usize] = coming_gate;
+            }
+        }
+        sync_cube();
+    }
+
+    #[unroll]
+    for c in 0..each {
+        let column = first_column + own + c;
+        if column < v_dim {
+            #[unroll]
+            for i in 0..owned {
+                let row = (comptime!(i * shape.parts) + part) * LANES;
+                let vector = memory[comptime!((c * owned + i) as usize)];
+                #[unroll]
+                for lane in 0..LANES {
+                    let to = state_base + (row + lane) * v_dim + column;
+                    new_state[to as usize] = vector[lane as usize];
+                }
+            }
+        }
+    }
+}
