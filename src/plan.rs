@@ -147,9 +147,11 @@ impl Plan {
             (self.artifacts(), butterfly_runtime::find(Device::Cuda))
         {
             let kernels = artifacts.ready(Device::Cuda, found.sm)?;
+            let products = artifacts.products(Device::Cuda, found.sm)?;
             if !kernels.is_empty() {
-                butterfly_runtime::seed(&kernels)?;
+                butterfly_runtime::seed(&kernels, &products)?;
             }
+            crate::cube::offer(products);
         }
         Ok(())
     }

@@ -23,6 +23,15 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, BuildError> {
     }
 }
 
+/// What a manifest says of a file.
+pub(crate) fn file((path, bytes): &(String, Vec<u8>)) -> FileEntry {
+    FileEntry {
+        path: path.clone(),
+        bytes: bytes.len() as u64,
+        blake3: blake3::hash(bytes).to_hex().to_string(),
+    }
+}
+
 /// The entry of a kernel in a manifest, and its files.
 pub fn describe(kernel: Kernel) -> (KernelEntry, Files) {
     let (spec, target) = (kernel.spec, kernel.target);
@@ -33,11 +42,6 @@ pub fn describe(kernel: Kernel) -> (KernelEntry, Files) {
         .into_iter()
         .map(|(extension, bytes)| (path(&extension), bytes))
         .collect();
-    let file = |(path, bytes): &(String, Vec<u8>)| FileEntry {
-        path: path.clone(),
-        bytes: bytes.len() as u64,
-        blake3: blake3::hash(bytes).to_hex().to_string(),
-    };
     let entry = KernelEntry {
         grid: manifest::grid_formulas(&spec, &kernel.geometry),
         arguments: manifest::arguments(&spec, &kernel.geometry),

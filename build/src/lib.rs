@@ -23,12 +23,14 @@
 
 mod kernel;
 mod module;
+mod product;
 
 pub use kernel::{Files, assemble, choice, describe, make, write};
+pub use product::{product_dtypes, products};
 
 use butterfly_compiler::config;
 use butterfly_compiler::pipeline::{self, Request};
-use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, SCHEMA};
+use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, ProductEntry, SCHEMA};
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::plan::Plan;
 use butterfly_ir::{Dtype, Sparsity, Target};
@@ -139,8 +141,15 @@ impl Build {
         let made = made.map(|planned| make(&planned.spec, planned.target));
         let made: Vec<(KernelEntry, Files)> = made.collect::<Result<_, _>>()?;
         let (kernels, files): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-        let files: Files = files.into_iter().flatten().collect();
-        let manifest = manifest(&lowered.plan, &model, &self.config, &text, kernels);
+        let (products, more) = products(product_dtypes(&lowered.plan))?;
+        let files: Files = files.into_iter().flatten().chain(more).collect();
+        let manifest = manifest(
+            &lowered.plan,
+            &model,
+            (&self.config, &text),
+            kernels,
+            products,
+        );
         artifacts::write(dir, &manifest, &files)?;
         Ok(manifest)
     }
@@ -192,13 +201,13 @@ fn read(path: &Path) -> Result<String, BuildError> {
     })
 }
 
-/// What an artifact folder says of itself; `text` is the config in `path`.
+/// What an artifact folder says of itself; the config is given by its path and text.
 pub fn manifest(
     plan: &Plan,
     model: &ModelConfig,
-    path: &Path,
-    text: &str,
+    (path, text): (&Path, &str),
     kernels: Vec<KernelEntry>,
+    products: Vec<ProductEntry>,
 ) -> Manifest {
     let name = path.file_name().unwrap_or(path.as_os_str());
     Manifest {
@@ -216,6 +225,7 @@ pub fn manifest(
         proof: plan.proof.clone(),
         dense: plan.dense.clone(),
         kernels,
+        products,
         digest: String::new(),
     }
 }

@@ -122,12 +122,15 @@ fn one(
     note_coverage(plan);
     let mut passes = milliseconds(&lowered.timings);
 
-    let (kernels, files) = emit(plan, &mut passes)?;
+    let (kernels, mut files) = emit(plan, &mut passes)?;
+    let (products, more) =
+        butterfly_build::products(butterfly_build::product_dtypes(plan)).map_err(Failure::bad)?;
+    files.extend(more);
     let emitted = command.emit.iter();
     let emitted = emitted.map(|show| (show.name(), show::text(*show, &lowered, &files)));
     let emitted = emitted.collect();
 
-    let manifest = butterfly_build::manifest(plan, &model, path, &text, kernels);
+    let manifest = butterfly_build::manifest(plan, &model, (path, &text), kernels, products);
     let packing = Instant::now();
     artifacts::write(dir, &manifest, &files).map_err(Failure::bad)?;
     passes.push(("pack", packing.elapsed().as_secs_f64() * 1e3));

@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use crate::kernel;
-use butterfly_ir::manifest::KernelEntry;
+use butterfly_ir::manifest::{FileEntry, KernelEntry};
 use butterfly_runtime::artifacts::Artifacts;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -30,6 +30,21 @@ pub(crate) fn inspect(dir: &Path, json: bool) -> Result<(), Failure> {
         for kernel in &manifest.kernels {
             text += &line(kernel);
         }
+        for entry in &manifest.products {
+            let product = &entry.product;
+            text += &format!(
+                "{:<32} {:<13} product {:<4} tile {}x{}x{} threads {} shared {} B\n    {}\n",
+                product.entry,
+                entry.target.to_string(),
+                product.dtype.name(),
+                product.m_tile,
+                product.n_tile,
+                product.k_tile,
+                product.threads,
+                product.shared_bytes,
+                listed(&entry.files)
+            );
+        }
         text
     })
 }
@@ -37,11 +52,6 @@ pub(crate) fn inspect(dir: &Path, json: bool) -> Result<(), Failure> {
 fn line(kernel: &KernelEntry) -> String {
     let spec = &kernel.spec;
     let number = |n: Option<u32>| n.map_or("-".to_string(), |n| n.to_string());
-    let files: Vec<_> = kernel
-        .files
-        .iter()
-        .map(|f| format!("{} {} B", f.path, f.bytes))
-        .collect();
     format!(
         "{} {:<13} {:<7} {:<4} D {}/{} group {} block {} tile {}x{} threads {} shared {} B registers {} spills {}\n    {}\n",
         kernel.key,
@@ -58,8 +68,13 @@ fn line(kernel: &KernelEntry) -> String {
         kernel.geometry.shared_bytes,
         number(kernel.registers),
         number(kernel.spills),
-        files.join(", ")
+        listed(&kernel.files)
     )
+}
+
+fn listed(files: &[FileEntry]) -> String {
+    let files = files.iter().map(|f| format!("{} {} B", f.path, f.bytes));
+    files.collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Serialize)]
@@ -74,6 +89,19 @@ struct Report {
     different: Vec<String>,
 }
 
+impl Report {
+    /// Holds files against those that were made again.
+    fn compare(&mut self, files: &[FileEntry], again: &[FileEntry]) {
+        for file in files {
+            match again.iter().find(|f| f.path == file.path) {
+                Some(other) if other == file => self.same += 1,
+                Some(_) => self.different.push(format!("{}: other bytes", file.path)),
+                None => self.not_made_again.push(file.path.clone()),
+            }
+        }
+    }
+}
+
 pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
     let artifacts = Artifacts::open(dir).map_err(Failure::bad)?;
     let kernels = &artifacts.manifest.kernels;
@@ -83,7 +111,7 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()?;
     let mut report = Report {
         kernels: kernels.len(),
-        files: kernels.iter().map(|kernel| kernel.files.len()).sum(),
+        files: artifacts.manifest.files().count(),
         same: 0,
         not_made_again: Vec::new(),
         different: Vec::new(),
@@ -96,13 +124,14 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
                 .different
                 .push(format!("{}: now has the key {}", kernel.key, entry.key));
         }
-        for file in &kernel.files {
-            match entry.files.iter().find(|f| f.path == file.path) {
-                Some(other) if other == file => report.same += 1,
-                Some(_) => report.different.push(format!("{}: other bytes", file.path)),
-                None => report.not_made_again.push(file.path.clone()),
-            }
-        }
+        report.compare(&kernel.files, &entry.files);
+    }
+    let products = &artifacts.manifest.products;
+    let wanted = products.iter().map(|entry| entry.product.dtype);
+    let (again, _) = butterfly_build::products(wanted).map_err(Failure::bad)?;
+    for old in products {
+        let new = again.iter().find(|new| new.product == old.product);
+        report.compare(&old.files, new.map_or(&[], |new| &new.files));
     }
     crate::print(json, &report, || {
         let mut text = format!(

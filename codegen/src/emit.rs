@@ -117,6 +117,24 @@ pub(crate) fn hopper(
     }
 }
 
+/// The files of a matrix product's kernel: its text, and what NVRTC makes of it where it is found.
+///
+/// # Errors
+/// [`EmitError::Nvrtc`] when it refuses the text.
+#[cfg(feature = "cuda")]
+pub fn assemble_product(text: String) -> Result<Vec<(String, Vec<u8>)>, EmitError> {
+    let Target::Cuda(sm) = crate::hopper::TARGET else {
+        return Ok(Vec::new());
+    };
+    let compiled = crate::cuda::compile(&text, sm)?;
+    let mut files = vec![("cu".to_string(), text.into_bytes())];
+    if let Some(compiled) = compiled {
+        files.push(("ptx".to_string(), compiled.ptx));
+        files.push(("cubin".to_string(), compiled.cubin));
+    }
+    Ok(files)
+}
+
 /// The matrix product of linear layers on Hopper, as CUDA C++: 16-bit floats only.
 #[cfg(feature = "cuda")]
 pub fn product(dtype: Dtype) -> Option<(butterfly_ir::Product, String)> {

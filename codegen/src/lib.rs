@@ -37,7 +37,7 @@ pub use butterfly_ir::{Kernel, KernelSpec, Target};
 pub use choice::{Choice, choose};
 #[cfg(feature = "cuda")]
 pub use cuda::{nvrtc, ptx};
-#[cfg(feature = "cuda")]
-pub use emit::product;
 pub use emit::{assemble, emit, geometry, write};
+#[cfg(feature = "cuda")]
+pub use emit::{assemble_product, product};
 pub use error::EmitError;

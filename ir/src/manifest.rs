@@ -4,7 +4,9 @@
 //! empty digest, so that any changed byte is noticed.
 
 use crate::plan::{Proof, SwappedLayer};
-use crate::{Geometry, KernelSpec, Leaf, Phase, Resident, Rows, Sparsity, Split, StageBy, Target};
+use crate::{
+    Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Sparsity, Split, StageBy, Target,
+};
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
@@ -35,6 +37,9 @@ pub struct Manifest {
     pub dense: Option<Rows>,
     /// All kernels, sorted by target, then key.
     pub kernels: Vec<KernelEntry>,
+    /// Matrix products of linear layers, for targets that have a kernel of ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub products: Vec<ProductEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
     pub digest: String,
 }
@@ -86,6 +91,27 @@ pub struct KernelEntry {
     pub spills: Option<u32>,
     /// Its files; the last is the one that is launched.
     pub files: Vec<FileEntry>,
+}
+
+/// One matrix product.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProductEntry {
+    /// Where it runs.
+    pub target: Target,
+    /// How it is launched.
+    pub product: Product,
+    /// Its files; the last is the one that is launched.
+    pub files: Vec<FileEntry>,
+}
+
+impl Manifest {
+    /// Every file of the folder but the manifest.
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        let products = self.products.iter().flat_map(|product| &product.files);
+        let kernels = self.kernels.iter().flat_map(|kernel| &kernel.files);
+        kernels.chain(products)
+    }
 }
 
 /// One buffer of a kernel.

@@ -72,6 +72,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         },
         dense: None,
         kernels: vec![entry],
+        products: Vec::new(),
         digest: String::new(),
     };
     (manifest, vec![(path, bytes)])

@@ -11,6 +11,9 @@ mod project;
 mod rows;
 mod walk;
 
+#[cfg(feature = "cuda")]
+pub(crate) use project::offer;
+
 use crate::{AttentionBackend, Operation, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::element::BoolElement;

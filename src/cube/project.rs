@@ -12,11 +12,13 @@ use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use burn_std::Metadata;
-use butterfly_runtime::{Device, Launches};
+use butterfly_ir::Dtype;
+use butterfly_runtime::{Device, Launches, Multiply, ReadyProduct};
 use cubecl::prelude::*;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
+use std::sync::{Mutex, PoisonError};
 
 /// Rows up to which the weight is read once by scalar code.
 const FEW: usize = 8;
@@ -118,27 +120,48 @@ fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>)
     y
 }
 
+/// Products from artifacts, which are taken before any are made.
+static OFFERED: Mutex<Vec<ReadyProduct>> = Mutex::new(Vec::new());
+
+/// Has linear layers run these products from now on.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(crate) fn offer(products: Vec<ReadyProduct>) {
+    let mut offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
+    for product in products {
+        offered.retain(|other| other.dtype() != product.dtype());
+        offered.push(product);
+    }
+}
+
+/// The product for an element type on Hopper: one that was offered, or one that is made now.
+fn product_of(dtype: Dtype) -> Result<Option<ReadyProduct>, OperationError> {
+    #[cfg_attr(not(all(feature = "jit", feature = "cuda")), allow(unused_mut))]
+    let mut offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(product) = offered.iter().find(|product| product.dtype() == dtype) {
+        return Ok(Some(product.clone()));
+    }
+    #[cfg(all(feature = "jit", feature = "cuda"))]
+    if let Some((product, text)) = butterfly_codegen::product(dtype) {
+        crate::compiled::add(format!("cuda:sm_90a product {}", dtype.name()));
+        let product = ReadyProduct::new(product, text.as_bytes())?;
+        offered.push(product.clone());
+        return Ok(Some(product));
+    }
+    Ok(None)
+}
+
 /// By the kernel for Hopper, where this is one and the rows start at multiples of 16 bytes.
-#[cfg(all(feature = "jit", feature = "cuda"))]
 fn on_hopper<R: CubeRuntime + Launches>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
     dtype: DType,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    use butterfly_ir::Dtype;
-    use butterfly_runtime::{Multiply, ReadyProduct};
-    use std::sync::OnceLock;
-    static READY: [OnceLock<Option<ReadyProduct>>; 2] = [const { OnceLock::new() }; 2];
     if super::attend::capability()?.version != 90 {
         return Ok(None);
     }
-    let (at, dtype) = match dtype {
-        DType::F16 => (0, Dtype::F16),
-        _ => (1, Dtype::Bf16),
-    };
-    let make = || {
-        crate::compiled::add("cuda:sm_90a product".to_string());
-        butterfly_codegen::product(dtype).map(|(product, text)| ReadyProduct::new(product, &text))
+    let dtype = match dtype {
+        DType::F16 => Dtype::F16,
+        _ => Dtype::Bf16,
     };
     let [m, k] = [x.shape()[0], x.shape()[1]];
     let n = weight.shape()[0];
@@ -146,7 +169,7 @@ fn on_hopper<R: CubeRuntime + Launches>(
         shape: [m, n, k].map(|n| n as u32),
         rows: [k, k, n].map(|n| n as u32),
     };
-    match READY[at].get_or_init(make) {
+    match product_of(dtype)? {
         Some(product) if product.takes(&multiply) => {
             let y = empty(x, [m, n], x.dtype);
             product.launch(&x.client, &multiply, [&x.handle, &weight.handle, &y.handle])?;
@@ -154,15 +177,6 @@ fn on_hopper<R: CubeRuntime + Launches>(
         }
         _ => Ok(None),
     }
-}
-
-#[cfg(not(all(feature = "jit", feature = "cuda")))]
-fn on_hopper<R: CubeRuntime + Launches>(
-    _: &CubeTensor<R>,
-    _: &CubeTensor<R>,
-    _: DType,
-) -> Result<Option<CubeTensor<R>>, OperationError> {
-    Ok(None)
 }
 
 fn few_rows<R: CubeRuntime, F: FloatElement>(

@@ -123,12 +123,14 @@ fn with_nvrtc_the_binaries_are_the_same_twice_and_their_registers_are_known() {
     let once = on("2", "once");
     let cubins = once.keys().filter(|path| path.ends_with(".cubin")).count();
     assert_eq!(
-        cubins, 4,
+        cubins, 5,
         "NVRTC is needed: scripts/setup installs it, scripts/test names it"
     );
     assert_eq!(once, on("1", "twice"));
     let manifest: serde_json::Value =
         serde_json::from_slice(&once["manifest.json"]).expect("manifest");
+    // Linear layers on Hopper.
+    assert_eq!(manifest["products"][0]["product"]["dtype"], "bf16");
     for kernel in manifest["kernels"].as_array().expect("kernels") {
         let registers = kernel["registers"].as_u64().expect("registers");
         assert!((16..=255).contains(&registers), "{registers}");

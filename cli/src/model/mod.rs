@@ -80,6 +80,10 @@ pub(crate) fn run_on<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Out
     })
 }
 
+#[cfg_attr(
+    not(any(feature = "cuda", feature = "vulkan")),
+    allow(unused_variables)
+)]
 fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Failure> {
     let wanted = match run.device {
         DeviceArg::Cpu => None,
@@ -117,6 +121,8 @@ fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Fai
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             type B = burn_cubecl::CubeBackend<cubecl_cuda::CudaRuntime, f32, i32, u8>;
+            // Whatever is compiled is kept for the next start, with artifacts or without.
+            butterfly_runtime::seed(&[], &[]).map_err(Failure::bad)?;
             let device = burn_cuda::CudaDevice::default();
             task.run::<B>(Place {
                 kind: "cuda",

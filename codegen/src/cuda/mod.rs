@@ -6,7 +6,7 @@ mod resources;
 
 use crate::EmitError;
 use crate::portable::Definition;
-use butterfly_ir::{Kernel, Sm};
+use butterfly_ir::{Kernel, Sm, Target};
 use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
 use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler};
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, Dialect, SharedMemory};
@@ -71,22 +71,31 @@ fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {
     }
 }
 
-/// Adds what NVRTC makes of the text, where there is one with the headers it needs.
+/// What NVRTC makes of a text, where there is one with the headers it needs.
+pub(crate) fn compile(text: &str, sm: Sm) -> Result<Option<nvrtc::Compiled>, EmitError> {
+    let nvrtc = nvrtc::find().nvrtc.as_ref();
+    let Some(nvrtc) = nvrtc.filter(|nvrtc| nvrtc.has_headers(text)) else {
+        return Ok(None);
+    };
+    let failed = |log| EmitError::Nvrtc {
+        target: Target::Cuda(sm),
+        version: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+        log,
+    };
+    nvrtc
+        .compile(text, &sm.to_string())
+        .map_err(failed)
+        .map(Some)
+}
+
+/// Adds what NVRTC makes of the text.
 pub(crate) fn assemble(mut kernel: Kernel, sm: Sm) -> Result<Kernel, EmitError> {
     let Some((_, text)) = kernel.files.first() else {
         return Ok(kernel);
     };
-    let text = String::from_utf8_lossy(text);
-    let nvrtc = nvrtc::find().nvrtc.as_ref();
-    let Some(nvrtc) = nvrtc.filter(|nvrtc| nvrtc.has_headers(&text)) else {
+    let Some(compiled) = compile(&String::from_utf8_lossy(text), sm)? else {
         return Ok(kernel);
     };
-    let failed = |log| EmitError::Nvrtc {
-        target: kernel.target,
-        version: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
-        log,
-    };
-    let compiled = nvrtc.compile(&text, &sm.to_string()).map_err(failed)?;
     kernel.resources = compiled.resources;
     kernel.files.push(("ptx".to_string(), compiled.ptx));
     kernel.files.push(("cubin".to_string(), compiled.cubin));

@@ -1,7 +1,7 @@
 //! Folder → checked artifacts.
 
 use super::{ArtifactError, MANIFEST, failed};
-use butterfly_ir::manifest::{KernelEntry, Manifest, SCHEMA};
+use butterfly_ir::manifest::{FileEntry, KernelEntry, Manifest, SCHEMA};
 use butterfly_ir::{KernelSpec, Target};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,12 +60,7 @@ impl Artifacts {
 
     fn checked(artifacts: Self) -> Result<Self, ArtifactError> {
         let path = artifacts.dir.join(MANIFEST);
-        for file in artifacts
-            .manifest
-            .kernels
-            .iter()
-            .flat_map(|kernel| &kernel.files)
-        {
+        for file in artifacts.manifest.files() {
             let name = file.path.strip_prefix("kernels/").unwrap_or_default();
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-' || c == '_';
             if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
@@ -116,9 +111,14 @@ impl Artifacts {
     /// # Errors
     /// As [`Artifacts::open`].
     pub fn image(&self, kernel: &KernelEntry) -> Result<Vec<u8>, ArtifactError> {
+        self.last(&kernel.key, &kernel.files)
+    }
+
+    /// The last of some files, read again and checked again.
+    pub(super) fn last(&self, name: &str, files: &[FileEntry]) -> Result<Vec<u8>, ArtifactError> {
         let path = self.dir.join(MANIFEST);
-        let missing = || malformed(&path, &format!("kernel {} has no file", kernel.key));
-        let file = kernel.files.last().ok_or_else(missing)?;
+        let missing = || malformed(&path, &format!("kernel {name} has no file"));
+        let file = files.last().ok_or_else(missing)?;
         self.read_checked(&file.path, file.bytes, &file.blake3)
     }
 

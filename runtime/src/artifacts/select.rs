@@ -64,6 +64,28 @@ impl Artifacts {
             .collect()
     }
 
+    /// All matrix products that a device runs.
+    ///
+    /// # Errors
+    /// As [`Artifacts::image`].
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub fn products(
+        &self,
+        device: Device,
+        sm: Option<Sm>,
+    ) -> Result<Vec<crate::ReadyProduct>, ArtifactError> {
+        let Ok(target) = self.target_for(device, sm) else {
+            return Ok(Vec::new());
+        };
+        let products = self.manifest.products.iter();
+        let products = products.filter(|entry| entry.target == target);
+        let ready = products.map(|entry| {
+            let image = self.last(&entry.product.entry, &entry.files)?;
+            Ok(crate::ReadyProduct::new(entry.product.clone(), &image)?)
+        });
+        ready.collect()
+    }
+
     /// One kernel, prepared for launching.
     ///
     /// # Errors

@@ -8,7 +8,7 @@
 use super::bind::Map;
 use super::ready::{Code, Image};
 use super::shared::Launches;
-use super::{Device, LaunchError, Ready, cuda, tensor_maps};
+use super::{Device, LaunchError, Ready, ReadyProduct, cuda, tensor_maps};
 use butterfly_ir::Geometry;
 use cubecl_common::backtrace::BackTrace;
 use cubecl_common::cache::CacheOption;
@@ -32,13 +32,13 @@ use std::sync::Arc;
 /// Version of CubeCL that the entries are made for.
 const CUBECL: &str = "0.10.0";
 
-/// Lays the cubins of `kernels` where CubeCL's CUDA runtime finds them, for servers that are
+/// Lays the cubins of kernels and products where CubeCL's CUDA runtime finds them, for servers that are
 /// made later in this process: call it before the device is first used. Other kernels that
 /// such a server compiles are kept in the same folder, for the next start.
 ///
 /// # Errors
 /// [`LaunchError::Missing`] without an NVIDIA driver, or where the folder cannot be written.
-pub fn seed(kernels: &[Ready]) -> Result<(), LaunchError> {
+pub fn seed(kernels: &[Ready], products: &[ReadyProduct]) -> Result<(), LaunchError> {
     let device = Device::Cuda;
     let missing = |reason| LaunchError::Missing { device, reason };
     let folder = seed_folder()?;
@@ -48,7 +48,9 @@ pub fn seed(kernels: &[Ready]) -> Result<(), LaunchError> {
             folder.display()
         ))
     })?;
-    store(&folder, kernels).map_err(missing)?;
+    let images = kernels.iter().map(Ready::image);
+    let images = images.chain(products.iter().map(ReadyProduct::image));
+    store(&folder, images).map_err(missing)?;
     configure(&folder);
     Ok(())
 }
@@ -86,18 +88,21 @@ struct CacheEntry {
     ptx: Vec<c_char>,
 }
 
-/// Writes the cubins of `kernels` into the cache below `folder`; texts have none.
-pub(super) fn store(folder: &Path, kernels: &[Ready]) -> Result<(), String> {
+/// Writes the cubins among `images` into the cache below `folder`.
+pub(super) fn store<'a>(
+    folder: &Path,
+    images: impl Iterator<Item = &'a Arc<Image>>,
+) -> Result<(), String> {
     let options = CacheOption::default().name("cuda").root(folder);
     let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
-    for kernel in kernels {
-        let Code::Cubin(cubin) = &kernel.image().code else {
+    for image in images {
+        let Code::Cubin(cubin) = &image.code else {
             continue;
         };
         let bytes = cubin.iter().chain(&[0]);
         let entry = CacheEntry {
-            entrypoint_name: kernel.image().identity.entry.clone(),
-            shared_mem_bytes: kernel.geometry().shared_bytes as usize,
+            entrypoint_name: image.identity.entry.clone(),
+            shared_mem_bytes: image.identity.shared_bytes as usize,
             ptx: bytes.map(|byte| *byte as c_char).collect(),
         };
         for mode in [
@@ -105,7 +110,7 @@ pub(super) fn store(folder: &Path, kernels: &[Ready]) -> Result<(), String> {
             ExecutionMode::Validate,
             ExecutionMode::Unchecked,
         ] {
-            let mut id = Task::new(kernel).id();
+            let mut id = Task(image.clone()).id();
             id.mode(mode);
             cache
                 .insert(id.stable_hash(), entry.clone())

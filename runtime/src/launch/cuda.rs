@@ -177,7 +177,7 @@ fn open_server(server: usize, kernel: &Ready) -> Result<ComputeClient<CudaRuntim
         .prefix("butterfly-cubin-")
         .tempdir()
         .map_err(|error| error.to_string())?;
-    cubins::store(folder.path(), std::slice::from_ref(kernel))?;
+    cubins::store(folder.path(), std::iter::once(kernel.image()))?;
     // The folder is configured only while the server is made: others keep theirs.
     let before = cubins::configure(folder.path());
     let client = run::caught(|| Ok(ComputeClient::load(&Server(server))));

@@ -25,23 +25,40 @@ pub struct Multiply {
 }
 
 impl ReadyProduct {
-    /// The kernel whose CUDA C++ is `text`, which CubeCL compiles at the first launch.
-    pub fn new(product: Product, text: &str) -> Self {
+    /// The kernel whose cubin `image` is, or whose CUDA C++, which CubeCL compiles at the first
+    /// launch.
+    ///
+    /// # Errors
+    /// [`LaunchError::Image`] where its bytes are neither.
+    pub fn new(product: Product, image: &[u8]) -> Result<Self, LaunchError> {
         let image = Image {
             device: Device::Cuda,
             identity: Identity {
                 key: product.entry.clone(),
                 entry: product.entry.clone(),
-                digest: *blake3::hash(text.as_bytes()).as_bytes(),
+                digest: *blake3::hash(image).as_bytes(),
                 shared_bytes: product.shared_bytes,
             },
             threads: [product.threads, 1, 1],
-            code: Code::Cuda(text.to_string()),
+            code: Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
+                key: product.entry.clone(),
+                expected: "a cubin",
+            })?,
         };
-        Self {
+        Ok(Self {
             image: Arc::new(image),
             product,
-        }
+        })
+    }
+
+    /// Element type of a, b and c.
+    pub fn dtype(&self) -> butterfly_ir::Dtype {
+        self.product.dtype
+    }
+
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    pub(super) fn image(&self) -> &Arc<Image> {
+        &self.image
     }
 
     /// Whether it computes such a product.

@@ -43,6 +43,16 @@ pub(super) enum Code {
     },
 }
 
+impl Code {
+    /// A cubin or CUDA C++, by how it begins.
+    pub(super) fn of_cuda(image: &[u8]) -> Option<Self> {
+        match image.starts_with(b"\x7fELF") {
+            true => Some(Self::Cubin(image.to_vec())),
+            false => Some(Self::Cuda(std::str::from_utf8(image).ok()?.to_string())),
+        }
+    }
+}
+
 const SPIRV_MAGIC: u32 = 0x0723_0203;
 
 impl Ready {
@@ -60,10 +70,7 @@ impl Ready {
             Err(_) => Err(image(expected)),
         };
         let code = match device {
-            Device::Cuda if kernel.image.starts_with(b"\x7fELF") => {
-                Code::Cubin(kernel.image.to_vec())
-            }
-            Device::Cuda => Code::Cuda(text("a cubin")?),
+            Device::Cuda => Code::of_cuda(kernel.image).ok_or_else(|| image("a cubin"))?,
             Device::Webgpu => Code::Wgsl(text("WGSL text")?),
             Device::Vulkan => {
                 let words = kernel.image.chunks_exact(4);
