@@ -288,6 +288,7 @@ impl Work<'_> {
             }
             Ok::<_, Failure>([prefill, first, started.elapsed().as_secs_f64()])
         };
+        place.memory.release();
         // Every length of chunk that comes.
         run(tokens.min(chunk), 2.min(decode), Profile::default())?;
         if !tokens.is_multiple_of(chunk) && tokens > chunk {

@@ -3,6 +3,7 @@
 /// Asks a device what is taken, and knows the most it can hold.
 pub(crate) struct Memory {
     taken: Box<dyn Fn() -> Option<u64>>,
+    release: Box<dyn Fn()>,
     /// Bytes in all, where the driver says so.
     pub(crate) total: Option<u64>,
 }
@@ -12,6 +13,7 @@ impl Memory {
     pub(crate) fn host() -> Self {
         Self {
             taken: Box::new(|| kibibytes("/proc/self/status", "VmHWM:")),
+            release: Box::new(|| ()),
             total: kibibytes("/proc/meminfo", "MemAvailable:"),
         }
     }
@@ -21,9 +23,18 @@ impl Memory {
     pub(crate) fn of<R: burn_cubecl::CubeRuntime>(device: &R::Device, total: Option<u64>) -> Self {
         let client = R::client(device);
         Self {
-            taken: Box::new(move || client.memory_usage().ok().map(|usage| usage.bytes_reserved)),
+            taken: Box::new({
+                let client = client.clone();
+                move || client.memory_usage().ok().map(|usage| usage.bytes_reserved)
+            }),
+            release: Box::new(move || client.memory_cleanup()),
             total,
         }
+    }
+
+    /// Gives back what a device has reserved and nobody uses.
+    pub(crate) fn release(&self) {
+        (self.release)();
     }
 
     /// Bytes that are taken: the most so far of this process, or what a device has reserved,
