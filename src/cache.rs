@@ -26,9 +26,14 @@ impl<B: Backend> KvCache<B> {
     ) -> Self {
         let options = options.into();
         let room = capacity.max(1).next_multiple_of(block.max(1));
-        let empty = || Tensor::empty([batch, kv_heads, room, head_dim], options.clone());
+        // Of exactly this size: it stays, and is most of what a long text takes.
+        let device = options.device.clone();
+        let stored = B::memory_persistent_allocations(&device, options, |options| {
+            let empty = || Tensor::empty([batch, kv_heads, room, head_dim], options.clone());
+            [empty(), empty()]
+        });
         Self {
-            stored: Some([empty(), empty()]),
+            stored: Some(stored),
             len: 0,
             block: block.max(1),
         }

@@ -30,10 +30,9 @@ fn value_loads(shape: &Shape) -> u32 {
 #[cube]
 fn sum_of_parts<N: Size>(x: Vector<f32, N>, #[comptime] shape: Shape) -> f32 {
     let mut sum = (x[0] + x[1]) + (x[2] + x[3]);
-    if comptime!(shape.parts > 1) {
-        sum += plane_shuffle_xor(sum, 1u32);
-        sum += plane_shuffle_xor(sum, 2u32);
-        sum += plane_shuffle_xor(sum, 4u32);
+    #[unroll]
+    for step in 0..comptime!(shape.parts.trailing_zeros()) {
+        sum += plane_shuffle_xor(sum, comptime!(1u32 << step).runtime());
     }
     sum
 }
