@@ -46,6 +46,7 @@ mod flex;
 mod fusion;
 mod operation;
 mod plan;
+mod shapes;
 
 pub use attention::{Attention, AttentionConfig, Call, attention, attention_with_lse};
 pub use backend::{AttentionBackend, run};

@@ -1,0 +1,185 @@
+//! Arguments of the commands that run models.
+
+use super::{DeviceArg, dtype};
+use butterfly_ir::Dtype;
+use std::path::PathBuf;
+
+/// How a model is run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// A `.pattern` or `.json` file, or the pattern's text [default: that of the artifacts;
+    /// without either, dense attention].
+    #[arg(long, value_name = "FILE|TEXT")]
+    pub(crate) pattern: Option<String>,
+    /// The layers to replace, by index [default: those of the pattern, or all].
+    #[arg(long, value_name = "I,I,…", value_delimiter = ',')]
+    pub(crate) swap: Option<Vec<u32>>,
+    /// Tokens that fix the stages of the pattern and the room for keys [default: all tokens
+    /// of the run].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub(crate) capacity: Option<u32>,
+    /// Tokens of a prompt that are taken at once.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) chunk: u32,
+    /// Element type: f32, f16 or bf16 [default: the model's own on CUDA, else and for logits f32].
+    #[arg(long, value_parser = dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Where to run; `auto` is the first GPU, else the CPU.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) device: DeviceArg,
+    /// Run the kernels of this artifact folder; no compiler is called for them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) artifacts: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logits {
+    /// A Hugging Face folder: config.json, safetensors.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// A safetensors file with `input_ids` [B,T], I64 or I32.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inputs: PathBuf,
+    /// The safetensors file to write `logits` [B,T,V] to, f32.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Generate {
+    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to continue.
+    #[arg(long, required_unless_present_any = ["prompt_file", "tokens"], conflicts_with_all = ["prompt_file", "tokens"])]
+    pub(crate) prompt: Option<String>,
+    /// A file with the text to continue.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// The tokens to continue; no tokenizer is needed, and tokens are printed.
+    #[arg(
+        long,
+        value_name = "N,N,…",
+        value_delimiter = ',',
+        conflicts_with = "chat"
+    )]
+    pub(crate) tokens: Option<Vec<u32>>,
+    /// Take the prompt as what a user says, by the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// What a chat's system message says.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// Most tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) max_new_tokens: u32,
+    /// Divides logits; 0 takes the most likely token.
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    pub(crate) temperature: f32,
+    /// Of the most likely tokens only so many [default: all].
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Of the most likely tokens those that make up this share.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
+    pub(crate) top_p: f32,
+    /// The same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Go on after a token that ends a text.
+    #[arg(long)]
+    pub(crate) ignore_end: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchModel {
+    /// A Hugging Face folder.
+    #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
+    pub(crate) model: Option<PathBuf>,
+    /// A `config.json`, whose shapes are filled with random weights.
+    #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
+    pub(crate) random_weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchLayer {
+    /// A `config.json`, whose shapes are filled with random weights.
+    #[arg(long, value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    /// The layer, by its index in the model [default: the first with softmax attention].
+    #[arg(long, value_name = "I")]
+    pub(crate) layer: Option<u32>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+/// What is measured of a model.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Measure {
+    /// Numbers of tokens in the prompt.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',', default_value = "8192",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) prompt_tokens: Vec<u32>,
+    /// Tokens to generate after each prompt.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    pub(crate) decode: u32,
+    /// Leave out dense attention.
+    #[arg(long)]
+    pub(crate) no_dense: bool,
+    /// Also say what each part of a layer takes, with a wait after each.
+    #[arg(long)]
+    pub(crate) profile: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Eval {
+    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to predict.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens of a window; each begins anew [default: all of the text, up to the model's limit].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
+    pub(crate) window: Option<u32>,
+    /// Also hide a fact in so many tokens of the text, and ask for it.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    pub(crate) needle: Vec<u32>,
+    /// Where the fact is hidden, as shares of the text before the question.
+    #[arg(long, value_name = "X,X,…", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1",
+          value_parser = depth)]
+    pub(crate) depths: Vec<f32>,
+    /// An SVG file to draw what was found to.
+    #[arg(long, value_name = "FILE", requires = "needle")]
+    pub(crate) plot: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok();
+    let fits = number.filter(|x: &f32| x.is_finite() && *x >= 0.0);
+    fits.ok_or_else(|| "give 0 or a positive number".to_string())
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok();
+    let fits = number.filter(|x: &f32| *x > 0.0 && *x <= 1.0);
+    fits.ok_or_else(|| "give a number above 0, at most 1".to_string())
+}
+
+fn depth(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok();
+    let fits = number.filter(|x: &f32| (0.0..=1.0).contains(x));
+    fits.ok_or_else(|| "give numbers from 0 to 1".to_string())
+}
