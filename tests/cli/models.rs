@@ -157,6 +157,22 @@ fn capacity_keeps_stages() {
     let ids = file.tensor("input_ids").expect("tensor").data().to_vec();
     let words = ids.as_chunks::<8>().0.iter();
     let tokens: Vec<u32> = words.map(|b| i64::from_le_bytes(*b) as u32).collect();
+    let dir = model("qwen3");
+    let args = [
+        "generate",
+        "--model",
+        text(&dir),
+        "--tokens",
+        "1,2",
+        "--max-new-tokens",
+        "1",
+    ];
+    let output = butterfly(&[&args[..], &more].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("stages of the pattern are those of 3 tokens"),
+        "{said}"
+    );
     // Inside and on the border of a block of 8.
     for length in [40, 43] {
         let row = &want[(length - 1) * 256..length * 256];

@@ -197,6 +197,13 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
             );
         }
     }
+    let pattern = &plan.sparsity().pattern;
+    let blocks = (tokens as u32).div_ceil(plan.sparsity().block);
+    if run.capacity.is_none() && pattern.stage_count(blocks) > 1 {
+        eprintln!(
+            "note: the stages of the pattern are those of {tokens} tokens, all of this run; with other lengths layers see other blocks, unless --capacity fixes them"
+        );
+    }
     let mut sparsity = parsed.map_or_else(|| plan.sparsity().clone(), |parsed| parsed.sparsity);
     if run.swap.is_some() {
         sparsity.swapped_layers = run.swap.clone();
