@@ -170,7 +170,7 @@ fn capacity_keeps_stages() {
     let output = butterfly(&[&args[..], &more].concat());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        said.contains("stages of the pattern are those of 3 tokens"),
+        said.contains("stages of the pattern are those of 21 tokens"),
         "{said}"
     );
     // Inside and on the border of a block of 8.
