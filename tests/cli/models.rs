@@ -158,12 +158,14 @@ fn capacity_keeps_stages() {
     let words = ids.as_chunks::<8>().0.iter();
     let tokens: Vec<u32> = words.map(|b| i64::from_le_bytes(*b) as u32).collect();
     let dir = model("qwen3");
+    let list: Vec<String> = (1..=20).map(|i| i.to_string()).collect();
+    let list = list.join(",");
     let args = [
         "generate",
         "--model",
         text(&dir),
         "--tokens",
-        "1,2",
+        &list,
         "--max-new-tokens",
         "1",
     ];
