@@ -32,8 +32,9 @@ const PLANS: [Plan; 10] = [
 
 /// Further ones for Hopper's own instructions.
 #[rustfmt::skip]
-const HOPPER_PLANS: [Plan; 2] = [
+const HOPPER_PLANS: [Plan; 3] = [
     ("butterfly_d64", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 64, 64, 4, Dtype::Bf16),
+    ("mla_prefill", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 576, 512, 20, Dtype::Bf16),
     ("butterfly_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Decode, 128, 128, 4, Dtype::Bf16),
 ];
 

@@ -70,7 +70,8 @@ class Launch:
             words.append(batch)
         if resident:
             keys = (1, 1, resident["k_box"], 64)
-            maps = [tensor_map(q, (1, *resident["q_box"], 64)), tensor_map(k, keys), tensor_map(v, keys)]
+            maps = [tensor_map(q, (1, *resident["q_box"], 64)), tensor_map(k, keys), tensor_map(v, keys),
+                    tensor_map(self.o, (1, 1, resident["q_box"][1], 64))]
             cluster = resident["cluster"]
             items = cluster * rows * resident["items_per_row"] * kv_heads * batch
             self.grid = (min(processors // cluster * cluster, items), 1, 1)
@@ -87,7 +88,9 @@ class Launch:
         # Strides are unsigned words of 32 bits.
         self.parameters = torch.tensor([w - (1 << 32) if w >= 1 << 31 else w for w in words],
                                        dtype=torch.int32, device="cuda")
-        buffers = [q, k, v, self.parameters, self.o, self.lse]
+        # What tensor maps show comes first.
+        last = [self.o, self.parameters] if resident else [self.parameters, self.o]
+        buffers = [q, k, v, *last, self.lse]
         self.values = maps + [C.c_void_p(x.data_ptr()) for x in buffers]
         self.arguments = (C.c_void_p * len(self.values))(*(C.addressof(x) for x in self.values))
 

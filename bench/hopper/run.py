@@ -82,9 +82,9 @@ class Launch:
         params = torch.tensor(words + [batch], dtype=torch.int64, device="cuda").to(torch.int32)
         kv_box = (1, 1, case["k_box"], 64)
         maps = [tensor_map(self.q, (1, case["unit_heads"], case["unit_tokens"], 64)),
-                tensor_map(self.k, kv_box), tensor_map(self.v, kv_box)]
+                tensor_map(self.k, kv_box), tensor_map(self.v, kv_box), tensor_map(self.o, (1, 1, case["unit_tokens"], 64))]
         table = bands(case, kv_len, index) if case["table"] else []
-        self.buffers = [self.q, self.k, self.v, params, *table, self.o, self.lse]
+        self.buffers = [self.q, self.k, self.v, self.o, params, *table, self.lse]
         self.values = maps + [C.c_void_p(x.data_ptr()) for x in self.buffers]
         self.arguments = (C.c_void_p * len(self.values))(*(C.addressof(x) for x in self.values))
 
@@ -132,6 +132,8 @@ def time(run, count):
 def lengths(case):
     if case["table"] or "_g" in case["name"] or "_v" in case["name"] or case["dtype"] != "bf16":
         return []
+    if case["D"] > 256:
+        return [8192]
     if case["pattern"] != "butterfly":
         return [16384]
     return [8192, 32768] + ([131072] if case["D"] == 128 else [])

@@ -33,7 +33,7 @@ pub struct Geometry {
 /// An item is a row of blocks, a kv head of a sequence, and `q_tile` queries of the row.
 /// Grid: as many workgroups as the device runs at once, a multiple of the cluster, no more
 /// than the cluster times the items. Its parameter buffer has one word more, the number
-/// of sequences, and before its buffers it takes tensor maps of q, k and v: rank 4,
+/// of sequences, and before its buffers it takes tensor maps of q, k, v and o: rank 4,
 /// [B, H, length, D], swizzled by 128 bytes, zero outside, in boxes of 64 elements. Strides
 /// and addresses must be multiples of 16 bytes, the scale positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub struct Resident {
     pub items_per_row: u32,
     /// Workgroups that share their copies.
     pub cluster: u32,
-    /// Heads and tokens of a box of q.
+    /// Heads and tokens of a box of q; one of o has as many tokens, of one head.
     pub q_box: [u32; 2],
     /// Tokens of a box of k and v, of one head.
     pub k_box: u32,

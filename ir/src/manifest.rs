@@ -10,7 +10,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -198,8 +198,9 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
         let map = format!("tensor map of {dtype}");
         let [q, k] =
             [[heads, tokens], [1, k_box]].map(|[h, t]| format!("boxes of 1, {h}, {t}, 64"));
-        for (name, boxes) in [("q_map", &q), ("k_map", &k), ("v_map", &k)] {
-            arguments.push(argument(name, &map, boxes, false));
+        let o = format!("boxes of 1, 1, {tokens}, 64");
+        for (name, boxes) in [("q_map", &q), ("k_map", &k), ("v_map", &k), ("o_map", &o)] {
+            arguments.push(argument(name, &map, boxes, name == "o_map"));
         }
     }
     let scalars = match (geometry.counts_sequences(), spec.score.sinks) {
@@ -212,14 +213,21 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
         argument("q", dtype, "batch, q_heads, q_len, head_dim", false),
         argument("k", dtype, "batch, kv_heads, kv_len, head_dim", false),
         argument("v", dtype, "batch, kv_heads, kv_len, v_head_dim", false),
-        argument("scalars", "u32", scalars, false),
     ]);
+    let o = argument("o", dtype, "batch, q_heads, q_len, v_head_dim", true);
+    // The tensors behind tensor maps come first.
+    let mapped = geometry.resident.is_some();
+    if mapped {
+        arguments.push(o.clone());
+    }
+    arguments.push(argument("scalars", "u32", scalars, false));
     if spec.rows == crate::Rows::Table {
         arguments.push(argument("offsets", "u32", "rows + 1", false));
         arguments.push(argument("bands", "i32", "bands, 4", false));
     }
-    let o = "batch, q_heads, q_len, v_head_dim";
-    arguments.push(argument("o", dtype, o, true));
+    if !mapped {
+        arguments.push(o);
+    }
     arguments.push(argument("lse", "f32", "batch, q_heads, q_len", true));
     arguments
 }

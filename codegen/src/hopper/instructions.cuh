@@ -29,6 +29,25 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
       : "memory");
 }
 
+// Waits for three barriers, asking for all at once.
+__device__ __forceinline__ void barrier_wait_all(unsigned a, unsigned parity_a, unsigned b,
+                                                 unsigned parity_b, unsigned c, unsigned parity_c) {
+  asm volatile(
+      "{\n"
+      ".reg .pred a, b, c;\n"
+      "AGAIN:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 a, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 b, [%2], %3;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 c, [%4], %5;\n"
+      "and.pred a, a, b;\n"
+      "and.pred a, a, c;\n"
+      "@a bra READY;\n"
+      "bra AGAIN;\n"
+      "READY:\n"
+      "}" ::"r"(a), "r"(parity_a), "r"(b), "r"(parity_b), "r"(c), "r"(parity_c)
+      : "memory");
+}
+
 // Copies the box at (column, token, head, batch); what lies outside the tensor is zero.
 __device__ __forceinline__ void copy_box(unsigned to, const TensorMap* map, unsigned barrier,
                                          int column, int token, int head, int batch) {
@@ -49,6 +68,52 @@ __device__ __forceinline__ void copy_box_to_cluster(unsigned to, const TensorMap
       ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to), "l"(map),
       "r"(barrier), "r"(column), "r"(token), "r"(head), "r"(batch),
       "h"(static_cast<unsigned short>((1 << CLUSTER) - 1))
+      : "memory");
+}
+
+// Stores a box from shared memory; what lies outside the tensor is not written.
+__device__ __forceinline__ void store_box(const TensorMap* map, unsigned from, int column,
+                                          int token, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+      "r"(from), "r"(column), "r"(token), "r"(head), "r"(batch)
+      : "memory");
+}
+
+__device__ __forceinline__ void commit_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Until all stores that this thread started have read shared memory.
+__device__ __forceinline__ void wait_stores() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Four matrices of 8 rows of 16 bytes; lane `8 i + r` gives the address of row `r` of the `i`-th.
+__device__ __forceinline__ void store_matrices(unsigned address, const unsigned (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
+// Waits until so many threads have come to a numbered barrier.
+__device__ __forceinline__ void synchronize(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Comes without waiting.
+__device__ __forceinline__ void arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// The same without a branch, across which products would not stay asynchronous.
+__device__ __forceinline__ void arrive_if(bool condition, int barrier, int threads) {
+  asm volatile(
+      "{\n"
+      ".reg .pred yes;\n"
+      "setp.ne.s32 yes, %0, 0;\n"
+      "@yes bar.arrive %1, %2;\n"
+      "}" ::"r"(static_cast<int>(condition)), "r"(barrier), "r"(threads)
       : "memory");
 }
 
@@ -79,6 +144,24 @@ __device__ __forceinline__ void store_pieces(void* to, const unsigned (&x)[4]) {
 
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Before the copy engine sees what was written to shared memory, or writes over it.
+__device__ __forceinline__ void fence_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void store_piece(unsigned address, const unsigned (&x)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void load_piece(unsigned (&x)[4], unsigned address) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
 }
 
 // Rows of 128 bytes, swizzled; `leading` and `stride` in bytes. In a cluster, addresses carry the

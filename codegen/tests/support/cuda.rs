@@ -186,7 +186,14 @@ impl Gpu {
 
             let lse = vec![0u8; launch.lse_bytes];
             let mut pointers: Vec<Pointer> = Vec::new();
-            for contents in launch.inputs.iter().chain([&launch.o, &lse]) {
+            // The tensors behind tensor maps come first.
+            let (tensors, others) = launch.inputs.split_at(3);
+            let mapped = !launch.maps.is_empty();
+            let o_at = if mapped { 3 } else { launch.inputs.len() };
+            let before = if mapped { tensors } else { &launch.inputs };
+            let after = if mapped { others } else { &[] };
+            let in_order = before.iter().chain([&launch.o]).chain(after).chain([&lse]);
+            for contents in in_order {
                 let mut pointer = 0;
                 ok(allocate(&mut pointer, contents.len().max(4)));
                 if !contents.is_empty() {
@@ -226,7 +233,7 @@ impl Gpu {
             (1..runs).for_each(|_| run());
             ok(finish());
             let mean = clock.elapsed() / runs.saturating_sub(1).max(1);
-            let outputs = &pointers[pointers.len() - 2..];
+            let outputs = [pointers[o_at], pointers[pointers.len() - 1]];
             let (mut o, mut lse) = (launch.o.clone(), lse);
             ok(download(o.as_mut_ptr().cast(), outputs[0], o.len()));
             ok(download(lse.as_mut_ptr().cast(), outputs[1], lse.len()));

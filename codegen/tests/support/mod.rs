@@ -32,7 +32,7 @@ pub(crate) struct Launch {
     pub(crate) o: Vec<u8>,
     pub(crate) lse_bytes: usize,
     pub(crate) grid: [u32; 3],
-    /// What the tensor maps of q, k and v show, for a kernel that copies by them.
+    /// What the tensor maps of q, k, v and o show, for a kernel that copies by them.
     #[allow(dead_code, reason = "only on CUDA")]
     pub(crate) maps: Vec<Map>,
 }
@@ -286,6 +286,7 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
             ),
             (k.strides, case.kv_heads, case.kv_len, d, keys),
             (v.strides, case.kv_heads, case.kv_len, dv, keys),
+            (o.strides, heads, case.q_len, dv, [1, 1, tokens, 64]),
         ] {
             maps.push(Map {
                 bf16: spec.dtype == Dtype::Bf16,

@@ -36,6 +36,8 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
         (192, 128),
         (72, 24),
         (128, 64),
+        (576, 512),
+        (320, 256),
     ]);
     let mut case = cases::case(phase, d);
     case.target = target;

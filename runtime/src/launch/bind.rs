@@ -18,7 +18,7 @@ pub(super) struct Needs {
     /// As [`Buffers::grid`].
     pub(super) grid: [u32; 3],
     /// As [`Buffers::maps`].
-    pub(super) maps: Option<[Map; 3]>,
+    pub(super) maps: Option<[Map; 4]>,
     /// One past the last row of blocks that holds a query.
     pub(super) rows: u64,
 }
@@ -32,8 +32,8 @@ pub(super) struct Buffers<'a> {
     pub(super) outputs: [usize; 2],
     /// Workgroups; for some kernels the most of them, see `Geometry::fitted`.
     pub(super) grid: [u32; 3],
-    /// What the tensor maps of q, k and v show, for a resident kernel.
-    pub(super) maps: Option<[Map; 3]>,
+    /// What the tensor maps of q, k, v and o show, for a resident kernel.
+    pub(super) maps: Option<[Map; 4]>,
 }
 
 impl Buffers<'_> {
@@ -171,6 +171,24 @@ pub(super) fn buffers<'a>(
     })
 }
 
+/// Tensors behind tensor maps, and buffers, in binding order: of all inputs, and of o and lse.
+/// The tensors are bound with their maps.
+pub(super) fn order<T: Clone>(
+    maps: Option<&[Map; 4]>,
+    inputs: &[T],
+    outputs: &[T; 2],
+) -> (Vec<T>, Vec<T>) {
+    let (tensors, others) = inputs.split_at(3);
+    let [o, lse] = outputs;
+    match maps {
+        Some(_) => (
+            [tensors, std::slice::from_ref(o)].concat(),
+            [others, std::slice::from_ref(lse)].concat(),
+        ),
+        None => (vec![], [inputs, outputs].concat()),
+    }
+}
+
 /// Offsets and bands, as they are bound.
 pub(super) fn table_words(table: &BandTable) -> [Cow<'static, [u8]>; 2] {
     let bands = table.bands.iter();
@@ -211,7 +229,7 @@ fn check_copies(kernel: &Ready, scalars: &LaunchScalars) -> Result<(), LaunchErr
 }
 
 /// What the tensor maps of a resident kernel show.
-fn maps(kernel: &Ready, call: &Call<'_>, resident: &Resident) -> [Map; 3] {
+fn maps(kernel: &Ready, call: &Call<'_>, resident: &Resident) -> [Map; 4] {
     let (spec, scalars) = (kernel.spec(), &call.scalars);
     let map = |[batch, head, token]: [u32; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
         dtype: spec.dtype,
@@ -225,6 +243,13 @@ fn maps(kernel: &Ready, call: &Call<'_>, resident: &Resident) -> [Map; 3] {
         map(scalars.q_strides, hq, scalars.q_len, d, resident.q_box),
         map(scalars.k_strides, hkv, scalars.kv_len, d, k_box),
         map(scalars.v_strides, hkv, scalars.kv_len, dv, k_box),
+        map(
+            scalars.o_strides,
+            hq,
+            scalars.q_len,
+            dv,
+            [1, resident.q_box[1]],
+        ),
     ]
 }
 

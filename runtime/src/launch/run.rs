@@ -1,6 +1,6 @@
 //! What all devices share around a launch: limits, uploading, timing, reading back.
 
-use super::bind::{Buffers, padded};
+use super::bind::{self, Buffers, padded};
 use super::{Device, LaunchError, Output};
 use butterfly_ir::Geometry;
 use cubecl_common::future::block_on;
@@ -74,8 +74,8 @@ pub(super) fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, Stri
 const BURST_MILLISECONDS: f64 = 2.0;
 
 /// Uploads, launches, reads back. `task` makes the same kernel each time, `maps` its tensor
-/// maps from the inputs. The first
-/// launch loads the kernel; `runs` bursts of further launches are timed.
+/// maps from the tensors behind them. The first launch loads the kernel; `runs` bursts of
+/// further launches are timed.
 pub(super) fn run<R: Runtime>(
     client: &ComputeClient<R>,
     buffers: &Buffers<'_>,
@@ -93,13 +93,10 @@ pub(super) fn run<R: Runtime>(
     let burst = |launches: u32| {
         let start = Instant::now();
         for _ in 0..launches {
-            let maps = maps(&inputs);
-            // The buffers behind tensor maps are bound with them.
-            let bindings = inputs.iter().skip(maps.len()).chain(&outputs);
-            let bindings = bindings.map(|handle| handle.clone().binding());
+            let (tensors, bound) = bind::order(buffers.maps.as_ref(), &inputs, &outputs);
             let arguments = KernelArguments::new()
-                .with_tensor_maps(maps)
-                .with_buffers(bindings.collect());
+                .with_tensor_maps(maps(&tensors))
+                .with_buffers(bound.into_iter().map(Handle::binding).collect());
             let [x, y, z] = buffers.grid;
             // SAFETY: every length was checked against the strides, the rows and the grid.
             unsafe { client.launch_unchecked(task(), CubeCount::Static(x, y, z), arguments) };

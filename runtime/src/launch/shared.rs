@@ -23,9 +23,9 @@ pub trait Launches: Runtime {
     #[doc(hidden)]
     fn task(image: &Arc<Image>) -> <Self::Server as ComputeServer>::Kernel;
 
-    /// Tensor maps of the first inputs.
+    /// Tensor maps of some tensors.
     #[doc(hidden)]
-    fn tensor_maps(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding>;
+    fn tensor_maps(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding>;
 
     /// Workgroups of a kernel that stays for the launch.
     #[doc(hidden)]
@@ -111,13 +111,12 @@ pub fn enqueue<R: Launches>(
             inputs.extend(table.buffers.iter().cloned());
         }
     }
-    let maps = R::tensor_maps(needs.maps.as_ref().map_or(&[], |maps| maps), &inputs);
-    // The buffers behind tensor maps are bound with them.
-    let buffers = inputs.into_iter().skip(maps.len());
-    let buffers = buffers.chain([tensors.o.clone(), tensors.lse.clone()]);
+    let outputs = [tensors.o.clone(), tensors.lse.clone()];
+    let (mapped, buffers) = bind::order(needs.maps.as_ref(), &inputs, &outputs);
+    let maps = needs.maps.as_ref().map_or(&[][..], |maps| maps);
     let arguments = KernelArguments::new()
-        .with_tensor_maps(maps)
-        .with_buffers(buffers.map(Handle::binding).collect());
+        .with_tensor_maps(R::tensor_maps(maps, &mapped))
+        .with_buffers(buffers.into_iter().map(Handle::binding).collect());
     let [x, y, z] = grid;
     // SAFETY: every length was checked against the strides, the rows and the grid.
     unsafe {

@@ -9,9 +9,9 @@ use cubecl_runtime::tma::{
     OobFill, TensorMapFormat, TensorMapInterleave, TensorMapPrefetch, TensorMapSwizzle, TiledArgs,
 };
 
-/// The tensor maps of q, k and v, the first inputs.
-pub(super) fn bind(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding> {
-    let binding = |(map, input): (&Map, &Handle)| {
+/// The tensor maps of as many tensors.
+pub(super) fn bind(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding> {
+    let binding = |(map, tensor): (&Map, &Handle)| {
         let dims = |dims: [u32; 4]| dims.map(|n| n as usize);
         let kind = match map.dtype {
             Dtype::F32 => FloatKind::F32,
@@ -19,7 +19,7 @@ pub(super) fn bind(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding> {
             Dtype::Bf16 => FloatKind::BF16,
         };
         TensorMapBinding {
-            binding: input.clone().binding(),
+            binding: tensor.clone().binding(),
             map: TensorMapMeta {
                 format: TensorMapFormat::Tiled(TiledArgs {
                     tile_size: dims(map.tile).into(),
@@ -34,5 +34,5 @@ pub(super) fn bind(maps: &[Map], inputs: &[Handle]) -> Vec<TensorMapBinding> {
             },
         }
     };
-    maps.iter().zip(inputs).map(binding).collect()
+    maps.iter().zip(tensors).map(binding).collect()
 }

@@ -1,4 +1,4 @@
-// ---- Consumer: a warpgroup that computes one unit of each item ----
+// ---- Consumer: a warpgroup that computes one unit of each item, or its share of one ----
 //
 // The loop runs over the tiles of all items. While it turns the scores of a tile into weights,
 // the values of the tile before it are being multiplied. At the first tile of an item these
@@ -10,7 +10,6 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   const int lane = threadIdx.x % 32;
   const float scale = @scale;
 @cap_factor
-  const float slack = SLACK / scale;
   Slot slot;
   int count = 0;
   Item item;
@@ -18,9 +17,9 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   Bands bands;
   Softmax softmax;
   float s[K_TILE / 2];
-  float o[V_COLUMNS / 2];
+  float o[O_COLUMNS / 2];
   unsigned p[K_TILE / 4];
-  float fade[2];
+  float fade[2], added[2];
 
   auto release = [&](unsigned barrier) {
     __syncwarp();
@@ -32,10 +31,9 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     if (lane < CLUSTER) barrier_arrive_at(barrier, lane);
   };
   auto begin_item = [&] {
-    const int header = count % (Q_SLOTS + 1);
-    item = shared.item(header);
-    unit = unit_of(item, shared.rank * CONSUMERS + consumer);
-    bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
+    item = shared.item(count % HEADERS);
+    unit = unit_of(item, shared.rank * UNITS + consumer % UNITS);
+    bands = bands_of(launch, item.token / BLOCK, shared.bands(count % HEADERS));
     softmax.start();
     ++count;
   };
@@ -55,30 +53,23 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     }
     mask(s, seen);
   };
-  auto multiply_scores = [&](int q_slot) {
-    const unsigned long long q = descriptor(shared.q(q_slot, consumer), 16, 1024);
-    const unsigned long long k = descriptor(shared.slot(slot.index), 16, 1024);
-#pragma unroll
-    for (int t = 0; t < D_STEPS; ++t)
-      mma_scores(s, q + (t / 4 * 64 * 128 + t % 4 * 32) / 16,
-                 k + (t / 4 * K_TILE * 128 + t % 4 * 32) / 16, t > 0);
-    mma_commit();
+@products
+  // The first tile of an item says what weights are relative to.
+  auto first_weights = [&] {
+    softmax.raise(s, scale, fade);
+    softmax.weigh(s, scale, p, added);
+    softmax.add(added);
   };
-  auto multiply_values = [&](int v_slot, bool accumulate) {
-    const unsigned long long v = descriptor(shared.slot(v_slot), K_TILE * 128, 1024);
-#pragma unroll
-    for (int t = 0; t < K_TILE / 16; ++t)
-      mma_values(o, p[4 * t], p[4 * t + 1], p[4 * t + 2], p[4 * t + 3], v + t * 16 * 128 / 16,
-                 t > 0 || accumulate);
-    mma_commit();
+  // Two consumers of two units give their products to the matrix units in turns, so that the softmax of each falls
+  // into the products of the other (FlashAttention-3, section 3.1). The first turn is the first one's.
+  auto await_turn = [&] {
+    if (UNITS == 2) synchronize(TURN_AT + consumer, 256);
   };
-  auto keep_weights = [&] {
-#pragma unroll
-    for (int i = 0; i < K_TILE / 4; ++i) p[i] = pack(s[2 * i], s[2 * i + 1]);
+  auto pass_turn = [&] {
+    if (UNITS == 2) arrive(TURN_AT + 1 - consumer, 256);
   };
-
+  if (UNITS == 2) arrive_if(consumer == 1, TURN_AT, 256);
   auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
-  auto await_queries = [&] { barrier_wait(shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1); };
 
   // The first tile of all. The lane that reads it is the one that gives its slot back: checkers for
   // races see that order, and none among lanes without a branch.
@@ -88,76 +79,83 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   tile.x = __shfl_sync(~0u, tile.x, 0);
   tile.y = __shfl_sync(~0u, tile.y, 0);
   if (tile.y & NONE) return release_slot(shared.empty(slot.index));
-  await_queries();
+  barrier_wait(shared.q_full(0), 0);
   mma_fence();
   multiply_scores(0);
   begin_item();
   mma_wait<0>(s);
+  add_scores(shared.slot(slot.index));
   release_slot(shared.empty(slot.index));
-  if (tile.y & LAST) release(shared.q_empty(0));
+  if (!STAGED && tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
   hide(tile);
-  softmax.weigh(s, scale, slack, fade);
-  keep_weights();
+  first_weights();
 
   // Whether the values of the tile before are added to those of earlier tiles of its item.
   bool accumulate = false;
-  while (true) {
+  while (!(tile.y & END)) {
     if (tile.y & LAST) {
       // Values first: the output is then stored while the next item's scores are multiplied.
-      await();
-      const int v_slot = slot.index;
-      if (tile.y & END) {
-        mma_fence();
-        multiply_values(v_slot, accumulate);
-        mma_wait<0>(o);
-        break;
-      }
+      const Slot values = slot;
       slot.advance();
-      await();
+      barrier_wait_all(shared.full(values.index), values.turn, shared.full(slot.index), slot.turn,
+                       shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1);
       tile = shared.tile(slot.index);
-      await_queries();
+      await_turn();
       mma_fence();
-      multiply_values(v_slot, accumulate);
+      multiply_values(values.index, accumulate);
       multiply_scores(count % Q_SLOTS);
+      pass_turn();
       mma_wait<1>(o);
       keep_until_here(p);
-      release_slot(shared.empty(v_slot));
-      store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
+      release_slot(shared.empty(values.index));
+      store(launch, shared, item, unit, softmax, o, scale, consumer, (count - 1) % Q_SLOTS, warp,
+            lane, output, lse);
       begin_item();
       mma_wait<0>(s);
+      add_scores(shared.slot(slot.index));
       release_slot(shared.empty(slot.index));
-      if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+      if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
       slot.advance();
       hide(tile);
-      softmax.weigh(s, scale, slack, fade);
+      first_weights();
       accumulate = false;
     } else {
       await();
       tile = shared.tile(slot.index);
+      await_turn();
       mma_fence();
       multiply_scores((count - 1) % Q_SLOTS);
-      const unsigned k_empty = shared.empty(slot.index);
+      const int keys = slot.index;
       slot.advance();
       await();
       multiply_values(slot.index, accumulate);
+      pass_turn();
       mma_wait<1>(s);
-      release_slot(k_empty);
-      if (tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+      add_scores(shared.slot(keys));
+      release_slot(shared.empty(keys));
+      if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
       hide(tile);
-      const bool grown = softmax.weigh(s, scale, slack, fade);
+      // Products take as long to be issued as to be done: there is nothing to gain from a later wait.
       mma_wait<0>(o);
       keep_until_here(p);
       release_slot(shared.empty(slot.index));
       slot.advance();
-      if (grown) {
+      if (!__all_sync(~0u, softmax.weigh(s, scale, p, added))) {
+        softmax.raise(s, scale, fade);
 #pragma unroll
-        for (int i = 0; i < V_COLUMNS / 2; ++i) o[i] *= fade[i >> 1 & 1];
+        for (int i = 0; i < O_COLUMNS / 2; ++i) o[i] *= fade[i >> 1 & 1];
+        softmax.weigh(s, scale, p, added);
       }
+      softmax.add(added);
       accumulate = true;
     }
-    keep_weights();
   }
+  await();
+  mma_fence();
+  multiply_values(slot.index, accumulate);
+  mma_wait<0>(o);
   release_slot(shared.empty(slot.index));
-  store(launch, item, unit, softmax, o, scale, warp, lane, output, lse);
+  store(launch, shared, item, unit, softmax, o, scale, consumer, (count - 1) % Q_SLOTS, warp, lane,
+        output, lse);
 }

@@ -4,8 +4,10 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     butterfly_attention(const __grid_constant__ TensorMap q_map,
                         const __grid_constant__ TensorMap k_map,
                         const __grid_constant__ TensorMap v_map,
-                        const void*, const void*, const void*, const unsigned* __restrict__ params,@table_arguments
-                        Element* __restrict__ o, float* __restrict__ lse) {
+                        const __grid_constant__ TensorMap o_map,
+                        const void*, const void*, const void*, Element* __restrict__ o,
+                        const unsigned* __restrict__ params,@table_arguments
+                        float* __restrict__ lse) {
   extern __shared__ unsigned char dynamic_shared[];
   // Swizzled tiles start at multiples of 1024 bytes.
   const unsigned start = shared_address(dynamic_shared);
@@ -22,19 +24,22 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     }
     for (int i = 0; i < Q_SLOTS; ++i) {
       barrier_init(shared.q_full(i), 1);
-      barrier_init(shared.q_empty(i), CONSUMERS * 4);
+      barrier_init(shared.q_empty(i), STAGED ? CONSUMERS : CONSUMERS * 4);
+      for (int w = 0; w < CONSUMERS; ++w) barrier_init(shared.o_full(i, w), 4);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async;" ::: "memory");
     prefetch_map(&q_map);
     prefetch_map(&k_map);
     prefetch_map(&v_map);
+    prefetch_map(&o_map);
   }
   synchronize_cluster();
 
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     if (threadIdx.x < 32) produce(launch, shared, &q_map, &k_map, &v_map, threadIdx.x);
+    else write_outputs(launch, shared, &o_map, o, threadIdx.x / 32 - 1, 3, threadIdx.x % 32);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     consume(launch, shared, threadIdx.x / 128 - 1, o, lse);

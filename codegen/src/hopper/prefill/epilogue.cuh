@@ -1,4 +1,4 @@
-// ---- Epilogue: a unit's output and log-sum-exp, from registers to memory ----
+// ---- Epilogue: what a unit's rows end with ----
 
 // A thread's rows of the output: row `r` of two.
 struct Place { int token, head; bool valid; };
@@ -11,10 +11,22 @@ __device__ __forceinline__ Place place_of(const Launch& launch, const Item& item
           !unit.idle && of_group < GROUP && token >= 0 && token < launch.q_len};
 }
 
-// Writes the log-sum-exp of the thread's rows; returns what their outputs are to be multiplied by.
-__device__ __forceinline__ void finish(const Launch& launch, const Item& item, const Unit& unit,
+// The row in memory.
+__device__ __forceinline__ Element* row_of(const Launch& launch, const Item& item,
+                                           const Place& place, Element* output) {
+  return output + static_cast<long long>(item.batch) * launch.o_batch +
+         static_cast<long long>(place.head) * launch.o_head +
+         static_cast<long long>(place.token) * launch.o_token;
+}
+
+// What a thread's rows end with: the largest logit, as a power of two, and the sum of weights.
+struct Ends { float highest[2], total[2]; };
+
+// Returns what the outputs of the thread's rows are to be multiplied by.
+__device__ __forceinline__ Ends finish(const Launch& launch, const Item& item, const Unit& unit,
                                        const Softmax& softmax, float scale, int warp, int lane,
-                                       float* lse, float (&inverse)[2]) {
+                                       float (&inverse)[2]) {
+  Ends ends;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = softmax.sum[r];
@@ -24,45 +36,22 @@ __device__ __forceinline__ void finish(const Launch& launch, const Item& item, c
     const Place place = place_of(launch, item, unit, warp * 16 + r * 8 + lane / 4);
 @sink(min(place.head, launch.kv_heads * GROUP - 1))
     inverse[r] = sum > 0.0f ? fade * reciprocal_fast(total) : 0.0f;
-    if (place.valid && lane % 4 == 0) {
-      const int heads = launch.kv_heads * GROUP;
-      const long long at = static_cast<long long>(item.batch * heads + place.head) * launch.q_len;
-      lse[at + place.token] =
-          total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity();
-    }
+    ends.highest[r] = highest;
+    ends.total[r] = total;
   }
+  return ends;
 }
 
-__device__ __forceinline__ void store(const Launch& launch, const Item& item, const Unit& unit,
-                                      const Softmax& softmax, const float (&o)[V_COLUMNS / 2],
-                                      float scale, int warp, int lane, Element* output,
-                                      float* lse) {
-  float inverse[2];
-  finish(launch, item, unit, softmax, scale, warp, lane, lse, inverse);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const Place place = place_of(launch, item, unit, warp * 16 + r * 8 + lane / 4);
-    Element* const to = output + static_cast<long long>(item.batch) * launch.o_batch +
-                        static_cast<long long>(place.head) * launch.o_head +
-                        static_cast<long long>(place.token) * launch.o_token;
-    // 32 columns at a time, so that each lane has 16 consecutive bytes of its row.
-#pragma unroll
-    for (int c = 0; c < V_COLUMNS / 32; ++c) {
-      unsigned x[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int i = (c * 4 + j) * 4 + r * 2;
-        x[j] = pack(o[i] * inverse[r], o[i + 1] * inverse[r]);
-      }
-      transpose_quad(x, lane);
-      if (place.valid) store_pieces(to + c * 32 + lane % 4 * 8, x);
-    }
-#pragma unroll
-    for (int j = V_COLUMNS / 32 * 4; j < V_COLUMNS / 8; ++j) {
-      const int i = j * 4 + r * 2;
-      if (place.valid)
-        *reinterpret_cast<unsigned*>(to + j * 8 + lane % 4 * 2) =
-            pack(o[i] * inverse[r], o[i + 1] * inverse[r]);
-    }
-  }
+// Writes the log-sum-exp; of four lanes with the same rows, each of two writes one.
+__device__ __forceinline__ void store_lse(const Launch& launch, const Item& item, const Unit& unit,
+                                          const Ends& ends, int warp, int lane, float* lse) {
+  const int r = lane % 2;
+  const Place place = place_of(launch, item, unit, warp * 16 + r * 8 + lane / 4);
+  const float total = r ? ends.total[1] : ends.total[0];
+  const float highest = r ? ends.highest[1] : ends.highest[0];
+  const int heads = launch.kv_heads * GROUP;
+  const long long at = static_cast<long long>(item.batch * heads + place.head) * launch.q_len;
+  if (place.valid && lane % 4 < 2)
+    lse[at + place.token] =
+        total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity();
 }

@@ -21,15 +21,16 @@
 //!
 //! Beyond what the portable kernels need:
 //!
-//! - **Arguments**, in order: tensor maps of q, k and v, by value; pointers to q, k and v,
-//!   which are not read (CubeCL passes the buffers behind tensor maps too); the parameter
-//!   buffer; for tables offsets and bands; o; lse. This is the order in which CubeCL 0.10
+//! - **Arguments**, in order: tensor maps of q, k, v and o, by value; pointers to q, k and v,
+//!   which are not read (CubeCL passes the buffers behind tensor maps too), and to o; the
+//!   parameter buffer; for tables offsets and bands; lse. This is the order in which CubeCL 0.10
 //!   binds `tensor_maps`, then their buffers, then `buffers`.
 //! - **Parameters**: `LaunchScalars`, then word 19: the number of sequences in the batch.
 //! - **Tensor maps**: tiled, rank 4, shape [B, H, length, D] with the strides of the buffer,
 //!   16-bit type of the spec, element strides 1, no interleave, swizzle of 128 bytes, L2
 //!   promotion of 128 bytes, zeros outside. Boxes, in the same order of dimensions:
-//!   q [1, [`Plan::unit_heads`], [`Plan::unit_tokens`], 64], k and v [1, 1, [`Plan::k_box`], 64].
+//!   q [1, [`Plan::unit_heads`], [`Plan::unit_tokens`], 64], k and v [1, 1, [`Plan::k_box`], 64],
+//!   o [1, 1, [`Plan::unit_tokens`], 64].
 //!   The base must lie at a multiple of 16 bytes, and so must all strides but the last; o is
 //!   stored in pieces of 16 bytes, so this holds for it too. Otherwise: the portable kernel.
 //! - **Grid**: [x, 1, 1] with x the smaller of the number of multiprocessors and of
@@ -69,7 +70,12 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         false => "",
         true => "  const float cap_factor = 2.0f * 1.44269504f * launch.scale / launch.softcap;\n",
     };
+    let products = match plan.tuning.shares_unit {
+        true => include_str!("shared_products.cuh"),
+        false => include_str!("products.cuh"),
+    };
     let consumer = include_str!("consumer.cuh")
+        .replace("@products\n", products)
         .replace("@scale", scale)
         .replace("@cap_factor\n", cap_factor)
         .replace("@cap\n", cap);
@@ -77,7 +83,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         constants(spec, plan),
         source::ARITHMETIC.to_string(),
         source::INSTRUCTIONS.to_string(),
-        matrix::text(spec.dtype, plan.tuning.k_tile, spec.v_head_dim),
+        matrix::text(spec.dtype, plan.tuning.k_tile, plan.o_columns),
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),
         include_str!("bands.cuh").to_string(),
@@ -87,6 +93,10 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         include_str!("softmax.cuh").to_string(),
         source::STORES.to_string(),
         source::with_sink(spec, include_str!("epilogue.cuh")),
+        match plan.staged {
+            true => include_str!("store_copies.cuh").to_string(),
+            false => include_str!("store_registers.cuh").to_string(),
+        },
         consumer,
         source::entry(spec, &entry),
     ];
@@ -101,6 +111,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("THREADS", plan.threads());
     constant("CLUSTER", tuning.cluster);
     constant("CONSUMERS", tuning.consumers);
+    constant("UNITS", tuning.units());
     constant("PRODUCER_REGISTERS", plan.producer_registers);
     constant("CONSUMER_REGISTERS", plan.consumer_registers);
     constant("UNIT_TOKENS", plan.unit_tokens);
@@ -109,17 +120,17 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("UNITS_PER_ROW", plan.units_per_row);
     constant(
         "ITEMS_PER_ROW",
-        plan.units_per_row
-            .div_ceil(tuning.cluster * tuning.consumers),
+        plan.units_per_row.div_ceil(tuning.cluster * tuning.units()),
     );
     constant("K_TILE", tuning.k_tile);
     constant("K_PART", tuning.k_tile / tuning.cluster);
     constant("D_STEPS", spec.head_dim.div_ceil(16));
-    constant("V_COLUMNS", spec.v_head_dim);
+    constant("O_COLUMNS", plan.o_columns);
     constant("D_CHUNKS", plan.d_chunks);
     constant("V_CHUNKS", plan.v_chunks);
     constant("SLOTS", plan.slots);
     constant("Q_SLOTS", tuning.q_slots);
+    constant("STAGED", plan.staged.into());
     constant("Q_BYTES", plan::UNIT_ROWS * plan.d_chunks * 128);
     constant(
         "SLOT_BYTES",
@@ -130,7 +141,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     constant("TILES_AT", plan.tiles_at);
     constant("ITEMS_AT", plan.items_at);
     constant("BANDS_AT", plan.bands_at);
-    text.finish("constexpr float SLACK = 8.0f;\n")
+    text.finish("// What a thread's weights of a row of a tile may sum up to, and each be, in any type.\nconstexpr float MOST = 32768.0f;\n")
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ const REGISTERS: u32 = 65_536;
 /// Rows of a matrix product, hence of a unit.
 pub(super) const UNIT_ROWS: u32 = 64;
 
+/// Most columns of an output that the registers of a warpgroup hold.
+const WIDEST: u32 = 256;
+
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tuning {
@@ -19,7 +22,9 @@ pub(crate) struct Tuning {
     pub(crate) cluster: u32,
     /// Warpgroups that compute.
     pub(crate) consumers: u32,
-    /// Keys of a tile: 64 or 128.
+    /// Whether these share a unit, whose output is too wide for one; else each has its own.
+    pub(crate) shares_unit: bool,
+    /// Keys of a tile: 32, 64 or 128.
     pub(crate) k_tile: u32,
     /// Tiles of Q in shared memory for each consumer.
     pub(crate) q_slots: u32,
@@ -31,12 +36,30 @@ impl Tuning {
     /// order the consumers' products by barriers, as FlashAttention-3 does, took as many cycles.
     fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
+        if widest > WIDEST {
+            return Self {
+                cluster: 1,
+                consumers: 2,
+                shares_unit: true,
+                k_tile: 32,
+                q_slots: 1,
+            };
+        }
         let many = widest <= 64 && units_per_row.is_multiple_of(4);
         Self {
             cluster: 1,
             consumers: if many { 4 } else { 2 },
+            shares_unit: false,
             k_tile: if many || widest > 128 { 64 } else { 128 },
             q_slots: if widest > 128 { 1 } else { 2 },
+        }
+    }
+
+    /// Units that a thread block computes at a time.
+    pub(crate) fn units(&self) -> u32 {
+        match self.shares_unit {
+            true => 1,
+            false => self.consumers,
         }
     }
 }
@@ -81,6 +104,10 @@ pub(crate) struct Plan {
     pub(crate) v_chunks: u32,
     /// Tiles of K or V in the ring.
     pub(crate) slots: u32,
+    /// Columns of the output that a consumer has.
+    pub(crate) o_columns: u32,
+    /// Whether the output is stored by copies, from the place of the queries.
+    pub(crate) staged: bool,
     /// Bands of a closed form; 0 for a table.
     pub(crate) bands: u32,
     /// Offsets into shared memory.
@@ -106,7 +133,15 @@ impl Plan {
         if spec.dtype == Dtype::F32 {
             return Err("matrix units take 16-bit elements");
         }
-        if spec.head_dim > 256 || spec.v_head_dim > 256 {
+        let o_columns = match tuning.shares_unit {
+            false => spec.v_head_dim,
+            // Consumers have halves of swizzled columns of q and k, and as many of those of v.
+            true if spec.head_dim.is_multiple_of(64) && spec.v_head_dim.is_multiple_of(128) => {
+                spec.v_head_dim / 2
+            }
+            true => return Err("heads of more than 256 have to be multiples of 64, of v of 128"),
+        };
+        if o_columns > WIDEST {
             return Err("the output of a unit has to fit the registers");
         }
         let bands = source::bands(spec)?;
@@ -114,11 +149,12 @@ impl Plan {
 
         let d_chunks = spec.head_dim.div_ceil(64);
         let v_chunks = spec.v_head_dim.div_ceil(64);
-        let ring_at = tuning.q_slots * tuning.consumers * UNIT_ROWS * d_chunks * 128;
+        let ring_at = tuning.q_slots * tuning.units() * UNIT_ROWS * d_chunks * 128;
         let slot_bytes = tuning.k_tile * d_chunks.max(v_chunks) * 128;
-        let headers = tuning.q_slots + 1;
+        let headers = tuning.q_slots + 2;
         let small = |slots: u32| {
-            let tiles_at = (2 * slots + 2 * tuning.q_slots) * 8;
+            let barriers = 2 * slots + (2 + tuning.consumers) * tuning.q_slots;
+            let tiles_at = barriers * 8;
             let items_at = (tiles_at + slots * 8).next_multiple_of(16);
             let bands_at = items_at + headers * 16;
             (
@@ -143,7 +179,7 @@ impl Plan {
         // than there are would never be answered.
         let warpgroups = 1 + tuning.consumers;
         let started = REGISTERS / (128 * warpgroups) / 8 * 8 * warpgroups;
-        let producer_registers = if tuning.consumers == 2 { 64 } else { 32 };
+        let producer_registers = if tuning.consumers == 2 { 56 } else { 32 };
         let consumer_registers = (started - producer_registers) / tuning.consumers / 8 * 8;
         Ok(Self {
             tuning,
@@ -154,6 +190,10 @@ impl Plan {
             d_chunks,
             v_chunks,
             slots,
+            o_columns,
+            // The next item's queries then have a place of their own; with more consumers there are
+            // too few registers for the warps that copy.
+            staged: tuning.q_slots > 1 && tuning.consumers == 2 && v_chunks <= d_chunks,
             bands,
             ring_at,
             barriers_at,
@@ -174,7 +214,7 @@ impl Plan {
     /// How the kernel is launched.
     pub(crate) fn geometry(&self) -> Geometry {
         let tuning = &self.tuning;
-        let units = tuning.cluster * tuning.consumers;
+        let units = tuning.cluster * tuning.units();
         Geometry {
             threads: [self.threads(), 1, 1],
             // Units of one row: all heads of some tokens, then those of the next ones.

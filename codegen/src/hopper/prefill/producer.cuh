@@ -36,6 +36,21 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
     copy_tile(v_map, V_CHUNKS, token, item.kv_head, item.batch);
   };
+  auto copy_queries = [&](const Item& item, int count) {
+    const int q_slot = count % Q_SLOTS;
+    barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
+    if (lane == 0) {
+      barrier_expect(shared.q_full(q_slot), UNITS * 64 * D_CHUNKS * 128);
+#pragma unroll 1
+      for (int w = 0; w < UNITS; ++w) {
+        const Unit unit = unit_of(item, shared.rank * UNITS + w);
+#pragma unroll
+        for (int c = 0; c < D_CHUNKS; ++c)
+          copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
+                   unit.token - launch.q_offset, item.kv_head * GROUP + unit.head, item.batch);
+      }
+    }
+  };
   const Stages stages = stages_of(launch);
   int round = next_round(launch, 0);
   while (round != NO_ROUND) {
@@ -43,31 +58,18 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     const int q0 = first_query(launch, item);
     const int q1 = last_query(launch, item);
 
-    const int q_slot = count % Q_SLOTS;
-    barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
-    // Consumers may still read the bands of as many items as there are slots for Q.
-    const int header = count % (Q_SLOTS + 1);
+    const int header = count % HEADERS;
     if (lane == 0) {
       shared.item(header) = item;
       write_bands(launch, stages, item.token / BLOCK, shared.bands(header));
-      barrier_expect(shared.q_full(q_slot), CONSUMERS * 64 * D_CHUNKS * 128);
-#pragma unroll
-      for (int w = 0; w < CONSUMERS; ++w) {
-        const Unit unit = unit_of(item, shared.rank * CONSUMERS + w);
-#pragma unroll
-        for (int c = 0; c < D_CHUNKS; ++c)
-          copy_box(shared.q(q_slot, w) + c * 64 * 128, q_map, shared.q_full(q_slot), c * 64,
-                   unit.token - launch.q_offset, item.kv_head * GROUP + unit.head, item.batch);
-      }
     }
     __syncwarp();
     const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
     const Seen seen(bands, q0, q1, lane);
-    ++count;
 
     int k = seen.next_key(0);
     if (k == UNBOUNDED) k = 0;  // Nothing seen: one tile, all of it masked.
-    bool pending = false;
+    bool first = true;
     int v_token = 0;
     do {
       const int next = seen.next_key(k + K_TILE);
@@ -80,12 +82,19 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       if (lane == 0) shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
-      if (pending) copy_values(item, v_token);
-      pending = true;
+      // The place of queries is free later than those of keys.
+      if (first) copy_queries(item, count++);
+      else copy_values(item, v_token);
+      first = false;
       v_token = k;
       k = next;
     } while (k != UNBOUNDED);
     copy_values(item, v_token);
+  }
+  barrier_wait(shared.q_empty(count % Q_SLOTS), (count / Q_SLOTS & 1) ^ 1);
+  if (lane == 0) {
+    shared.item(count % HEADERS).batch = NO_BATCH;
+    barrier_arrive(shared.q_full(count % Q_SLOTS));
   }
   if (count == 0) {
     if (lane == 0) {

@@ -1,6 +1,7 @@
 // ---- Schedule: which items this cluster computes, in which order ----
 //
-// An item is a kv head, a row of blocks, and one unit of it for each consumer of a cluster. A
+// An item is a kv head, a row of blocks, and one unit of it for each consumer of a cluster, or for
+// all of a thread block where they share one. A
 // unit is 64 rows of scores: UNIT_TOKENS queries of UNIT_HEADS q heads. Long rows (the last ones) come first, and
 // rounds alternate in direction, so that every cluster gets the same share.
 
@@ -30,11 +31,11 @@ __device__ __forceinline__ Item item_at(const Launch& launch, int index) {
   return item;
 }
 
-// The unit of a consumer, counted over the cluster. A consumer beyond the last unit repeats it and stores nothing.
+// A unit of an item, counted over the cluster. One beyond the last repeats it, and nothing is stored.
 struct Unit { int token, head; bool idle; };
 
-__device__ __forceinline__ Unit unit_of(const Item& item, int consumer) {
-  const int index = item.chunk * CLUSTER * CONSUMERS + consumer;
+__device__ __forceinline__ Unit unit_of(const Item& item, int unit) {
+  const int index = item.chunk * CLUSTER * UNITS + unit;
   const int at = min(index, UNITS_PER_ROW - 1);
   return {item.token + at / HEAD_UNITS * UNIT_TOKENS, at % HEAD_UNITS * UNIT_HEADS,
           index >= UNITS_PER_ROW};
@@ -46,11 +47,12 @@ __device__ __forceinline__ int first_query(const Launch& launch, const Item& ite
 }
 
 __device__ __forceinline__ int last_query(const Launch& launch, const Item& item) {
-  return min(unit_of(item, CLUSTER * CONSUMERS - 1).token + UNIT_TOKENS,
+  return min(unit_of(item, CLUSTER * UNITS - 1).token + UNIT_TOKENS,
              launch.q_offset + launch.q_len) - 1;
 }
 
-constexpr int NO_ROUND = -1;
+// After the last item comes one of no batch.
+constexpr int NO_ROUND = -1, NO_BATCH = -1;
 
 // The first round from `round` on in which this cluster has an item with queries.
 __device__ __forceinline__ int next_round(const Launch& launch, int round) {

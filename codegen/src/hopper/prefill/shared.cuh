@@ -1,19 +1,31 @@
 // ---- Shared memory: Q, the ring of K and V, and what goes with them ----
 
+// Consumers may still read the item and the bands of as many items as there are slots for Q, and of
+// one more.
+constexpr int HEADERS = Q_SLOTS + 2;
+
+// Numbers of the barriers of warps: one for the warps of each consumer, and one for its turns or for
+// all consumers.
+constexpr int CONSUMER_AT = 1, TURN_AT = CONSUMER_AT + CONSUMERS;
+
 struct Shared {
   unsigned char* bytes;
   unsigned address;
   // Which block of threads of the cluster this is.
   int rank;
 
-  __device__ __forceinline__ unsigned q(int slot, int consumer) const {
-    return address + (slot * CONSUMERS + consumer) * Q_BYTES;
+  __device__ __forceinline__ unsigned q(int slot, int unit) const {
+    return address + (slot * UNITS + unit) * Q_BYTES;
   }
   __device__ __forceinline__ unsigned slot(int i) const { return address + RING_AT + i * SLOT_BYTES; }
   __device__ __forceinline__ unsigned full(int i) const { return address + BARRIERS_AT + i * 8; }
   __device__ __forceinline__ unsigned empty(int i) const { return full(SLOTS + i); }
   __device__ __forceinline__ unsigned q_full(int i) const { return full(2 * SLOTS + i); }
   __device__ __forceinline__ unsigned q_empty(int i) const { return full(2 * SLOTS + Q_SLOTS + i); }
+  // A consumer's output is in the place of its queries.
+  __device__ __forceinline__ unsigned o_full(int i, int consumer) const {
+    return full(2 * SLOTS + 2 * Q_SLOTS + i * CONSUMERS + consumer);
+  }
   // First key and flags of the tile whose K is in slot `i`.
   __device__ __forceinline__ int2& tile(int i) const {
     return reinterpret_cast<int2*>(bytes + TILES_AT)[i];

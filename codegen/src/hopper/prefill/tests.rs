@@ -92,6 +92,15 @@ fn cases() -> Vec<(String, &'static str, KernelSpec)> {
                 ..plain.clone()
             },
         ),
+        (
+            "latent",
+            KernelSpec {
+                head_dim: 576,
+                v_head_dim: 512,
+                group: 20,
+                ..plain.clone()
+            },
+        ),
     ] {
         cases.push((format!("butterfly_{name}"), "butterfly", change));
     }
@@ -115,7 +124,7 @@ fn cases() -> Vec<(String, &'static str, KernelSpec)> {
 fn texts_are_complete_and_always_the_same() {
     for (name, _, spec) in cases() {
         let made = kernel(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
-        for mark in ["@table", "@cluster", "@scale", "@cap", "@sink"] {
+        for mark in ["@table", "@cluster", "@scale", "@cap", "@sink", "@products"] {
             assert!(!made.text.contains(mark), "{name}: {mark} is left");
         }
         assert!(made.geometry.shared_bytes <= 232_448, "{name}");
@@ -133,6 +142,12 @@ fn refuses_what_it_does_not_make() {
         },
         KernelSpec {
             head_dim: 576,
+            v_head_dim: 192,
+            ..plain.clone()
+        },
+        KernelSpec {
+            head_dim: 1024,
+            v_head_dim: 1024,
             ..plain.clone()
         },
         KernelSpec {
@@ -182,6 +197,7 @@ fn tunings() -> Vec<(String, plan::Tuning)> {
         let tuning = plan::Tuning {
             cluster,
             consumers,
+            shares_unit: false,
             k_tile,
             q_slots,
         };

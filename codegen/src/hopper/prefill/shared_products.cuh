@@ -1,0 +1,44 @@
+  // Two consumers share the unit: each multiplies half of every 64 columns of Q and K, both add up
+  // what they have, and each multiplies half of the columns of V. So neither has more of the output
+  // than its registers hold, and no product is done twice.
+  auto multiply_scores = [&](int q_slot) {
+    const unsigned long long q = descriptor(shared.q(q_slot, 0) + consumer * 64, 16, 1024);
+    const unsigned long long k = descriptor(shared.slot(slot.index) + consumer * 64, 16, 1024);
+#pragma unroll
+    for (int t = 0; t < D_STEPS / 2; ++t)
+      mma_scores(s, q + (t / 2 * 64 * 128 + t % 2 * 32) / 16,
+                 k + (t / 2 * K_TILE * 128 + t % 2 * 32) / 16, t > 0);
+    mma_commit();
+  };
+  // Adds the other consumer's half of the sums, by way of the place of the keys.
+  auto add_scores = [&](unsigned place) {
+    synchronize(TURN_AT, 256);
+    const unsigned mine = place + (consumer * K_TILE / 8 * 128 + threadIdx.x % 128) * 16;
+    const unsigned other = mine + (1 - 2 * consumer) * K_TILE / 8 * 128 * 16;
+#pragma unroll
+    for (int i = 0; i < K_TILE / 8; ++i) {
+      unsigned x[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[j] = __float_as_uint(s[4 * i + j]);
+      store_piece(mine + i * 128 * 16, x);
+    }
+    synchronize(TURN_AT, 256);
+#pragma unroll
+    for (int i = 0; i < K_TILE / 8; ++i) {
+      unsigned x[4];
+      load_piece(x, other + i * 128 * 16);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) s[4 * i + j] += __uint_as_float(x[j]);
+    }
+    // The copy engine writes there next.
+    fence_copies();
+  };
+  auto multiply_values = [&](int v_slot, bool accumulate) {
+    const unsigned columns = consumer * (O_COLUMNS / 64) * K_TILE * 128;
+    const unsigned long long v = descriptor(shared.slot(v_slot) + columns, K_TILE * 128, 1024);
+#pragma unroll
+    for (int t = 0; t < K_TILE / 16; ++t)
+      mma_values(o, p[4 * t], p[4 * t + 1], p[4 * t + 2], p[4 * t + 3], v + t * 16 * 128 / 16,
+                 t > 0 || accumulate);
+    mma_commit();
+  };
