@@ -25,6 +25,7 @@ class Butterfly:
 
     def __init__(self, binary, folder):
         self.binary, self.folder, self.made = binary, folder, {}
+        self.card = "h200" if "H200" in torch.cuda.get_device_name() else "h100"
 
     def config(self, head_dim):
         path = f"{self.folder}/d{head_dim}.json"
@@ -57,7 +58,7 @@ class Butterfly:
     def explain(self, pattern, head_dim, tokens, phase, batch=1):
         text = self.call("explain", self.config(head_dim), "--pattern", pattern.text, "--target",
                          ",".join(TARGETS), "--dtype", "bf16", "--layer", LAYER, "--seq-len", tokens,
-                         "--phase", phase, "--batch", batch, "--capacity", tokens, "--json")
+                         "--phase", phase, "--batch", batch, "--capacity", tokens, "--card", self.card, "--json")
         told = json.loads(text)
         return told["mean_degree"], {on["target"]: on for on in told["targets"]}
 

@@ -7,6 +7,7 @@ use crate::device::{self, Chosen, Runner};
 use crate::failure::Failure;
 use crate::measure::{self, Layer};
 use crate::source;
+use butterfly_compiler::card::Card;
 use butterfly_compiler::cost::{self, LayerShape, Limit, Machine};
 use butterfly_compiler::{classify, plan, schedule};
 use butterfly_cpu::visited_pairs;
@@ -72,8 +73,10 @@ pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Fai
     let machine = match chosen.device {
         Runner::Cpu => Some(measure::calibrate(&chosen, &shape, command.threads)?),
         Runner::Gpu(_) => {
-            let kernel = chosen.kernel.as_ref();
-            kernel.and_then(|(entry, _)| cost::known(&entry.spec, entry.target, &entry.geometry))
+            let card = Card::of_device(&chosen.name);
+            let kernel = chosen.kernel.as_ref().map(|(entry, _)| entry);
+            card.zip(kernel)
+                .and_then(|(card, k)| card.machine(&k.spec, k.target, &k.geometry))
         }
     };
 

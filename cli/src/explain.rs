@@ -177,7 +177,7 @@ fn targets(
                 launch_seconds: 5e-6,
                 kernel: None,
             }),
-            None => cost::known(spec, *target, &geometry),
+            None => command.card.machine(spec, *target, &geometry),
         };
         let prediction = machine
             .as_ref()

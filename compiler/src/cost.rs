@@ -6,7 +6,7 @@
 //! results.
 
 use crate::schedule::Schedule;
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Sm, Target};
+use butterfly_ir::{Dtype, Geometry, Phase};
 use serde::Serialize;
 
 /// What a machine reaches, as measured on it.
@@ -162,38 +162,6 @@ pub fn predict(cost: &Cost, machine: &Machine) -> Prediction {
 
 /// With more rounds than this, workgroups of different lengths fill the last one.
 const FEW_ROUNDS: u64 = 8;
-
-/// The machine a kernel is predicted for, where its kind was measured on one: an NVIDIA H200,
-/// 16-bit elements, at the clocks of sustained work (`bench/attention`).
-pub fn known(spec: &KernelSpec, target: Target, geometry: &Geometry) -> Option<Machine> {
-    let Target::Cuda(Sm { version: 90, .. }) = target else {
-        return None;
-    };
-    if spec.dtype == Dtype::F32 {
-        return None;
-    }
-    let hopper = geometry.resident.is_some() || geometry.split.is_some();
-    let (flop_per_second, bytes_per_second, launch_seconds, pairs_per_second, row_bytes_per_second) =
-        match (spec.phase, hopper) {
-            (Phase::Prefill, true) => (895e12, 4.2e12, 5e-6, 5.8e12, 6.7e12),
-            (Phase::Prefill, false) => (228e12, 4.2e12, 5e-6, 4.3e12, 6.2e12),
-            // Bound by what it reads.
-            (Phase::Decode, true) => (895e12, 3.8e12, 4.6e-6, 5.8e12, 6.7e12),
-            // Products on scalar units.
-            (Phase::Decode, false) => (9.2e12, 4.2e12, 8e-6, 5.4e12, 6.2e12),
-        };
-    Some(Machine {
-        name: "NVIDIA H200".into(),
-        flop_per_second,
-        bytes_per_second,
-        launch_seconds,
-        kernel: Some(Pace {
-            pairs_per_second,
-            row_bytes_per_second,
-            processors: 132,
-        }),
-    })
-}
 
 #[cfg(test)]
 mod tests {

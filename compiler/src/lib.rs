@@ -7,6 +7,7 @@
 //! Invariants: pure functions between the types of `butterfly-ir`, one pass a file,
 //! [`pipeline`] in order; no pass makes a T×T mask; nothing here knows a device.
 
+pub mod card;
 pub mod classify;
 pub mod config;
 pub mod cost;

@@ -7,6 +7,7 @@ mod model;
 
 pub(crate) use model::{BenchLayer, BenchModel, Eval, Generate, Logits, Measure, Run};
 
+use butterfly_compiler::card::Card;
 use butterfly_ir::{Dtype, Target};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -300,6 +301,9 @@ pub(crate) struct Explain {
     /// Element type: f32, f16 or bf16 [default: the model's own].
     #[arg(long, value_parser = dtype)]
     pub(crate) dtype: Option<Dtype>,
+    /// The card to predict times for, on targets that are measured: h100 or h200.
+    #[arg(long, default_value_t = Card::default(), conflicts_with = "tflops")]
+    pub(crate) card: Card,
     /// What the device multiplies, in 10^12 FLOP a second, to predict times for a device
     /// that is not known.
     #[arg(long, value_name = "TFLOPS", requires = "bandwidth", value_parser = positive)]

@@ -86,6 +86,8 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
       for (int i = 0; i < 4; ++i) part.o[r][c][i] = 0.0f;
   }
 
+  copy_rows<ROWS, D, Q_PITCH, THREADS>(threadIdx.x, shared.q(0), q, launch.q_head, GROUP);
+  commit_copies();
   // Columns after D, which no copy fills.
   if (D % 16 != 0)
     for (int row = threadIdx.x; row < ROWS + TEAMS * SLOTS * K_TILE; row += THREADS) {
@@ -111,9 +113,6 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
       copy_rows<K_TILE, D, Q_PITCH, TEAM * 32>(thread, shared.k(team, slot, 0),
                                                k + static_cast<long long>(tile.key) * launch.k_token,
                                                launch.k_token, tile.count);
-    // Keys first, of which there are more.
-    if (step == 1 - SLOTS)
-      copy_rows<ROWS, D, Q_PITCH, THREADS>(threadIdx.x, shared.q(0), q, launch.q_head, GROUP);
     commit_copies();
     if (tile.count > 0)
       copy_rows<K_TILE, V_COLUMNS, V_PITCH, TEAM * 32>(thread, shared.v(team, slot, 0),
@@ -126,7 +125,7 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
     if (++slot == SLOTS) slot = 0;
     if (step < 0) continue;
     if (step == 0) {
-      wait_copies<2 * SLOTS - 1>();
+      wait_copies<2 * SLOTS>();
       __syncthreads();
       if (KEEP_QUERIES)
 #pragma unroll

@@ -1,0 +1,175 @@
+//! Cards whose constants were measured (`bench/attention`): what kernels are predicted for.
+//!
+//! In:  a card, and a kernel. Out: the machine that this kind of kernel makes of the card.
+//! A card's memory is measured once, a kind of kernel once for all cards of an architecture.
+
+use crate::cost::{Machine, Pace};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Sm, Target};
+use std::fmt;
+use std::str::FromStr;
+
+/// A card that was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Card {
+    /// NVIDIA H100, with HBM3.
+    #[default]
+    H100,
+    /// NVIDIA H200.
+    H200,
+}
+
+impl Card {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::H100, Self::H200];
+
+    /// The card that a driver calls so; others of these families have other clocks and memories.
+    pub fn of_device(name: &str) -> Option<Self> {
+        match name {
+            "NVIDIA H100 80GB HBM3" => Some(Self::H100),
+            "NVIDIA H200" => Some(Self::H200),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::H100 => "H100",
+            Self::H200 => "H200",
+        }
+    }
+
+    /// The card as kernels of this kind find it, at the clocks of sustained work; none
+    /// where the kind was not measured.
+    pub fn machine(
+        self,
+        spec: &KernelSpec,
+        target: Target,
+        geometry: &Geometry,
+    ) -> Option<Machine> {
+        let Target::Cuda(Sm { version: 90, .. }) = target else {
+            return None;
+        };
+        if spec.dtype == Dtype::F32 {
+            return None;
+        }
+        let kind = match (spec.phase, geometry.resident, geometry.split) {
+            (Phase::Prefill, Some(_), _) if spec.head_dim.max(spec.v_head_dim) > 256 => LATENT,
+            (Phase::Prefill, Some(_), _) => PREFILL,
+            (Phase::Prefill, None, _) => PORTABLE_PREFILL,
+            (Phase::Decode, _, Some(_)) => DECODE,
+            (Phase::Decode, _, None) => PORTABLE_DECODE,
+        };
+        Some(Machine {
+            name: format!("NVIDIA {}", self.name()),
+            flop_per_second: kind.flop_per_second,
+            bytes_per_second: self.bytes_per_second() * kind.of_copy,
+            launch_seconds: kind.launch_seconds,
+            kernel: Some(Pace {
+                pairs_per_second: kind.pairs_per_second,
+                row_bytes_per_second: kind.row_bytes_per_second,
+                processors: 132,
+            }),
+        })
+    }
+
+    /// Bytes read and written a second by a large copy.
+    fn bytes_per_second(self) -> f64 {
+        match self {
+            Self::H100 => 3.02e12,
+            Self::H200 => 4.26e12,
+        }
+    }
+}
+
+impl fmt::Display for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name().to_lowercase())
+    }
+}
+
+impl FromStr for Card {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = |card: &Self| card.to_string() == text;
+        Self::ALL.into_iter().find(known).ok_or_else(|| {
+            let all = Self::ALL.map(|card| card.to_string()).join(", ");
+            format!("the cards that were measured are {all}; for others give --tflops and --bandwidth")
+        })
+    }
+}
+
+/// What a kind of kernel reaches on these cards, whose processors are alike.
+struct Kind {
+    flop_per_second: f64,
+    /// Of what a large copy reaches.
+    of_copy: f64,
+    launch_seconds: f64,
+    pairs_per_second: f64,
+    row_bytes_per_second: f64,
+}
+
+const PREFILL: Kind = Kind {
+    flop_per_second: 895e12,
+    of_copy: 1.0,
+    launch_seconds: 5e-6,
+    pairs_per_second: 5.8e12,
+    row_bytes_per_second: 6.7e12,
+};
+
+/// Two warpgroups that share a unit; bound by shared memory and by the cache.
+const LATENT: Kind = Kind {
+    flop_per_second: 400e12,
+    of_copy: 1.0,
+    launch_seconds: 5e-6,
+    pairs_per_second: f64::INFINITY,
+    row_bytes_per_second: f64::INFINITY,
+};
+
+const PORTABLE_PREFILL: Kind = Kind {
+    flop_per_second: 228e12,
+    of_copy: 1.0,
+    launch_seconds: 5e-6,
+    pairs_per_second: 4.3e12,
+    row_bytes_per_second: 6.2e12,
+};
+
+/// Bound by what it reads.
+const DECODE: Kind = Kind {
+    flop_per_second: 895e12,
+    of_copy: 0.9,
+    launch_seconds: 4.8e-6,
+    pairs_per_second: 5.8e12,
+    row_bytes_per_second: 6.7e12,
+};
+
+/// Products on scalar units.
+const PORTABLE_DECODE: Kind = Kind {
+    flop_per_second: 9.2e12,
+    of_copy: 1.0,
+    launch_seconds: 8e-6,
+    pairs_per_second: 5.4e12,
+    row_bytes_per_second: 6.2e12,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_known_by_their_drivers_names_and_by_flags() {
+        for (name, card) in [
+            ("NVIDIA H100 80GB HBM3", Some(Card::H100)),
+            ("NVIDIA H200", Some(Card::H200)),
+            ("NVIDIA A100-SXM4-80GB", None),
+            ("NVIDIA H100 PCIe", None),
+            ("NVIDIA GH200 480GB", None),
+        ] {
+            assert_eq!(Card::of_device(name), card, "{name}");
+        }
+        for card in Card::ALL {
+            assert_eq!(card.to_string().parse(), Ok(card));
+        }
+        assert!("a100".parse::<Card>().unwrap_err().contains("h100, h200"));
+    }
+}
