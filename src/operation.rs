@@ -155,6 +155,9 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// Added to the square of the length of q and k, before they are brought to length one.
+    pub(crate) const LENGTH_EPSILON: f32 = 1e-6;
+
     /// Channels of the convolution.
     pub fn channels(&self) -> usize {
         2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
@@ -178,6 +181,14 @@ impl Operation {
             Self::Gated(_) => "gated",
             Self::GateOutput { .. } => "gate_output",
             Self::Delta(_) => "delta",
+        }
+    }
+
+    /// The attention, the one operation that has kernels made ahead.
+    pub(crate) fn attend(&self) -> Option<&Attend> {
+        match self {
+            Self::Attend(attend) => Some(attend),
+            _ => None,
         }
     }
 

@@ -44,7 +44,7 @@ pub(crate) struct View<'a> {
 const MOST_HEADER: u64 = 100_000_000;
 
 impl Folder {
-    /// Opens a folder, or the config alone where `weights` are not wanted.
+    /// Opens a folder: its config, and where each tensor lies.
     ///
     /// # Errors
     /// [`ModelError`] that names the file.

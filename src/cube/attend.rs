@@ -1,10 +1,9 @@
 //! Attention by a kernel of the plan, where the tensors lie.
 
-use super::empty;
+use super::{dense_rows, empty};
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use butterfly_ir::{LaunchScalars, Sm};
 use butterfly_runtime::{Call, Device, LaunchError, Launches, Ready, Tensors, enqueue, find};
@@ -92,14 +91,6 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     op.counts
         .add(format!("{} {phase} {}", kernel.device(), kernel.key()));
     Ok(vec![o, lse])
-}
-
-/// The tensor with the elements of its vectors side by side, which they nearly always are.
-fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    match x.meta.strides().last() {
-        Some(1) => x,
-        _ => into_contiguous(x),
-    }
 }
 
 fn dims<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {

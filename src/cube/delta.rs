@@ -2,7 +2,7 @@
 //! registers (`walk.rs`), then norm and gate all tokens.
 
 use super::walk::walk;
-use super::{array, empty, plane, sigmoid, sum_of_units};
+use super::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
 use crate::Delta;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
@@ -18,8 +18,6 @@ const COLUMNS: u32 = 32;
 /// and k that is read from shared memory serves as many.
 const PARTS: u32 = 8;
 const EACH: u32 = 2;
-/// Added to the square of the length of q and k.
-const EPSILON: f32 = 1e-6;
 
 /// What the kernels are specialised by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,10 +53,7 @@ pub(super) fn delta<R: CubeRuntime, F: FloatElement>(
 ) -> Vec<CubeTensor<R>> {
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
-    let rows = match next() {
-        rows if rows.meta.strides()[2] == 1 => rows,
-        rows => into_contiguous(rows),
-    };
+    let rows = dense_rows(next());
     let [convolution, decay, bias, norm, last, state] =
         std::array::from_fn(|_| into_contiguous(next()));
     let client = rows.client.clone();
@@ -199,7 +194,7 @@ fn mix<F: Float>(
         comptime!(shape.plane),
     );
     if !is_v {
-        value *= (square + EPSILON).inverse_sqrt();
+        value *= (square + comptime!(Delta::LENGTH_EPSILON).runtime()).inverse_sqrt();
         if head < k_heads {
             value *= comptime!(1.0 / (shape.k_dim as f32).sqrt()).runtime();
         }

@@ -1,6 +1,6 @@
 //! Heads out of projections, and into the cache: norm, rotation and append in one kernel.
 
-use super::{array, empty, plane, sum_of_units};
+use super::{array, dense_rows, empty, plane, sum_of_units};
 use crate::Append;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
@@ -100,14 +100,6 @@ pub(super) fn append<R: CubeRuntime, F: FloatElement>(
     }
     let [k, v] = caches;
     vec![q, k, v]
-}
-
-/// The tensor with the elements of its rows side by side.
-fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    match x.meta.strides().last() {
-        Some(1) => x,
-        _ => into_contiguous(x),
-    }
 }
 
 /// x of a head at `at`, divided by its root mean square where that is asked for.
@@ -227,43 +219,46 @@ fn heads_kernel<F: Float>(
             comptime!(shape.rotated),
             comptime!(shape.plane),
         );
-    } else if head < hq + hkv {
-        let head = head - hq;
-        let start = sequence * k_batch + token * k_token + head * d + comptime!(shape.starts[1]);
-        let to = ((sequence * hkv + head) * room + position + token) * d;
-        write_head(
-            k_rows,
-            k_norm,
-            rotation,
-            k,
-            &mut shared,
-            start,
-            to,
-            token,
-            epsilon,
-            d,
-            comptime!(shape.norm),
-            comptime!(shape.rotated),
-            comptime!(shape.plane),
-        );
     } else {
-        let head = head - hq - hkv;
-        let start = sequence * v_batch + token * v_token + head * d + comptime!(shape.starts[2]);
-        let to = ((sequence * hkv + head) * room + position + token) * d;
-        write_head(
-            v_rows,
-            k_norm,
-            rotation,
-            v,
-            &mut shared,
-            start,
-            to,
-            token,
-            epsilon,
-            d,
-            false,
-            0u32,
-            0u32,
-        );
+        let head = head - hq;
+        let of_kind = head % hkv;
+        let to = ((sequence * hkv + of_kind) * room + position + token) * d;
+        if head < hkv {
+            let start =
+                sequence * k_batch + token * k_token + of_kind * d + comptime!(shape.starts[1]);
+            write_head(
+                k_rows,
+                k_norm,
+                rotation,
+                k,
+                &mut shared,
+                start,
+                to,
+                token,
+                epsilon,
+                d,
+                comptime!(shape.norm),
+                comptime!(shape.rotated),
+                comptime!(shape.plane),
+            );
+        } else {
+            let start =
+                sequence * v_batch + token * v_token + of_kind * d + comptime!(shape.starts[2]);
+            write_head(
+                v_rows,
+                k_norm,
+                rotation,
+                v,
+                &mut shared,
+                start,
+                to,
+                token,
+                epsilon,
+                d,
+                false,
+                0u32,
+                0u32,
+            );
+        }
     }
 }

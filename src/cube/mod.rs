@@ -17,6 +17,7 @@ pub(crate) use project::offer;
 use crate::{AttentionBackend, Operation, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::element::BoolElement;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use butterfly_runtime::Launches;
@@ -37,16 +38,8 @@ where
         inputs: &[(Shape, DType)],
         device: &R::Device,
     ) -> Result<(), OperationError> {
-        match operation {
-            Operation::Attend(op) => attend::kernel(op, inputs, &R::client(device)).map(|_| ()),
-            Operation::Append(_)
-            | Operation::Project
-            | Operation::Norm { .. }
-            | Operation::AddNorm { .. }
-            | Operation::Gated(_)
-            | Operation::GateOutput { .. }
-            | Operation::Delta(_) => Ok(()),
-        }
+        let kernel = |op| attend::kernel(op, inputs, &R::client(device));
+        operation.attend().map(kernel).transpose().map(|_| ())
     }
 
     fn execute(
@@ -77,6 +70,14 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::GateOutput { head_dim } => rows::gate_output::<R, F>(inputs, *head_dim),
         Operation::Delta(op) => delta::delta::<R, F>(op, inputs),
     })
+}
+
+/// The tensor with the elements of its rows side by side, which they nearly always are.
+fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    match x.meta.strides().last() {
+        Some(1) => x,
+        _ => into_contiguous(x),
+    }
 }
 
 /// A new tensor whose elements lie in order.

@@ -6,9 +6,6 @@ use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-/// Added to the square of the length of q and k.
-const EPSILON: f32 = 1e-6;
-
 pub(super) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
     let (batch, tokens, width) = (shape[0], shape[1], shape[2]);
@@ -46,7 +43,7 @@ pub(super) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTen
             }
             for (h, head) in out[..2 * keys].chunks_mut(dk).enumerate() {
                 let square: f32 = head.iter().map(|x| x * x).sum();
-                let mut factor = 1.0 / (square + EPSILON).sqrt();
+                let mut factor = 1.0 / (square + Delta::LENGTH_EPSILON).sqrt();
                 if h < op.k_heads {
                     factor /= (dk as f32).sqrt();
                 }

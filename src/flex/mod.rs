@@ -20,16 +20,8 @@ impl AttentionBackend for Flex {
         inputs: &[(Shape, DType)],
         _: &FlexDevice,
     ) -> Result<(), OperationError> {
-        match operation {
-            Operation::Attend(op) => attend::kernel(op, inputs).map(|_| ()),
-            Operation::Append(_)
-            | Operation::Project
-            | Operation::Norm { .. }
-            | Operation::AddNorm { .. }
-            | Operation::Gated(_)
-            | Operation::GateOutput { .. }
-            | Operation::Delta(_) => Ok(()),
-        }
+        let kernel = |op| attend::kernel(op, inputs);
+        operation.attend().map(kernel).transpose().map(|_| ())
     }
 
     fn execute(

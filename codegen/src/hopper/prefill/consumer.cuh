@@ -37,27 +37,32 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.start();
     ++count;
   };
-  // Makes logits of scores, and hides those of keys that are not seen.
+  // Makes logits of scores, and hides those of keys that are not seen. Returns whether the second
+  // half is hidden from all of the unit, as beside the diagonal; then nothing reads its logits.
   auto hide = [&](int2 tile) {
 @cap
-    if (tile.y & FULL) return;
+    if (tile.y & FULL) return false;
     const int first = tile.y >> BAND;
     const int last = tile.y & MANY ? bands.count() - 1 : first;
     unsigned seen[2] = {0, 0};
+    int stop = 0;
     for (int i = first; i <= last; ++i) {
       const Band band = bands.at(i);
+      stop = max(stop, min(band.hi, unit.token + UNIT_TOKENS - 1 + band.end));
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
                              tile.x + lane % 4 * 2);
     }
-    mask(s, seen);
+    const bool half = HALVES && stop <= tile.x + K_TILE / 2;
+    mask(s, seen, half);
+    return half;
   };
 @products
   // The first tile of an item says what weights are relative to.
-  auto first_weights = [&] {
-    softmax.raise(s, scale, fade);
-    softmax.weigh(s, scale, p, added);
+  auto first_weights = [&](bool half) {
+    softmax.raise(s, scale, half, fade);
+    softmax.weigh<HALVES>(s, scale, half, p, added);
     softmax.add(added);
   };
   // Two consumers of two units give their products to the matrix units in turns, so that the softmax of each falls
@@ -88,8 +93,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   release_slot(shared.empty(slot.index));
   if (!STAGED && tile.y & LAST) release(shared.q_empty(0));
   slot.advance();
-  hide(tile);
-  first_weights();
+  first_weights(hide(tile));
 
   // Whether the values of the tile before are added to those of earlier tiles of its item.
   bool accumulate = false;
@@ -117,8 +121,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       release_slot(shared.empty(slot.index));
       if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
       slot.advance();
-      hide(tile);
-      first_weights();
+      first_weights(hide(tile));
       accumulate = false;
     } else {
       await();
@@ -135,17 +138,19 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       add_scores(shared.slot(keys));
       release_slot(shared.empty(keys));
       if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
-      hide(tile);
+      const bool half = hide(tile);
       // Products take as long to be issued as to be done: there is nothing to gain from a later wait.
       mma_wait<0>(o);
       keep_until_here(p);
       release_slot(shared.empty(slot.index));
       slot.advance();
-      if (!__all_sync(~0u, softmax.weigh(s, scale, p, added))) {
-        softmax.raise(s, scale, fade);
+      const bool fits = HALVES && !(tile.y & FULL) ? softmax.weigh<true>(s, scale, half, p, added)
+                                                   : softmax.weigh<false>(s, scale, half, p, added);
+      if (!__all_sync(~0u, fits)) {
+        softmax.raise(s, scale, half, fade);
 #pragma unroll
         for (int i = 0; i < O_COLUMNS / 2; ++i) o[i] *= fade[i >> 1 & 1];
-        softmax.weigh(s, scale, p, added);
+        softmax.weigh<HALVES>(s, scale, half, p, added);
       }
       softmax.add(added);
       accumulate = true;

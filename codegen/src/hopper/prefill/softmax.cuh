@@ -11,12 +11,17 @@ struct Softmax {
   }
 
   // Takes the largest logit so far as the one that weights are relative to; sums, and the output so
-  // far, fade.
-  __device__ __forceinline__ void raise(const float (&s)[K_TILE / 2], float scale, float (&fade)[2]) {
+  // far, fade. `half`: the second half of the scores is hidden.
+  __device__ __forceinline__ void raise(const float (&s)[K_TILE / 2], float scale, bool half,
+                                        float (&fade)[2]) {
     float most[2][2] = {{s[0], s[1]}, {s[2], s[3]}};
+    auto look = [&](int from, int to) {
 #pragma unroll
-    for (int i = 4; i < K_TILE / 2; ++i)
-      most[i >> 1 & 1][i & 1] = fmaxf(most[i >> 1 & 1][i & 1], s[i]);
+      for (int i = from; i < to; ++i)
+        most[i >> 1 & 1][i & 1] = fmaxf(most[i >> 1 & 1][i & 1], s[i]);
+    };
+    look(4, K_TILE / 4);
+    if (!half) look(K_TILE / 4, K_TILE / 2);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float higher = fmaxf(top[r], fmaxf(most[r][0], most[r][1]));
@@ -33,18 +38,32 @@ struct Softmax {
   // Scores become weights, two in a register, and `added` their sums. Returns whether they fit their
   // type, and are relative to a logit of their row: else `raise` has to come first. To look at sums
   // is cheaper than to look for the largest logit of every tile.
-  __device__ __forceinline__ bool weigh(const float (&s)[K_TILE / 2], float scale,
+  template <bool MAY_HALVE>
+  __device__ __forceinline__ bool weigh(const float (&s)[K_TILE / 2], float scale, bool half,
                                         unsigned (&p)[K_TILE / 4], float (&added)[2]) const {
     // Independent partial sums, so that none waits for another.
     constexpr int PARTS = K_TILE > 64 ? K_TILE / 16 : 4;
     float part[PARTS] = {};
+    auto some = [&](int from, int to) {
 #pragma unroll
-    for (int i = 0; i < K_TILE / 2; i += 2) {
-      const float x = exp2_fast(fmaf(s[i], scale, -offset[i >> 1 & 1]));
-      const float y = exp2_fast(fmaf(s[i + 1], scale, -offset[i >> 1 & 1]));
-      part[i % PARTS] += x;
-      part[i % PARTS + 1] += y;
-      p[i / 2] = pack(x, y);
+      for (int i = from; i < to; i += 2) {
+        const float x = exp2_fast(fmaf(s[i], scale, -offset[i >> 1 & 1]));
+        const float y = exp2_fast(fmaf(s[i + 1], scale, -offset[i >> 1 & 1]));
+        part[i % PARTS] += x;
+        part[i % PARTS + 1] += y;
+        p[i / 2] = pack(x, y);
+      }
+    };
+    if (!MAY_HALVE) {
+      some(0, K_TILE / 2);
+    } else {
+      some(0, K_TILE / 4);
+      if (!half) {
+        some(K_TILE / 4, K_TILE / 2);
+      } else {
+#pragma unroll
+        for (int i = K_TILE / 8; i < K_TILE / 4; ++i) p[i] = 0;
+      }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -61,11 +80,15 @@ struct Softmax {
   }
 };
 
-// Hides the keys that a band does not show.
-__device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const unsigned (&seen)[2]) {
+// Hides the keys that no band shows; of a half, those of the first half.
+__device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const unsigned (&seen)[2], bool half) {
+  auto some = [&](int from, int to) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r)
+    for (int r = 0; r < 2; ++r)
 #pragma unroll
-    for (int i = 0; i < K_TILE / 4; ++i)
-      if (!(seen[r] >> i & 1)) s[i / 2 * 4 + r * 2 + i % 2] = minus_infinity();
+      for (int i = from; i < to; ++i)
+        if (!(seen[r] >> i & 1)) s[i / 2 * 4 + r * 2 + i % 2] = minus_infinity();
+  };
+  some(0, K_TILE / 8);
+  if (!half) some(K_TILE / 8, K_TILE / 4);
 }
