@@ -121,7 +121,7 @@ const PREFILL: Kind = Kind {
 
 /// Two warpgroups that share a unit; bound by shared memory and by the cache.
 const LATENT: Kind = Kind {
-    flop_per_second: 400e12,
+    flop_per_second: 370e12,
     of_copy: 1.0,
     launch_seconds: 5e-6,
     pairs_per_second: f64::INFINITY,

@@ -75,7 +75,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
     let mut text = source::Constants::of("decode", spec);
     for (name, value) in [
         ("BANDS", plan.bands),
-        ("THREADS", plan.tuning.warps * 32),
+        ("THREADS", plan::THREADS),
         ("CLUSTER", plan.tuning.cluster),
         ("CLUSTER_BITS", plan.tuning.cluster.ilog2()),
         ("K_TILE", plan::K_TILE),

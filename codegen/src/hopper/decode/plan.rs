@@ -3,6 +3,11 @@
 use super::super::source::{self, SHARED_LIMIT};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Split};
 
+/// Warps of a thread block.
+const WARPS: u32 = 4;
+
+pub(super) const THREADS: u32 = WARPS * 32;
+
 /// Keys of a tile, the depth of a product.
 pub(super) const K_TILE: u32 = 16;
 
@@ -29,8 +34,6 @@ const fn pitch(columns: u32) -> u32 {
 pub(super) struct Tuning {
     /// Thread blocks of a cluster: a power of two, at most 8.
     pub(super) cluster: u32,
-    /// Warps of a thread block.
-    pub(super) warps: u32,
     /// Thread blocks that a processor holds at once.
     pub(super) per_processor: u32,
     /// Tiles of K and V in shared memory, of each team.
@@ -45,7 +48,6 @@ impl Tuning {
     fn of(sizes: &Sizes) -> Option<Self> {
         let tuning = |per_processor, slots| Self {
             cluster: 4,
-            warps: sizes.warps,
             per_processor,
             slots,
         };
@@ -69,8 +71,6 @@ pub(super) struct Sizes {
     pub(super) v_pitch: u32,
     /// A tile of K and V.
     pub(super) slot: u32,
-    /// Warps of a thread block.
-    pub(super) warps: u32,
     /// Warps of a team: one, or all.
     pub(super) team: u32,
     /// Sums of outputs that a thread holds.
@@ -80,17 +80,16 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    fn of(spec: &KernelSpec, warps: u32) -> Self {
+    fn of(spec: &KernelSpec) -> Self {
         let rows = spec.group.next_multiple_of(16);
         let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
         let sums = |team: u32| rows / 16 * spec.v_head_dim.div_ceil(16 * team) * 8;
-        let team = if sums(1) <= MOST_SUMS { 1 } else { warps };
+        let team = if sums(1) <= MOST_SUMS { 1 } else { WARPS };
         Self {
             rows,
             q_pitch,
             v_pitch,
             slot: K_TILE * (q_pitch + v_pitch),
-            warps,
             team,
             sums: sums(team),
             output: spec.group * spec.v_head_dim * 4,
@@ -99,7 +98,7 @@ impl Sizes {
 
     /// Teams of a thread block.
     pub(super) fn teams(&self) -> u32 {
-        self.warps / self.team
+        WARPS / self.team
     }
 
     /// Whether the queries stay in registers.
@@ -139,7 +138,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// The plan of `spec`, or why this generator does not make it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
-        let tuning = Tuning::of(&Sizes::of(spec, 4));
+        let tuning = Tuning::of(&Sizes::of(spec));
         Self::with(
             spec,
             tuning.ok_or("a tile of keys and values does not fit shared memory")?,
@@ -155,7 +154,7 @@ impl Plan {
             return Err("the scores of more than 32 q heads do not fit the registers");
         }
         let bands = source::bands(spec)?;
-        let sizes = Sizes::of(spec, tuning.warps);
+        let sizes = Sizes::of(spec);
         if sizes.sums > MOST_SUMS {
             return Err("the output of a group does not fit the registers");
         }
@@ -178,7 +177,7 @@ impl Plan {
     /// How the kernel is launched.
     pub(crate) fn geometry(&self) -> Geometry {
         Geometry {
-            threads: [self.tuning.warps * 32, 1, 1],
+            threads: [THREADS, 1, 1],
             q_tile: 1,
             k_tile: K_TILE,
             shared_bytes: self.shared_bytes,

@@ -112,7 +112,7 @@ fn compiles_without_memory_for_arrays() {
 }
 
 /// Writes kernels of the standard pattern as `bench/hopper/decode.py` reads them, the best known
-/// and those of `HOPPER_TUNING` (cluster, warps, blocks of a processor and slots, as in `8,4,2,3 2,4,2,2`).
+/// and those of `HOPPER_TUNING` (cluster, blocks of a processor and slots, as in `8,2,3 2,2,2`).
 #[test]
 #[ignore = "writes files: HOPPER_OUT=DIR cargo test -p butterfly-codegen --lib -- --ignored write_decode"]
 fn write_decode() {
@@ -121,12 +121,11 @@ fn write_decode() {
     let tunings: Vec<plan::Tuning> = (wanted.split_whitespace())
         .map(|text| {
             let numbers = text.split(',').map(|n| n.parse().expect("a number"));
-            let [cluster, warps, per_processor, slots] = numbers.collect::<Vec<u32>>()[..] else {
-                panic!("four numbers, not {text}");
+            let [cluster, per_processor, slots] = numbers.collect::<Vec<u32>>()[..] else {
+                panic!("three numbers, not {text}");
             };
             plan::Tuning {
                 cluster,
-                warps,
                 per_processor,
                 slots,
             }
@@ -140,11 +139,10 @@ fn write_decode() {
         for plan in [best].into_iter().chain(others) {
             let plan::Tuning {
                 cluster,
-                warps,
                 per_processor,
                 slots,
             } = plan.tuning;
-            let name = format!("decode_d{head_dim}_c{cluster}w{warps}b{per_processor}s{slots}");
+            let name = format!("decode_d{head_dim}_c{cluster}b{per_processor}s{slots}");
             std::fs::write(format!("{folder}/{name}.cu"), text(&spec, &plan)).unwrap();
             kernels.push(serde_json::json!({
                 "name": name, "entry": "butterfly_attention", "spec": spec,

@@ -65,8 +65,9 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.weigh<HALVES>(s, scale, half, p, added);
     softmax.add(added);
   };
-  // Two consumers of two units give their products to the matrix units in turns, so that the softmax of each falls
-  // into the products of the other (FlashAttention-3, section 3.1). The first turn is the first one's.
+  // Two consumers of two units give their products to the matrix units in turns, so that the
+  // softmax of each falls into the products of the other (FlashAttention-3, section 3.1). The first
+  // consumer has the first turn.
   auto await_turn = [&] {
     if (UNITS == 2) synchronize(TURN_AT + consumer, 256);
   };
@@ -139,7 +140,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       release_slot(shared.empty(keys));
       if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
       const bool half = hide(tile);
-      // Products take as long to be issued as to be done: there is nothing to gain from a later wait.
+      // Products take as long to be issued as to be done: a later wait gains nothing.
       mma_wait<0>(o);
       keep_until_here(p);
       release_slot(shared.empty(slot.index));

@@ -13,6 +13,12 @@
 //! ahead of the consumers and across items. Each *consumer* is a warpgroup with its unit's
 //! output in registers; the consumers of an item read the same tiles. Tiles that all queries
 //! see in full run without mask code; for the others 32 bits a row say which keys are seen.
+//! Two consumers give their products to the matrix units in turns. What they leave is copied to
+//! memory by warps beside the producer, from the place of the queries that it came from.
+//!
+//! Where an output is too wide for a warpgroup's registers, two consumers share a unit: each
+//! multiplies half of the columns of Q and K, they add up the scores in shared memory, and each
+//! multiplies its half of the columns of V.
 //!
 //! The fragments (`*.cuh`) are CUDA C++ over constants that [`text`] puts before them;
 //! `matrix.rs` writes what has another shape for each spec.

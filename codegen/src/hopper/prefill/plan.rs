@@ -32,8 +32,8 @@ pub(crate) struct Tuning {
 
 impl Tuning {
     /// The best known for the sizes of `spec` and the units of its rows, from measurements on
-    /// an H200. Where the output is small four consumers fit, which hide each other's softmax. To
-    /// order the consumers' products by barriers, as FlashAttention-3 does, took as many cycles.
+    /// an H100 and an H200. Where the output is small four consumers fit, which hide each other's
+    /// softmax.
     fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
         if widest > WIDEST {
