@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 /// Files by extension, the form that is launched last.
-pub(crate) type Files = Vec<(String, Vec<u8>)>;
+type Files = Vec<(String, Vec<u8>)>;
 
 /// CubeCL numbers variables by process-wide counters: one expansion at a time.
 static EXPANSION: Mutex<()> = Mutex::new(());

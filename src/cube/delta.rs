@@ -1,7 +1,7 @@
 //! The gated delta rule: mix the channels of all tokens, walk the tokens with the state in
 //! registers (`walk.rs`), then norm and gate all tokens.
 
-use super::walk::walk;
+use super::walk::{LANES, Shape, walk};
 use super::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
 use crate::Delta;
 use burn::tensor::{DType, TensorMetadata};
@@ -10,42 +10,12 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use cubecl::prelude::*;
 
-/// Elements of a vector.
-pub(super) const LANES: u32 = 4;
 /// Columns of the state in a workgroup.
 const COLUMNS: u32 = 32;
 /// Units that share columns, on devices with shuffles, and how many columns: each number of q
 /// and k that is read from shared memory serves as many.
 const PARTS: u32 = 8;
 const EACH: u32 = 2;
-
-/// What the kernels are specialised by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Shape {
-    pub(super) k_heads: u32,
-    pub(super) v_heads: u32,
-    pub(super) k_dim: u32,
-    pub(super) v_dim: u32,
-    taps: u32,
-    /// Units that share a column.
-    pub(super) parts: u32,
-    /// Columns that they share.
-    pub(super) each: u32,
-    pub(super) columns: u32,
-    plane: u32,
-}
-
-impl Shape {
-    /// Channels of the convolution.
-    pub(super) fn channels(&self) -> u32 {
-        2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
-    }
-
-    /// Units of a workgroup that walks.
-    pub(super) fn units(&self) -> u32 {
-        self.columns / self.each * self.parts
-    }
-}
 
 pub(super) fn delta<R: CubeRuntime, F: FloatElement>(
     op: &Delta,

@@ -4,12 +4,41 @@
 //! same sums. Columns of the state do not know each other: a unit owns one, in registers, or
 //! some neighbours share a few and meet by shuffles where the device has them.
 
-use super::delta::{LANES, Shape};
 use super::sigmoid;
 use cubecl::prelude::*;
 
+/// Elements of a vector.
+pub(super) const LANES: u32 = 4;
 /// Tokens whose q, k and v are in shared memory at once.
 const STAGE: u32 = 8;
+
+/// What the kernels are specialised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Shape {
+    pub(super) k_heads: u32,
+    pub(super) v_heads: u32,
+    pub(super) k_dim: u32,
+    pub(super) v_dim: u32,
+    pub(super) taps: u32,
+    /// Units that share a column.
+    pub(super) parts: u32,
+    /// Columns that they share.
+    pub(super) each: u32,
+    pub(super) columns: u32,
+    pub(super) plane: u32,
+}
+
+impl Shape {
+    /// Channels of the convolution.
+    pub(super) fn channels(&self) -> u32 {
+        2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+    }
+
+    /// Units of a workgroup that walks.
+    pub(super) fn units(&self) -> u32 {
+        self.columns / self.each * self.parts
+    }
+}
 
 /// Vectors of q and k in a stage.
 fn stage_vectors(shape: &Shape) -> u32 {

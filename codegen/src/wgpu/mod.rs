@@ -4,7 +4,6 @@
 //! alone; both are validated before they leave.
 
 use crate::EmitError;
-use crate::emit::Files;
 use crate::portable::{Definition, ENTRY};
 use butterfly_ir::Target;
 use cubecl_core::{Compiler, ExecutionMode, WgpuCompilationOptions, ir::AddressType};
@@ -35,7 +34,7 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
 }
 
 /// The files of a target from its WGSL text.
-pub(crate) fn files(text: String, target: Target) -> Result<Files, EmitError> {
+pub(crate) fn files(text: String, target: Target) -> Result<Vec<(String, Vec<u8>)>, EmitError> {
     let internal = |message| EmitError::Internal { target, message };
     let module = naga::front::wgsl::parse_str(&text)
         .map_err(|error| internal(error.emit_to_string(&text)))?;

@@ -8,7 +8,7 @@
 use super::bind::Map;
 use super::ready::{Code, Image};
 use super::shared::Launches;
-use super::{Device, LaunchError, Ready, ReadyProduct, cuda, tensor_maps};
+use super::{Device, LaunchError, Ready, ReadyProduct, driver, tensor_maps};
 use butterfly_ir::Geometry;
 use cubecl_common::backtrace::BackTrace;
 use cubecl_common::cache::CacheOption;
@@ -62,7 +62,7 @@ pub fn seed(kernels: &[Ready], products: &[ReadyProduct]) -> Result<(), LaunchEr
 /// [`LaunchError::Missing`] without an NVIDIA driver.
 pub fn seed_folder() -> Result<PathBuf, LaunchError> {
     let device = Device::Cuda;
-    let found = cuda::probe().map_err(|reason| LaunchError::Missing { device, reason })?;
+    let found = driver::probe().map_err(|reason| LaunchError::Missing { device, reason })?;
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let root = set("BUTTERFLY_CACHE").map(PathBuf::from);
     let root = root

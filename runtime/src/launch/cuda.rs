@@ -8,13 +8,11 @@ use super::bind::Buffers;
 use super::cubins::{self, Task};
 use super::ready::Code;
 use super::shared::Launches;
-use super::{Device, Found, LaunchError, Output, Ready, run, tensor_maps};
-use butterfly_ir::Sm;
+use super::{Device, LaunchError, Output, Ready, driver, run, tensor_maps};
 use cubecl_common::device::{Device as CubeDevice, DeviceId};
 use cubecl_cuda::CudaRuntime;
 use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::Handle;
-use std::ffi::{CStr, c_char, c_int};
 use std::sync::{Mutex, PoisonError};
 
 /// Servers by the kernel they were made for. Launches take turns, for their times.
@@ -35,7 +33,7 @@ pub(super) fn launch(
     if let Some(output) = run::nothing(&buffers) {
         return Ok(output);
     }
-    probe().map_err(|reason| LaunchError::Missing { device, reason })?;
+    driver::probe().map_err(|reason| LaunchError::Missing { device, reason })?;
     let failed = |reason| LaunchError::Failed {
         device,
         key: kernel.key().into(),
@@ -73,76 +71,6 @@ pub(super) fn launch(
         Ok(())
     });
     output.map_err(failed)
-}
-
-/// Numbers of `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*` in the driver's header.
-const CAPABILITY_MAJOR: c_int = 75;
-const CAPABILITY_MINOR: c_int = 76;
-
-/// Asks the driver for its first device.
-pub(super) fn probe() -> Result<Found, String> {
-    let name = if cfg!(windows) {
-        "nvcuda.dll"
-    } else {
-        "libcuda.so.1"
-    };
-    // SAFETY: the driver's library runs nothing of ours when it is opened, and these are
-    // its functions as its header declares them.
-    unsafe {
-        let Ok(driver) = libloading::Library::new(name) else {
-            return Err(format!(
-                "{name} is not installed; it comes with the NVIDIA driver"
-            ));
-        };
-        // Once initialised the driver must stay.
-        let driver = std::mem::ManuallyDrop::new(driver);
-        let lacks = |error: libloading::Error| error.to_string();
-        type Init = unsafe extern "C" fn(u32) -> c_int;
-        type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
-        type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
-        type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
-        type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
-        let init = driver.get::<Init>(b"cuInit\0").map_err(lacks)?;
-        let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(lacks)?;
-        let get_name = driver.get::<Name>(b"cuDeviceGetName\0").map_err(lacks)?;
-        let attribute = driver
-            .get::<Attribute>(b"cuDeviceGetAttribute\0")
-            .map_err(lacks)?;
-        let total = driver
-            .get::<Total>(b"cuDeviceTotalMem_v2\0")
-            .map_err(lacks)?;
-        let said = |what: &str, code: c_int| match code {
-            0 => Ok(()),
-            _ => Err(format!("{what} returned error {code}")),
-        };
-        said("cuInit", init(0))?;
-        let mut device = 0;
-        said("cuDeviceGet", get(&mut device, 0))?;
-        let mut text = [0; 256];
-        let length = text.len() as c_int - 1;
-        said(
-            "cuDeviceGetName",
-            get_name(text.as_mut_ptr(), length, device),
-        )?;
-        let capability = |which| {
-            let mut value = 0;
-            said("cuDeviceGetAttribute", attribute(&mut value, which, device))?;
-            u32::try_from(value).map_err(|_| "a negative compute capability".to_string())
-        };
-        let version = 10 * capability(CAPABILITY_MAJOR)? + capability(CAPABILITY_MINOR)?;
-        let mut memory = 0;
-        said("cuDeviceTotalMem", total(&mut memory, device))?;
-        Ok(Found {
-            memory: Some(memory as u64),
-            name: CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned(),
-            software: false,
-            sm: Some(Sm {
-                version,
-                // Since 9.0 each generation has instructions of its own.
-                arch_specific: version >= 90,
-            }),
-        })
-    }
 }
 
 /// The first device, seen by the `server`-th server of ours. The runtime tells servers

@@ -16,6 +16,8 @@ mod bind;
 mod cubins;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod driver;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod product;
 #[cfg_attr(
@@ -289,7 +291,7 @@ pub fn find(device: Device) -> Result<Found, String> {
         }
         Device::Cuda => {
             #[cfg(feature = "cuda")]
-            return cuda::probe();
+            return driver::probe();
             #[cfg(not(feature = "cuda"))]
             Err("built without the feature `cuda`".to_string())
         }
