@@ -210,6 +210,9 @@ fn text_goes_on_and_repeats_by_seed() {
     let seeded = |seed| run(&[&hot[..], &[seed]].concat())["tokens"].clone();
     assert_eq!(seeded("1"), seeded("1"));
     assert_ne!(seeded("1"), seeded("2"));
+    // The chunks of the prompt draw nothing.
+    let chunked = run(&[&hot[..], &["1", "--chunk", "5"]].concat());
+    assert_eq!(seeded("1"), chunked["tokens"]);
     // "user: Blocks attend<end>\nassistant:"
     assert_eq!(run(&["--chat"])["prompt_tokens"], 6 + 13 + 5 + 1 + 10);
     let streamed = butterfly(&[&base[..], &more].concat());

@@ -1,5 +1,6 @@
 //! `butterfly eval`: what a pattern changes of what a model makes of a text.
 
+use super::continuation::Continuation;
 use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Eval as Command;
 use crate::failure::Failure;
@@ -265,22 +266,20 @@ impl Work<'_> {
         let hay: Vec<u32> = self.tokens.iter().cycle().take(room).copied().collect();
         let (before, after) = hay.split_at((room as f32 * depth) as usize);
         let prompt = [before, fact, after, question].concat();
-        let mut state = model.state(1, Some(prompt.len() + answer.len()), policy);
-        let mut sampler = Sampler::new(Default::default());
-        let mut next = |tokens: &[u32]| -> Result<u32, Failure> {
-            let logits = model.forward(tokens, &mut state, policy, Logits::Last);
-            Ok(sampler.next(&super::floats(logits.map_err(Failure::bad)?)?))
+        let mut continuation = Continuation {
+            model,
+            policy,
+            state: model.state(1, Some(prompt.len() + answer.len()), policy),
+            sampler: Sampler::new(Default::default()),
         };
-        let mut token = 0;
-        for chunk in prompt.chunks(self.command.run.chunk as usize) {
-            token = next(chunk)?;
-        }
+        let chunk = self.command.run.chunk as usize;
+        let mut token = continuation.prefill(&prompt, chunk)?;
         for (right, expected) in answer.iter().enumerate() {
             if token != *expected {
                 return Ok(right as f32 / answer.len() as f32);
             }
             if right + 1 < answer.len() {
-                token = next(&[token])?;
+                token = continuation.next(&[token])?;
             }
         }
         Ok(1.0)

@@ -1,14 +1,13 @@
 //! `butterfly generate`: a text and what comes after it.
 
+use super::continuation::Continuation;
 use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Generate as Command;
 use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{
-    Chat, Folder, Footprint, Logits, Message, Model, Policy, Sampler, Sampling,
-};
+use butterfly_models::{Chat, Folder, Footprint, Message, Model, Policy, Sampler, Sampling};
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -139,23 +138,21 @@ impl Task for Work<'_> {
         let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;
         super::logits::note_unused(&unused);
-        let mut state = model.state(1, Some(self.capacity), self.policy);
-        let mut sampler = Sampler::new(Sampling {
-            temperature: self.command.temperature,
-            top_k: self.command.top_k.unwrap_or(0),
-            top_p: self.command.top_p,
-            seed: self.command.seed,
-        });
-        let mut next = |tokens: &[u32]| -> Result<u32, Failure> {
-            let logits = model.forward(tokens, &mut state, self.policy, Logits::Last);
-            Ok(sampler.next(&super::floats(logits.map_err(Failure::bad)?)?))
+        let mut continuation = Continuation {
+            model: &model,
+            policy: self.policy,
+            state: model.state(1, Some(self.capacity), self.policy),
+            sampler: Sampler::new(Sampling {
+                temperature: self.command.temperature,
+                top_k: self.command.top_k.unwrap_or(0),
+                top_p: self.command.top_p,
+                seed: self.command.seed,
+            }),
         };
 
         let prefill = Instant::now();
-        let mut token = 0;
-        for chunk in self.prompt.chunks(self.command.run.chunk as usize) {
-            token = next(chunk)?;
-        }
+        let chunk = self.command.run.chunk as usize;
+        let mut token = continuation.prefill(self.prompt, chunk)?;
         let prefill_seconds = prefill.elapsed().as_secs_f64();
         let first_token_seconds = self.started.elapsed().as_secs_f64();
 
@@ -172,7 +169,7 @@ impl Task for Work<'_> {
             if tokens.len() == self.command.max_new_tokens as usize {
                 break false;
             }
-            token = next(&[token])?;
+            token = continuation.next(&[token])?;
         };
         let steps = tokens.len() - usize::from(!tokens.is_empty() && !ended);
         let decode_seconds = decode.elapsed().as_secs_f64();

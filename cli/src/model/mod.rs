@@ -5,6 +5,7 @@
 //! device is.
 
 pub(crate) mod bench;
+mod continuation;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;
