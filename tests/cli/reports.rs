@@ -247,6 +247,46 @@ fn explain_shows_both_graphs_and_every_target() {
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("[3, 7, 11"));
 }
 
+/// Decode waits for memory, which is not the same on all cards.
+#[test]
+fn explain_predicts_for_a_card() {
+    let on = |more: &[&str]| {
+        let args = [
+            "explain",
+            CONFIG,
+            "--json",
+            "--pattern",
+            PATTERN,
+            "--phase",
+            "decode",
+            "--batch",
+            "32",
+            "--target",
+            "cuda:sm_90a",
+        ];
+        let report = object(&[&args[..], more].concat());
+        let target = &report["targets"][0];
+        let name = target["machine"]["name"].as_str().expect("a name");
+        let ms = target["predicted_ms"].as_f64().expect("a time");
+        (name.to_string(), ms)
+    };
+    let (h100, h200) = (on(&["--card", "h100"]), on(&["--card", "h200"]));
+    assert_eq!(
+        (h100.0.as_str(), h200.0.as_str()),
+        ("NVIDIA H100", "NVIDIA H200")
+    );
+    assert!(h200.1 < 0.9 * h100.1, "{h100:?} {h200:?}");
+    assert_eq!(on(&[]), h100);
+    let wrong = ["explain", CONFIG, "--pattern", PATTERN, "--card", "b200"];
+    let wrong = butterfly(&wrong);
+    assert_eq!(wrong.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(
+        said.contains("h100, h200") && said.contains("--tflops"),
+        "{said}"
+    );
+}
+
 #[test]
 fn compile_prints_stages_and_times() {
     let folder = tempfile::tempdir().expect("folder");
