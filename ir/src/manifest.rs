@@ -231,3 +231,48 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
     arguments.push(argument("lse", "f32", "batch, q_heads, q_len", true));
     arguments
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, Score};
+
+    /// What is bound behind tensor maps comes with them, before the scalars.
+    #[test]
+    fn arguments_stand_in_binding_order() {
+        let spec = KernelSpec {
+            phase: Phase::Prefill,
+            head_dim: 128,
+            v_head_dim: 128,
+            group: 4,
+            dtype: Dtype::Bf16,
+            block: 128,
+            rows: Rows::Table,
+            score: Score::default(),
+        };
+        let geometry = |resident| Geometry {
+            threads: [1; 3],
+            q_tile: 1,
+            k_tile: 1,
+            shared_bytes: 0,
+            split: None,
+            resident,
+        };
+        let names = |geometry| {
+            let arguments = arguments(&spec, &geometry).into_iter();
+            let names: Vec<String> = arguments.map(|argument| argument.name).collect();
+            names.join(" ")
+        };
+        assert_eq!(names(geometry(None)), "q k v scalars offsets bands o lse");
+        let resident = Resident {
+            items_per_row: 1,
+            cluster: 1,
+            q_box: [1, 64],
+            k_box: 128,
+        };
+        assert_eq!(
+            names(geometry(Some(resident))),
+            "q_map k_map v_map o_map q k v o scalars offsets bands lse"
+        );
+    }
+}
