@@ -25,7 +25,7 @@ class Butterfly:
 
     def __init__(self, binary, folder):
         self.binary, self.folder, self.made = binary, folder, {}
-        self.card = "h200" if "H200" in torch.cuda.get_device_name() else "h100"
+        self.card = "h200" if torch.cuda.get_device_name() == "NVIDIA H200" else "h100"
 
     def config(self, head_dim):
         path = f"{self.folder}/d{head_dim}.json"

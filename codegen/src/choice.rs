@@ -22,7 +22,7 @@ pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
     check(spec, target)?;
     let reason = match (spec.phase, hopper(spec, target)) {
         (Phase::Decode, Ok(())) => "Hopper decode: a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once; one launch, merged in shared memory".to_string(),
-        (Phase::Prefill, Ok(())) if spec.head_dim.max(spec.v_head_dim) > 256 => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; two warpgroups share the columns of an output that is too wide for the registers of one".to_string(),
+        (Phase::Prefill, Ok(())) if spec.is_wide() => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; two warpgroups share the columns of an output that is too wide for the registers of one".to_string(),
         (Phase::Prefill, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
         (Phase::Decode, Err(why_not)) => format!(
             "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys; no Hopper instructions: {why_not}"

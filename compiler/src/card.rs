@@ -53,7 +53,7 @@ impl Card {
             return None;
         }
         let kind = match (spec.phase, geometry.resident, geometry.split) {
-            (Phase::Prefill, Some(_), _) if spec.head_dim.max(spec.v_head_dim) > 256 => LATENT,
+            (Phase::Prefill, Some(_), _) if spec.is_wide() => LATENT,
             (Phase::Prefill, Some(_), _) => PREFILL,
             (Phase::Prefill, None, _) => PORTABLE_PREFILL,
             (Phase::Decode, _, Some(_)) => DECODE,

@@ -226,6 +226,16 @@ pub struct KernelSpec {
     pub score: Score,
 }
 
+impl KernelSpec {
+    /// Most columns of an output that the registers of a warpgroup of Hopper hold.
+    pub const WARPGROUP_COLUMNS: u32 = 256;
+
+    /// Whether q and k, or v and o, have more columns than that.
+    pub fn is_wide(&self) -> bool {
+        self.head_dim.max(self.v_head_dim) > Self::WARPGROUP_COLUMNS
+    }
+}
+
 /// Bands of all rows, row after row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BandTable {

@@ -1,7 +1,7 @@
 //! Llama, Qwen3 and Qwen3.5: norm, attention of either kind, norm, gated feed-forward.
 
 use crate::ModelError;
-use crate::layers::{Attention, GatedMlp, LinearAttention, add_norm, norm};
+use crate::layers::{Attention, GatedMlp, LinearAttention, add_norm, embed, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation;
@@ -111,7 +111,7 @@ impl<B: AttentionBackend> Decoder<B> {
         state: &mut State<B>,
         policy: &Policy,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let [batch, tokens] = ids.dims();
+        let [_, tokens] = ids.dims();
         let device = ids.device();
         let capacity = state.capacity_for(tokens)?;
         let profile = state.profile.clone();
@@ -121,13 +121,8 @@ impl<B: AttentionBackend> Decoder<B> {
             let data = TensorData::new(table, [tokens, 2 * self.frequencies.len()]);
             Tensor::from_data(data, (&device, DType::F32))
         });
-        let hidden = self.embedding.dims()[1];
-        let x = self
-            .embedding
-            .clone()
-            .select(0, ids.reshape([batch * tokens]));
         // The residual stream is f32, whatever the layers compute in.
-        let mut x = x.reshape([batch, tokens, hidden]).cast(DType::F32);
+        let mut x = embed(&self.embedding, ids).cast(DType::F32);
         // What the layer before has added last, still beside the residual stream.
         let mut pending: Option<Tensor<B, 3>> = None;
         for (i, layer) in self.layers.iter().enumerate() {

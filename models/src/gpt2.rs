@@ -1,7 +1,7 @@
 //! GPT-2: learned positions, layer norms with biases, gelu.
 
 use crate::ModelError;
-use crate::layers::{Attention, Projection, heads};
+use crate::layers::{Attention, Projection, embed, heads};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::state::{LayerState, State};
@@ -140,7 +140,7 @@ impl<B: AttentionBackend> Gpt2<B> {
         state: &mut State<B>,
         policy: &Policy,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let [batch, tokens] = ids.dims();
+        let [_, tokens] = ids.dims();
         let capacity = state.capacity_for(tokens)?;
         let profile = state.profile.clone();
         let end = state.position + tokens;
@@ -151,11 +151,7 @@ impl<B: AttentionBackend> Gpt2<B> {
                 positions,
             });
         }
-        let x = self
-            .embedding
-            .clone()
-            .select(0, ids.reshape([batch * tokens]));
-        let x = x.reshape([batch, tokens, hidden]);
+        let x = embed(&self.embedding, ids);
         let at = self
             .positions
             .clone()

@@ -12,6 +12,13 @@ use butterfly::{
 };
 use butterfly_ir::model::{AttentionShape, LinearShape, ModelConfig, ModelSizes};
 
+/// Tokens [B, T] → their rows of the embedding, [B, T, H].
+pub(crate) fn embed<B: Backend>(embedding: &Tensor<B, 2>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    let ([batch, tokens], [_, hidden]) = (ids.dims(), embedding.dims());
+    let rows = embedding.clone().select(0, ids.reshape([batch * tokens]));
+    rows.reshape([batch, tokens, hidden])
+}
+
 /// A linear map, stored as [out, in].
 #[derive(Clone, Debug)]
 pub(crate) struct Projection<B: Backend> {

@@ -2,6 +2,7 @@
 
 use super::floats;
 use crate::failure::Failure;
+use burn::prelude::*;
 use butterfly::AttentionBackend;
 use butterfly_models::{Logits, Model, Policy, Sampler, State};
 
@@ -19,19 +20,21 @@ impl<B: AttentionBackend> Continuation<'_, B> {
     pub(super) fn prefill(&mut self, prompt: &[u32], chunk: usize) -> Result<u32, Failure> {
         let last = prompt.len().saturating_sub(1) / chunk * chunk;
         for chunk in prompt[..last].chunks(chunk) {
-            let logits = self
-                .model
-                .forward(chunk, &mut self.state, self.policy, Logits::Last);
-            logits.map_err(Failure::bad)?;
+            self.read(chunk)?;
         }
         self.next(&prompt[last..])
     }
 
     /// The token after these.
     pub(super) fn next(&mut self, tokens: &[u32]) -> Result<u32, Failure> {
-        let logits = self
-            .model
-            .forward(tokens, &mut self.state, self.policy, Logits::Last);
-        Ok(self.sampler.next(&floats(logits.map_err(Failure::bad)?)?))
+        let logits = self.read(tokens)?;
+        Ok(self.sampler.next(&floats(logits)?))
+    }
+
+    /// The last token's logits, which nobody has waited for.
+    fn read(&mut self, tokens: &[u32]) -> Result<Tensor<B, 3>, Failure> {
+        let (model, state) = (self.model, &mut self.state);
+        let logits = model.forward(tokens, state, self.policy, Logits::Last);
+        logits.map_err(Failure::bad)
     }
 }

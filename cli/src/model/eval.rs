@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::{source, svg, tensors};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Folder, Footprint, Logits, Model, Policy, Sampler};
+use butterfly_models::{Chat, Folder, Logits, Model, Policy, Sampler};
 use serde::Serialize;
 
 /// The fact that is hidden, what asks for it, and the answer.
@@ -158,11 +158,7 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let size = [2, self.capacity as u64, COMPARED as u64];
-        let (config, sizes) = (&self.folder.config, &self.folder.sizes);
-        place.check_room(&Footprint::new(config, sizes, place.dtype, size))?;
-        let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
-        let (model, unused) = loaded.map_err(Failure::bad)?;
-        super::logits::note_unused(&unused);
+        let (model, _) = place.load(self.folder, size)?;
         let mut sums = Sums::default();
         let bar = crate::progress(self.tokens.len() as u64, "tokens");
         for window in self.tokens.chunks(self.window) {

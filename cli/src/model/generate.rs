@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Folder, Footprint, Message, Model, Policy, Sampler, Sampling};
+use butterfly_models::{Chat, Folder, Message, Policy, Sampler, Sampling};
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -133,11 +133,7 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let size = [1, self.capacity as u64, self.command.run.chunk.into()];
-        let (config, sizes) = (&self.folder.config, &self.folder.sizes);
-        place.check_room(&Footprint::new(config, sizes, place.dtype, size))?;
-        let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
-        let (model, unused) = loaded.map_err(Failure::bad)?;
-        super::logits::note_unused(&unused);
+        let (model, _) = place.load(self.folder, size)?;
         let mut continuation = Continuation {
             model: &model,
             policy: self.policy,

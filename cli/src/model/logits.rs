@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::tensors;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Folder, Footprint, Logits, Model, ModelError};
+use butterfly_models::{Folder, Logits, ModelError};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -84,11 +84,7 @@ impl Task for Work<'_> {
             self.capacity as u64,
             self.command.run.chunk.into(),
         ];
-        let (config, sizes) = (&self.folder.config, &self.folder.sizes);
-        place.check_room(&Footprint::new(config, sizes, place.dtype, size))?;
-        let loaded = Model::<B>::load(self.folder, place.dtype, &place.device);
-        let (model, unused_tensors) = loaded.map_err(Failure::bad)?;
-        note_unused(&unused_tensors);
+        let (model, unused_tensors) = place.load(self.folder, size)?;
         let vocabulary = model.sizes.vocabulary as usize;
         let mut state = model.state(self.batch, Some(self.capacity), self.policy);
         let mut logits = vec![0.0; self.batch * self.length * vocabulary];
@@ -129,16 +125,5 @@ impl Task for Work<'_> {
             unused_tensors,
             output: self.command.output.display().to_string(),
         })
-    }
-}
-
-/// Names tensors of the folder that no layer asked for.
-pub(super) fn note_unused(unused: &[String]) {
-    if !unused.is_empty() {
-        eprintln!(
-            "note: {} tensors of the folder are not used by this model: {}",
-            unused.len(),
-            unused.join(", ")
-        );
     }
 }

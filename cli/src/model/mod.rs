@@ -22,7 +22,7 @@ use butterfly_compiler::lengths;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity};
-use butterfly_models::{Footprint, Policy};
+use butterfly_models::{Folder, Footprint, Model, Policy, Unused};
 use butterfly_runtime::{Device, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -64,6 +64,25 @@ impl<B: Backend> Place<B> {
             gigabytes(needs.caches),
             gigabytes(needs.activations),
         )))
+    }
+}
+
+impl<B: AttentionBackend> Place<B> {
+    /// The model of a folder, where there is room for it with caches and a chunk: sequences, tokens
+    /// and tokens at once. Says and returns which tensors of the folder it does not use.
+    fn load(&self, folder: &Folder, size: [u64; 3]) -> Result<(Model<B>, Unused), Failure> {
+        let needs = Footprint::new(&folder.config, &folder.sizes, self.dtype, size);
+        self.check_room(&needs)?;
+        let loaded = Model::load(folder, self.dtype, &self.device);
+        let (model, unused) = loaded.map_err(Failure::bad)?;
+        if !unused.is_empty() {
+            eprintln!(
+                "note: {} tensors of the folder are not used by this model: {}",
+                unused.len(),
+                unused.join(", ")
+            );
+        }
+        Ok((model, unused))
     }
 }
 

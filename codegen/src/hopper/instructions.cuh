@@ -151,13 +151,13 @@ __device__ __forceinline__ void fence_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ __forceinline__ void store_piece(unsigned address, const unsigned (&x)[4]) {
+__device__ __forceinline__ void store_shared(unsigned address, const unsigned (&x)[4]) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]), "r"(x[1]),
                "r"(x[2]), "r"(x[3])
                : "memory");
 }
 
-__device__ __forceinline__ void load_piece(unsigned (&x)[4], unsigned address) {
+__device__ __forceinline__ void load_shared(unsigned (&x)[4], unsigned address) {
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(address)

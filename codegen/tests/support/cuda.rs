@@ -187,12 +187,12 @@ impl Gpu {
             let lse = vec![0u8; launch.lse_bytes];
             let mut pointers: Vec<Pointer> = Vec::new();
             // The tensors behind tensor maps come first.
-            let (tensors, others) = launch.inputs.split_at(3);
-            let mapped = !launch.maps.is_empty();
-            let o_at = if mapped { 3 } else { launch.inputs.len() };
-            let before = if mapped { tensors } else { &launch.inputs };
-            let after = if mapped { others } else { &[] };
-            let in_order = before.iter().chain([&launch.o]).chain(after).chain([&lse]);
+            let mut in_order: Vec<&Vec<u8>> = launch.inputs.iter().chain([&lse]).collect();
+            let o_at = match launch.maps.is_empty() {
+                true => launch.inputs.len(),
+                false => 3,
+            };
+            in_order.insert(o_at, &launch.o);
             for contents in in_order {
                 let mut pointer = 0;
                 ok(allocate(&mut pointer, contents.len().max(4)));

@@ -152,16 +152,9 @@ pub(super) fn buffers<'a>(
         inputs.push(padded(Cow::Borrowed(bytes)));
     }
     inputs.push(padded(words(needs.parameters)));
-    match (&kernel.spec().rows, arguments.rows) {
-        (Rows::ClosedForm(_), None) => {}
-        (Rows::ClosedForm(_), Some(_)) => {
-            return Err(LaunchError::Rows("is not read by this kernel"));
-        }
-        (Rows::Table, None) => return Err(LaunchError::Rows("is missing")),
-        (Rows::Table, Some(table)) => {
-            check_table(table, needs.rows)?;
-            inputs.extend(table_words(table));
-        }
+    if let Some(table) = rows_of(kernel, arguments.rows)? {
+        check_table(table, needs.rows)?;
+        inputs.extend(table_words(table));
     }
     Ok(Buffers {
         inputs,
@@ -178,14 +171,22 @@ pub(super) fn order<T: Clone>(
     inputs: &[T],
     outputs: &[T; 2],
 ) -> (Vec<T>, Vec<T>) {
-    let (tensors, others) = inputs.split_at(3);
+    let mut all = inputs.to_vec();
     let [o, lse] = outputs;
-    match maps {
-        Some(_) => (
-            [tensors, std::slice::from_ref(o)].concat(),
-            [others, std::slice::from_ref(lse)].concat(),
-        ),
-        None => (vec![], [inputs, outputs].concat()),
+    // With q, k and v, or with lse.
+    let o_at = maps.map_or(all.len(), |_| 3);
+    all.insert(o_at, o.clone());
+    all.push(lse.clone());
+    let buffers = all.split_off(maps.map_or(0, |maps| maps.len()));
+    (all, buffers)
+}
+
+/// What a kernel is given of rows, where it reads them from a table.
+pub(super) fn rows_of<T>(kernel: &Ready, given: Option<T>) -> Result<Option<T>, LaunchError> {
+    match (&kernel.spec().rows, &given) {
+        (Rows::ClosedForm(_), Some(_)) => Err(LaunchError::Rows("is not read by this kernel")),
+        (Rows::Table, None) => Err(LaunchError::Rows("is missing")),
+        (Rows::ClosedForm(_), None) | (Rows::Table, Some(_)) => Ok(given),
     }
 }
 
@@ -313,4 +314,33 @@ pub(super) fn padded(mut bytes: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
         bytes.to_mut().resize(length, 0);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the manifest names them.
+    #[test]
+    fn what_tensor_maps_show_is_bound_with_them() {
+        let map = || Map {
+            dtype: Dtype::Bf16,
+            shape: [1; 4],
+            strides: [1; 4],
+            tile: [1; 4],
+        };
+        let inputs = ["q", "k", "v", "scalars", "offsets", "bands"];
+        let outputs = ["o", "lse"];
+        let bound = |maps| order(maps, &inputs, &outputs);
+        let maps = [map(), map(), map(), map()];
+        assert_eq!(
+            bound(Some(&maps)),
+            (
+                vec!["q", "k", "v", "o"],
+                vec!["scalars", "offsets", "bands", "lse"]
+            )
+        );
+        let all = ["q", "k", "v", "scalars", "offsets", "bands", "o", "lse"];
+        assert_eq!(bound(None), (vec![], all.to_vec()));
+    }
 }

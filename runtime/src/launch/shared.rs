@@ -7,7 +7,7 @@
 use super::bind::{self, Map, long_enough};
 use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
-use butterfly_ir::{BandTable, Geometry, Rows};
+use butterfly_ir::{BandTable, Geometry};
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
 use cubecl_runtime::client::ComputeClient;
@@ -62,7 +62,7 @@ pub struct Tensors<'a> {
     pub o: &'a Handle,
     /// Natural log-sum-exp, f32, contiguous `[B, Hq, q_len]`.
     pub lse: &'a Handle,
-    /// The bands, for [`Rows::Table`] only.
+    /// The bands, for [`Rows::Table`](butterfly_ir::Rows::Table) only.
     pub rows: Option<&'a DeviceTable>,
 }
 
@@ -98,18 +98,11 @@ pub fn enqueue<R: Launches>(
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let mut inputs = vec![tensors.q.clone(), tensors.k.clone(), tensors.v.clone()];
     inputs.push(client.create_from_slice(&bind::padded(bind::words(needs.parameters))));
-    match (&kernel.spec().rows, tensors.rows) {
-        (Rows::ClosedForm(_), None) => {}
-        (Rows::ClosedForm(_), Some(_)) => {
-            return Err(LaunchError::Rows("is not read by this kernel"));
+    if let Some(table) = bind::rows_of(kernel, tensors.rows)? {
+        if table.rows < needs.rows {
+            return Err(LaunchError::Rows("has fewer rows than the queries reach"));
         }
-        (Rows::Table, None) => return Err(LaunchError::Rows("is missing")),
-        (Rows::Table, Some(table)) => {
-            if table.rows < needs.rows {
-                return Err(LaunchError::Rows("has fewer rows than the queries reach"));
-            }
-            inputs.extend(table.buffers.iter().cloned());
-        }
+        inputs.extend(table.buffers.iter().cloned());
     }
     let outputs = [tensors.o.clone(), tensors.lse.clone()];
     let (mapped, buffers) = bind::order(needs.maps.as_ref(), &inputs, &outputs);

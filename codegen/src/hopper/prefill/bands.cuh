@@ -5,7 +5,7 @@
 constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, NONE = 16, BAND = 8;
 
 // Whether a unit may see nothing of half a tile of its item.
-constexpr bool HALVES = K_TILE > UNIT_TOKENS && K_TILE >= 128;
+constexpr bool HALVES = K_TILE >= 128;
 
 // Of the queries q0..=q1, by a warp whose lanes hold the bands: lane `i` every 32nd from the i-th.
 // A closed form has fewer than 32.

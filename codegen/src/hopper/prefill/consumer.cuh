@@ -59,6 +59,14 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     return half;
   };
 @products
+  int2 tile = make_int2(0, 0);
+  // The products of a tile's scores are done: gives back its keys and, where no output will take
+  // their place, the queries after their last tile.
+  auto take_scores = [&](int keys) {
+    add_scores(shared.slot(keys));
+    release_slot(shared.empty(keys));
+    if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+  };
   // The first tile of an item says what weights are relative to.
   auto first_weights = [&](bool half) {
     softmax.raise(s, scale, half, fade);
@@ -80,7 +88,6 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   // The first tile of all. The lane that reads it is the one that gives its slot back: checkers for
   // races see that order, and none among lanes without a branch.
   await();
-  int2 tile = make_int2(0, 0);
   if (lane == 0) tile = shared.tile(slot.index);
   tile.x = __shfl_sync(~0u, tile.x, 0);
   tile.y = __shfl_sync(~0u, tile.y, 0);
@@ -90,9 +97,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   multiply_scores(0);
   begin_item();
   mma_wait<0>(s);
-  add_scores(shared.slot(slot.index));
-  release_slot(shared.empty(slot.index));
-  if (!STAGED && tile.y & LAST) release(shared.q_empty(0));
+  take_scores(slot.index);
   slot.advance();
   first_weights(hide(tile));
 
@@ -118,9 +123,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
             lane, output, lse);
       begin_item();
       mma_wait<0>(s);
-      add_scores(shared.slot(slot.index));
-      release_slot(shared.empty(slot.index));
-      if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+      take_scores(slot.index);
       slot.advance();
       first_weights(hide(tile));
       accumulate = false;
@@ -136,9 +139,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       multiply_values(slot.index, accumulate);
       pass_turn();
       mma_wait<1>(s);
-      add_scores(shared.slot(keys));
-      release_slot(shared.empty(keys));
-      if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+      take_scores(keys);
       const bool half = hide(tile);
       // Products take as long to be issued as to be done: a later wait gains nothing.
       mma_wait<0>(o);

@@ -22,7 +22,7 @@ __device__ __forceinline__ Element* row_of(const Launch& launch, const Item& ite
 // What a thread's rows end with: the largest logit, as a power of two, and the sum of weights.
 struct Ends { float highest[2], total[2]; };
 
-// Returns what the outputs of the thread's rows are to be multiplied by.
+// `inverse`: what the outputs of the thread's rows are to be multiplied by.
 __device__ __forceinline__ Ends finish(const Launch& launch, const Item& item, const Unit& unit,
                                        const Softmax& softmax, float scale, int warp, int lane,
                                        float (&inverse)[2]) {

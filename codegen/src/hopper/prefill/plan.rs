@@ -12,9 +12,6 @@ const REGISTERS: u32 = 65_536;
 /// Rows of a matrix product, hence of a unit.
 pub(super) const UNIT_ROWS: u32 = 64;
 
-/// Most columns of an output that the registers of a warpgroup hold.
-const WIDEST: u32 = 256;
-
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tuning {
@@ -36,7 +33,7 @@ impl Tuning {
     /// softmax.
     fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
-        if widest > WIDEST {
+        if spec.is_wide() {
             return Self {
                 cluster: 1,
                 consumers: 2,
@@ -141,7 +138,7 @@ impl Plan {
             }
             true => return Err("heads of more than 256 have to be multiples of 64, of v of 128"),
         };
-        if o_columns > WIDEST {
+        if o_columns > KernelSpec::WARPGROUP_COLUMNS {
             return Err("the output of a unit has to fit the registers");
         }
         let bands = source::bands(spec)?;

@@ -20,13 +20,13 @@
       unsigned x[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) x[j] = __float_as_uint(s[4 * i + j]);
-      store_piece(mine + i * 128 * 16, x);
+      store_shared(mine + i * 128 * 16, x);
     }
     synchronize(TURN_AT, 256);
 #pragma unroll
     for (int i = 0; i < K_TILE / 8; ++i) {
       unsigned x[4];
-      load_piece(x, other + i * 128 * 16);
+      load_shared(x, other + i * 128 * 16);
 #pragma unroll
       for (int j = 0; j < 4; ++j) s[4 * i + j] += __uint_as_float(x[j]);
     }

@@ -1,6 +1,6 @@
 // ---- Output of a unit, through the place of its queries and the copy engine ----
 
-// Of the unit's output: `staging` holds its queries, whose products are done. A warp beside the
+// Leaves the output where the unit's queries were, whose products are done. A warp beside the
 // producer copies it to memory from there.
 __device__ __forceinline__ void store(const Launch& launch, const Shared& shared, const Item& item,
                                       const Unit& unit, const Softmax& softmax,
@@ -37,7 +37,7 @@ __device__ __forceinline__ void copy_rows(const Launch& launch, const Item& item
     const int piece = i % PIECES;
     const Place place = place_of(launch, item, unit, row);
     unsigned x[4];
-    load_piece(x, staging + (piece / 8 * 64 + row) * 128 + (piece % 8 ^ row % 8) * 16);
+    load_shared(x, staging + (piece / 8 * 64 + row) * 128 + (piece % 8 ^ row % 8) * 16);
     if (place.valid) store_pieces(row_of(launch, item, place, output) + piece * 8, x);
   }
 }
