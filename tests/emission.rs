@@ -173,7 +173,7 @@ fn hopper() {
         let geometry = kernel.geometry;
         let expected = match (geometry.resident, geometry.split) {
             (Some(_), _) => ["HGMMA", "UTMALDG"],
-            (None, Some(_)) => ["HMMA", "LDGSTS"],
+            (None, Some(_)) => ["HMMA", "UTMALDG"],
             (None, None) => continue,
         };
         made += 1;

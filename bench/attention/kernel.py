@@ -35,11 +35,15 @@ class Kernel:
     def __init__(self, folder, entry):
         self.entry, self.geometry, self.spec = entry, entry["geometry"], entry["spec"]
         path = next(file["path"] for file in entry["files"] if file["path"].endswith(".cubin"))
-        module, self.function = C.c_void_p(), C.c_void_p()
+        module = C.c_void_p()
         check(cuda.cuModuleLoadData(C.byref(module), open(f"{folder}/{path}", "rb").read()), "cuModuleLoadData")
-        name = entry["entry"].encode()
-        check(cuda.cuModuleGetFunction(C.byref(self.function), module, name), "cuModuleGetFunction")
-        check(cuda.cuFuncSetAttribute(self.function, 8, self.geometry["shared_bytes"]), "cuFuncSetAttribute")
+        # By entry point: a decode kernel has a second one, for many jobs.
+        suffixes = ["", "_alone"] if self.geometry.get("split") else [""]
+        self.functions = [C.c_void_p() for _ in suffixes]
+        for function, suffix in zip(self.functions, suffixes):
+            name = (entry["entry"] + suffix).encode()
+            check(cuda.cuModuleGetFunction(C.byref(function), module, name), "cuModuleGetFunction")
+            check(cuda.cuFuncSetAttribute(function, 8, self.geometry["shared_bytes"]), "cuFuncSetAttribute")
 
 
 def kernels(folder):
@@ -64,38 +68,38 @@ class Launch:
             words += x.stride()[:3]
         maps = []
         rows = -(-(offset + q_len) // block) - offset // block
-        resident, split = geometry.get("resident"), geometry.get("split")
+        resident, split, boxes = (geometry.get(name) for name in ("resident", "split", "boxes"))
         processors = torch.cuda.get_device_properties(0).multi_processor_count
-        if resident or split:
-            words.append(batch)
+        self.function = kernel.functions[0]
+        if boxes:
+            keys = (1, 1, boxes["k"], 64)
+            maps = [tensor_map(q, (1, *boxes["q"], 64)), tensor_map(k, keys), tensor_map(v, keys),
+                    tensor_map(self.o, (1, 1, boxes["q"][1], 64))]
         if resident:
-            keys = (1, 1, resident["k_box"], 64)
-            maps = [tensor_map(q, (1, *resident["q_box"], 64)), tensor_map(k, keys), tensor_map(v, keys),
-                    tensor_map(self.o, (1, 1, resident["q_box"][1], 64))]
             cluster = resident["cluster"]
             items = cluster * rows * resident["items_per_row"] * kv_heads * batch
             self.grid = (min(processors // cluster * cluster, items), 1, 1)
         elif spec["phase"] == "prefill":
             self.grid = (rows * -(-block // geometry["q_tile"]), heads, batch)
         elif split:
-            # A cluster takes as many jobs, a power of two, as let all clusters run at once.
-            jobs = q_len * kv_heads * batch
-            clusters = max(1, processors * split["per_processor"] * 9 // 10 // split["cluster"])
-            of_one = min(1 << (-(-jobs // clusters) - 1).bit_length(), split["cluster"])
-            self.grid = (-(-jobs // of_one) * split["cluster"], 1, 1)
+            # A cluster shares a job where there are few.
+            alone = q_len * kv_heads * batch * split["cluster"] >= processors * 9 // 10
+            self.function = kernel.functions[alone]
+            self.grid = (q_len if alone else split["cluster"] * q_len, kv_heads, batch)
         else:
             self.grid = (q_len, kv_heads, batch)
-        # Strides are unsigned words of 32 bits.
-        self.parameters = torch.tensor([w - (1 << 32) if w >= 1 << 31 else w for w in words],
-                                       dtype=torch.int32, device="cuda")
-        # What tensor maps show comes first.
-        last = [self.o, self.parameters] if resident else [self.parameters, self.o]
-        buffers = [q, k, v, *last, self.lse]
-        self.values = maps + [C.c_void_p(x.data_ptr()) for x in buffers]
+        # What tensor maps show comes first; then the scalars come by value, with batch and softcap.
+        if boxes:
+            self.buffers, by_value = [q, k, v, self.o, self.lse], [(C.c_uint32 * 22)(*words, batch)]
+        else:
+            words = [w - (1 << 32) if w >= 1 << 31 else w for w in words]
+            parameters = torch.tensor(words, dtype=torch.int32, device="cuda")
+            self.buffers, by_value = [q, k, v, parameters, self.o, self.lse], []
+        self.values = maps + [C.c_void_p(x.data_ptr()) for x in self.buffers] + by_value
         self.arguments = (C.c_void_p * len(self.values))(*(C.addressof(x) for x in self.values))
 
     def run(self):
         stream = C.c_void_p(torch.cuda.current_stream().cuda_stream)
         geometry = self.kernel.geometry
-        check(cuda.cuLaunchKernel(self.kernel.function, *self.grid, *geometry["threads"],
+        check(cuda.cuLaunchKernel(self.function, *self.grid, *geometry["threads"],
                                   geometry["shared_bytes"], stream, self.arguments, None), "cuLaunchKernel")

@@ -111,6 +111,7 @@ fn geometry(spec: &KernelSpec) -> Geometry {
         k_tile: spec.block,
         shared_bytes: 0,
         split: None,
+        boxes: None,
         resident: None,
     }
 }

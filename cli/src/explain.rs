@@ -251,6 +251,7 @@ fn target(on: &OnTarget) -> String {
         q_tile,
         k_tile,
         shared_bytes,
+        boxes: _,
         split: _,
         resident: _,
     } = on.geometry;

@@ -21,7 +21,7 @@ pub struct Choice {
 pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
     check(spec, target)?;
     let reason = match (spec.phase, hopper(spec, target)) {
-        (Phase::Decode, Ok(())) => "Hopper decode: a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once; one launch, merged in shared memory".to_string(),
+        (Phase::Decode, Ok(())) => "Hopper decode: copies by tensor maps; a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once, or a workgroup alone where there are many; one launch, merged in shared memory".to_string(),
         (Phase::Prefill, Ok(())) if spec.is_wide() => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; two warpgroups share the columns of an output that is too wide for the registers of one".to_string(),
         (Phase::Prefill, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
         (Phase::Decode, Err(why_not)) => format!(

@@ -182,6 +182,7 @@ mod tests {
             k_tile: 1,
             shared_bytes: 0,
             split: None,
+            boxes: None,
             resident: None,
         };
         let shape = LayerShape {

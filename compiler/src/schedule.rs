@@ -147,6 +147,7 @@ mod tests {
             k_tile: 32,
             shared_bytes: 0,
             split: None,
+            boxes: None,
             resident: None,
         };
         let topology = classify::lower(&sparsity.pattern, &context);

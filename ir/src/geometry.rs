@@ -19,6 +19,9 @@ pub struct Geometry {
     pub k_tile: u32,
     /// Bytes of shared memory.
     pub shared_bytes: u32,
+    /// What it copies at a time, if it copies by tensor maps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boxes: Option<Boxes>,
     /// How workgroups share the keys of a query, if they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
@@ -27,73 +30,83 @@ pub struct Geometry {
     pub resident: Option<Resident>,
 }
 
+/// What a kernel copies at a time by tensor maps of q, k, v and o, which it takes before its
+/// buffers.
+///
+/// They have rank 4, [B, H, length, D], are swizzled by 128 bytes, zero outside, in boxes of 64
+/// elements. Strides and addresses must be multiples of 16 bytes. The buffers of the four tensors
+/// come first among its buffers; the scalars come last, by value
+/// ([`LaunchScalars::by_value`]), and the logits of sinks in a buffer of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boxes {
+    /// Heads and tokens of a box of q; one of o has as many tokens, of one head.
+    pub q: [u32; 2],
+    /// Tokens of a box of k and v, of one head.
+    pub k: u32,
+}
+
 /// A kernel whose workgroups stay for the whole launch, and take one item of work after
-/// the other; it copies by tensor maps.
+/// the other.
 ///
 /// An item is a row of blocks, a kv head of a sequence, and `q_tile` queries of the row.
 /// Grid: as many workgroups as the device runs at once, a multiple of the cluster, no more
-/// than the cluster times the items. Its parameter buffer has one word more, the number
-/// of sequences, and before its buffers it takes tensor maps of q, k, v and o: rank 4,
-/// [B, H, length, D], swizzled by 128 bytes, zero outside, in boxes of 64 elements. Strides
-/// and addresses must be multiples of 16 bytes, the scale positive.
+/// than the cluster times the items. The scale must be positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resident {
     /// Items of a row of blocks, for each kv head.
     pub items_per_row: u32,
     /// Workgroups that share their copies.
     pub cluster: u32,
-    /// Heads and tokens of a box of q; one of o has as many tokens, of one head.
-    pub q_box: [u32; 2],
-    /// Tokens of a box of k and v, of one head.
-    pub k_box: u32,
 }
 
-/// A decode kernel whose workgroups come in clusters.
+/// A decode kernel with two entry points.
 ///
-/// A *job* is a query and a kv head of a sequence. Grid: x clusters, where a cluster takes
-/// one job with all its workgroups, two with half of them each, and so on up to one for
-/// each workgroup; every such grid gives the same sums but for their order. Its parameter
-/// buffer has one word more, the number of sequences. It copies 16 bytes at a time: strides
-/// and addresses must be multiples of that.
+/// By the one of its name, a cluster of workgroups shares a query and a kv head of a sequence; by
+/// that of its name with [`ALONE`] a workgroup has them alone, which suits launches that have
+/// enough of them for the whole device. Grid: that of other decode kernels, in x times the
+/// cluster. Both give the same sums but for their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
-    /// Workgroups of a cluster, a power of two.
+    /// Workgroups of a cluster.
     pub cluster: u32,
-    /// Workgroups that a processor holds at once.
-    pub per_processor: u32,
+}
+
+/// What the name of a [`Split`] kernel's second entry point ends with.
+pub const ALONE: &str = "_alone";
+
+/// A grid for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fitted {
+    /// Workgroups to launch.
+    pub grid: [u32; 3],
+    /// Whether by the entry point whose name ends with [`ALONE`].
+    pub alone: bool,
 }
 
 impl Geometry {
-    /// Whether the parameter buffer ends with the number of sequences.
-    pub fn counts_sequences(&self) -> bool {
-        self.resident.is_some() || self.split.is_some()
-    }
-
-    /// Workgroups to launch on a device of so many processors, where `grid` has the most of
-    /// them: those that run at once.
-    pub fn fitted(&self, grid: [u32; 3], processors: u32) -> [u32; 3] {
+    /// What to launch on a device of so many processors, where [`Geometry::grid`] is `grid`.
+    pub fn fitted(&self, grid: [u32; 3], processors: u32) -> Fitted {
         let [x, y, z] = grid;
+        let fitted = |grid, alone| Fitted { grid, alone };
         if let Some(resident) = self.resident {
             let at_once = processors / resident.cluster * resident.cluster;
-            return [x.min(at_once.max(resident.cluster)), y, z];
+            return fitted([x.min(at_once.max(resident.cluster)), y, z], false);
         }
-        if let Some(Split {
-            cluster,
-            per_processor,
-        }) = self.split
-        {
-            let jobs = x / cluster;
-            // Clusters lie within groups of processors, and do not fill these: of 132 processors
-            // a tenth was seen to stay free.
-            let clusters = (processors * per_processor * 9 / 10 / cluster).max(1);
-            let jobs_of_one = jobs.div_ceil(clusters).next_power_of_two().min(cluster);
-            return [jobs.div_ceil(jobs_of_one) * cluster, y, z];
+        let jobs = x.saturating_mul(y).saturating_mul(z);
+        match self.split {
+            // Clusters lie within groups of processors, and do not fill these: of 132 processors a
+            // tenth was seen to stay free. More of them would wait for others to end.
+            Some(Split { cluster }) if jobs.saturating_mul(cluster) >= processors * 9 / 10 => {
+                fitted(grid, true)
+            }
+            Some(Split { cluster }) => fitted([x.saturating_mul(cluster), y, z], false),
+            None => fitted(grid, false),
         }
-        grid
     }
 
     /// Workgroups to launch for `spec` with these scalars and `batch` sequences; for a
-    /// [`Resident`] or [`Split`] kernel the most of them, see [`Geometry::fitted`].
+    /// [`Resident`] kernel the most of them, for a [`Split`] one those of its second entry
+    /// point, see [`Geometry::fitted`].
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
         match (spec.phase, self.resident) {
             (Phase::Prefill, Some(resident)) => {
@@ -108,13 +121,54 @@ impl Geometry {
                 let tiles = (last - first) * spec.block.div_ceil(self.q_tile);
                 [tiles, scalars.kv_heads * spec.group, batch]
             }
-            (Phase::Decode, _) => match self.split {
-                Some(split) => {
-                    let factors = [split.cluster, scalars.q_len, scalars.kv_heads, batch];
-                    [factors.into_iter().fold(1, u32::saturating_mul), 1, 1]
-                }
-                None => [scalars.q_len, scalars.kv_heads, batch],
-            },
+            (Phase::Decode, _) => [scalars.q_len, scalars.kv_heads, batch],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(split: Option<Split>, resident: Option<Resident>) -> Geometry {
+        Geometry {
+            threads: [128, 1, 1],
+            q_tile: 1,
+            k_tile: 16,
+            shared_bytes: 0,
+            boxes: None,
+            split,
+            resident,
+        }
+    }
+
+    /// 132 processors take clusters of 4 for up to 29 jobs, a tenth of them being out of reach.
+    #[test]
+    fn few_jobs_take_clusters_and_many_a_workgroup_each() {
+        let split = geometry(Some(Split { cluster: 4 }), None);
+        for (grid, expected) in [
+            ([1, 4, 1], ([4, 4, 1], false)),
+            ([1, 29, 1], ([4, 29, 1], false)),
+            ([2, 5, 3], ([2, 5, 3], true)),
+            ([1, 4, 32], ([1, 4, 32], true)),
+        ] {
+            let Fitted { grid, alone } = split.fitted(grid, 132);
+            assert_eq!((grid, alone), expected);
+        }
+    }
+
+    #[test]
+    fn workgroups_that_stay_all_run_at_once() {
+        let resident = geometry(
+            None,
+            Some(Resident {
+                items_per_row: 4,
+                cluster: 2,
+            }),
+        );
+        for (x, expected) in [(6, 6), (4000, 130)] {
+            let fitted = resident.fitted([x, 1, 1], 131);
+            assert_eq!((fitted.grid, fitted.alone), ([expected, 1, 1], false));
         }
     }
 }

@@ -280,34 +280,35 @@ impl LaunchScalars {
     /// Number of words in the parameter buffer of a plain kernel.
     pub const WORDS: usize = 19;
 
-    /// Where the number of sequences, the softcap and the logits of sinks stand, in kernels
-    /// that read them.
-    pub const BATCH_AT: u32 = 19;
-    /// See [`LaunchScalars::BATCH_AT`].
+    /// Number of words that kernels take by value which copy by tensor maps: these, the number of
+    /// sequences, the softcap, and one that is not read.
+    pub const BY_VALUE: usize = 22;
+
+    /// Where the softcap and the logits of sinks stand, in kernels that read them.
     pub const SOFTCAP_AT: u32 = 20;
-    /// See [`LaunchScalars::BATCH_AT`].
+    /// See [`LaunchScalars::SOFTCAP_AT`].
     pub const SINKS_AT: u32 = 21;
 
-    /// The parameter buffer for a kernel of `score` and `geometry`: these scalars and, as far
-    /// as the kernel reads them, what stands after them.
-    pub fn parameters(
-        &self,
-        geometry: &Geometry,
-        score: Score,
-        batch: u32,
-        values: &ScoreValues<'_>,
-    ) -> Vec<u32> {
+    /// The parameter buffer for a kernel of `score`: these scalars and, as far as the kernel
+    /// reads them, the number of sequences, the softcap, and the logits of sinks.
+    pub fn parameters(&self, score: Score, batch: u32, values: &ScoreValues<'_>) -> Vec<u32> {
         let mut words = self.words().to_vec();
-        if geometry.counts_sequences() || !score.is_plain() {
-            words.push(batch);
-        }
         if !score.is_plain() {
-            words.push(values.softcap.unwrap_or(0.0).to_bits());
+            words.extend([batch, values.softcap.unwrap_or(0.0).to_bits()]);
         }
         if score.sinks {
             let sinks = values.sinks.unwrap_or_default();
             words.extend(sinks.iter().map(|sink| sink.to_bits()));
         }
+        words
+    }
+
+    /// What kernels take by value that copy by tensor maps.
+    pub fn by_value(&self, batch: u32, values: &ScoreValues<'_>) -> [u32; Self::BY_VALUE] {
+        let mut words = [0; Self::BY_VALUE];
+        words[..Self::WORDS].copy_from_slice(&self.words());
+        words[Self::WORDS..][..2]
+            .copy_from_slice(&[batch, values.softcap.unwrap_or(0.0).to_bits()]);
         words
     }
 

@@ -26,7 +26,7 @@ pub mod stage;
 pub mod topology;
 
 pub use band::Band;
-pub use geometry::{Geometry, Resident, Split};
+pub use geometry::{Boxes, Geometry, Resident, Split};
 pub use kernel::{
     BandTable, Dtype, Kernel, KernelSpec, LaunchScalars, Phase, Resources, Rows, Score,
     ScoreValues, Sm, Target,

@@ -3,14 +3,16 @@
 //! The file's last member, `digest`, is the BLAKE3 of the file as it would be with an
 //! empty digest, so that any changed byte is noticed.
 
+use crate::geometry::ALONE;
 use crate::plan::{Proof, SwappedLayer};
 use crate::{
-    Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Sparsity, Split, StageBy, Target,
+    Boxes, Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Sparsity, Split, StageBy,
+    Target,
 };
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,7 +152,6 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
             Some(Resident {
                 items_per_row,
                 cluster,
-                ..
             }),
         ) => [
             format!(
@@ -165,16 +166,13 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
             "batch".into(),
         ],
         (Phase::Decode, _) => {
-            let Some(Split { cluster, .. }) = geometry.split else {
-                return ["q_len".into(), "kv_heads".into(), "batch".into()];
+            let x = match geometry.split {
+                Some(Split { cluster }) => {
+                    format!("{cluster} * q_len, by the entry point with suffix {ALONE} q_len")
+                }
+                None => "q_len".into(),
             };
-            let jobs = "q_len * kv_heads * batch";
-            let jobs_of_one = format!("a power of two up to {cluster}");
-            [
-                format!("{cluster} * ceil({jobs} / {jobs_of_one})"),
-                "1".into(),
-                "1".into(),
-            ]
+            [x, "kv_heads".into(), "batch".into()]
         }
     }
 }
@@ -189,11 +187,10 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
     };
     let dtype = spec.dtype.name();
     let mut arguments = Vec::new();
-    if let Some(Resident {
-        q_box: [heads, tokens],
-        k_box,
-        ..
-    }) = geometry.resident
+    if let Some(Boxes {
+        q: [heads, tokens],
+        k: k_box,
+    }) = geometry.boxes
     {
         let map = format!("tensor map of {dtype}");
         let [q, k] =
@@ -203,32 +200,40 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
             arguments.push(argument(name, &map, boxes, name == "o_map"));
         }
     }
-    let scalars = match (geometry.counts_sequences(), spec.score.sinks) {
-        (_, true) => "21 + q_heads, from 19 on batch, softcap and sinks",
-        (_, false) if spec.score.softcap => "21, from 19 on batch and softcap",
-        (true, false) => "20, the last of them batch",
-        (false, false) => "19",
-    };
     arguments.extend([
         argument("q", dtype, "batch, q_heads, q_len, head_dim", false),
         argument("k", dtype, "batch, kv_heads, kv_len, head_dim", false),
         argument("v", dtype, "batch, kv_heads, kv_len, v_head_dim", false),
     ]);
     let o = argument("o", dtype, "batch, q_heads, q_len, v_head_dim", true);
+    let lse = argument("lse", "f32", "batch, q_heads, q_len", true);
+    let rows = match spec.rows {
+        Rows::ClosedForm(_) => vec![],
+        Rows::Table => vec![
+            argument("offsets", "u32", "rows + 1", false),
+            argument("bands", "i32", "bands, 4", false),
+        ],
+    };
     // The tensors behind tensor maps come first.
-    let mapped = geometry.resident.is_some();
-    if mapped {
-        arguments.push(o.clone());
-    }
-    arguments.push(argument("scalars", "u32", scalars, false));
-    if spec.rows == crate::Rows::Table {
-        arguments.push(argument("offsets", "u32", "rows + 1", false));
-        arguments.push(argument("bands", "i32", "bands, 4", false));
-    }
-    if !mapped {
+    if geometry.boxes.is_some() {
         arguments.push(o);
+        arguments.extend(rows);
+        if spec.score.sinks {
+            arguments.push(argument("sinks", "f32", "q_heads", false));
+        }
+        arguments.push(lse);
+        let scalars = "22 by value, from 19 on batch and softcap";
+        arguments.push(argument("scalars", "u32", scalars, false));
+    } else {
+        let scalars = match spec.score.sinks {
+            true => "21 + q_heads, from 19 on batch, softcap and sinks",
+            false if spec.score.softcap => "21, from 19 on batch and softcap",
+            false => "19",
+        };
+        arguments.push(argument("scalars", "u32", scalars, false));
+        arguments.extend(rows);
+        arguments.extend([o, lse]);
     }
-    arguments.push(argument("lse", "f32", "batch, q_heads, q_len", true));
     arguments
 }
 
@@ -237,7 +242,7 @@ mod tests {
     use super::*;
     use crate::{Dtype, Score};
 
-    /// What is bound behind tensor maps comes with them, before the scalars.
+    /// What is bound behind tensor maps comes with them, the scalars by value at the end.
     #[test]
     fn arguments_stand_in_binding_order() {
         let spec = KernelSpec {
@@ -250,13 +255,14 @@ mod tests {
             rows: Rows::Table,
             score: Score::default(),
         };
-        let geometry = |resident| Geometry {
+        let geometry = |boxes| Geometry {
             threads: [1; 3],
             q_tile: 1,
             k_tile: 1,
             shared_bytes: 0,
+            boxes,
             split: None,
-            resident,
+            resident: None,
         };
         let names = |geometry| {
             let arguments = arguments(&spec, &geometry).into_iter();
@@ -264,15 +270,10 @@ mod tests {
             names.join(" ")
         };
         assert_eq!(names(geometry(None)), "q k v scalars offsets bands o lse");
-        let resident = Resident {
-            items_per_row: 1,
-            cluster: 1,
-            q_box: [1, 64],
-            k_box: 128,
-        };
+        let boxes = Boxes { q: [1, 64], k: 128 };
         assert_eq!(
-            names(geometry(Some(resident))),
-            "q_map k_map v_map o_map q k v o scalars offsets bands lse"
+            names(geometry(Some(boxes))),
+            "q_map k_map v_map o_map q k v o offsets bands lse scalars"
         );
     }
 }

@@ -31,6 +31,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         k_tile: 32,
         shared_bytes: 0,
         split: None,
+        boxes: None,
         resident: None,
     };
     let entry = KernelEntry {

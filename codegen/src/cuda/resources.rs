@@ -8,11 +8,24 @@ use butterfly_ir::Resources;
 /// What the names of our entry points begin with.
 const OURS: &str = "butterfly_";
 
-/// Resources of our kernel; `None` when the log does not speak of it as known.
+/// The most that an entry point of our kernel takes; `None` when the log does not speak of one as
+/// known.
 pub(crate) fn read(log: &str) -> Option<Resources> {
-    let (_, log) = log.split_once(&format!("Function properties for {OURS}"))?;
-    // Of the next function, if there is one.
-    let log = log.split("Function properties for ").next()?;
+    let functions = log.split("Function properties for ").skip(1);
+    let ours = functions.filter(|function| function.starts_with(OURS));
+    ours.map(of_function).reduce(|one, other| {
+        let (one, other) = (one?, other?);
+        Some(Resources {
+            registers: one.registers.max(other.registers),
+            stack_bytes: one.stack_bytes.max(other.stack_bytes),
+            spill_store_bytes: one.spill_store_bytes.max(other.spill_store_bytes),
+            spill_load_bytes: one.spill_load_bytes.max(other.spill_load_bytes),
+            static_shared_bytes: one.static_shared_bytes.max(other.static_shared_bytes),
+        })
+    })?
+}
+
+fn of_function(log: &str) -> Option<Resources> {
     Some(Resources {
         registers: before(log, " registers")?,
         stack_bytes: before(log, " bytes stack frame")?,
@@ -51,6 +64,22 @@ ptxas info    : Compile time = 45.294 ms
             static_shared_bytes: 528,
         };
         assert_eq!(read(log), Some(resources));
+    }
+
+    #[test]
+    fn the_most_of_two_entry_points_counts() {
+        let function = |name: &str, stack: u32, registers: u32| {
+            format!(
+                "ptxas info    : Function properties for {name}\nptxas         .     {stack} bytes \
+                 stack frame, 0 bytes spill stores, 0 bytes spill loads\nptxas info    : Used \
+                 {registers} registers, used 1 barriers\n"
+            )
+        };
+        let log = function("butterfly_attention_alone", 8, 96)
+            + &function("theirs", 90, 200)
+            + &function("butterfly_attention", 0, 104);
+        let resources = read(&log).expect("known");
+        assert_eq!((resources.registers, resources.stack_bytes), (104, 8));
     }
 
     #[test]

@@ -1,33 +1,4 @@
-// ---- Instructions ----
-
-struct alignas(64) TensorMap { unsigned long long words[16]; };
-
-__device__ __forceinline__ void barrier_init(unsigned barrier, unsigned arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Arrives, and makes the barrier wait for that many bytes of copies as well.
-__device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "AGAIN:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra READY;\n"
-      "bra AGAIN;\n"
-      "READY:\n"
-      "}" ::"r"(barrier), "r"(parity)
-      : "memory");
-}
+// ---- Instructions of warpgroups ----
 
 // Waits for three barriers, asking for all at once.
 __device__ __forceinline__ void barrier_wait_all(unsigned a, unsigned parity_a, unsigned b,
@@ -48,17 +19,7 @@ __device__ __forceinline__ void barrier_wait_all(unsigned a, unsigned parity_a, 
       : "memory");
 }
 
-// Copies the box at (column, token, head, batch); what lies outside the tensor is zero.
-__device__ __forceinline__ void copy_box(unsigned to, const TensorMap* map, unsigned barrier,
-                                         int column, int token, int head, int batch) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(column),
-      "r"(token), "r"(head), "r"(batch)
-      : "memory");
-}
-
-// The same, to the same place and barrier in every block of threads of the cluster.
+// Copies a box to the same place and barrier in every block of threads of the cluster.
 __device__ __forceinline__ void copy_box_to_cluster(unsigned to, const TensorMap* map,
                                                     unsigned barrier, int column, int token,
                                                     int head, int batch) {
@@ -128,22 +89,11 @@ __device__ __forceinline__ void barrier_arrive_at(unsigned barrier, unsigned ran
       : "memory");
 }
 
-__device__ __forceinline__ void synchronize_cluster() {
-  if (CLUSTER == 1) return __syncthreads();
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 // 16 bytes at once.
 __device__ __forceinline__ void store_pieces(void* to, const unsigned (&x)[4]) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]),
                "r"(x[2]), "r"(x[3])
                : "memory");
-}
-
-__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // Before the copy engine sees what was written to shared memory, or writes over it.

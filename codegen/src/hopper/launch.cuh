@@ -11,11 +11,15 @@ struct Launch {
   unsigned k_batch, k_head, k_token;
   unsigned v_batch, v_head, v_token;
   unsigned o_batch, o_head, o_token;
-  // Sequences, where the kernel itself divides them.
+  // Sequences.
   int batch;@score_fields@table
 };
 
-__device__ __forceinline__ Launch read_launch(const unsigned* params) {
+// By value, so that reading them waits for no memory.
+struct alignas(8) Parameters { unsigned words[PARAMETERS]; };
+
+__device__ __forceinline__ Launch read_launch(const Parameters& parameters) {
+  const unsigned(&params)[PARAMETERS] = parameters.words;
   Launch launch;
   launch.q_len = params[0];
   launch.kv_len = params[1];
@@ -35,7 +39,8 @@ __device__ __forceinline__ Launch read_launch(const unsigned* params) {
   launch.v_token = params[15];
   launch.o_batch = params[16];
   launch.o_head = params[17];
-  launch.o_token = params[18];@score_read
+  launch.o_token = params[18];
+  launch.batch = params[19];@score_read
   return launch;
 }
 @score

@@ -3,10 +3,13 @@
 use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Rows};
 use std::fmt::Write;
 
-/// What both kernels compute with.
+/// What all kernels compute with.
 pub(super) const ARITHMETIC: &str = include_str!("arithmetic.cuh");
 
-/// Barriers, copies by tensor maps, matrix instructions.
+/// Barriers, and copies by tensor maps.
+pub(super) const COPIES: &str = include_str!("copies.cuh");
+
+/// What warpgroups do beside: stores, turns, matrix instructions.
 pub(super) const INSTRUCTIONS: &str = include_str!("instructions.cuh");
 
 /// How rows of matrix fragments are stored.
@@ -43,6 +46,7 @@ impl Constants {
         constants.add("UNBOUNDED", butterfly_ir::band::UNBOUNDED as u32);
         constants.add("BLOCK", spec.block);
         constants.add("GROUP", spec.group);
+        constants.add("PARAMETERS", LaunchScalars::BY_VALUE as u32);
         constants
     }
 
@@ -89,12 +93,7 @@ pub(super) fn launch(spec: &KernelSpec) -> String {
         score += SOFTCAP;
     }
     if spec.score.sinks {
-        fields += "\n  const unsigned* sinks;";
-        let _ = write!(
-            read,
-            "\n  launch.sinks = params + {};",
-            LaunchScalars::SINKS_AT
-        );
+        fields += "\n  const float* sinks;";
     }
     let table = match spec.rows {
         Rows::ClosedForm(_) => "",
@@ -118,7 +117,7 @@ __device__ __forceinline__ float capped(float x, float cap, float factor) {
 /// the sink of q head `head`. `fade` is what the sink leaves of the sum.
 pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
     let sink = "\
-    const float sink = __uint_as_float(launch.sinks[HEAD]) * 1.44269504f;
+    const float sink = launch.sinks[HEAD] * 1.44269504f;
     const float highest = fmaxf(top, sink);
     const float fade = top > minus_infinity() ? exp2_fast(top - highest) : 0.0f;
     const float total = sink > minus_infinity() ? fmaf(sum, fade, exp2_fast(sink - highest)) : sum;
@@ -135,13 +134,16 @@ pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
 
 /// The entry point with the arguments that this spec has.
 pub(super) fn entry(spec: &KernelSpec, text: &str) -> String {
-    let (arguments, launch) = match spec.rows {
-        Rows::ClosedForm(_) => ("", ""),
-        Rows::Table => (
-            "\n                        const unsigned* __restrict__ offsets, const Band* __restrict__ table,",
-            "\n  launch.offsets = offsets;\n  launch.table = table;",
-        ),
-    };
-    text.replace("@table_arguments", arguments)
-        .replace("@table_launch", launch)
+    let mut buffers = String::new();
+    let mut launch = String::new();
+    if spec.rows == Rows::Table {
+        buffers += "\n    const unsigned* __restrict__ offsets, const Band* __restrict__ table,";
+        launch += "\n  launch.offsets = offsets;\n  launch.table = table;";
+    }
+    if spec.score.sinks {
+        buffers += "\n    const float* __restrict__ sinks,";
+        launch += "\n  launch.sinks = sinks;";
+    }
+    text.replace("@buffers", &buffers)
+        .replace("@launch", &launch)
 }

@@ -191,6 +191,7 @@ impl Blueprint {
             k_tile: self.k_tile,
             shared_bytes: self.shared_bytes(),
             split: None,
+            boxes: None,
             resident: None,
         }
     }

@@ -1,6 +1,7 @@
 //! Launches cubins through the CUDA driver.
 
 use crate::support::{Launch, Map};
+use butterfly_ir::geometry::{ALONE, Fitted};
 use butterfly_ir::{Kernel, Sm, Target};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -138,7 +139,9 @@ impl Gpu {
         runs: u32,
     ) -> (Vec<u8>, Vec<u8>, Duration) {
         let (_, cubin) = kernel.files.last().expect("files");
-        let entry = CString::new(kernel.entry.clone()).expect("a name");
+        let Fitted { grid, alone } = kernel.geometry.fitted(launch.grid, self.processors);
+        let suffix = if alone { ALONE } else { "" };
+        let entry = CString::new(format!("{}{suffix}", kernel.entry)).expect("a name");
         // SAFETY: signatures are those of cuda.h; every pointer outlives its call.
         unsafe {
             let load: Symbol<'_, unsafe extern "C" fn(*mut Handle, *const c_void) -> Status> =
@@ -209,9 +212,10 @@ impl Gpu {
             let buffers = pointers
                 .iter_mut()
                 .map(|pointer| ptr::from_mut(pointer).cast());
-            let mut arguments: Vec<*mut c_void> = maps.chain(buffers).collect();
-            let [x, y, z] = kernel.geometry.fitted(launch.grid, self.processors);
-            let [tx, ty, tz] = kernel.geometry.threads;
+            let mut scalars = launch.by_value;
+            let scalars = scalars.iter_mut().map(|words| ptr::from_mut(words).cast());
+            let mut arguments: Vec<*mut c_void> = maps.chain(buffers).chain(scalars).collect();
+            let ([x, y, z], [tx, ty, tz]) = (grid, kernel.geometry.threads);
             let mut run = || {
                 ok(start(
                     function,

@@ -35,6 +35,9 @@ pub(crate) struct Launch {
     /// What the tensor maps of q, k, v and o show, for a kernel that copies by them.
     #[allow(dead_code, reason = "only on CUDA")]
     pub(crate) maps: Vec<Map>,
+    /// The scalars of such a kernel.
+    #[allow(dead_code, reason = "only on CUDA")]
+    pub(crate) by_value: Option<[u32; LaunchScalars::BY_VALUE]>,
 }
 
 /// A tensor [B, H, length, D] with its strides and the box that is copied at a time, in
@@ -271,11 +274,10 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
     };
     let sinks = sinks(case);
     let values = score(case, &sinks);
-    let parameters = scalars.parameters(&kernel.geometry, spec.score, case.batch, &values);
     let mut maps = Vec::new();
-    if let Some(resident) = kernel.geometry.resident {
-        let [heads_at_once, tokens] = resident.q_box;
-        let keys = [1, 1, resident.k_box, 64];
+    if let Some(boxes) = kernel.geometry.boxes {
+        let [heads_at_once, tokens] = boxes.q;
+        let keys = [1, 1, boxes.k, 64];
         for (strides, heads, length, dim, tile) in [
             (
                 q.strides,
@@ -300,8 +302,11 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
         bytes(spec.dtype, &q.values),
         bytes(spec.dtype, &k.values),
         bytes(spec.dtype, &v.values),
-        words(&parameters),
     ];
+    let by_value = kernel.geometry.boxes.is_some();
+    if !by_value {
+        inputs.push(words(&scalars.parameters(spec.score, case.batch, &values)));
+    }
     if spec.rows == Rows::Table {
         let bands = case.table.bands.iter();
         let limits: Vec<u32> = bands
@@ -310,6 +315,9 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
         inputs.push(words(&case.table.offsets));
         inputs.push(words(&limits));
     }
+    if let (true, Some(sinks)) = (by_value, values.sinks) {
+        inputs.push(sinks.iter().flat_map(|sink| sink.to_le_bytes()).collect());
+    }
     let lse_bytes = (case.batch * heads * case.q_len * 4) as usize;
     let launch = Launch {
         inputs,
@@ -317,6 +325,7 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
         lse_bytes,
         grid: kernel.geometry.grid(spec, &scalars, case.batch),
         maps,
+        by_value: by_value.then(|| scalars.by_value(case.batch, &values)),
     };
     (kernel, launch)
 }

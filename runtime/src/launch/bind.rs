@@ -4,7 +4,7 @@
 //! far as the strides and the rows do, or an error that names the argument.
 
 use super::{Arguments, Call, Device, LaunchError, Ready};
-use butterfly_ir::{BandTable, Dtype, LaunchScalars, Resident, Rows, Score, ScoreValues};
+use butterfly_ir::{BandTable, Boxes, Dtype, LaunchScalars, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
 /// What a launch needs, checked but for the tensors and the rows.
@@ -13,8 +13,8 @@ pub(super) struct Needs {
     pub(super) tensors: [u64; 4],
     /// Number of values of lse.
     pub(super) results: u64,
-    /// The parameter buffer.
-    pub(super) parameters: Vec<u32>,
+    /// The scalars.
+    pub(super) scalars: Scalars,
     /// As [`Buffers::grid`].
     pub(super) grid: [u32; 3],
     /// As [`Buffers::maps`].
@@ -23,16 +23,48 @@ pub(super) struct Needs {
     pub(super) rows: u64,
 }
 
+/// How a kernel takes its scalars.
+pub(super) enum Scalars {
+    /// In a buffer.
+    Buffer(Vec<u32>),
+    /// By value; in a buffer only the logits of sinks, if it has any.
+    Value {
+        words: Vec<u32>,
+        sinks: Option<Vec<u32>>,
+    },
+}
+
+impl Scalars {
+    /// What comes by value.
+    pub(super) fn by_value(&self) -> &[u32] {
+        match self {
+            Self::Buffer(_) => &[],
+            Self::Value { words, .. } => words,
+        }
+    }
+
+    /// What is bound before the rows, and after them.
+    pub(super) fn buffers(&self) -> [Option<Cow<'static, [u8]>>; 2] {
+        let bound = |words: &Vec<u32>| padded(self::words(words.iter().copied()));
+        match self {
+            Self::Buffer(words) => [Some(bound(words)), None],
+            Self::Value { sinks, .. } => [None, sinks.as_ref().map(bound)],
+        }
+    }
+}
+
 /// What is bound, checked.
 pub(super) struct Buffers<'a> {
-    /// q, k, v, parameters and, for rows from a table, offsets and bands; each a
-    /// positive multiple of [`ALIGN`] bytes.
+    /// q, k and v, scalars that come in a buffer, for rows from a table offsets and bands, and
+    /// logits of sinks that come in a buffer; each a positive multiple of [`ALIGN`] bytes.
     pub(super) inputs: Vec<Cow<'a, [u8]>>,
+    /// The scalars.
+    pub(super) scalars: Scalars,
     /// Bytes of o and lse, as they are read.
     pub(super) outputs: [usize; 2],
     /// Workgroups; for some kernels the most of them, see `Geometry::fitted`.
     pub(super) grid: [u32; 3],
-    /// What the tensor maps of q, k, v and o show, for a resident kernel.
+    /// What the tensor maps of q, k, v and o show, if the kernel takes them.
     pub(super) maps: Option<[Map; 4]>,
 }
 
@@ -104,15 +136,19 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
     Ok(Needs {
         tensors,
         results,
-        parameters: scalars.parameters(geometry, spec.score, batch, &call.score),
+        scalars: match geometry.boxes {
+            None => Scalars::Buffer(scalars.parameters(spec.score, batch, &call.score)),
+            Some(_) => Scalars::Value {
+                words: scalars.by_value(batch, &call.score).to_vec(),
+                sinks: (call.score.sinks).map(|sinks| sinks.iter().map(|x| x.to_bits()).collect()),
+            },
+        },
         // Nothing to compute: no tiles, whatever the offset.
         grid: match results {
             0 => [0; 3],
             _ => geometry.grid(spec, scalars, batch),
         },
-        maps: geometry
-            .resident
-            .map(|resident| maps(kernel, call, &resident)),
+        maps: geometry.boxes.map(|boxes| maps(kernel, call, &boxes)),
         rows: last.div_ceil(spec.block.into()),
     })
 }
@@ -151,13 +187,16 @@ pub(super) fn buffers<'a>(
         long_enough(name, bytes.len() as u64, needed)?;
         inputs.push(padded(Cow::Borrowed(bytes)));
     }
-    inputs.push(padded(words(needs.parameters)));
+    let [scalars, sinks] = needs.scalars.buffers();
+    inputs.extend(scalars);
     if let Some(table) = rows_of(kernel, arguments.rows)? {
         check_table(table, needs.rows)?;
         inputs.extend(table_words(table));
     }
+    inputs.extend(sinks);
     Ok(Buffers {
         inputs,
+        scalars: needs.scalars,
         outputs: [o as usize, needs.results as usize * 4],
         grid: needs.grid,
         maps: needs.maps,
@@ -201,11 +240,11 @@ pub(super) fn table_words(table: &BandTable) -> [Cow<'static, [u8]>; 2] {
     ]
 }
 
-/// Kernels that copy 16 bytes at a time take addresses and strides that are multiples of
-/// that; the masks of resident ones also a positive scale.
+/// Kernels that copy by tensor maps take strides that are multiples of 16 bytes; the masks of
+/// resident ones also a positive scale.
 fn check_copies(kernel: &Ready, scalars: &LaunchScalars) -> Result<(), LaunchError> {
     let geometry = kernel.geometry();
-    if geometry.resident.is_none() && geometry.split.is_none() {
+    if geometry.boxes.is_none() {
         return Ok(());
     }
     let elements = 16 / kernel.spec().dtype.bytes();
@@ -229,8 +268,8 @@ fn check_copies(kernel: &Ready, scalars: &LaunchScalars) -> Result<(), LaunchErr
     }
 }
 
-/// What the tensor maps of a resident kernel show.
-fn maps(kernel: &Ready, call: &Call<'_>, resident: &Resident) -> [Map; 4] {
+/// What the tensor maps of a kernel show.
+fn maps(kernel: &Ready, call: &Call<'_>, boxes: &Boxes) -> [Map; 4] {
     let (spec, scalars) = (kernel.spec(), &call.scalars);
     let map = |[batch, head, token]: [u32; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
         dtype: spec.dtype,
@@ -239,18 +278,12 @@ fn maps(kernel: &Ready, call: &Call<'_>, resident: &Resident) -> [Map; 4] {
         tile: [1, h, t, 64],
     };
     let (d, dv, hkv) = (spec.head_dim, spec.v_head_dim, scalars.kv_heads);
-    let (hq, k_box) = (hkv * spec.group, [1, resident.k_box]);
+    let (hq, k_box) = (hkv * spec.group, [1, boxes.k]);
     [
-        map(scalars.q_strides, hq, scalars.q_len, d, resident.q_box),
+        map(scalars.q_strides, hq, scalars.q_len, d, boxes.q),
         map(scalars.k_strides, hkv, scalars.kv_len, d, k_box),
         map(scalars.v_strides, hkv, scalars.kv_len, dv, k_box),
-        map(
-            scalars.o_strides,
-            hq,
-            scalars.q_len,
-            dv,
-            [1, resident.q_box[1]],
-        ),
+        map(scalars.o_strides, hq, scalars.q_len, dv, [1, boxes.q[1]]),
     ]
 }
 
@@ -329,18 +362,18 @@ mod tests {
             strides: [1; 4],
             tile: [1; 4],
         };
-        let inputs = ["q", "k", "v", "scalars", "offsets", "bands"];
         let outputs = ["o", "lse"];
-        let bound = |maps| order(maps, &inputs, &outputs);
+        let mapped = ["q", "k", "v", "offsets", "bands", "sinks"];
         let maps = [map(), map(), map(), map()];
         assert_eq!(
-            bound(Some(&maps)),
+            order(Some(&maps), &mapped, &outputs),
             (
                 vec!["q", "k", "v", "o"],
-                vec!["scalars", "offsets", "bands", "lse"]
+                vec!["offsets", "bands", "sinks", "lse"]
             )
         );
+        let inputs = ["q", "k", "v", "scalars", "offsets", "bands"];
         let all = ["q", "k", "v", "scalars", "offsets", "bands", "o", "lse"];
-        assert_eq!(bound(None), (vec![], all.to_vec()));
+        assert_eq!(order(None, &inputs, &outputs), (vec![], all.to_vec()));
     }
 }

@@ -10,6 +10,7 @@ use super::ready::{Code, Image};
 use super::shared::Launches;
 use super::{Device, LaunchError, Ready, ReadyProduct, driver, tensor_maps};
 use butterfly_ir::Geometry;
+use butterfly_ir::geometry::Fitted;
 use cubecl_common::backtrace::BackTrace;
 use cubecl_common::cache::CacheOption;
 use cubecl_common::compilation_cache::CompilationCache;
@@ -48,7 +49,7 @@ pub fn seed(kernels: &[Ready], products: &[ReadyProduct]) -> Result<(), LaunchEr
             folder.display()
         ))
     })?;
-    let images = kernels.iter().map(Ready::image);
+    let images = kernels.iter().flat_map(Ready::images);
     let images = images.chain(products.iter().map(ReadyProduct::image));
     store(&folder, images).map_err(missing)?;
     configure(&folder);
@@ -147,7 +148,7 @@ impl Launches for CudaRuntime {
         tensor_maps::bind(maps, inputs)
     }
 
-    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> [u32; 3] {
+    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> Fitted {
         let processors = properties.hardware.num_streaming_multiprocessors;
         geometry.fitted(grid, processors.unwrap_or(1))
     }

@@ -9,6 +9,7 @@ use super::cubins::{self, Task};
 use super::ready::Code;
 use super::shared::Launches;
 use super::{Device, LaunchError, Output, Ready, driver, run, tensor_maps};
+use butterfly_ir::geometry::Fitted;
 use cubecl_common::device::{Device as CubeDevice, DeviceId};
 use cubecl_cuda::CudaRuntime;
 use cubecl_runtime::client::ComputeClient;
@@ -52,17 +53,15 @@ pub(super) fn launch(
     };
     let client = &open[at].1;
     let properties = client.properties();
-    let processors = properties.hardware.num_streaming_multiprocessors;
-    buffers.grid = kernel
-        .geometry()
-        .fitted(buffers.grid, processors.unwrap_or(1));
-    let (grid, largest) = (buffers.grid, buffers.largest());
+    let Fitted { grid, alone } = CudaRuntime::fitted(kernel.geometry(), buffers.grid, properties);
+    buffers.grid = grid;
+    let largest = buffers.largest();
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let output = run::caught(|| {
         let maps = buffers.maps.as_ref().map_or(&[][..], |maps| maps);
         let maps = |inputs: &[Handle]| tensor_maps::bind(maps, inputs);
         run::run(client, &buffers, runs, maps, || {
-            CudaRuntime::task(kernel.image())
+            CudaRuntime::task(kernel.image_of(alone))
         })
     });
     // Servers do not share memory.
@@ -105,7 +104,7 @@ fn open_server(server: usize, kernel: &Ready) -> Result<ComputeClient<CudaRuntim
         .prefix("butterfly-cubin-")
         .tempdir()
         .map_err(|error| error.to_string())?;
-    cubins::store(folder.path(), std::iter::once(kernel.image()))?;
+    cubins::store(folder.path(), kernel.images())?;
     // The folder is configured only while the server is made: others keep theirs.
     let before = cubins::configure(folder.path());
     let client = run::caught(|| Ok(ComputeClient::load(&Server(server))));

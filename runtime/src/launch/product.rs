@@ -1,7 +1,8 @@
 //! Matrix products on a server that others use too.
 
-use super::bind::{Map, long_enough, padded, words};
+use super::bind::{Map, long_enough};
 use super::ready::{Code, Identity, Image};
+use super::run::by_value;
 use super::{Device, LaunchError, Launches};
 use butterfly_ir::Product;
 use cubecl_runtime::client::ComputeClient;
@@ -105,10 +106,10 @@ impl ReadyProduct {
         let maps = [map(m, a_row, m_tile), map(n, b_row, n_tile)];
         let inputs = [a.clone(), b.clone()];
         let maps = R::tensor_maps(&maps, &inputs);
-        let parameters = client.create_from_slice(&padded(words([m, n, k, c_row])));
         let arguments = KernelArguments::new()
             .with_tensor_maps(maps)
-            .with_buffers(vec![parameters.binding(), c.clone().binding()]);
+            .with_buffers(vec![c.clone().binding()])
+            .with_info(by_value(&[m, n, k, c_row]));
         let tiles = m.div_ceil(m_tile) * n.div_ceil(n_tile);
         let processors = client.properties().hardware.num_streaming_multiprocessors;
         let grid = tiles.min(processors.unwrap_or(1).max(1));

@@ -1,6 +1,7 @@
 //! Kernel → what a server takes: checked once, then shared by any number of launches.
 
 use super::{Device, LaunchError, Loaded};
+use butterfly_ir::geometry::ALONE;
 use butterfly_ir::{Geometry, KernelSpec, Rows};
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Ready {
     image: Arc<Image>,
+    /// The same by its second entry point, if it has one.
+    alone: Option<Arc<Image>>,
     made_for: Arc<(KernelSpec, Geometry)>,
 }
 
@@ -30,7 +33,7 @@ pub(super) struct Identity {
 }
 
 /// A kernel in the form that a server takes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Code {
     /// Machine code of an NVIDIA device.
     Cubin(Vec<u8>),
@@ -90,19 +93,27 @@ impl Ready {
                 }
             }
         };
-        let image = Image {
-            device,
-            identity: Identity {
-                key: kernel.key.into(),
-                entry: kernel.entry.into(),
-                digest: *blake3::hash(kernel.image).as_bytes(),
-                shared_bytes: kernel.geometry.shared_bytes,
-            },
-            threads: kernel.geometry.threads,
-            code,
+        let digest = *blake3::hash(kernel.image).as_bytes();
+        let image = |entry: String, code| {
+            Arc::new(Image {
+                device,
+                identity: Identity {
+                    key: kernel.key.into(),
+                    entry,
+                    digest,
+                    shared_bytes: kernel.geometry.shared_bytes,
+                },
+                threads: kernel.geometry.threads,
+                code,
+            })
         };
+        let alone = kernel
+            .geometry
+            .split
+            .map(|_| format!("{}{ALONE}", kernel.entry));
         Ok(Self {
-            image: Arc::new(image),
+            alone: alone.map(|entry| image(entry, code.clone())),
+            image: image(kernel.entry.into(), code),
             made_for: Arc::new((kernel.spec.clone(), kernel.geometry)),
         })
     }
@@ -129,5 +140,16 @@ impl Ready {
 
     pub(super) fn image(&self) -> &Arc<Image> {
         &self.image
+    }
+
+    /// What is launched: the first entry point, or the second where a workgroup is `alone`.
+    pub(super) fn image_of(&self, alone: bool) -> &Arc<Image> {
+        let second = self.alone.as_ref().filter(|_| alone);
+        second.unwrap_or(&self.image)
+    }
+
+    /// Of all entry points.
+    pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        std::iter::once(&self.image).chain(&self.alone)
     }
 }

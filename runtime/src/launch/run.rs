@@ -7,7 +7,9 @@ use cubecl_common::future::block_on;
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
 use cubecl_runtime::client::ComputeClient;
-use cubecl_runtime::server::{ComputeServer, CubeCount, Handle, KernelArguments, TensorMapBinding};
+use cubecl_runtime::server::{
+    ComputeServer, CubeCount, Handle, KernelArguments, MetadataBindingInfo, TensorMapBinding,
+};
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -70,6 +72,17 @@ pub(super) fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, Stri
     })
 }
 
+/// An even number of words as an argument that is no buffer.
+pub(super) fn by_value(words: &[u32]) -> MetadataBindingInfo {
+    let pairs = words.chunks_exact(2);
+    let data: Vec<u64> = pairs
+        .map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32)
+        .collect();
+    // None of it in a buffer.
+    let all = data.len();
+    MetadataBindingInfo::new(data, all)
+}
+
 /// Launches that are too short to time alone are timed in bursts of about this long.
 const BURST_MILLISECONDS: f64 = 2.0;
 
@@ -96,7 +109,8 @@ pub(super) fn run<R: Runtime>(
             let (tensors, bound) = bind::order(buffers.maps.as_ref(), &inputs, &outputs);
             let arguments = KernelArguments::new()
                 .with_tensor_maps(maps(&tensors))
-                .with_buffers(bound.into_iter().map(Handle::binding).collect());
+                .with_buffers(bound.into_iter().map(Handle::binding).collect())
+                .with_info(by_value(buffers.scalars.by_value()));
             let [x, y, z] = buffers.grid;
             // SAFETY: every length was checked against the strides, the rows and the grid.
             unsafe { client.launch_unchecked(task(), CubeCount::Static(x, y, z), arguments) };
@@ -135,4 +149,16 @@ pub(super) fn run<R: Runtime>(
         milliseconds,
         first_milliseconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_by_value_in_pairs() {
+        let info = by_value(&[1, 2, 3, 4]);
+        assert_eq!(info.data, [1 | 2 << 32, 3 | 4 << 32]);
+        assert_eq!(info.dynamic_metadata_offset, 2);
+    }
 }

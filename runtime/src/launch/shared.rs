@@ -7,6 +7,7 @@
 use super::bind::{self, Map, long_enough};
 use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
+use butterfly_ir::geometry::Fitted;
 use butterfly_ir::{BandTable, Geometry};
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
@@ -27,9 +28,9 @@ pub trait Launches: Runtime {
     #[doc(hidden)]
     fn tensor_maps(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding>;
 
-    /// Workgroups of a kernel that stays for the launch.
+    /// What to launch on this device.
     #[doc(hidden)]
-    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> [u32; 3];
+    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> Fitted;
 }
 
 /// A band table on a device.
@@ -93,28 +94,31 @@ pub fn enqueue<R: Launches>(
         return Ok(());
     }
     let properties = client.properties();
-    let grid = R::fitted(kernel.geometry(), needs.grid, properties);
+    let Fitted { grid, alone } = R::fitted(kernel.geometry(), needs.grid, properties);
     let largest = needs.tensors.into_iter().fold(lse, u64::max);
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let mut inputs = vec![tensors.q.clone(), tensors.k.clone(), tensors.v.clone()];
-    inputs.push(client.create_from_slice(&bind::padded(bind::words(needs.parameters))));
+    let [scalars, sinks] = needs.scalars.buffers();
+    inputs.extend(scalars.map(|bytes| client.create_from_slice(&bytes)));
     if let Some(table) = bind::rows_of(kernel, tensors.rows)? {
         if table.rows < needs.rows {
             return Err(LaunchError::Rows("has fewer rows than the queries reach"));
         }
         inputs.extend(table.buffers.iter().cloned());
     }
+    inputs.extend(sinks.map(|bytes| client.create_from_slice(&bytes)));
     let outputs = [tensors.o.clone(), tensors.lse.clone()];
     let (mapped, buffers) = bind::order(needs.maps.as_ref(), &inputs, &outputs);
     let maps = needs.maps.as_ref().map_or(&[][..], |maps| maps);
     let arguments = KernelArguments::new()
         .with_tensor_maps(R::tensor_maps(maps, &mapped))
-        .with_buffers(buffers.into_iter().map(Handle::binding).collect());
+        .with_buffers(buffers.into_iter().map(Handle::binding).collect())
+        .with_info(run::by_value(needs.scalars.by_value()));
     let [x, y, z] = grid;
     // SAFETY: every length was checked against the strides, the rows and the grid.
     unsafe {
         client.launch_unchecked(
-            R::task(kernel.image()),
+            R::task(kernel.image_of(alone)),
             CubeCount::Static(x, y, z),
             arguments,
         )

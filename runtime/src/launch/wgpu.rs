@@ -7,6 +7,7 @@ use super::bind::{Buffers, Map};
 use super::ready::{Code, Image};
 use super::shared::Launches;
 use super::{Device, Found, LaunchError, Output, Ready, run};
+use butterfly_ir::geometry::Fitted;
 use butterfly_ir::{Dtype, Geometry};
 use cubecl_common::future::block_on;
 use cubecl_core::ir::{AddressType, DeviceProperties, StorageType};
@@ -223,8 +224,8 @@ impl Launches for WgpuRuntime {
         Vec::new()
     }
 
-    fn fitted(_: &Geometry, grid: [u32; 3], _: &DeviceProperties) -> [u32; 3] {
-        grid
+    fn fitted(_: &Geometry, grid: [u32; 3], _: &DeviceProperties) -> Fitted {
+        Fitted { grid, alone: false }
     }
 }
 

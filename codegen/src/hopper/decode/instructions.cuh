@@ -1,22 +1,5 @@
 // ---- Instructions ----
 
-// Copies 16 bytes without waiting for them; zeros where there is nothing to copy.
-__device__ __forceinline__ void copy_piece(unsigned to, const Element* from, bool present) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(present ? 16 : 0)
-               : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Waits until at most PENDING groups of this thread's copies are in flight.
-template <int PENDING>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 // Four matrices of 8 rows of 16 bytes; lane `8 i + r` gives the address of row `r` of the `i`-th.
 __device__ __forceinline__ void load_matrices(unsigned (&x)[4], unsigned address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -33,6 +16,13 @@ __device__ __forceinline__ void load_transposed(unsigned (&x)[4], unsigned addre
                : "memory");
 }
 
+// A matrix of 8 rows of 8 elements, of which every thread has two of a row, transposed.
+__device__ __forceinline__ unsigned transposed(unsigned x) {
+  unsigned y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // d += a b: 16 rows, 8 columns, 16 products each.
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm volatile(
@@ -42,10 +32,12 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ void synchronize_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+__device__ __forceinline__ void store_pair(Element* to, unsigned x, unsigned y) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(x), "r"(y) : "memory");
+}
+
+__device__ __forceinline__ void store_float(float* to, float x) {
+  asm volatile("st.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
 }
 
 // The same place in the shared memory of block of threads `rank` of the cluster.

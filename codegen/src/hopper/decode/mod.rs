@@ -6,26 +6,29 @@
 //! # How the kernel works
 //!
 //! A *job* is one query and all q heads of one kv head. The keys that the query sees are cut into
-//! tiles of 16, which the teams of some blocks of threads of a cluster take in turns: of all blocks
-//! where jobs are few, of one where they are many; the grid says. A team is a warp, or all
-//! where one could not hold the output. It copies and computes its tiles by itself, so that the
-//! loads of one hide the products of another. The q heads are the rows of `mma` products, so that
-//! k and v are read once for the group. At the end the teams of a block merge what they found,
-//! then every block of a job merges a share of the columns, which it reads from the shared memory
-//! of the others: one launch, no memory in between, and the same order of sums for the same grid.
+//! tiles of 16, which teams take in turns. A team is a warp, or all of a block of threads where one
+//! could not hold the output. It has its tiles copied by the copy engine and computes them by
+//! itself, so that the copies of one hide the products of another. The q heads are the columns of `mma`
+//! products, so that k and v are read once for the group. At the end the teams of a block merge what
+//! they found.
+//!
+//! The text has two entry points. By the one, a cluster of blocks shares a job: each merges a share
+//! of the columns, which it reads from the shared memory of the others. By the other, for launches
+//! with many jobs, a block has a job of its own, lies on any processor, and waits for no other. Both
+//! are one launch with no memory in between, and the sums of each have one order.
 //!
 //! # What a launch needs
 //!
-//! The arguments of the portable kernels, and their parameters with one word more, the number of
-//! sequences; strides and addresses that are multiples of 16 bytes, because copies are that wide;
-//! dynamic shared memory of `shared_bytes`, which may exceed 48 KiB. Grid: `Geometry::grid`, or
-//! fewer clusters, see `Geometry::fitted`.
+//! The arguments and tensor maps of a prefill kernel (see `super::prefill`), with boxes as
+//! `Geometry::boxes` says; the scale may be anything. Grid and entry point: `Geometry::fitted`.
 
 mod plan;
 
 pub(crate) use plan::Plan;
 
 use super::source;
+use crate::portable::ENTRY;
+use butterfly_ir::geometry::ALONE;
 use butterfly_ir::{Dtype, KernelSpec};
 
 /// The text of the kernel of `spec` by its plan.
@@ -42,31 +45,38 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         1 => "THREADS".to_string(),
         several => format!("THREADS, {several}"),
     };
-    let entry = include_str!("entry.cuh")
-        .replace("@bands", &bands)
-        .replace("@bounds", &bounds);
+    let entry = |name: &str, cluster: &str, width: &str| {
+        let text = include_str!("entry.cuh")
+            .replace("@name", name)
+            .replace("@cluster", cluster)
+            .replace("@width", width)
+            .replace("@bounds", &bounds);
+        source::entry(spec, &text)
+    };
     let (scale, logit) = match spec.score.softcap {
-        false => (
-            "launch.scale * 1.44269504f",
-            "(s[r][n][i] + s_odd[r][n][i]) * scale",
-        ),
+        false => ("launch.scale * 1.44269504f", "s[r][i] * scale"),
         true => (
             "2.0f * 1.44269504f * launch.scale / launch.softcap",
-            "1.44269504f * capped(s[r][n][i] + s_odd[r][n][i], launch.softcap, scale)",
+            "1.44269504f * capped(s[r][i], launch.softcap, scale)",
         ),
     };
     let parts = [
         constants(spec, plan),
         source::ARITHMETIC.to_string(),
+        source::COPIES.to_string(),
         include_str!("instructions.cuh").replace("@kind", kind),
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),
+        include_str!("shared.cuh").to_string(),
         include_str!("tiles.cuh").to_string(),
         include_str!("attend.cuh")
             .replace("@scale", scale)
             .replace("@logit", logit),
         source::with_sink(spec, include_str!("merge.cuh")),
-        source::entry(spec, &entry),
+        include_str!("job.cuh").replace("@bands", &bands),
+        "// ---- Entries: a job for a cluster, or for a block of threads ----\n".to_string(),
+        entry(ENTRY, "__cluster_dims__(CLUSTER, 1, 1) ", "CLUSTER"),
+        entry(&format!("{ENTRY}{ALONE}"), "", "1"),
     ];
     parts.join("\n")
 }
@@ -77,12 +87,10 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
         ("BANDS", plan.bands),
         ("THREADS", plan::THREADS),
         ("CLUSTER", plan.tuning.cluster),
-        ("CLUSTER_BITS", plan.tuning.cluster.ilog2()),
         ("K_TILE", plan::K_TILE),
         ("SLOTS", plan.tuning.slots),
         ("ROWS", plan.sizes.rows),
-        ("ROW_TILES", plan.sizes.rows / 16),
-        ("D", spec.head_dim),
+        ("HEAD_TILES", plan.sizes.rows / 8),
         ("D_STEPS", spec.head_dim.div_ceil(16)),
         ("V_COLUMNS", spec.v_head_dim),
         ("TEAM", plan.sizes.team),
@@ -92,19 +100,21 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
             u32::from(plan.sizes.keeps_queries(spec.head_dim)),
         ),
         (
-            "COLUMN_PAIRS",
+            "COLUMN_TILES",
             spec.v_head_dim.div_ceil(16 * plan.sizes.team),
         ),
-        ("Q_PITCH", plan.sizes.q_pitch),
-        ("V_PITCH", plan.sizes.v_pitch),
+        ("D_BOXES", plan.sizes.d_boxes),
+        ("V_BOXES", plan.sizes.v_boxes),
         ("SLOTS_AT", plan.slots_at),
         ("SLOT_BYTES", plan.sizes.slot),
         ("TEAMS_AT", plan.teams_at),
+        ("O_PITCH", plan.sizes.o_pitch),
         ("ROWS_AT", plan.rows_at),
+        ("BARRIERS_AT", plan.barriers_at),
     ] {
         text.add(name, value);
     }
-    text.finish("")
+    text.finish("// By how much a logit may be ahead of what weights are relative to, as a power of two.\nconstexpr float MOST_AHEAD = 8.0f;\n")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! KernelSpec → the numbers of a decode kernel, or the reason why there is none.
 
 use super::super::source::{self, SHARED_LIMIT};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Split};
+use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Split};
 
 /// Warps of a thread block.
 const WARPS: u32 = 4;
@@ -14,20 +14,17 @@ pub(super) const K_TILE: u32 = 16;
 /// Sums of outputs that a thread may hold.
 const MOST_SUMS: u32 = 128;
 
-/// Sums of outputs that leave registers for three blocks on a processor.
-const FEW_SUMS: u32 = 64;
+/// Bytes of a row of a box.
+const BOX_ROW: u32 = 128;
+
+/// Bytes by which shared memory may have to move for boxes to start where they must.
+const ALIGNMENT: u32 = 1024;
 
 /// Shared memory of a multiprocessor on sm_90, in bytes.
 const SHARED_OF_PROCESSOR: u32 = 233_472;
 
 /// Shared memory that each thread block takes beyond what it asks for.
 const SHARED_RESERVED: u32 = 1024;
-
-/// Bytes of a row of `columns` elements: an odd number of pieces of 16 bytes, so that
-/// eight rows of one column of pieces lie in different banks.
-const fn pitch(columns: u32) -> u32 {
-    ((columns.next_multiple_of(16) / 8) | 1) * 16
-}
 
 /// What can be chosen freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,60 +38,58 @@ pub(super) struct Tuning {
 }
 
 impl Tuning {
-    /// The best known for `sizes`, from measurements on an H100 and an H200. Where rows are few, four
-    /// blocks of threads share one; larger clusters leave processors free where rows are many.
-    /// Two blocks of a processor hide each other's latency, with a second tile on its way for each
-    /// team.
+    /// The best known for `sizes`, from measurements on an H100. Where jobs are few, four blocks of
+    /// threads share one; with eight, clusters fill the device earlier. A second tile is on its way
+    /// for each team: more would arrive together at the end, and be computed after all copies.
+    /// Where two blocks of a processor fit, they hide each other's latency.
     fn of(sizes: &Sizes) -> Option<Self> {
-        let tuning = |per_processor, slots| Self {
+        let all = [(2, 2), (1, 2), (2, 1), (1, 1)];
+        let mut all = all.into_iter().map(|(per_processor, slots)| Self {
             cluster: 4,
             per_processor,
             slots,
-        };
-        // Else as many as fit; more slots only where outputs need the room.
-        let all = (1..=3)
-            .rev()
-            .flat_map(|blocks| (1..=4).map(move |slots| tuning(blocks, slots)));
-        let few_sums = sizes.sums <= FEW_SUMS;
-        let best = few_sums.then(|| tuning(2, 2));
-        let all = best.into_iter().chain(all);
-        let mut fitting = all.filter(|t| sizes.fits(t) && (few_sums || t.per_processor < 3));
-        fitting.next()
+        });
+        all.find(|tuning| sizes.fits(tuning))
     }
 }
 
 /// Bytes of shared memory.
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
-    /// q heads of a group, rounded up to rows of products.
+    /// q heads of a group, rounded up to columns of products.
     pub(super) rows: u32,
-    /// From one row to the next: of q and k, and of v.
-    pub(super) q_pitch: u32,
-    pub(super) v_pitch: u32,
+    /// Boxes of 64 columns: of q and k, and of v.
+    pub(super) d_boxes: u32,
+    pub(super) v_boxes: u32,
     /// A tile of K and V.
     pub(super) slot: u32,
     /// Warps of a team: one, or all.
     pub(super) team: u32,
     /// Sums of outputs that a thread holds.
     sums: u32,
+    /// Floats from a row of an output to the next, such that the threads of a warp store to
+    /// different banks.
+    pub(super) o_pitch: u32,
     /// What a team leaves: the outputs of a group.
     output: u32,
 }
 
 impl Sizes {
     fn of(spec: &KernelSpec) -> Self {
-        let rows = spec.group.next_multiple_of(16);
-        let (q_pitch, v_pitch) = (pitch(spec.head_dim), pitch(spec.v_head_dim));
-        let sums = |team: u32| rows / 16 * spec.v_head_dim.div_ceil(16 * team) * 8;
+        let rows = spec.group.next_multiple_of(8);
+        let (d_boxes, v_boxes) = (spec.head_dim.div_ceil(64), spec.v_head_dim.div_ceil(64));
+        let o_pitch = spec.v_head_dim.next_multiple_of(16) + 4;
+        let sums = |team: u32| rows / 8 * spec.v_head_dim.div_ceil(16 * team) * 4;
         let team = if sums(1) <= MOST_SUMS { 1 } else { WARPS };
         Self {
             rows,
-            q_pitch,
-            v_pitch,
-            slot: K_TILE * (q_pitch + v_pitch),
+            d_boxes,
+            v_boxes,
+            slot: K_TILE * BOX_ROW * (d_boxes + v_boxes),
             team,
             sums: sums(team),
-            output: spec.group * spec.v_head_dim * 4,
+            o_pitch,
+            output: spec.group * o_pitch * 4,
         }
     }
 
@@ -105,12 +100,20 @@ impl Sizes {
 
     /// Whether the queries stay in registers.
     pub(super) fn keeps_queries(&self, head_dim: u32) -> bool {
-        self.rows / 16 * head_dim.div_ceil(16) <= 8
+        self.rows / 8 * head_dim.div_ceil(16) <= 16
     }
 
-    /// Every team leaves two numbers for each row, and so does the block.
+    /// Queries.
+    fn queries(&self) -> u32 {
+        self.rows * BOX_ROW * self.d_boxes
+    }
+
+    /// Every team leaves two numbers for each row, and so does the block. There are barriers for
+    /// the queries, and for K and V of every slot.
     fn all(&self, slots: u32) -> u32 {
-        self.rows * (self.q_pitch + 8 * (self.teams() + 1)) + self.teams() * slots * self.slot
+        let slots = self.teams() * slots;
+        let rows = 8 * self.rows * (self.teams() + 1);
+        ALIGNMENT + self.queries() + slots * self.slot + rows + 8 * (1 + 2 * slots)
     }
 
     fn fits(&self, tuning: &Tuning) -> bool {
@@ -128,12 +131,15 @@ impl Sizes {
 pub(crate) struct Plan {
     pub(super) tuning: Tuning,
     pub(super) sizes: Sizes,
+    /// q heads of a group.
+    group: u32,
     /// Bands of a closed form; 0 for a table.
     pub(super) bands: u32,
     /// Offsets into shared memory.
     pub(super) slots_at: u32,
     pub(super) teams_at: u32,
     pub(super) rows_at: u32,
+    pub(super) barriers_at: u32,
     pub(super) shared_bytes: u32,
 }
 
@@ -163,14 +169,16 @@ impl Plan {
         if !sizes.fits(&tuning) {
             return Err("the output of a group does not fit shared memory");
         }
-        let slots_at = sizes.rows * sizes.q_pitch;
+        let slots_at = sizes.queries();
         let teams_at = slots_at + sizes.teams() * tuning.slots * sizes.slot;
         Ok(Self {
             tuning,
+            group: spec.group,
             bands,
             slots_at,
             teams_at,
             rows_at: teams_at + sizes.teams() * sizes.rows * 8,
+            barriers_at: teams_at + (sizes.teams() + 1) * sizes.rows * 8,
             shared_bytes: sizes.all(tuning.slots),
             sizes,
         })
@@ -183,9 +191,12 @@ impl Plan {
             q_tile: 1,
             k_tile: K_TILE,
             shared_bytes: self.shared_bytes,
+            boxes: Some(Boxes {
+                q: [self.group, 1],
+                k: K_TILE,
+            }),
             split: Some(Split {
                 cluster: self.tuning.cluster,
-                per_processor: self.tuning.per_processor,
             }),
             resident: None,
         }

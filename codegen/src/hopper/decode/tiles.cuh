@@ -4,6 +4,15 @@
 // interval that has it, by start, then by number: what an interval keeps is then again one
 // interval, cut into tiles from its start. So a tile has no hidden keys but those after its end.
 
+// First key that a query sees of a band, and one past the last; on most sides only blocks bound it.
+__device__ __forceinline__ int from_key(const Band& band, int query) {
+  return band.first <= -UNBOUNDED ? band.lo : max(band.lo, query + band.first);
+}
+
+__device__ __forceinline__ int to_key(const Band& band, int query) {
+  return band.end >= UNBOUNDED ? band.hi : min(band.hi, query + band.end);
+}
+
 // `count` keys from `key` on; none at the end.
 struct Tile { int key, count; };
 
@@ -15,8 +24,8 @@ struct Tiles {
   const int step;
   // Of this lane: its interval, the number of its tiles, and of those of lanes before it.
   int start, length, tiles, before;
-  // Bands of lanes from here, their tiles, and the next one to take, counted from the first.
-  int base, total, next_tile;
+  // Bands of lanes from here, and the next tile to take, counted from the first of theirs.
+  int base, next_tile;
 
   __device__ __forceinline__ Tiles(const Bands& bands, int query, int lane, int rank, int step)
       : bands(bands), query(query), lane(lane), step(step), base(0), next_tile(rank) {
@@ -30,16 +39,16 @@ struct Tiles {
     for (int i = 0; i < bands.count(); ++i) {
       const Band band = bands.at(i);
       if (i == base + lane) {
-        start = max(band.lo, query + band.first);
-        end = min(band.hi, query + band.end);
+        start = from_key(band, query);
+        end = to_key(band, query);
       }
     }
     int covered = 0;
 #pragma unroll
     for (int i = 0; i < bands.count(); ++i) {
       const Band band = bands.at(i);
-      const int from = max(band.lo, query + band.first);
-      const int to = min(band.hi, query + band.end);
+      const int from = from_key(band, query);
+      const int to = to_key(band, query);
       if (from < to && (from < start || (from == start && i < base + lane)))
         covered = max(covered, to);
     }
@@ -47,28 +56,27 @@ struct Tiles {
     length = max(end - start, 0);
     tiles = (length + K_TILE - 1) / K_TILE;
     int sum = tiles;
+    constexpr int LANES = BANDS > 0 ? BANDS : 32;
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
+    for (int distance = 1; distance < LANES; distance *= 2) {
       const int lower = __shfl_up_sync(~0u, sum, distance);
       if (lane >= distance) sum += lower;
     }
     before = sum - tiles;
-    total = __shfl_sync(~0u, sum, 31);
   }
 
   __device__ __forceinline__ Tile next() {
     while (true) {
-      if (next_tile < total) {
-        const bool mine = before <= next_tile && next_tile < before + tiles;
-        const int owner = __ffs(__ballot_sync(~0u, mine)) - 1;
-        const int skipped = (next_tile - __shfl_sync(~0u, before, owner)) * K_TILE;
-        const int key = __shfl_sync(~0u, start, owner) + skipped;
-        const int left = __shfl_sync(~0u, length, owner) - skipped;
+      // At most one lane has it, and says so to all.
+      const int skipped = (next_tile - before) * K_TILE;
+      const bool mine = before <= next_tile && skipped < length;
+      const unsigned key = __reduce_max_sync(~0u, mine ? static_cast<unsigned>(start + skipped) : 0u);
+      const unsigned left = __reduce_max_sync(~0u, mine ? static_cast<unsigned>(length - skipped) : 0u);
+      if (left > 0 || base + 32 >= bands.count()) {
         next_tile += step;
-        return {key, min(left, K_TILE)};
+        return {static_cast<int>(key), static_cast<int>(min(left, static_cast<unsigned>(K_TILE)))};
       }
-      if (base + 32 >= bands.count()) return {0, 0};
-      next_tile -= total;
+      next_tile -= __shfl_sync(~0u, before + tiles, 31);
       base += 32;
       load();
     }

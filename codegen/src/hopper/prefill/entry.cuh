@@ -5,17 +5,15 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
                         const __grid_constant__ TensorMap k_map,
                         const __grid_constant__ TensorMap v_map,
                         const __grid_constant__ TensorMap o_map,
-                        const void*, const void*, const void*, Element* __restrict__ o,
-                        const unsigned* __restrict__ params,@table_arguments
-                        float* __restrict__ lse) {
+                        const void*, const void*, const void*, Element* __restrict__ o,@buffers
+                        float* __restrict__ lse, const __grid_constant__ Parameters parameters) {
   extern __shared__ unsigned char dynamic_shared[];
   // Swizzled tiles start at multiples of 1024 bytes.
   const unsigned start = shared_address(dynamic_shared);
   const unsigned aligned = (start + 1023) & ~1023u;
   const Shared shared = {dynamic_shared + (aligned - start), aligned,
                          static_cast<int>(blockIdx.x % CLUSTER)};
-  Launch launch = read_launch(params);@table_launch
-  launch.batch = params[19];
+  Launch launch = read_launch(parameters);@launch
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < SLOTS; ++i) {

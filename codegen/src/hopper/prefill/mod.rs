@@ -28,10 +28,10 @@
 //! Beyond what the portable kernels need:
 //!
 //! - **Arguments**, in order: tensor maps of q, k, v and o, by value; pointers to q, k and v,
-//!   which are not read (CubeCL passes the buffers behind tensor maps too), and to o; the
-//!   parameter buffer; for tables offsets and bands; lse. This is the order in which CubeCL 0.10
-//!   binds `tensor_maps`, then their buffers, then `buffers`.
-//! - **Parameters**: `LaunchScalars`, then word 19: the number of sequences in the batch.
+//!   which are not read (CubeCL passes the buffers behind tensor maps too), and to o; for tables
+//!   offsets and bands; logits of sinks, if there are any; lse; the scalars, by value
+//!   (`LaunchScalars::by_value`). This is the order in which CubeCL 0.10 binds `tensor_maps`, then
+//!   their buffers, then `buffers`, then `info`.
 //! - **Tensor maps**: tiled, rank 4, shape [B, H, length, D] with the strides of the buffer,
 //!   16-bit type of the spec, element strides 1, no interleave, swizzle of 128 bytes, L2
 //!   promotion of 128 bytes, zeros outside. Boxes, in the same order of dimensions:
@@ -88,6 +88,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let parts = [
         constants(spec, plan),
         source::ARITHMETIC.to_string(),
+        source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
         matrix::text(spec.dtype, plan.tuning.k_tile, plan.o_columns),
         source::launch(spec),

@@ -4,7 +4,7 @@
 //! multiprocessor; everything that the text is specialised by.
 
 use super::super::source::{self, SHARED_LIMIT};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Resident};
+use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Resident};
 
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 65_536;
@@ -218,12 +218,14 @@ impl Plan {
             q_tile: self.unit_tokens * units.div_ceil(self.head_units),
             k_tile: tuning.k_tile,
             shared_bytes: self.shared_bytes,
+            boxes: Some(Boxes {
+                q: [self.unit_heads, self.unit_tokens],
+                k: self.k_box(),
+            }),
             split: None,
             resident: Some(Resident {
                 items_per_row: self.units_per_row.div_ceil(units),
                 cluster: tuning.cluster,
-                q_box: [self.unit_heads, self.unit_tokens],
-                k_box: self.k_box(),
             }),
         }
     }

@@ -22,7 +22,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   int count = 0;
   // Each block of threads of the cluster copies its part of a tile to all of them.
   auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
-    if (lane == 0) {
+    if (elect()) {
       barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
       const int row = shared.rank * K_PART;
 #pragma unroll
@@ -39,7 +39,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   auto copy_queries = [&](const Item& item, int count) {
     const int q_slot = count % Q_SLOTS;
     barrier_wait(shared.q_empty(q_slot), (count / Q_SLOTS & 1) ^ 1);
-    if (lane == 0) {
+    if (elect()) {
       barrier_expect(shared.q_full(q_slot), UNITS * 64 * D_CHUNKS * 128);
 #pragma unroll 1
       for (int w = 0; w < UNITS; ++w) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       }
       flags |= seen.is_full(k, k + K_TILE) ? FULL : seen.masking_bands(k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-      if (lane == 0) shared.tile(slot.index) = make_int2(k, flags);
+      if (elect()) shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
       // The place of queries is free later than those of keys.
       if (first) copy_queries(item, count++);

@@ -61,6 +61,7 @@ pub(crate) fn text(dtype: Dtype) -> String {
     let parts = [
         constants.finish(""),
         source::ARITHMETIC.to_string(),
+        source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
         instruction("mma_rows", dtype, N_TILE),
         source::STORES.to_string(),

@@ -1,6 +1,6 @@
 // ---- Work: tiles of the output, in bands of rows so that workgroups share a and b ----
 
-struct Shape { int m, n, k, c_row; };
+struct alignas(8) Shape { int m, n, k, c_row; };
 struct Tile { int m, n; };
 
 __device__ __forceinline__ int tiles_of(const Shape& shape) {
@@ -121,12 +121,11 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, int consu
 extern "C" __global__ void __launch_bounds__(384, 1)
     butterfly_product(const __grid_constant__ TensorMap a_map,
                       const __grid_constant__ TensorMap b_map, const void*, const void*,
-                      const int* __restrict__ params, Element* __restrict__ c) {
+                      Element* __restrict__ c, const __grid_constant__ Shape shape) {
   extern __shared__ unsigned char dynamic_shared[];
   // Swizzled tiles start at multiples of 1024 bytes.
   Ring ring;
   ring.address = (shared_address(dynamic_shared) + 1023) & ~1023u;
-  const Shape shape = {params[0], params[1], params[2], params[3]};
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < SLOTS; ++i) {

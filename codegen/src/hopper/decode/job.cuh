@@ -1,0 +1,64 @@
+// ---- A job: one query and a kv head of a sequence, by WIDTH blocks of threads ----
+
+template <int WIDTH>
+__device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* q_map,
+                                         const TensorMap* k_map, const TensorMap* v_map, Element* o,
+                                         float* lse) {
+  extern __shared__ unsigned char dynamic_shared[];
+  // Swizzled boxes start at multiples of 1024 bytes.
+  const unsigned start = shared_address(dynamic_shared);
+  const unsigned aligned = (start + 1023) & ~1023u;
+  const Shared shared = {dynamic_shared + (aligned - start), aligned};
+  // The same in all lanes, as the compiler can see.
+  const int of_block = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  const int team = of_block / TEAM;
+  const int warp = of_block % TEAM;
+  const int lane = threadIdx.x % 32;
+  const unsigned part = blockIdx.x % WIDTH, local = blockIdx.x / WIDTH;
+  const unsigned kv_head = blockIdx.y, batch = blockIdx.z;
+
+  // Each team makes its own barriers. Queries come first, because they are waited for first.
+  if (warp == 0 && elect()) {
+    if (team == 0) barrier_init(shared.q_full(), 1);
+#pragma unroll
+    for (int i = 0; i < SLOTS; ++i) {
+      barrier_init(shared.k_full(team, i), 1);
+      barrier_init(shared.v_full(team, i), 1);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    prefetch_map(k_map);
+    prefetch_map(v_map);
+    if (team == 0) {
+      barrier_expect(shared.q_full(), D_BOXES * GROUP * 128);
+#pragma unroll
+      for (int c = 0; c < D_BOXES; ++c)
+        copy_box(shared.q() + c * ROWS * 128, q_map, shared.q_full(), c * 64, local, kv_head * GROUP, batch);
+    }
+  }
+
+  const int query = launch.q_offset + static_cast<int>(local);
+  const Stages stages = stages_of(launch);
+  Band list[@bands];
+  write_bands(launch, stages, query / BLOCK, list);
+  const Bands bands = bands_of(launch, query / BLOCK, list);
+  Tiles tiles(bands, query, lane, static_cast<int>(part) * TEAMS + team, WIDTH * TEAMS);
+  const Keys keys = {k_map, v_map, static_cast<int>(kv_head), static_cast<int>(batch)};
+  Ring ring = first_tiles(shared, tiles, keys, team, warp);
+
+  // The rest while these are on their way; the compiler would leave it for the end.
+  const unsigned long long heads =
+      static_cast<unsigned long long>(batch) * static_cast<unsigned>(launch.kv_heads) + kv_head;
+  lse += heads * static_cast<unsigned>(GROUP * launch.q_len) + local;
+  o += static_cast<unsigned long long>(batch) * launch.o_batch +
+       static_cast<unsigned long long>(kv_head * GROUP) * launch.o_head +
+       static_cast<unsigned long long>(local) * launch.o_token;
+  asm volatile("" : "+l"(o), "+l"(lse));
+  // Others of the block see the barriers from here on.
+  __syncthreads();
+
+  Part found;
+  attend(shared, launch, ring, tiles, keys, team, warp, lane, found);
+  leave(shared, found, team, warp, lane);
+  __syncthreads();
+  merge<WIDTH>(launch, shared, kv_head, part, o, lse);
+}

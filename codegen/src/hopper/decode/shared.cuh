@@ -1,0 +1,42 @@
+// ---- Shared memory: Q, tiles of K and V, and what teams leave ----
+
+// In bytes from `address`. Q, K and V lie in boxes of 64 columns, swizzled.
+struct Shared {
+  unsigned char* bytes;
+  unsigned address;
+  __device__ __forceinline__ unsigned q() const { return address; }
+  __device__ __forceinline__ unsigned k(int team, int slot) const {
+    return address + SLOTS_AT + (team * SLOTS + slot) * SLOT_BYTES;
+  }
+  __device__ __forceinline__ unsigned v(int team, int slot) const {
+    return k(team, slot) + D_BOXES * K_TILE * 128;
+  }
+  __device__ __forceinline__ unsigned q_full() const { return address + BARRIERS_AT; }
+  __device__ __forceinline__ unsigned k_full(int team, int slot) const {
+    return q_full() + 8 + (team * SLOTS + slot) * 16;
+  }
+  __device__ __forceinline__ unsigned v_full(int team, int slot) const { return k_full(team, slot) + 8; }
+  // What the weights of a row are relative to, and their sum, as a team found them.
+  __device__ __forceinline__ float2& of_team(int team, int row) const {
+    return reinterpret_cast<float2*>(bytes + TEAMS_AT)[team * ROWS + row];
+  }
+  // The same of all teams together.
+  __device__ __forceinline__ float2& of_row(int row) const {
+    return reinterpret_cast<float2*>(bytes + ROWS_AT)[row];
+  }
+  // A team's output before it is divided by the sum, over its tiles, which are done with.
+  __device__ __forceinline__ float& output(int team, int row, int column) const {
+    return reinterpret_cast<float*>(bytes + SLOTS_AT + team * SLOTS * SLOT_BYTES)[row * O_PITCH + column];
+  }
+};
+
+// The first or second 16 of the first 32 bytes of a row of a box, in the order of the swizzle.
+__device__ __forceinline__ unsigned piece_of(int row, int half) {
+  return row * 128 + ((half ^ row % 8) << 4);
+}
+
+// The same of the 32 bytes at 16 columns from `16 * step` on, in boxes of BOX_ROWS rows.
+template <int BOX_ROWS>
+__device__ __forceinline__ unsigned at_step(unsigned piece, int step) {
+  return step / 4 * (BOX_ROWS * 128) + (piece ^ step % 4 << 5);
+}
