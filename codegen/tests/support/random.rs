@@ -43,7 +43,10 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
     case.target = target;
     case.spec.v_head_dim = dv;
     case.spec.dtype = from.of(&[Dtype::Bf16, Dtype::F16]);
-    case.spec.group = 1 + from.below(16);
+    case.spec.group = 1 + from.below(match phase {
+        Phase::Prefill => 16,
+        Phase::Decode => 32,
+    });
     case.spec.block = from.of(&[16, 32, 64, 128, 256]);
     // Mostly plain.
     case.spec.score = Score {

@@ -41,13 +41,15 @@ impl Tuning {
     /// The best known for `sizes`, from measurements on an H100. Where jobs are few, four blocks of
     /// threads share one; with eight, clusters fill the device earlier. A second tile is on its way
     /// for each team: more would arrive together at the end, and be computed after all copies.
-    /// Where two blocks of a processor fit, they hide each other's latency.
+    /// More are taken only where outputs need the room. Where two blocks of a processor fit, they
+    /// hide each other's latency.
     fn of(sizes: &Sizes) -> Option<Self> {
-        let all = [(2, 2), (1, 2), (2, 1), (1, 1)];
-        let mut all = all.into_iter().map(|(per_processor, slots)| Self {
-            cluster: 4,
-            per_processor,
-            slots,
+        let mut all = [2, 3, 4, 1].into_iter().flat_map(|slots| {
+            [2, 1].map(|per_processor| Self {
+                cluster: 4,
+                per_processor,
+                slots,
+            })
         });
         all.find(|tuning| sizes.fits(tuning))
     }

@@ -77,6 +77,16 @@ fn texts_are_complete() {
 }
 
 #[test]
+fn makes_every_group_of_up_to_32_heads() {
+    for d in [8, 64, 80, 96, 128, 192, 256] {
+        for group in 1..=32 {
+            let plan = Plan::new(&spec(d, d, group, butterfly()));
+            assert!(plan.is_ok(), "{d} {group}: {plan:?}");
+        }
+    }
+}
+
+#[test]
 fn refuses_what_it_does_not_make() {
     let plain = spec(128, 128, 4, butterfly());
     for change in [
