@@ -52,7 +52,7 @@ struct TargetReport {
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
-    let targets = distinct(command.target.iter().copied());
+    let targets = distinct(command.made_for.target.iter().copied());
     let mut made = Vec::new();
     for path in &command.configs {
         let dir = match command.configs.len() {
@@ -113,12 +113,12 @@ fn one(
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
     let request = Request {
         targets,
-        dtype: command.dtype,
+        dtype: command.made_for.dtype,
         capacity: command.pattern.capacity,
     };
     let lowered = lower(parsed, &model, path, &request)?;
     let plan = &lowered.plan;
-    note_substitutes(plan, targets, command.dtype.unwrap_or(model.dtype));
+    note_substitutes(plan, targets, command.made_for.dtype.unwrap_or(model.dtype));
     note_coverage(plan);
     let mut passes = milliseconds(&lowered.timings);
 

@@ -85,7 +85,7 @@ fn always_sees_itself(pattern: &Pattern) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use butterfly_ir::pattern::PartnerRule;
+    use butterfly_ir::PartnerRule;
 
     fn causal() -> Pattern {
         Leaf::Causal.into()

@@ -32,10 +32,9 @@ pub use kernel::{
     ScoreValues, Sm, Target,
 };
 pub use pattern::build;
-pub use pattern::{
-    Diagnostic, Leaf, LimitError, Parsed, PartnerRule, Pattern, Source, Sparsity, StageBy,
-};
+pub use pattern::{Diagnostic, Leaf, LimitError, Parsed, Pattern, Source, Sparsity, StageBy};
 pub use product::Product;
 pub use row_program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use sees::{Context, sees};
+pub use stage::PartnerRule;
 pub use topology::{Class, Row, RowBlock, Topology};

@@ -1,6 +1,48 @@
 //! Stages of the butterfly network: which partner a block has at which stage.
 
-use crate::pattern::PartnerRule;
+use serde::{Deserialize, Serialize};
+
+/// How a block finds its long-range partner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartnerRule {
+    /// Flip one bit.
+    Xor,
+    /// Flip one bit, bits visited up and down again as in a Beneš network.
+    Benes,
+    /// Flip one bit of the bit-reversed block number.
+    BitReversal,
+    /// Step back by a power of the radix.
+    CausalShift,
+    /// Step back by one.
+    FixedStride,
+    /// A hash of block and bit.
+    Random,
+}
+
+impl PartnerRule {
+    /// Every rule, in the order of the documentation.
+    pub const ALL: [Self; 6] = [
+        Self::Xor,
+        Self::Benes,
+        Self::BitReversal,
+        Self::CausalShift,
+        Self::FixedStride,
+        Self::Random,
+    ];
+
+    /// The name in text and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xor => "xor",
+            Self::Benes => "benes",
+            Self::BitReversal => "bit_reversal",
+            Self::CausalShift => "causal_shift",
+            Self::FixedStride => "fixed_stride",
+            Self::Random => "random",
+        }
+    }
+}
 
 /// Smallest `w >= 1` with `radix^w >= blocks`; 1 when there is at most one block.
 pub fn width(blocks: u32, radix: u32) -> u32 {

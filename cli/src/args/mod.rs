@@ -222,14 +222,10 @@ pub(crate) struct BenchAttention {
     pub(crate) threads: Option<usize>,
 }
 
+/// What kernels are made for.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Compile {
-    /// Hugging Face `config.json` files; with several, each gets a folder of its own.
-    #[arg(required = true, value_name = "CONFIG")]
-    pub(crate) configs: Vec<PathBuf>,
-    #[command(flatten)]
-    pub(crate) pattern: PatternArg,
-    /// Targets to make kernels for.
+pub(crate) struct MadeFor {
+    /// Targets of the kernels.
     #[arg(
         long,
         value_delimiter = ',',
@@ -240,6 +236,17 @@ pub(crate) struct Compile {
     /// Element type: f32, f16 or bf16 [default: the model's own].
     #[arg(long, value_parser = dtype)]
     pub(crate) dtype: Option<Dtype>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Compile {
+    /// Hugging Face `config.json` files; with several, each gets a folder of its own.
+    #[arg(required = true, value_name = "CONFIG")]
+    pub(crate) configs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) pattern: PatternArg,
+    #[command(flatten)]
+    pub(crate) made_for: MadeFor,
     /// The artifact folder to write.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
@@ -290,17 +297,8 @@ pub(crate) struct Explain {
     /// Number of sequences.
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(crate) batch: u32,
-    /// Targets to explain.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "TARGET,…",
-        default_value = "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu"
-    )]
-    pub(crate) target: Vec<Target>,
-    /// Element type: f32, f16 or bf16 [default: the model's own].
-    #[arg(long, value_parser = dtype)]
-    pub(crate) dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub(crate) made_for: MadeFor,
     /// The card to predict times for, on targets that are measured: h100 or h200.
     #[arg(long, default_value_t = Card::default(), conflicts_with = "tflops")]
     pub(crate) card: Card,

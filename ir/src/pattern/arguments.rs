@@ -9,7 +9,7 @@
 use super::diagnostic::{Diagnostic, did_you_mean, list};
 use super::lexer::Kind;
 use super::limits;
-use super::text::Parser;
+use super::parser::Parser;
 use super::{Leaf, PartnerRule};
 use std::ops::Range;
 

@@ -11,6 +11,7 @@ pub mod json;
 mod lexer;
 pub mod limits;
 mod parsed;
+mod parser;
 mod print;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,8 @@ pub mod text;
 pub use diagnostic::{Diagnostic, Source};
 pub use limits::LimitError;
 pub use parsed::Parsed;
+
+use crate::stage::{self, PartnerRule};
 
 use serde::{Deserialize, Serialize};
 use std::ops;
@@ -88,48 +91,6 @@ pub enum Leaf {
     All,
     /// No pair.
     None,
-}
-
-/// How a block finds its long-range partner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PartnerRule {
-    /// Flip one bit.
-    Xor,
-    /// Flip one bit, bits visited up and down again as in a Beneš network.
-    Benes,
-    /// Flip one bit of the bit-reversed block number.
-    BitReversal,
-    /// Step back by a power of the radix.
-    CausalShift,
-    /// Step back by one.
-    FixedStride,
-    /// A hash of block and bit.
-    Random,
-}
-
-impl PartnerRule {
-    /// Every rule, in the order of the documentation.
-    pub const ALL: [Self; 6] = [
-        Self::Xor,
-        Self::Benes,
-        Self::BitReversal,
-        Self::CausalShift,
-        Self::FixedStride,
-        Self::Random,
-    ];
-
-    /// The name in text and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Xor => "xor",
-            Self::Benes => "benes",
-            Self::BitReversal => "bit_reversal",
-            Self::CausalShift => "causal_shift",
-            Self::FixedStride => "fixed_stride",
-            Self::Random => "random",
-        }
-    }
 }
 
 /// Which number of a layer picks its stage.
@@ -214,7 +175,7 @@ impl Pattern {
     pub fn stage_count(&self, blocks: u32) -> u32 {
         self.leaves().into_iter().fold(1, |count, leaf| match leaf {
             Leaf::Partner { rule, radix, .. } => {
-                lcm(count, crate::stage::stage_count(*rule, blocks, *radix))
+                lcm(count, stage::stage_count(*rule, blocks, *radix))
             }
             _ => count,
         })

@@ -22,8 +22,9 @@
 //! Invariant: no text makes this panic or overflow the stack.
 
 use super::diagnostic::{Diagnostic, Source, did_you_mean, list};
-use super::lexer::{Kind, Token, lex};
-use super::limits::{self, LimitError, MAX_DEPTH};
+use super::lexer::{Kind, Token};
+use super::limits::{self, MAX_DEPTH};
+use super::parser::Parser;
 use super::{DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
 use std::ops::Range;
 
@@ -46,13 +47,7 @@ impl Sparsity {
 }
 
 pub(super) fn parse(source: Source) -> Result<Parsed, Diagnostic> {
-    let mut parser = Parser {
-        tokens: lex(&source.text),
-        source,
-        at: 0,
-        leaves: Vec::new(),
-        parentheses: 0,
-    };
+    let mut parser = Parser::new(source);
     let header = parser.header()?;
     let (pattern, _) = parser.either()?;
     if parser.peek().kind != Kind::End {
@@ -84,14 +79,6 @@ struct Header {
     lines: u32,
 }
 
-pub(super) struct Parser {
-    pub(super) source: Source,
-    tokens: Vec<Token>,
-    at: usize,
-    leaves: Vec<Range<usize>>,
-    parentheses: u32,
-}
-
 /// A pattern and how many operators stand above its deepest leaf.
 type Deep = (Pattern, u32);
 
@@ -102,23 +89,23 @@ impl Parser {
             let word = self.peek().clone();
             let again = match self.text(&word) {
                 "block" => {
-                    self.at += 1;
+                    self.advance();
                     let (block, span) = self.number("a block size")?;
                     limits::check_block(block).map_err(|error| self.limit(error, span))?;
                     header.block.replace(block).is_some()
                 }
                 "stage_by" => {
-                    self.at += 1;
+                    self.advance();
                     let stage_by = self.stage_by()?;
                     header.stage_by.replace(stage_by).is_some()
                 }
                 "layers" => {
-                    self.at += 1;
+                    self.advance();
                     let layers = self.layers()?;
                     header.layers.replace(layers).is_some()
                 }
                 "stage" => {
-                    self.at += 1;
+                    self.advance();
                     let (stage, _) = self.number("a stage")?;
                     header.stage.replace(stage).is_some()
                 }
@@ -140,7 +127,7 @@ impl Parser {
             .find(|by| by.name() == self.text(&token));
         match found {
             Some(stage_by) => {
-                self.at += 1;
+                self.advance();
                 Ok(stage_by)
             }
             None => {
@@ -152,7 +139,7 @@ impl Parser {
 
     fn layers(&mut self) -> Result<Vec<u32>, Diagnostic> {
         if self.text(self.peek()) == "none" {
-            self.at += 1;
+            self.advance();
             return Ok(Vec::new());
         }
         let mut layers = Vec::new();
@@ -203,7 +190,7 @@ impl Parser {
         let token = self.peek().clone();
         match token.kind {
             Kind::Sign('(') => {
-                self.at += 1;
+                self.advance();
                 self.parentheses += 1;
                 if self.parentheses > MAX_DEPTH {
                     return Err(self.too_deep(token.span, "parentheses"));
@@ -214,7 +201,7 @@ impl Parser {
                 Ok(inner)
             }
             Kind::Word => Ok((self.leaf(token)?.into(), 0)),
-            Kind::Sign('|' | '&') if self.at > 0 && self.tokens[self.at - 1].kind == token.kind => {
+            Kind::Sign('|' | '&') if self.last().is_some_and(|last| last.kind == token.kind) => {
                 let help = format!("write `{}` once", self.text(&token));
                 Err(self.expected("a pattern").with_help(help))
             }
@@ -233,9 +220,9 @@ impl Parser {
             let (message, help) = arguments::unknown(&name);
             return Err(self.error(word.span, message, "").or_help(help));
         };
-        self.at += 1;
+        self.advance();
         let leaf = arguments::parse(self, signature, word.span.clone())?;
-        let end = self.tokens[self.at - 1].span.end;
+        let end = self.last().map_or(0, |last| last.span.end);
         self.leaves.push(word.span.start..end);
         Ok(leaf)
     }
@@ -259,112 +246,5 @@ impl Parser {
     fn too_deep(&self, span: Range<usize>, what: &str) -> Diagnostic {
         let message = format!("a pattern must nest at most {MAX_DEPTH} {what} deep");
         self.error(span, message, "one too many")
-    }
-}
-
-/// What the parser of arguments needs too.
-impl Parser {
-    pub(super) fn peek(&self) -> &Token {
-        // The end is never stepped over.
-        &self.tokens[self.at.min(self.tokens.len() - 1)]
-    }
-
-    pub(super) fn peek_second(&self) -> &Token {
-        &self.tokens[(self.at + 1).min(self.tokens.len() - 1)]
-    }
-
-    pub(super) fn advance(&mut self) {
-        self.at += 1;
-    }
-
-    pub(super) fn text(&self, token: &Token) -> &str {
-        &self.source.text[token.span.clone()]
-    }
-
-    pub(super) fn eat(&mut self, sign: char) -> bool {
-        let found = self.peek().kind == Kind::Sign(sign);
-        self.at += usize::from(found);
-        found
-    }
-
-    /// The sign that closes what was opened at `open`; `instead` may stand there too.
-    pub(super) fn close(
-        &mut self,
-        sign: char,
-        open: Range<usize>,
-        instead: &str,
-    ) -> Result<(), Diagnostic> {
-        if self.eat(sign) {
-            return Ok(());
-        }
-        if self.peek().kind == Kind::End {
-            let message = format!("`{}` is never closed", &self.source.text[open.clone()]);
-            return Err(self.error(open, message, format!("needs a `{sign}`")));
-        }
-        Err(self.expected(&format!("{instead} or `{sign}`")))
-    }
-
-    /// A whole number and its bytes.
-    pub(super) fn number(&mut self, what: &str) -> Result<(u32, Range<usize>), Diagnostic> {
-        let Token { kind, span } = self.peek().clone();
-        if kind != Kind::Number {
-            let negative = kind == Kind::Sign('-') && self.peek_second().kind == Kind::Number;
-            let help = negative.then(|| "numbers here are not negative".to_owned());
-            return Err(self.expected(what).or_help(help));
-        }
-        let text = &self.source.text[span.clone()];
-        let digits = text.replace('_', "");
-        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            let message = format!("`{text}` is not a whole number");
-            return Err(self.error(span, message, format!("expected {what}")));
-        }
-        let Ok(number) = digits.parse() else {
-            let message = format!("`{text}` is too large");
-            return Err(self.error(span, message, format!("at most {}", u32::MAX)));
-        };
-        self.at += 1;
-        Ok((number, span))
-    }
-
-    pub(super) fn expected(&self, what: &str) -> Diagnostic {
-        let token = self.peek();
-        if let Kind::Unknown(sign) = token.kind {
-            let message = match sign.is_control() {
-                true => format!("`{}` has no meaning in a pattern", sign.escape_default()),
-                false => format!("`{sign}` has no meaning in a pattern"),
-            };
-            let error = self.error(token.span.clone(), message, "");
-            return error.or_help(meant(sign).map(str::to_owned));
-        }
-        let found = match token.kind {
-            Kind::End => "the end".to_owned(),
-            _ => format!("`{}`", self.text(token)),
-        };
-        let message = format!("expected {what}, found {found}");
-        self.error(token.span.clone(), message, "")
-    }
-
-    pub(super) fn error(
-        &self,
-        span: Range<usize>,
-        message: impl Into<String>,
-        label: impl Into<String>,
-    ) -> Diagnostic {
-        Diagnostic::new(&self.source, span, message, label)
-    }
-
-    pub(super) fn limit(&self, error: LimitError, span: Range<usize>) -> Diagnostic {
-        self.error(span, error.message, error.given)
-    }
-}
-
-/// What the writer of a stray sign may have meant.
-fn meant(sign: char) -> Option<&'static str> {
-    match sign {
-        '+' => Some("`a | b` joins two patterns"),
-        '!' | '~' | '^' => Some("`a - b` is the pairs of `a` that are not in `b`"),
-        '/' | ';' => Some("a comment begins with `#`"),
-        '{' | '}' => Some("group with `(` and `)`"),
-        _ => None,
     }
 }
