@@ -44,6 +44,7 @@ pub fn describe(kernel: Kernel) -> (KernelEntry, Files) {
         .collect();
     let entry = KernelEntry {
         grid: manifest::grid_formulas(&spec, &kernel.geometry),
+        alone: manifest::alone(&kernel.entry, &kernel.geometry),
         arguments: manifest::arguments(&spec, &kernel.geometry),
         files: files.iter().map(file).collect(),
         spec,

@@ -85,6 +85,9 @@ pub struct KernelEntry {
     pub geometry: Geometry,
     /// Workgroups along x, y, z as formulas of the run-time scalars.
     pub grid: [String; 3],
+    /// The second entry point of a [`Split`] kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<AloneEntry>,
     /// Tensor maps and buffers in binding order.
     pub arguments: Vec<Argument>,
     /// Registers of a thread, where it was compiled.
@@ -93,6 +96,18 @@ pub struct KernelEntry {
     pub spills: Option<u32>,
     /// Its files; the last is the one that is launched.
     pub files: Vec<FileEntry>,
+}
+
+/// An entry point by which a workgroup has a query and a kv head alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AloneEntry {
+    /// Its name.
+    pub entry: String,
+    /// Workgroups along x, y, z.
+    pub grid: [String; 3],
+    /// The launches that take it.
+    pub when: String,
 }
 
 /// One matrix product.
@@ -167,14 +182,23 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
         ],
         (Phase::Decode, _) => {
             let x = match geometry.split {
-                Some(Split { cluster }) => {
-                    format!("{cluster} * q_len, by the entry point with suffix {ALONE} q_len")
-                }
+                Some(Split { cluster }) => format!("{cluster} * q_len"),
                 None => "q_len".into(),
             };
             [x, "kv_heads".into(), "batch".into()]
         }
     }
+}
+
+/// The second entry point of a kernel whose first is `entry`, if it has one: when it is taken as
+/// [`Geometry::fitted`] decides.
+pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
+    let Split { cluster } = geometry.split?;
+    Some(AloneEntry {
+        entry: format!("{entry}{ALONE}"),
+        grid: ["q_len", "kv_heads", "batch"].map(String::from),
+        when: format!("{cluster} * q_len * kv_heads * batch >= floor(processors * 9 / 10)"),
+    })
 }
 
 /// The arguments of `spec` in binding order.
@@ -240,7 +264,35 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::Fitted;
     use crate::{Dtype, Score};
+
+    /// Where the manifest says so, and only there, `fitted` takes the second entry point.
+    #[test]
+    fn a_second_entry_point_is_listed_as_it_is_taken() {
+        let geometry = |split| Geometry {
+            threads: [128, 1, 1],
+            q_tile: 1,
+            k_tile: 16,
+            shared_bytes: 0,
+            boxes: None,
+            split,
+            resident: None,
+        };
+        assert_eq!(alone("kernel", &geometry(None)), None);
+        let geometry = geometry(Some(Split { cluster: 4 }));
+        let second = alone("kernel", &geometry).expect("it has two");
+        assert_eq!(second.entry, "kernel_alone");
+        assert_eq!(
+            second.when,
+            "4 * q_len * kv_heads * batch >= floor(processors * 9 / 10)"
+        );
+        for (jobs, processors) in [(29, 132), (30, 132), (1, 4), (1, 5)] {
+            let listed = 4 * jobs >= processors * 9 / 10;
+            let Fitted { grid, alone } = geometry.fitted([1, jobs, 1], processors);
+            assert_eq!((alone, grid[0]), (listed, if listed { 1 } else { 4 }));
+        }
+    }
 
     /// What is bound behind tensor maps comes with them, the scalars by value at the end.
     #[test]

@@ -41,6 +41,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         entry: "attend".into(),
         geometry,
         grid: manifest::grid_formulas(&spec(), &geometry),
+        alone: manifest::alone("kernel", &geometry),
         arguments: manifest::arguments(&spec(), &geometry),
         registers: None,
         spills: None,
