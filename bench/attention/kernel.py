@@ -38,10 +38,10 @@ class Kernel:
         module = C.c_void_p()
         check(cuda.cuModuleLoadData(C.byref(module), open(f"{folder}/{path}", "rb").read()), "cuModuleLoadData")
         # By entry point: a decode kernel has a second one, for many jobs.
-        suffixes = ["", "_alone"] if self.geometry.get("split") else [""]
-        self.functions = [C.c_void_p() for _ in suffixes]
-        for function, suffix in zip(self.functions, suffixes):
-            name = (entry["entry"] + suffix).encode()
+        points = [entry, entry["alone"]] if entry.get("alone") else [entry]
+        self.functions = [C.c_void_p() for _ in points]
+        for function, point in zip(self.functions, points):
+            name = point["entry"].encode()
             check(cuda.cuModuleGetFunction(C.byref(function), module, name), "cuModuleGetFunction")
             check(cuda.cuFuncSetAttribute(function, 8, self.geometry["shared_bytes"]), "cuFuncSetAttribute")
 

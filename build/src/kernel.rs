@@ -103,18 +103,11 @@ const NATIVE: &str = "native tile kernel: the lanes of a vector are queries, of 
 
 /// Tiles of the native kernel are those of blocks, whatever it cuts them into.
 fn geometry(spec: &KernelSpec) -> Geometry {
-    Geometry {
-        threads: [1, 1, 1],
-        q_tile: match spec.phase {
-            Phase::Prefill => spec.block,
-            Phase::Decode => 1,
-        },
-        k_tile: spec.block,
-        shared_bytes: 0,
-        split: None,
-        boxes: None,
-        resident: None,
-    }
+    let q_tile = match spec.phase {
+        Phase::Prefill => spec.block,
+        Phase::Decode => 1,
+    };
+    Geometry::new([1, 1, 1], [q_tile, spec.block], 0)
 }
 
 /// The CPU executes the specification itself, so that is its file.

@@ -176,15 +176,7 @@ mod tests {
             launch_seconds: 1e-6,
             kernel: None,
         };
-        let geometry = Geometry {
-            threads: [1; 3],
-            q_tile: 1,
-            k_tile: 1,
-            shared_bytes: 0,
-            split: None,
-            boxes: None,
-            resident: None,
-        };
+        let geometry = Geometry::new([1; 3], [1, 1], 0);
         let shape = LayerShape {
             batch: 1,
             q_heads: 2,

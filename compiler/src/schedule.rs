@@ -141,15 +141,7 @@ mod tests {
     fn schedule(pattern: &str, kv_len: u32, phase: Phase, from: u32) -> Schedule {
         let sparsity = Sparsity::parse("test", pattern).expect("pattern");
         let context = Context::new(sparsity.block, kv_len, 0);
-        let geometry = Geometry {
-            threads: [1; 3],
-            q_tile: 16,
-            k_tile: 32,
-            shared_bytes: 0,
-            split: None,
-            boxes: None,
-            resident: None,
-        };
+        let geometry = Geometry::new([1; 3], [16, 32], 0);
         let topology = classify::lower(&sparsity.pattern, &context);
         lower(&topology, phase, &geometry, from)
     }

@@ -61,8 +61,8 @@ pub struct Resident {
 
 /// A decode kernel with two entry points.
 ///
-/// By the one of its name, a cluster of workgroups shares a query and a kv head of a sequence; by
-/// that of its name with [`ALONE`] a workgroup has them alone, which suits launches that have
+/// By the one of its name, a cluster of workgroups shares a query and a kv head of a sequence;
+/// by that of [`second_entry`] a workgroup has them alone, which suits launches that have
 /// enough of them for the whole device. Grid: that of other decode kernels, in x times the
 /// cluster. Both give the same sums but for their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,19 +71,36 @@ pub struct Split {
     pub cluster: u32,
 }
 
-/// What the name of a [`Split`] kernel's second entry point ends with.
-pub const ALONE: &str = "_alone";
+/// Name of a [`Split`] kernel's second entry point, whose first is `entry`.
+pub fn second_entry(entry: &str) -> String {
+    format!("{entry}_alone")
+}
 
 /// A grid for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fitted {
     /// Workgroups to launch.
     pub grid: [u32; 3],
-    /// Whether by the entry point whose name ends with [`ALONE`].
+    /// Whether by the [`second_entry`].
     pub alone: bool,
 }
 
 impl Geometry {
+    /// That of a kernel which copies by itself and takes the grid as it is. `tile`: queries and
+    /// keys.
+    pub fn new(threads: [u32; 3], tile: [u32; 2], shared_bytes: u32) -> Self {
+        let [q_tile, k_tile] = tile;
+        Self {
+            threads,
+            q_tile,
+            k_tile,
+            shared_bytes,
+            boxes: None,
+            split: None,
+            resident: None,
+        }
+    }
+
     /// What to launch on a device of so many processors, where [`Geometry::grid`] is `grid`.
     pub fn fitted(&self, grid: [u32; 3], processors: u32) -> Fitted {
         let [x, y, z] = grid;
@@ -130,22 +147,13 @@ impl Geometry {
 mod tests {
     use super::*;
 
-    fn geometry(split: Option<Split>, resident: Option<Resident>) -> Geometry {
-        Geometry {
-            threads: [128, 1, 1],
-            q_tile: 1,
-            k_tile: 16,
-            shared_bytes: 0,
-            boxes: None,
-            split,
-            resident,
-        }
-    }
-
     /// 132 processors take clusters of 4 for up to 29 jobs, a tenth of them being out of reach.
     #[test]
     fn few_jobs_take_clusters_and_many_a_workgroup_each() {
-        let split = geometry(Some(Split { cluster: 4 }), None);
+        let split = Geometry {
+            split: Some(Split { cluster: 4 }),
+            ..Geometry::new([128, 1, 1], [1, 16], 0)
+        };
         for (grid, expected) in [
             ([1, 4, 1], ([4, 4, 1], false)),
             ([1, 29, 1], ([4, 29, 1], false)),
@@ -159,13 +167,13 @@ mod tests {
 
     #[test]
     fn workgroups_that_stay_all_run_at_once() {
-        let resident = geometry(
-            None,
-            Some(Resident {
+        let resident = Geometry {
+            resident: Some(Resident {
                 items_per_row: 4,
                 cluster: 2,
             }),
-        );
+            ..Geometry::new([128, 1, 1], [1, 16], 0)
+        };
         for (x, expected) in [(6, 6), (4000, 130)] {
             let fitted = resident.fitted([x, 1, 1], 131);
             assert_eq!((fitted.grid, fitted.alone), ([expected, 1, 1], false));

@@ -3,7 +3,7 @@
 //! The file's last member, `digest`, is the BLAKE3 of the file as it would be with an
 //! empty digest, so that any changed byte is noticed.
 
-use crate::geometry::ALONE;
+use crate::geometry::second_entry;
 use crate::plan::{Proof, SwappedLayer};
 use crate::{
     Boxes, Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Sparsity, Split, StageBy,
@@ -195,7 +195,7 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
 pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
     let Split { cluster } = geometry.split?;
     Some(AloneEntry {
-        entry: format!("{entry}{ALONE}"),
+        entry: second_entry(entry),
         grid: ["q_len", "kv_heads", "batch"].map(String::from),
         when: format!("{cluster} * q_len * kv_heads * batch >= floor(processors * 9 / 10)"),
     })
@@ -271,13 +271,8 @@ mod tests {
     #[test]
     fn a_second_entry_point_is_listed_as_it_is_taken() {
         let geometry = |split| Geometry {
-            threads: [128, 1, 1],
-            q_tile: 1,
-            k_tile: 16,
-            shared_bytes: 0,
-            boxes: None,
             split,
-            resident: None,
+            ..Geometry::new([128, 1, 1], [1, 16], 0)
         };
         assert_eq!(alone("kernel", &geometry(None)), None);
         let geometry = geometry(Some(Split { cluster: 4 }));
@@ -308,13 +303,8 @@ mod tests {
             score: Score::default(),
         };
         let geometry = |boxes| Geometry {
-            threads: [1; 3],
-            q_tile: 1,
-            k_tile: 1,
-            shared_bytes: 0,
             boxes,
-            split: None,
-            resident: None,
+            ..Geometry::new([1; 3], [1, 1], 0)
         };
         let names = |geometry| {
             let arguments = arguments(&spec, &geometry).into_iter();

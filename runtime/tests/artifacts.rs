@@ -25,15 +25,7 @@ fn spec() -> KernelSpec {
 fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
     let bytes = vec![7u8; size];
     let path = "kernels/0123.wgsl".to_string();
-    let geometry = Geometry {
-        threads: [64, 1, 1],
-        q_tile: 64,
-        k_tile: 32,
-        shared_bytes: 0,
-        split: None,
-        boxes: None,
-        resident: None,
-    };
+    let geometry = Geometry::new([64, 1, 1], [64, 32], 0);
     let entry = KernelEntry {
         key: "0123".into(),
         target: Target::Webgpu,

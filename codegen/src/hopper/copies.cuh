@@ -18,6 +18,11 @@ __device__ __forceinline__ void barrier_init(unsigned barrier, unsigned arrivals
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
+// Before others, the copy engine among them, come to barriers that were made.
+__device__ __forceinline__ void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 __device__ __forceinline__ void barrier_arrive(unsigned barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -39,6 +44,11 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
       "READY:\n"
       "}" ::"r"(barrier), "r"(parity)
       : "memory");
+}
+
+// Where boxes can lie from `shared` on: swizzled ones start at multiples of 1024 bytes.
+__device__ __forceinline__ unsigned boxes_address(const void* shared) {
+  return (shared_address(shared) + 1023) & ~1023u;
 }
 
 // Copies the box at (column, token, head, batch); what lies outside the tensor is zero.

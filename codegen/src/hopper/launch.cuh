@@ -6,10 +6,7 @@ struct Launch {
   int q_len, kv_len, q_offset, kv_heads;
   unsigned blocks, index;
   float scale;
-  // In elements.
-  unsigned q_batch, q_head, q_token;
-  unsigned k_batch, k_head, k_token;
-  unsigned v_batch, v_head, v_token;
+  // In elements; those of q, k and v are in their tensor maps.
   unsigned o_batch, o_head, o_token;
   // Sequences.
   int batch;@score_fields@table
@@ -28,15 +25,6 @@ __device__ __forceinline__ Launch read_launch(const Parameters& parameters) {
   launch.blocks = params[4];
   launch.index = params[5];
   launch.scale = __uint_as_float(params[6]);
-  launch.q_batch = params[7];
-  launch.q_head = params[8];
-  launch.q_token = params[9];
-  launch.k_batch = params[10];
-  launch.k_head = params[11];
-  launch.k_token = params[12];
-  launch.v_batch = params[13];
-  launch.v_head = params[14];
-  launch.v_token = params[15];
   launch.o_batch = params[16];
   launch.o_head = params[17];
   launch.o_token = params[18];

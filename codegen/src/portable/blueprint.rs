@@ -182,18 +182,15 @@ impl Blueprint {
 
     /// The launch geometry.
     pub(crate) fn geometry(&self, phase: Phase) -> Geometry {
-        Geometry {
-            threads: [self.threads(), 1, 1],
-            q_tile: match phase {
-                Phase::Prefill => self.q_tile(),
-                Phase::Decode => 1,
-            },
-            k_tile: self.k_tile,
-            shared_bytes: self.shared_bytes(),
-            split: None,
-            boxes: None,
-            resident: None,
-        }
+        let q_tile = match phase {
+            Phase::Prefill => self.q_tile(),
+            Phase::Decode => 1,
+        };
+        Geometry::new(
+            [self.threads(), 1, 1],
+            [q_tile, self.k_tile],
+            self.shared_bytes(),
+        )
     }
 }
 

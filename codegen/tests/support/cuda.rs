@@ -1,7 +1,7 @@
 //! Launches cubins through the CUDA driver.
 
 use crate::support::{Launch, Map};
-use butterfly_ir::geometry::{ALONE, Fitted};
+use butterfly_ir::geometry::{Fitted, second_entry};
 use butterfly_ir::{Kernel, Sm, Target};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -140,8 +140,11 @@ impl Gpu {
     ) -> (Vec<u8>, Vec<u8>, Duration) {
         let (_, cubin) = kernel.files.last().expect("files");
         let Fitted { grid, alone } = kernel.geometry.fitted(launch.grid, self.processors);
-        let suffix = if alone { ALONE } else { "" };
-        let entry = CString::new(format!("{}{suffix}", kernel.entry)).expect("a name");
+        let entry = match alone {
+            true => second_entry(&kernel.entry),
+            false => kernel.entry.clone(),
+        };
+        let entry = CString::new(entry).expect("a name");
         // SAFETY: signatures are those of cuda.h; every pointer outlives its call.
         unsafe {
             let load: Symbol<'_, unsafe extern "C" fn(*mut Handle, *const c_void) -> Status> =

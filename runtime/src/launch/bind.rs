@@ -29,7 +29,7 @@ pub(super) enum Scalars {
     Buffer(Vec<u32>),
     /// By value; in a buffer only the logits of sinks, if it has any.
     Value {
-        words: Vec<u32>,
+        words: [u32; LaunchScalars::BY_VALUE],
         sinks: Option<Vec<u32>>,
     },
 }
@@ -139,7 +139,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         scalars: match geometry.boxes {
             None => Scalars::Buffer(scalars.parameters(spec.score, batch, &call.score)),
             Some(_) => Scalars::Value {
-                words: scalars.by_value(batch, &call.score).to_vec(),
+                words: scalars.by_value(batch, &call.score),
                 sinks: (call.score.sinks).map(|sinks| sinks.iter().map(|x| x.to_bits()).collect()),
             },
         },

@@ -97,7 +97,7 @@ pub(super) fn store<'a>(
     let options = CacheOption::default().name("cuda").root(folder);
     let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
     for image in images {
-        let Code::Cubin(cubin) = &image.code else {
+        let Code::Cubin(cubin) = &*image.code else {
             continue;
         };
         let bytes = cubin.iter().chain(&[0]);
@@ -199,7 +199,7 @@ impl CubeTask<CudaCompiler> for Task {
         _: ExecutionMode,
         _: StorageType,
     ) -> Result<CompiledKernel<CudaCompiler>, CompilationError> {
-        let Code::Cuda(text) = &self.0.code else {
+        let Code::Cuda(text) = &*self.0.code else {
             return Err(CompilationError::Generic {
                 reason: format!(
                     "the cubin of kernel {} is not in the cache of this device, which was opened before its artifacts: open these first",

@@ -32,6 +32,10 @@ impl ReadyProduct {
     /// # Errors
     /// [`LaunchError::Image`] where its bytes are neither.
     pub fn new(product: Product, image: &[u8]) -> Result<Self, LaunchError> {
+        let code = Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
+            key: product.entry.clone(),
+            expected: "a cubin",
+        })?;
         let image = Image {
             device: Device::Cuda,
             identity: Identity {
@@ -41,10 +45,7 @@ impl ReadyProduct {
                 shared_bytes: product.shared_bytes,
             },
             threads: [product.threads, 1, 1],
-            code: Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
-                key: product.entry.clone(),
-                expected: "a cubin",
-            })?,
+            code: Arc::new(code),
         };
         Ok(Self {
             image: Arc::new(image),

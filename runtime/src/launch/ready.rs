@@ -1,7 +1,7 @@
 //! Kernel → what a server takes: checked once, then shared by any number of launches.
 
 use super::{Device, LaunchError, Loaded};
-use butterfly_ir::geometry::ALONE;
+use butterfly_ir::geometry::second_entry;
 use butterfly_ir::{Geometry, KernelSpec, Rows};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub struct Image {
     pub(super) device: Device,
     pub(super) identity: Identity,
     pub(super) threads: [u32; 3],
-    pub(super) code: Code,
+    pub(super) code: Arc<Code>,
 }
 
 /// What no cache may mix up: key, entry point, and digest of the image.
@@ -33,7 +33,7 @@ pub(super) struct Identity {
 }
 
 /// A kernel in the form that a server takes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Code {
     /// Machine code of an NVIDIA device.
     Cubin(Vec<u8>),
@@ -94,7 +94,8 @@ impl Ready {
             }
         };
         let digest = *blake3::hash(kernel.image).as_bytes();
-        let image = |entry: String, code| {
+        let code = Arc::new(code);
+        let image = |entry: String| {
             Arc::new(Image {
                 device,
                 identity: Identity {
@@ -104,16 +105,13 @@ impl Ready {
                     shared_bytes: kernel.geometry.shared_bytes,
                 },
                 threads: kernel.geometry.threads,
-                code,
+                code: code.clone(),
             })
         };
-        let alone = kernel
-            .geometry
-            .split
-            .map(|_| format!("{}{ALONE}", kernel.entry));
+        let second = kernel.geometry.split.map(|_| second_entry(kernel.entry));
         Ok(Self {
-            alone: alone.map(|entry| image(entry, code.clone())),
-            image: image(kernel.entry.into(), code),
+            alone: second.map(&image),
+            image: image(kernel.entry.into()),
             made_for: Arc::new((kernel.spec.clone(), kernel.geometry)),
         })
     }

@@ -264,7 +264,7 @@ impl CubeTask<AutoCompiler> for Task {
         _: ExecutionMode,
         _: StorageType,
     ) -> Result<CompiledKernel<AutoCompiler>, CompilationError> {
-        let (source, repr) = match &self.0.code {
+        let (source, repr) = match &*self.0.code {
             // Its buffers may lie within one of wgpu's, which takes no other access to that.
             Code::Wgsl(text) => (
                 text.replace("<storage, read>", "<storage, read_write>"),

@@ -5,10 +5,8 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
                                          const TensorMap* k_map, const TensorMap* v_map, Element* o,
                                          float* lse) {
   extern __shared__ unsigned char dynamic_shared[];
-  // Swizzled boxes start at multiples of 1024 bytes.
-  const unsigned start = shared_address(dynamic_shared);
-  const unsigned aligned = (start + 1023) & ~1023u;
-  const Shared shared = {dynamic_shared + (aligned - start), aligned};
+  const unsigned start = boxes_address(dynamic_shared);
+  const Shared shared = {dynamic_shared + (start - shared_address(dynamic_shared)), start};
   // The same in all lanes, as the compiler can see.
   const int of_block = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int team = of_block / TEAM;
@@ -25,7 +23,7 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
       barrier_init(shared.k_full(team, i), 1);
       barrier_init(shared.v_full(team, i), 1);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_barriers();
     prefetch_map(k_map);
     prefetch_map(v_map);
     if (team == 0) {

@@ -1,4 +1,4 @@
-// ---- The parts of a cluster become the output ----
+// ---- What teams, and blocks of a cluster, found becomes the output ----
 
 // Leaves what the team found in shared memory.
 __device__ __forceinline__ void leave(const Shared& shared, const Part& part, int team, int warp, int lane) {
@@ -70,7 +70,7 @@ __device__ __forceinline__ Merged merged_cluster(const Shared& shared, unsigned 
                          [&](int i) { return load_four_from_cluster(place_in(output, i)); });
 }
 
-// The output of a job, of whose `width` blocks this is the `part`-th: each has a share of the columns,
+// The output of a job, of whose WIDTH blocks this is the `part`-th: each has a share of the columns,
 // four at a time.
 template <int WIDTH>
 __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared, unsigned kv_head,

@@ -28,7 +28,7 @@ pub(crate) use plan::Plan;
 
 use super::source;
 use crate::portable::ENTRY;
-use butterfly_ir::geometry::ALONE;
+use butterfly_ir::geometry::second_entry;
 use butterfly_ir::{Dtype, KernelSpec};
 
 /// The text of the kernel of `spec` by its plan.
@@ -76,7 +76,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         include_str!("job.cuh").replace("@bands", &bands),
         "// ---- Entries: a job for a cluster, or for a block of threads ----\n".to_string(),
         entry(ENTRY, "__cluster_dims__(CLUSTER, 1, 1) ", "CLUSTER"),
-        entry(&format!("{ENTRY}{ALONE}"), "", "1"),
+        entry(&second_entry(ENTRY), "", "1"),
     ];
     parts.join("\n")
 }

@@ -173,14 +173,15 @@ impl Plan {
         }
         let slots_at = sizes.queries();
         let teams_at = slots_at + sizes.teams() * tuning.slots * sizes.slot;
+        let rows_at = teams_at + sizes.teams() * sizes.rows * 8;
         Ok(Self {
             tuning,
             group: spec.group,
             bands,
             slots_at,
             teams_at,
-            rows_at: teams_at + sizes.teams() * sizes.rows * 8,
-            barriers_at: teams_at + (sizes.teams() + 1) * sizes.rows * 8,
+            rows_at,
+            barriers_at: rows_at + sizes.rows * 8,
             shared_bytes: sizes.all(tuning.slots),
             sizes,
         })
@@ -189,10 +190,6 @@ impl Plan {
     /// How the kernel is launched.
     pub(crate) fn geometry(&self) -> Geometry {
         Geometry {
-            threads: [THREADS, 1, 1],
-            q_tile: 1,
-            k_tile: K_TILE,
-            shared_bytes: self.shared_bytes,
             boxes: Some(Boxes {
                 q: [self.group, 1],
                 k: K_TILE,
@@ -200,7 +197,7 @@ impl Plan {
             split: Some(Split {
                 cluster: self.tuning.cluster,
             }),
-            resident: None,
+            ..Geometry::new([THREADS, 1, 1], [1, K_TILE], self.shared_bytes)
         }
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::hopper::patterns::{butterfly, everything, relative};
-use butterfly_ir::{Phase, RowProgram, Rows, Score, band::UNBOUNDED};
+use butterfly_ir::{Phase, RowProgram, Rows, Score, band::UNBOUNDED, manifest};
 
 fn spec(head_dim: u32, v_head_dim: u32, group: u32, rows: RowProgram) -> KernelSpec {
     KernelSpec {
@@ -161,8 +161,8 @@ fn write_decode() {
             let name = format!("decode_d{head_dim}_c{cluster}b{per_processor}s{slots}");
             std::fs::write(format!("{folder}/{name}.cu"), text(&spec, &plan)).unwrap();
             kernels.push(serde_json::json!({
-                "name": name, "entry": "butterfly_attention", "spec": spec,
-                "geometry": plan.geometry(), "files": [{"path": format!("{name}.cubin")}],
+                "name": name, "entry": ENTRY, "spec": spec,
+                "alone": manifest::alone(ENTRY, &plan.geometry()), "geometry": plan.geometry(), "files": [{"path": format!("{name}.cubin")}],
             }));
         }
     }

@@ -20,7 +20,7 @@ struct Tile { int key, count; };
 struct Tiles {
   const Bands& bands;
   const int query, lane;
-  // Blocks of threads that take the tiles in turns.
+  // Teams that take the tiles in turns.
   const int step;
   // Of this lane: its interval, the number of its tiles, and of those of lanes before it.
   int start, length, tiles, before;

@@ -8,10 +8,8 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
                         const void*, const void*, const void*, Element* __restrict__ o,@buffers
                         float* __restrict__ lse, const __grid_constant__ Parameters parameters) {
   extern __shared__ unsigned char dynamic_shared[];
-  // Swizzled tiles start at multiples of 1024 bytes.
-  const unsigned start = shared_address(dynamic_shared);
-  const unsigned aligned = (start + 1023) & ~1023u;
-  const Shared shared = {dynamic_shared + (aligned - start), aligned,
+  const unsigned start = boxes_address(dynamic_shared);
+  const Shared shared = {dynamic_shared + (start - shared_address(dynamic_shared)), start,
                          static_cast<int>(blockIdx.x % CLUSTER)};
   Launch launch = read_launch(parameters);@launch
 
@@ -25,7 +23,7 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
       barrier_init(shared.q_empty(i), STAGED ? CONSUMERS : CONSUMERS * 4);
       for (int w = 0; w < CONSUMERS; ++w) barrier_init(shared.o_full(i, w), 4);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_barriers();
     asm volatile("fence.proxy.async;" ::: "memory");
     prefetch_map(&q_map);
     prefetch_map(&k_map);

@@ -212,21 +212,22 @@ impl Plan {
     pub(crate) fn geometry(&self) -> Geometry {
         let tuning = &self.tuning;
         let units = tuning.cluster * tuning.units();
+        // Units of one row: all heads of some tokens, then those of the next ones.
+        let q_tile = self.unit_tokens * units.div_ceil(self.head_units);
         Geometry {
-            threads: [self.threads(), 1, 1],
-            // Units of one row: all heads of some tokens, then those of the next ones.
-            q_tile: self.unit_tokens * units.div_ceil(self.head_units),
-            k_tile: tuning.k_tile,
-            shared_bytes: self.shared_bytes,
             boxes: Some(Boxes {
                 q: [self.unit_heads, self.unit_tokens],
                 k: self.k_box(),
             }),
-            split: None,
             resident: Some(Resident {
                 items_per_row: self.units_per_row.div_ceil(units),
                 cluster: tuning.cluster,
             }),
+            ..Geometry::new(
+                [self.threads(), 1, 1],
+                [q_tile, tuning.k_tile],
+                self.shared_bytes,
+            )
         }
     }
 

@@ -123,9 +123,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                       const __grid_constant__ TensorMap b_map, const void*, const void*,
                       Element* __restrict__ c, const __grid_constant__ Shape shape) {
   extern __shared__ unsigned char dynamic_shared[];
-  // Swizzled tiles start at multiples of 1024 bytes.
   Ring ring;
-  ring.address = (shared_address(dynamic_shared) + 1023) & ~1023u;
+  ring.address = boxes_address(dynamic_shared);
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < SLOTS; ++i) {
@@ -133,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
       barrier_init(ring.empty(), 8);
       ring.advance();
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_barriers();
     asm volatile("fence.proxy.async;" ::: "memory");
     prefetch_map(&a_map);
     prefetch_map(&b_map);
