@@ -6,7 +6,7 @@ use butterfly_ir::{
     Band, BandTable, Context, Dtype, Kernel, KernelSpec, LaunchScalars, Rows, ScoreValues, Target,
     band::keys_of_query,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// One launch.
@@ -82,6 +82,33 @@ fn tensor(case: &Case, seed: u32, heads: u32, tokens: u32, dim: u32) -> Tensor {
     }
 }
 
+/// q, k, v and o as it is before the launch.
+fn tensors(case: &Case) -> [Tensor; 4] {
+    let heads = case.kv_heads * case.spec.group;
+    let (d, dv) = (case.spec.head_dim, case.spec.v_head_dim);
+    let mut tensors = [
+        tensor(case, 1, heads, case.q_len, d),
+        tensor(case, 2, case.kv_heads, case.kv_len, d),
+        tensor(case, 3, case.kv_heads, case.kv_len, dv),
+        tensor(case, 4, heads, case.q_len, dv),
+    ];
+    // Keys that no query sees are no numbers, nor are their values, for the kernels that promise to
+    // ignore them: Hopper's for decode.
+    if emitted(&case.spec, case.target).geometry.split.is_some() {
+        let positions = case.q_offset..case.q_offset + case.q_len;
+        let seen: BTreeSet<u32> = positions.flat_map(|i| seen(case, i)).collect();
+        for t in &mut tensors[1..3] {
+            let [_, head, token] = t.strides.map(|stride| stride as usize);
+            for (i, x) in t.values.iter_mut().enumerate() {
+                if !seen.contains(&((i % head / token) as u32)) {
+                    *x = f32::NAN;
+                }
+            }
+        }
+    }
+    tensors
+}
+
 fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     match dtype {
         Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -118,10 +145,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     let spec = &case.spec;
     let heads = case.kv_heads * spec.group;
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
-    let q = tensor(case, 1, heads, case.q_len, d);
-    let k = tensor(case, 2, case.kv_heads, case.kv_len, d);
-    let v = tensor(case, 3, case.kv_heads, case.kv_len, dv);
-    let o = tensor(case, 4, heads, case.q_len, dv);
+    let [q, k, v, o] = tensors(case);
     let scale = scale(spec);
     let sinks = sinks(case);
     let values = score(case, &sinks);
@@ -152,11 +176,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                 let kv = head / spec.group;
                 let q_row = &q.values[of(&q, head, i)..][..d as usize];
                 let position = case.q_offset + i;
-                let bands = row(case, position / spec.block);
-                let seen: Vec<u32> = keys_of_query(&bands, position as i32)
-                    .into_iter()
-                    .flat_map(|(start, end)| start as u32..end as u32)
-                    .collect();
+                let seen = seen(case, position);
                 let logits: Vec<f64> = seen
                     .iter()
                     .map(|key| {
@@ -201,6 +221,15 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
             }
         }
     }
+}
+
+/// The keys that the query at `position` sees.
+fn seen(case: &Case, position: u32) -> Vec<u32> {
+    let bands = row(case, position / case.spec.block);
+    let intervals = keys_of_query(&bands, position as i32).into_iter();
+    intervals
+        .flat_map(|(start, end)| start as u32..end as u32)
+        .collect()
 }
 
 /// The bands of row `b`.
@@ -248,10 +277,7 @@ pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
     let spec = &case.spec;
     let heads = case.kv_heads * spec.group;
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
-    let q = tensor(case, 1, heads, case.q_len, d);
-    let k = tensor(case, 2, case.kv_heads, case.kv_len, d);
-    let v = tensor(case, 3, case.kv_heads, case.kv_len, dv);
-    let o = tensor(case, 4, heads, case.q_len, dv);
+    let [q, k, v, o] = tensors(case);
     let scalars = LaunchScalars {
         q_len: case.q_len,
         kv_len: case.kv_len,

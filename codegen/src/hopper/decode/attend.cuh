@@ -39,17 +39,21 @@ struct Keys {
   const TensorMap *k_map, *v_map;
   int kv_head, batch;
 
-  // Copies those of a tile, by one thread.
-  __device__ __forceinline__ void copy(const Shared& shared, const Tile& tile, int team, int slot) const {
-    const unsigned k_full = shared.k_full(team, slot), v_full = shared.v_full(team, slot);
-    barrier_expect(k_full, D_BOXES * K_TILE * 128);
+  // Copies keys of a tile, by one thread.
+  __device__ __forceinline__ void copy_k(const Shared& shared, const Tile& tile, int team, int slot) const {
+    const unsigned full = shared.k_full(team, slot);
+    barrier_expect(full, D_BOXES * K_TILE * 128);
 #pragma unroll
     for (int c = 0; c < D_BOXES; ++c)
-      copy_box(shared.k(team, slot) + c * K_TILE * 128, k_map, k_full, c * 64, tile.key, kv_head, batch);
-    barrier_expect(v_full, V_BOXES * K_TILE * 128);
+      copy_box_once(shared.k(team, slot) + c * K_TILE * 128, k_map, full, c * 64, tile.key, kv_head, batch);
+  }
+
+  __device__ __forceinline__ void copy_v(const Shared& shared, const Tile& tile, int team, int slot) const {
+    const unsigned full = shared.v_full(team, slot);
+    barrier_expect(full, V_BOXES * K_TILE * 128);
 #pragma unroll
     for (int c = 0; c < V_BOXES; ++c)
-      copy_box(shared.v(team, slot) + c * K_TILE * 128, v_map, v_full, c * 64, tile.key, kv_head, batch);
+      copy_box_once(shared.v(team, slot) + c * K_TILE * 128, v_map, full, c * 64, tile.key, kv_head, batch);
   }
 };
 
@@ -158,23 +162,42 @@ __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILE
   }
 }
 
-// Adds the weighted values of a tile.
-__device__ __forceinline__ void multiply_values(unsigned v, unsigned piece, const unsigned (&p)[HEAD_TILES][2],
-                                                int warp, Part& part) {
+// Values of four times 16 columns, as first operands of products.
+struct Values {
+  unsigned a[4][4];
+
+  __device__ __forceinline__ void load(unsigned v, unsigned piece, int first, int warp) {
 #pragma unroll
-  for (int c0 = 0; c0 < COLUMN_TILES; c0 += 4) {
-    unsigned a[4][4];
-#pragma unroll
-    for (int i = 0; i < 4 && c0 + i < COLUMN_TILES; ++i)
-      if (has_columns(step_of(c0 + i, warp)))
-        load_transposed(a[i], v + at_step<K_TILE>(piece, step_of(c0 + i, warp)));
-#pragma unroll
-    for (int i = 0; i < 4 && c0 + i < COLUMN_TILES; ++i)
-      if (has_columns(step_of(c0 + i, warp)))
-#pragma unroll
-        for (int r = 0; r < HEAD_TILES; ++r) mma(part.o[r][c0 + i], a[i], p[r][0], p[r][1]);
+    for (int i = 0; i < 4 && first + i < COLUMN_TILES; ++i)
+      if (has_columns(step_of(first + i, warp)))
+        load_transposed(a[i], v + at_step<K_TILE>(piece, step_of(first + i, warp)));
   }
-}
+
+  // Makes values of keys from `count` on zero, which their weights alone would not where they are
+  // infinite or no numbers.
+  __device__ __forceinline__ void hide(int count, int lane) {
+    if (count >= K_TILE) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = half * 8 + lane % 4 * 2;
+      const unsigned seen = (key < count ? 0xffffu : 0u) | (key + 1 < count ? 0xffff0000u : 0u);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i][half * 2] &= seen;
+        a[i][half * 2 + 1] &= seen;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const unsigned (&p)[HEAD_TILES][2], int first, int warp,
+                                           Part& part) const {
+#pragma unroll
+    for (int i = 0; i < 4 && first + i < COLUMN_TILES; ++i)
+      if (has_columns(step_of(first + i, warp)))
+#pragma unroll
+        for (int r = 0; r < HEAD_TILES; ++r) mma(part.o[r][first + i], a[i], p[r][0], p[r][1]);
+  }
+};
 
 // The tiles of a team on their way: how many keys they have, the current one first, and where it is.
 struct Ring {
@@ -202,7 +225,10 @@ __device__ __forceinline__ Ring first_tiles(const Shared& shared, Tiles& tiles, 
 #pragma unroll 1
   for (int i = 0; i < SLOTS; ++i) {
     const Tile tile = tiles.next();
-    if (tile.count > 0 && warp == 0 && elect()) keys.copy(shared, tile, team, ring.slot);
+    if (tile.count > 0 && warp == 0 && elect()) {
+      keys.copy_k(shared, tile, team, ring.slot);
+      keys.copy_v(shared, tile, team, ring.slot);
+    }
     ring.advance(tile.count);
   }
   return ring;
@@ -224,12 +250,23 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
     unsigned p[HEAD_TILES][2];
     barrier_wait(shared.k_full(team, ring.slot), ring.parity);
     multiply_keys(shared, queries, shared.k(team, ring.slot), k_piece, s);
-    weigh(launch, s, ring.counts[0], lane, part, p);
-    barrier_wait(shared.v_full(team, ring.slot), ring.parity);
-    multiply_values(shared.v(team, ring.slot), v_piece, p, warp, part);
-    // Then the place of the tile is free.
+    // Then the place of the tile's keys is free, and below that of its values.
     synchronize_team();
-    if (next.count > 0 && warp == 0 && elect()) keys.copy(shared, next, team, ring.slot);
+    if (next.count > 0 && warp == 0 && elect()) keys.copy_k(shared, next, team, ring.slot);
+    // The first values are loaded while their weights are found.
+    const unsigned v = shared.v(team, ring.slot);
+    Values values;
+    barrier_wait(shared.v_full(team, ring.slot), ring.parity);
+    values.load(v, v_piece, 0, warp);
+    weigh(launch, s, ring.counts[0], lane, part, p);
+#pragma unroll
+    for (int c = 0; c < COLUMN_TILES; c += 4) {
+      if (c > 0) values.load(v, v_piece, c, warp);
+      values.hide(ring.counts[0], lane);
+      values.multiply(p, c, warp, part);
+    }
+    synchronize_team();
+    if (next.count > 0 && warp == 0 && elect()) keys.copy_v(shared, next, team, ring.slot);
     ring.advance(next.count);
   }
 }

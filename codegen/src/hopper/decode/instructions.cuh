@@ -1,5 +1,19 @@
 // ---- Instructions ----
 
+// What `createpolicy.fractional.L2::evict_first` for all accesses makes on sm_90. By value, because
+// that instruction becomes a read of constant memory.
+constexpr unsigned long long EVICT_FIRST = 0x12f0000000000000ull;
+
+// As `copy_box`, of what is not read again soon: it is the first to leave the cache.
+__device__ __forceinline__ void copy_box_once(unsigned to, const TensorMap* map, unsigned barrier,
+                                              int column, int token, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to), "l"(map), "r"(barrier), "r"(column),
+      "r"(token), "r"(head), "r"(batch), "l"(EVICT_FIRST)
+      : "memory");
+}
+
 // Four matrices of 8 rows of 16 bytes; lane `8 i + r` gives the address of row `r` of the `i`-th.
 __device__ __forceinline__ void load_matrices(unsigned (&x)[4], unsigned address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -47,19 +61,16 @@ __device__ __forceinline__ unsigned place_in(unsigned address, unsigned rank) {
   return there;
 }
 
-__device__ __forceinline__ float2 load_from_cluster(unsigned address) {
-  float2 x;
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-               : "=f"(x.x), "=f"(x.y)
-               : "r"(address)
-               : "memory");
+__device__ __forceinline__ float load_from_cluster(unsigned address) {
+  float x;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
   return x;
 }
 
-__device__ __forceinline__ float4 load_four_from_cluster(unsigned address) {
-  float4 x;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+__device__ __forceinline__ float2 load_pair_from_cluster(unsigned address) {
+  float2 x;
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+               : "=f"(x.x), "=f"(x.y)
                : "r"(address)
                : "memory");
   return x;

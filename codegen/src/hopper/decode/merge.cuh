@@ -2,47 +2,48 @@
 
 // Leaves what the team found in shared memory.
 __device__ __forceinline__ void leave(const Shared& shared, const Part& part, int team, int warp, int lane) {
+  // Sums first: to go from lane to lane takes long, and would wait for the outputs.
+  float sums[HEAD_TILES][2];
+#pragma unroll
+  for (int r = 0; r < HEAD_TILES; ++r)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sums[r][h] = part.sum[r][h];
+#pragma unroll
+  for (int distance = 4; distance < 32; distance *= 2)
+#pragma unroll
+    for (int r = 0; r < HEAD_TILES; ++r)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) sums[r][h] += __shfl_xor_sync(~0u, sums[r][h], distance);
 #pragma unroll
   for (int r = 0; r < HEAD_TILES; ++r)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = r * 8 + lane % 4 * 2 + h;
       if (GROUP % 8 != 0 && row >= GROUP) continue;
+      if (warp == 0 && lane < 4) shared.of_team(team, row) = make_float2(part.base[r][h], sums[r][h]);
 #pragma unroll
       for (int c = 0; c < COLUMN_TILES; ++c)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = step_of(c, warp) * 16 + i * 8 + lane / 4;
-          if (V_COLUMNS % (TEAM * 16) == 0 || column < V_COLUMNS)
-            shared.output(team, row, column) = part.o[r][c][i * 2 + h];
-        }
-    }
-#pragma unroll
-  for (int r = 0; r < HEAD_TILES; ++r)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = r * 8 + lane % 4 * 2 + h;
-      float sum = part.sum[r][h];
-#pragma unroll
-      for (int distance = 4; distance < 32; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-      if (warp == 0 && lane < 4 && row < GROUP) shared.of_team(team, row) = make_float2(part.base[r][h], sum);
+        if (has_columns(step_of(c, warp)))
+          reinterpret_cast<float2&>(shared.output(team, row, step_of(c, warp) * 16 + lane / 4)) =
+              make_float2(part.o[r][c][h], part.o[r][c][2 + h]);
     }
 }
 
 // Four columns of a row, over several parts of its keys; weights are relative to `top`.
-struct Merged { float top, sum; float4 x; };
+struct Merged { float top, sum, x[4]; };
 
-// `row_of(i)` gives top and sum of the `i`-th part, `output_of(i)` its columns.
+// `row_of(i)` gives top and sum of the `i`-th part, `output_of(i, c)` its `c`-th column.
 template <int PARTS, typename RowOf, typename OutputOf>
 __device__ __forceinline__ Merged merged(RowOf row_of, OutputOf output_of) {
   float2 rows[PARTS];
-  float4 parts[PARTS];
+  float parts[PARTS][4];
 #pragma unroll
   for (int i = 0; i < PARTS; ++i) {
     rows[i] = row_of(i);
-    parts[i] = output_of(i);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) parts[i][c] = output_of(i, c);
   }
-  Merged all = {minus_infinity(), 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+  Merged all = {minus_infinity()};
 #pragma unroll
   for (int i = 0; i < PARTS; ++i) all.top = fmaxf(all.top, rows[i].x);
   const float base = all.top == minus_infinity() ? 0.0f : all.top;
@@ -50,24 +51,24 @@ __device__ __forceinline__ Merged merged(RowOf row_of, OutputOf output_of) {
   for (int i = 0; i < PARTS; ++i) {
     const float share = exp2_fast(rows[i].x - base);
     all.sum += share * rows[i].y;
-    all.x.x += share * parts[i].x;
-    all.x.y += share * parts[i].y;
-    all.x.z += share * parts[i].z;
-    all.x.w += share * parts[i].w;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) all.x[c] += share * parts[i][c];
   }
   return all;
 }
 
 __device__ __forceinline__ Merged merged_teams(const Shared& shared, unsigned row, unsigned column) {
   return merged<TEAMS>([&](int i) { return shared.of_team(i, row); },
-                       [&](int i) { return reinterpret_cast<float4&>(shared.output(i, row, column)); });
+                       [&](int i, int c) { return shared.output(i, row, column + c); });
 }
 
 __device__ __forceinline__ Merged merged_cluster(const Shared& shared, unsigned row, unsigned column) {
-  const unsigned of_row = shared.address + ROWS_AT + row * 8;
-  const unsigned output = shared.address + SLOTS_AT + (row * O_PITCH + column) * 4;
-  return merged<CLUSTER>([&](int i) { return load_from_cluster(place_in(of_row, i)); },
-                         [&](int i) { return load_four_from_cluster(place_in(output, i)); });
+  const unsigned of_row = shared.address + ROWS_AT + row * 8, output = shared.address + SLOTS_AT;
+  return merged<CLUSTER>([&](int i) { return load_pair_from_cluster(place_in(of_row, i)); },
+                         [&](int i, int c) {
+                           const unsigned at = 4 * Shared::at_output(row, column + c);
+                           return load_from_cluster(place_in(output, i) + at);
+                         });
 }
 
 // The output of a job, of whose WIDTH blocks this is the `part`-th: each has a share of the columns,
@@ -81,7 +82,8 @@ __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared
       const unsigned row = at / FOURS, column = at % FOURS * 4;
       const Merged all = merged_teams(shared, row, column);
       // In the place of the first team.
-      reinterpret_cast<float4&>(shared.output(0, row, column)) = all.x;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) shared.output(0, row, column + c) = all.x[c];
       if (column == 0) shared.of_row(row) = make_float2(all.top, all.sum);
     }
     synchronize_cluster();
@@ -93,7 +95,7 @@ __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared
 @sink(kv_head * GROUP + row)
     const float inverse = sum > 0.0f ? fade * reciprocal_fast(total) : 0.0f;
     store_pair(o + static_cast<unsigned long long>(row) * launch.o_head + column,
-               pack(all.x.x * inverse, all.x.y * inverse), pack(all.x.z * inverse, all.x.w * inverse));
+               pack(all.x[0] * inverse, all.x[1] * inverse), pack(all.x[2] * inverse, all.x[3] * inverse));
     if (column == 0)
       store_float(lse + static_cast<unsigned long long>(row) * static_cast<unsigned>(launch.q_len),
                   total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity());

@@ -108,6 +108,7 @@ fn constants(spec: &KernelSpec, plan: &Plan) -> String {
         ("SLOTS_AT", plan.slots_at),
         ("SLOT_BYTES", plan.sizes.slot),
         ("TEAMS_AT", plan.teams_at),
+        ("COLUMN_PITCH", plan.sizes.column_pitch),
         ("O_PITCH", plan.sizes.o_pitch),
         ("ROWS_AT", plan.rows_at),
         ("BARRIERS_AT", plan.barriers_at),

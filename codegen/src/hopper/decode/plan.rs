@@ -69,8 +69,9 @@ pub(super) struct Sizes {
     pub(super) team: u32,
     /// Sums of outputs that a thread holds.
     sums: u32,
-    /// Floats from a row of an output to the next, such that the threads of a warp store to
-    /// different banks.
+    /// Floats from a column of an output to the next, and from a row to the next, such that the
+    /// threads of a warp store to different banks.
+    pub(super) column_pitch: u32,
     pub(super) o_pitch: u32,
     /// What a team leaves: the outputs of a group.
     output: u32,
@@ -80,7 +81,9 @@ impl Sizes {
     fn of(spec: &KernelSpec) -> Self {
         let rows = spec.group.next_multiple_of(8);
         let (d_boxes, v_boxes) = (spec.head_dim.div_ceil(64), spec.v_head_dim.div_ceil(64));
-        let o_pitch = spec.v_head_dim.next_multiple_of(16) + 4;
+        // 8 columns of every row, each with all that lie a multiple of 8 from it.
+        let column_pitch = spec.v_head_dim.div_ceil(8).next_multiple_of(8) + 4;
+        let o_pitch = 8 * column_pitch + 8;
         let sums = |team: u32| rows / 8 * spec.v_head_dim.div_ceil(16 * team) * 4;
         let team = if sums(1) <= MOST_SUMS { 1 } else { WARPS };
         Self {
@@ -90,6 +93,7 @@ impl Sizes {
             slot: K_TILE * BOX_ROW * (d_boxes + v_boxes),
             team,
             sums: sums(team),
+            column_pitch,
             o_pitch,
             output: spec.group * o_pitch * 4,
         }

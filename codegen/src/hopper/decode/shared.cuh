@@ -24,9 +24,13 @@ struct Shared {
   __device__ __forceinline__ float2& of_row(int row) const {
     return reinterpret_cast<float2*>(bytes + ROWS_AT)[row];
   }
-  // A team's output before it is divided by the sum, over its tiles, which are done with.
-  __device__ __forceinline__ float& output(int team, int row, int column) const {
-    return reinterpret_cast<float*>(bytes + SLOTS_AT + team * SLOTS * SLOT_BYTES)[row * O_PITCH + column];
+  // Where a team leaves its output before it is divided by the sum, in floats from its tiles on, which
+  // are done with. Columns 8 apart lie side by side, because threads hold these.
+  __device__ __forceinline__ static unsigned at_output(unsigned row, unsigned column) {
+    return row * O_PITCH + column % 8 * COLUMN_PITCH + column / 8;
+  }
+  __device__ __forceinline__ float& output(unsigned team, unsigned row, unsigned column) const {
+    return reinterpret_cast<float*>(bytes + SLOTS_AT + team * SLOTS * SLOT_BYTES)[at_output(row, column)];
   }
 };
 
