@@ -83,6 +83,12 @@ fn softcaps_and_sinks() {
     run(cases::softcaps_and_sinks);
 }
 
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
+fn sharp_logits() {
+    run(cases::sharp_logits);
+}
+
 /// 500 random shapes and patterns, on kernels of the device's own instructions.
 #[test]
 #[ignore = "needs a Hopper GPU: cargo test --release -p butterfly-codegen --test cuda -- --ignored random"]

@@ -59,6 +59,11 @@ fn softcaps_and_sinks() {
 }
 
 #[test]
+fn sharp_logits() {
+    run(cases::sharp_logits, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
 fn half_precision() {
     run(cases::large_heads, Target::Vulkan, Dtype::F16);
 }

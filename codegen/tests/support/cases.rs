@@ -64,6 +64,8 @@ pub(crate) fn case(phase: Phase, head_dim: u32) -> Case {
         capacity: 200,
         index: 0,
         pad: 8,
+        // Large enough that the weights differ.
+        sharpness: 1.0,
         table: BandTable::default(),
     }
 }
@@ -244,6 +246,24 @@ pub(crate) fn softcaps_and_sinks(check: &dyn Fn(Case)) {
                         end: 1,
                     })
                     .collect();
+                check(case);
+            }
+        }
+    }
+}
+
+/// Logits so far apart that weights relative to those of the first keys would overflow.
+pub(crate) fn sharp_logits(check: &dyn Fn(Case)) {
+    for phase in PHASES {
+        for d in [64, 128, 256] {
+            for before in [1, u32::MAX] {
+                let mut case = case(phase, d);
+                case.sharpness = 20.0;
+                case.spec.block = 128;
+                case.spec.rows =
+                    Rows::ClosedForm(program(&[Atom::Local { before, after: 0 }], -UNBOUNDED, 1));
+                (case.kv_len, case.capacity) = (700, 700);
+                (case.q_len, case.q_offset) = (70, 590);
                 check(case);
             }
         }

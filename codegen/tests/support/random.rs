@@ -72,6 +72,7 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
     case.q_offset = from.below(case.kv_len - case.q_len + 1);
     case.capacity = case.kv_len + from.below(2) * from.below(3000);
     case.index = from.below(12);
+    case.sharpness = from.of(&[1.0, 1.0, 20.0]);
     if table {
         case.table = rows(&mut from, case.kv_len, case.spec.block);
     }

@@ -4,7 +4,8 @@
 // masked by all bands rather than by the one whose number stands above bit BAND; no tile.
 constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, NONE = 16, BAND = 8;
 
-// Whether a unit may see nothing of half a tile of its item.
+// Whether tiles are so long that halves of them are skipped, and that it pays to do what a tile
+// needs before its scores are there.
 constexpr bool HALVES = K_TILE >= 128;
 
 // Of the queries q0..=q1, by a warp whose lanes hold the bands: lane `i` every 32nd from the i-th.
@@ -61,17 +62,36 @@ struct Seen {
   }
 };
 
-// A thread owns two keys of every eight of a row of scores. Bit i: its i-th key lies before
-// `limit`, both counted from its first key.
-__device__ __forceinline__ unsigned keys_before(int limit) {
-  const int inside = min(max(limit, 0), K_TILE);
-  const int count = (inside >> 3) * 2 + min(inside & 7, 2);
-  return count >= 32 ? ~0u : (1u << count) - 1;
+// A thread owns two keys of every eight of a row of scores: how many of them, and of those of
+// tiles to come, lie before `limit`, which counts from its first key.
+__device__ __forceinline__ int keys_before(int limit) {
+  const int inside = max(limit, 0);
+  return (inside >> 3) * 2 + min(inside & 7, 2);
+}
+
+// `count` bits from bit `first` on; those beyond the last one are left out.
+__device__ __forceinline__ unsigned bits(int first, int count) {
+  unsigned x;
+  asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(x) : "r"(first), "r"(count));
+  return x;
 }
 
 // Bit i: query `q` sees the thread's i-th key through a band; the first key is `k`.
 __device__ __forceinline__ unsigned keys_seen(const Band& band, int q, int k) {
-  const int start = max(band.lo, q + band.first) - k;
-  const int stop = min(band.hi, q + band.end) - k;
-  return keys_before(stop) & ~keys_before(start);
+  const int start = keys_before(max(band.lo, q + band.first) - k);
+  const int stop = keys_before(min(band.hi, q + band.end) - k);
+  return bits(start, max(stop - start, 0));
 }
+
+// What a thread's rows see of a tile that is masked.
+struct Sight {
+  unsigned seen[2];
+  // Whether all rows of the warp see the first half, and none sees anything of the second.
+  bool first_seen, second_hidden;
+
+  __device__ __forceinline__ void compare_halves() {
+    constexpr unsigned FIRST = 0xffff;
+    first_seen = HALVES && __all_sync(~0u, (seen[0] & seen[1] & FIRST) == FIRST);
+    second_hidden = HALVES && __all_sync(~0u, (seen[0] | seen[1]) <= FIRST);
+  }
+};

@@ -16,6 +16,8 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   Unit unit;
   Bands bands;
   Softmax softmax;
+  int2 tile = make_int2(0, 0);
+  Sight sight;
   float s[K_TILE / 2];
   float o[O_COLUMNS / 2];
   unsigned p[K_TILE / 4];
@@ -30,36 +32,38 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     __syncwarp();
     if (lane < CLUSTER) barrier_arrive_at(barrier, lane);
   };
-  auto begin_item = [&] {
-    item = shared.item(count % HEADERS);
+  auto begin_item = [&](const Item& next) {
+    item = next;
     unit = unit_of(item, shared.rank * UNITS + consumer % UNITS);
     bands = bands_of(launch, item.token / BLOCK, shared.bands(count % HEADERS));
     softmax.start();
     ++count;
   };
-  // Makes logits of scores, and hides those of keys that are not seen. Returns whether the second
-  // half is hidden from all of the unit, as beside the diagonal; then nothing reads its logits.
-  auto hide = [&](int2 tile) {
-@cap
-    if (tile.y & FULL) return false;
+  // Finds what the unit sees of a tile.
+  auto look = [&] {
+    sight.second_hidden = false;
+    if (tile.y & FULL) return;
+    sight.seen[0] = sight.seen[1] = 0;
     const int first = tile.y >> BAND;
     const int last = tile.y & MANY ? bands.count() - 1 : first;
-    unsigned seen[2] = {0, 0};
-    int stop = 0;
+#pragma unroll 1
     for (int i = first; i <= last; ++i) {
       const Band band = bands.at(i);
-      stop = max(stop, min(band.hi, unit.token + UNIT_TOKENS - 1 + band.end));
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
-                             tile.x + lane % 4 * 2);
+        sight.seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
+                                   tile.x + lane % 4 * 2);
     }
-    const bool half = HALVES && stop <= tile.x + K_TILE / 2;
-    mask(s, seen, half);
-    return half;
+    sight.compare_halves();
+  };
+  // Makes logits of scores, and hides those of keys that are not seen. Nothing reads the logits of a
+  // second half that is hidden.
+  auto hide = [&] {
+@cap
+    if (!HALVES) look();
+    if (!(tile.y & FULL)) mask(s, sight);
   };
 @products
-  int2 tile = make_int2(0, 0);
   // The products of a tile's scores are done: gives back its keys and, where no output will take
   // their place, the queries after their last tile.
   auto take_scores = [&](int keys) {
@@ -67,10 +71,14 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     release_slot(shared.empty(keys));
     if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
   };
-  // The first tile of an item says what weights are relative to.
-  auto first_weights = [&](bool half) {
-    softmax.raise(s, scale, half, fade);
-    softmax.weigh<HALVES>(s, scale, half, p, added);
+  // The first tile of an item says what weights are relative to; a part of it, if that will do.
+  auto first_weights = [&] {
+    if (HALVES && tile.y & FULL) {
+      softmax.guess(s, scale);
+      if (__all_sync(~0u, softmax.weigh<false>(s, scale, false, p, added))) return softmax.add(added);
+    }
+    softmax.raise(s, scale, sight.second_hidden, fade);
+    softmax.weigh<HALVES>(s, scale, sight.second_hidden, p, added);
     softmax.add(added);
   };
   // Two consumers of two units give their products to the matrix units in turns, so that the
@@ -95,11 +103,13 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   barrier_wait(shared.q_full(0), 0);
   mma_fence();
   multiply_scores(0);
-  begin_item();
+  begin_item(shared.item(0));
+  if (HALVES) look();
   mma_wait<0>(s);
   take_scores(slot.index);
   slot.advance();
-  first_weights(hide(tile));
+  hide();
+  first_weights();
 
   // Whether the values of the tile before are added to those of earlier tiles of its item.
   bool accumulate = false;
@@ -119,13 +129,16 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       mma_wait<1>(o);
       keep_until_here(p);
       release_slot(shared.empty(values.index));
+      const Item next = shared.item(count % HEADERS);
       store(launch, shared, item, unit, softmax, o, scale, consumer, (count - 1) % Q_SLOTS, warp,
             lane, output, lse);
-      begin_item();
+      begin_item(next);
+      if (HALVES) look();
       mma_wait<0>(s);
       take_scores(slot.index);
       slot.advance();
-      first_weights(hide(tile));
+      hide();
+      first_weights();
       accumulate = false;
     } else {
       await();
@@ -135,17 +148,19 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       multiply_scores((count - 1) % Q_SLOTS);
       const int keys = slot.index;
       slot.advance();
+      if (HALVES) look();
       await();
       multiply_values(slot.index, accumulate);
       pass_turn();
       mma_wait<1>(s);
       take_scores(keys);
-      const bool half = hide(tile);
+      hide();
       // Products take as long to be issued as to be done: a later wait gains nothing.
       mma_wait<0>(o);
       keep_until_here(p);
       release_slot(shared.empty(slot.index));
       slot.advance();
+      const bool half = sight.second_hidden;
       const bool fits = HALVES && !(tile.y & FULL) ? softmax.weigh<true>(s, scale, half, p, added)
                                                    : softmax.weigh<false>(s, scale, half, p, added);
       if (!__all_sync(~0u, fits)) {

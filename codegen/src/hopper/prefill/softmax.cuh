@@ -10,6 +10,18 @@ struct Softmax {
     sum[0] = sum[1] = 0.0f;
   }
 
+  // Takes the largest logit of the first sixteen keys of a tile as the one that weights are relative
+  // to. A logit of the row is never too large for that, and `weigh` tells if it is too small.
+  __device__ __forceinline__ void guess(const float (&s)[K_TILE / 2], float scale) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top[r] = fmaxf(fmaxf(s[2 * r], s[2 * r + 1]), fmaxf(s[4 + 2 * r], s[5 + 2 * r]));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+      offset[r] = top[r] * scale;
+    }
+  }
+
   // Takes the largest logit so far as the one that weights are relative to; sums, and the output so
   // far, fade. `half`: the second half of the scores is hidden.
   __device__ __forceinline__ void raise(const float (&s)[K_TILE / 2], float scale, bool half,
@@ -80,15 +92,15 @@ struct Softmax {
   }
 };
 
-// Hides the keys that no band shows; of a half, those of the first half.
-__device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const unsigned (&seen)[2], bool half) {
+// Hides the keys that no band shows, but for those of a second half that is hidden from all.
+__device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const Sight& sight) {
   auto some = [&](int from, int to) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int i = from; i < to; ++i)
-        if (!(seen[r] >> i & 1)) s[i / 2 * 4 + r * 2 + i % 2] = minus_infinity();
+        if (!(sight.seen[r] >> i & 1)) s[i / 2 * 4 + r * 2 + i % 2] = minus_infinity();
   };
-  some(0, K_TILE / 8);
-  if (!half) some(K_TILE / 8, K_TILE / 4);
+  if (!sight.first_seen) some(0, K_TILE / 8);
+  if (!sight.second_hidden) some(K_TILE / 8, K_TILE / 4);
 }
