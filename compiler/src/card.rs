@@ -140,7 +140,7 @@ const PORTABLE_PREFILL: Kind = Kind {
 const DECODE: Kind = Kind {
     flop_per_second: 895e12,
     of_copy: 1.12,
-    launch_seconds: 3.8e-6,
+    launch_seconds: 3.9e-6,
     pairs_per_second: 5.8e12,
     row_bytes_per_second: 6.7e12,
 };
