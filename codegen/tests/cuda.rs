@@ -125,7 +125,7 @@ fn ten_launches_give_the_same_bits() {
     let gpu = cuda::device();
     let own = gpu.own_target().unwrap_or(gpu.target);
     for case in random::few(own) {
-        let (kernel, launch) = support::prepare(&case);
+        let (kernel, launch) = support::prepare(&case, &support::tensors(&case));
         let first = gpu.launch(&kernel, &launch);
         for _ in 1..10 {
             assert!(first == gpu.launch(&kernel, &launch), "{:?}", case.spec);
@@ -153,7 +153,7 @@ fn speed() {
                 (case.kv_len, case.capacity, case.index) = (length, length, 3);
                 case.q_len = if phase == Phase::Prefill { length } else { 1 };
                 case.q_offset = length - case.q_len;
-                let (kernel, launch) = support::prepare(&case);
+                let (kernel, launch) = support::prepare(&case, &support::tensors(&case));
                 let (_, _, time) = gpu.launch_often(&kernel, &launch, 50);
                 println!(
                     "{phase:?} {target} {} T {length} D {d}: {time:?}",

@@ -63,7 +63,7 @@ fn noise(seed: u32, i: usize) -> f32 {
     ((x ^ (x >> 16)) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
-struct Tensor {
+pub(crate) struct Tensor {
     values: Vec<f32>,
     strides: [u32; 3],
 }
@@ -85,7 +85,7 @@ fn tensor(case: &Case, seed: u32, heads: u32, tokens: u32, dim: u32) -> Tensor {
 }
 
 /// q, k, v and o as it is before the launch.
-fn tensors(case: &Case) -> [Tensor; 4] {
+pub(crate) fn tensors(case: &Case) -> [Tensor; 4] {
     let heads = case.kv_heads * case.spec.group;
     let (d, dv) = (case.spec.head_dim, case.spec.v_head_dim);
     let mut tensors = [
@@ -147,11 +147,12 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     let spec = &case.spec;
     let heads = case.kv_heads * spec.group;
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
-    let [q, k, v, o] = tensors(case);
+    let tensors = tensors(case);
+    let (kernel, launch) = prepare(case, &tensors);
+    let [q, k, v, o] = &tensors;
     let scale = scale(case);
     let sinks = sinks(case);
     let values = score(case, &sinks);
-    let (kernel, launch) = prepare(case);
     let (got_o, got_lse) = gpu(&kernel, &launch);
     let got_o = floats(spec.dtype, &got_o);
     let got_lse = floats(Dtype::F32, &got_lse);
@@ -177,13 +178,13 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                     (b * t.strides[0] + h * t.strides[1] + i * t.strides[2]) as usize
                 };
                 let kv = head / spec.group;
-                let q_row = &q.values[of(&q, head, i)..][..d as usize];
+                let q_row = &q.values[of(q, head, i)..][..d as usize];
                 let position = case.q_offset + i;
                 let seen = seen(case, position);
                 let logits: Vec<f64> = seen
                     .iter()
                     .map(|key| {
-                        let k_row = &k.values[of(&k, kv, *key)..][..d as usize];
+                        let k_row = &k.values[of(k, kv, *key)..][..d as usize];
                         let dot = |(x, y): (&f32, &f32)| f64::from(*x) * f64::from(*y);
                         let logit =
                             q_row.iter().zip(k_row).map(dot).sum::<f64>() * f64::from(scale);
@@ -205,12 +206,12 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                 for c in 0..dv {
                     let sum: f64 = (seen.iter().zip(&logits))
                         .map(|(key, x)| {
-                            let value = v.values[of(&v, kv, *key) + c as usize];
+                            let value = v.values[of(v, kv, *key) + c as usize];
                             (x - lse).exp() * f64::from(value)
                         })
                         .sum();
                     close(
-                        got_o[of(&o, head, i) + c as usize],
+                        got_o[of(o, head, i) + c as usize],
                         sum,
                         "o",
                         [b, head, i, c],
@@ -218,7 +219,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                 }
                 // Nothing is written between the rows.
                 for c in dv..o.strides[2] {
-                    let at = of(&o, head, i) + c as usize;
+                    let at = of(o, head, i) + c as usize;
                     assert_eq!(got_o[at], o.values[at], "pitch of o: {label}");
                 }
             }
@@ -275,12 +276,11 @@ fn scale(case: &Case) -> f32 {
     2.0 * case.sharpness / (case.spec.head_dim as f32).sqrt()
 }
 
-/// The kernel of a case, and its launch.
-pub(crate) fn prepare(case: &Case) -> (Arc<Kernel>, Launch) {
+/// The kernel of a case, and its launch on these tensors.
+pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, Launch) {
     let spec = &case.spec;
     let heads = case.kv_heads * spec.group;
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
-    let [q, k, v, o] = tensors(case);
     let scalars = LaunchScalars {
         q_len: case.q_len,
         kv_len: case.kv_len,

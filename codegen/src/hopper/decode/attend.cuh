@@ -39,21 +39,21 @@ struct Keys {
   const TensorMap *k_map, *v_map;
   int kv_head, batch;
 
-  // Copies keys of a tile, by one thread.
-  __device__ __forceinline__ void copy_k(const Shared& shared, const Tile& tile, int team, int slot) const {
-    const unsigned full = shared.k_full(team, slot);
-    barrier_expect(full, D_BOXES * K_TILE * 128);
+  // Copies a tile, by one thread.
+  template <int BOXES>
+  __device__ __forceinline__ void copy(const TensorMap* map, unsigned to, unsigned full, const Tile& tile) const {
+    barrier_expect(full, BOXES * K_TILE * 128);
 #pragma unroll
-    for (int c = 0; c < D_BOXES; ++c)
-      copy_box_once(shared.k(team, slot) + c * K_TILE * 128, k_map, full, c * 64, tile.key, kv_head, batch);
+    for (int c = 0; c < BOXES; ++c)
+      copy_box_once(to + c * K_TILE * 128, map, full, c * 64, tile.key, kv_head, batch);
+  }
+
+  __device__ __forceinline__ void copy_k(const Shared& shared, const Tile& tile, int team, int slot) const {
+    copy<D_BOXES>(k_map, shared.k(team, slot), shared.k_full(team, slot), tile);
   }
 
   __device__ __forceinline__ void copy_v(const Shared& shared, const Tile& tile, int team, int slot) const {
-    const unsigned full = shared.v_full(team, slot);
-    barrier_expect(full, V_BOXES * K_TILE * 128);
-#pragma unroll
-    for (int c = 0; c < V_BOXES; ++c)
-      copy_box_once(shared.v(team, slot) + c * K_TILE * 128, v_map, full, c * 64, tile.key, kv_head, batch);
+    copy<V_BOXES>(v_map, shared.v(team, slot), shared.v_full(team, slot), tile);
   }
 };
 

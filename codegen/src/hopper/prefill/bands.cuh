@@ -4,8 +4,8 @@
 // masked by all bands rather than by the one whose number stands above bit BAND; no tile.
 constexpr int LAST = 1, FULL = 2, END = 4, MANY = 8, NONE = 16, BAND = 8;
 
-// Whether tiles are so long that halves of them are skipped, and that it pays to do what a tile
-// needs before its scores are there.
+// Whether tiles are so long that halves of them are skipped, and that there is time to find what
+// is seen of one before its scores are there.
 constexpr bool HALVES = K_TILE >= 128;
 
 // Of the queries q0..=q1, by a warp whose lanes hold the bands: lane `i` every 32nd from the i-th.

@@ -56,6 +56,10 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     }
     sight.compare_halves();
   };
+  // The same, while scores are being multiplied.
+  auto look_ahead = [&] {
+    if (HALVES) look();
+  };
   // Makes logits of scores, and hides those of keys that are not seen. Nothing reads the logits of a
   // second half that is hidden.
   auto hide = [&] {
@@ -104,7 +108,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   mma_fence();
   multiply_scores(0);
   begin_item(shared.item(0));
-  if (HALVES) look();
+  look_ahead();
   mma_wait<0>(s);
   take_scores(slot.index);
   slot.advance();
@@ -133,7 +137,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       store(launch, shared, item, unit, softmax, o, scale, consumer, (count - 1) % Q_SLOTS, warp,
             lane, output, lse);
       begin_item(next);
-      if (HALVES) look();
+      look_ahead();
       mma_wait<0>(s);
       take_scores(slot.index);
       slot.advance();
@@ -148,7 +152,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       multiply_scores((count - 1) % Q_SLOTS);
       const int keys = slot.index;
       slot.advance();
-      if (HALVES) look();
+      look_ahead();
       await();
       multiply_values(slot.index, accumulate);
       pass_turn();
