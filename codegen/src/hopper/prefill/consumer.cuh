@@ -1,8 +1,8 @@
 // ---- Consumer: a warpgroup that computes one unit of each item, or its share of one ----
 //
-// The loop runs over the tiles of all items. While it turns the scores of a tile into weights,
-// the values of the tile before it are being multiplied. At the first tile of an item these
-// belong to the item before, whose output is stored while the scores are being multiplied.
+// While the scores of a tile become weights, the values of the tile before it are being multiplied. At
+// the first tile of an item these belong to the item before, whose output is stored while the scores
+// are being multiplied.
 
 __device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int consumer,
                                         Element* output, float* lse) {
@@ -11,9 +11,8 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   const float scale = @scale;
 @cap_factor
   Slot slot;
-  int count = 0;
-  Item item;
-  Unit unit;
+  // Items begun, and the first query of this consumer's unit of the last one.
+  int count = 0, token = 0;
   Bands bands;
   Softmax softmax;
   int2 tile = make_int2(0, 0);
@@ -25,19 +24,27 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
 
   auto release = [&](unsigned barrier) {
     __syncwarp();
-    if (lane == 0) barrier_arrive(barrier);
+    if (elect()) barrier_arrive(barrier);
   };
   auto release_slot = [&](unsigned barrier) {
     if (CLUSTER == 1) return release(barrier);
     __syncwarp();
     if (lane < CLUSTER) barrier_arrive_at(barrier, lane);
   };
-  auto begin_item = [&](const Item& next) {
-    item = next;
-    unit = unit_of(item, shared.rank * UNITS + consumer % UNITS);
+  auto unit_here = [&](const Item& item) {
+    return unit_of(item, shared.rank * UNITS + consumer % UNITS);
+  };
+  auto begin_item = [&](const Item& item) {
+    token = unit_here(item).token;
     bands = bands_of(launch, item.token / BLOCK, shared.bands(count % HEADERS));
     softmax.start();
     ++count;
+  };
+  // The item is read again rather than kept: registers are few.
+  auto end_item = [&] {
+    const Item item = shared.item((count - 1) % HEADERS);
+    store(launch, shared, item, unit_here(item), softmax, o, scale, consumer, (count - 1) % Q_SLOTS,
+          warp, lane, output, lse);
   };
   // Finds what the unit sees of a tile.
   auto look = [&] {
@@ -51,7 +58,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       const Band band = bands.at(i);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        sight.seen[r] |= keys_seen(band, unit.token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
+        sight.seen[r] |= keys_seen(band, token + (warp * 16 + r * 8 + lane / 4) % UNIT_TOKENS,
                                    tile.x + lane % 4 * 2);
     }
     sight.compare_halves();
@@ -85,16 +92,16 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.weigh<HALVES>(s, scale, sight.second_hidden, p, added);
     softmax.add(added);
   };
-  // Two consumers of two units give their products to the matrix units in turns, so that the
-  // softmax of each falls into the products of the other (FlashAttention-3, section 3.1). The first
+  // Consumers of several units give their products to the matrix units in turns, so that the
+  // softmax of each falls into the products of the others (FlashAttention-3, section 3.1). The first
   // consumer has the first turn.
   auto await_turn = [&] {
-    if (UNITS == 2) synchronize(TURN_AT + consumer, 256);
+    if (UNITS > 1) synchronize(TURN_AT + consumer, 256);
   };
   auto pass_turn = [&] {
-    if (UNITS == 2) arrive(TURN_AT + 1 - consumer, 256);
+    if (UNITS > 1) arrive(TURN_AT + (consumer + 1) % UNITS, 256);
   };
-  if (UNITS == 2) arrive_if(consumer == 1, TURN_AT, 256);
+  if (UNITS > 1) arrive_if(consumer == UNITS - 1, TURN_AT, 256);
   auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
 
   // The first tile of all. The lane that reads it is the one that gives its slot back: checkers for
@@ -107,44 +114,18 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   barrier_wait(shared.q_full(0), 0);
   mma_fence();
   multiply_scores(0);
-  begin_item(shared.item(0));
-  look_ahead();
-  mma_wait<0>(s);
-  take_scores(slot.index);
-  slot.advance();
-  hide();
-  first_weights();
-
-  // Whether the values of the tile before are added to those of earlier tiles of its item.
-  bool accumulate = false;
-  while (!(tile.y & END)) {
-    if (tile.y & LAST) {
-      // Values first: the output is then stored while the next item's scores are multiplied.
-      const Slot values = slot;
-      slot.advance();
-      barrier_wait_all(shared.full(values.index), values.turn, shared.full(slot.index), slot.turn,
-                       shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1);
-      tile = shared.tile(slot.index);
-      await_turn();
-      mma_fence();
-      multiply_values(values.index, accumulate);
-      multiply_scores(count % Q_SLOTS);
-      pass_turn();
-      mma_wait<1>(o);
-      keep_until_here(p);
-      release_slot(shared.empty(values.index));
-      const Item next = shared.item(count % HEADERS);
-      store(launch, shared, item, unit, softmax, o, scale, consumer, (count - 1) % Q_SLOTS, warp,
-            lane, output, lse);
-      begin_item(next);
-      look_ahead();
-      mma_wait<0>(s);
-      take_scores(slot.index);
-      slot.advance();
-      hide();
-      first_weights();
-      accumulate = false;
-    } else {
+  Item item = shared.item(0);
+  while (true) {
+    begin_item(item);
+    look_ahead();
+    mma_wait<0>(s);
+    take_scores(slot.index);
+    slot.advance();
+    hide();
+    first_weights();
+    // Whether the values of the tile before are added to those of earlier tiles.
+    bool accumulate = false;
+    while (!(tile.y & LAST)) {
       await();
       tile = shared.tile(slot.index);
       await_turn();
@@ -176,12 +157,27 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       softmax.add(added);
       accumulate = true;
     }
+
+    // Values first: the output is then stored while the next item's scores are multiplied.
+    const Slot values = slot;
+    slot.advance();
+    barrier_wait_all(shared.full(values.index), values.turn, shared.full(slot.index), slot.turn,
+                     shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1);
+    tile = shared.tile(slot.index);
+    await_turn();
+    mma_fence();
+    multiply_values(values.index, accumulate);
+    // After the last item, of whatever is there: a branch would hold up the products.
+    multiply_scores(count % Q_SLOTS);
+    pass_turn();
+    mma_wait<1>(o);
+    keep_until_here(p);
+    release_slot(shared.empty(values.index));
+    item = shared.item(count % HEADERS);
+    end_item();
+    if (tile.y & NONE) {
+      mma_wait<0>(s);
+      return release_slot(shared.empty(slot.index));
+    }
   }
-  await();
-  mma_fence();
-  multiply_values(slot.index, accumulate);
-  mma_wait<0>(o);
-  release_slot(shared.empty(slot.index));
-  store(launch, shared, item, unit, softmax, o, scale, consumer, (count - 1) % Q_SLOTS, warp, lane,
-        output, lse);
 }

@@ -32,12 +32,16 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
   }
   synchronize_cluster();
 
+  // Numbers of warps and warpgroups by `__shfl_sync`, because then the compiler can see that all
+  // lanes have the same.
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    if (threadIdx.x < 32) produce(launch, shared, &q_map, &k_map, &v_map, threadIdx.x);
-    else write_outputs(launch, shared, &o_map, o, threadIdx.x / 32 - 1, 3, threadIdx.x % 32);
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    if (warp == 0) produce(launch, shared, &q_map, &k_map, &v_map, threadIdx.x);
+    else write_outputs(launch, shared, &o_map, o, warp - 1, 3, threadIdx.x % 32);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-    consume(launch, shared, threadIdx.x / 128 - 1, o, lse);
+    const int consumer = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0);
+    consume(launch, shared, consumer, o, lse);
   }
 }

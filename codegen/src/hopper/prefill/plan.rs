@@ -188,9 +188,8 @@ impl Plan {
             v_chunks,
             slots,
             o_columns,
-            // The next item's queries then have a place of their own; with more consumers there are
-            // too few registers for the warps that copy.
-            staged: tuning.q_slots > 1 && tuning.consumers == 2 && v_chunks <= d_chunks,
+            // The next item's queries then have a place of their own.
+            staged: tuning.q_slots > 1 && v_chunks <= d_chunks,
             bands,
             ring_at,
             barriers_at,

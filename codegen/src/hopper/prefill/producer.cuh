@@ -1,8 +1,7 @@
 // ---- Producer: one warp that keeps the copies going; its first lane starts them ----
 //
 // Order of the ring, for each item: K of its first tile, then for each further tile its K and the
-// V of the tile before it, and V of the last one. The last tile of all says so; without any item
-// one slot that holds no tile does.
+// V of the tile before it, and V of the last one. A slot that holds no tile ends it.
 
 struct Slot {
   int index = 0;
@@ -52,9 +51,8 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     }
   };
   const Stages stages = stages_of(launch);
-  int round = next_round(launch, 0);
-  while (round != NO_ROUND) {
-    const Item item = item_at(launch, item_index(round));
+  Item item;
+  for (int round = 0; next_item(launch, round, item); ++round) {
     const int q0 = first_query(launch, item);
     const int q1 = last_query(launch, item);
 
@@ -73,11 +71,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     int v_token = 0;
     do {
       const int next = seen.next_key(k + K_TILE);
-      int flags = 0;
-      if (next == UNBOUNDED) {
-        round = next_round(launch, round + 1);
-        flags = round == NO_ROUND ? LAST | END : LAST;
-      }
+      int flags = next == UNBOUNDED ? LAST : 0;
       flags |= seen.is_full(k, k + K_TILE) ? FULL : seen.masking_bands(k);
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       if (elect()) shared.tile(slot.index) = make_int2(k, flags);
@@ -96,13 +90,12 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     shared.item(count % HEADERS).batch = NO_BATCH;
     barrier_arrive(shared.q_full(count % Q_SLOTS));
   }
-  if (count == 0) {
-    if (lane == 0) {
-      shared.tile(0) = make_int2(0, NONE);
-      barrier_arrive(shared.full(0));
-    }
-    slot.advance();
+  barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+  if (lane == 0) {
+    shared.tile(slot.index) = make_int2(0, NONE);
+    barrier_arrive(shared.full(slot.index));
   }
+  slot.advance();
   // Shared memory must last until the whole cluster is done with it.
   if (CLUSTER > 1) {
     for (int i = 0; i < SLOTS; ++i) {

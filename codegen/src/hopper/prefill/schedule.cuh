@@ -52,16 +52,16 @@ __device__ __forceinline__ int last_query(const Launch& launch, const Item& item
 }
 
 // After the last item comes one of no batch.
-constexpr int NO_ROUND = -1, NO_BATCH = -1;
+constexpr int NO_BATCH = -1;
 
-// The first round from `round` on in which this cluster has an item with queries.
-__device__ __forceinline__ int next_round(const Launch& launch, int round) {
+// Takes the first item with queries of this cluster from round `round` on; false if there is none.
+__device__ __forceinline__ bool next_item(const Launch& launch, int& round, Item& item) {
   const int items = item_count(launch);
   for (; round * static_cast<int>(gridDim.x / CLUSTER) < items; ++round) {
     const int index = item_index(round);
     if (index >= items) continue;
-    const Item item = item_at(launch, index);
-    if (first_query(launch, item) <= last_query(launch, item)) return round;
+    item = item_at(launch, index);
+    if (first_query(launch, item) <= last_query(launch, item)) return true;
   }
-  return NO_ROUND;
+  return false;
 }

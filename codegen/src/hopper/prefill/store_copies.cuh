@@ -22,7 +22,7 @@ __device__ __forceinline__ void store(const Launch& launch, const Shared& shared
     store_matrices(row + j / 8 * 64 * 128 + ((j % 8 + lane / 16) ^ lane % 8) * 16, x);
   }
   __syncwarp();
-  if (lane == 0) barrier_arrive(shared.o_full(q_slot, consumer));
+  if (elect()) barrier_arrive(shared.o_full(q_slot, consumer));
   store_lse(launch, item, unit, ends, warp, lane, lse);
 }
 
