@@ -112,11 +112,11 @@ struct Kind {
 }
 
 const PREFILL: Kind = Kind {
-    flop_per_second: 965e12,
+    flop_per_second: 915e12,
     of_copy: 1.0,
     launch_seconds: 5e-6,
-    pairs_per_second: 6.05e12,
-    row_bytes_per_second: 7.3e12,
+    pairs_per_second: 11.8e12,
+    row_bytes_per_second: 7.2e12,
 };
 
 /// Two warpgroups that share a unit; bound by shared memory and by the cache.

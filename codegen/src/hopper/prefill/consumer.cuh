@@ -2,7 +2,8 @@
 //
 // While the scores of a tile become weights, the values of the tile before it are being multiplied. At
 // the first tile of an item these belong to the item before, whose output is stored while the scores
-// are being multiplied.
+// are being multiplied. Every part is there once: what runs again and again has to fit the cache of
+// instructions.
 
 __device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int consumer,
                                         Element* output, float* lse) {
@@ -173,6 +174,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     mma_wait<1>(o);
     keep_until_here(p);
     release_slot(shared.empty(values.index));
+    // Before the output, because it takes a while to come.
     item = shared.item(count % HEADERS);
     end_item();
     if (tile.y & NONE) {
