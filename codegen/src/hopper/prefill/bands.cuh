@@ -1,8 +1,8 @@
 // ---- What a tile of queries sees: the union of its row's bands ----
 
 // Flags of a tile: the last one of an item; seen by all queries; masked by all bands rather than by
-// the one whose number stands above bit BAND; none, after the last one of all.
-constexpr int LAST = 1, FULL = 2, MANY = 4, NONE = 8, BAND = 8;
+// the one whose number stands above bit BAND.
+constexpr int LAST = 1, FULL = 2, MANY = 4, BAND = 8;
 
 // Whether tiles are so long that halves of them are skipped, and that there is time to find what
 // is seen of one before its scores are there.

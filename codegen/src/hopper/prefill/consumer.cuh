@@ -105,18 +105,17 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   if (UNITS > 1) arrive_if(consumer == UNITS - 1, TURN_AT, 256);
   auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
 
-  // The first tile of all. The lane that reads it is the one that gives its slot back: checkers for
-  // races see that order, and none among lanes without a branch.
+  // The first tile of all. The lane that reads it is the one elected to give its slot back: checkers
+  // for races see that order, and none among lanes without a barrier.
   await();
   if (lane == 0) tile = shared.tile(slot.index);
   tile.x = __shfl_sync(~0u, tile.x, 0);
   tile.y = __shfl_sync(~0u, tile.y, 0);
-  if (tile.y & NONE) return release_slot(shared.empty(slot.index));
   barrier_wait(shared.q_full(0), 0);
+  Item item = shared.item(0);
   mma_fence();
   multiply_scores(0);
-  Item item = shared.item(0);
-  while (true) {
+  while (item.batch != NO_BATCH) {
     begin_item(item);
     look_ahead();
     mma_wait<0>(s);
@@ -177,9 +176,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     // Before the output, because it takes a while to come.
     item = shared.item(count % HEADERS);
     end_item();
-    if (tile.y & NONE) {
-      mma_wait<0>(s);
-      return release_slot(shared.empty(slot.index));
-    }
   }
+  mma_wait<0>(s);
+  release_slot(shared.empty(slot.index));
 }

@@ -1,7 +1,8 @@
 // ---- Producer: one warp that keeps the copies going; its first lane starts them ----
 //
 // Order of the ring, for each item: K of its first tile, then for each further tile its K and the
-// V of the tile before it, and V of the last one. A slot that holds no tile ends it.
+// V of the tile before it, and V of the last one. Then comes a slot of nothing, for the item of no
+// batch.
 
 struct Slot {
   int index = 0;
@@ -91,10 +92,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     barrier_arrive(shared.q_full(count % Q_SLOTS));
   }
   barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
-  if (lane == 0) {
-    shared.tile(slot.index) = make_int2(0, NONE);
-    barrier_arrive(shared.full(slot.index));
-  }
+  if (lane == 0) barrier_arrive(shared.full(slot.index));
   slot.advance();
   // Shared memory must last until the whole cluster is done with it.
   if (CLUSTER > 1) {
