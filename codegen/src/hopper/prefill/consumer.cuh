@@ -112,11 +112,11 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   tile.x = __shfl_sync(~0u, tile.x, 0);
   tile.y = __shfl_sync(~0u, tile.y, 0);
   barrier_wait(shared.q_full(0), 0);
-  Item item = shared.item(0);
+  Item next = shared.item(0);
   mma_fence();
   multiply_scores(0);
-  while (item.batch != NO_BATCH) {
-    begin_item(item);
+  while (next.batch != NO_BATCH) {
+    begin_item(next);
     look_ahead();
     mma_wait<0>(s);
     take_scores(slot.index);
@@ -174,7 +174,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     keep_until_here(p);
     release_slot(shared.empty(values.index));
     // Before the output, because it takes a while to come.
-    item = shared.item(count % HEADERS);
+    next = shared.item(count % HEADERS);
     end_item();
   }
   mma_wait<0>(s);
