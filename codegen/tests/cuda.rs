@@ -9,7 +9,7 @@ mod random;
 #[path = "support/mod.rs"]
 mod support;
 
-use butterfly_ir::{Dtype, Phase};
+use butterfly_ir::{Dtype, Phase, Target};
 use support::{Case, cases, check};
 
 /// A check on the device in every dtype.
@@ -122,9 +122,24 @@ fn random_shapes_and_patterns() {
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored ten_launches; also under compute-sanitizer"]
 fn ten_launches_give_the_same_bits() {
+    repeat(random::few);
+}
+
+/// The same with launches that use each place in shared memory many times; also for memcheck and
+/// synccheck. Racecheck cannot follow prefill here: a whole warp reads what the producer left in a
+/// place, waits at `__syncwarp`, and one lane gives the place back; but where the lanes of a warp are
+/// together anyway that wait has no instruction, so the tool takes the reads for a race with what the
+/// producer writes next.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored long_launches"]
+fn long_launches_give_the_same_bits() {
+    repeat(random::long);
+}
+
+fn repeat(cases: fn(Target) -> Vec<Case>) {
     let gpu = cuda::device();
     let own = gpu.own_target().unwrap_or(gpu.target);
-    for case in random::few(own) {
+    for case in cases(own) {
         let (kernel, launch) = support::prepare(&case, &support::tensors(&case));
         let first = gpu.launch(&kernel, &launch);
         for _ in 1..10 {

@@ -170,31 +170,81 @@ fn rows(from: &mut Source, kv_len: u32, block: u32) -> BandTable {
 
 /// Some cases that differ much, with short sequences.
 pub(crate) fn few(target: Target) -> Vec<Case> {
+    // Batch, kv heads, keys and queries.
+    let short = [1, 2, 333, 200];
+    let butterfly = || Some(cases::butterfly());
+    of_sizes(
+        target,
+        &[
+            (64, 4, 128, butterfly(), short),
+            (64, 1, 64, butterfly(), short),
+            (128, 4, 128, butterfly(), short),
+            (128, 3, 32, None, short),
+            (256, 2, 64, butterfly(), short),
+            (80, 16, 16, butterfly(), short),
+        ],
+    )
+}
+
+/// Cases whose rows fill the places for tiles several times, and such whose launches give each
+/// thread block several rows.
+pub(crate) fn long(target: Target) -> Vec<Case> {
+    let long_rows = [1, 2, 1500, 40];
+    let many_rows = [8, 8, 333, 200];
+    let butterfly = || Some(cases::butterfly());
+    let causal = || Some(causal());
+    of_sizes(
+        target,
+        &[
+            (64, 4, 128, causal(), long_rows),
+            (128, 4, 128, causal(), long_rows),
+            (128, 3, 32, None, long_rows),
+            (256, 2, 64, causal(), long_rows),
+            (64, 1, 16, butterfly(), many_rows),
+            (128, 1, 16, butterfly(), many_rows),
+            (128, 1, 32, None, many_rows),
+            (256, 1, 16, butterfly(), many_rows),
+        ],
+    )
+}
+
+/// causal & local(999): all blocks up to a query's own.
+fn causal() -> RowProgram {
+    RowProgram {
+        atoms: vec![Atom::Local {
+            before: 999,
+            after: 0,
+        }],
+        bands: vec![SymbolicBand {
+            lo: vec![Bound::Start(0)],
+            hi: vec![Bound::Stop(0)],
+            first: -UNBOUNDED,
+            end: 1,
+        }],
+    }
+}
+
+/// Head size, group, block and rows (a table where there are none), and batch, kv heads, keys and
+/// queries.
+type Sizes = (u32, u32, u32, Option<RowProgram>, [u32; 4]);
+
+/// The cases of these sizes, of both phases.
+fn of_sizes(target: Target, sizes: &[Sizes]) -> Vec<Case> {
     let mut all = Vec::new();
     for phase in cases::PHASES {
-        for (d, group, block, table) in [
-            (64, 4, 128, false),
-            (64, 1, 64, false),
-            (128, 4, 128, false),
-            (128, 3, 32, true),
-            (256, 2, 64, false),
-            (80, 16, 16, false),
-        ] {
+        for (d, group, block, program, [batch, kv_heads, kv_len, q_len]) in sizes {
             let mut case = case(7, 1, target);
             let mut from = Source(d + group);
             case.spec.phase = phase;
-            (case.spec.head_dim, case.spec.v_head_dim) = (d, d);
-            (case.spec.group, case.spec.block) = (group, block);
+            (case.spec.head_dim, case.spec.v_head_dim) = (*d, *d);
+            (case.spec.group, case.spec.block) = (*group, *block);
             case.spec.dtype = Dtype::Bf16;
-            (case.batch, case.kv_heads) = (1, 2);
-            (case.kv_len, case.capacity, case.index) = (333, 333, 1);
-            case.q_len = if phase == Phase::Prefill { 200 } else { 1 };
+            (case.batch, case.kv_heads) = (*batch, *kv_heads);
+            (case.kv_len, case.capacity, case.index) = (*kv_len, *kv_len, 1);
+            case.q_len = if phase == Phase::Prefill { *q_len } else { 1 };
             case.q_offset = case.kv_len - case.q_len;
-            case.spec.rows = match table {
-                true => Rows::Table,
-                false => Rows::ClosedForm(cases::butterfly()),
-            };
-            case.table = rows(&mut from, case.kv_len, block);
+            case.spec.rows = program.clone().map_or(Rows::Table, Rows::ClosedForm);
+            case.table = rows(&mut from, case.kv_len, *block);
             all.push(case);
         }
     }

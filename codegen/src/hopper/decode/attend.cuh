@@ -125,7 +125,10 @@ __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILE
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int key = i / 2 * 8 + lane / 4;
-      s[r][i] = key < count ? @logit : minus_infinity();
+      // Queries of heads that there are not are whatever was in shared memory: they must not say when
+      // the outputs of others fade.
+      const bool is_head = GROUP % 8 == 0 || r * 8 + lane % 4 * 2 + i % 2 < GROUP;
+      s[r][i] = key < count && is_head ? @logit : minus_infinity();
       behind |= s[r][i] > part.base[r][i % 2] + MOST_AHEAD;
     }
   if (__any_sync(~0u, behind)) {
