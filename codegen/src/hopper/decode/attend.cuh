@@ -127,7 +127,7 @@ __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILE
       const int key = i / 2 * 8 + lane / 4;
       // Queries of heads that there are not are whatever was in shared memory: they must not say when
       // the outputs of others fade.
-      const bool is_head = GROUP % 8 == 0 || r * 8 + lane % 4 * 2 + i % 2 < GROUP;
+      const bool is_head = r * 8 + 8 <= GROUP || r * 8 + lane % 4 * 2 + i % 2 < GROUP;
       s[r][i] = key < count && is_head ? @logit : minus_infinity();
       behind |= s[r][i] > part.base[r][i % 2] + MOST_AHEAD;
     }
