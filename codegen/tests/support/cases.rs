@@ -7,7 +7,7 @@ use butterfly_ir::{
 };
 
 /// Bands that are one whole atom each, with the same relative limits.
-fn program(atoms: &[Atom], first: i32, end: i32) -> RowProgram {
+pub(crate) fn program(atoms: &[Atom], first: i32, end: i32) -> RowProgram {
     let band = |i: usize| SymbolicBand {
         lo: vec![Bound::Start(i as u32)],
         hi: vec![Bound::Stop(i as u32)],

@@ -210,18 +210,11 @@ pub(crate) fn long(target: Target) -> Vec<Case> {
 
 /// causal & local(999): all blocks up to a query's own.
 fn causal() -> RowProgram {
-    RowProgram {
-        atoms: vec![Atom::Local {
-            before: 999,
-            after: 0,
-        }],
-        bands: vec![SymbolicBand {
-            lo: vec![Bound::Start(0)],
-            hi: vec![Bound::Stop(0)],
-            first: -UNBOUNDED,
-            end: 1,
-        }],
-    }
+    let blocks = Atom::Local {
+        before: 999,
+        after: 0,
+    };
+    cases::program(&[blocks], -UNBOUNDED, 1)
 }
 
 /// Head size, group, block and rows (a table where there are none), and batch, kv heads, keys and
