@@ -143,6 +143,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             ("lse", vec![batch, q_heads, q_len], Dtype::F32, &outcome.lse),
         ],
     )?;
+    let finite = check_outputs([&q, &k, &v], &outcome.o, &outcome.lse);
     let work = work::count(&topology);
     let stage = index % sparsity.pattern.stage_count(context.blocks());
     let report = Report {
@@ -170,7 +171,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "{} on {} ({}) in {:.3} ms: {q_len} queries, {kv_len} keys, stage {stage}, {share:.1} % of the causal pairs",
             report.output, report.device, report.device_name, report.milliseconds
         )
-    })
+    })?;
+    finite.map_err(|error| Failure::Check(format!("{}: {error}", report.output)))
 }
 
 /// The logits of sinks, one for each q head.
@@ -219,14 +221,39 @@ fn check_shapes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(), String> {
 }
 
 fn check_finite(name: &str, tensor: &Tensor) -> Result<(), String> {
+    match not_finite(name, tensor) {
+        None => Ok(()),
+        Some(found) => Err(format!("{found}; --check refuses them")),
+    }
+}
+
+/// The values of a tensor that are not finite, in words.
+fn not_finite(name: &str, tensor: &Tensor) -> Option<String> {
     let bad = tensor.values.iter().filter(|x| !x.is_finite()).count();
-    let Some(at) = tensor.values.iter().position(|x| !x.is_finite()) else {
-        return Ok(());
-    };
+    let at = tensor.values.iter().position(|x| !x.is_finite())?;
     let [_, h, t, d] = tensor.shape;
     let index = [at / (h * t * d), at / (t * d) % h, at / d % t, at % d];
     let value = tensor.values[at];
+    Some(format!(
+        "`{name}` holds {bad} values that are not finite, the first ({value}) at {index:?}"
+    ))
+}
+
+/// Outputs are finite, but for the log-sum-exp of a query that sees nothing; says which input
+/// they owe it to if they are not.
+fn check_outputs(inputs: [&Tensor; 3], o: &[f32], lse: &[f32]) -> Result<(), String> {
+    let bad = o.iter().filter(|x| !x.is_finite()).count();
+    let bad_lse = lse
+        .iter()
+        .filter(|x| x.is_nan() || **x == f32::INFINITY)
+        .count();
+    if bad + bad_lse == 0 {
+        return Ok(());
+    }
+    let mut named = ["q", "k", "v"].into_iter().zip(inputs);
+    let cause = named.find_map(|(name, tensor)| not_finite(name, tensor));
+    let cause = cause.unwrap_or("the logits leave the range of f32; give a smaller --scale".into());
     Err(format!(
-        "`{name}` holds {bad} values that are not finite, the first ({value}) at {index:?}; --check refuses them"
+        "{bad} values of o and {bad_lse} of lse are not finite: {cause}"
     ))
 }

@@ -158,6 +158,21 @@ fn attend_inputs() {
         &[&attend[..], &["--check"]].concat(),
         &["`q`", "NaN", "[0, 0, 0, 0]"],
     );
+    // Without --check they show in the outputs, or the logits leave the range of f32.
+    let exits_1 = |parts: &[&str]| {
+        let run = butterfly(&attend);
+        let error = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{error}");
+        for part in parts {
+            assert!(error.contains(part), "{error}");
+        }
+        std::fs::remove_file(&output).expect("written all the same");
+    };
+    exits_1(&["out.safetensors", "not finite", "`q`", "[0, 0, 0, 0]"]);
+    let huge = |name, shape: [usize; 4]| (name, shape.to_vec(), 1e30);
+    let [q, k] = [[1, 4, 8, 16], [1, 2, 8, 16]];
+    tensors(&inputs, &[huge("q", q), huge("k", k), huge("v", k)]);
+    exits_1(&["not finite", "range of f32", "--scale"]);
     let whole = std::fs::read(fixture("attention/dense_causal.safetensors")).expect("fixture");
     std::fs::write(&inputs, &whole[..whole.len() - 7]).expect("written");
     refuses(&attend, &["in.safetensors", "safetensors"]);
