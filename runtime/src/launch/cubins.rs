@@ -4,11 +4,16 @@
 //! A server reads the cache once, when it is made. The key of an entry here holds the digest
 //! of its cubin, since the runtime's own keys know neither source nor architecture. A miss
 //! is an error for a cubin; CUDA text is compiled by CubeCL's NVRTC.
+//!
+//! Which folder a new server reads stands in CubeCL's configuration, one for the whole process.
+//! [`seed`] sets it for good, a server of our own ([`with_cache`]) for as long as it takes to make
+//! one; both take turns. CubeCL itself knows no turns: whoever launches from host memory and
+//! opens other CUDA devices in one process opens these from one thread, or one after the other.
 
 use super::bind::Map;
 use super::ready::{Code, Image};
 use super::shared::Launches;
-use super::{Device, LaunchError, Ready, ReadyProduct, driver, tensor_maps};
+use super::{Device, LaunchError, Ready, ReadyProduct, driver, run, tensor_maps};
 use butterfly_ir::Geometry;
 use butterfly_ir::geometry::Fitted;
 use cubecl_common::backtrace::BackTrace;
@@ -28,14 +33,15 @@ use cubecl_runtime::kernel::{CompiledKernel, KernelMetadata};
 use cubecl_runtime::server::{CubeDim, ExecutionMode, Handle, TensorMapBinding};
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Version of CubeCL that the entries are made for.
 const CUBECL: &str = "0.10.0";
 
 /// Lays the cubins of kernels and products where CubeCL's CUDA runtime finds them, for servers that are
 /// made later in this process: call it before the device is first used. Other kernels that
-/// such a server compiles are kept in the same folder, for the next start.
+/// such a server compiles are kept in the same folder, for the next start. Threads may call it at
+/// once, each with its own kernels: all of these are then found.
 ///
 /// # Errors
 /// [`LaunchError::Missing`] without an NVIDIA driver, or where the folder cannot be written.
@@ -51,8 +57,14 @@ pub fn seed(kernels: &[Ready], products: &[ReadyProduct]) -> Result<(), LaunchEr
     })?;
     let images = kernels.iter().flat_map(Ready::images);
     let images = images.chain(products.iter().map(ReadyProduct::image));
-    store(&folder, images).map_err(missing)?;
-    configure(&folder);
+    seed_at(&folder, images).map_err(missing)
+}
+
+/// [`seed`] with this folder.
+fn seed_at<'a>(folder: &Path, images: impl Iterator<Item = &'a Arc<Image>>) -> Result<(), String> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    store(folder, images)?;
+    configure(folder);
     Ok(())
 }
 
@@ -94,6 +106,14 @@ pub(super) fn store<'a>(
     folder: &Path,
     images: impl Iterator<Item = &'a Arc<Image>>,
 ) -> Result<(), String> {
+    // The cache panics where it cannot be written.
+    run::caught(|| write_cache(folder, images))
+}
+
+fn write_cache<'a>(
+    folder: &Path,
+    images: impl Iterator<Item = &'a Arc<Image>>,
+) -> Result<(), String> {
     let options = CacheOption::default().name("cuda").root(folder);
     let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
     for image in images {
@@ -121,18 +141,31 @@ pub(super) fn store<'a>(
     Ok(())
 }
 
-/// Has servers made from now on read their cache from `folder`.
-pub(super) fn configure(folder: &Path) -> Arc<CubeClRuntimeConfig> {
+/// Held by whoever changes the configuration, until it is as it should be for others.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Has servers made from now on read their cache from `folder`. The caller has the [`TURN`].
+fn configure(folder: &Path) -> Arc<CubeClRuntimeConfig> {
     let before = CubeClRuntimeConfig::get();
     let mut config = (*before).clone();
     config.compilation.cache = Some(CacheConfig::File(folder.into()));
-    restore(Arc::new(config));
+    *CubeClRuntimeConfig::storage().lock() = Some(Arc::new(config));
     before
 }
 
-/// Has servers made from now on use `config`.
-pub(super) fn restore(config: Arc<CubeClRuntimeConfig>) {
-    *CubeClRuntimeConfig::storage().lock() = Some(config);
+/// Calls `make` while servers that are made read their cache from `folder`; afterwards they read
+/// what they read before.
+pub(super) fn with_cache<T>(folder: &Path, make: impl FnOnce() -> T) -> T {
+    /// Also where `make` panics.
+    struct Restore(Arc<CubeClRuntimeConfig>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            *CubeClRuntimeConfig::storage().lock() = Some(self.0.clone());
+        }
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _restore = Restore(configure(folder));
+    make()
 }
 
 impl Launches for CudaRuntime {
@@ -278,5 +311,78 @@ fn representation(shared_bytes: usize, cube_dim: CubeDim) -> CudaComputeKernel {
         },
         items: Default::default(),
         kernel_name: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Loaded;
+    use super::*;
+    use butterfly_ir::{Dtype, KernelSpec, Phase, Rows};
+
+    fn kernel(key: &str) -> Ready {
+        let spec = KernelSpec {
+            phase: Phase::Decode,
+            head_dim: 64,
+            v_head_dim: 64,
+            group: 1,
+            dtype: Dtype::Bf16,
+            block: 64,
+            rows: Rows::Table,
+            score: Default::default(),
+        };
+        let loaded = Loaded {
+            key,
+            entry: "kernel",
+            spec: &spec,
+            geometry: Geometry::new([128, 1, 1], [1, 16], 0),
+            image: &[b"\x7fELF", key.as_bytes()].concat(),
+        };
+        Ready::new(Device::Cuda, &loaded).expect("begins as a cubin")
+    }
+
+    fn read_from() -> Option<PathBuf> {
+        let config = CubeClRuntimeConfig::get();
+        config.compilation.cache.as_ref().map(CacheConfig::root)
+    }
+
+    /// Threads that open artifacts, and others that make servers of their own meanwhile: these see
+    /// their own folder, and at the end all cubins lie where later servers look.
+    #[test]
+    fn many_threads_open_artifacts_at_once() {
+        let seeded = tempfile::tempdir().expect("a folder");
+        let kernels: Vec<Ready> = (0..24).map(|i| kernel(&format!("kernel-{i}"))).collect();
+        std::thread::scope(|scope| {
+            for kernel in &kernels {
+                let seeded = seeded.path();
+                scope.spawn(move || seed_at(seeded, kernel.images()).expect("written"));
+                scope.spawn(|| {
+                    let own = tempfile::tempdir().expect("a folder");
+                    with_cache(own.path(), || {
+                        for _ in 0..50 {
+                            assert_eq!(read_from().as_deref(), Some(own.path()));
+                            std::thread::yield_now();
+                        }
+                    });
+                });
+            }
+        });
+        assert_eq!(read_from().as_deref(), Some(seeded.path()));
+        let options = CacheOption::default().name("cuda").root(seeded.path());
+        let cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
+        for kernel in &kernels {
+            let mut id = Task::new(kernel).id();
+            id.mode(ExecutionMode::Unchecked);
+            let entry = cache.get(&id.stable_hash()).expect("every kernel is there");
+            assert_eq!(entry.entrypoint_name, "kernel");
+        }
+
+        let failed = std::panic::catch_unwind(|| with_cache(Path::new("elsewhere"), || panic!()));
+        assert!(failed.is_err());
+        assert_eq!(read_from().as_deref(), Some(seeded.path()));
+        // A folder below a file cannot be written.
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        seed_at(file.path(), kernels[0].images()).expect_err("not written");
+        assert_eq!(read_from().as_deref(), Some(seeded.path()));
     }
 }

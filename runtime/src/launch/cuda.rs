@@ -105,9 +105,7 @@ fn open_server(server: usize, kernel: &Ready) -> Result<ComputeClient<CudaRuntim
         .tempdir()
         .map_err(|error| error.to_string())?;
     cubins::store(folder.path(), kernel.images())?;
-    // The folder is configured only while the server is made: others keep theirs.
-    let before = cubins::configure(folder.path());
-    let client = run::caught(|| Ok(ComputeClient::load(&Server(server))));
-    cubins::restore(before);
-    client
+    cubins::with_cache(folder.path(), || {
+        run::caught(|| Ok(ComputeClient::load(&Server(server))))
+    })
 }
