@@ -25,8 +25,7 @@ pub(crate) fn embed(dir: &str, package: &Path) -> Result<TokenStream, String> {
         )
     })?;
     let literal = |path: &Path| Literal::string(&path.display().to_string());
-    let files = manifest.kernels.iter().flat_map(|kernel| &kernel.files);
-    let files = files.map(|file| {
+    let files = manifest.files().map(|file| {
         let (name, path) = (&file.path, literal(&folder.join(&file.path)));
         quote!((#name, include_bytes!(#path).as_slice()))
     });
@@ -39,4 +38,67 @@ pub(crate) fn embed(dir: &str, package: &Path) -> Result<TokenStream, String> {
         };
         &EMBEDDED
     }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use butterfly_ir::manifest::{self, ConfigRef, FileEntry, ProductEntry, SCHEMA};
+    use butterfly_ir::plan::Proof;
+    use butterfly_ir::{Dtype, Product, Target};
+
+    /// Whatever opening the folder reads has to be in the program, files of matrix products too.
+    #[test]
+    fn every_file_of_the_manifest_is_embedded() {
+        let product = ProductEntry {
+            target: Target::Metal,
+            product: Product {
+                entry: "product".into(),
+                dtype: Dtype::Bf16,
+                threads: 1,
+                shared_bytes: 0,
+                m_tile: 1,
+                n_tile: 1,
+                k_tile: 1,
+            },
+            files: vec![FileEntry {
+                path: "kernels/product-bf16.metal".into(),
+                bytes: 0,
+                blake3: String::new(),
+            }],
+        };
+        let manifest = Manifest {
+            schema: SCHEMA,
+            compiler: "0".into(),
+            pattern: "causal".into(),
+            sparsity: manifest::dense(),
+            config: ConfigRef {
+                file: "config.json".into(),
+                model_type: "llama".into(),
+                blake3: String::new(),
+            },
+            layers: vec![],
+            capacity: 1,
+            proof: Proof {
+                coverage: vec![1.0],
+                full_at: Some(1),
+                max_degree: 1,
+                max_in_degree: 1,
+                causal: true,
+                empty_queries: 0,
+            },
+            dense: None,
+            kernels: vec![],
+            products: vec![product],
+            digest: String::new(),
+        };
+        let folder = tempfile::tempdir().expect("folder");
+        let text = serde_json::to_string(&manifest).expect("text");
+        std::fs::write(folder.path().join("manifest.json"), text).expect("written");
+        let dir = folder.path().to_str().expect("utf-8");
+        let tokens = embed(dir, Path::new("/")).expect("tokens").to_string();
+        for file in manifest.files() {
+            assert!(tokens.contains(&file.path), "{} in {tokens}", file.path);
+        }
+    }
 }
