@@ -11,7 +11,8 @@ use burn::tensor::TensorPrimitive;
 /// prefill: as many queries as keys, or the last of them, stage 0.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
-    /// Picks the stage of the butterfly network: the layer's position among those replaced.
+    /// Picks the stage of the butterfly network: the layer's position among those replaced. A
+    /// pattern that fixes the stage keeps it.
     pub index: u32,
     /// Keys that count; all that k has room for where `None`.
     pub kv_len: Option<usize>,
@@ -67,7 +68,7 @@ pub fn attention_with_lse<B: AttentionBackend>(
     };
     let attend = Attend {
         plan: plan.clone(),
-        index: call.index,
+        index: plan.sparsity().index(call.index, call.index),
         q_offset: call.q_offset.map_or_else(before, Ok)?,
         kv_len,
         capacity: call.capacity.unwrap_or(kv_len),

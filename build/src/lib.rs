@@ -64,7 +64,7 @@ pub enum BuildError {
     /// A kernel that cannot be made.
     #[error("{0}")]
     Kernel(String),
-    /// The folder cannot be written.
+    /// The folder or the module cannot be written.
     #[error(transparent)]
     Artifacts(#[from] artifacts::ArtifactError),
     /// Not in a build script.
@@ -81,19 +81,19 @@ pub struct Build {
     config: PathBuf,
     pattern: String,
     targets: String,
-    dtype: Option<Dtype>,
+    dtypes: Vec<Dtype>,
     capacity: Option<u32>,
 }
 
 impl Build {
-    /// The attention layers of a Hugging Face `config.json`; all targets, the model's element
-    /// type, the standard pattern.
+    /// The attention layers of a Hugging Face `config.json`; all targets, the element types that
+    /// [`Build::dtype`] tells of, the standard pattern.
     pub fn new(config: impl Into<PathBuf>) -> Self {
         Self {
             config: config.into(),
             pattern: "causal & (local(1) | partner(causal_shift) | sink(1))".into(),
             targets: "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu".into(),
-            dtype: None,
+            dtypes: Vec::new(),
             capacity: None,
         }
     }
@@ -110,9 +110,10 @@ impl Build {
         self
     }
 
-    /// Element type; the model's own where this is not called.
+    /// An element type, beside those of earlier calls; where this is not called, the model's own
+    /// and for each target the one that models run in there by default.
     pub fn dtype(mut self, dtype: Dtype) -> Self {
-        self.dtype = Some(dtype);
+        self.dtypes.push(dtype);
         self
     }
 
@@ -133,7 +134,7 @@ impl Build {
         let targets: Result<Vec<Target>, _> = self.targets.split(',').map(str::parse).collect();
         let request = Request {
             targets: &targets?,
-            dtype: self.dtype,
+            dtypes: &self.dtypes,
             capacity: self.capacity,
         };
         let lowered = pipeline::lower(&model, &self.sparsity()?, &request)?;
@@ -165,13 +166,14 @@ impl Build {
         let out = PathBuf::from(out);
         let dir = out.join(name);
         println!("cargo::rerun-if-changed={}", self.config.display());
+        println!("cargo::rerun-if-env-changed=BUTTERFLY_NVRTC");
         if self.pattern_file().is_some() {
             println!("cargo::rerun-if-changed={}", self.pattern);
         }
         let manifest = self.artifacts(&dir)?;
         let text = module::text(name, &dir, &manifest)?;
         let path = out.join(format!("{name}.rs"));
-        std::fs::write(&path, text).map_err(|error| BuildError::Io { path, error })
+        Ok(artifacts::write_file(&path, text.as_bytes())?)
     }
 
     fn pattern_file(&self) -> Option<&Path> {

@@ -64,7 +64,14 @@ mod tests {
         let dir = folder.path().join("attention");
         let manifest = build.artifacts(&dir).expect("artifacts");
         let text = super::text("attention", &dir, &manifest).expect("a module");
-        assert!(text.contains("LAYERS : [(usize , u32) ; 2usize]"), "{text}");
+        let layers = "LAYERS : [(usize , u32) ; 2usize] = [(0usize , 0u32) , (1usize , 1u32)]";
+        assert!(text.contains(layers), "{text}");
+        // A stage in the header is that of every layer.
+        let fixed = build.clone().pattern("block 32 stage 3 causal & local(1)");
+        let manifest = fixed.artifacts(&dir).expect("artifacts");
+        let text = super::text("attention", &dir, &manifest).expect("a module");
+        let layers = "[(0usize , 3u32) , (1usize , 3u32)]";
+        assert!(text.contains(layers), "{text}");
         assert!(matches!(
             super::text("no name", &dir, &manifest),
             Err(BuildError::Name(_))

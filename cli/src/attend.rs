@@ -8,7 +8,7 @@ use crate::source;
 use crate::tensors::{self, Tensor};
 use butterfly_compiler::{plan, work};
 use butterfly_ir::{Dtype, KernelSpec, Phase, ScoreValues};
-use butterfly_runtime::artifacts::Artifacts;
+use butterfly_runtime::artifacts::{Artifacts, check_file};
 use serde::Serialize;
 use std::path::Path;
 
@@ -107,6 +107,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         block: sparsity.block,
         rows: plan::rows(sparsity),
     };
+    check_file(&command.output).map_err(Failure::bad)?;
     let chosen = device::choose(command.device, &|_| Ok(spec.clone()), artifacts.as_ref())?;
     let call = Call {
         pattern: &sparsity.pattern,

@@ -17,6 +17,9 @@ use butterfly_runtime::Device;
 use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
 
+/// The stage where nothing else is asked for.
+const STAGE: u32 = 3;
+
 #[derive(Serialize)]
 struct Report {
     device: &'static str,
@@ -80,13 +83,14 @@ pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Fai
         }
     };
 
+    let stage = command.stage.or(sparsity.stage).unwrap_or(STAGE);
     let mut rows = Vec::new();
     let bar = crate::progress(
         command.seq_len.len() as u64 * (1 + u64::from(command.dense)),
         "measuring",
     );
     for tokens in &command.seq_len {
-        let context = command.pattern.context(&parsed, *tokens, command.stage)?;
+        let context = command.pattern.context(&parsed, *tokens, stage)?;
         source::topology(&parsed, &context)?;
         let layer = Layer::new(
             Shape {
@@ -154,14 +158,23 @@ fn cores() -> usize {
 
 /// The kernel of a folder for `target` and `phase`, in the shortest element type it has.
 fn from_folder(artifacts: &Artifacts, target: Target, phase: Phase) -> Result<KernelSpec, Failure> {
-    let fits = |k: &&KernelEntry| k.target == target && k.spec.phase == phase;
+    // Not those of layers that keep their attention.
+    let sparsity = &artifacts.manifest.sparsity;
+    let of_pattern = (sparsity.block, artifacts.rows());
+    let fits = |k: &&KernelEntry| {
+        let spec = &k.spec;
+        k.target == target
+            && spec.phase == phase
+            && (spec.block, &spec.rows) == (of_pattern.0, &of_pattern.1)
+    };
     let kernels = artifacts.manifest.kernels.iter().filter(fits);
     let kernel = kernels.min_by_key(|kernel| (kernel.spec.dtype.bytes(), kernel.key.clone()));
     let none = || {
         let dir = artifacts.dir().display();
         Failure::Bad(format!(
-            "{dir}: no {} kernel for {target}; compile again with --target {target}",
-            phase.name()
+            "{dir}: no {} kernel for {target}; {}",
+            phase.name(),
+            artifacts.adding(target, None)
         ))
     };
     kernel.map(|kernel| kernel.spec.clone()).ok_or_else(none)

@@ -3,20 +3,20 @@
 use crate::args::Compile as Command;
 use crate::failure::Failure;
 use crate::kernel::{self, Files};
-use crate::{show, source};
+use crate::{output, show, source};
 use butterfly_compiler::classify::ClassifyError;
 use butterfly_compiler::config;
 use butterfly_compiler::pipeline::{self, Lowered, PipelineError, Request};
-use butterfly_ir::manifest::KernelEntry;
+use butterfly_ir::manifest::{KernelEntry, Manifest};
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::plan::Plan;
 use butterfly_ir::{Context, Dtype, Kernel, Target};
-use butterfly_runtime::artifacts;
+use butterfly_runtime::artifacts::{self, Artifacts};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Serialize)]
@@ -54,17 +54,30 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let targets = distinct(command.made_for.target.iter().copied());
     let mut made = Vec::new();
-    for path in &command.configs {
-        let dir = match command.configs.len() {
-            1 => command.output.clone(),
-            _ => command
-                .output
-                .join(path.file_stem().unwrap_or(path.as_os_str())),
-        };
+    for (path, dir) in command.configs.iter().zip(folders(command)?) {
         made.push(one(command, &parsed, &targets, path, &dir)?);
     }
     let report = Report { artifacts: made };
     crate::print(json, &report, || text(&report, command.timings))
+}
+
+/// The folder of each config: the one that is given, or one for each below it.
+fn folders(command: &Command) -> Result<Vec<PathBuf>, Failure> {
+    if let [_] = command.configs[..] {
+        return Ok(vec![command.output.clone()]);
+    }
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for path in &command.configs {
+        let folder = command
+            .output
+            .join(path.file_stem().unwrap_or(path.as_os_str()));
+        if folders.contains(&folder) {
+            let taken = "is the folder of two configs: rename one, or compile them one by one";
+            return Err(Failure::file(&folder, taken));
+        }
+        folders.push(folder);
+    }
+    Ok(folders)
 }
 
 fn text(report: &Report, timings: bool) -> String {
@@ -113,14 +126,19 @@ fn one(
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
     let request = Request {
         targets,
-        dtype: command.made_for.dtype,
+        dtypes: &command.made_for.dtype,
         capacity: command.pattern.capacity,
     };
     let lowered = lower(parsed, &model, path, &request)?;
     let plan = &lowered.plan;
-    note_substitutes(plan, targets, command.made_for.dtype.unwrap_or(model.dtype));
+    note_substitutes(plan, targets, &command.made_for.dtype, model.dtype);
     note_coverage(plan);
     let mut passes = milliseconds(&lowered.timings);
+    let bare = butterfly_build::manifest(plan, &model, (path, &text), vec![], vec![]);
+    if command.add && dir.join(artifacts::MANIFEST).exists() {
+        let there = Artifacts::open(dir).map_err(Failure::bad)?;
+        there.admits(&bare).map_err(Failure::bad)?;
+    }
 
     let (kernels, mut files) = emit(plan, &mut passes)?;
     let (products, more) =
@@ -130,24 +148,35 @@ fn one(
     let emitted = emitted.map(|show| (show.name(), show::text(*show, &lowered, &files)));
     let emitted = emitted.collect();
 
-    let manifest = butterfly_build::manifest(plan, &model, (path, &text), kernels, products);
+    let new = Manifest {
+        kernels,
+        products,
+        ..bare
+    };
     let packing = Instant::now();
-    artifacts::write(dir, &manifest, &files).map_err(Failure::bad)?;
+    let manifest = match command.add {
+        true => artifacts::add(dir, &new, &files).map_err(Failure::bad)?,
+        false => {
+            note_replaced(dir, &new);
+            artifacts::write(dir, &new, &files).map_err(Failure::bad)?;
+            new
+        }
+    };
     passes.push(("pack", packing.elapsed().as_secs_f64() * 1e3));
     Ok(Made {
         config: path.display().to_string(),
         dir: dir.display().to_string(),
         kernels: manifest.kernels.len(),
-        bytes: files.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
+        bytes: manifest.files().map(|file| file.bytes).sum(),
         layers: manifest.layers.len(),
         milliseconds: started.elapsed().as_secs_f64() * 1e3,
         nvrtc_milliseconds: passes
             .iter()
             .find(|(pass, _)| *pass == "nvrtc")
             .map_or(0.0, |(_, ms)| *ms),
-        targets: targets
-            .iter()
-            .map(|target| summary(*target, &manifest.kernels))
+        targets: distinct(manifest.kernels.iter().map(|kernel| kernel.target))
+            .into_iter()
+            .map(|target| summary(target, &manifest.kernels))
             .collect(),
         passes,
         emitted,
@@ -213,19 +242,50 @@ fn emit(
     Ok((kernels, files.into_iter().flatten().collect()))
 }
 
-/// Says where kernels of another element type are made than was asked for.
-fn note_substitutes(plan: &Plan, targets: &[Target], wanted: Dtype) {
-    for target in targets {
+/// Says where kernels of another element type are made than was asked for, or than is the model's.
+fn note_substitutes(plan: &Plan, targets: &[Target], asked: &[Dtype], model: Dtype) {
+    let wanted = if asked.is_empty() { &[model] } else { asked };
+    for (target, wanted) in targets
+        .iter()
+        .flat_map(|t| wanted.iter().map(move |w| (t, w)))
+    {
+        if target.has(*wanted) {
+            continue;
+        }
         let of = plan.kernels.iter().filter(|k| k.target == *target);
         let dtypes = distinct(of.map(|kernel| kernel.spec.dtype));
-        if !dtypes.contains(&wanted) {
-            let instead: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
-            eprintln!(
-                "note: {target} has no {}; making {} kernels for it",
-                wanted.name(),
-                instead.join(" and ")
-            );
-        }
+        let instead: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
+        output::note(format_args!(
+            "note: {target} has no {}; making {} kernels for it",
+            wanted.name(),
+            instead.join(" and ")
+        ));
+    }
+}
+
+/// Says which kernels of a folder are lost that would have fitted beside the new ones.
+fn note_replaced(dir: &Path, new: &Manifest) {
+    let Some(old) = Artifacts::open(dir)
+        .ok()
+        .filter(|old| old.admits(new).is_ok())
+    else {
+        return;
+    };
+    let kinds = |manifest: &Manifest| -> BTreeSet<(Target, Dtype)> {
+        let kernels = manifest.kernels.iter();
+        kernels.map(|k| (k.target, k.spec.dtype)).collect()
+    };
+    let (old, new) = (kinds(&old.manifest), kinds(new));
+    let lost = old.difference(&new);
+    let lost: Vec<_> = lost
+        .map(|(target, dtype)| format!("{target} {}", dtype.name()))
+        .collect();
+    if !lost.is_empty() {
+        output::note(format_args!(
+            "note: {} had kernels for {} too, which this replaces; --add keeps them",
+            dir.display(),
+            lost.join(", ")
+        ));
     }
 }
 
@@ -233,11 +293,11 @@ fn note_substitutes(plan: &Plan, targets: &[Target], wanted: Dtype) {
 fn note_coverage(plan: &Plan) {
     let (proof, layers) = (&plan.proof, plan.layers.len());
     if let (None, Some(reached)) = (proof.full_at, proof.coverage.last()) {
-        eprintln!(
+        output::note(format_args!(
             "note: at {} tokens {layers} layers reach {:.1} % of the earlier blocks; a larger radix or count, or more layers reach more (see `butterfly prove`)",
             plan.capacity,
             reached * 100.0
-        );
+        ));
     }
 }
 

@@ -5,11 +5,14 @@
 
 use crate::args::DeviceArg;
 use crate::failure::Failure;
-use crate::kernel;
+use crate::{kernel, output};
+use butterfly_compiler::plan;
 use butterfly_ir::manifest::KernelEntry;
-use butterfly_ir::{KernelSpec, Sparsity, Target};
-use butterfly_runtime::artifacts::Artifacts;
+use butterfly_ir::model::ModelConfig;
+use butterfly_ir::{Dtype, KernelSpec, Phase, Sparsity, Target};
+use butterfly_runtime::artifacts::{ArtifactError, Artifacts};
 use butterfly_runtime::{Device, Found, adapters, find};
+use std::path::Path;
 
 /// A device, and the kernel that it will run.
 pub(crate) struct Chosen {
@@ -65,10 +68,7 @@ pub(crate) fn choose(
                 }
                 match gpu(adapter.device, found, wanted, artifacts) {
                     Ok(chosen) => return Ok(chosen),
-                    Err(Failure::Bad(reason) | Failure::Check(reason)) => {
-                        let (device, name) = (adapter.device, &found.name);
-                        eprintln!("note: {name} is there, but not used for {device}: {reason}");
-                    }
+                    Err(failure) => note_passed_over(adapter.device, &found.name, &failure),
                 }
             }
             return cpu(wanted, artifacts);
@@ -142,6 +142,95 @@ fn emitted(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Vec<u8>), 
         _ => Err(Failure::Bad(format!(
             "no NVRTC to compile the kernel with; install it, or give --artifacts that hold {target} kernels"
         ))),
+    }
+}
+
+/// Says why `auto` does not take a device that is there.
+pub(crate) fn note_passed_over(device: Device, name: &str, failure: &Failure) {
+    let (Failure::Bad(reason) | Failure::Check(reason)) = failure;
+    output::note(format_args!(
+        "note: {name} is there, but not used for {device}: {reason}"
+    ));
+}
+
+/// The element type in which a model of `model` runs on `target`: the one that is asked for, or
+/// the one that `compile` makes kernels in by default. Where artifacts hold no such kernels, it is
+/// one that they do hold, and a note says so.
+pub(crate) fn dtype(
+    asked: Option<Dtype>,
+    model: Dtype,
+    target: Target,
+    artifacts: Option<&Artifacts>,
+) -> Dtype {
+    let default = plan::dtype(target, model);
+    let held = match (asked, artifacts) {
+        (Some(asked), _) => return asked,
+        (None, None) => return default,
+        (None, Some(artifacts)) => artifacts.dtypes(target),
+    };
+    let instead = held.iter().find(|held| **held == model).or(held.first());
+    match instead {
+        Some(instead) if !held.contains(&default) => {
+            output::note(format_args!(
+                "note: the artifacts have no {} kernels for {target}; running in {}",
+                default.name(),
+                instead.name()
+            ));
+            *instead
+        }
+        _ => default,
+    }
+}
+
+/// Whether a folder has the kernels of a model for a target and element type: those of its pattern,
+/// beside which there are those of layers that keep their attention.
+pub(crate) fn check_model(
+    artifacts: &Artifacts,
+    config: &ModelConfig,
+    path: &Path,
+    (target, dtype): (Target, Dtype),
+) -> Result<(), Failure> {
+    for phase in [Phase::Prefill, Phase::Decode] {
+        let sparsity = &artifacts.manifest.sparsity;
+        let spec = KernelSpec {
+            rows: artifacts.rows(),
+            ..plan::spec(&config.attention, sparsity, phase, dtype)
+        };
+        artifacts
+            .select(&spec, target)
+            .map_err(|error| match error {
+                ArtifactError::OtherModel {
+                    dir,
+                    made_for,
+                    wanted,
+                    way_out,
+                } => Failure::bad(ArtifactError::OtherModel {
+                    dir,
+                    made_for,
+                    wanted: format!("{} ({}), {wanted}", path.display(), config.family.name()),
+                    way_out,
+                }),
+                other => Failure::bad(other),
+            })?;
+    }
+    let (made_for, own) = (&artifacts.manifest.config.model_type, config.family.name());
+    if made_for != own {
+        output::note(format_args!(
+            "note: {} was compiled for {made_for}: where its kernels fit this model ({own}), what was proved of its layers does not hold for it",
+            artifacts.dir().display()
+        ));
+    }
+    Ok(())
+}
+
+/// Keeps Mesa's Vulkan layer for choosing a device from complaining on stderr that
+/// `XDG_RUNTIME_DIR` is not set, which is so wherever nobody is logged in: there is no desktop whose
+/// device it could ask for. Nothing else that a driver says is kept back.
+pub(crate) fn quiet_loader() {
+    let set = std::env::var_os("XDG_RUNTIME_DIR");
+    if set.is_none_or(|dir| !Path::new(&dir).is_absolute()) {
+        // SAFETY: this is the only thread yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", "/nonexistent") };
     }
 }
 

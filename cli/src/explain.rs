@@ -72,7 +72,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
     let request = Request {
         targets: &command.made_for.target,
-        dtype: command.made_for.dtype,
+        dtypes: &command.made_for.dtype,
         capacity: command.pattern.capacity,
     };
     let lowered = compile::lower(&parsed, &model, path, &request)?;

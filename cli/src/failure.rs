@@ -1,5 +1,6 @@
 //! How a command fails: what is printed, and the exit code.
 
+use crate::output;
 use std::fmt::Display;
 use std::process::ExitCode;
 
@@ -30,7 +31,9 @@ impl Failure {
             Self::Check(message) => (message, 1),
             Self::Bad(message) => {
                 if json {
-                    println!("{}", serde_json::json!({ "error": message }));
+                    let object = serde_json::json!({ "error": message });
+                    // Where stdout is what failed, stderr and the exit code say so.
+                    let _ = output::out(format_args!("{object}\n"));
                 }
                 (message, 2)
             }
@@ -40,7 +43,7 @@ impl Failure {
         } else {
             "error: "
         };
-        eprintln!("{prefix}{}", message.trim_end());
+        output::note(format_args!("{prefix}{}", message.trim_end()));
         ExitCode::from(code)
     }
 }

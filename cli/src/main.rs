@@ -5,6 +5,9 @@
 //! Invariant: stdout carries the result and nothing else; with `--json` exactly one
 //! JSON object. Exit 0 is success, 1 a check that did not hold, 2 bad input.
 
+// `output` prints, and knows what to do where nobody reads.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod attend;
 mod bench;
@@ -18,6 +21,7 @@ mod inspect;
 mod kernel;
 mod measure;
 mod model;
+mod output;
 mod prove;
 mod show;
 mod source;
@@ -33,6 +37,7 @@ use failure::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    device::quiet_loader();
     let args = Args::parse();
     let json = args.json;
     match run(args) {
@@ -68,13 +73,9 @@ fn run(args: Args) -> Result<(), Failure> {
         } => model::bench::layer(&command, json),
         Command::Doctor => doctor::run(json),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Args::command(),
-                "butterfly",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "butterfly", &mut script);
+            output::out(String::from_utf8_lossy(&script))
         }
     }
 }
@@ -85,12 +86,11 @@ fn print(
     object: &impl serde::Serialize,
     text: impl FnOnce() -> String,
 ) -> Result<(), Failure> {
-    if json {
-        println!("{}", serde_json::to_string(object).map_err(Failure::bad)?);
-    } else {
-        println!("{}", text().trim_end());
-    }
-    Ok(())
+    let text = match json {
+        true => serde_json::to_string(object).map_err(Failure::bad)?,
+        false => text(),
+    };
+    output::out(format_args!("{}\n", text.trim_end()))
 }
 
 /// A progress bar on stderr; nothing where that is no terminal.

@@ -2,10 +2,11 @@
 
 use crate::args::StageArg;
 use crate::failure::Failure;
-use butterfly_ir::{Sparsity, StageBy};
+use butterfly_ir::Sparsity;
 
 impl StageArg {
-    /// The index that picks the stage: `--stage`, the layer's, the pattern's own, or 0.
+    /// The index that picks the stage: `--stage`, the layer's, the pattern's own, or 0. A pattern
+    /// that fixes the stage does so for every layer.
     pub(crate) fn index(&self, sparsity: &Sparsity) -> Result<u32, Failure> {
         let Some(layer) = self.layer else {
             if self.layers.is_some() {
@@ -14,11 +15,9 @@ impl StageArg {
             return Ok(self.stage.or(sparsity.stage).unwrap_or(0));
         };
         let layers = swapped(sparsity, self.layers.as_deref())?;
-        let position = layers.iter().position(|l| *l == layer);
-        match (position, sparsity.stage_by) {
-            (Some(position), StageBy::SwappedIndex) => Ok(position as u32),
-            (Some(_), StageBy::LayerIndex) => Ok(layer),
-            (None, _) => Err(Failure::Bad(format!(
+        match layers.iter().position(|l| *l == layer) {
+            Some(position) => Ok(sparsity.index(position as u32, layer)),
+            None => Err(Failure::Bad(format!(
                 "layer {layer} is not among the swapped layers {layers:?}; name one of them, or change --layers"
             ))),
         }
@@ -28,11 +27,9 @@ impl StageArg {
 /// The stage index of each swapped layer, first layer first.
 pub(crate) fn indices(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u32>, Failure> {
     let layers = swapped(sparsity, layers)?;
-    Ok(match (sparsity.stage, sparsity.stage_by) {
-        (Some(stage), _) => vec![stage; layers.len()],
-        (None, StageBy::SwappedIndex) => (0..layers.len() as u32).collect(),
-        (None, StageBy::LayerIndex) => layers,
-    })
+    let indices = (0..).zip(layers);
+    let indices = indices.map(|(position, layer)| sparsity.index(position, layer));
+    Ok(indices.collect())
 }
 
 /// The swapped layers: listed in the argument, or as many as it says, in both cases only

@@ -2,9 +2,9 @@
 
 use crate::failure::Failure;
 use butterfly_ir::Dtype;
+use butterfly_runtime::artifacts::write_file;
 use half::{bf16, f16};
 use safetensors::tensor::{SafeTensors, TensorView};
-use std::io::Write;
 use std::path::Path;
 
 /// A tensor [B, H, T, D] as it lies in a file, and in f32.
@@ -189,26 +189,5 @@ pub(crate) fn write(
         ));
     }
     let whole = safetensors::serialize(views, None).map_err(Failure::bad)?;
-    write_whole(path, &whole)
-}
-
-/// Writes a file through a temporary one beside it, so that it appears whole or not at all.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(parent)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(|error| {
-        Failure::file(
-            path,
-            format!("cannot write: {error}; choose another folder, or free space"),
-        )
-    })
+    write_file(path, &whole).map_err(Failure::bad)
 }

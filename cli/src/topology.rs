@@ -2,7 +2,7 @@
 
 use crate::args::{Format, Topology as Command};
 use crate::failure::Failure;
-use crate::{source, svg};
+use crate::{output, source, svg};
 use butterfly_ir::{Class, Leaf, Pattern, Topology, stage};
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             .collect(),
     };
     match command.format {
-        Format::Svg if !json => print!("{}", svg::draw(&topology)),
+        Format::Svg if !json => output::out(svg::draw(&topology))?,
         Format::Text => crate::print(json, &report, || text(&report, &topology))?,
         Format::Json | Format::Svg => crate::print(true, &report, String::new)?,
     }

@@ -21,7 +21,7 @@ pub use sizes::sizes;
 
 use butterfly_ir::model::{AttentionShape, Family, LayerKind, ModelConfig};
 use butterfly_ir::plan::SwappedLayer;
-use butterfly_ir::{Dtype, Sparsity, StageBy};
+use butterfly_ir::{Dtype, Sparsity};
 use fields::{Fields, quote};
 use serde_json::Value;
 
@@ -92,15 +92,11 @@ pub fn swapped(
             layers
         }
     };
-    let index = |position, layer| match sparsity.stage_by {
-        StageBy::SwappedIndex => position,
-        StageBy::LayerIndex => layer,
-    };
     Ok((0u32..)
         .zip(layers)
         .map(|(position, layer)| SwappedLayer {
             layer,
-            index: index(position, layer),
+            index: sparsity.index(position, layer),
         })
         .collect())
 }

@@ -9,7 +9,7 @@
 //! each with a whole and a nearly empty last block.
 
 use crate::classify::{self, ClassifyError};
-use butterfly_ir::{Context, Leaf, Pattern};
+use butterfly_ir::{Context, Leaf, Pattern, Sparsity};
 
 /// Numbers of blocks that are all checked.
 pub const EVERY: u32 = 40;
@@ -17,11 +17,12 @@ pub const EVERY: u32 = 40;
 /// Stages that are checked at each length; only patterns that mix several radices have more.
 pub const STAGES: u32 = 512;
 
-/// Checks `pattern` up to `max_tokens`.
+/// Checks the pattern of `sparsity` up to `max_tokens`, at every stage or at the one that it fixes.
 ///
 /// # Errors
 /// The first violation, as [`classify::check`] reports it.
-pub fn check(pattern: &Pattern, block: u32, max_tokens: u32) -> Result<(), ClassifyError> {
+pub fn check(sparsity: &Sparsity, max_tokens: u32) -> Result<(), ClassifyError> {
+    let (pattern, block) = (&sparsity.pattern, sparsity.block);
     if always_causal(pattern) && always_sees_itself(pattern) {
         return Ok(());
     }
@@ -38,7 +39,11 @@ pub fn check(pattern: &Pattern, block: u32, max_tokens: u32) -> Result<(), Class
             (blocks - 1) * block + 1,
             (blocks * block).min(max_tokens.max(1)),
         ] {
-            for index in 0..pattern.stage_count(blocks).min(STAGES) {
+            let stages = match sparsity.stage {
+                Some(stage) => stage..=stage,
+                None => 0..=pattern.stage_count(blocks).min(STAGES) - 1,
+            };
+            for index in stages {
                 let context = Context::new(block, kv_len, index);
                 classify::check_tables(pattern, &context)?;
                 classify::check(&classify::lower(pattern, &context))?;
@@ -91,16 +96,24 @@ mod tests {
         Leaf::Causal.into()
     }
 
+    fn check(pattern: Pattern, block: u32, max_tokens: u32) -> Result<(), ClassifyError> {
+        let sparsity = Sparsity {
+            block,
+            ..pattern.into()
+        };
+        super::check(&sparsity, max_tokens)
+    }
+
     #[test]
     fn patterns_that_hold() {
         let local = Pattern::from(Leaf::Local {
             before: 1,
             after: 1,
         });
-        assert_eq!(check(&(causal() & local), 128, 1 << 20), Ok(()));
+        assert_eq!(check(causal() & local, 128, 1 << 20), Ok(()));
         // Not proved by form, but true: block 0 is before or at every block.
         assert_eq!(
-            check(&(causal() & Leaf::Sink { blocks: 1 }.into()), 16, 5000),
+            check(causal() & Leaf::Sink { blocks: 1 }.into(), 16, 5000),
             Ok(())
         );
     }
@@ -112,18 +125,28 @@ mod tests {
             radix: 2,
             count: 1,
         });
-        let empty = check(&(causal() & shift), 128, 1 << 20);
+        let empty = check(causal() & shift.clone(), 128, 1 << 20);
         assert!(
             matches!(empty, Err(ClassifyError::EmptyQuery { query: 0, .. })),
             "{empty:?}"
         );
-        let leak = check(&Leaf::All.into(), 128, 1 << 20);
+        // The pattern's own stage is the one that is checked.
+        let fixed = Sparsity {
+            stage: Some(2),
+            ..Sparsity::from(causal() & shift)
+        };
+        let empty = super::check(&fixed, 1 << 20);
+        assert!(
+            matches!(empty, Err(ClassifyError::EmptyQuery { stage: 2, .. })),
+            "{empty:?}"
+        );
+        let leak = check(Leaf::All.into(), 128, 1 << 20);
         assert_eq!(leak, Err(ClassifyError::CausalLeak { query: 0, key: 127 }));
         // Fails only from the fourth block on.
         let late = Pattern::from(Leaf::Window { tokens: 8 }) & Leaf::Sink { blocks: 2 }.into();
-        assert_eq!(check(&late, 8, 23), Ok(()));
+        assert_eq!(check(late.clone(), 8, 23), Ok(()));
         assert!(matches!(
-            check(&late, 8, 24),
+            check(late, 8, 24),
             Err(ClassifyError::EmptyQuery { query: 23, .. })
         ));
     }

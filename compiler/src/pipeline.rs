@@ -16,8 +16,8 @@ use std::time::Instant;
 pub struct Request<'a> {
     /// Targets to make kernels for.
     pub targets: &'a [Target],
-    /// Element type; the model's own where `None`.
-    pub dtype: Option<Dtype>,
+    /// Element types; where there are none, those of [`plan::dtypes`].
+    pub dtypes: &'a [Dtype],
     /// Longest sequence in tokens; the model's own limit where `None`.
     pub capacity: Option<u32>,
 }
@@ -80,9 +80,7 @@ pub fn lower(
     let capacity = request.capacity.unwrap_or(model.max_positions);
     let layers = clock.time("swap", || config::swapped(model, sparsity))?;
     let first = layers.first().ok_or(PipelineError::NoLayers)?.layer;
-    clock.time("lengths", || {
-        lengths::check(&sparsity.pattern, sparsity.block, capacity)
-    })?;
+    clock.time("lengths", || lengths::check(sparsity, capacity))?;
     let indices: Vec<u32> = layers.iter().map(|layer| layer.index).collect();
     let context = Context::new(sparsity.block, capacity, 0);
     let proof = clock.time("prove", || {
@@ -135,10 +133,9 @@ fn graphs(
 }
 
 fn kernels(model: &ModelConfig, sparsity: &Sparsity, request: &Request<'_>) -> Vec<PlannedKernel> {
-    let wanted = request.dtype.unwrap_or(model.dtype);
     let mut kernels = Vec::new();
     for &target in request.targets {
-        for &dtype in plan::dtypes(target, wanted) {
+        for dtype in plan::dtypes(target, request.dtypes, model.dtype) {
             let specs = plan::lower(model, sparsity, dtype).into_iter();
             kernels.extend(specs.map(|spec| PlannedKernel {
                 key: key::of(&spec, target),
@@ -180,13 +177,13 @@ mod tests {
         let sparsity = Sparsity::parse("test", pattern).expect("pattern");
         let request = Request {
             targets: &[Target::Cpu, Target::Vulkan, Target::Cpu],
-            dtype: None,
+            dtypes: &[],
             capacity: None,
         };
         let lowered = lower(&model, &sparsity, &request).expect("a plan");
         let Plan { proof, kernels, .. } = &lowered.plan;
-        // Vulkan has no bf16: f16 and f32 instead.
-        assert_eq!(kernels.len(), 2 + 4);
+        // The CPU runs f32 by default; Vulkan has no bf16: f16 and f32 instead.
+        assert_eq!(kernels.len(), 4 + 4);
         assert_eq!((lowered.plan.capacity, proof.full_at), (65536, Some(9)));
         assert!(
             lowered

@@ -34,13 +34,58 @@ pub fn rows(sparsity: &Sparsity) -> Rows {
     resolve::closed_form(&sparsity.pattern).map_or(Rows::Table, Rows::ClosedForm)
 }
 
-/// The element types to make kernels in for `target` when `wanted` is asked for: itself,
-/// or where the target's language lacks it those that can stand in for it.
-pub fn dtypes(target: Target, wanted: Dtype) -> &'static [Dtype] {
-    match (target, wanted) {
-        (Target::Vulkan | Target::Webgpu, Dtype::Bf16) => &[Dtype::F16, Dtype::F32],
-        (_, Dtype::F32) => &[Dtype::F32],
-        (_, Dtype::F16) => &[Dtype::F16],
-        (Target::Cuda(_) | Target::Metal | Target::Cpu, Dtype::Bf16) => &[Dtype::Bf16],
+/// The element type in which a model of `model` is run on `target` where no other is asked for.
+/// [`dtypes`] has kernels made for it.
+pub fn dtype(target: Target, model: Dtype) -> Dtype {
+    match target {
+        Target::Cuda(_) | Target::Metal => model,
+        // Vulkan and WebGPU have no bf16, and not every device of theirs has f16; the CPU
+        // computes in f32, whatever it reads.
+        Target::Vulkan | Target::Webgpu | Target::Cpu => Dtype::F32,
+    }
+}
+
+/// The element types to make kernels in for `target`, each once: those in `asked`, or where there
+/// are none, that of `model` and the one that [`dtype`] picks. Where the target lacks bf16, f16 and
+/// f32 stand in for it.
+pub fn dtypes(target: Target, asked: &[Dtype], model: Dtype) -> Vec<Dtype> {
+    let default = [model, dtype(target, model)];
+    let wanted = if asked.is_empty() { &default } else { asked };
+    let made = wanted.iter().flat_map(|wanted| match target.has(*wanted) {
+        true => vec![*wanted],
+        false => vec![Dtype::F32, Dtype::F16],
+    });
+    let mut made: Vec<Dtype> = made.collect();
+    made.sort_unstable();
+    made.dedup();
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a run takes by default is among what is made by default.
+    #[test]
+    fn kernels_are_made_for_the_type_that_runs() {
+        let targets = ["cuda:sm_90a", "vulkan", "webgpu", "metal", "cpu"];
+        for target in targets.map(|target| target.parse::<Target>().expect("a target")) {
+            for model in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let made = dtypes(target, &[], model);
+                assert!(made.contains(&dtype(target, model)), "{target} {model:?}");
+                assert!(!target.has(model) || made.contains(&model));
+                assert!(made.iter().all(|made| target.has(*made)));
+                assert!(made.is_sorted_by(|a, b| a < b));
+            }
+        }
+        let asked = [Dtype::Bf16, Dtype::F32, Dtype::Bf16];
+        assert_eq!(
+            dtypes(Target::Cpu, &asked, Dtype::F16),
+            [Dtype::F32, Dtype::Bf16]
+        );
+        assert_eq!(
+            dtypes(Target::Vulkan, &asked[..1], Dtype::F32),
+            [Dtype::F32, Dtype::F16]
+        );
     }
 }

@@ -51,6 +51,19 @@ pub enum Target {
     Cpu,
 }
 
+impl Target {
+    /// Whether its language has an element type.
+    pub fn has(self, dtype: Dtype) -> bool {
+        match (self, dtype) {
+            (Self::Vulkan | Self::Webgpu, Dtype::Bf16) => false,
+            (Self::Vulkan | Self::Webgpu, Dtype::F32 | Dtype::F16)
+            | (Self::Cuda(_) | Self::Metal | Self::Cpu, Dtype::F32 | Dtype::F16 | Dtype::Bf16) => {
+                true
+            }
+        }
+    }
+}
+
 /// A CUDA compute capability with its architecture-specific suffix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sm {

@@ -63,7 +63,7 @@ impl Policy {
         for layer in swapped {
             policy.layers[layer.layer as usize] = Some(LayerPolicy {
                 plan: plan.clone(),
-                index: sparsity.stage.unwrap_or(layer.index),
+                index: layer.index,
                 swapped: true,
                 counts: Counts::default(),
             });

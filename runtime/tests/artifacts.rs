@@ -3,7 +3,7 @@
 use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
 use butterfly_ir::plan::{Proof, SwappedLayer};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build};
-use butterfly_runtime::artifacts::{ArtifactError, Artifacts, write};
+use butterfly_runtime::artifacts::{ArtifactError, Artifacts, Embedded, add, write};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -114,17 +114,136 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         head_dim: 80,
         ..spec()
     };
-    for (spec, target) in [(other, Target::Webgpu), (spec(), Target::Vulkan)] {
-        let message = artifacts
-            .select(&spec, target)
-            .expect_err("missing")
-            .to_string();
-        assert!(
-            message.contains("butterfly compile")
-                && message.contains(&format!("--target {target}")),
-            "{message}"
-        );
+    let says = |artifacts: &Artifacts, spec: &KernelSpec, target, parts: &[&str]| {
+        let error = artifacts.select(spec, target).expect_err("missing");
+        let message = error.to_string();
+        for part in parts {
+            assert!(message.contains(part), "no `{part}` in: {message}");
+        }
+    };
+    // What is advised keeps what is there.
+    let dir = dir.display().to_string();
+    let command = format!(
+        "butterfly compile CONFIG --pattern 'block 128 stage_by swapped_index causal & local(1)' \
+         --capacity 1024 --target vulkan --dtype f32 --add -o {dir}"
+    );
+    says(&artifacts, &spec(), Target::Vulkan, &[&command]);
+    let none = KernelSpec {
+        dtype: Dtype::Bf16,
+        ..spec()
+    };
+    says(&artifacts, &none, Target::Vulkan, &["vulkan has no bf16"]);
+    // Heads that no kernel of the folder has are those of another model.
+    let parts = ["config.json (llama)", "64/64", "80/64", "another folder"];
+    says(&artifacts, &other, Target::Webgpu, &parts);
+
+    let text = fs::read_to_string(artifacts.dir().join("manifest.json")).expect("manifest");
+    let embedded = Box::leak(Box::new(Embedded {
+        dir: "/build/out",
+        manifest: text.leak(),
+        files: &[("kernels/0123.wgsl", &[7])],
+    }));
+    let embedded = Artifacts::embedded(embedded).expect("opened");
+    let parts = ["inside this program", "target vulkan", "element type f32"];
+    says(&embedded, &spec(), Target::Vulkan, &parts);
+}
+
+/// Added one after the other, in any order, kernels make the folder that they make at once.
+#[test]
+fn kernels_are_added() {
+    let root = tempfile::tempdir().expect("root");
+    let (manifest, files) = content(8);
+    let kernel = |key: &str, target, bytes: &[u8]| {
+        let path = format!("kernels/{key}.wgsl");
+        let mut entry = manifest.kernels[0].clone();
+        (entry.key, entry.target) = (key.into(), target);
+        entry.files[0] = FileEntry {
+            path: path.clone(),
+            bytes: bytes.len() as u64,
+            blake3: blake3::hash(bytes).to_hex().to_string(),
+        };
+        (entry, (path, bytes.to_vec()))
+    };
+    let (a, b) = (
+        kernel("aaaa", Target::Webgpu, &[1]),
+        kernel("bbbb", Target::Vulkan, &[2, 2]),
+    );
+    let with = |kernels: &[&(KernelEntry, (String, Vec<u8>))]| {
+        let made = Manifest {
+            kernels: kernels.iter().map(|(entry, _)| entry.clone()).collect(),
+            ..manifest.clone()
+        };
+        let files = kernels.iter().map(|(_, file)| file.clone());
+        (made, files.collect::<Vec<_>>())
+    };
+    let (both, contents) = with(&[&b, &a]);
+    let at_once = root.path().join("at once");
+    write(&at_once, &both, &contents).expect("written");
+    let text = |dir: &Path| fs::read_to_string(dir.join("manifest.json")).expect("manifest");
+    for (name, order) in [("ab", [&a, &b]), ("ba", [&b, &a])] {
+        let dir = root.path().join(name);
+        for kernel in [order[0], order[1], order[0]] {
+            let (made, file) = with(&[kernel]);
+            add(&dir, &made, &file).expect("added");
+        }
+        assert_eq!(text(&dir), text(&at_once), "{name}");
+        assert_eq!(names(&dir.join("kernels")), ["aaaa.wgsl", "bbbb.wgsl"]);
+        Artifacts::open(&dir).expect("whole");
     }
+    // Made again, with other bytes.
+    let dir = root.path().join("ab");
+    let (made, file) = with(&[&kernel("aaaa", Target::Webgpu, &[9])]);
+    let now = add(&dir, &made, &file).expect("added");
+    assert_eq!(now.kernels.len(), 2);
+    let artifacts = Artifacts::open(&dir).expect("whole");
+    assert_eq!(artifacts.image(&now.kernels[1]).expect("image"), [9]);
+
+    // Not beside those of something else.
+    let before = text(&dir);
+    let other = |what: &str, manifest: Manifest| {
+        let error = add(&dir, &manifest, &files).expect_err("refused");
+        assert!(matches!(error, ArtifactError::NotTheSame { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+        assert_eq!(text(&dir), before);
+    };
+    let capacity = 2048;
+    other(
+        "capacity",
+        Manifest {
+            capacity,
+            ..manifest.clone()
+        },
+    );
+    let compiler = "0.0.9".into();
+    other(
+        "version",
+        Manifest {
+            compiler,
+            ..manifest.clone()
+        },
+    );
+    let mut sparsity = manifest.sparsity.clone();
+    sparsity.block = 64;
+    other(
+        "pattern",
+        Manifest {
+            sparsity,
+            ..manifest.clone()
+        },
+    );
+    let mut config = manifest.config.clone();
+    config.blake3 = "0".into();
+    other(
+        "config",
+        Manifest {
+            config,
+            ..manifest.clone()
+        },
+    );
+    // A damaged folder is not added to.
+    fs::write(dir.join("kernels/bbbb.wgsl"), "changed").expect("written");
+    let error = add(&dir, &manifest, &files).expect_err("damaged");
+    assert!(matches!(error, ArtifactError::Malformed { .. }), "{error}");
 }
 
 #[test]

@@ -205,3 +205,153 @@ fn a_killed_compiler_leaves_the_old_folder() {
         before
     );
 }
+
+fn on_model(command: &str, model: &str, artifacts: &Path, more: &[&str]) -> Output {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_butterfly"));
+    run.arg(command)
+        .arg("--model")
+        .arg(fixture("models").join(model))
+        .arg("--artifacts")
+        .arg(artifacts)
+        .args(more);
+    run.output().expect("runs")
+}
+
+/// `compile` with the flags of the model named in `fixtures/models`, and no others.
+fn compiled(model: &str, dir: &Path, more: &[&str]) {
+    let run = Command::new(env!("CARGO_BIN_EXE_butterfly"))
+        .arg("compile")
+        .arg(fixture("models").join(model).join("config.json"))
+        .args([
+            "--pattern",
+            "block 16 causal & (local(1) | partner(causal_shift) | sink(1))",
+        ])
+        .arg("-o")
+        .arg(dir)
+        .args(more)
+        .env_remove("BUTTERFLY_NVRTC")
+        .env_remove("VIRTUAL_ENV")
+        .output()
+        .expect("runs");
+    assert!(run.status.success(), "{}", said(&run));
+}
+
+/// Targets and element types of a folder.
+fn held(dir: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read(dir.join("manifest.json")).expect("manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let kernels = manifest["kernels"].as_array().expect("kernels").iter();
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_string();
+    let mut held: Vec<_> = kernels
+        .map(|kernel| (text(&kernel["target"]), text(&kernel["spec"]["dtype"])))
+        .collect();
+    held.sort();
+    held.dedup();
+    held
+}
+
+const TOKENS: [&str; 5] = ["--tokens", "1,2,3", "--max-new-tokens", "3", "--ignore-end"];
+
+/// What is compiled without any flag runs without any flag.
+#[test]
+fn defaults_fit_together() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    compiled("llama", &dir, &[]);
+    for device in ["auto", "cpu", "vulkan"] {
+        let flags = [&TOKENS[..], &["--device", device, "--json"]].concat();
+        let run = on_model("generate", "llama", &dir, &flags);
+        assert!(run.status.success(), "{device}: {}", said(&run));
+        let report: serde_json::Value = serde_json::from_slice(&run.stdout).expect("object");
+        assert_eq!(report["dtype"], "f32", "{device}");
+        assert_eq!(report["compiled_kernels"], serde_json::json!([]));
+        assert!(!said(&run).contains("kernels"), "{}", said(&run));
+    }
+    // The model's own type is there as well.
+    let flags = [&TOKENS[..], &["--device", "cpu", "--dtype", "bf16"]].concat();
+    let run = on_model("generate", "llama", &dir, &flags);
+    assert!(run.status.success(), "{}", said(&run));
+}
+
+/// Where a folder holds other types than the default, these run, and it is said.
+#[test]
+fn what_is_there_runs() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    compiled("llama", &dir, &["--target", "cpu", "--dtype", "f16"]);
+    let flags = [&TOKENS[..], &["--device", "cpu", "--json"]].concat();
+    let run = on_model("generate", "llama", &dir, &flags);
+    assert!(run.status.success(), "{}", said(&run));
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).expect("object");
+    assert_eq!(report["dtype"], "f16");
+    let note = "note: the artifacts have no f32 kernels for cpu; running in f16";
+    assert!(said(&run).contains(note), "{}", said(&run));
+}
+
+/// The command that an error names adds what was missing, and keeps all else.
+#[test]
+fn advice_adds() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("my artifacts");
+    compiled("llama", &dir, &["--target", "metal,cpu"]);
+    let before = held(&dir);
+    let flags = [&TOKENS[..], &["--device", "cpu", "--dtype", "f16"]].concat();
+    let run = on_model("generate", "llama", &dir, &flags);
+    assert_eq!(run.status.code(), Some(2));
+    let message = said(&run);
+    let command = message
+        .split_once("add them with: butterfly ")
+        .expect("advice")
+        .1;
+    let command = command.split_once(" (CONFIG is the ").expect("advice").0;
+    let config = fixture("models/llama/config.json");
+    let command = command.replace("CONFIG", &config.display().to_string());
+    let script = format!("'{}' {command}", env!("CARGO_BIN_EXE_butterfly"));
+    let advised = Command::new("sh")
+        .args(["-c", &script])
+        .output()
+        .expect("sh");
+    assert!(advised.status.success(), "{script}: {}", said(&advised));
+    let run = on_model("generate", "llama", &dir, &flags);
+    assert!(run.status.success(), "{}", said(&run));
+    let now = held(&dir);
+    assert!(before.iter().all(|kind| now.contains(kind)), "{now:?}");
+    assert_eq!(now.len(), before.len() + 1);
+    whole(&dir);
+
+    // As if all had been made at once.
+    let at_once = root.path().join("at once");
+    compiled("llama", &at_once, &["--target", "metal", "--dtype", "bf16"]);
+    let cpu = ["--target", "cpu", "--dtype", "f32,bf16,f16", "--add"];
+    compiled("llama", &at_once, &cpu);
+    let text = |dir: &Path| std::fs::read(dir.join("manifest.json")).expect("manifest");
+    assert!(text(&dir) == text(&at_once));
+
+    // Without it, what is lost is said.
+    let run = Command::new("sh")
+        .args(["-c", &script.replace(" --add", "")])
+        .output()
+        .expect("sh");
+    assert!(run.status.success());
+    assert!(said(&run).contains("--add keeps them"), "{}", said(&run));
+    assert_eq!(held(&dir), [("cpu".to_string(), "f16".to_string())]);
+}
+
+/// Both models are named, and there is no advice that replaces the folder.
+#[test]
+fn artifacts_of_another_model() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    compiled("llama", &dir, &["--target", "cpu"]);
+    let flags = [&TOKENS[..], &["--device", "cpu"]].concat();
+    let run = on_model("generate", "qwen3", &dir, &flags);
+    assert_eq!(run.status.code(), Some(2), "{}", said(&run));
+    let path = fixture("models/qwen3").display().to_string();
+    for part in [
+        "was compiled for config.json (llama), head size 16/16, group 2",
+        &format!("not for {path} (qwen3), head size 32/32, group 2"),
+        "into another folder: butterfly compile",
+    ] {
+        assert!(said(&run).contains(part), "no `{part}` in: {}", said(&run));
+    }
+}

@@ -138,6 +138,54 @@ fn with_nvrtc_the_binaries_are_the_same_twice_and_their_registers_are_known() {
     }
 }
 
+/// A pattern that fixes the stage does so for plan, proof and module, as for every other command.
+#[test]
+fn a_stage_in_the_header_is_that_of_every_layer() {
+    let root = tempfile::tempdir().expect("root");
+    let config = fixture("configs/gpt2.json");
+    let pattern = format!("block 128 stage 2 {PATTERN}");
+    let dir = root.path().join("artifacts");
+    let (config, dir) = (
+        config.to_str().expect("utf-8"),
+        dir.to_str().expect("utf-8"),
+    );
+    let object = |args: &[&str]| -> serde_json::Value {
+        let run = butterfly("2", &[args, &["--json", "--pattern", &pattern]].concat());
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{said}");
+        serde_json::from_slice(&run.stdout).expect("object")
+    };
+    object(&["compile", config, "--target", "cpu", "-o", dir]);
+    let manifest = std::fs::read(Path::new(dir).join("manifest.json")).expect("manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+    let layers = manifest["layers"].as_array().expect("layers");
+    assert_eq!(layers.len(), 12);
+    assert!(layers.iter().all(|layer| layer["index"] == 2), "{layers:?}");
+    let proof = object(&["prove", "--seq-len", "1024", "--layers", "12"]);
+    assert_eq!(manifest["capacity"], 1024);
+    assert_eq!(manifest["proof"], proof);
+    let rows = |more: &[&str]| object(&[&["topology", "--seq-len", "1024"], more].concat());
+    let of_layer = rows(&["--layer", "7", "--layers", "12"]);
+    assert_eq!((&of_layer["stage"], &of_layer), (&2.into(), &rows(&[])));
+    assert_eq!(of_layer, rows(&["--stage", "2"]));
+    let explained = object(&["explain", config, "--layer", "5", "--target", "cpu"]);
+    assert_eq!(explained["stage"], 2);
+    let bench = [
+        "bench",
+        "attention",
+        "--device",
+        "cpu",
+        "--seq-len",
+        "1024",
+        "--repeats",
+        "1",
+    ];
+    let degree =
+        |more: &[&str]| object(&[&bench[..], more].concat())["rows"][0]["mean_degree"].clone();
+    assert_eq!(degree(&[]), degree(&["--stage", "2"]));
+    assert_ne!(degree(&[]), degree(&["--stage", "0"]));
+}
+
 #[test]
 fn bad_configs_and_patterns() {
     let root = tempfile::tempdir().expect("root");

@@ -308,7 +308,7 @@ fn compile_prints_stages_and_times() {
     let emitted = |stage: &str| made["emitted"][stage].as_str().expect("text");
     assert!(emitted("graph").contains("fused:") && emitted("wgsl").contains("@compute"));
     let plan: serde_json::Value = serde_json::from_str(emitted("plan")).expect("JSON");
-    assert_eq!(plan["kernels"].as_array().map(Vec::len), Some(6));
+    assert_eq!(plan["kernels"].as_array().map(Vec::len), Some(8));
     assert_eq!(emitted("topology").lines().count(), 256);
     let passes = made["passes"].as_array().expect("passes");
     assert_eq!(

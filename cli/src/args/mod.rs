@@ -184,9 +184,9 @@ pub(crate) struct BenchAttention {
     #[arg(long, value_name = "T,T,…", value_delimiter = ',', default_value = "8192",
           value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub(crate) seq_len: Vec<u32>,
-    /// The stage, counted from 0.
-    #[arg(long, default_value_t = 3)]
-    pub(crate) stage: u32,
+    /// The stage, counted from 0 [default: the pattern's own, or 3].
+    #[arg(long)]
+    pub(crate) stage: Option<u32>,
     /// q heads [default: 16; with artifacts, as many as the kv heads need].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) q_heads: Option<u32>,
@@ -233,9 +233,10 @@ pub(crate) struct MadeFor {
         default_value = "cuda:sm_90a,cuda:sm_80,vulkan,webgpu,metal,cpu"
     )]
     pub(crate) target: Vec<Target>,
-    /// Element type: f32, f16 or bf16 [default: the model's own].
-    #[arg(long, value_parser = dtype)]
-    pub(crate) dtype: Option<Dtype>,
+    /// Element types: f32, f16, bf16 [default: the model's own, and the one that models run in by
+    /// default on the target].
+    #[arg(long, value_name = "DTYPE,…", value_delimiter = ',', value_parser = dtype)]
+    pub(crate) dtype: Vec<Dtype>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -247,9 +248,12 @@ pub(crate) struct Compile {
     pub(crate) pattern: PatternArg,
     #[command(flatten)]
     pub(crate) made_for: MadeFor,
-    /// The artifact folder to write.
+    /// The artifact folder to write; what it had is replaced.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+    /// Keep the kernels that the folder has for the same pattern and config.
+    #[arg(long)]
+    pub(crate) add: bool,
     /// Also print stages on the way from pattern to kernel.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE,…")]
     pub(crate) emit: Vec<Show>,

@@ -21,7 +21,8 @@ pub(crate) struct Run {
     /// Tokens of a prompt that are taken at once.
     #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) chunk: u32,
-    /// Element type: f32, f16 or bf16 [default: the model's own on CUDA, else and for logits f32].
+    /// Element type: f32, f16 or bf16 [default: the model's own on CUDA, else and for logits f32;
+    /// where artifacts hold no kernels in that, one that they hold].
     #[arg(long, value_parser = dtype)]
     pub(crate) dtype: Option<Dtype>,
     /// Where to run; `auto` is the first GPU, else the CPU.

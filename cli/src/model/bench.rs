@@ -1,6 +1,6 @@
 //! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
-use super::{Place, Sparse, Task, policy, report, run_on, sparse};
+use super::{Place, Setting, Sparse, Task, policy, report, run_on, sparse};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
@@ -128,7 +128,13 @@ fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Res
         sparse: sparse.as_ref(),
         size: [1, capacity.into(), run.chunk.into()],
     };
-    let report = run_on(run, subject.config.dtype, work)?;
+    let setting = Setting {
+        config: &subject.config,
+        path: subject.path,
+        dtype: subject.config.dtype,
+        sparse: sparse.as_ref(),
+    };
+    let report = run_on(run, &setting, work)?;
     crate::print(json, &report, || text(&report))
 }
 

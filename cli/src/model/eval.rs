@@ -1,13 +1,14 @@
 //! `butterfly eval`: what a pattern changes of what a model makes of a text.
 
 use super::continuation::Continuation;
-use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Eval as Command;
 use crate::failure::Failure;
-use crate::{source, svg, tensors};
+use crate::{source, svg};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
 use butterfly_models::{Chat, Folder, Logits, Model, Policy, Sampler};
+use butterfly_runtime::artifacts::{check_file, write_file};
 use serde::Serialize;
 
 /// The fact that is hidden, what asks for it, and the answer.
@@ -83,6 +84,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         None => None,
         sparse => Some(policy(&folder.config, sparse.as_ref(), &command.model)?),
     };
+    if let Some(path) = &command.plot {
+        check_file(path).map_err(Failure::bad)?;
+    }
     let work = Work {
         command,
         folder: &folder,
@@ -93,11 +97,18 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         window,
         capacity,
     };
-    let report = run_on(&command.run, folder.config.dtype, work)?;
+    let setting = Setting {
+        config: &folder.config,
+        path: &command.model,
+        dtype: folder.config.dtype,
+        sparse: sparse.as_ref(),
+    };
+    let report = run_on(&command.run, &setting, work)?;
     if let Some(path) = &command.plot {
         let cells = report.needles.iter();
         let cells = cells.map(|n| (n.attention, n.tokens, n.depth, n.found));
-        tensors::write_whole(path, svg::needles(&cells.collect::<Vec<_>>()).as_bytes())?;
+        let plot = svg::needles(&cells.collect::<Vec<_>>());
+        write_file(path, plot.as_bytes()).map_err(Failure::bad)?;
     }
     crate::print(json, &report, || text_of(&report))
 }

@@ -1,15 +1,14 @@
 //! `butterfly generate`: a text and what comes after it.
 
 use super::continuation::Continuation;
-use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Generate as Command;
 use crate::failure::Failure;
-use crate::source;
+use crate::{output, source};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
 use butterfly_models::{Chat, Folder, Message, Policy, Sampler, Sampling};
 use serde::Serialize;
-use std::io::Write;
 use std::time::Instant;
 
 #[derive(Serialize)]
@@ -68,13 +67,19 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         started,
         json,
     };
-    let report = run_on(&command.run, folder.config.dtype, work)?;
+    let setting = Setting {
+        config: &folder.config,
+        path: &command.model,
+        dtype: folder.config.dtype,
+        sparse: sparse.as_ref(),
+    };
+    let report = run_on(&command.run, &setting, work)?;
     if json {
         return crate::print(true, &report, String::new);
     }
-    println!();
+    output::out("\n")?;
     let decode = report.decode_tokens_per_second;
-    eprintln!(
+    output::note(format_args!(
         "{} on {} ({}): first token after {:.2} s; {} tokens of prompt at {:.0} a second, {} new ones{}{}",
         report.dtype.name(),
         report.device,
@@ -88,8 +93,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "; {:.2} GB",
             bytes as f64 / 1e9
         )),
-    );
-    eprint!("{}", report::text(&report.layers));
+    ));
+    output::note(format_args!("{}", report::text(&report.layers).trim_end()));
     Ok(())
 }
 
@@ -161,8 +166,8 @@ impl Task for Work<'_> {
                 break true;
             }
             tokens.push(token);
-            shown.show(&tokens)?;
-            if tokens.len() == self.command.max_new_tokens as usize {
+            let read = shown.show(&tokens)?;
+            if !read || tokens.len() == self.command.max_new_tokens as usize {
                 break false;
             }
             token = continuation.next(&[token])?;
@@ -204,28 +209,26 @@ impl<'a> Shown<'a> {
         }
     }
 
-    /// Prints what the last token adds; half a character waits for its other half.
-    fn show(&mut self, tokens: &[u32]) -> Result<(), Failure> {
+    /// Prints what the last token adds; half a character waits for its other half. Says whether
+    /// somebody still reads.
+    fn show(&mut self, tokens: &[u32]) -> Result<bool, Failure> {
         if !self.stream {
-            return Ok(());
+            return Ok(true);
         }
-        let mut out = std::io::stdout().lock();
-        let shown = match self.chat {
-            None => write!(
-                out,
+        match self.chat {
+            None => output::stream(format_args!(
                 "{}{}",
                 if tokens.len() > 1 { "," } else { "" },
                 tokens[tokens.len() - 1]
-            ),
+            )),
             Some(chat) => {
                 let text = chat.decode(tokens).map_err(Failure::bad)?;
                 let whole = text.trim_end_matches('\u{fffd}');
                 let new = whole.get(self.bytes..).unwrap_or_default();
                 self.bytes = self.bytes.max(whole.len());
-                write!(out, "{new}")
+                output::stream(new)
             }
-        };
-        shown.and_then(|()| out.flush()).map_err(Failure::bad)
+        }
     }
 
     /// The whole text.

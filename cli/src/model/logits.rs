@@ -1,12 +1,13 @@
 //! `butterfly logits`: tokens from a file → logits in a file.
 
-use super::{Place, Task, policy, report, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Logits as Command;
 use crate::failure::Failure;
 use crate::tensors;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
 use butterfly_models::{Folder, Logits, ModelError};
+use butterfly_runtime::artifacts::check_file;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -42,6 +43,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     }
     let sparse = sparse(&command.run, capacity)?;
     let policy = policy(&folder.config, sparse.as_ref(), &command.model)?;
+    check_file(&command.output).map_err(Failure::bad)?;
     let task = Work {
         command,
         folder: &folder,
@@ -51,8 +53,14 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         length,
         capacity,
     };
-    // What is compared with other software is f32, unless something else is asked for.
-    let report = run_on(&command.run, Dtype::F32, task)?;
+    let setting = Setting {
+        config: &folder.config,
+        path: &command.model,
+        // What is compared with other software is f32, unless something else is asked for.
+        dtype: Dtype::F32,
+        sparse: sparse.as_ref(),
+    };
+    let report = run_on(&command.run, &setting, task)?;
     crate::print(json, &report, || {
         format!(
             "logits of {batch} x {length} tokens on {} ({}) in {:.0} ms: {}\n{}",

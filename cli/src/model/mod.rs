@@ -13,17 +13,17 @@ mod memory;
 mod report;
 
 use crate::args::{DeviceArg, Run};
-use crate::device::check_pattern;
+use crate::device::{self, check_pattern};
 use crate::failure::Failure;
-use crate::source;
+use crate::{output, source};
 use burn::prelude::Backend;
 use butterfly::{AttentionBackend, Plan};
 use butterfly_compiler::lengths;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
-use butterfly_ir::{Context, Dtype, Sparsity};
+use butterfly_ir::{Context, Dtype, Sparsity, Target};
 use butterfly_models::{Folder, Footprint, Model, Policy, Unused};
-use butterfly_runtime::{Device, find};
+use butterfly_runtime::{Device, Found, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -76,20 +76,72 @@ impl<B: AttentionBackend> Place<B> {
         let loaded = Model::load(folder, self.dtype, &self.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;
         if !unused.is_empty() {
-            eprintln!(
+            output::note(format_args!(
                 "note: {} tensors of the folder are not used by this model: {}",
                 unused.len(),
                 unused.join(", ")
-            );
+            ));
         }
         Ok((model, unused))
     }
 }
 
+/// The model of a run, and its kernels.
+pub(crate) struct Setting<'a> {
+    pub(crate) config: &'a ModelConfig,
+    /// Its folder or config.
+    pub(crate) path: &'a Path,
+    /// The element type that is its own.
+    pub(crate) dtype: Dtype,
+    pub(crate) sparse: Option<&'a Sparse>,
+}
+
+impl Setting<'_> {
+    /// The element type to run in on `target`; artifacts have every kernel for it. Known before
+    /// weights are loaded.
+    fn dtype(&self, run: &Run, target: Target) -> Result<Dtype, Failure> {
+        let artifacts = self.sparse.and_then(|sparse| sparse.plan.artifacts());
+        let dtype = device::dtype(run.dtype, self.dtype, target, artifacts);
+        if !target.has(dtype) {
+            return Err(Failure::Bad(format!(
+                "--dtype {0}: {target} has no {0}; give f16 or f32",
+                dtype.name()
+            )));
+        }
+        if let Some(artifacts) = artifacts {
+            device::check_model(artifacts, self.config, self.path, (target, dtype))?;
+        }
+        Ok(dtype)
+    }
+
+    /// The target of a device: the one that artifacts have kernels for.
+    fn target(&self, device: Device, found: &Found) -> Result<Target, Failure> {
+        let artifacts = self.sparse.and_then(|sparse| sparse.plan.artifacts());
+        let target = match artifacts {
+            Some(artifacts) => artifacts.target_for(device, found.sm),
+            None => device.target(found.sm),
+        };
+        target.map_err(|error| Failure::Bad(format!("{}: {error}", found.name)))
+    }
+}
+
 /// Runs a task on the device that is asked for; what a driver's library cannot bear becomes
 /// a failure.
-pub(crate) fn run_on<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Failure> {
-    let result = catch_unwind(AssertUnwindSafe(|| on_device(run, model, task)));
+pub(crate) fn run_on<T: Task>(
+    run: &Run,
+    setting: &Setting<'_>,
+    task: T,
+) -> Result<T::Output, Failure> {
+    let result = catch_unwind(AssertUnwindSafe(|| match place(run, setting)? {
+        (None, dtype) => task.run::<burn_flex::Flex>(Place {
+            device: Default::default(),
+            kind: "cpu",
+            name: format!("{:?}", butterfly_cpu::Isa::best()),
+            dtype,
+            memory: memory::Memory::host(),
+        }),
+        (Some((device, found)), dtype) => on_device(device, found, dtype, task),
+    }));
     result.unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
@@ -100,15 +152,17 @@ pub(crate) fn run_on<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Out
     })
 }
 
-#[cfg_attr(
-    not(any(feature = "cuda", feature = "vulkan")),
-    allow(unused_variables)
-)]
-fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Failure> {
-    let wanted = match run.device {
-        DeviceArg::Cpu => None,
-        DeviceArg::Cuda => Some(Device::Cuda),
-        DeviceArg::Vulkan => Some(Device::Vulkan),
+/// Where to run, the CPU where it is no device, and the element type to run in. `auto` is the
+/// first GPU that is there and for which there are kernels, else the CPU.
+fn place(run: &Run, setting: &Setting<'_>) -> Result<(Option<(Device, Found)>, Dtype), Failure> {
+    let on = |device, found: Found| {
+        let dtype = setting.dtype(run, setting.target(device, &found)?)?;
+        Ok((Some((device, found)), dtype))
+    };
+    let device = match run.device {
+        DeviceArg::Cpu => return Ok((None, setting.dtype(run, Target::Cpu)?)),
+        DeviceArg::Cuda => Device::Cuda,
+        DeviceArg::Vulkan => Device::Vulkan,
         DeviceArg::Webgpu => {
             return Err(Failure::Bad(
                 "--device webgpu: models run on the graphics interface through vulkan here; give --device vulkan".into(),
@@ -119,24 +173,38 @@ fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Fai
                 "--device metal: models are not run on Metal yet; give --device cpu".into(),
             ));
         }
-        DeviceArg::Auto => [Device::Cuda, Device::Vulkan]
-            .into_iter()
-            .find(|device| find(*device).is_ok_and(|found| !found.software)),
-    };
-    let Some(device) = wanted else {
-        return task.run::<burn_flex::Flex>(Place {
-            device: Default::default(),
-            kind: "cpu",
-            name: format!("{:?}", butterfly_cpu::Isa::best()),
-            dtype: run.dtype.unwrap_or(Dtype::F32),
-            memory: memory::Memory::host(),
-        });
+        DeviceArg::Auto => {
+            for device in [Device::Cuda, Device::Vulkan] {
+                let Some(found) = find(device).ok().filter(|found| !found.software) else {
+                    continue;
+                };
+                let name = found.name.clone();
+                match on(device, found) {
+                    Ok(place) => return Ok(place),
+                    Err(failure) => device::note_passed_over(device, &name, &failure),
+                }
+            }
+            return Ok((None, setting.dtype(run, Target::Cpu)?));
+        }
     };
     let found = find(device).map_err(|reason| {
         Failure::Bad(format!(
             "--device {device}: {reason}; `butterfly doctor` lists what is here"
         ))
     })?;
+    on(device, found)
+}
+
+#[cfg_attr(
+    not(any(feature = "cuda", feature = "vulkan")),
+    allow(unused_variables)
+)]
+fn on_device<T: Task>(
+    device: Device,
+    found: Found,
+    dtype: Dtype,
+    task: T,
+) -> Result<T::Output, Failure> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda => {
@@ -147,7 +215,7 @@ fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Fai
             task.run::<B>(Place {
                 kind: "cuda",
                 name: found.name,
-                dtype: run.dtype.unwrap_or(model),
+                dtype,
                 memory: memory::Memory::of::<cubecl_cuda::CudaRuntime>(&device, found.memory),
                 device,
             })
@@ -159,15 +227,10 @@ fn on_device<T: Task>(run: &Run, model: Dtype, task: T) -> Result<T::Output, Fai
                 true => burn_wgpu::WgpuDevice::Cpu,
                 false => burn_wgpu::WgpuDevice::default(),
             };
-            if run.dtype == Some(Dtype::Bf16) {
-                return Err(Failure::Bad(
-                    "--dtype bf16: vulkan has no bf16; give f16 or f32".into(),
-                ));
-            }
             task.run::<B>(Place {
                 kind: "vulkan",
                 name: found.name,
-                dtype: run.dtype.unwrap_or(Dtype::F32),
+                dtype,
                 memory: memory::Memory::of::<burn_wgpu::WgpuRuntime>(&device, found.memory),
                 device,
             })
@@ -211,18 +274,18 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
         check_pattern(artifacts, &parsed.sparsity)?;
         let longest = artifacts.manifest.capacity as usize;
         if tokens > longest {
-            eprintln!(
+            output::note(format_args!(
                 "note: {} was checked for up to {longest} tokens, {tokens} are asked for",
                 artifacts.dir().display()
-            );
+            ));
         }
     }
     let pattern = &plan.sparsity().pattern;
     let blocks = (tokens as u32).div_ceil(plan.sparsity().block);
     if run.capacity.is_none() && pattern.stage_count(blocks) > 1 {
-        eprintln!(
+        output::note(format_args!(
             "note: the stages of the pattern are those of {tokens} tokens, all of this run; with other lengths layers see other blocks, unless --capacity fixes them"
-        );
+        ));
     }
     let mut sparsity = parsed.map_or_else(|| plan.sparsity().clone(), |parsed| parsed.sparsity);
     if run.swap.is_some() {
@@ -235,8 +298,7 @@ fn check(parsed: &Parsed, tokens: usize) -> Result<(), Failure> {
     let (sparsity, tokens) = (&parsed.sparsity, tokens as u32);
     let context = Context::new(sparsity.block, tokens, 0);
     source::check_tables(parsed, &context)?;
-    lengths::check(&sparsity.pattern, sparsity.block, tokens)
-        .map_err(|error| source::blame(parsed, &context, &error))
+    lengths::check(sparsity, tokens).map_err(|error| source::blame(parsed, &context, &error))
 }
 
 /// What each attention layer runs.
@@ -288,8 +350,8 @@ pub(crate) fn floats<B: Backend>(logits: burn::prelude::Tensor<B, 3>) -> Result<
 pub(crate) fn warn_of_length(config: &ModelConfig, tokens: usize) {
     let most = config.max_positions as usize;
     if tokens > most {
-        eprintln!(
+        output::note(format_args!(
             "warning: {tokens} tokens are more than the {most} positions that the model was made for (`max_position_embeddings`): what it says beyond is a guess"
-        );
+        ));
     }
 }

@@ -308,6 +308,14 @@ fn swapped_layers() {
         Ok(vec![(2, 2), (5, 5)])
     );
     assert_eq!(pairs(GPT2, Some(vec![]), StageBy::LayerIndex), Ok(vec![]));
+    // A stage in the header is that of every layer.
+    let fixed = Sparsity {
+        stage: Some(2),
+        stage_by: StageBy::LayerIndex,
+        ..Sparsity::from(causal())
+    };
+    let layers = swapped(&good(QWEN35), &fixed).expect("layers");
+    assert!(layers.iter().all(|layer| layer.index == 2), "{layers:?}");
     assert_eq!(
         pairs(GPT2, Some(vec![2, 12]), StageBy::LayerIndex),
         Err("swapped layer 12 does not exist: give layers below 12".to_string())

@@ -137,6 +137,17 @@ pub struct Sparsity {
     pub pattern: Pattern,
 }
 
+impl Sparsity {
+    /// The index that picks the stage of the layer `layer`, the swapped layer number `position`.
+    pub fn index(&self, position: u32, layer: u32) -> u32 {
+        match (self.stage, self.stage_by) {
+            (Some(stage), _) => stage,
+            (None, StageBy::SwappedIndex) => position,
+            (None, StageBy::LayerIndex) => layer,
+        }
+    }
+}
+
 /// Block size when neither text nor JSON names one.
 pub const DEFAULT_BLOCK: u32 = 128;
 

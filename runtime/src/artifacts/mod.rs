@@ -3,10 +3,15 @@
 //! In:  a manifest and its files, or a folder. Out: a folder that appears whole or not
 //! at all, or an [`Artifacts`] of which every byte was checked.
 
+mod add;
+mod advice;
+mod file;
 mod open;
 mod select;
 mod write;
 
+pub use add::add;
+pub use file::{check_file, write_file};
 pub use open::{Artifacts, Embedded};
 pub use write::write;
 
@@ -56,7 +61,7 @@ pub enum ArtifactError {
         what: String,
     },
     /// No kernel runs on the device that is here.
-    #[error("{}: no kernels for {own} among {there:?}; compile again with --target cuda:{own}", dir.display())]
+    #[error("{}: no kernels for {own} among {there:?}; {way_out}", dir.display())]
     Architecture {
         /// The artifact folder.
         dir: PathBuf,
@@ -64,6 +69,8 @@ pub enum ArtifactError {
         own: Sm,
         /// Those that there are kernels for.
         there: Vec<String>,
+        /// What makes them.
+        way_out: String,
     },
     /// The device does not say what it runs.
     #[error("the device has no compute capability")]
@@ -72,7 +79,7 @@ pub enum ArtifactError {
     #[error(transparent)]
     Image(#[from] LaunchError),
     /// No kernel fits.
-    #[error("no {target} kernel for {wanted} in {}; make it with: butterfly compile CONFIG --pattern '{pattern}' --target {target} --dtype {dtype} -o {}", dir.display(), dir.display())]
+    #[error("no {target} kernel for {wanted} in {}; {way_out}", dir.display())]
     Missing {
         /// The artifact folder.
         dir: PathBuf,
@@ -80,10 +87,40 @@ pub enum ArtifactError {
         target: Target,
         /// What was asked for.
         wanted: String,
-        /// The folder's pattern.
-        pattern: String,
-        /// The element type that was asked for.
-        dtype: &'static str,
+        /// What makes it.
+        way_out: String,
+    },
+    /// No kernel has such heads: the folder was made for another model.
+    #[error("{}: was compiled for {made_for}, not for {wanted}; {way_out}", dir.display())]
+    OtherModel {
+        /// The artifact folder.
+        dir: PathBuf,
+        /// Its model.
+        made_for: String,
+        /// The model or the heads that were asked for.
+        wanted: String,
+        /// What makes a folder for these.
+        way_out: String,
+    },
+    /// Layers that keep their attention, where the folder was made for a model that replaces all.
+    #[error("{}: holds no kernels for layers that keep their attention, since its pattern replaces every layer; {way_out}", dir.display())]
+    NoDense {
+        /// The artifact folder.
+        dir: PathBuf,
+        /// What makes them.
+        way_out: String,
+    },
+    /// Kernels cannot be added to those of something else.
+    #[error("{}: its kernels are for another {what}: {there}, not {given}; leave --add out to replace them, or choose another folder", dir.display())]
+    NotTheSame {
+        /// The artifact folder.
+        dir: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// What the folder was made for.
+        there: String,
+        /// What was to be added.
+        given: String,
     },
 }
 
@@ -96,6 +133,8 @@ fn way_out(error: &io::Error) -> &'static str {
             "; free space, or choose another folder"
         }
         io::ErrorKind::NotADirectory => "; a part of the path is a file",
+        io::ErrorKind::IsADirectory => "; name a file in it",
+        io::ErrorKind::NotFound => "; name a folder that is there",
         _ => "",
     }
 }

@@ -69,9 +69,14 @@ impl Artifacts {
                     &format!("names the file `{}` outside kernels/", file.path),
                 ));
             }
-            artifacts.read_checked(&file.path, file.bytes, &file.blake3)?;
+            artifacts.content(file)?;
         }
         Ok(artifacts)
+    }
+
+    /// Whether they lie in this program.
+    pub(super) fn is_embedded(&self) -> bool {
+        self.embedded.is_some()
     }
 
     /// The folder.
@@ -82,28 +87,12 @@ impl Artifacts {
     /// The kernel for `spec` on `target`.
     ///
     /// # Errors
-    /// [`ArtifactError::Missing`], which names the command that makes it.
+    /// [`ArtifactError::Missing`], which names the command that adds it, or
+    /// [`ArtifactError::OtherModel`].
     pub fn select(&self, spec: &KernelSpec, target: Target) -> Result<&KernelEntry, ArtifactError> {
         let fits = |kernel: &&KernelEntry| kernel.target == target && kernel.spec == *spec;
-        self.manifest
-            .kernels
-            .iter()
-            .find(fits)
-            .ok_or_else(|| ArtifactError::Missing {
-                dir: self.dir.clone(),
-                target,
-                wanted: format!(
-                    "{} of head size {}/{}, group {}, {}, block {}",
-                    spec.phase.name(),
-                    spec.head_dim,
-                    spec.v_head_dim,
-                    spec.group,
-                    spec.dtype.name(),
-                    spec.block
-                ),
-                pattern: self.manifest.pattern.replace('\n', " "),
-                dtype: spec.dtype.name(),
-            })
+        let kernel = self.manifest.kernels.iter().find(fits);
+        kernel.ok_or_else(|| self.missing(spec, target))
     }
 
     /// The form of a kernel that is launched, read again and checked again.
@@ -118,7 +107,11 @@ impl Artifacts {
     pub(super) fn last(&self, name: &str, files: &[FileEntry]) -> Result<Vec<u8>, ArtifactError> {
         let path = self.dir.join(MANIFEST);
         let missing = || malformed(&path, &format!("kernel {name} has no file"));
-        let file = files.last().ok_or_else(missing)?;
+        self.content(files.last().ok_or_else(missing)?)
+    }
+
+    /// The content of one of its files, read again and checked again.
+    pub(super) fn content(&self, file: &FileEntry) -> Result<Vec<u8>, ArtifactError> {
         self.read_checked(&file.path, file.bytes, &file.blake3)
     }
 

@@ -3,7 +3,7 @@
 use super::{ArtifactError, Artifacts};
 use crate::{Device, Loaded, Ready};
 use butterfly_ir::manifest::{self, KernelEntry};
-use butterfly_ir::{Rows, Sm, Sparsity, Target};
+use butterfly_ir::{Dtype, Rows, Sm, Sparsity, Target};
 
 impl Device {
     /// The target that suits a device best; `sm` is its compute capability, on NVIDIA.
@@ -45,8 +45,19 @@ impl Artifacts {
                 dir: self.dir().to_path_buf(),
                 own,
                 there: there.iter().map(Sm::to_string).collect(),
+                way_out: self.adding(Target::Cuda(own), None),
             }),
         }
+    }
+
+    /// Element types of the kernels for `target`, each once.
+    pub fn dtypes(&self, target: Target) -> Vec<Dtype> {
+        let kernels = self.manifest.kernels.iter();
+        let kernels = kernels.filter(|kernel| kernel.target == target);
+        let mut dtypes: Vec<Dtype> = kernels.map(|kernel| kernel.spec.dtype).collect();
+        dtypes.sort_unstable();
+        dtypes.dedup();
+        dtypes
     }
 
     /// All kernels that a device runs; none where the folder has none for it.
@@ -115,13 +126,13 @@ impl Artifacts {
     /// Causal attention for layers that keep it: its pattern and rows.
     ///
     /// # Errors
-    /// [`ArtifactError::Malformed`] where the folder was made for a model whose layers are
-    /// all replaced.
+    /// [`ArtifactError::NoDense`] where the folder was made for a model whose layers are all
+    /// replaced.
     pub fn dense(&self) -> Result<(Sparsity, Rows), ArtifactError> {
         let rows = self.manifest.dense.clone();
-        let none = || ArtifactError::Malformed {
-            path: self.dir().join(super::MANIFEST),
-            what: "holds no kernels for dense attention, since its pattern replaces every layer"
+        let none = || ArtifactError::NoDense {
+            dir: self.dir().to_path_buf(),
+            way_out: "name the layers to replace in the pattern (`layers 3,7 …`) and compile again"
                 .into(),
         };
         Ok((manifest::dense(), rows.ok_or_else(none)?))

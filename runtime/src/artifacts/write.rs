@@ -23,23 +23,35 @@ pub fn write(
     manifest: &Manifest,
     files: &[(String, Vec<u8>)],
 ) -> Result<(), ArtifactError> {
+    write_from(dir, || Ok((manifest.clone(), files.to_vec()))).map(|_| ())
+}
+
+/// A manifest, and the files that it names.
+type Content = (Manifest, Vec<(String, Vec<u8>)>);
+
+/// As [`write`], with the content that `make` gives when the folder is locked; gives its manifest.
+pub(super) fn write_from(
+    dir: &Path,
+    make: impl FnOnce() -> Result<Content, ArtifactError>,
+) -> Result<Manifest, ArtifactError> {
     let place = Place::of(dir)?;
     fs::create_dir_all(&place.parent).map_err(failed("create the folder", &place.parent))?;
     let _lock = Lock::take(&place, dir)?;
     place.remove_leftovers()?;
     let exists = check_replaceable(dir)?;
+    let (manifest, files) = make()?;
 
     let prefix = place.sibling("tmp-");
     let temporary = tempfile::Builder::new()
         .prefix(&prefix)
         .tempdir_in(&place.parent)
         .map_err(failed("create a temporary folder in", &place.parent))?;
-    fill(temporary.path(), dir, manifest, files)?;
+    fill(temporary.path(), dir, &manifest, &files)?;
     swap(temporary.path(), dir, exists)?;
     // After an exchange this removes the old artifacts; after a rename there is nothing left.
     match temporary.close() {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => Ok(manifest),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(manifest),
         Err(error) => Err(failed("remove the replaced artifacts of", dir)(error)),
     }
 }
@@ -146,7 +158,7 @@ fn is_same(_: &File, path: &Path) -> bool {
 }
 
 /// Whether `dir` is there; it may be replaced when it is empty or holds a manifest.
-fn check_replaceable(dir: &Path) -> Result<bool, ArtifactError> {
+pub(super) fn check_replaceable(dir: &Path) -> Result<bool, ArtifactError> {
     match fs::symlink_metadata(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(failed("look at", dir)(error)),
