@@ -245,11 +245,11 @@ fn check(device: Device, case: &Case) {
         bands.any(|band: &Band| band.contains(q as i32, k as i32))
     };
     let (o, lse) = butterfly_cpu::reference::attend_f64(&problem, sees);
-    let (atol, rtol) = match case.spec.dtype {
+    let o_within = match case.spec.dtype {
         Dtype::F32 => (2e-5, 1e-5),
         Dtype::F16 | Dtype::Bf16 => (2e-3, 2e-3),
     };
-    let compare = |what: &str, got: &[f32], want: &[f64]| {
+    let compare = |what: &str, got: &[f32], want: &[f64], (atol, rtol): (f64, f64)| {
         assert_eq!(got.len(), want.len(), "{what}");
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let off = (f64::from(*got) - want).abs();
@@ -261,8 +261,9 @@ fn check(device: Device, case: &Case) {
             );
         }
     };
-    compare("o", &floats(case.spec.dtype, &got.o), &o);
-    compare("lse", &got.lse, &lse);
+    compare("o", &floats(case.spec.dtype, &got.o), &o, o_within);
+    // f32 whatever the element type.
+    compare("lse", &got.lse, &lse, (1e-4, 0.0));
     assert!(got.first_milliseconds > 0.0 && got.milliseconds.len() == 2);
     assert!(got.milliseconds.iter().all(|ms| *ms > 0.0));
 }

@@ -6,6 +6,7 @@
 mod attend;
 mod delta;
 mod heads;
+mod project;
 mod rows;
 
 use crate::{AttentionBackend, Operation, OperationError};
@@ -44,7 +45,7 @@ fn typed<E: Stored>(
     match operation {
         Operation::Attend(op) => attend::attend::<E>(op, &inputs),
         Operation::Append(op) => Ok(heads::append::<E>(op, inputs)),
-        Operation::Project => Ok(rows::project(inputs)),
+        Operation::Project => Ok(project::project(inputs)),
         Operation::Norm { epsilon, .. } => Ok(rows::norm::<E>(&inputs, *epsilon)),
         Operation::AddNorm { epsilon } => Ok(rows::add_norm::<E>(&inputs, *epsilon)),
         Operation::Gated(activation) => Ok(rows::gated::<E>(&inputs, *activation)),

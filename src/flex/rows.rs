@@ -3,8 +3,7 @@
 use super::{Stored, elements, sigmoid, silu, tensor};
 use crate::Activation;
 use burn::tensor::TensorMetadata;
-use burn::tensor::ops::FloatTensorOps;
-use burn_flex::{Flex, FlexTensor};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 /// `x / rms(x) * weight`.
@@ -14,19 +13,6 @@ fn normalise<E: Stored>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [E]) 
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
         *out = E::put(x * factor * weight);
     }
-}
-
-/// Burn's own product.
-pub(super) fn project(inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
-    let [x, weight] = <[FlexTensor; 2]>::try_from(inputs).expect("the inputs were counted");
-    let mut shape = x.shape().to_vec();
-    let last = shape.len() - 1;
-    let (k, n) = (shape[last], weight.shape()[0]);
-    let rows = shape[..last].iter().product::<usize>();
-    shape[last] = n;
-    let rows = Flex::float_reshape(x, [rows, k].into());
-    let y = Flex::float_matmul(rows, Flex::float_swap_dims(weight, 0, 1));
-    vec![Flex::float_reshape(y, shape.into())]
 }
 
 pub(super) fn norm<E: Stored>(inputs: &[FlexTensor], epsilon: f32) -> Vec<FlexTensor> {

@@ -167,7 +167,9 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
         "{:?} {} q_len {} kv_len {} q_offset {} capacity {} index {} {spec:?}",
         spec.phase, case.target, case.q_len, case.kv_len, case.q_offset, case.capacity, case.index
     );
-    let close = |got: f32, want: f64, what: &str, at: [u32; 4]| {
+    // f32 whatever the element type; one key lost of n alike would move it by 1/n.
+    let lse_tolerance = |lse: f64| 1e-4 + 1e-6 * lse.abs();
+    let close = |got: f32, want: f64, tolerance: f64, what: &str, at: [u32; 4]| {
         let same = f64::from(got) == want || (f64::from(got) - want).abs() <= tolerance;
         assert!(same, "{what}{at:?} is {got}, not {want}: {label}");
     };
@@ -202,7 +204,8 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                     top + total.ln()
                 };
                 let at = ((b * heads + head) * case.q_len + i) as usize;
-                close(got_lse[at], lse, "lse", [b, head, i, 0]);
+                let within = lse_tolerance(lse);
+                close(got_lse[at], lse, within, "lse", [b, head, i, 0]);
                 for c in 0..dv {
                     let sum: f64 = (seen.iter().zip(&logits))
                         .map(|(key, x)| {
@@ -213,6 +216,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                     close(
                         got_o[of(o, head, i) + c as usize],
                         sum,
+                        tolerance,
                         "o",
                         [b, head, i, c],
                     );
