@@ -6,7 +6,7 @@
 //! Rust for `include!`.
 //!
 //! Invariants: the same input gives the same bytes; the module appears only when its folder
-//! is whole; a program that includes it needs neither files nor a compiler.
+//! is whole; a program that includes it needs neither files nor a compiler for attention.
 //!
 //! ```no_run
 //! // build.rs
@@ -20,6 +20,8 @@
 //! // mod attention { include!(concat!(env!("OUT_DIR"), "/attention.rs")); }
 //! // let plan = attention::plan()?;
 //! ```
+
+#![forbid(unsafe_code)]
 
 mod kernel;
 mod module;

@@ -93,12 +93,14 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
+    // SAFETY: passed on to the caller; the instructions are those of this function.
     unsafe { by_lanes::<Avx512>(lanes, problem, item, scratch) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
+    // SAFETY: passed on to the caller; the instructions are those of this function.
     unsafe { by_lanes::<Avx2>(lanes, problem, item, scratch) }
 }
 
@@ -109,6 +111,7 @@ unsafe fn by_lanes<S: Simd>(
     item: &mut Item,
     scratch: &mut Scratch,
 ) {
+    // SAFETY: passed on to the caller, whose item is of `lanes` lanes: one vector or two.
     unsafe {
         if lanes == S::N {
             compute::<S, 1>(problem, item, scratch)

@@ -17,6 +17,7 @@
 //! panel sees has no mask; elsewhere a mask is two comparisons for each band.
 
 #![warn(unsafe_op_in_unsafe_fn)]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod attend;
 mod isa;

@@ -44,6 +44,7 @@ pub(crate) unsafe fn product<S: Simd, const W: usize, const ACCUMULATED: bool>(
         ($($rows:literal)*) => {$(
             if S::ROWS >= $rows {
                 while left.rows - row >= $rows {
+                    // SAFETY: passed on to the caller; `$rows` rows are left from `row` on.
                     unsafe {
                         strip::<S, $rows, W, ACCUMULATED>(
                             Left { start: left.start.add(row * left.row_stride), ..left },
@@ -61,6 +62,9 @@ pub(crate) unsafe fn product<S: Simd, const W: usize, const ACCUMULATED: bool>(
 }
 
 /// `R` rows of the product, their sums in registers.
+///
+/// # Safety
+/// As for [`product`], with `R` rows left.
 #[inline(always)]
 unsafe fn strip<S: Simd, const R: usize, const W: usize, const ACCUMULATED: bool>(
     left: Left,
@@ -68,6 +72,8 @@ unsafe fn strip<S: Simd, const R: usize, const W: usize, const ACCUMULATED: bool
     factor: [S::Vector; W],
     out: *mut f32,
 ) {
+    // SAFETY: passed on to the caller: `starts` are rows of the left operand, of which a step past
+    // the last is never read; both panels have their vectors.
     unsafe {
         let mut sums = [[S::splat(0.0); W]; R];
         // Opaque pointers make the compiler keep the address of every row in a register

@@ -22,6 +22,7 @@ const SMALLEST: f32 = -87.336_54;
 /// The instructions of `S` exist.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
+    // SAFETY: passed on to the caller.
     unsafe {
         // In this order the maximum of a number that is none is none.
         let clamped = S::max(S::splat(SMALLEST), x);
@@ -51,6 +52,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
 #[inline(always)]
 pub(crate) unsafe fn mask<S: Simd, const W: usize>(logits: *mut f32, keys: usize, ranges: &[f32]) {
     let lanes = W * S::N;
+    // SAFETY: passed on to the caller; chunks of `ranges` are whole, and so are vectors within them.
     unsafe {
         for key in 0..keys {
             let position = S::splat(key as f32);
@@ -86,6 +88,7 @@ pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
     maximum: *mut f32,
     sum: *mut f32,
 ) -> [S::Vector; W] {
+    // SAFETY: passed on to the caller; `w` and `key` stay below the lengths that are promised.
     unsafe {
         let unseen = S::splat(f32::NEG_INFINITY);
         let mut old = [unseen; W];
@@ -138,6 +141,10 @@ pub(crate) fn finish(maximum: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "instructions are looked for before they are used; lanes are whole vectors"
+)]
 mod tests {
     use super::*;
     use crate::simd::Portable;

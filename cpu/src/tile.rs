@@ -59,6 +59,8 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     for &keys in &tile.tiles {
         for (index, panel) in tile.panels.iter().enumerate() {
             if let Some(visit) = panel.visit(keys) {
+                // SAFETY: passed on to the caller; room was reserved above, and a visit lies within
+                // its tile of the keys.
                 unsafe { visit_keys::<S, W>(problem, item, index, panel, visit, scratch) };
             }
         }
@@ -105,6 +107,8 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
         steps: keys,
     };
     let logits = logits.as_mut_ptr();
+    // SAFETY: the instructions are the caller's promise; every slice above has the length that its
+    // product or sum runs over, and starts at a multiple of a vector within aligned memory.
     unsafe {
         let scale = [S::splat(problem.scale); W];
         product::<S, W, false>(rows_of_k, queries.as_ptr(), scale, logits);

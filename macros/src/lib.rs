@@ -7,6 +7,8 @@
 //! Invariant: there is one grammar and one parser, that of `butterfly_ir`. Tokens are
 //! put back into text (`tokens`), and the value into constructors (`construct`).
 
+#![forbid(unsafe_code)]
+
 mod artifacts;
 mod construct;
 mod tokens;

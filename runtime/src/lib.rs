@@ -8,6 +8,8 @@
 //! Invariants: works without the compiler and the emitters; nothing of a folder is used
 //! before its digest holds; a kernel that is not there is an error, never compiled.
 
+#![warn(clippy::undocumented_unsafe_blocks)]
+
 pub mod artifacts;
 mod launch;
 

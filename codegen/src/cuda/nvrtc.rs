@@ -217,10 +217,8 @@ fn builtins(path: &Path) -> Vec<Library> {
         name.starts_with("libnvrtc-builtins.so")
     };
     // SAFETY: the library is a table of texts; loading it has no preconditions.
-    files
-        .filter(is_builtins)
-        .filter_map(|file| unsafe { Library::new(file) }.ok())
-        .collect()
+    let load = |file: PathBuf| unsafe { Library::new(file) }.ok();
+    files.filter(is_builtins).filter_map(load).collect()
 }
 
 impl Nvrtc {

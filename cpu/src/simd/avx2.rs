@@ -1,5 +1,10 @@
 //! AVX2 with FMA: 8 lanes, 16 registers.
 
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "each passes on what `Simd` asks of its caller: the instructions, and valid elements"
+)]
+
 use super::Simd;
 use std::arch::x86_64::*;
 

@@ -1,5 +1,10 @@
 //! AVX-512F: 16 lanes, 32 registers.
 
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "each passes on what `Simd` asks of its caller: the instructions, and valid elements"
+)]
+
 use super::Simd;
 use std::arch::x86_64::*;
 

@@ -1,5 +1,10 @@
 //! Plain arrays of four: what SSE2, NEON and the 128-bit set of WebAssembly hold.
 
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "each passes on what `Simd` asks of its caller: the instructions, and valid elements"
+)]
+
 use super::Simd;
 
 /// Requires nothing.
