@@ -21,6 +21,8 @@ __device__ __forceinline__ void store(const Launch& launch, const Shared& shared
     }
     store_matrices(row + j / 8 * 64 * 128 + ((j % 8 + lane / 16) ^ lane % 8) * 16, x);
   }
+  // By every thread that wrote, before it says so.
+  fence_copies();
   __syncwarp();
   if (elect()) barrier_arrive(shared.o_full(q_slot, consumer));
   store_lse(launch, item, unit, ends, warp, lane, lse);
@@ -56,8 +58,6 @@ __device__ __forceinline__ void write_outputs(const Launch& launch, const Shared
       const Unit unit = unit_of(item, shared.rank * UNITS + consumer);
       const unsigned staging = shared.q(q_slot, consumer);
       barrier_wait(shared.o_full(q_slot, consumer), turn);
-      // Here, because the consumer would wait for what it wrote.
-      fence_copies();
       // A copy writes nothing after the end of the tensor, but must not start before it.
       const int token = unit.token - launch.q_offset;
       if (token < 0) copy_rows(launch, item, unit, staging, output, lane);
