@@ -180,7 +180,7 @@ impl Check<'_> {
                 "{kv_len} keys are more than the capacity of {capacity} tokens: plan for more"
             )));
         }
-        if capacity > i32::MAX as usize / 2 {
+        if capacity > butterfly_ir::band::MAX_TOKENS as usize {
             return Err(self.argument(format!("a capacity of {capacity} tokens is too large")));
         }
         Ok(vec![

@@ -3,9 +3,9 @@
 //! In:  a specification and a target. Out: files by name, and what the manifest says of them.
 
 use crate::BuildError;
-use butterfly_compiler::key;
+use butterfly_ir::kernel::NATIVE_ENTRY;
 use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
-use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target};
+use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target, key};
 
 /// Paths below the artifact folder, and contents.
 pub type Files = Vec<(String, Vec<u8>)>;
@@ -117,7 +117,7 @@ fn native(spec: &KernelSpec) -> Result<Kernel, BuildError> {
     Ok(Kernel {
         spec: spec.clone(),
         target: Target::Cpu,
-        entry: "native".into(),
+        entry: NATIVE_ENTRY.into(),
         geometry: geometry(spec),
         resources: None,
         files: vec![("json".into(), (text + "\n").into_bytes())],

@@ -150,7 +150,7 @@ impl Call<'_> {
     fn scalars(&self) -> LaunchScalars {
         let shape = &self.shape;
         let strides = |heads: usize, tokens: usize, dim: usize| {
-            [heads * tokens * dim, tokens * dim, dim].map(|n| n as u32)
+            [heads * tokens * dim, tokens * dim, dim].map(|n| n as u64)
         };
         LaunchScalars {
             q_len: shape.q_len as u32,

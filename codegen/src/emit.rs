@@ -43,6 +43,7 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
                     Ok(plan) => (plan.text(spec), plan.geometry()),
                     Err(_) => print(spec, target, crate::cuda::print)?,
                 };
+                let text = geometry.heading() + &text;
                 (vec![("cu".to_string(), text.into_bytes())], geometry)
             }
             #[cfg(not(feature = "cuda"))]
@@ -51,7 +52,10 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
         Target::Vulkan | Target::Webgpu => {
             #[cfg(feature = "wgpu")]
             {
-                let (text, geometry) = print(spec, target, crate::wgpu::print)?;
+                let (text, geometry) = print(spec, target, |definition| {
+                    crate::wgpu::print(definition, target)
+                })?;
+                let text = geometry.heading() + &text;
                 (crate::wgpu::files(text, target)?, geometry)
             }
             #[cfg(not(feature = "wgpu"))]
@@ -61,6 +65,7 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
             #[cfg(feature = "metal")]
             {
                 let (text, geometry) = print(spec, target, crate::metal::print)?;
+                let text = geometry.heading() + &text;
                 (vec![("metal".to_string(), text.into_bytes())], geometry)
             }
             #[cfg(not(feature = "metal"))]
@@ -140,7 +145,11 @@ pub fn assemble_product(text: String) -> Result<Vec<(String, Vec<u8>)>, EmitErro
 pub fn product(dtype: Dtype) -> Option<(butterfly_ir::Product, String)> {
     use crate::hopper::product;
     let makes = matches!(dtype, Dtype::F16 | Dtype::Bf16);
-    makes.then(|| (product::product(dtype), product::text(dtype)))
+    makes.then(|| {
+        let launched = product::product(dtype);
+        let text = launched.heading() + &product::text(dtype);
+        (launched, text)
+    })
 }
 
 #[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "metal")))]
@@ -189,7 +198,7 @@ pub(crate) fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> 
 fn print(
     spec: &KernelSpec,
     target: Target,
-    printer: fn(Definition) -> Result<String, String>,
+    printer: impl Fn(Definition) -> Result<String, String>,
 ) -> Result<(String, Geometry), EmitError> {
     let _one_at_a_time = EXPANSION.lock().unwrap_or_else(PoisonError::into_inner);
     let internal = |message| EmitError::Internal { target, message };

@@ -4,6 +4,8 @@
 
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "support/large.rs"]
+mod large;
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/mod.rs"]
@@ -116,6 +118,17 @@ fn random_shapes_and_patterns() {
             });
         }
     });
+}
+
+/// Caches of more elements than 32 bits count, 9 GB of k and as many of v.
+#[test]
+#[ignore = "needs a Hopper GPU with 24 GB, and as much memory: cargo test --release -p butterfly-codegen --test cuda -- --ignored more_elements"]
+fn more_elements_than_32_bits_count() {
+    let gpu = cuda::device();
+    let own = gpu.own_target().expect("a Hopper GPU");
+    for phase in cases::PHASES {
+        large::check(phase, own, &|kernel, launch| gpu.launch(kernel, launch));
+    }
 }
 
 /// Small launches of unlike kernels, ten times each.

@@ -7,13 +7,14 @@
 //! Invariants: pure functions between the types of `butterfly-ir`, one pass a file,
 //! [`pipeline`] in order; no pass makes a T×T mask; nothing here knows a device.
 
+#![forbid(unsafe_code)]
+
 pub mod card;
 pub mod classify;
 pub mod config;
 pub mod cost;
 pub mod fuse;
 pub mod graph;
-pub mod key;
 pub mod lengths;
 pub mod pipeline;
 pub mod plan;
@@ -21,3 +22,5 @@ pub mod prove;
 pub mod resolve;
 pub mod schedule;
 pub mod work;
+
+pub use butterfly_ir::key;

@@ -3,7 +3,7 @@
 //! In:  slices, shapes and a band table from outside. Out: [`Problem::check`] holds, or an
 //! error that names the argument.
 
-use butterfly_ir::{Band, BandTable, ScoreValues, band::UNBOUNDED};
+use butterfly_ir::{Band, BandTable, ScoreValues, band::MAX_TOKENS};
 
 /// One call of attention: `o = softmax(scale * q k^T where seen) v`.
 ///
@@ -182,7 +182,7 @@ impl Problem<'_> {
                 kv_heads: self.kv_heads,
             });
         }
-        let limit = UNBOUNDED as usize;
+        let limit = MAX_TOKENS as usize + 1;
         let end = self.q_offset.saturating_add(self.q_len);
         for (name, given) in [("queries", end), ("keys", self.kv_len)] {
             if given >= limit {

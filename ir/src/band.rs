@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 /// any sequence, small enough that adding a position cannot overflow an `i32`.
 pub const UNBOUNDED: i32 = 1 << 30;
 
+/// Most tokens of a sequence: every position is then below [`UNBOUNDED`], and stays an `i32` when
+/// a limit is added to it.
+pub const MAX_TOKENS: u32 = UNBOUNDED as u32 - 1;
+
 /// The (query, key) region `lo <= k < hi` and `q + first <= k < q + end`, in tokens.
 ///
 /// `lo` and `hi` are absolute key positions, `first` and `end` are relative to the

@@ -76,6 +76,13 @@ pub fn second_entry(entry: &str) -> String {
     format!("{entry}_alone")
 }
 
+/// The first line of a kernel's text: a comment that says how it is launched, so that what a manifest
+/// says of a file can be held against the file.
+pub(crate) fn heading(launched: &impl Serialize) -> String {
+    let launched = serde_json::to_string(launched).expect("numbers and names have a JSON form");
+    format!("// Launched by {launched}\n")
+}
+
 /// A grid for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fitted {
@@ -101,6 +108,11 @@ impl Geometry {
         }
     }
 
+    /// The first line of the text of a kernel that is launched so.
+    pub fn heading(&self) -> String {
+        heading(self)
+    }
+
     /// What to launch on a device of so many processors, where [`Geometry::grid`] is `grid`.
     pub fn fitted(&self, grid: [u32; 3], processors: u32) -> Fitted {
         let [x, y, z] = grid;
@@ -123,24 +135,29 @@ impl Geometry {
 
     /// Workgroups to launch for `spec` with these scalars and `batch` sequences; for a
     /// [`Resident`] kernel the most of them, for a [`Split`] one those of its second entry
-    /// point, see [`Geometry::fitted`].
+    /// point, see [`Geometry::fitted`]. More than a `u32` counts are `u32::MAX`.
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
         match (spec.phase, self.resident) {
             (Phase::Prefill, Some(resident)) => {
-                let first = scalars.q_offset / spec.block;
-                let last = (scalars.q_offset + scalars.q_len).div_ceil(spec.block);
-                let items = (last - first) * resident.items_per_row * scalars.kv_heads * batch;
-                [resident.cluster * items, 1, 1]
+                let items = rows(spec, scalars)
+                    .saturating_mul(resident.items_per_row)
+                    .saturating_mul(scalars.kv_heads)
+                    .saturating_mul(batch);
+                [resident.cluster.saturating_mul(items), 1, 1]
             }
             (Phase::Prefill, None) => {
-                let first = scalars.q_offset / spec.block;
-                let last = (scalars.q_offset + scalars.q_len).div_ceil(spec.block);
-                let tiles = (last - first) * spec.block.div_ceil(self.q_tile);
-                [tiles, scalars.kv_heads * spec.group, batch]
+                let tiles = rows(spec, scalars).saturating_mul(spec.block.div_ceil(self.q_tile));
+                [tiles, scalars.kv_heads.saturating_mul(spec.group), batch]
             }
             (Phase::Decode, _) => [scalars.q_len, scalars.kv_heads, batch],
         }
     }
+}
+
+/// Rows of blocks that hold a query.
+fn rows(spec: &KernelSpec, scalars: &LaunchScalars) -> u32 {
+    let end = scalars.q_offset.saturating_add(scalars.q_len);
+    end.div_ceil(spec.block) - scalars.q_offset / spec.block
 }
 
 #[cfg(test)]

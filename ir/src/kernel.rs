@@ -4,6 +4,12 @@ use crate::{Geometry, RowProgram};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// Name of the entry point of every kernel for a GPU.
+pub const ENTRY: &str = "butterfly_attention";
+
+/// What stands for it where the native kernel runs.
+pub const NATIVE_ENTRY: &str = "native";
+
 /// Element type of q, k, v and o. Sums and the log-sum-exp are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -263,7 +269,6 @@ pub struct BandTable {
 ///
 /// Strides are in elements; the innermost dimension is contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[repr(C)]
 pub struct LaunchScalars {
     /// Queries.
     pub q_len: u32,
@@ -280,13 +285,13 @@ pub struct LaunchScalars {
     /// Bits of the f32 factor on the logits.
     pub scale_bits: u32,
     /// Strides of q: batch, head, token.
-    pub q_strides: [u32; 3],
+    pub q_strides: [u64; 3],
     /// Strides of k: batch, head, token.
-    pub k_strides: [u32; 3],
+    pub k_strides: [u64; 3],
     /// Strides of v: batch, head, token.
-    pub v_strides: [u32; 3],
+    pub v_strides: [u64; 3],
     /// Strides of o: batch, head, token. lse is contiguous [B, Hq, q_len].
-    pub o_strides: [u32; 3],
+    pub o_strides: [u64; 3],
 }
 
 impl LaunchScalars {
@@ -325,7 +330,8 @@ impl LaunchScalars {
         words
     }
 
-    /// The parameter buffer.
+    /// The parameter buffer. Of strides it holds the low 32 bits: who launches makes sure that there
+    /// are no others, but for dimensions of length 1, whose strides are multiplied by zero.
     pub fn words(&self) -> [u32; Self::WORDS] {
         let mut words = [0; Self::WORDS];
         words[..7].copy_from_slice(&[
@@ -346,7 +352,7 @@ impl LaunchScalars {
         .iter()
         .enumerate()
         {
-            words[7 + 3 * i..10 + 3 * i].copy_from_slice(strides);
+            words[7 + 3 * i..10 + 3 * i].copy_from_slice(&strides.map(|stride| stride as u32));
         }
         words
     }

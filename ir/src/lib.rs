@@ -10,9 +10,13 @@
 //! Invariants: values are meaningful on their own (no ids into hidden tables), and
 //! `compiler`, `codegen`, `cpu` and `runtime` know each other only through this crate.
 
+#![forbid(unsafe_code)]
+
 pub mod band;
+pub mod contract;
 pub mod geometry;
 pub mod kernel;
+pub mod key;
 pub mod layer_graph;
 pub mod manifest;
 pub mod model;
@@ -26,6 +30,7 @@ pub mod stage;
 pub mod topology;
 
 pub use band::Band;
+pub use contract::ContractError;
 pub use geometry::{Boxes, Geometry, Resident, Split};
 pub use kernel::{
     BandTable, Dtype, Kernel, KernelSpec, LaunchScalars, Phase, Resources, Rows, Score,

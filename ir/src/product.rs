@@ -27,3 +27,10 @@ pub struct Product {
     /// Elements of K in a tile.
     pub k_tile: u32,
 }
+
+impl Product {
+    /// The first line of the text of a kernel that is launched so.
+    pub fn heading(&self) -> String {
+        crate::geometry::heading(self)
+    }
+}

@@ -1,8 +1,11 @@
 //! Artifact folders: what is written is read, and nothing else is.
 
+use butterfly_ir::kernel::ENTRY;
 use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
 use butterfly_ir::plan::{Proof, SwappedLayer};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build};
+use butterfly_ir::{
+    Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build, key,
+};
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts, Embedded, add, write};
 use std::fs;
 use std::path::Path;
@@ -21,16 +24,27 @@ fn spec() -> KernelSpec {
     }
 }
 
-/// A folder's content with one kernel of `size` bytes.
+/// A kernel's text: its heading, and `size` bytes.
+fn text(size: usize) -> Vec<u8> {
+    let mut text = geometry().heading().into_bytes();
+    text.resize(text.len() + size, 7);
+    text
+}
+
+fn geometry() -> Geometry {
+    Geometry::new([256, 1, 1], [64, 32], 0)
+}
+
+/// A folder's content with one kernel of [`text`].
 fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
-    let bytes = vec![7u8; size];
+    let bytes = text(size);
     let path = "kernels/0123.wgsl".to_string();
-    let geometry = Geometry::new([64, 1, 1], [64, 32], 0);
+    let geometry = geometry();
     let entry = KernelEntry {
-        key: "0123".into(),
+        key: key::of(&spec(), Target::Webgpu),
         target: Target::Webgpu,
         spec: spec(),
-        entry: "attend".into(),
+        entry: ENTRY.into(),
         geometry,
         grid: manifest::grid_formulas(&spec(), &geometry),
         alone: manifest::alone("kernel", &geometry),
@@ -39,7 +53,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         spills: None,
         files: vec![FileEntry {
             path: path.clone(),
-            bytes: size as u64,
+            bytes: bytes.len() as u64,
             blake3: blake3::hash(&bytes).to_hex().to_string(),
         }],
     };
@@ -72,6 +86,11 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
     (manifest, vec![(path, bytes)])
 }
 
+/// Of a kernel's text.
+fn length(size: usize) -> u64 {
+    text(size).len() as u64
+}
+
 fn write_content(dir: &Path, size: usize) -> Result<(), ArtifactError> {
     let (manifest, files) = content(size);
     write(dir, &manifest, &files)
@@ -95,13 +114,13 @@ fn what_is_written_is_read_and_replaced() {
         write_content(&dir, size).expect("written");
         let artifacts = Artifacts::open(&dir).expect("opened");
         let kernel = artifacts.select(&spec(), Target::Webgpu).expect("kernel");
-        assert_eq!(artifacts.image(kernel).expect("image"), vec![7u8; size]);
+        assert_eq!(artifacts.image(kernel).expect("image"), text(size));
     }
     assert_eq!(names(&root.path().join("a/b")), ["artifacts"]);
     let again = root.path().join("again");
     write_content(&again, 200).expect("written");
-    let text = |dir: &Path| fs::read_to_string(dir.join("manifest.json")).expect("manifest");
-    assert_eq!(text(&dir), text(&again));
+    let manifest = |dir: &Path| fs::read_to_string(dir.join("manifest.json")).expect("manifest");
+    assert_eq!(manifest(&dir), manifest(&again));
 }
 
 #[test]
@@ -137,11 +156,12 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
     let parts = ["config.json (llama)", "64/64", "80/64", "another folder"];
     says(&artifacts, &other, Target::Webgpu, &parts);
 
-    let text = fs::read_to_string(artifacts.dir().join("manifest.json")).expect("manifest");
+    let manifest = fs::read_to_string(artifacts.dir().join("manifest.json")).expect("manifest");
+    let kernel: &[u8] = text(1).leak();
     let embedded = Box::leak(Box::new(Embedded {
         dir: "/build/out",
-        manifest: text.leak(),
-        files: &[("kernels/0123.wgsl", &[7])],
+        manifest: manifest.leak(),
+        files: vec![("kernels/0123.wgsl", kernel)].leak(),
     }));
     let embedded = Artifacts::embedded(embedded).expect("opened");
     let parts = ["inside this program", "target vulkan", "element type f32"];
@@ -153,20 +173,21 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
 fn kernels_are_added() {
     let root = tempfile::tempdir().expect("root");
     let (manifest, files) = content(8);
-    let kernel = |key: &str, target, bytes: &[u8]| {
-        let path = format!("kernels/{key}.wgsl");
+    let kernel = |target, form: &str, size: usize| {
+        let (key, bytes) = (key::of(&spec(), target), text(size));
+        let path = format!("kernels/{key}.{form}");
         let mut entry = manifest.kernels[0].clone();
-        (entry.key, entry.target) = (key.into(), target);
+        (entry.key, entry.target) = (key, target);
         entry.files[0] = FileEntry {
             path: path.clone(),
             bytes: bytes.len() as u64,
-            blake3: blake3::hash(bytes).to_hex().to_string(),
+            blake3: blake3::hash(&bytes).to_hex().to_string(),
         };
-        (entry, (path, bytes.to_vec()))
+        (entry, (path, bytes))
     };
     let (a, b) = (
-        kernel("aaaa", Target::Webgpu, &[1]),
-        kernel("bbbb", Target::Vulkan, &[2, 2]),
+        kernel(Target::Webgpu, "wgsl", 1),
+        kernel(Target::Metal, "metal", 2),
     );
     let with = |kernels: &[&(KernelEntry, (String, Vec<u8>))]| {
         let made = Manifest {
@@ -176,35 +197,40 @@ fn kernels_are_added() {
         let files = kernels.iter().map(|(_, file)| file.clone());
         (made, files.collect::<Vec<_>>())
     };
-    let (both, contents) = with(&[&b, &a]);
+    let (both, contents) = with(&[&a, &b]);
     let at_once = root.path().join("at once");
     write(&at_once, &both, &contents).expect("written");
-    let text = |dir: &Path| fs::read_to_string(dir.join("manifest.json")).expect("manifest");
+    let listed = |dir: &Path| fs::read_to_string(dir.join("manifest.json")).expect("manifest");
+    let mut paths = contents
+        .iter()
+        .map(|(path, _)| path.replace("kernels/", ""));
+    let mut paths = [paths.next(), paths.next()].map(|path| path.expect("two kernels"));
+    paths.sort();
     for (name, order) in [("ab", [&a, &b]), ("ba", [&b, &a])] {
         let dir = root.path().join(name);
         for kernel in [order[0], order[1], order[0]] {
             let (made, file) = with(&[kernel]);
             add(&dir, &made, &file).expect("added");
         }
-        assert_eq!(text(&dir), text(&at_once), "{name}");
-        assert_eq!(names(&dir.join("kernels")), ["aaaa.wgsl", "bbbb.wgsl"]);
+        assert_eq!(listed(&dir), listed(&at_once), "{name}");
+        assert_eq!(names(&dir.join("kernels")), paths);
         Artifacts::open(&dir).expect("whole");
     }
     // Made again, with other bytes.
     let dir = root.path().join("ab");
-    let (made, file) = with(&[&kernel("aaaa", Target::Webgpu, &[9])]);
+    let (made, file) = with(&[&kernel(Target::Webgpu, "wgsl", 9)]);
     let now = add(&dir, &made, &file).expect("added");
     assert_eq!(now.kernels.len(), 2);
     let artifacts = Artifacts::open(&dir).expect("whole");
-    assert_eq!(artifacts.image(&now.kernels[1]).expect("image"), [9]);
+    assert_eq!(artifacts.image(&now.kernels[0]).expect("image"), text(9));
 
     // Not beside those of something else.
-    let before = text(&dir);
+    let before = listed(&dir);
     let other = |what: &str, manifest: Manifest| {
         let error = add(&dir, &manifest, &files).expect_err("refused");
         assert!(matches!(error, ArtifactError::NotTheSame { .. }), "{error}");
         assert!(error.to_string().contains(what), "{error}");
-        assert_eq!(text(&dir), before);
+        assert_eq!(listed(&dir), before);
     };
     let capacity = 2048;
     other(
@@ -241,7 +267,7 @@ fn kernels_are_added() {
         },
     );
     // A damaged folder is not added to.
-    fs::write(dir.join("kernels/bbbb.wgsl"), "changed").expect("written");
+    fs::write(dir.join(&contents[1].0), "changed").expect("written");
     let error = add(&dir, &manifest, &files).expect_err("damaged");
     assert!(matches!(error, ArtifactError::Malformed { .. }), "{error}");
 }
@@ -390,7 +416,7 @@ fn a_killed_writer_leaves_the_old_artifacts_and_no_litter() {
         interrupted += usize::from(began());
         let artifacts = Artifacts::open(&dir).expect("whole after a kill");
         let bytes = artifacts.manifest.kernels[0].files[0].bytes;
-        assert!(bytes == 10 || bytes == 96 << 20, "{bytes}");
+        assert!(bytes == length(10) || bytes == length(96 << 20), "{bytes}");
         if interrupted >= 3 {
             break;
         }
@@ -420,7 +446,7 @@ fn of_two_writers_one_is_told_to_wait() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("written"));
     assert_eq!(
         Artifacts::open(&dir).expect("whole").manifest.kernels[0].files[0].bytes,
-        96 << 20
+        length(96 << 20)
     );
     write_content(&dir, 10).expect("free again");
     assert_eq!(names(root.path()), ["artifacts"]);
@@ -477,7 +503,7 @@ fn a_full_disk_leaves_the_old_artifacts() {
     }
     assert_eq!(
         Artifacts::open(&dir).expect("whole").manifest.kernels[0].files[0].bytes,
-        10
+        length(10)
     );
     assert_eq!(names(root.path()), ["artifacts"]);
 }

@@ -84,7 +84,7 @@ impl Case {
 
     fn scalars(&self) -> LaunchScalars {
         let strides = |heads: usize, tokens: usize, dim: usize| {
-            [heads * tokens * dim, tokens * dim, dim].map(|s| s as u32)
+            [heads * tokens * dim, tokens * dim, dim].map(|s| s as u64)
         };
         LaunchScalars {
             q_len: self.q_len as u32,

@@ -99,7 +99,7 @@ fn dims<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
 }
 
 /// Elements from one sequence, head and token to the next.
-fn strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [u32; 3] {
+fn strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [u64; 3] {
     let strides = x.meta.strides();
-    [strides[0], strides[1], strides[2]].map(|n| n as u32)
+    [strides[0], strides[1], strides[2]].map(|n| n as u64)
 }

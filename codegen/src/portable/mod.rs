@@ -22,7 +22,7 @@ use cubecl_core::ir::{
 use cubecl_core::prelude::*;
 
 /// Name of every entry point.
-pub(crate) const ENTRY: &str = "butterfly_attention";
+pub(crate) use butterfly_ir::kernel::ENTRY;
 
 /// A kernel without a language.
 pub(crate) struct Definition {

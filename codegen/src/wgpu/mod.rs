@@ -11,8 +11,8 @@ use cubecl_wgpu::WgslCompiler;
 use naga::back::spv;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
-/// Prints a definition as WGSL.
-pub(crate) fn print(definition: Definition) -> Result<String, String> {
+/// Prints a definition as WGSL, as it is launched on `target`.
+pub(crate) fn print(definition: Definition, target: Target) -> Result<String, String> {
     let outputs = 2;
     let address = AddressType::U32.unsigned_type();
     let mut shader = WgslCompiler::default()
@@ -27,9 +27,14 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
     shader.info = Default::default();
     let inputs = shader.buffers.len() - outputs;
     let text = shader.to_string();
-    // Barriers must be reached uniformly, and WGSL believes that of what depends on a
-    // buffer only if nobody can write it.
-    let text = text.replacen("storage, read_write>", "storage, read>", inputs);
+    let text = match target {
+        // Buffers may lie within one of wgpu's, which takes a single kind of access to that.
+        Target::Webgpu => text,
+        // Inputs say in SPIR-V that nobody writes them.
+        Target::Vulkan | Target::Cuda(_) | Target::Metal | Target::Cpu => {
+            text.replacen("storage, read_write>", "storage, read>", inputs)
+        }
+    };
     Ok(text.replacen("enable f16;", "enable f16;\n", 1))
 }
 

@@ -95,7 +95,7 @@ impl Gpu {
         let mut made = TensorMap([0; 16]);
         let reversed = |x: [u32; 4]| [x[3], x[2], x[1], x[0]];
         let sizes = reversed(map.shape).map(u64::from);
-        let [batch, head, token] = map.strides.map(|elements| u64::from(elements) * 2);
+        let [batch, head, token] = map.strides.map(|elements| elements * 2);
         // Type, no interleaving, swizzle and promotion of 128 bytes, zeros outside.
         let kind = if map.bf16 { 9 } else { 6 };
         // SAFETY: the signature is that of cuda.h.

@@ -48,7 +48,7 @@ pub(crate) struct Launch {
 pub(crate) struct Map {
     pub(crate) bf16: bool,
     pub(crate) shape: [u32; 4],
-    pub(crate) strides: [u32; 3],
+    pub(crate) strides: [u64; 3],
     pub(crate) tile: [u32; 4],
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Map {
 pub(crate) type Run<'a> = &'a dyn Fn(&Kernel, &Launch) -> (Vec<u8>, Vec<u8>);
 
 /// A repeatable number in `-1..1`.
-fn noise(seed: u32, i: usize) -> f32 {
+pub(crate) fn noise(seed: u32, i: usize) -> f32 {
     let mut x = (i as u32).wrapping_mul(0x9E37_79B9) ^ seed.wrapping_mul(0x85EB_CA6B);
     x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
     x = (x ^ (x >> 15)).wrapping_mul(0x846C_A68B);
@@ -232,7 +232,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
 }
 
 /// The keys that the query at `position` sees.
-fn seen(case: &Case, position: u32) -> Vec<u32> {
+pub(crate) fn seen(case: &Case, position: u32) -> Vec<u32> {
     let bands = row(case, position / case.spec.block);
     let intervals = keys_of_query(&bands, position as i32).into_iter();
     intervals
@@ -293,10 +293,10 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
         blocks: case.capacity.div_ceil(spec.block),
         index: case.index,
         scale_bits: scale(case).to_bits(),
-        q_strides: q.strides,
-        k_strides: k.strides,
-        v_strides: v.strides,
-        o_strides: o.strides,
+        q_strides: q.strides.map(u64::from),
+        k_strides: k.strides.map(u64::from),
+        v_strides: v.strides.map(u64::from),
+        o_strides: o.strides.map(u64::from),
     };
     let kernel = emitted(spec, case.target);
     let words = |words: &[u32]| {
@@ -326,7 +326,7 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
             maps.push(Map {
                 bf16: spec.dtype == Dtype::Bf16,
                 shape: [case.batch, heads, length, dim],
-                strides,
+                strides: strides.map(u64::from),
                 tile,
             });
         }

@@ -30,8 +30,8 @@ pub struct Embedded {
 }
 
 impl Artifacts {
-    /// Opens a folder: checks the schema, the manifest's digest, and each file's length
-    /// and digest.
+    /// Opens a folder: checks the schema, the manifest's digest, that its content is what this
+    /// version writes, and each file's length and digest.
     ///
     /// # Errors
     /// [`ArtifactError::Schema`], [`ArtifactError::Malformed`], or [`ArtifactError::Io`].
@@ -71,6 +71,22 @@ impl Artifacts {
             }
             artifacts.content(file)?;
         }
+        let checked = artifacts.manifest.check();
+        checked.map_err(|error| malformed(&path, &error.to_string()))?;
+        let kernels = artifacts.manifest.kernels.iter();
+        let kernels = kernels.filter(|kernel| kernel.target != Target::Cpu);
+        let kernels = kernels.map(|kernel| (&kernel.files, kernel.geometry.heading()));
+        let products = artifacts.manifest.products.iter();
+        let products = products.map(|entry| (&entry.files, entry.product.heading()));
+        for (files, heading) in kernels.chain(products) {
+            let text = artifacts.read(files.first(), "the text of a kernel")?;
+            if !text.starts_with(heading.as_bytes()) {
+                return Err(malformed(
+                    &path,
+                    "says of a kernel that it is launched otherwise than its text does",
+                ));
+            }
+        }
         Ok(artifacts)
     }
 
@@ -105,9 +121,14 @@ impl Artifacts {
 
     /// The last of some files, read again and checked again.
     pub(super) fn last(&self, name: &str, files: &[FileEntry]) -> Result<Vec<u8>, ArtifactError> {
+        self.read(files.last(), &format!("kernel {name}"))
+    }
+
+    /// One of `what`'s files.
+    fn read(&self, file: Option<&FileEntry>, what: &str) -> Result<Vec<u8>, ArtifactError> {
         let path = self.dir.join(MANIFEST);
-        let missing = || malformed(&path, &format!("kernel {name} has no file"));
-        self.content(files.last().ok_or_else(missing)?)
+        let missing = || malformed(&path, &format!("{what} has no file"));
+        self.content(file.ok_or_else(missing)?)
     }
 
     /// The content of one of its files, read again and checked again.

@@ -4,6 +4,7 @@
 //! far as the strides and the rows do, or an error that names the argument.
 
 use super::{Arguments, Call, Device, LaunchError, Ready};
+use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::{BandTable, Boxes, Dtype, LaunchScalars, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
@@ -81,12 +82,19 @@ impl Buffers<'_> {
 pub struct Map {
     pub(super) dtype: Dtype,
     pub(super) shape: [u32; 4],
-    pub(super) strides: [u32; 4],
+    pub(super) strides: [u64; 4],
     pub(super) tile: [u32; 4],
 }
 
 /// Bytes of the widest load, and more than any device asks a copy to be a multiple of.
 const ALIGN: usize = 16;
+
+/// Elements that a tensor behind a tensor map may reach: strides of maps are less than 2^40 bytes.
+const MOST_MAPPED: u64 = 1 << 39;
+
+/// Items that kernels whose workgroups stay for the launch count by signed 32-bit numbers, with room
+/// for a round of them beyond the last.
+const MOST_ITEMS: u64 = 1 << 30;
 
 /// What `kernel` needs for a call on `device`.
 pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<Needs, LaunchError> {
@@ -101,26 +109,29 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
             available,
         }),
     };
-    // Positions are signed 32-bit numbers in a kernel.
-    let positions = i32::MAX as u64;
     let last = u64::from(scalars.q_offset) + u64::from(scalars.q_len);
-    limit("the end of the queries", last, positions)?;
-    limit("kv_len", scalars.kv_len.into(), positions)?;
+    limit("the end of the queries", last, MAX_TOKENS.into())?;
+    limit("kv_len", scalars.kv_len.into(), MAX_TOKENS.into())?;
     let heads = u64::from(scalars.kv_heads) * u64::from(spec.group);
     let results = u128::from(batch) * u128::from(heads) * u128::from(scalars.q_len);
     let results = u64::try_from(results).unwrap_or(u64::MAX);
-    limit("the number of results", results, positions)?;
+    // Counted by signed 32-bit numbers in a kernel.
+    limit("the number of results", results, i32::MAX as u64)?;
 
     let (hq, hkv) = (heads, scalars.kv_heads.into());
     let (q_len, kv_len) = (scalars.q_len.into(), scalars.kv_len.into());
-    let reach = |what, [b, h, t]: [u32; 3], heads: u64, tokens: u64, dim: u32| {
+    // Tensor maps take any stride that a device's memory has room for, and kernels with them
+    // address o by 64 bits; the others count elements by 32.
+    let geometry = kernel.geometry();
+    let most = geometry.boxes.map_or(u64::from(u32::MAX), |_| MOST_MAPPED);
+    let reach = |what, [b, h, t]: [u64; 3], heads: u64, tokens: u64, dim: u32| {
         if batch == 0 || heads == 0 || tokens == 0 {
             return Ok(0);
         }
-        let step = |count: u64, stride: u32| u128::from(count - 1) * u128::from(stride);
+        let step = |count: u64, stride: u64| u128::from(count - 1) * u128::from(stride);
         let elements = step(batch.into(), b) + step(heads, h) + step(tokens, t) + u128::from(dim);
         let elements = u64::try_from(elements).unwrap_or(u64::MAX);
-        limit(what, elements, u32::MAX.into())?;
+        limit(what, elements, most)?;
         Ok(elements * u64::from(spec.dtype.bytes()))
     };
     let (d, dv) = (spec.head_dim, spec.v_head_dim);
@@ -130,9 +141,21 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         reach("the length of v", scalars.v_strides, hkv, kv_len, dv)?,
         reach("the length of o", scalars.o_strides, hq, q_len, dv)?,
     ];
-    check_copies(kernel, scalars)?;
+    // Each by itself is 32 bits wide, in every kernel.
+    let counts = [batch.into(), hq, q_len];
+    for (stride, _) in scalars.o_strides.iter().zip(counts).filter(|(_, n)| *n > 1) {
+        limit("a stride of o", *stride, u32::MAX.into())?;
+    }
+    check_copies(kernel, scalars, results)?;
     check_score(spec.score, &call.score, heads)?;
-    let geometry = kernel.geometry();
+    // Nothing to compute: no tiles, whatever the offset.
+    let grid = match results {
+        0 => [0; 3],
+        _ => geometry.grid(spec, scalars, batch),
+    };
+    if geometry.resident.is_some() {
+        limit("the number of items of work", grid[0].into(), MOST_ITEMS)?;
+    }
     Ok(Needs {
         tensors,
         results,
@@ -143,12 +166,8 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
                 sinks: (call.score.sinks).map(|sinks| sinks.iter().map(|x| x.to_bits()).collect()),
             },
         },
-        // Nothing to compute: no tiles, whatever the offset.
-        grid: match results {
-            0 => [0; 3],
-            _ => geometry.grid(spec, scalars, batch),
-        },
-        maps: geometry.boxes.map(|boxes| maps(kernel, call, &boxes)),
+        grid,
+        maps: (geometry.boxes.filter(|_| results > 0)).map(|boxes| maps(kernel, call, &boxes)),
         rows: last.div_ceil(spec.block.into()),
     })
 }
@@ -240,14 +259,21 @@ pub(super) fn table_words(table: &BandTable) -> [Cow<'static, [u8]>; 2] {
     ]
 }
 
-/// Kernels that copy by tensor maps take strides that are multiples of 16 bytes; the masks of
-/// resident ones also a positive scale.
-fn check_copies(kernel: &Ready, scalars: &LaunchScalars) -> Result<(), LaunchError> {
+/// Kernels that copy by tensor maps take strides that are multiples of 16 bytes, and some keys, where
+/// there are results; the masks of resident ones also a positive scale.
+fn check_copies(kernel: &Ready, scalars: &LaunchScalars, results: u64) -> Result<(), LaunchError> {
     let geometry = kernel.geometry();
     if geometry.boxes.is_none() {
         return Ok(());
     }
-    let elements = 16 / kernel.spec().dtype.bytes();
+    if results > 0 && scalars.kv_len == 0 {
+        return Err(LaunchError::Unsupported {
+            device: Device::Cuda,
+            key: kernel.key().into(),
+            what: "a form for queries without any key".into(),
+        });
+    }
+    let elements = u64::from(16 / kernel.spec().dtype.bytes());
     let all = [
         scalars.q_strides,
         scalars.k_strides,
@@ -271,7 +297,7 @@ fn check_copies(kernel: &Ready, scalars: &LaunchScalars) -> Result<(), LaunchErr
 /// What the tensor maps of a kernel show.
 fn maps(kernel: &Ready, call: &Call<'_>, boxes: &Boxes) -> [Map; 4] {
     let (spec, scalars) = (kernel.spec(), &call.scalars);
-    let map = |[batch, head, token]: [u32; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
+    let map = |[batch, head, token]: [u64; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
         dtype: spec.dtype,
         shape: [call.batch, heads, length, dim],
         strides: [batch, head, token, 1],
@@ -348,6 +374,9 @@ pub(super) fn padded(mut bytes: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod limits;
 
 #[cfg(test)]
 mod tests {

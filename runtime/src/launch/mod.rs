@@ -3,7 +3,9 @@
 //! In:  a kernel as an artifact or an emitter holds it, and host memory. Out: o and lse
 //! in host memory, and how long the launches took; or an error, never a panic.
 //!
-//! Kernels run unchecked, so every length is checked before anything reaches a device.
+//! Kernels run unchecked, so specification, geometry, and every length are checked before anything
+//! reaches a device. That the image is the kernel of its specification is not seen there: artifact
+//! folders hold digests for that, and are trusted as programs are.
 //! No compiler of a kernel language is called here for SPIR-V and cubin; WGSL is
 //! translated by the graphics library, as in a browser.
 
@@ -43,7 +45,9 @@ pub use ready::Ready;
 pub use shared::{DeviceTable, Launches, Tensors, enqueue};
 
 use bind::buffers;
-use butterfly_ir::{BandTable, Geometry, KernelSpec, LaunchScalars, ScoreValues, Sm};
+use butterfly_ir::{
+    BandTable, ContractError, Geometry, KernelSpec, LaunchScalars, ScoreValues, Sm,
+};
 use std::fmt;
 
 /// What launches kernels. The native CPU kernel is not launched, but called.
@@ -168,6 +172,24 @@ pub enum LaunchError {
         given: u64,
         /// The least length in bytes.
         needed: u64,
+    },
+    /// The specification or the geometry is none of a kernel for this device.
+    #[error("kernel {key} cannot be launched: {reason}")]
+    Unfit {
+        /// The kernel.
+        key: String,
+        /// The field, and what it must be.
+        reason: ContractError,
+    },
+    /// A kernel for one device, and the tensors of another.
+    #[error("kernel {key} is for {made}, but the tensors are on {given}")]
+    Elsewhere {
+        /// The kernel.
+        key: String,
+        /// Its device.
+        made: Device,
+        /// That of the tensors.
+        given: Device,
     },
     /// The rows do not fit the kernel or the queries.
     #[error("the band table {0}")]

@@ -9,6 +9,9 @@ use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{CubeCount, Handle, KernelArguments};
 use std::sync::Arc;
 
+/// Tiles that a kernel counts, with room for a round of workgroups beyond the last.
+const MOST_TILES: u64 = 1 << 30;
+
 /// A matrix product prepared for launching; clones share it.
 #[derive(Clone, Debug)]
 pub struct ReadyProduct {
@@ -30,8 +33,14 @@ impl ReadyProduct {
     /// launch.
     ///
     /// # Errors
-    /// [`LaunchError::Image`] where its bytes are neither.
+    /// [`LaunchError::Image`] where its bytes are neither, [`LaunchError::Unfit`] where the tiles
+    /// are none.
     pub fn new(product: Product, image: &[u8]) -> Result<Self, LaunchError> {
+        let fits = product.check();
+        fits.map_err(|reason| LaunchError::Unfit {
+            key: product.entry.clone(),
+            reason,
+        })?;
         let code = Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
             key: product.entry.clone(),
             expected: "a cubin",
@@ -63,11 +72,19 @@ impl ReadyProduct {
         &self.image
     }
 
-    /// Whether it computes such a product.
+    /// Whether it computes such a product: rows that start at multiples of 16 bytes, and no more
+    /// tiles than a signed 32-bit number counts.
     pub fn takes(&self, multiply: &Multiply) -> bool {
         let aligned = 16 / self.product.dtype.bytes();
         let small = multiply.shape.iter().all(|n| (1..1 << 30).contains(n));
-        small && multiply.rows.iter().all(|row| row.is_multiple_of(aligned))
+        let [m, n, _] = multiply.shape;
+        let aligned = multiply.rows.iter().all(|row| row.is_multiple_of(aligned));
+        small && aligned && self.tiles(m, n) <= MOST_TILES
+    }
+
+    /// Tiles of c.
+    fn tiles(&self, m: u32, n: u32) -> u64 {
+        u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(self.product.n_tile))
     }
 
     /// Launches it on the stream of `client`.
@@ -85,7 +102,8 @@ impl ReadyProduct {
             return Err(LaunchError::Unsupported {
                 device: Device::Cuda,
                 key: self.product.entry.clone(),
-                what: "a form for rows that do not start at multiples of 16 bytes".into(),
+                what: "a form for rows that do not start at multiples of 16 bytes, or for so many"
+                    .into(),
             });
         }
         let [m, n, k] = multiply.shape;
@@ -100,7 +118,10 @@ impl ReadyProduct {
         let map = |rows: u32, row: u32, tile: u32| Map {
             dtype: self.product.dtype,
             shape: [1, 1, rows, k],
-            strides: [rows * row, rows * row, row, 1],
+            strides: {
+                let all = u64::from(rows) * u64::from(row);
+                [all, all, row.into(), 1]
+            },
             tile: [1, 1, tile, self.product.k_tile],
         };
         let (m_tile, n_tile) = (self.product.m_tile, self.product.n_tile);
@@ -111,7 +132,7 @@ impl ReadyProduct {
             .with_tensor_maps(maps)
             .with_buffers(vec![c.clone().binding()])
             .with_info(by_value(&[m, n, k, c_row]));
-        let tiles = m.div_ceil(m_tile) * n.div_ceil(n_tile);
+        let tiles = self.tiles(m, n) as u32;
         let processors = client.properties().hardware.num_streaming_multiprocessors;
         let grid = tiles.min(processors.unwrap_or(1).max(1));
         // SAFETY: every length was checked against the rows.

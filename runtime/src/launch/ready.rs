@@ -2,7 +2,7 @@
 
 use super::{Device, LaunchError, Loaded};
 use butterfly_ir::geometry::second_entry;
-use butterfly_ir::{Geometry, KernelSpec, Rows};
+use butterfly_ir::{Geometry, KernelSpec, Rows, Sm, Target};
 use std::sync::Arc;
 
 /// A kernel prepared for launching; clones share it.
@@ -62,12 +62,20 @@ impl Ready {
     /// Reads `kernel` as one for `device`.
     ///
     /// # Errors
-    /// [`LaunchError::Image`] where its bytes are none.
+    /// [`LaunchError::Image`] where its bytes are none, [`LaunchError::Unfit`] where its geometry is
+    /// not one of its specification.
     pub fn new(device: Device, kernel: &Loaded<'_>) -> Result<Self, LaunchError> {
         let image = |expected| LaunchError::Image {
             key: kernel.key.into(),
             expected,
         };
+        let target = target(device, &kernel.geometry);
+        let fits = kernel.spec.check(target);
+        let fits = fits.and_then(|()| kernel.geometry.check(kernel.spec, target));
+        fits.map_err(|reason| LaunchError::Unfit {
+            key: kernel.key.into(),
+            reason,
+        })?;
         let text = |expected| match std::str::from_utf8(kernel.image) {
             Ok(text) => Ok(text.to_string()),
             Err(_) => Err(image(expected)),
@@ -149,5 +157,17 @@ impl Ready {
     /// Of all entry points.
     pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
         std::iter::once(&self.image).chain(&self.alone)
+    }
+}
+
+/// The target whose kernels have such a geometry on `device`.
+fn target(device: Device, geometry: &Geometry) -> Target {
+    match device {
+        Device::Vulkan => Target::Vulkan,
+        Device::Webgpu => Target::Webgpu,
+        Device::Cuda => Target::Cuda(Sm {
+            version: 90,
+            arch_specific: geometry.boxes.is_some(),
+        }),
     }
 }

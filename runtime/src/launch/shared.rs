@@ -78,6 +78,14 @@ pub fn enqueue<R: Launches>(
     tensors: &Tensors<'_>,
 ) -> Result<(), LaunchError> {
     let device = kernel.device();
+    let given = R::device(client);
+    if given != device {
+        return Err(LaunchError::Elsewhere {
+            key: kernel.key().into(),
+            made: device,
+            given,
+        });
+    }
     let needs = bind::needs(device, kernel, call)?;
     let lse = needs.results * 4;
     let [q, k, v, o] = needs.tensors;

@@ -13,6 +13,7 @@ use cubecl_runtime::tma::{
 pub(super) fn bind(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding> {
     let binding = |(map, tensor): (&Map, &Handle)| {
         let dims = |dims: [u32; 4]| dims.map(|n| n as usize);
+        let strides = map.strides.map(|n| n as usize);
         let kind = match map.dtype {
             Dtype::F32 => FloatKind::F32,
             Dtype::F16 => FloatKind::F16,
@@ -24,7 +25,7 @@ pub(super) fn bind(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding> {
                 format: TensorMapFormat::Tiled(TiledArgs {
                     tile_size: dims(map.tile).into(),
                 }),
-                metadata: Metadata::new(dims(map.shape), dims(map.strides)),
+                metadata: Metadata::new(dims(map.shape), strides),
                 elem_stride: [1usize; 4].into(),
                 interleave: TensorMapInterleave::None,
                 swizzle: TensorMapSwizzle::B128,

@@ -265,12 +265,7 @@ impl CubeTask<AutoCompiler> for Task {
         _: StorageType,
     ) -> Result<CompiledKernel<AutoCompiler>, CompilationError> {
         let (source, repr) = match &*self.0.code {
-            // Its buffers may lie within one of wgpu's, which takes no other access to that.
-            Code::Wgsl(text) => (
-                text.replace("<storage, read>", "<storage, read_write>"),
-                None,
-            ),
-            Code::Cuda(text) => (text.clone(), None),
+            Code::Wgsl(text) | Code::Cuda(text) => (text.clone(), None),
             Code::SpirV { words, bindings } => {
                 let module = SpirvKernel {
                     module: None,
@@ -292,5 +287,64 @@ impl CubeTask<AutoCompiler> for Task {
             cube_dim: self.threads(),
             debug_info: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Loaded;
+    use butterfly_ir::{KernelSpec, Phase, Rows, Target};
+
+    /// What an artifact folder holds, and its digest, is what the device is given: nothing is
+    /// rewritten on the way.
+    #[test]
+    fn what_runs_is_what_the_artifact_holds() {
+        for (device, target) in [
+            (Device::Webgpu, Target::Webgpu),
+            (Device::Vulkan, Target::Vulkan),
+        ] {
+            for rows in [Rows::Table, Rows::ClosedForm(Default::default())] {
+                let spec = KernelSpec {
+                    phase: Phase::Decode,
+                    head_dim: 16,
+                    v_head_dim: 16,
+                    group: 1,
+                    dtype: Dtype::F16,
+                    block: 32,
+                    rows,
+                    score: Default::default(),
+                };
+                let kernel = butterfly_codegen::emit(&spec, target).expect("emits");
+                let (_, image) = kernel.files.last().expect("a file");
+                let loaded = Loaded {
+                    key: "key",
+                    entry: &kernel.entry,
+                    spec: &spec,
+                    geometry: kernel.geometry,
+                    image,
+                };
+                let ready = Ready::new(device, &loaded).expect("a kernel");
+                let given = Task(ready.image().clone())
+                    .compile(
+                        &mut AutoCompiler::Wgsl(Default::default()),
+                        &Default::default(),
+                        ExecutionMode::Unchecked,
+                        AddressType::U32.unsigned_type(),
+                    )
+                    .expect("a kernel");
+                let bytes = match given.repr {
+                    Some(AutoRepresentation::SpirV(module)) => {
+                        let words = module.assembled_module.iter();
+                        words.flat_map(|word| word.to_le_bytes()).collect()
+                    }
+                    _ => given.source.into_bytes(),
+                };
+                assert_eq!(blake3::hash(&bytes), blake3::hash(image), "{device}");
+                // Nothing that wgpu would have to be told about.
+                let text = String::from_utf8_lossy(&bytes);
+                assert!(device == Device::Vulkan || !text.contains("<storage, read>"));
+            }
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! The content key of a kernel.
 
-use butterfly_ir::{KernelSpec, Target};
+use crate::{KernelSpec, Target};
 
 /// Changes whenever the emitters write other kernels for the same plan.
-pub const CODEGEN_VERSION: u32 = 9;
+pub const CODEGEN_VERSION: u32 = 10;
 
 /// 32 hexadecimal digits of the BLAKE3 of the canonical plan, the version of the
 /// emitters and the target: equal keys mean interchangeable kernels.

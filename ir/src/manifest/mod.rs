@@ -3,6 +3,10 @@
 //! The file's last member, `digest`, is the BLAKE3 of the file as it would be with an
 //! empty digest, so that any changed byte is noticed.
 
+mod check;
+
+pub use check::ManifestError;
+
 use crate::geometry::second_entry;
 use crate::plan::{Proof, SwappedLayer};
 use crate::{
@@ -12,7 +16,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,303 @@
+//! What a launch relies on: a specification, and a geometry that fits it.
+//!
+//! In:  values from a manifest, or from a caller. Out: nothing, or the field and what it must be.
+//!
+//! Invariants: what passes can be launched without a division by zero, an index past a list, or a
+//! grid that leaves queries out; what the emitters make passes.
+
+use crate::geometry::{Boxes, Geometry, Resident, Split};
+use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
+use crate::{
+    Atom, Bound, Dtype, KernelSpec, PartnerRule, Phase, Product, RowProgram, Rows, Target,
+};
+
+/// Most threads of a workgroup, on any device.
+const MOST_THREADS: u32 = 1024;
+/// Most shared memory of a workgroup, on any device, in bytes.
+const MOST_SHARED: u32 = 232_448;
+/// Most q heads for each kv head.
+const MOST_GROUP: u32 = 1 << 16;
+/// Longest vector of a head that a GPU's kernels take.
+const MOST_HEAD_DIM: u32 = 576;
+/// Threads of a warpgroup.
+const WARPGROUP: u32 = 128;
+/// Rows of scores of a unit: those of a matrix product of a warpgroup.
+const UNIT_ROWS: u32 = 64;
+
+/// A field that a launch cannot rely on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {given}, must be {expected}")]
+pub struct ContractError {
+    /// Its path in the value that was checked.
+    pub field: String,
+    /// Its value.
+    pub given: String,
+    /// What is allowed.
+    pub expected: String,
+}
+
+type Checked = Result<(), ContractError>;
+
+/// Holds `ok`, or says what `field` must be.
+fn demand(
+    ok: bool,
+    field: &str,
+    given: impl std::fmt::Debug,
+    expected: impl Into<String>,
+) -> Checked {
+    match ok {
+        true => Ok(()),
+        false => Err(ContractError {
+            field: field.into(),
+            given: format!("{given:?}"),
+            expected: expected.into(),
+        }),
+    }
+}
+
+/// As [`demand`], of a range.
+fn within(field: &str, given: u32, least: u32, most: u32) -> Checked {
+    let expected = format!("between {least} and {most}");
+    demand((least..=most).contains(&given), field, given, expected)
+}
+
+/// As [`demand`], of one value.
+fn equal<T: std::fmt::Debug + PartialEq>(field: &str, given: T, expected: T) -> Checked {
+    let text = format!("{expected:?}");
+    demand(given == expected, field, given, text)
+}
+
+impl KernelSpec {
+    /// Checks what the types leave open, for a kernel on `target`.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first field out of range.
+    pub fn check(&self, target: Target) -> Result<(), ContractError> {
+        for (field, dim) in [
+            ("spec.head_dim", self.head_dim),
+            ("spec.v_head_dim", self.v_head_dim),
+        ] {
+            match target {
+                Target::Cpu => within(field, dim, 1, 1 << 16)?,
+                Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => {
+                    let expected = format!("a multiple of 8, at most {MOST_HEAD_DIM}");
+                    let fits = (1..=MOST_HEAD_DIM).contains(&dim) && dim.is_multiple_of(8);
+                    demand(fits, field, dim, expected)?;
+                }
+            }
+        }
+        within("spec.group", self.group, 1, MOST_GROUP)?;
+        within("spec.block", self.block, 1, MAX_BLOCK)?;
+        match &self.rows {
+            Rows::ClosedForm(program) => program.check(),
+            Rows::Table => Ok(()),
+        }
+    }
+}
+
+impl RowProgram {
+    /// Checks that bands name atoms that there are, and that these can be computed.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first that does not.
+    pub fn check(&self) -> Result<(), ContractError> {
+        for (i, atom) in self.atoms.iter().enumerate() {
+            let Atom::Partner {
+                rule,
+                radix,
+                offset,
+                step,
+            } = *atom
+            else {
+                continue;
+            };
+            let field = |name| format!("rows.atoms[{i}].{name}");
+            let most = match rule {
+                PartnerRule::CausalShift => MAX_RADIX,
+                PartnerRule::Xor
+                | PartnerRule::BitReversal
+                | PartnerRule::Benes
+                | PartnerRule::FixedStride
+                | PartnerRule::Random => 2,
+            };
+            within(&field("radix"), radix, 2, most)?;
+            within(&field("offset"), offset, 0, MAX_COUNT)?;
+            within(&field("step"), step, 1, radix - 1)?;
+        }
+        for (i, band) in self.bands.iter().enumerate() {
+            for bound in band.lo.iter().chain(&band.hi) {
+                let (Bound::Start(atom) | Bound::Stop(atom)) = *bound;
+                let there = (atom as usize) < self.atoms.len();
+                let expected = format!("one of the {} atoms", self.atoms.len());
+                demand(there, &format!("rows.bands[{i}]"), bound, expected)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Geometry {
+    /// Checks that this geometry is one of a kernel of `spec` on `target`, so that its grid has a
+    /// place for every query. `spec` is one that [`KernelSpec::check`] lets pass.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first field that is not.
+    pub fn check(&self, spec: &KernelSpec, target: Target) -> Result<(), ContractError> {
+        let [x, y, z] = self.threads;
+        equal("geometry.threads", [y, z], [1, 1])?;
+        within("geometry.shared_bytes", self.shared_bytes, 0, MOST_SHARED)?;
+        let Some(boxes) = self.boxes else {
+            equal("geometry.split", self.split, None)?;
+            equal("geometry.resident", self.resident, None)?;
+            return match target {
+                Target::Cpu => self.check_native(spec),
+                Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => {
+                    self.check_portable(spec)
+                }
+            };
+        };
+        let hopper = target.to_string() == "cuda:sm_90a" && spec.dtype != Dtype::F32;
+        demand(
+            hopper,
+            "geometry.boxes",
+            boxes,
+            "absent but for 16-bit floats on cuda:sm_90a",
+        )?;
+        let threads = x.is_multiple_of(WARPGROUP) && (WARPGROUP..=MOST_THREADS).contains(&x);
+        let expected = format!("a multiple of {WARPGROUP}, at most {MOST_THREADS}");
+        demand(threads, "geometry.threads", x, expected)?;
+        match (spec.phase, self.resident, self.split) {
+            (Phase::Prefill, Some(resident), None) => self.check_resident(spec, boxes, resident),
+            (Phase::Decode, None, Some(split)) => self.check_split(spec, boxes, split),
+            (Phase::Prefill, resident, _) => demand(
+                false,
+                "geometry.resident",
+                resident,
+                "there, without `split`",
+            ),
+            (Phase::Decode, _, split) => {
+                demand(false, "geometry.split", split, "there, without `resident`")
+            }
+        }
+    }
+
+    /// The native kernel cuts its work by itself.
+    fn check_native(&self, spec: &KernelSpec) -> Checked {
+        let q_tile = match spec.phase {
+            Phase::Prefill => spec.block,
+            Phase::Decode => 1,
+        };
+        equal(
+            "geometry",
+            *self,
+            Self::new([1, 1, 1], [q_tile, spec.block], 0),
+        )
+    }
+
+    fn check_portable(&self, spec: &KernelSpec) -> Checked {
+        let [x, ..] = self.threads;
+        let threads = x.is_multiple_of(32) && (32..=MOST_THREADS).contains(&x);
+        let expected = format!("a multiple of 32, at most {MOST_THREADS}");
+        demand(threads, "geometry.threads", x, expected)?;
+        let k_tile = matches!(self.k_tile, 16 | 32 | 64 | 128);
+        demand(k_tile, "geometry.k_tile", self.k_tile, "16, 32, 64 or 128")?;
+        match spec.phase {
+            Phase::Decode => equal("geometry.q_tile", self.q_tile, 1),
+            Phase::Prefill => {
+                // Four rows of queries for a line of 16 or 32 threads, or 16 for a warp.
+                let line = if spec.v_head_dim <= 256 { 16 } else { 32 };
+                let tile = self.q_tile;
+                let fits = tile == x / line * 4 || (spec.dtype != Dtype::F32 && tile == x / 2);
+                let expected = format!("{} or {}", x / line * 4, x / 2);
+                demand(fits, "geometry.q_tile", tile, expected)
+            }
+        }
+    }
+
+    fn check_resident(&self, spec: &KernelSpec, boxes: Boxes, resident: Resident) -> Checked {
+        let tokens = spec.block.min(UNIT_ROWS);
+        let whole = UNIT_ROWS.is_multiple_of(tokens) && spec.block.is_multiple_of(tokens);
+        demand(
+            whole,
+            "spec.block",
+            spec.block,
+            "16, 32 or a multiple of 64",
+        )?;
+        let heads = UNIT_ROWS / tokens;
+        equal("geometry.boxes.q", boxes.q, [heads, tokens])?;
+        let cluster = resident.cluster;
+        within("geometry.resident.cluster", cluster, 1, 2)?;
+        let k_tile = matches!(self.k_tile, 32 | 64 | 128);
+        demand(k_tile, "geometry.k_tile", self.k_tile, "32, 64 or 128")?;
+        equal("geometry.boxes.k", boxes.k, self.k_tile / cluster)?;
+        // One warpgroup copies.
+        let consumers = self.threads[0] / WARPGROUP - 1;
+        within("consumers by geometry.threads", consumers, 1, 4)?;
+        let units = match spec.is_wide() {
+            true => cluster,
+            false => cluster * consumers,
+        };
+        let of_heads = spec.group.div_ceil(heads);
+        let of_row = u64::from(of_heads) * u64::from(spec.block / tokens);
+        let items = of_row.div_ceil(u64::from(units));
+        let given = u64::from(resident.items_per_row);
+        equal("geometry.resident.items_per_row", given, items)?;
+        let q_tile = tokens * units.div_ceil(of_heads);
+        equal("geometry.q_tile", self.q_tile, q_tile)
+    }
+
+    fn check_split(&self, spec: &KernelSpec, boxes: Boxes, split: Split) -> Checked {
+        within("spec.group", spec.group, 1, 32)?;
+        equal("geometry.threads", self.threads[0], WARPGROUP)?;
+        equal("geometry.boxes.q", boxes.q, [spec.group, 1])?;
+        equal("geometry.q_tile", self.q_tile, 1)?;
+        equal("geometry.k_tile", self.k_tile, 16)?;
+        equal("geometry.boxes.k", boxes.k, self.k_tile)?;
+        let cluster = matches!(split.cluster, 1 | 2 | 4 | 8);
+        demand(
+            cluster,
+            "geometry.split.cluster",
+            split.cluster,
+            "1, 2, 4 or 8",
+        )
+    }
+}
+
+impl Product {
+    /// Checks that tiles are those of a matrix product on Hopper.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first field that is not.
+    pub fn check(&self) -> Result<(), ContractError> {
+        let half = self.dtype != Dtype::F32;
+        demand(half, "product.dtype", self.dtype, "a 16-bit float")?;
+        demand(is_name(&self.entry), "product.entry", &self.entry, "a name")?;
+        let threads = self.threads;
+        let whole = threads.is_multiple_of(WARPGROUP);
+        let whole = whole && (2 * WARPGROUP..=MOST_THREADS).contains(&threads);
+        demand(
+            whole,
+            "product.threads",
+            threads,
+            format!("a multiple of {WARPGROUP} from {} on", 2 * WARPGROUP),
+        )?;
+        within("product.shared_bytes", self.shared_bytes, 0, MOST_SHARED)?;
+        let rows = (threads / WARPGROUP - 1) * UNIT_ROWS;
+        equal("product.m_tile", self.m_tile, rows)?;
+        let n_tile = self.n_tile.is_multiple_of(8) && (8..=256).contains(&self.n_tile);
+        demand(
+            n_tile,
+            "product.n_tile",
+            self.n_tile,
+            "a multiple of 8, at most 256",
+        )?;
+        equal("product.k_tile", self.k_tile, 64)
+    }
+}
+
+/// Whether `text` can be the name of an entry point.
+pub(crate) fn is_name(text: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphabetic() || c == '_';
+    let rest = |c: char| letter(c) || c.is_ascii_digit();
+    text.starts_with(letter) && text.chars().all(rest)
+}

@@ -1,0 +1,136 @@
+//! Whether a manifest says what this version would have written.
+//!
+//! Its digest tells a damaged file; this tells a whole one whose content cannot be relied on.
+
+use super::{
+    FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, dense, grid_formulas,
+};
+use crate::band::MAX_TOKENS;
+use crate::kernel::{ENTRY, NATIVE_ENTRY};
+use crate::{Rows, Target, key};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// What a manifest says that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct ManifestError {
+    /// The member of the file.
+    pub place: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+fn wrong(place: impl fmt::Display, what: impl fmt::Display) -> ManifestError {
+    ManifestError {
+        place: place.to_string(),
+        what: what.to_string(),
+    }
+}
+
+impl Manifest {
+    /// Checks everything that opening, choosing and launching rely on, but for the content of
+    /// files: ranges, and that what is derived is what this version derives.
+    ///
+    /// # Errors
+    /// [`ManifestError`] for the first member that is not.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let sparsity = &self.sparsity;
+        sparsity.check().map_err(|error| wrong("sparsity", error))?;
+        if self.pattern != sparsity.to_string() {
+            return Err(wrong("pattern", "is not the text of `sparsity`"));
+        }
+        if !(1..=MAX_TOKENS).contains(&self.capacity) {
+            let what = format!("is {}, must be between 1 and {MAX_TOKENS}", self.capacity);
+            return Err(wrong("capacity", what));
+        }
+        if !self.layers.is_sorted_by(|a, b| a.layer < b.layer) {
+            return Err(wrong("layers", "do not increase"));
+        }
+        if let Some(Rows::ClosedForm(program)) = &self.dense {
+            program.check().map_err(|error| wrong("dense", error))?;
+        }
+        let mut kernels = BTreeSet::new();
+        for kernel in &self.kernels {
+            let place = format!("kernel {} for {}", kernel.key, kernel.target);
+            kernel.check(self).map_err(|what| wrong(&place, what))?;
+            if !kernels.insert((kernel.target, &kernel.key)) {
+                return Err(wrong(place, "is listed twice"));
+            }
+        }
+        for product in &self.products {
+            let place = format!("product of {}", product.product.dtype.name());
+            product.check().map_err(|what| wrong(place, what))?;
+        }
+        Ok(())
+    }
+}
+
+impl KernelEntry {
+    fn check(&self, manifest: &Manifest) -> Result<(), String> {
+        let (spec, target, geometry) = (&self.spec, self.target, &self.geometry);
+        let said = |error: crate::ContractError| error.to_string();
+        spec.check(target).map_err(said)?;
+        if self.key != key::of(spec, target) {
+            return Err("its key is not that of its `spec` by this version's emitters".into());
+        }
+        let is_dense = manifest.dense.as_ref() == Some(&spec.rows) && spec.block == dense().block;
+        if spec.block != manifest.sparsity.block && !is_dense {
+            let block = manifest.sparsity.block;
+            return Err(format!(
+                "spec.block is {}, that of the pattern {block}",
+                spec.block
+            ));
+        }
+        geometry.check(spec, target).map_err(said)?;
+        let entry = match target {
+            Target::Cpu => NATIVE_ENTRY,
+            Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => ENTRY,
+        };
+        if self.entry != entry {
+            return Err(format!("entry is {:?}, must be {entry:?}", self.entry));
+        }
+        for (field, same) in [
+            ("grid", self.grid == grid_formulas(spec, geometry)),
+            ("alone", self.alone == alone(&self.entry, geometry)),
+            ("arguments", self.arguments == arguments(spec, geometry)),
+        ] {
+            if !same {
+                return Err(format!(
+                    "{field} does not follow from its `spec` and `geometry`"
+                ));
+            }
+        }
+        launched(&self.files, target)
+    }
+}
+
+impl ProductEntry {
+    fn check(&self) -> Result<(), String> {
+        if self.target.to_string() != "cuda:sm_90a" {
+            return Err(format!("target is {}, must be cuda:sm_90a", self.target));
+        }
+        self.product.check().map_err(|error| error.to_string())?;
+        launched(&self.files, self.target)
+    }
+}
+
+/// Whether the last of a kernel's files is what `target` launches.
+fn launched(files: &[FileEntry], target: Target) -> Result<(), String> {
+    let forms: &[&str] = match target {
+        Target::Cuda(_) => &["cubin", "cu"],
+        Target::Vulkan => &["spv"],
+        Target::Webgpu => &["wgsl"],
+        Target::Metal => &["metal"],
+        Target::Cpu => &["json"],
+    };
+    let last = files.last().map_or("", |file| &file.path);
+    let form = last.rsplit_once('.').map_or("", |(_, form)| form);
+    match forms.contains(&form) {
+        true => Ok(()),
+        false => Err(format!(
+            "the last of its files is {last:?}, must be one that {target} launches: {}",
+            forms.join(" or ")
+        )),
+    }
+}

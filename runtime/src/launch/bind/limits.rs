@@ -1,0 +1,220 @@
+//! What is let through to a device, at the limits: none is needed for that.
+
+use super::*;
+use crate::Loaded;
+use butterfly_ir::{Geometry, KernelSpec, Phase, Target};
+
+const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+
+fn spec(phase: Phase, dtype: Dtype) -> KernelSpec {
+    KernelSpec {
+        phase,
+        head_dim: 256,
+        v_head_dim: 256,
+        group: 1,
+        dtype,
+        block: 128,
+        rows: Rows::ClosedForm(Default::default()),
+        score: Score::default(),
+    }
+}
+
+fn ready_of(spec: &KernelSpec, geometry: Geometry) -> Result<Ready, LaunchError> {
+    let loaded = Loaded {
+        key: "key",
+        entry: "entry",
+        spec,
+        geometry,
+        image: b"text",
+    };
+    Ready::new(Device::Cuda, &loaded)
+}
+
+/// A kernel of the portable source, or of Hopper's.
+fn ready(phase: Phase, target: &str) -> Ready {
+    let target: Target = target.parse().expect("a target");
+    let spec = spec(phase, Dtype::Bf16);
+    ready_of(&spec, butterfly_codegen::geometry(&spec, target)).expect("a kernel")
+}
+
+const PORTABLE: &str = "cuda:sm_90";
+const HOPPER: &str = "cuda:sm_90a";
+
+/// One query at the end of `kv_len` keys of contiguous tensors.
+fn call(batch: u32, kv_heads: u32, kv_len: u32) -> Call<'static> {
+    let strides = |tokens: u32| {
+        let head = u64::from(tokens) * 256;
+        [u64::from(kv_heads) * head, head, 256]
+    };
+    Call {
+        scalars: LaunchScalars {
+            q_len: 1,
+            kv_len,
+            q_offset: kv_len.saturating_sub(1),
+            kv_heads,
+            blocks: kv_len.div_ceil(128),
+            index: 0,
+            scale_bits: 1.0f32.to_bits(),
+            q_strides: strides(1),
+            k_strides: strides(kv_len),
+            v_strides: strides(kv_len),
+            o_strides: strides(1),
+        },
+        batch,
+        score: ScoreValues::default(),
+    }
+}
+
+fn refused(kernel: &Ready, call: &Call<'_>, what: &str) {
+    match needs(Device::Cuda, kernel, call) {
+        Err(LaunchError::Limit { what: limited, .. }) => assert_eq!(limited, what),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("{what} is not limited"),
+    }
+}
+
+/// The same limit for every kernel: what they take for "no limit" is no position.
+#[test]
+fn positions_end_where_kernels_mean_no_limit() {
+    for (phase, target) in PHASES
+        .into_iter()
+        .flat_map(|p| [(p, PORTABLE), (p, HOPPER)])
+    {
+        let kernel = ready(phase, target);
+        // One place for all tokens: only positions are asked about.
+        let mut call = call(1, 1, MAX_TOKENS);
+        call.scalars.k_strides = [0; 3];
+        call.scalars.v_strides = [0; 3];
+        assert!(needs(Device::Cuda, &kernel, &call).is_ok());
+        call.scalars.kv_len = MAX_TOKENS + 1;
+        refused(&kernel, &call, "kv_len");
+        call.scalars.kv_len = MAX_TOKENS;
+        call.scalars.q_offset = MAX_TOKENS;
+        refused(&kernel, &call, "the end of the queries");
+        call.scalars.q_offset = u32::MAX;
+        refused(&kernel, &call, "the end of the queries");
+    }
+}
+
+/// 17 heads of 2^20 keys of 256 elements: more than 32 bits count.
+#[test]
+fn large_caches_are_for_kernels_that_count_by_64_bits() {
+    for phase in PHASES {
+        let large = call(1, 17, 1 << 20);
+        let elements = 17u64 << 28;
+        assert!(elements > u64::from(u32::MAX));
+        refused(&ready(phase, PORTABLE), &large, "the length of k");
+        let needs = needs(Device::Cuda, &ready(phase, HOPPER), &large).expect("fits");
+        assert_eq!(needs.tensors[1..3], [2 * elements; 2]);
+        let maps = needs.maps.expect("tensor maps");
+        assert_eq!(maps[1].strides, [elements, 1 << 28, 256, 1]);
+        // The largest that 32 bits count.
+        let just = call(1, 15, 1 << 20);
+        assert!(super::needs(Device::Cuda, &ready(phase, PORTABLE), &just).is_ok());
+    }
+}
+
+/// Sequences may lie as far apart as maps can say; o is found by strides of 32 bits each.
+#[test]
+fn strides_have_limits_of_their_own() {
+    for phase in PHASES {
+        let kernel = ready(phase, HOPPER);
+        let mut call = call(2, 1, 64);
+        call.scalars.k_strides[0] = 1 << 33;
+        assert!(needs(Device::Cuda, &kernel, &call).is_ok());
+        refused(&ready(phase, PORTABLE), &call, "the length of k");
+        call.scalars.k_strides[0] = 1 << 39;
+        refused(&kernel, &call, "the length of k");
+        call.scalars.k_strides[0] = 1 << 33;
+        call.scalars.o_strides[0] = 1 << 32;
+        refused(&kernel, &call, "a stride of o");
+        // That of a single sequence is multiplied by zero.
+        call.batch = 1;
+        assert!(needs(Device::Cuda, &kernel, &call).is_ok());
+    }
+}
+
+#[test]
+fn work_is_counted_before_it_wraps() {
+    let mut spec = spec(Phase::Prefill, Dtype::Bf16);
+    (spec.block, spec.group) = (1 << 20, 32);
+    let target = HOPPER.parse().expect("a target");
+    let kernel = ready_of(&spec, butterfly_codegen::geometry(&spec, target)).expect("a kernel");
+    let mut call = call(1 << 14, 2, 64);
+    for strides in [
+        &mut call.scalars.q_strides,
+        &mut call.scalars.k_strides,
+        &mut call.scalars.v_strides,
+        &mut call.scalars.o_strides,
+    ] {
+        *strides = [0; 3];
+    }
+    refused(&kernel, &call, "the number of items of work");
+    call.batch = u32::MAX;
+    refused(&kernel, &call, "the number of results");
+}
+
+#[test]
+fn no_keys_and_no_queries() {
+    for phase in PHASES {
+        let kernel = ready(phase, HOPPER);
+        let none = call(1, 1, 0);
+        let error = needs(Device::Cuda, &kernel, &none)
+            .err()
+            .expect("no map of nothing");
+        assert!(error.to_string().contains("without any key"), "{error}");
+        let mut none = call(1, u32::MAX, 64);
+        none.scalars.q_len = 0;
+        none.scalars.k_strides = [0; 3];
+        none.scalars.v_strides = [0; 3];
+        let needs = needs(Device::Cuda, &kernel, &none).expect("nothing to do");
+        assert_eq!((needs.grid, needs.maps.is_none()), ([0; 3], true));
+    }
+}
+
+/// Every field that a launch relies on, wrong: an error that names it, and no launch.
+#[test]
+fn geometries_that_are_none_are_refused() {
+    type Change = fn(&mut Geometry);
+    let all: &[Change] = &[
+        |g| g.q_tile = 0,
+        |g| g.q_tile *= 4,
+        |g| g.k_tile = 0,
+        |g| g.threads[0] = 0,
+        |g| g.threads[0] += 1,
+        |g| g.threads[1] = 2,
+        |g| g.shared_bytes = u32::MAX,
+        |g| g.boxes = g.boxes.xor(Some(Boxes { q: [1, 64], k: 64 })),
+        |g| {
+            if let Some(boxes) = &mut g.boxes {
+                boxes.k *= 2;
+            } else {
+                g.split = Some(butterfly_ir::Split { cluster: 4 });
+            }
+        },
+        |g| match (&mut g.resident, &mut g.split) {
+            (Some(resident), _) => resident.items_per_row += 1,
+            (_, Some(split)) => split.cluster = 0,
+            (None, None) => g.threads[2] = 0,
+        },
+        |g| match &mut g.resident {
+            Some(resident) => resident.cluster = 0,
+            None => g.split = g.split.xor(Some(butterfly_ir::Split { cluster: 2 })),
+        },
+    ];
+    for (phase, target) in PHASES
+        .into_iter()
+        .flat_map(|p| [(p, PORTABLE), (p, HOPPER)])
+    {
+        let spec = spec(phase, Dtype::Bf16);
+        let good = butterfly_codegen::geometry(&spec, target.parse().expect("a target"));
+        ready_of(&spec, good).expect("a kernel");
+        for (i, change) in all.iter().enumerate() {
+            let mut geometry = good;
+            change(&mut geometry);
+            let error = ready_of(&spec, geometry).expect_err("refused");
+            let unfit = matches!(error, LaunchError::Unfit { .. });
+            assert!(unfit, "{i} of {phase:?} {target}: {error}");
+        }
+    }
+}
