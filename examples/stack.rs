@@ -1,7 +1,7 @@
 //! A pattern in the source, what a stack of layers reaches with it, and attention over
 //! one of the layers on the CPU.
 
-use butterfly_compiler::{classify, prove, work};
+use butterfly_compiler::{prove, work};
 use butterfly_cpu::{Problem, attend};
 use butterfly_ir::{Context, rows};
 use butterfly_macros::pattern;
@@ -15,13 +15,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let context = Context::new(sparsity.block, TOKENS, 3);
 
-    let proof = prove::lower(&sparsity.pattern, &context, &[0, 1, 2, 3, 4, 5]);
+    let proof = prove::lower(&sparsity.pattern, &context, &[0, 1, 2, 3, 4, 5])?;
     println!(
         "{}: every earlier block is reached after {:?} layers",
         sparsity.pattern, proof.full_at
     );
 
-    let work = work::count(&classify::lower(&sparsity.pattern, &context));
+    let work = work::count(&sparsity.pattern, &context)?;
     println!(
         "stage 3 computes {} of {} causal pairs",
         work.pairs, work.causal_pairs

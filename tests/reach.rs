@@ -16,7 +16,8 @@ fn covers_in_exactly_the_logarithm(radix: u32) {
     for blocks in 2..=4096 {
         let context = Context::new(1, blocks, 0);
         let layers = depth(radix, blocks);
-        let proof = prove::lower(&pattern, &context, &(0..layers as u32).collect::<Vec<_>>());
+        let proof = prove::lower(&pattern, &context, &(0..layers as u32).collect::<Vec<_>>())
+            .expect("a proof");
         // `full_at` is the first depth that covers: not one layer fewer does.
         assert_eq!(
             proof.full_at,
@@ -50,13 +51,15 @@ fn causal_shift_radix_4() {
 fn every_fourth_layer_needs_the_swapped_index() {
     let pattern = butterfly(1, PartnerRule::CausalShift, 2, 1, 1);
     let context = Context::new(128, 32768, 0);
-    let by_swapped_index = prove::lower(&pattern, &context, &(0..8).collect::<Vec<_>>());
+    let by_swapped_index =
+        prove::lower(&pattern, &context, &(0..8).collect::<Vec<_>>()).expect("a proof");
     assert_eq!(by_swapped_index.coverage.last(), Some(&1.0));
     let by_layer_index = prove::lower(
         &pattern,
         &context,
         &(0..8).map(|i| 4 * i + 3).collect::<Vec<_>>(),
-    );
+    )
+    .expect("a proof");
     let reached = by_layer_index.coverage.last().copied().unwrap_or_default();
     assert!((reached - 0.3549).abs() < 5e-5, "{reached}");
     assert_eq!(by_layer_index.full_at, None);

@@ -103,8 +103,10 @@ proptest! {
             prop_assert_eq!(got, expected, "row {}", b);
         }
         let pairs = mask.iter().flatten().filter(|seen| **seen).count() as u64;
-        let work = work::count(&topology);
+        let work = work::count(&pattern, &context).expect("few rows");
         prop_assert_eq!(work.pairs, pairs);
+        let full = topology.rows.iter().flat_map(|row| &row.blocks).filter(|x| x.class == Class::Full).count();
+        prop_assert_eq!(work.full_blocks, full as u64);
         prop_assert_eq!(work.blocks, topology.rows.iter().map(|r| r.blocks.len() as u64).sum::<u64>());
         for (c, column) in topology.transposed().iter().enumerate() {
             let expected: Vec<_> = topology.rows.iter().enumerate()
@@ -114,7 +116,7 @@ proptest! {
         }
         let empty = mask.iter().position(|row| !row.contains(&true));
         let leak = (0..mask.len()).find(|q| mask[*q][q + 1..].contains(&true));
-        match classify::check(&topology) {
+        match classify::check(&pattern, &context) {
             Ok(()) => prop_assert!(empty.is_none() && leak.is_none()),
             Err(classify::ClassifyError::EmptyQuery { query, .. }) => prop_assert!(!mask[query as usize].contains(&true)),
             Err(classify::ClassifyError::CausalLeak { query, key }) => {

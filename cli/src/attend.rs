@@ -61,7 +61,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         }
     };
     let context = command.pattern.context(&parsed, kv_len as u32, index)?;
-    let topology = source::topology(&parsed, &context)?;
+    source::check(&parsed, &context)?;
     let scale = command.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     if !scale.is_finite() {
         return Err(Failure::Bad(format!(
@@ -145,7 +145,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         ],
     )?;
     let finite = check_outputs([&q, &k, &v], &outcome.o, &outcome.lse);
-    let work = work::count(&topology);
+    let work = work::count(&sparsity.pattern, &context).map_err(Failure::bad)?;
     let stage = index % sparsity.pattern.stage_count(context.blocks());
     let report = Report {
         device: chosen.device.name(),

@@ -9,7 +9,7 @@ use crate::measure::{self, Layer};
 use crate::source;
 use butterfly_compiler::card::Card;
 use butterfly_compiler::cost::{self, LayerShape, Limit, Machine};
-use butterfly_compiler::{classify, plan, schedule};
+use butterfly_compiler::{plan, schedule, work};
 use butterfly_cpu::visited_pairs;
 use butterfly_ir::manifest::KernelEntry;
 use butterfly_ir::{Context, Dtype, KernelSpec, Pattern, Phase, Sparsity, Target, build};
@@ -93,7 +93,7 @@ pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Fai
     );
     for tokens in &command.seq_len {
         let context = command.pattern.context(&parsed, *tokens, stage)?;
-        source::topology(&parsed, &context)?;
+        source::check(&parsed, &context)?;
         let layer = Layer::new(
             Shape {
                 q_len: match phase {
@@ -253,14 +253,14 @@ fn measured(
     let call = layer.call(pattern, context, runs);
     let outcome = call.run(chosen)?;
     let agreement = check.then(|| measure::agreement(&call, &outcome));
-    let topology = classify::lower(pattern, context);
     let geometry = match &chosen.kernel {
         Some((entry, _)) => entry.geometry,
         None => crate::kernel::choice(&chosen.spec, Target::Cpu)?.0,
     };
     let (phase, q_len) = (chosen.spec.phase, layer.shape.q_len as u32);
     let from = context.kv_len - q_len;
-    let mut schedule = schedule::lower(&topology, phase, &geometry, from);
+    let mut schedule =
+        schedule::lower(pattern, context, phase, &geometry, from).map_err(Failure::bad)?;
     if chosen.device == Runner::Cpu {
         let visited = visited_pairs(&call.problem(&call.table())).map_err(Failure::bad)?;
         schedule.tile_pairs = visited / (layer.shape.batch * layer.shape.q_heads) as u64;
@@ -279,13 +279,12 @@ fn measured(
     let cost = cost::count(&schedule, &layer_shape, phase, &geometry);
     let prediction = machine.map(|machine| cost::predict(&cost, machine));
     let median_ms = outcome.median();
-    let rows = &topology.rows[(from / context.block) as usize..];
-    let blocks: usize = rows.iter().map(|row| row.blocks.len()).sum();
+    let degree = work::mean_degree(pattern, context, from / context.block);
     let times = || outcome.milliseconds.iter().copied();
     Ok(Row {
         pattern: pattern.to_string(),
         tokens: context.kv_len,
-        mean_degree: blocks as f64 / rows.len() as f64,
+        mean_degree: degree.map_err(Failure::bad)?,
         first_ms: outcome.first_milliseconds,
         median_ms,
         fastest_ms: times().fold(f64::INFINITY, f64::min),

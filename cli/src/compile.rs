@@ -145,8 +145,8 @@ fn one(
         butterfly_build::products(butterfly_build::product_dtypes(plan)).map_err(Failure::bad)?;
     files.extend(more);
     let emitted = command.emit.iter();
-    let emitted = emitted.map(|show| (show.name(), show::text(*show, &lowered, &files)));
-    let emitted = emitted.collect();
+    let emitted = emitted.map(|show| Ok((show.name(), show::text(*show, &lowered, &files)?)));
+    let emitted = emitted.collect::<Result<_, Failure>>()?;
 
     let new = Manifest {
         kernels,
@@ -195,15 +195,17 @@ pub(crate) fn lower(
         let longest = request.capacity.unwrap_or(model.max_positions);
         let context = match *error {
             ClassifyError::EmptyQuery { kv_len, stage, .. } => Context::new(block, kv_len, stage),
-            ClassifyError::CausalLeak { .. } | ClassifyError::Table { .. } => {
-                Context::new(block, longest, 0)
-            }
+            ClassifyError::CausalLeak { .. }
+            | ClassifyError::Table { .. }
+            | ClassifyError::TooManyRows(_) => Context::new(block, longest, 0),
         };
         source::blame(parsed, &context, error)
     };
     pipeline::lower(model, &parsed.sparsity, request).map_err(|error| match error {
         PipelineError::Pattern(error) => blame(&error),
         PipelineError::Config(_)
+        | PipelineError::Capacity { .. }
+        | PipelineError::Prove(_)
         | PipelineError::NoLayers
         | PipelineError::Build(_)
         | PipelineError::Verify { .. } => Failure::file(config, error),
@@ -292,10 +294,16 @@ fn note_replaced(dir: &Path, new: &Manifest) {
 /// Says where the layers do not reach everything at the longest length.
 fn note_coverage(plan: &Plan) {
     let (proof, layers) = (&plan.proof, plan.layers.len());
+    if proof.tokens < plan.capacity {
+        eprintln!(
+            "note: what the layers reach is proved at {} tokens and not at {}, where this pattern has too many pairs of blocks to go through",
+            proof.tokens, plan.capacity
+        );
+    }
     if let (None, Some(reached)) = (proof.full_at, proof.coverage.last()) {
         output::note(format_args!(
             "note: at {} tokens {layers} layers reach {:.1} % of the earlier blocks; a larger radix or count, or more layers reach more (see `butterfly prove`)",
-            plan.capacity,
+            proof.tokens,
             reached * 100.0
         ));
     }

@@ -12,7 +12,7 @@ use butterfly_compiler::{config, fuse, graph};
 use butterfly_ir::layer_graph::LayerGraph;
 use butterfly_ir::model::{KernelShape, ModelConfig};
 use butterfly_ir::plan::{PlannedKernel, Proof};
-use butterfly_ir::{Context, Dtype, Geometry, Phase, Rows, Target, Topology};
+use butterfly_ir::{Context, Dtype, Geometry, Phase, Rows, Target};
 use serde::Serialize;
 
 /// Tokens where nothing else is asked for.
@@ -90,7 +90,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     })?;
     let kv_len = command.seq_len.unwrap_or(TOKENS.min(lowered.plan.capacity));
     let context = command.pattern.context(&parsed, kv_len, layer.index)?;
-    let topology = source::topology(&parsed, &context)?;
+    source::check(&parsed, &context)?;
     let (phase, q_len) = match command.phase {
         PhaseArg::Prefill => (Phase::Prefill, kv_len),
         PhaseArg::Decode => (Phase::Decode, 1),
@@ -98,7 +98,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let before = graph::build(&model, layer.layer, phase).map_err(Failure::bad)?;
     let after = fuse::lower(&before);
     let stage_count = parsed.sparsity.pattern.stage_count(context.blocks());
-    let work = work::count(&topology);
+    let work = work::count(&parsed.sparsity.pattern, &context).map_err(Failure::bad)?;
     let report = Report {
         config: path.display().to_string(),
         model_type: model.family.name(),
@@ -113,9 +113,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         before: summary(before, q_len, kv_len),
         after: summary(after, q_len, kv_len),
         shape: model.attention.kernel_shape(phase),
-        mean_degree: work.mean_degree(topology.rows.len()),
+        mean_degree: work.mean_degree(context.rows() as usize),
         work,
-        targets: targets(command, &model, &lowered, &topology, (phase, q_len))?,
+        targets: targets(command, &model, &lowered, &context, (phase, q_len))?,
         proof: lowered.plan.proof.clone(),
         capacity: lowered.plan.capacity,
         passes: compile::milliseconds(&lowered.timings),
@@ -142,18 +142,29 @@ fn targets(
     command: &Command,
     model: &ModelConfig,
     lowered: &Lowered,
-    topology: &Topology,
+    context: &Context,
     (phase, q_len): (Phase, u32),
 ) -> Result<Vec<OnTarget>, Failure> {
     let kernels = lowered.plan.kernels.iter();
     let kernels = kernels.filter(|kernel| kernel.spec.phase == phase);
     let shape = model.attention.kernel_shape(phase);
     let given = command.tflops.zip(command.bandwidth);
+    // Targets with the same tiles walk them alike.
+    let mut schedules: Vec<(_, Schedule)> = Vec::new();
     let on = |planned: &PlannedKernel| {
         let PlannedKernel { key, target, spec } = planned;
         let (geometry, reason) = kernel::choice(spec, *target)?;
-        let context: &Context = &topology.context;
-        let schedule = schedule::lower(topology, phase, &geometry, context.kv_len - q_len);
+        let tiles = (geometry.q_tile, geometry.k_tile, geometry.split);
+        let schedule = match schedules.iter().find(|(of, _)| *of == tiles) {
+            Some((_, schedule)) => *schedule,
+            None => {
+                let (pattern, from) = (&lowered.plan.sparsity.pattern, context.kv_len - q_len);
+                let schedule = schedule::lower(pattern, context, phase, &geometry, from);
+                let schedule = schedule.map_err(Failure::bad)?;
+                schedules.push((tiles, schedule));
+                schedule
+            }
+        };
         let cost = cost::count(
             &schedule,
             &LayerShape {
@@ -233,11 +244,11 @@ fn print(report: &Report) -> String {
     text += &match proof.full_at {
         Some(depth) => format!(
             "proved at {} tokens: {depth} layers reach every earlier block\n",
-            report.capacity
+            proof.tokens
         ),
         None => format!(
             "proved at {} tokens: the layers reach {:.1} % of the earlier blocks\n",
-            report.capacity,
+            proof.tokens,
             reached * 100.0
         ),
     };

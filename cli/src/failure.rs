@@ -1,8 +1,23 @@
 //! How a command fails: what is printed, and the exit code.
 
 use crate::output;
+use butterfly_ir::pattern::diagnostic::brief;
 use std::fmt::Display;
 use std::process::ExitCode;
+
+/// Most characters of a message's line, beyond which a value or name that it repeats is cut.
+const WIDTH: usize = 1000;
+
+/// Prints what is wrong with the command line, or the help that it asks for.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    let short = brief(&text, WIDTH);
+    if short == text {
+        error.exit();
+    }
+    eprintln!("{}", short.trim_end());
+    ExitCode::from(2)
+}
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -31,13 +46,14 @@ impl Failure {
             Self::Check(message) => (message, 1),
             Self::Bad(message) => {
                 if json {
-                    let object = serde_json::json!({ "error": message });
+                    let object = serde_json::json!({ "error": brief(&message, WIDTH) });
                     // Where stdout is what failed, stderr and the exit code say so.
                     let _ = output::out(format_args!("{object}\n"));
                 }
                 (message, 2)
             }
         };
+        let message = brief(&message, WIDTH);
         let prefix = if message.starts_with("error") {
             ""
         } else {

@@ -38,7 +38,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     device::quiet_loader();
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return failure::usage(&error),
+    };
     let json = args.json;
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,6 +74,12 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Layer(command),
         } => model::bench::layer(&command, json),
+        Command::Patterns => {
+            let page = butterfly_ir::pattern::reference();
+            print(json, &serde_json::json!({ "patterns": page }), || {
+                page.clone()
+            })
+        }
         Command::Doctor => doctor::run(json),
         Command::Completions { shell } => {
             let mut script = Vec::new();

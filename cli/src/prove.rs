@@ -3,7 +3,7 @@
 use crate::args::Prove as Command;
 use crate::failure::Failure;
 use crate::{source, stages};
-use butterfly_compiler::prove;
+use butterfly_compiler::prove::{self, ProveError};
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
@@ -11,7 +11,10 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let indices = stages::indices(sparsity, command.layers.as_deref())?;
     let context = command.pattern.context(&parsed, command.seq_len, 0)?;
     source::check_tables(&parsed, &context)?;
-    let proof = prove::lower(&sparsity.pattern, &context, &indices);
+    let proof = prove::lower(&sparsity.pattern, &context, &indices).map_err(|error| {
+        let ProveError::TooLong { longest, .. } = error;
+        Failure::Bad(format!("{error}; give --seq-len {longest}"))
+    })?;
     crate::print(json, &proof, || {
         let mut text = format!(
             "{}\n{} tokens, {} swapped layers\n",

@@ -1,8 +1,9 @@
 //! `--emit`: what one of the stages from pattern to kernel looks like.
 
 use crate::args::Show;
+use crate::failure::Failure;
 use crate::kernel::Files;
-use butterfly_compiler::classify;
+use crate::source;
 use butterfly_compiler::pipeline::Lowered;
 use butterfly_ir::Context;
 use serde::Serialize;
@@ -25,15 +26,16 @@ impl Show {
 }
 
 /// The stage as text.
-pub(crate) fn text(show: Show, lowered: &Lowered, files: &Files) -> String {
+pub(crate) fn text(show: Show, lowered: &Lowered, files: &Files) -> Result<String, Failure> {
     let plan = &lowered.plan;
-    match show {
+    Ok(match show {
         Show::Pattern => plan.sparsity.to_string(),
         Show::Topology => {
             // The first replaced layer, at the longest length.
             let index = plan.layers.first().map_or(0, |layer| layer.index);
             let context = Context::new(plan.sparsity.block, plan.capacity, index);
-            crate::topology::listing(&classify::lower(&plan.sparsity.pattern, &context))
+            let pattern = &plan.sparsity.pattern;
+            crate::topology::listing(&source::listed(pattern, &context, source::LISTED)?)
         }
         Show::Proof => pretty(&plan.proof),
         Show::Graph => {
@@ -46,7 +48,7 @@ pub(crate) fn text(show: Show, lowered: &Lowered, files: &Files) -> String {
         Show::Ptx => with_extension(files, "ptx"),
         Show::Wgsl => with_extension(files, "wgsl"),
         Show::Metal => with_extension(files, "metal"),
-    }
+    })
 }
 
 fn pretty(value: &impl Serialize) -> String {

@@ -3,8 +3,10 @@
 use crate::args::PatternArg;
 use crate::failure::Failure;
 use butterfly_compiler::classify::{self, ClassifyError};
+use butterfly_compiler::work;
 use butterfly_ir::pattern::Parsed;
-use butterfly_ir::{Context, Sparsity, Topology};
+use butterfly_ir::pattern::limits::MAX_LENGTH;
+use butterfly_ir::{Context, Pattern, Sparsity, Topology};
 use std::path::Path;
 
 impl PatternArg {
@@ -43,6 +45,11 @@ pub(crate) fn read(pattern: &str) -> Result<Parsed, Failure> {
         .extension()
         .is_some_and(|e| e == "pattern" || e == "json" || e == "wf");
     let (name, text) = if named || path.is_file() {
+        let length = std::fs::metadata(path).map_or(0, |file| file.len());
+        if length > MAX_LENGTH as u64 {
+            let what = format!("{length} bytes; a pattern has at most {MAX_LENGTH}");
+            return Err(Failure::file(path, what));
+        }
         (pattern, read_text(path)?)
     } else {
         ("--pattern", pattern.to_string())
@@ -50,13 +57,29 @@ pub(crate) fn read(pattern: &str) -> Result<Parsed, Failure> {
     Sparsity::parse_any(name, &text).map_err(Failure::bad)
 }
 
-/// The topology of a pattern, which must serve every query, and causally.
-pub(crate) fn topology(parsed: &Parsed, context: &Context) -> Result<Topology, Failure> {
-    let pattern = &parsed.sparsity.pattern;
+/// Checks that a pattern serves every query, and causally.
+pub(crate) fn check(parsed: &Parsed, context: &Context) -> Result<(), Failure> {
     check_tables(parsed, context)?;
-    let topology = classify::lower(pattern, context);
-    classify::check(&topology).map_err(|error| blame(parsed, context, &error))?;
-    Ok(topology)
+    classify::check(&parsed.sparsity.pattern, context)
+        .map_err(|error| blame(parsed, context, &error))
+}
+
+/// Most blocks that are listed.
+pub(crate) const LISTED: u64 = 1 << 23;
+
+/// The topology of a pattern, with every row and block of it, as far as anyone can read it.
+pub(crate) fn listed(pattern: &Pattern, context: &Context, most: u64) -> Result<Topology, Failure> {
+    let blocks = match u64::from(context.rows()) {
+        rows if rows > most => rows,
+        rows => rows.max(work::count(pattern, context).map_err(Failure::bad)?.blocks),
+    };
+    match blocks <= most {
+        true => Ok(classify::lower(pattern, context)),
+        false => Err(Failure::Bad(format!(
+            "{} tokens: {blocks} blocks to list, at most {most} can be; give fewer tokens or a larger block",
+            context.kv_len
+        ))),
+    }
 }
 
 /// Checks the pattern's tables against the number of blocks.

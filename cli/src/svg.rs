@@ -6,6 +6,9 @@ use std::fmt::Write;
 /// Draws at most this many blocks a side one by one; beyond, the picture is scaled.
 const SIDE: f64 = 640.0;
 
+/// Most blocks that are drawn.
+pub(crate) const DRAWN: u64 = 1 << 18;
+
 /// One square for each block read: dark when full, light when it needs a mask.
 pub(crate) fn draw(topology: &Topology) -> String {
     let n = topology.rows.len().max(1);

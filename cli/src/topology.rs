@@ -20,7 +20,12 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let sparsity = &parsed.sparsity;
     let index = command.stage.index(sparsity)?;
     let context = command.pattern.context(&parsed, command.seq_len, index)?;
-    let topology = source::topology(&parsed, &context)?;
+    source::check(&parsed, &context)?;
+    let most = match command.format {
+        Format::Svg if !json => svg::DRAWN,
+        Format::Svg | Format::Text | Format::Json => source::LISTED,
+    };
+    let topology = source::listed(&sparsity.pattern, &context, most)?;
     let stage_count = sparsity.pattern.stage_count(context.blocks());
     let report = Report {
         num_blocks: context.blocks(),
@@ -45,7 +50,15 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
 fn radix(pattern: &Pattern) -> u32 {
     let of = |leaf: &&Leaf| match leaf {
         Leaf::Partner { radix, .. } => Some(*radix),
-        _ => None,
+        Leaf::Causal
+        | Leaf::Local { .. }
+        | Leaf::Window { .. }
+        | Leaf::Sink { .. }
+        | Leaf::SinkTokens { .. }
+        | Leaf::Global { .. }
+        | Leaf::Table { .. }
+        | Leaf::All
+        | Leaf::None => None,
     };
     pattern.leaves().iter().find_map(of).unwrap_or(2)
 }

@@ -5,7 +5,8 @@
 //! its pairs is seen, and full exactly when all of them are.
 //! Interval arithmetic on the bands; no T×T mask is ever made.
 
-use butterfly_ir::band::{keys_of_query, merge};
+use crate::stretch::{self, TooManyRows};
+use butterfly_ir::band::{UNBOUNDED, keys_of_query, merge};
 use butterfly_ir::topology::queries;
 use butterfly_ir::{Band, Class, Context, Leaf, Pattern, Row, RowBlock, Topology, rows};
 
@@ -32,6 +33,9 @@ pub enum ClassifyError {
         /// The last key that it sees.
         key: u32,
     },
+    /// The rows cannot be checked.
+    #[error(transparent)]
+    TooManyRows(#[from] TooManyRows),
     /// A table names a block that does not exist, or has too few rows.
     #[error("table row {row}: {what}")]
     Table {
@@ -90,6 +94,44 @@ fn blocks(bands: &[Band], context: &Context, b: u32) -> Vec<RowBlock> {
         .collect()
 }
 
+/// How many blocks row `b` has, and how many of them need no mask.
+pub(crate) fn counts(bands: &[Band], context: &Context, b: u32) -> (u64, u64) {
+    let (q0, q1) = queries(context, b);
+    let all = bands
+        .iter()
+        .map(|band| band.seen_by_all(q0 as i32, q1 as i32));
+    let all = merge(all.filter(|range| range.0 < range.1).collect());
+    let block = context.block as i32;
+    // Blocks that one range has for all queries; the last block may be short.
+    let whole = all.iter().map(|(start, stop)| {
+        let last = match *stop as u32 == context.kv_len {
+            true => context.rows(),
+            false => (stop / block) as u32,
+        };
+        (((start - 1).div_euclid(block) + 1) as u32, last)
+    });
+    let whole: Vec<(u32, u32)> = whole.filter(|range| range.0 < range.1).collect();
+    let (mut blocks, mut full) = (0, 0);
+    for (start, stop) in columns(bands, context, b) {
+        blocks += u64::from(stop - start);
+        let mut c = start;
+        while c < stop {
+            match whole.iter().find(|range| range.0 <= c && c < range.1) {
+                Some(range) => {
+                    let end = range.1.min(stop);
+                    full += u64::from(end - c);
+                    c = end;
+                }
+                None => {
+                    full += u64::from(classify(bands, context, b, c) == Class::Full);
+                    c += 1;
+                }
+            }
+        }
+    }
+    (blocks, full)
+}
+
 fn classify(bands: &[Band], context: &Context, b: u32, c: u32) -> Class {
     let (q0, q1) = queries(context, b);
     let (q0, q1) = (q0 as i32, q1 as i32);
@@ -122,34 +164,23 @@ fn classify(bands: &[Band], context: &Context, b: u32, c: u32) -> Class {
     if full { Class::Full } else { Class::Partial }
 }
 
-/// Checks one topology: no query without a key, and no later key.
+/// Checks every row: no query without a key, and no later key.
 ///
 /// # Errors
 /// The first violation found, in row order; tables are judged by [`check_tables`].
-pub fn check(topology: &Topology) -> Result<(), ClassifyError> {
-    let context = &topology.context;
-    for (b, row) in topology.rows.iter().enumerate() {
-        let (q0, q1) = topology.queries(b as u32);
-        let q = (q0 as i32, q1 as i32);
-        for band in &row.bands {
-            // The last query that lies before this band's last key, if any.
-            let leaks = |query: i32| {
-                band.of_query(query).0 < band.of_query(query).1
-                    && band.of_query(query).1 > query + 1
-            };
-            if (band.end > 1 && band.hi > q.0 + 1)
-                && let Some(query) = (q.0..=q.1).find(|query| leaks(*query))
-            {
-                return Err(ClassifyError::CausalLeak {
-                    query: query as u32,
-                    key: band.of_query(query).1 as u32 - 1,
-                });
-            }
+pub fn check(pattern: &Pattern, context: &Context) -> Result<(), ClassifyError> {
+    for stretch in stretch::lower(pattern, context)? {
+        // Either happens in each row of a stretch or in none.
+        let b = stretch.first;
+        let bands = rows::row(pattern, context, b);
+        if let Some((query, key)) = leak(&bands, context, b) {
+            return Err(ClassifyError::CausalLeak { query, key });
         }
-        if let Some(query) = first_empty(&row.bands, q) {
+        let (q0, q1) = queries(context, b);
+        if let Some(query) = first_empty(&bands, (q0 as i32, q1 as i32)) {
             return Err(ClassifyError::EmptyQuery {
                 query,
-                block: b as u32,
+                block: b,
                 kv_len: context.kv_len,
                 stage: context.index,
             });
@@ -158,28 +189,58 @@ pub fn check(topology: &Topology) -> Result<(), ClassifyError> {
     Ok(())
 }
 
+/// The first query of row `b` that sees a later key, and the last key that it sees.
+pub(crate) fn leak(bands: &[Band], context: &Context, b: u32) -> Option<(u32, u32)> {
+    let (q0, q1) = queries(context, b);
+    let (q0, q1) = (q0 as i32, q1 as i32);
+    let first = |band: &Band| {
+        // The part of the band that lies behind the query.
+        let later = Band {
+            first: band.first.max(1),
+            ..*band
+        };
+        let (start, stop) = later.seen_by_any(q0, q1);
+        let query = q0.max(later.lo - later.end + 1);
+        (start < stop).then_some((query, band.of_query(query).1 - 1))
+    };
+    let (query, key) = bands.iter().filter_map(first).min()?;
+    Some((query as u32, key as u32))
+}
+
+/// Queries of row `b` that see nothing.
+pub(crate) fn empty_queries(bands: &[Band], context: &Context, b: u32) -> u64 {
+    let (q0, q1) = queries(context, b);
+    let served = served(bands, (q0 as i32, q1 as i32));
+    let served = served.iter().map(|x| (x.1 - x.0) as u64).sum::<u64>();
+    u64::from(q1 - q0 + 1) - served
+}
+
 /// First of the queries `q.0..=q.1` that sees nothing.
 pub fn first_empty(bands: &[Band], q: (i32, i32)) -> Option<u32> {
+    let first = match served(bands, q).first() {
+        Some(range) if range.0 <= q.0 => range.1,
+        Some(_) | None => q.0,
+    };
+    (first <= q.1).then_some(first as u32)
+}
+
+/// Those of the queries `q.0..=q.1` that see a key, as ranges.
+fn served(bands: &[Band], q: (i32, i32)) -> Vec<(i32, i32)> {
     // Queries that a band serves are one range, since its limits are monotone in q.
     let served = bands.iter().filter(|band| !band.is_empty()).map(|band| {
-        let first = if band.end >= butterfly_ir::band::UNBOUNDED {
+        let first = if band.end >= UNBOUNDED {
             q.0
         } else {
             q.0.max(band.lo - band.end + 1)
         };
-        let last = if band.first <= -butterfly_ir::band::UNBOUNDED {
+        let last = if band.first <= -UNBOUNDED {
             q.1
         } else {
             q.1.min(band.hi - band.first - 1)
         };
         (first, last + 1)
     });
-    let served = merge(served.filter(|r| r.0 < r.1).collect());
-    match served.first() {
-        Some(range) if range.0 <= q.0 && range.1 > q.1 => None,
-        Some(range) if range.0 <= q.0 => Some(range.1 as u32),
-        _ => Some(q.0 as u32),
-    }
+    merge(served.filter(|r| r.0 < r.1).collect())
 }
 
 /// Checks every `table` leaf against the number of blocks.
@@ -212,48 +273,73 @@ pub fn check_tables(pattern: &Pattern, context: &Context) -> Result<(), Classify
 
 /// The leaf to blame for `error`, by its position in [`Pattern::leaves`], and why.
 ///
-/// For a query without a key the first leaf that offers it none, for a later key the
-/// first leaf that shows it, for a table the table.
+/// For a query without a key the leaf that offers it none, or that takes the last one away;
+/// for a later key the first leaf that shows it, for a table the table.
 pub fn culprit(
     pattern: &Pattern,
     context: &Context,
     error: &ClassifyError,
 ) -> Option<(usize, &'static str)> {
-    let leaves = pattern.leaves();
-    let keys = |leaf: &Leaf, query: u32| {
-        let context = Context {
-            kv_len: context.kv_len.max(query + 1),
-            ..*context
-        };
-        keys_of_query(
-            &rows::row(
-                &Pattern::from(leaf.clone()),
-                &context,
-                query / context.block,
-            ),
-            query as i32,
-        )
-    };
     match *error {
-        ClassifyError::EmptyQuery { query, .. } => {
-            let leaf = leaves
-                .iter()
-                .position(|leaf| keys(leaf, query).is_empty())?;
-            Some((leaf, "admits no block"))
-        }
+        ClassifyError::EmptyQuery { query, .. } => Some(emptied(pattern, context, query)),
         ClassifyError::CausalLeak { query, key } => {
             let sees = |leaf: &&Leaf| {
-                keys(leaf, query)
-                    .iter()
-                    .any(|r| r.0 <= key as i32 && (key as i32) < r.1)
+                let pattern = Pattern::from((*leaf).clone());
+                let keys = keys(&pattern, context, query);
+                keys.iter().any(|r| r.0 <= key as i32 && (key as i32) < r.1)
             };
-            Some((leaves.iter().position(sees)?, "sees later keys"))
+            Some((pattern.leaves().iter().position(sees)?, "sees later keys"))
         }
         ClassifyError::Table { .. } => {
+            let leaves = pattern.leaves();
             let leaf = leaves
                 .iter()
                 .position(|leaf| matches!(leaf, Leaf::Table { .. }))?;
             Some((leaf, "does not fit the sequence"))
+        }
+        ClassifyError::TooManyRows(_) => {
+            let leaves = pattern.leaves();
+            let leaf = leaves.iter().position(|leaf| {
+                let pattern = Pattern::from((*leaf).clone());
+                stretch::lower(&pattern, context).is_err()
+            })?;
+            Some((leaf, "differs from row to row"))
+        }
+    }
+}
+
+/// What `query` sees through `pattern`.
+fn keys(pattern: &Pattern, context: &Context, query: u32) -> Vec<(i32, i32)> {
+    let context = Context {
+        kv_len: context.kv_len.max(query + 1),
+        ..*context
+    };
+    let bands = rows::row(pattern, &context, query / context.block);
+    keys_of_query(&bands, query as i32)
+}
+
+/// The leaf by which `pattern` offers `query` no key.
+fn emptied(pattern: &Pattern, context: &Context, query: u32) -> (usize, &'static str) {
+    let sees_none = |side: &Pattern| keys(side, context, query).is_empty();
+    let right = |a: &Pattern, (leaf, why)| (a.leaves().len() + leaf, why);
+    match pattern {
+        Pattern::Leaf(_) => (0, "admits no block"),
+        Pattern::Or(a, _) => emptied(a, context, query),
+        Pattern::And(a, b) => match (sees_none(a), sees_none(b)) {
+            (true, _) => emptied(a, context, query),
+            (false, true) => right(a, emptied(b, context, query)),
+            (false, false) => right(a, (0, "has no key in common with what stands before")),
+        },
+        Pattern::Minus(a, _) if sees_none(a) => emptied(a, context, query),
+        Pattern::Minus(a, b) => {
+            let taken = keys(a, context, query);
+            let takes = |leaf: &&Leaf| {
+                let keys = keys(&Pattern::from((*leaf).clone()), context, query);
+                keys.iter()
+                    .any(|x| taken.iter().any(|y| x.0 < y.1 && y.0 < x.1))
+            };
+            let leaf = b.leaves().iter().position(takes).unwrap_or_default();
+            right(a, (leaf, "takes the last key away"))
         }
     }
 }

@@ -86,7 +86,18 @@ fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
             Op::Norm(norm) if !into_product => prologue(Some(*norm), None, false),
             Op::Rope(rotation) => prologue(None, Some(*rotation), false),
             Op::Append => prologue(None, None, true),
-            _ => {
+            Op::Norm(_)
+            | Op::Projection
+            | Op::Split(_)
+            | Op::Scale { .. }
+            | Op::Prologue { .. }
+            | Op::Up
+            | Op::Absorb { .. }
+            | Op::Expand { .. }
+            | Op::Attend(_)
+            | Op::Gate
+            | Op::Unabsorb
+            | Op::Output => {
                 if let Some(reader) = reader.filter(|reader| join(nodes, at, *reader)) {
                     // What the joined node reads is made before the later of the two.
                     let first = nodes[at].inputs[0];

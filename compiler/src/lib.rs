@@ -21,6 +21,7 @@ pub mod plan;
 pub mod prove;
 pub mod resolve;
 pub mod schedule;
+pub mod stretch;
 pub mod work;
 
 pub use butterfly_ir::key;

@@ -3,7 +3,9 @@
 //! In:  a checked config and pattern. Out: a [`Plan`], and the layer graphs on the way to
 //! it; each graph passed [`layer_graph::verify`] after the pass that made it.
 
+use crate::prove::ProveError;
 use crate::{classify, config, fuse, graph, key, lengths, plan, prove};
+use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
 use butterfly_ir::manifest::dense;
 use butterfly_ir::model::{LayerKind, ModelConfig};
@@ -51,6 +53,15 @@ pub enum PipelineError {
     /// The pattern serves some length wrongly.
     #[error(transparent)]
     Pattern(#[from] classify::ClassifyError),
+    /// The sequence is longer than positions go.
+    #[error("{tokens} tokens: attention takes at most {MAX_TOKENS}; give `--capacity` with fewer")]
+    Capacity {
+        /// The longest sequence that was asked for.
+        tokens: u32,
+    },
+    /// What the layers reach cannot be proved at any length.
+    #[error(transparent)]
+    Prove(#[from] ProveError),
     /// No layer is replaced.
     #[error("the pattern replaces no layer: its list of swapped layers is empty")]
     NoLayers,
@@ -78,14 +89,19 @@ pub fn lower(
 ) -> Result<Lowered, PipelineError> {
     let mut clock = Clock(Vec::new());
     let capacity = request.capacity.unwrap_or(model.max_positions);
+    if capacity > MAX_TOKENS {
+        return Err(PipelineError::Capacity { tokens: capacity });
+    }
     let layers = clock.time("swap", || config::swapped(model, sparsity))?;
     let first = layers.first().ok_or(PipelineError::NoLayers)?.layer;
     clock.time("lengths", || lengths::check(sparsity, capacity))?;
     let indices: Vec<u32> = layers.iter().map(|layer| layer.index).collect();
-    let context = Context::new(sparsity.block, capacity, 0);
     let proof = clock.time("prove", || {
-        prove::lower(&sparsity.pattern, &context, &indices)
-    });
+        let at = |tokens| Context::new(sparsity.block, tokens, 0);
+        let prove = |tokens| prove::lower(&sparsity.pattern, &at(tokens), &indices);
+        // Where a pattern has no proof at the whole length, the longest that it has.
+        prove(capacity).or_else(|ProveError::TooLong { longest, .. }| prove(longest))
+    })?;
     let [prefill, decode] =
         [Phase::Prefill, Phase::Decode].map(|phase| graphs(model, first, phase, &mut clock));
     let full = model.layers.iter();

@@ -1,12 +1,16 @@
-//! Topology × tile sizes → what each workgroup of a kernel does, exactly.
+//! Pattern × tile sizes → what each workgroup of a kernel does, exactly.
 //!
-//! In:  a topology and a kernel's geometry. Out: counts that are the kernel's own: it
+//! In:  a pattern, a context and a kernel's geometry. Out: counts that are the kernel's own: it
 //! walks the same tiles, from the first key that any of its queries sees, in steps of
 //! `k_tile`, passing over what none of them sees; where workgroups split the keys of a
 //! query, each interval of them from its start.
 
-use butterfly_ir::band::{UNBOUNDED, keys_of_query};
-use butterfly_ir::{Band, Geometry, Phase, Topology};
+use crate::stretch::{self, MOST, TooManyRows};
+use crate::work;
+use butterfly_ir::band::merge;
+use butterfly_ir::topology::queries;
+use butterfly_ir::{Band, Context, Geometry, Pattern, Phase, rows};
+use rayon::prelude::*;
 use serde::Serialize;
 
 /// The work of one q head of one sequence.
@@ -31,66 +35,197 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Takes in `times` rows like those of `other`.
+    fn add(&mut self, other: &Self, times: u64) {
+        self.rows += times * other.rows;
+        self.workgroups += times * other.workgroups;
+        self.tiles += times * other.tiles;
+        self.masked_tiles += times * other.masked_tiles;
+        self.most_tiles = self.most_tiles.max(other.most_tiles);
+        self.pairs += times * other.pairs;
+        self.keys += times * other.keys;
+    }
+
     /// Work of the heaviest workgroup over that of the mean one.
     pub fn imbalance(&self) -> f64 {
         self.most_tiles as f64 * self.workgroups as f64 / self.tiles.max(1) as f64
     }
 }
 
-/// Counts what the kernel of `phase` does for the queries `from..` of `topology`.
-pub fn lower(topology: &Topology, phase: Phase, geometry: &Geometry, from: u32) -> Schedule {
+/// Counts what the kernel of `phase` does for the queries `from..` of `pattern`.
+///
+/// # Errors
+/// [`TooManyRows`].
+pub fn lower(
+    pattern: &Pattern,
+    context: &Context,
+    phase: Phase,
+    geometry: &Geometry,
+    from: u32,
+) -> Result<Schedule, TooManyRows> {
     let q_tile = match phase {
         Phase::Prefill => geometry.q_tile,
         Phase::Decode => 1,
     };
-    let kv_len = topology.context.kv_len as i32;
+    let kernel = Tiles {
+        context,
+        geometry,
+        q_tile,
+        from,
+    };
+    let row = |b: u32| kernel.row(&rows::row(pattern, context, b), b);
+    let first_row = from / context.block;
     let mut schedule = Schedule::default();
-    for (b, row) in topology.rows.iter().enumerate() {
-        let (q0, q1) = topology.queries(b as u32);
+    let mut alone = Vec::new();
+    let stretches = match first_row {
+        0 => stretch::lower(pattern, context)?,
+        _later => Vec::new(),
+    };
+    if stretches.is_empty() {
+        alone.push(first_row..context.rows());
+    }
+    for stretch in stretches {
+        if stretch.first == stretch.last {
+            alone.push(stretch.first..stretch.last + 1);
+            continue;
+        }
+        let of = row(stretch.first);
+        if of == row(stretch.last) {
+            // The runs of tiles are the same in all rows.
+            schedule.add(&of.0, stretch.rows);
+        } else if stretch.is_whole() {
+            alone.push(stretch.first..stretch.last + 1);
+        } else {
+            // Rows with holes between them: all are walked one by one.
+            schedule = Schedule::default();
+            alone.clear();
+            alone.push(0..context.rows());
+            break;
+        }
+    }
+    let rows: u64 = alone
+        .iter()
+        .map(|rows| u64::from(rows.end - rows.start))
+        .sum();
+    if rows > MOST {
+        return Err(TooManyRows {
+            rows: context.rows(),
+            most: MOST,
+        });
+    }
+    let each = alone.into_par_iter().flat_map(|rows| rows.into_par_iter());
+    let sum = |mut a: Schedule, b: Schedule| {
+        a.add(&b, 1);
+        a
+    };
+    let each = each.map(|b| row(b).0).reduce(Schedule::default, sum);
+    schedule.add(&each, 1);
+    schedule.tile_pairs = schedule.tiles * u64::from(q_tile) * u64::from(geometry.k_tile);
+    Ok(schedule)
+}
+
+/// Tiles that touch one another as the kernel walks them: where they begin relative to the
+/// first key, what they have beyond a whole number, how far away the next ones are. Rows in
+/// a stretch whose runs are equal at both of its ends have equal runs throughout, since
+/// each of these distances stands still or moves evenly.
+type Run = Vec<i32>;
+
+struct Tiles<'a> {
+    context: &'a Context,
+    geometry: &'a Geometry,
+    q_tile: u32,
+    from: u32,
+}
+
+impl Tiles<'_> {
+    /// The work of row `b`, and the runs of tiles that it is made of.
+    fn row(&self, bands: &[Band], b: u32) -> (Schedule, Vec<Run>) {
+        let (q0, q1) = queries(self.context, b);
+        let mut schedule = Schedule {
+            rows: u64::from(self.from <= q1),
+            ..Schedule::default()
+        };
+        let mut runs = Vec::new();
         let mut base = q0;
-        schedule.rows += u64::from(from <= q1);
         while base <= q1 {
-            let (first, last) = (base.max(from), (base + q_tile - 1).min(q1));
-            base += q_tile;
+            let (first, last) = (base.max(self.from), (base + self.q_tile - 1).min(q1));
+            base += self.q_tile;
             if first > last {
                 continue;
             }
-            schedule.pairs += (first..=last).map(|q| seen(&row.bands, q)).sum::<u64>();
-            let before = schedule.tiles;
             let (first, last) = (first as i32, last as i32);
-            schedule.workgroups += u64::from(geometry.split.map_or(1, |split| split.cluster));
-            if let Some(split) = geometry.split {
-                for length in intervals(&row.bands, first) {
-                    schedule.tiles += u64::from(length.div_ceil(geometry.k_tile));
-                    schedule.keys += u64::from(length);
-                    schedule.masked_tiles += u64::from(!length.is_multiple_of(geometry.k_tile));
+            schedule.pairs += work::pairs(bands, (first, last));
+            let before = schedule.tiles;
+            let workgroups = match self.geometry.split {
+                Some(split) => {
+                    self.intervals(bands, first, &mut schedule, &mut runs);
+                    split.cluster
                 }
-                let of_one = (schedule.tiles - before).div_ceil(split.cluster.into());
-                schedule.most_tiles = schedule.most_tiles.max(of_one);
-                continue;
-            }
-            let mut cursor = next_key(&row.bands, first, last, 0);
-            while cursor < UNBOUNDED {
-                let end = (cursor + geometry.k_tile as i32).min(kv_len);
-                schedule.tiles += 1;
-                schedule.keys += (end - cursor) as u64;
-                schedule.masked_tiles += u64::from(!is_full(&row.bands, first, last, cursor, end));
-                cursor = next_key(&row.bands, first, last, end);
-            }
-            schedule.most_tiles = schedule.most_tiles.max(schedule.tiles - before);
+                None => {
+                    self.walk(bands, (first, last), &mut schedule, &mut runs);
+                    1
+                }
+            };
+            schedule.workgroups += u64::from(workgroups);
+            let of_one = (schedule.tiles - before).div_ceil(workgroups.into());
+            schedule.most_tiles = schedule.most_tiles.max(of_one);
+        }
+        (schedule, runs)
+    }
+
+    fn intervals(&self, bands: &[Band], q: i32, schedule: &mut Schedule, runs: &mut Vec<Run>) {
+        let k_tile = self.geometry.k_tile;
+        for length in intervals(bands, q) {
+            schedule.tiles += u64::from(length.div_ceil(k_tile));
+            schedule.keys += u64::from(length);
+            schedule.masked_tiles += u64::from(!length.is_multiple_of(k_tile));
+            runs.push(vec![length as i32]);
         }
     }
-    schedule.tile_pairs = schedule.tiles * u64::from(q_tile) * u64::from(geometry.k_tile);
-    schedule
-}
 
-/// Keys that query `q` sees.
-fn seen(bands: &[Band], q: u32) -> u64 {
-    let ranges = keys_of_query(bands, q as i32);
-    ranges
-        .iter()
-        .map(|(start, stop)| (stop - start) as u64)
-        .sum()
+    /// Tile after tile from the first key that some query sees, passing over what none sees.
+    fn walk(&self, bands: &[Band], q: (i32, i32), schedule: &mut Schedule, runs: &mut Vec<Run>) {
+        let (kv_len, tile) = (self.context.kv_len as i32, self.geometry.k_tile as i32);
+        let ranges = |of: fn(&Band, i32, i32) -> (i32, i32)| {
+            let ranges = bands.iter().map(|band| of(band, q.0, q.1));
+            merge(ranges.filter(|x| x.0 < x.1).collect())
+        };
+        let (any, all) = (ranges(Band::seen_by_any), ranges(Band::seen_by_all));
+        let mut cursor = 0;
+        for (start, stop) in any {
+            let gap = start - cursor;
+            let start = start.max(cursor);
+            if start >= stop {
+                continue;
+            }
+            let tiles = (stop - start + tile - 1) / tile;
+            let end = (start + tiles * tile).min(kv_len);
+            schedule.tiles += tiles as u64;
+            schedule.keys += (end - start) as u64;
+            let mut run = vec![
+                gap.clamp(-tile, tile),
+                stop - start,
+                (kv_len - stop).min(tile),
+            ];
+            // Tiles that lie within one range of keys which all queries see.
+            let mut full = 0;
+            for (from, to) in &all {
+                let (from, to) = ((*from).max(start), (*to).min(end));
+                if from < to {
+                    let first = (from - start + tile - 1) / tile;
+                    let last = match to == end {
+                        true => tiles,
+                        false => (to - start) / tile,
+                    };
+                    full += (last - first).max(0);
+                    run.extend([from - start, to - start]);
+                }
+            }
+            schedule.masked_tiles += (tiles - full) as u64;
+            runs.push(run);
+            cursor = end;
+        }
+    }
 }
 
 /// Lengths of the intervals of keys that query `q` sees, one for each band: a key counts for
@@ -108,42 +243,16 @@ fn intervals(bands: &[Band], q: i32) -> Vec<u32> {
     left.filter(|length| *length > 0).collect()
 }
 
-/// The first key at or after `cursor` that a query of `q0..=q1` sees.
-fn next_key(bands: &[Band], q0: i32, q1: i32, cursor: i32) -> i32 {
-    let next = bands.iter().filter_map(|band| {
-        let (start, stop) = band.seen_by_any(q0, q1);
-        let start = start.max(cursor);
-        (start < stop).then_some(start)
-    });
-    next.min().unwrap_or(UNBOUNDED)
-}
-
-/// Whether every query of `q0..=q1` sees every key of `start..stop`, by bands one after
-/// the other.
-fn is_full(bands: &[Band], q0: i32, q1: i32, start: i32, stop: i32) -> bool {
-    let mut reach = start;
-    loop {
-        let seen = bands.iter().map(|band| band.seen_by_all(q0, q1));
-        let further = seen.filter(|(first, _)| *first <= reach).map(|x| x.1).max();
-        match further {
-            Some(end) if end > reach => reach = end,
-            _ => return reach >= stop,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::classify;
-    use butterfly_ir::{Context, Sparsity};
+    use butterfly_ir::Sparsity;
 
     fn schedule(pattern: &str, kv_len: u32, phase: Phase, from: u32) -> Schedule {
         let sparsity = Sparsity::parse("test", pattern).expect("pattern");
         let context = Context::new(sparsity.block, kv_len, 0);
         let geometry = Geometry::new([1; 3], [16, 32], 0);
-        let topology = classify::lower(&sparsity.pattern, &context);
-        lower(&topology, phase, &geometry, from)
+        lower(&sparsity.pattern, &context, phase, &geometry, from).expect("few rows")
     }
 
     #[test]

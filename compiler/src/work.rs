@@ -1,9 +1,14 @@
-//! Topology → exact counts of what attention over it costs.
+//! Pattern → exact counts of what attention by it costs.
 //!
+//! In:  a pattern and a context. Out: counts over all rows, stretch by stretch.
 //! Everything is known before a kernel runs, so predicted time needs no sampling.
 
+use crate::classify;
+use crate::prove::form;
+use crate::stretch::{self, EVERY, Stretch, TooManyRows};
 use butterfly_ir::band::keys_of_query;
-use butterfly_ir::{Class, Topology};
+use butterfly_ir::topology::queries;
+use butterfly_ir::{Band, Context, Pattern, rows};
 use serde::Serialize;
 
 /// Exact work of one q head of one sequence.
@@ -35,30 +40,149 @@ impl Work {
     }
 }
 
-/// Counts the work of `topology`.
-pub fn count(topology: &Topology) -> Work {
-    let kv_len = u64::from(topology.context.kv_len);
+/// Counts the work of `pattern`.
+///
+/// # Errors
+/// [`TooManyRows`].
+pub fn count(pattern: &Pattern, context: &Context) -> Result<Work, TooManyRows> {
+    let kv_len = u64::from(context.kv_len);
     let mut work = Work {
         causal_pairs: kv_len * (kv_len + 1) / 2,
+        max_in_degree: in_degree(pattern, context)?,
         ..Work::default()
     };
-    let mut in_degree = vec![0u32; topology.rows.len()];
-    for (b, row) in topology.rows.iter().enumerate() {
-        let (q0, q1) = topology.queries(b as u32);
-        let pairs = |q: u32| {
-            keys_of_query(&row.bands, q as i32)
+    for (rows, first, last) in counted(pattern, context)? {
+        work.pairs += rows * (first.pairs + last.pairs) / 2;
+        work.blocks += rows * (first.blocks + last.blocks) / 2;
+        work.full_blocks += rows * (first.full_blocks + last.full_blocks) / 2;
+        let most = first.blocks.max(last.blocks) as u32;
+        work.max_degree = work.max_degree.max(most);
+    }
+    Ok(work)
+}
+
+/// Blocks that the rows from `from` on read, on average.
+///
+/// # Errors
+/// [`TooManyRows`].
+pub fn mean_degree(pattern: &Pattern, context: &Context, from: u32) -> Result<f64, TooManyRows> {
+    let rows = context.rows() - from;
+    if from == 0 {
+        return Ok(count(pattern, context)?.mean_degree(rows as usize));
+    }
+    let row = |b: u32| RowWork::of(&rows::row(pattern, context, b), context, b).blocks;
+    let blocks: u64 = (from..context.rows()).map(row).sum();
+    Ok(blocks as f64 / f64::from(rows))
+}
+
+/// Numbers of rows, with the work of the first and the last of them: that of all is the
+/// number times the mean of the two.
+fn counted(
+    pattern: &Pattern,
+    context: &Context,
+) -> Result<Vec<(u64, RowWork, RowWork)>, TooManyRows> {
+    let row = |b: u32| RowWork::of(&rows::row(pattern, context, b), context, b);
+    let stretches = stretch::lower(pattern, context)?;
+    let ends = |stretch: &Stretch| (stretch.rows, row(stretch.first), row(stretch.last));
+    let counted: Vec<_> = stretches.iter().map(ends).collect();
+    // Counts are affine in the number of the row, so that the mean of a stretch is that of
+    // its ends, where it has no holes or the ends are alike.
+    let mut pairs = stretches.iter().zip(&counted);
+    if pairs.all(|(stretch, (_, first, last))| stretch.is_whole() || first == last) {
+        return Ok(counted);
+    }
+    stretch::one_by_one(pattern, context)?;
+    let rows = context.rows();
+    let alone = (0..rows).map(row).map(|row| (2, row, RowWork::default()));
+    Ok(alone.collect())
+}
+
+/// Most rows that read one block.
+fn in_degree(pattern: &Pattern, context: &Context) -> Result<u32, TooManyRows> {
+    let rows = context.rows();
+    if rows > EVERY
+        && let Some((form, _)) = form::lower(pattern, context)
+    {
+        return Ok(form.max_in_degree(rows));
+    }
+    stretch::one_by_one(pattern, context)?;
+    let mut changes = vec![0i64; rows as usize + 1];
+    for b in 0..rows {
+        for (start, stop) in classify::columns(&rows::row(pattern, context, b), context, b) {
+            changes[start as usize] += 1;
+            changes[stop as usize] -= 1;
+        }
+    }
+    let degrees = changes.iter().scan(0, |degree, change| {
+        *degree += change;
+        Some(*degree)
+    });
+    Ok(degrees.max().unwrap_or_default() as u32)
+}
+
+/// The work of one row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct RowWork {
+    pairs: u64,
+    blocks: u64,
+    full_blocks: u64,
+}
+
+impl RowWork {
+    fn of(bands: &[Band], context: &Context, b: u32) -> Self {
+        let (blocks, full_blocks) = classify::counts(bands, context, b);
+        let (q0, q1) = queries(context, b);
+        Self {
+            pairs: pairs(bands, (q0 as i32, q1 as i32)),
+            blocks,
+            full_blocks,
+        }
+    }
+}
+
+/// Bands that are counted by what each has beyond those before it.
+const FEW: usize = 8;
+
+/// Pairs of the queries `q.0..=q.1` and the keys that they see.
+pub(crate) fn pairs(bands: &[Band], q: (i32, i32)) -> u64 {
+    let bands: Vec<Band> = bands
+        .iter()
+        .copied()
+        .filter(|band| area(band, q) > 0)
+        .collect();
+    if bands.len() > FEW {
+        let of = |q: i32| {
+            keys_of_query(&bands, q)
                 .iter()
-                .map(|r| (r.1 - r.0) as u64)
+                .map(|x| (x.1 - x.0) as u64)
                 .sum::<u64>()
         };
-        work.pairs += (q0..=q1).map(pairs).sum::<u64>();
-        work.blocks += row.blocks.len() as u64;
-        work.full_blocks += row.blocks.iter().filter(|x| x.class == Class::Full).count() as u64;
-        work.max_degree = work.max_degree.max(row.blocks.len() as u32);
-        row.blocks
-            .iter()
-            .for_each(|x| in_degree[x.block as usize] += 1);
+        return (q.0..=q.1).map(of).sum();
     }
-    work.max_in_degree = in_degree.into_iter().max().unwrap_or_default();
-    work
+    let Some((first, rest)) = bands.split_first() else {
+        return 0;
+    };
+    let shared: Vec<Band> = rest.iter().map(|band| band.intersect(first)).collect();
+    area(first, q) + pairs(rest, q) - pairs(&shared, q)
+}
+
+/// Pairs of one band.
+fn area(band: &Band, q: (i32, i32)) -> u64 {
+    let [lo, hi, first, end] = [band.lo, band.hi, band.first, band.end].map(i64::from);
+    let (q0, q1) = (i64::from(q.0), i64::from(q.1) + 1);
+    // Queries at which an end of their keys begins to move with them, or stops.
+    let mut turns = [q0, q1, hi - end, lo - first, lo - end, hi - first].map(|x| x.clamp(q0, q1));
+    turns.sort_unstable();
+    let keys = |q: i64| (hi.min(q + end) - lo.max(q + first)).max(0);
+    let between = turns.windows(2).map(|turn| {
+        let (from, to) = (turn[0], turn[1]);
+        // Affine between two turns; each turn belongs to what follows it.
+        let (n, at, last) = (to - from, keys(from), keys((to - 1).max(from)));
+        n * (at + last) / 2
+    });
+    if band.is_empty() {
+        0
+    } else {
+        between.sum::<i64>() as u64
+    }
 }

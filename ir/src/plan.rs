@@ -45,9 +45,12 @@ pub struct PlannedKernel {
 }
 
 /// What was proved about a stack of layers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
+    /// Number of tokens at which it was proved.
+    #[serde(default)]
+    pub tokens: u32,
     /// Share of the pairs (b, c), c <= b, with a path from c to b, after 1, 2, … layers.
     pub coverage: Vec<f64>,
     /// Number of layers after which every pair has a path.

@@ -70,7 +70,10 @@ impl RowOf<'_> {
             Band::keys(start, stop)
         };
         let block = |c: u32| {
-            of(Atom::Columns { blocks: c + 1 }).intersect(&Band::keys(self.start_of(c), UNBOUNDED))
+            let columns = Atom::Columns {
+                blocks: c.saturating_add(1),
+            };
+            of(columns).intersect(&Band::keys(self.start_of(c), UNBOUNDED))
         };
         match leaf {
             Leaf::Causal => vec![Band {
@@ -148,11 +151,13 @@ impl RowOf<'_> {
     /// Tightens to the row's queries, then drops what is empty or within another band
     /// and joins neighbours.
     fn simplify(&self, bands: Vec<Band>) -> Vec<Band> {
+        let bands = bands.into_iter().filter_map(|band| self.tighten(band));
+        let bands: Vec<Band> = bands.collect();
+        if bands.len() > MANY {
+            return sweep(bands);
+        }
         let mut kept: Vec<Band> = Vec::with_capacity(bands.len());
-        for band in bands {
-            let Some(mut band) = self.tighten(band) else {
-                continue;
-            };
+        for mut band in bands {
             // A join can make further joins possible; each removes a band, so this ends.
             while let Some(i) = kept.iter().position(|k| join(k, &band).is_some()) {
                 let other = kept.swap_remove(i);
@@ -184,6 +189,23 @@ impl RowOf<'_> {
         };
         (lo < hi).then_some(Band { lo, hi, first, end })
     }
+}
+
+/// Bands above which each is compared with its neighbours only.
+const MANY: usize = 64;
+
+/// Joins bands that differ in their keys only, and touch.
+fn sweep(mut bands: Vec<Band>) -> Vec<Band> {
+    bands.sort_unstable_by_key(|band| (band.first, band.end, band.lo));
+    bands.dedup_by(|next, band| match join(band, next) {
+        Some(joined) => {
+            *band = joined;
+            true
+        }
+        None => false,
+    });
+    bands.sort_unstable();
+    bands
 }
 
 /// The union of two bands where that is one band.

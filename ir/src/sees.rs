@@ -82,7 +82,19 @@ pub fn partners(
     (0..count.min(width.max(1) * 2))
         .flat_map(|offset| {
             let digit = stage::digit(rule, stage, offset, width);
-            (1..radix)
+            // Steps beyond these lead to before the first block.
+            let steps = match rule {
+                crate::PartnerRule::CausalShift => {
+                    let weight = u64::from(radix).pow(digit);
+                    u64::from(radix).min(u64::from(b) / weight + 1) as u32
+                }
+                crate::PartnerRule::Xor
+                | crate::PartnerRule::Benes
+                | crate::PartnerRule::BitReversal
+                | crate::PartnerRule::FixedStride
+                | crate::PartnerRule::Random => radix,
+            };
+            (1..steps)
                 .filter_map(move |step| stage::partner(rule, b, digit, step, radix, width, blocks))
         })
         .collect()

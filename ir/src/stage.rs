@@ -60,7 +60,11 @@ pub fn stage_count(rule: PartnerRule, blocks: u32, radix: u32) -> u32 {
     let width = width(blocks, radix);
     match rule {
         PartnerRule::Benes => (2 * width).saturating_sub(2).max(1),
-        _ => width,
+        PartnerRule::Xor
+        | PartnerRule::BitReversal
+        | PartnerRule::CausalShift
+        | PartnerRule::FixedStride
+        | PartnerRule::Random => width,
     }
 }
 
@@ -78,7 +82,11 @@ pub fn digit(rule: PartnerRule, stage: u32, offset: u32, width: u32) -> u32 {
                 2 * width - 2 - position
             }
         }
-        _ => (stage + offset) % width,
+        PartnerRule::Xor
+        | PartnerRule::BitReversal
+        | PartnerRule::CausalShift
+        | PartnerRule::FixedStride
+        | PartnerRule::Random => (stage + offset) % width,
     }
 }
 

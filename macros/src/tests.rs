@@ -91,3 +91,22 @@ fn errors_stand_at_their_tokens() {
         "{nothing}"
     );
 }
+
+/// The macro has the limit of depth that text has.
+#[test]
+fn deep_patterns_are_those_of_text() {
+    let limit = butterfly_ir::pattern::limits::MAX_DEPTH as usize;
+    let shapes: [fn(usize) -> String; 3] = [
+        |depth| format!("causal{}", " | all".repeat(depth)),
+        |depth| format!("{}all{}", "(all & ".repeat(depth), ")".repeat(depth)),
+        |depth| format!("{}all{}", "(".repeat(depth), ")".repeat(depth)),
+    ];
+    for shape in shapes {
+        let text = shape(limit);
+        let pattern = Sparsity::parse("text", &text).unwrap_or_else(|error| panic!("{error}"));
+        let built = super::construct::pattern(&pattern.pattern).to_string();
+        assert_eq!(expand(stream(&text)).to_string(), built);
+        let deeper = expand(stream(&shape(limit + 1))).to_string();
+        assert!(deeper.contains("must nest at most"), "{deeper}");
+    }
+}

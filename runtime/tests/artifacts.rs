@@ -71,6 +71,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         layers: vec![SwappedLayer { layer: 3, index: 0 }],
         capacity: 1024,
         proof: Proof {
+            tokens: 1024,
             coverage: vec![1.0],
             full_at: Some(1),
             max_degree: 8,

@@ -60,6 +60,118 @@ fn patterns() {
     );
 }
 
+/// The message of a command that must fail with code 2.
+fn message(args: &[&str]) -> String {
+    let run = butterfly(args);
+    let message = String::from_utf8(run.stderr).expect("utf-8");
+    assert_eq!(run.status.code(), Some(2), "{args:?}: {message}");
+    message
+}
+
+#[test]
+fn the_guilty_leaf_is_pointed_at() {
+    for (pattern, place, leaf) in [
+        (
+            "block 128\nstage_by swapped_index\ncausal & sink(0)",
+            ":3:10",
+            "sink(0)",
+        ),
+        // Each side has keys, but no key in common.
+        (
+            "# head\n\nblock 16\ncausal & (sink(1) - local(0))",
+            ":4:21",
+            "local(0)",
+        ),
+        ("block 16 window(8) & sink(1)", ":1:22", "sink(1)"),
+        ("block 16 causal & (sink(0) | none)", ":1:20", "sink(0)"),
+        (
+            "block 16 causal & (partner(xor) | sink(1)) - all",
+            ":1:46",
+            "all",
+        ),
+        (
+            "block 16\ncausal & sink(1) | local(0, 1)",
+            ":2:20",
+            "local(0, 1)",
+        ),
+        (
+            r#"{"rule": "xor", "sink": 1, "local_window": 1, "pattern": {"leaf": "none"}}"#,
+            ":1:3",
+            "",
+        ),
+    ] {
+        let message = message(&topology(pattern));
+        if leaf.is_empty() {
+            continue;
+        }
+        assert!(
+            message.contains(&format!("--pattern{place}\n")),
+            "{pattern}:\n{message}"
+        );
+        let pointer = message
+            .lines()
+            .find(|line| line.contains('^'))
+            .expect("carets");
+        assert_eq!(pointer.matches('^').count(), leaf.len(), "{message}");
+    }
+}
+
+#[test]
+fn long_input_has_short_messages() {
+    let long = "x".repeat(100_000);
+    let number = "9".repeat(100_000);
+    let row = format!(
+        "block 16 table([{}[0]]) & windw(3)",
+        "[0, 1], ".repeat(10_000)
+    );
+    let folder = format!("{}missing.pattern", "folder/".repeat(10_000));
+    for args in [
+        &topology(&long)[..],
+        &topology(&row),
+        &topology(&folder),
+        &["topology", "--seq-len", &number, "--pattern", "causal"],
+        &[
+            "topology",
+            "--seq-len",
+            "8",
+            "--layer",
+            "1",
+            "--layers",
+            &number,
+            "--pattern",
+            "causal",
+        ],
+        &[
+            "attend",
+            "--inputs",
+            &folder,
+            "--output",
+            &long,
+            "--pattern",
+            "causal",
+        ],
+        &["compile", &folder, "--output", &long, "--pattern", "causal"],
+        &[
+            "compile",
+            "config.json",
+            "--target",
+            &long,
+            "--output",
+            "x",
+            "--pattern",
+            "causal",
+        ],
+        &[&long],
+    ] {
+        let message = message(args);
+        assert!(
+            message.len() < 6000 && message.contains('…'),
+            "{} bytes",
+            message.len()
+        );
+    }
+}
+
 #[test]
 fn json_errors_are_one_object() {
     let run = butterfly(&[

@@ -113,6 +113,27 @@ fn a_proof_that_does_not_hold_exits_with_1() {
 }
 
 #[test]
+fn help_has_the_language_of_patterns() {
+    let help = butterfly(&["help", "patterns"]);
+    assert!(help.status.success());
+    let page = String::from_utf8(help.stdout).expect("utf-8");
+    let parts = [
+        "partner(rule[, radix=2][, count=1])",
+        "causal_shift",
+        "HEADER",
+        "\"rule\"",
+        "EXAMPLES",
+    ];
+    for part in parts {
+        assert!(page.contains(part), "{part}:\n{page}");
+    }
+    assert_eq!(butterfly(&["patterns"]).stdout, page.as_bytes());
+    let prove = butterfly(&["help", "prove"]);
+    let prove = String::from_utf8(prove.stdout).expect("utf-8");
+    assert!(prove.contains("--seq-len") && prove.contains("butterfly help patterns"));
+}
+
+#[test]
 fn completions_name_every_command() {
     let bash = butterfly(&["completions", "bash"]);
     let script = String::from_utf8(bash.stdout).expect("utf-8");

@@ -56,6 +56,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// How patterns are written: leaves, operators, header lines, JSON, examples.
+    #[command(override_help = butterfly_ir::pattern::reference())]
+    Patterns,
     /// Say which devices and libraries are found, and what a missing one costs.
     Doctor,
     /// Print a completion script for a shell.
@@ -68,11 +71,11 @@ pub(crate) enum Command {
 /// A pattern: a `.pattern` or `.json` file, or the text itself.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PatternArg {
-    /// A `.pattern` or `.json` file, or the pattern's text.
+    /// A `.pattern` or `.json` file, or the pattern's text (see `butterfly help patterns`).
     #[arg(long, value_name = "FILE|TEXT")]
     pub(crate) pattern: String,
     /// Tokens that fix the number of blocks and with it the stages [default: the number of keys].
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     pub(crate) capacity: Option<u32>,
 }
 

@@ -44,7 +44,9 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
         hidden: config.required_count("hidden_size")?,
         intermediate: match model.family {
             Family::Qwen35Moe => config.required_count("moe_intermediate_size")?,
-            _ => config.required_count("intermediate_size")?,
+            Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Glm4MoeLite => {
+                config.required_count("intermediate_size")?
+            }
         },
         vocabulary: config.required_count("vocab_size")?,
         tied: tied.flag("tie_word_embeddings", false)?,

@@ -5,13 +5,16 @@
 //!
 //! Invariant: the span lies inside the text, on character boundaries and on one line.
 
-use codespan_reporting::{diagnostic, files::SimpleFile, term};
+use super::excerpt::Excerpt;
+use codespan_reporting::{diagnostic, term};
+use std::borrow::Cow;
 use std::{ops::Range, sync::Arc};
 
 /// A mistake in the text or JSON of a pattern.
 ///
 /// Displays as the message, the place (line and column count from 1, columns in
-/// characters), the line itself and carets under the mistake:
+/// characters), the line itself, of a long one the part around the mistake, and carets
+/// under the mistake:
 ///
 /// ```text
 /// error: window must be at least 1
@@ -37,7 +40,8 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// A diagnostic without help; `span` is clipped to its first line.
+    /// A diagnostic without help; `span` is clipped to its first line, and a message or
+    /// label that repeats a long word to what can be read.
     pub fn new(
         source: &Source,
         span: Range<usize>,
@@ -45,8 +49,8 @@ impl Diagnostic {
         label: impl Into<String>,
     ) -> Self {
         Self {
-            message: message.into(),
-            label: label.into(),
+            message: brief(&message.into(), MESSAGE),
+            label: brief(&label.into(), MESSAGE),
             file: source.name.clone(),
             text: source.text.clone(),
             span: source.clip(span),
@@ -67,8 +71,8 @@ impl Diagnostic {
     }
 
     fn render(&self) -> String {
-        let file = SimpleFile::new(&*self.file, &*self.text);
-        let label = diagnostic::Label::primary((), self.span.clone()).with_message(&self.label);
+        let excerpt = Excerpt::new(&self.file, &self.text, &self.span);
+        let label = diagnostic::Label::primary((), excerpt.span.clone()).with_message(&self.label);
         let report = diagnostic::Diagnostic::error()
             .with_message(&self.message)
             .with_labels(vec![label])
@@ -78,7 +82,7 @@ impl Diagnostic {
                     .map(|help| format!("help: {help}"))
                     .collect(),
             );
-        let Ok(report) = term::emit_into_string(&term::Config::default(), &file, &report) else {
+        let Ok(report) = term::emit_into_string(&term::Config::default(), &excerpt, &report) else {
             return format!("error: {}", self.message);
         };
         // Our form has no empty line between the place and the text.
@@ -128,7 +132,11 @@ pub(crate) fn did_you_mean<'a>(
     word: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
-    let allowed = (word.chars().count() / 3).max(1);
+    let length = word.chars().count();
+    if length > SHOWN {
+        return None;
+    }
+    let allowed = (length / 3).max(1);
     known
         .into_iter()
         .map(|name| (strsim::osa_distance(word, name), name))
@@ -141,4 +149,43 @@ pub(crate) fn did_you_mean<'a>(
 pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();
     names.join(", ")
+}
+
+/// Characters of a message.
+const MESSAGE: usize = 240;
+
+/// `text` with at most about `most` characters a line: the middle of a longer line is left
+/// out, as of a message that repeats a user's word or value.
+pub fn brief(text: &str, most: usize) -> String {
+    let line = |line: &str| {
+        let (head, tail) = (most * 3 / 4, most / 4);
+        let at = |index: Option<(usize, char)>| index.map(|(at, _)| at);
+        let (end, start) = (
+            at(line.char_indices().nth(head)),
+            at(line.char_indices().rev().nth(tail.saturating_sub(1))),
+        );
+        match (end, start) {
+            (Some(end), Some(start)) if end < start => {
+                format!("{}…{}", &line[..end], &line[start..])
+            }
+            (Some(_) | None, Some(_) | None) => line.to_owned(),
+        }
+    };
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Characters of a user's word or value that a message repeats.
+const SHOWN: usize = 40;
+
+/// The first characters of `text`, and an ellipsis where that is not all of it.
+pub(crate) fn shorten(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
+/// What the user wrote, in backquotes, no longer than a message can bear.
+pub(crate) fn quote(text: &str) -> String {
+    format!("`{}`", shorten(text))
 }

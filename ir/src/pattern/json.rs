@@ -10,12 +10,12 @@
 //! Invariants: fields of the flat form that we do not know are ignored, those of the
 //! structured one are errors; what [`to_flat`] writes, [`parse`] reads back as it was.
 
-use super::diagnostic::{Diagnostic, Source, did_you_mean, list};
+use super::diagnostic::{Diagnostic, Source, did_you_mean, list, quote, shorten};
 use super::limits::{self, MAX_BLOCK, MAX_COUNT, MAX_RADIX};
 use super::{DEFAULT_BLOCK, Leaf, Parsed, PartnerRule, Pattern, Sparsity, StageBy, arguments};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::{RawValue, Value};
-use std::{fmt, ops::Range};
+use std::{collections::HashSet, fmt, ops::Range};
 
 /// Reads either JSON form, and keeps where each leaf was written: for the flat form the
 /// field's value, for the structured one the whole pattern.
@@ -24,6 +24,7 @@ use std::{fmt, ops::Range};
 /// [`Diagnostic`] with the field, the value given and what is allowed.
 pub fn parse(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
     let source = Source::new(name, text);
+    limits::check_length(&source)?;
     // A byte order mark is blank, as in pattern text.
     let blanked = text
         .strip_prefix('\u{feff}')
@@ -194,10 +195,7 @@ impl<'a> Object<'a> {
     /// `field` is not what it must be.
     fn wrong(&self, field: &str, must: &str) -> Diagnostic {
         let given = self.raw(field).unwrap_or("nothing");
-        let given = match given.char_indices().nth(40) {
-            Some((end, _)) => format!("{}…", &given[..end]),
-            None => given.to_owned(),
-        };
+        let given = shorten(given);
         let given = given.split_whitespace().collect::<Vec<_>>().join(" ");
         self.error(
             field,
@@ -274,9 +272,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Self::Value::new();
+                let mut names = HashSet::new();
                 while let Some((name, value)) = map.next_entry::<String, _>()? {
-                    if fields.iter().any(|(field, _)| *field == name) {
-                        return Err(de::Error::custom(format!("`{name}` is given twice")));
+                    if !names.insert(name.clone()) {
+                        return Err(de::Error::custom(format!(
+                            "{} is given twice",
+                            quote(&name)
+                        )));
                     }
                     fields.push((name, value));
                 }

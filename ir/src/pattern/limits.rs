@@ -6,7 +6,7 @@
 //! Invariant: the only place that knows the ranges. Text, JSON and `Sparsity::check`
 //! all ask here, so a pattern that one form takes is a pattern that each form takes.
 
-use super::{Leaf, PartnerRule, Pattern, Sparsity};
+use super::{Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity};
 
 /// Most tokens in a block.
 pub const MAX_BLOCK: u32 = 1 << 20;
@@ -14,8 +14,15 @@ pub const MAX_BLOCK: u32 = 1 << 20;
 pub const MAX_RADIX: u32 = 1 << 16;
 /// Most digits that one partner leaf visits at a stage: no network has more stages.
 pub const MAX_COUNT: u32 = 64;
-/// Most operators or parentheses around a leaf.
-pub const MAX_DEPTH: u32 = 200;
+/// Most operators, or parentheses, around a leaf.
+///
+/// An operator takes two levels of JSON, of which serde_json reads 127: a pattern of this
+/// depth can be read from JSON, also where it lies inside a manifest.
+pub const MAX_DEPTH: u32 = 50;
+/// Most leaves of a pattern.
+pub const MAX_LEAVES: usize = 256;
+/// Most bytes of a pattern's text or JSON.
+pub const MAX_LENGTH: usize = 16 << 20;
 
 /// A value that is out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,18 +57,35 @@ impl Sparsity {
     pub fn check(&self) -> Result<(), LimitError> {
         check_block(self.block)?;
         check_layers(self.swapped_layers.as_deref().unwrap_or_default())?;
-        if depth(&self.pattern) > MAX_DEPTH {
-            let message = format!("a pattern must nest at most {MAX_DEPTH} deep");
+        if is_deeper(&self.pattern, MAX_DEPTH) {
+            let message = format!("a pattern must nest at most {MAX_DEPTH} operators deep");
             return Err(LimitError::new("pattern", message, "this one nests deeper"));
         }
-        let leaves = self.pattern.leaves().into_iter().enumerate();
-        for (index, leaf) in leaves {
+        let leaves = self.pattern.leaves();
+        if leaves.len() > MAX_LEAVES {
+            let message = format!("a pattern has at most {MAX_LEAVES} leaves");
+            let given = format!("this one has {}", leaves.len());
+            return Err(LimitError::new("pattern", message, given));
+        }
+        for (index, leaf) in leaves.into_iter().enumerate() {
             check_leaf(leaf).map_err(|error| LimitError {
                 leaf: Some(index),
                 ..error
             })?;
         }
         Ok(())
+    }
+}
+
+/// At most [`MAX_LENGTH`] bytes.
+pub(crate) fn check_length(source: &Source) -> Result<(), Diagnostic> {
+    match source.text.len() {
+        0..=MAX_LENGTH => Ok(()),
+        length => {
+            let message = format!("a pattern has at most {MAX_LENGTH} bytes of text");
+            let given = format!("this one has {length}");
+            Err(Diagnostic::new(source, 0..0, message, given))
+        }
     }
 }
 
@@ -124,9 +148,20 @@ fn within(
     Err(LimitError::new(argument, message, format!("given {given}")))
 }
 
-fn depth(pattern: &Pattern) -> u32 {
-    match pattern {
-        Pattern::Leaf(_) => 0,
-        Pattern::Or(a, b) | Pattern::And(a, b) | Pattern::Minus(a, b) => 1 + depth(a).max(depth(b)),
+/// Whether more than `most` operators stand above some leaf; without recursion, since
+/// nothing bounds a pattern that was built by operators in Rust.
+fn is_deeper(pattern: &Pattern, most: u32) -> bool {
+    let mut open = vec![(pattern, 0)];
+    while let Some((pattern, above)) = open.pop() {
+        if above > most {
+            return true;
+        }
+        match pattern {
+            Pattern::Leaf(_) => {}
+            Pattern::Or(a, b) | Pattern::And(a, b) | Pattern::Minus(a, b) => {
+                open.extend([(&**a, above + 1), (&**b, above + 1)]);
+            }
+        }
     }
+    false
 }

@@ -7,12 +7,15 @@
 mod arguments;
 pub mod build;
 pub mod diagnostic;
+mod excerpt;
 pub mod json;
+mod leaves;
 mod lexer;
 pub mod limits;
 mod parsed;
 mod parser;
 mod print;
+mod reference;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -20,6 +23,7 @@ pub mod text;
 pub use diagnostic::{Diagnostic, Source};
 pub use limits::LimitError;
 pub use parsed::Parsed;
+pub use reference::reference;
 
 use crate::stage::{self, PartnerRule};
 
@@ -171,14 +175,14 @@ impl From<Pattern> for Sparsity {
 impl Pattern {
     /// All leaves, left to right.
     pub fn leaves(&self) -> Vec<&Leaf> {
-        match self {
-            Self::Leaf(leaf) => vec![leaf],
-            Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => {
-                let mut leaves = a.leaves();
-                leaves.extend(b.leaves());
-                leaves
+        let (mut leaves, mut open) = (Vec::new(), vec![self]);
+        while let Some(pattern) = open.pop() {
+            match pattern {
+                Self::Leaf(leaf) => leaves.push(leaf),
+                Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => open.extend([&**b, a]),
             }
         }
+        leaves
     }
 
     /// How many stages the pattern has over `blocks` blocks: the least common multiple
@@ -188,7 +192,15 @@ impl Pattern {
             Leaf::Partner { rule, radix, .. } => {
                 lcm(count, stage::stage_count(*rule, blocks, *radix))
             }
-            _ => count,
+            Leaf::Causal
+            | Leaf::Local { .. }
+            | Leaf::Window { .. }
+            | Leaf::Sink { .. }
+            | Leaf::SinkTokens { .. }
+            | Leaf::Global { .. }
+            | Leaf::Table { .. }
+            | Leaf::All
+            | Leaf::None => count,
         })
     }
 }
@@ -199,6 +211,27 @@ fn lcm(a: u32, b: u32) -> u32 {
         (x, y) = (y, x % y);
     }
     (a / x).saturating_mul(b)
+}
+
+impl Drop for Pattern {
+    /// Without recursion: nothing bounds the depth of what operators in Rust build.
+    fn drop(&mut self) {
+        let mut open = Vec::new();
+        let part = |pattern: &mut Self, open: &mut Vec<Self>| match pattern {
+            Self::Leaf(_) => {}
+            Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => {
+                for side in [a, b] {
+                    if !matches!(**side, Self::Leaf(_)) {
+                        open.push(std::mem::replace(&mut **side, Self::Leaf(Leaf::None)));
+                    }
+                }
+            }
+        };
+        part(self, &mut open);
+        while let Some(mut pattern) = open.pop() {
+            part(&mut pattern, &mut open);
+        }
+    }
 }
 
 macro_rules! combine {

@@ -24,9 +24,17 @@ pub struct Parsed {
 impl Parsed {
     /// A mistake that a later pass found in leaf number `leaf`.
     pub fn at_leaf(&self, leaf: usize, message: &str, label: &str) -> Diagnostic {
-        let whole = 0..self.source.text.len();
-        let span = self.leaves.get(leaf).cloned().unwrap_or(whole);
+        let span = self.leaves.get(leaf).cloned();
+        let span = span.unwrap_or_else(|| self.expression());
         Diagnostic::new(&self.source, span, message, label)
+    }
+
+    /// The bytes from the first leaf to the last, behind whatever header there is.
+    fn expression(&self) -> Range<usize> {
+        match (self.leaves.first(), self.leaves.last()) {
+            (Some(first), Some(last)) => first.start..last.end.max(first.end),
+            (None, _) | (_, None) => 0..self.source.text.len(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The text of a pattern, read token by token: what the grammar (`text.rs`) and the arguments of
 //! leaves (`arguments.rs`) are read with.
 
-use super::diagnostic::{Diagnostic, Source};
+use super::diagnostic::{Diagnostic, Source, quote};
 use super::lexer::{Kind, Token, lex};
 use super::limits::LimitError;
 use std::ops::Range;
@@ -84,11 +84,11 @@ impl Parser {
         let text = &self.source.text[span.clone()];
         let digits = text.replace('_', "");
         if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            let message = format!("`{text}` is not a whole number");
+            let message = format!("{} is not a whole number", quote(text));
             return Err(self.error(span, message, format!("expected {what}")));
         }
         let Ok(number) = digits.parse() else {
-            let message = format!("`{text}` is too large");
+            let message = format!("{} is too large", quote(text));
             return Err(self.error(span, message, format!("at most {}", u32::MAX)));
         };
         self.advance();
@@ -107,7 +107,7 @@ impl Parser {
         }
         let found = match token.kind {
             Kind::End => "the end".to_owned(),
-            _ => format!("`{}`", self.text(token)),
+            Kind::Word | Kind::Number | Kind::Sign(_) | Kind::Unknown(_) => quote(self.text(token)),
         };
         let message = format!("expected {what}, found {found}");
         self.error(token.span.clone(), message, "")

@@ -3,6 +3,7 @@
 //! In:  a [`Pattern`] or [`Sparsity`]. Out: text that parses back to an equal value,
 //! with no more parentheses than that needs.
 
+use super::leaves::LeafName;
 use super::{Leaf, Pattern, Sparsity, StageBy};
 use std::fmt;
 
@@ -41,20 +42,17 @@ fn operand(f: &mut fmt::Formatter<'_>, pattern: &Pattern, least: u32) -> fmt::Re
 
 impl fmt::Display for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(LeafName::of(self).word())?;
         match self {
-            Self::Causal => f.write_str("causal"),
-            Self::Local { before, after: 0 } => write!(f, "local({before})"),
-            Self::Local { before, after } => write!(f, "local({before}, {after})"),
-            Self::Window { tokens } => write!(f, "window({tokens})"),
+            Self::Causal | Self::All | Self::None => Ok(()),
+            Self::Local { before, after: 0 } => write!(f, "({before})"),
+            Self::Local { before, after } => write!(f, "({before}, {after})"),
+            Self::Window { tokens } | Self::SinkTokens { tokens } => write!(f, "({tokens})"),
             Self::Partner { rule, radix, count } => {
-                write!(f, "partner({}, radix={radix}, count={count})", rule.name())
+                write!(f, "({}, radix={radix}, count={count})", rule.name())
             }
-            Self::Sink { blocks } => write!(f, "sink({blocks})"),
-            Self::SinkTokens { tokens } => write!(f, "sink_tokens({tokens})"),
-            Self::Global { blocks } => write!(f, "global({blocks})"),
-            Self::Table { rows } => write!(f, "table({rows:?})"),
-            Self::All => f.write_str("all"),
-            Self::None => f.write_str("none"),
+            Self::Sink { blocks } | Self::Global { blocks } => write!(f, "({blocks})"),
+            Self::Table { rows } => write!(f, "({rows:?})"),
         }
     }
 }

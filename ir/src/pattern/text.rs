@@ -22,8 +22,9 @@
 //! Invariant: no text makes this panic or overflow the stack.
 
 use super::diagnostic::{Diagnostic, Source, did_you_mean, list};
+use super::leaves::LeafName;
 use super::lexer::{Kind, Token};
-use super::limits::{self, MAX_DEPTH};
+use super::limits::{self, MAX_DEPTH, MAX_LEAVES};
 use super::parser::Parser;
 use super::{DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
 use std::ops::Range;
@@ -47,6 +48,7 @@ impl Sparsity {
 }
 
 pub(super) fn parse(source: Source) -> Result<Parsed, Diagnostic> {
+    limits::check_length(&source)?;
     let mut parser = Parser::new(source);
     let header = parser.header()?;
     let (pattern, _) = parser.either()?;
@@ -68,7 +70,33 @@ pub(super) fn parse(source: Source) -> Result<Parsed, Diagnostic> {
 }
 
 /// Words that begin a header line.
-const HEADERS: [&str; 4] = ["block", "stage_by", "layers", "stage"];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeaderWord {
+    Block,
+    StageBy,
+    Layers,
+    Stage,
+}
+
+impl HeaderWord {
+    pub(super) const ALL: &[Self] = &[Self::Block, Self::StageBy, Self::Layers, Self::Stage];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::StageBy => "stage_by",
+            Self::Layers => "layers",
+            Self::Stage => "stage",
+        }
+    }
+
+    fn of_word(word: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|header| header.word() == word)
+    }
+}
 
 #[derive(Default)]
 struct Header {
@@ -82,34 +110,50 @@ struct Header {
 /// A pattern and how many operators stand above its deepest leaf.
 type Deep = (Pattern, u32);
 
+#[derive(Clone, Copy)]
+enum Operator {
+    Or,
+    And,
+    Minus,
+}
+
+impl Operator {
+    fn sign(self) -> char {
+        match self {
+            Self::Or => '|',
+            Self::And => '&',
+            Self::Minus => '-',
+        }
+    }
+}
+
 impl Parser {
     fn header(&mut self) -> Result<Header, Diagnostic> {
         let mut header = Header::default();
         loop {
             let word = self.peek().clone();
-            let again = match self.text(&word) {
-                "block" => {
-                    self.advance();
+            let Some(line) = HeaderWord::of_word(self.text(&word)) else {
+                return Ok(header);
+            };
+            self.advance();
+            let again = match line {
+                HeaderWord::Block => {
                     let (block, span) = self.number("a block size")?;
                     limits::check_block(block).map_err(|error| self.limit(error, span))?;
                     header.block.replace(block).is_some()
                 }
-                "stage_by" => {
-                    self.advance();
+                HeaderWord::StageBy => {
                     let stage_by = self.stage_by()?;
                     header.stage_by.replace(stage_by).is_some()
                 }
-                "layers" => {
-                    self.advance();
+                HeaderWord::Layers => {
                     let layers = self.layers()?;
                     header.layers.replace(layers).is_some()
                 }
-                "stage" => {
-                    self.advance();
+                HeaderWord::Stage => {
                     let (stage, _) = self.number("a stage")?;
                     header.stage.replace(stage).is_some()
                 }
-                _ => return Ok(header),
             };
             if again {
                 let message = format!("`{}` is given twice", self.text(&word));
@@ -156,21 +200,23 @@ impl Parser {
     }
 
     fn either(&mut self) -> Result<Deep, Diagnostic> {
-        self.chain('|', |parser| {
-            parser.chain('&', |parser| parser.chain('-', Self::operand))
+        self.chain(Operator::Or, |parser| {
+            parser.chain(Operator::And, |parser| {
+                parser.chain(Operator::Minus, Self::operand)
+            })
         })
     }
 
-    /// `next (sign next)*`, from left to right.
+    /// `next (operator next)*`, from left to right.
     fn chain(
         &mut self,
-        sign: char,
+        operator: Operator,
         next: impl Fn(&mut Self) -> Result<Deep, Diagnostic>,
     ) -> Result<Deep, Diagnostic> {
         let (mut pattern, mut depth) = next(self)?;
         loop {
             let span = self.peek().span.clone();
-            if !self.eat(sign) {
+            if !self.eat(operator.sign()) {
                 return Ok((pattern, depth));
             }
             let (right, right_depth) = next(self)?;
@@ -178,10 +224,10 @@ impl Parser {
             if depth > MAX_DEPTH {
                 return Err(self.too_deep(span, "operators"));
             }
-            pattern = match sign {
-                '|' => pattern | right,
-                '&' => pattern & right,
-                _ => pattern - right,
+            pattern = match operator {
+                Operator::Or => pattern | right,
+                Operator::And => pattern & right,
+                Operator::Minus => pattern - right,
             };
         }
     }
@@ -213,15 +259,19 @@ impl Parser {
 
     fn leaf(&mut self, word: Token) -> Result<Leaf, Diagnostic> {
         let name = self.text(&word).to_owned();
-        if HEADERS.contains(&&*name) {
+        if HeaderWord::of_word(&name).is_some() {
             return Err(self.late_header(word));
         }
-        let Some(signature) = arguments::signature(&name) else {
+        let Some(leaf_name) = LeafName::of_word(&name) else {
             let (message, help) = arguments::unknown(&name);
             return Err(self.error(word.span, message, "").or_help(help));
         };
+        if self.leaves.len() >= MAX_LEAVES {
+            let message = format!("a pattern has at most {MAX_LEAVES} leaves");
+            return Err(self.error(word.span, message, "one too many"));
+        }
         self.advance();
-        let leaf = arguments::parse(self, signature, word.span.clone())?;
+        let leaf = arguments::parse(self, leaf_name, word.span.clone())?;
         let end = self.last().map_or(0, |last| last.span.end);
         self.leaves.push(word.span.start..end);
         Ok(leaf)
@@ -232,7 +282,7 @@ impl Parser {
         if token.kind == Kind::Sign(')') {
             return self.error(token.span, "this `)` closes nothing", "");
         }
-        if HEADERS.contains(&self.text(&token)) {
+        if HeaderWord::of_word(self.text(&token)).is_some() {
             return self.late_header(token);
         }
         self.expected("`|`, `&`, `-` or the end")

@@ -1,4 +1,6 @@
 use super::super::{Leaf, Parsed, PartnerRule, Pattern, Sparsity, StageBy, json, limits};
+use crate::manifest::{ConfigRef, Manifest, SCHEMA};
+use crate::plan::Proof;
 use proptest::{collection::vec, option, prelude::*};
 
 fn leaf() -> impl Strategy<Value = Leaf> {
@@ -42,6 +44,48 @@ fn pattern() -> impl Strategy<Value = Pattern> {
         })
 }
 
+/// Patterns near the limit of depth, both sides of it: operators one upon the other, each
+/// on the left or on the right.
+fn deep() -> impl Strategy<Value = Pattern> {
+    let operator = (0..3, any::<bool>(), leaf());
+    (leaf(), vec(operator, 40..=limits::MAX_DEPTH as usize + 4)).prop_map(|(first, operators)| {
+        operators
+            .into_iter()
+            .fold(first.into(), |pattern, (sign, left, leaf)| {
+                let (a, b) = match left {
+                    true => (leaf.into(), pattern),
+                    false => (pattern, leaf.into()),
+                };
+                match sign {
+                    0 => a | b,
+                    1 => a & b,
+                    _ => a - b,
+                }
+            })
+    })
+}
+
+fn manifest(sparsity: &Sparsity) -> Manifest {
+    Manifest {
+        schema: SCHEMA,
+        compiler: String::new(),
+        pattern: sparsity.to_string(),
+        sparsity: sparsity.clone(),
+        config: ConfigRef {
+            file: String::new(),
+            model_type: String::new(),
+            blake3: String::new(),
+        },
+        layers: Vec::new(),
+        capacity: 1,
+        proof: Proof::default(),
+        dense: None,
+        kernels: Vec::new(),
+        products: Vec::new(),
+        digest: String::new(),
+    }
+}
+
 fn sparsity() -> impl Strategy<Value = Sparsity> {
     let layers = option::of(vec(any::<u32>(), 0..4)).prop_map(|layers| {
         layers.map(|mut layers| {
@@ -68,6 +112,30 @@ fn sparsity() -> impl Strategy<Value = Sparsity> {
 }
 
 proptest! {
+    /// One limit for text, JSON, a manifest and operators in Rust: what one form takes, each
+    /// form reads back as it was, and what one refuses each refuses.
+    #[test]
+    fn deep_patterns_are_read_from_each_form_or_from_none(pattern in deep()) {
+        let sparsity = Sparsity::from(pattern);
+        let accepted = sparsity.check().is_ok();
+        let text = Sparsity::parse("text", &sparsity.to_string());
+        let json = serde_json::to_string(&sparsity).expect("plain data");
+        let read = json::parse("json", &json).map(|parsed| parsed.sparsity);
+        prop_assert_eq!((text.is_ok(), read.is_ok()), (accepted, accepted));
+        if accepted {
+            prop_assert_eq!(text.as_ref(), Ok(&sparsity));
+            prop_assert_eq!(read.as_ref(), Ok(&sparsity));
+            if let Some(flat) = json::to_flat(&sparsity) {
+                let flat = json::parse("flat", &flat).map(|parsed| parsed.sparsity);
+                prop_assert_eq!(flat.as_ref(), Ok(&sparsity));
+            }
+            let written = manifest(&sparsity);
+            let text = serde_json::to_string_pretty(&written).expect("plain data");
+            let read: Result<Manifest, _> = serde_json::from_str(&text);
+            prop_assert_eq!(read.expect("a manifest"), written);
+        }
+    }
+
     #[test]
     fn what_is_printed_reads_back(sparsity in sparsity()) {
         prop_assert_eq!(sparsity.check(), Ok(()));

@@ -1,4 +1,4 @@
-use super::super::{Diagnostic, Parsed, Sparsity, build::*};
+use super::super::{Diagnostic, Parsed, Sparsity, build::*, limits};
 use super::check_errors;
 use crate::{PartnerRule, Pattern, StageBy};
 
@@ -140,17 +140,18 @@ fn leaves_know_where_they_stand() -> Result<(), Diagnostic> {
 
 #[test]
 fn deep_text_is_an_error_and_no_overflow() {
+    const DEPTH: usize = limits::MAX_DEPTH as usize;
     let nested = |depth| format!("{}causal{}", "(".repeat(depth), ")".repeat(depth));
     let chain = |depth| format!("causal{}", " | all".repeat(depth));
     let right = |depth| format!("{}all{}", "(all & ".repeat(depth), ")".repeat(depth));
-    for text in [nested(200), chain(200), right(200)] {
+    for text in [nested(DEPTH), chain(DEPTH), right(DEPTH)] {
         let parsed = Sparsity::parse("deep", &text).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(Sparsity::parse("deep", &parsed.to_string()), Ok(parsed));
     }
     let texts = [
-        nested(201),
-        chain(201),
-        right(201),
+        nested(DEPTH + 1),
+        chain(DEPTH + 1),
+        right(DEPTH + 1),
         nested(1 << 20),
         chain(1 << 20),
     ];
@@ -159,7 +160,7 @@ fn deep_text_is_an_error_and_no_overflow() {
         .chain(["(".repeat(1 << 20), "[".repeat(1 << 20)])
     {
         let error = Sparsity::parse("deep", &text).expect_err("too deep");
-        let deep = "a pattern must nest at most 200";
+        let deep = "a pattern must nest at most 50";
         let wrong = "expected a pattern, found `[`";
         assert!(error.message.starts_with(deep) || error.message == wrong);
     }
@@ -182,4 +183,90 @@ fn the_form_follows_the_content() {
         text.map(|text| text.sparsity)
     );
     assert!(Sparsity::parse_any("a.json", "causal").is_err());
+}
+
+/// A pattern built by operators in Rust has no parser to bound it.
+#[test]
+fn deep_expressions_are_an_error_and_no_overflow() {
+    let deep = |depth| (0..depth).fold(causal(), |pattern, _| pattern & all());
+    assert_eq!(Sparsity::from(deep(limits::MAX_DEPTH)).check(), Ok(()));
+    for depth in [limits::MAX_DEPTH + 1, 1 << 20] {
+        let pattern = Sparsity::from(deep(depth));
+        let error = pattern.check().expect_err("too deep");
+        assert!(error.to_string().contains("50 operators deep"), "{error}");
+    }
+    let mut wide: Vec<Pattern> = vec![causal(); limits::MAX_LEAVES + 1];
+    while wide.len() > 1 {
+        let pairs = wide.chunks(2).map(|pair| match pair {
+            [a, b] => a.clone() | b.clone(),
+            rest => rest[0].clone(),
+        });
+        wide = pairs.collect();
+    }
+    let wide = Sparsity::from(wide.remove(0));
+    let error = wide.check().expect_err("too many leaves");
+    assert!(error.to_string().contains("this one has 257"), "{error}");
+    assert!(Sparsity::parse("wide", &wide.to_string()).is_err());
+}
+
+/// A long line is shown around the mistake; long words, numbers and names are cut.
+#[test]
+fn long_input_has_short_messages() {
+    let row = vec!["[0, 1, 2]"; 10_000].join(", ");
+    let name = format!("{}doc.pattern", "folder/".repeat(1000));
+    let long = "x".repeat(100_000);
+    let texts = [
+        format!("block 64\ncausal & table([{row}]) & windw(8)"),
+        format!("causal & table([{row}, [x]])"),
+        format!("causal & {long}"),
+        format!("causal & window({})", "9".repeat(100_000)),
+        format!("causal & window({}x)", "9".repeat(100_000)),
+        format!("causal & partner({long})"),
+        format!("causal & local({long}=1)"),
+        format!("stage_by {long} causal"),
+        format!("{}window(0)", "é ☃ ".repeat(50_000)),
+        format!("causal & ({} & none", "all | ".repeat(40_000)),
+        format!("{{\"rule\": \"{long}\"}}"),
+        format!("{{\"{long}\": 1, \"{long}\": 1}}"),
+        format!(
+            "{{\"rule\": \"xor\", \"swapped_layers\": [{}3]}}",
+            "3, ".repeat(50_000)
+        ),
+        format!("{{\"pattern\": {{\"leaf\": \"{long}\"}}}}"),
+        format!("(wayfinder {long})"),
+    ];
+    for text in texts {
+        let error = Sparsity::parse_any(&name, &text)
+            .expect_err("a mistake")
+            .to_string();
+        let widest = error.lines().map(|line| line.chars().count()).max();
+        assert!(
+            widest <= Some(260),
+            "{} columns: {}",
+            widest.unwrap_or(0),
+            &error[..900.min(error.len())]
+        );
+        assert!(error.contains("…"), "{error}");
+    }
+    // What is pointed at is in the excerpt, under its own numbers.
+    let text = format!("block 64\ncausal & table([{row}]) & windw(8) & causal");
+    let error = Sparsity::parse_any("doc.pattern", &text).expect_err("a mistake");
+    let column = 1 + text
+        .lines()
+        .nth(1)
+        .expect("a line")
+        .find("windw")
+        .expect("a word");
+    let error = error.to_string();
+    assert!(
+        error.contains(&format!("doc.pattern:2:{column}\n2 │ …")),
+        "{error}"
+    );
+    assert!(error.contains("]]) & windw(8) & causal\n"), "{error}");
+    assert!(error.contains(" ^^^^^"), "{error}");
+    let (pointer, pointed) = (error.lines().nth(3), error.lines().nth(2));
+    let at = |line: Option<&str>, what| {
+        line.and_then(|line| Some(line[..line.find(what)?].chars().count()))
+    };
+    assert_eq!(at(pointer, "^^^^^"), at(pointed, "windw"));
 }
