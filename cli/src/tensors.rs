@@ -50,15 +50,27 @@ pub(crate) fn vector(path: &Path, name: &str) -> Result<Vec<f32>, Failure> {
     Ok(floats(view.data(), dtype))
 }
 
-/// Reads the tokens [B, T] called `name`, I64 or I32.
+/// Tokens from a file, and what else it has.
+#[derive(Debug)]
+pub(crate) struct Ids {
+    /// Sequences and tokens.
+    pub(crate) shape: [usize; 2],
+    pub(crate) tokens: Vec<u32>,
+    /// Names of the tensors that are not read.
+    pub(crate) unread: Vec<String>,
+}
+
+/// Reads the tokens `input_ids` [B, T], I64 or I32; an `attention_mask` beside them is of ones.
 ///
 /// # Errors
-/// Those of [`read`], and a token below 0.
-pub(crate) fn ids(path: &Path, name: &str) -> Result<([usize; 2], Vec<u32>), Failure> {
+/// Those of [`read`], a token below 0, and a mask that hides tokens.
+pub(crate) fn ids(path: &Path) -> Result<Ids, Failure> {
+    const TOKENS: &str = "input_ids";
+    const MASK: &str = "attention_mask";
     let bytes = bytes(path)?;
     let file = whole(path, &bytes)?;
-    let view = named(path, &file, name)?;
-    let wrong = |what: String| Failure::file(path, format!("`{name}` {what}"));
+    let view = named(path, &file, TOKENS)?;
+    let wrong = |what: String| Failure::file(path, format!("`{TOKENS}` {what}"));
     let shape = <[usize; 2]>::try_from(view.shape())
         .ok()
         .filter(|shape| !shape.contains(&0));
@@ -82,10 +94,49 @@ pub(crate) fn ids(path: &Path, name: &str) -> Result<([usize; 2], Vec<u32>), Fai
     };
     let tokens = ids.iter().map(|id| u32::try_from(*id));
     let tokens: Result<Vec<u32>, _> = tokens.collect();
-    match tokens {
-        Ok(tokens) => Ok((shape, tokens)),
-        Err(_) => Err(wrong(
+    let Ok(tokens) = tokens else {
+        return Err(wrong(
             "has a token that is none; give numbers from 0 on".into(),
+        ));
+    };
+    if let Ok(mask) = file.tensor(MASK) {
+        check_mask(&mask, shape).map_err(|what| Failure::file(path, format!("`{MASK}` {what}")))?;
+    }
+    let names = file.names().into_iter();
+    let unread = names.filter(|name| ![TOKENS, MASK].contains(name));
+    let mut unread: Vec<String> = unread.map(ToString::to_string).collect();
+    unread.sort_unstable();
+    Ok(Ids {
+        shape,
+        tokens,
+        unread,
+    })
+}
+
+/// Whether a mask over tokens of `shape` hides none of them.
+fn check_mask(mask: &TensorView<'_>, shape: [usize; 2]) -> Result<(), String> {
+    let given = mask.shape();
+    if given != shape {
+        return Err(format!(
+            "has shape {given:?}, `input_ids` {shape:?}; give the same to both"
+        ));
+    }
+    let one: &[u8] = match mask.dtype() {
+        safetensors::Dtype::BOOL | safetensors::Dtype::U8 | safetensors::Dtype::I8 => &[1],
+        safetensors::Dtype::I16 | safetensors::Dtype::U16 => &[1, 0],
+        safetensors::Dtype::I32 | safetensors::Dtype::U32 => &[1, 0, 0, 0],
+        safetensors::Dtype::I64 | safetensors::Dtype::U64 => &[1, 0, 0, 0, 0, 0, 0, 0],
+        safetensors::Dtype::F32 => &1f32.to_le_bytes(),
+        safetensors::Dtype::F16 => &f16::ONE.to_le_bytes(),
+        safetensors::Dtype::BF16 => &bf16::ONE.to_le_bytes(),
+        other => return Err(format!("is {other:?}; give I64 or BOOL")),
+    };
+    match mask.data().chunks(one.len()).position(|x| x != one) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "hides token {} of sequence {}; padded sequences are not run: give each length a file of its own, without padding",
+            at % shape[1],
+            at / shape[1]
         )),
     }
 }

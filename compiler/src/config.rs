@@ -30,6 +30,7 @@ const MODEL_TYPES: &str =
     "gpt2, llama, qwen3, qwen3_5, qwen3_5_text, qwen3_5_moe, qwen3_5_moe_text or glm4_moe_lite";
 const DTYPES: &str = "float32, float16 or bfloat16";
 const MAX_LAYERS: u32 = 4096;
+const MAX_HEADS: u32 = 1 << 16;
 const MAX_HEAD_DIM: u64 = 576;
 
 /// Reads a config; `file` is its name in messages.
@@ -179,7 +180,7 @@ fn gpt2(config: &Fields<'_>, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
             return Err(config.unsupported(name, &Value::from(!usual), &usual.to_string()));
         }
     }
-    let heads = config.required_count("n_head")?;
+    let heads = head_count(config, "n_head")?;
     let head_dim = derived_head_dim(config, "n_embd", "n_head", heads)?;
     Ok(ModelConfig {
         family: Family::Gpt2,
@@ -247,7 +248,7 @@ fn gqa(config: &Fields<'_>, family: Family) -> Result<AttentionShape, ConfigErro
         Family::Qwen35Moe => (Some(2), Some(256)),
     };
     let class = |name, default: Option<u32>| default.filter(|_| !config.has(name));
-    let q_heads = config.required_count("num_attention_heads")?;
+    let q_heads = head_count(config, "num_attention_heads")?;
     let kv_heads = config
         .count("num_key_value_heads")?
         .or(class("num_key_value_heads", class_kv_heads))
@@ -287,7 +288,7 @@ fn mla(config: &Fields<'_>) -> Result<AttentionShape, ConfigError> {
     let nope_dim = config.count_or("qk_nope_head_dim", 192)?;
     let rope_dim = config.count_or("qk_rope_head_dim", 64)?;
     let v_dim = config.count_or("v_head_dim", 256)?;
-    let q_heads = config.required_count("num_attention_heads")?;
+    let q_heads = head_count(config, "num_attention_heads")?;
     let kv_heads = config.count("num_key_value_heads")?;
     if let Some(kv_heads) = kv_heads.filter(|heads| *heads != q_heads) {
         let expected =
@@ -362,11 +363,37 @@ fn layers(config: &Fields<'_>, family: Family) -> Result<Vec<LayerKind>, ConfigE
 }
 
 fn layer_count(config: &Fields<'_>, name: &str) -> Result<u32, ConfigError> {
-    let count = config.required_count(name)?;
-    match count <= MAX_LAYERS {
+    at_most(
+        MAX_LAYERS,
+        "layers",
+        config,
+        name,
+        config.required_count(name)?,
+    )
+}
+
+fn head_count(config: &Fields<'_>, name: &str) -> Result<u32, ConfigError> {
+    at_most(
+        MAX_HEADS,
+        "heads",
+        config,
+        name,
+        config.required_count(name)?,
+    )
+}
+
+/// A number within what products of sizes are computed with.
+fn at_most(
+    most: u32,
+    what: &str,
+    config: &Fields<'_>,
+    name: &str,
+    count: u32,
+) -> Result<u32, ConfigError> {
+    match count <= most {
         true => Ok(count),
         false => {
-            let expected = format!("at most {MAX_LAYERS} layers");
+            let expected = format!("at most {most} {what}");
             Err(config.unsupported(name, &Value::from(count), &expected))
         }
     }

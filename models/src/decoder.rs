@@ -48,8 +48,7 @@ impl<B: AttentionBackend> Decoder<B> {
             Family::Qwen35 | Family::Qwen35Moe => 1.0,
             Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Glm4MoeLite => 0.0,
         };
-        let vocabulary = sizes.vocabulary as usize;
-        let embedding = loader.matrix(&[("embed_tokens.weight".into(), vocabulary)], hidden);
+        let embedding = loader.embedding(sizes);
         let layers = config.layers.iter().enumerate().map(|(i, kind)| {
             let at = format!("layers.{i}");
             let before = loader.norm(&format!("{at}.input_layernorm.weight"), hidden, plus);

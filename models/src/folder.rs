@@ -1,14 +1,12 @@
 //! A Hugging Face folder on disk.
 //!
-//! In:  a path. Out: its config, and every tensor of its safetensors by name, mapped and not
-//! read; truncated and malformed files are found here.
+//! In:  a path. Out: its config, and every tensor of its safetensors by name.
 
 use crate::ModelError;
+use crate::loader;
+use crate::shards::{Shards, View};
 use butterfly_compiler::config;
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
-use safetensors::tensor::{Dtype, Metadata};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// An opened folder.
@@ -17,31 +15,15 @@ pub struct Folder {
     dir: PathBuf,
     /// The attention layers.
     pub config: ModelConfig,
-    /// All other sizes.
+    /// All other sizes. Of tied embeddings and an output projection of its own, what the
+    /// weights are: see [`own_output`](Self::own_output).
     pub sizes: ModelSizes,
-    tensors: HashMap<String, Stored>,
-    maps: Vec<memmap2::Mmap>,
+    shards: Shards,
+    own_output: bool,
 }
 
-/// Where a tensor lies.
-#[derive(Clone, Debug)]
-struct Stored {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: std::ops::Range<usize>,
-}
-
-/// A tensor in its file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct View<'a> {
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: &'a [usize],
-    pub(crate) bytes: &'a [u8],
-}
-
-/// Largest header of a safetensors file, as the format's own library has it.
-const MOST_HEADER: u64 = 100_000_000;
+/// The output projection, which stands beside the model.
+pub(crate) const OUTPUT: &str = "lm_head.weight";
 
 impl Folder {
     /// Opens a folder: its config, and where each tensor lies.
@@ -54,13 +36,52 @@ impl Folder {
             dir: dir.to_path_buf(),
             config,
             sizes,
-            tensors: HashMap::new(),
-            maps: Vec::new(),
+            shards: Shards::open(dir)?,
+            own_output: false,
         };
-        for file in folder.files()? {
-            folder.map(&file)?;
+        let embedding = folder.tensor(&folder.embedding());
+        let matrices = embedding.zip(folder.tensor(OUTPUT));
+        if folder.sizes.tied && matrices.is_some_and(|(a, b)| !loader::same(a, b)) {
+            folder.sizes.tied = false;
+            folder.own_output = true;
         }
         Ok(folder)
+    }
+
+    /// Whether the weights have an output projection that is not the embedding, though the config
+    /// ties the two. As in transformers from 5.0 on, the weights decide.
+    pub fn own_output(&self) -> bool {
+        self.own_output
+    }
+
+    /// What stands before the names of all tensors but the output projection.
+    pub(crate) fn prefix(&self) -> &'static str {
+        let any = |start| self.names().any(|name| name.starts_with(start));
+        match self.config.family {
+            Family::Gpt2 if any("transformer.") => "transformer.",
+            Family::Gpt2 => "",
+            _ if any("model.language_model.") => "model.language_model.",
+            _ => "model.",
+        }
+    }
+
+    /// The whole name of the embedding of tokens. Where it is tied and only the output projection
+    /// is there, that is it.
+    pub(crate) fn embedding(&self) -> String {
+        let name = match self.config.family {
+            Family::Gpt2 => "wte.weight",
+            Family::Llama
+            | Family::Qwen3
+            | Family::Qwen35
+            | Family::Qwen35Moe
+            | Family::Glm4MoeLite => "embed_tokens.weight",
+        };
+        let name = format!("{}{name}", self.prefix());
+        let has = |name: &str| self.tensor(name).is_some();
+        match self.sizes.tied && !has(&name) && has(OUTPUT) {
+            true => OUTPUT.to_string(),
+            false => name,
+        }
     }
 
     /// The folder.
@@ -68,88 +89,12 @@ impl Folder {
         &self.dir
     }
 
-    /// Files with weights: those of the index, else `model.safetensors`.
-    fn files(&self) -> Result<Vec<PathBuf>, ModelError> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let path = self.dir.join("model.safetensors.index.json");
-        if !path.exists() {
-            return Ok(vec![self.dir.join("model.safetensors")]);
-        }
-        let wrong = |what| ModelError::File {
-            path: path.clone(),
-            what,
-        };
-        let index: Index = serde_json::from_str(&read(&path, "")?)
-            .map_err(|error| wrong(format!("is no index of safetensors: {error}")))?;
-        let names: BTreeSet<&String> = index.weight_map.values().collect();
-        let file = |name: &String| match Path::new(name).file_name() {
-            Some(plain) if plain == name.as_str() => Ok(self.dir.join(name)),
-            _ => Err(wrong(format!("names `{name}` outside the folder"))),
-        };
-        names.into_iter().map(file).collect()
-    }
-
-    fn map(&mut self, path: &Path) -> Result<(), ModelError> {
-        let io = |error| ModelError::Io {
-            path: path.to_path_buf(),
-            error,
-            hint: "; give a folder with config.json and model.safetensors",
-        };
-        let wrong = |what: String| ModelError::File {
-            path: path.to_path_buf(),
-            what: format!("{what}; download it again"),
-        };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is read only; a file that somebody changes meanwhile would give
-        // other numbers, as reading it would.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        let length = map
-            .first_chunk::<8>()
-            .map(|bytes| u64::from_le_bytes(*bytes));
-        let Some(header) = length.filter(|n| *n <= MOST_HEADER) else {
-            return Err(wrong("is no safetensors file".into()));
-        };
-        let start = 8 + header as usize;
-        let text = map.get(8..start);
-        let text =
-            text.ok_or_else(|| wrong(format!("ends within its header of {header} bytes")))?;
-        let metadata: Metadata = serde_json::from_slice(text)
-            .map_err(|error| wrong(format!("has a header that is none: {error}")))?;
-        for (name, info) in metadata.tensors() {
-            let (from, to) = info.data_offsets;
-            let bytes = start + from..start + to;
-            if map.get(bytes.clone()).is_none() {
-                let missing = bytes.end - map.len();
-                return Err(wrong(format!(
-                    "is truncated: tensor `{name}` ends {missing} bytes after the file"
-                )));
-            }
-            let stored = Stored {
-                file: self.maps.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                bytes,
-            };
-            self.tensors.insert(name, stored);
-        }
-        self.maps.push(map);
-        Ok(())
-    }
-
     pub(crate) fn tensor(&self, name: &str) -> Option<View<'_>> {
-        let stored = self.tensors.get(name)?;
-        Some(View {
-            dtype: stored.dtype,
-            shape: &stored.shape,
-            bytes: &self.maps[stored.file][stored.bytes.clone()],
-        })
+        self.shards.get(name)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
-        self.tensors.keys()
+        self.shards.names()
     }
 }
 

@@ -4,8 +4,8 @@ use butterfly::Dtype;
 use butterfly_ir::Phase;
 use butterfly_ir::model::{Family, LayerKind, ModelConfig, ModelSizes};
 
-/// Bytes that a run needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Bytes that a run needs; what is more than 64 bits count is as much as they do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Weights.
     pub weights: u64,
@@ -13,60 +13,99 @@ pub struct Footprint {
     pub caches: u64,
     /// The tensors of one chunk that are there at the same time, about.
     pub activations: u64,
+    /// The logits that are made at once.
+    pub logits: u64,
+}
+
+/// How much a model is given to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Texts of one length.
+    pub batch: u64,
+    /// Tokens of each.
+    pub capacity: u64,
+    /// Tokens of each that are taken at a time.
+    pub chunk: u64,
+    /// Tokens of each whose logits are made at once.
+    pub logits: u64,
 }
 
 impl Footprint {
-    /// For `batch` texts of `capacity` tokens each, taken `chunk` tokens at a time.
-    pub fn new(
-        config: &ModelConfig,
-        sizes: &ModelSizes,
-        dtype: Dtype,
-        [batch, capacity, chunk]: [u64; 3],
-    ) -> Self {
+    /// Of a model in element type `dtype`.
+    pub fn new(config: &ModelConfig, sizes: &ModelSizes, dtype: Dtype, extent: Extent) -> Self {
+        // In 128 bits: two sizes of 32 bits, times up to 4096 layers, 576 elements of a head and
+        // 4 bytes, leave room for a factor of a million.
+        let wide = |n: u64| u128::from(n);
         let heads = config.attention.kernel_shape(Phase::Prefill);
-        let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(u64::from);
-        let hidden = u64::from(sizes.hidden);
-        let wide = u64::from(sizes.intermediate);
-        let vocabulary = u64::from(sizes.vocabulary);
+        let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(wide32);
+        let [hidden, inner] = [sizes.hidden, sizes.intermediate].map(wide32);
+        let vocabulary = wide32(sizes.vocabulary);
         let gate = if config.output_gate { 2 } else { 1 };
         let rows = (gate * q + 2 * kv) * dim;
         let linear = sizes.linear.map(|shape| {
-            let [k, v] = [shape.k_heads * shape.k_dim, shape.v_heads * shape.v_dim].map(u64::from);
-            let state = u64::from(shape.v_heads * shape.k_dim * shape.v_dim);
-            (2 * k + 2 * v + 2 * u64::from(shape.v_heads), v, state)
+            let [k_heads, v_heads] = [shape.k_heads, shape.v_heads].map(wide32);
+            let [k_dim, v_dim] = [shape.k_dim, shape.v_dim].map(wide32);
+            let (k, v) = (k_heads * k_dim, v_heads * v_dim);
+            (2 * k + 2 * v + 2 * v_heads, v, v_heads * k_dim * v_dim)
         });
-        let mlp = match config.family {
-            Family::Gpt2 => 2 * hidden * wide,
-            _ => 3 * hidden * wide,
+        let (mlp, positions) = match config.family {
+            Family::Gpt2 => (2 * hidden * inner, wide32(config.max_positions)),
+            Family::Llama
+            | Family::Qwen3
+            | Family::Qwen35
+            | Family::Qwen35Moe
+            | Family::Glm4MoeLite => (3 * hidden * inner, 0),
         };
-        let of = |kind| config.layers.iter().filter(|layer| **layer == kind).count() as u64;
+        let of = |kind| config.layers.iter().filter(|layer| **layer == kind).count() as u128;
         let (full, recurrent) = (of(LayerKind::FullAttention), of(LayerKind::LinearAttention));
         let (linear_rows, values, state) = linear.unwrap_or_default();
         let embeddings = if sizes.tied { 1 } else { 2 };
-        let parameters = embeddings * vocabulary * hidden
+        let parameters = (embeddings * vocabulary + positions) * hidden
             + (full + recurrent) * mlp
             + full * (rows * hidden + q * dim * hidden)
             + recurrent * (linear_rows * hidden + values * hidden);
-        let bytes = u64::from(dtype.bytes());
+        let bytes = wide32(dtype.bytes());
         // A feed-forward layer holds both halves and their product; linear attention its rows,
         // and in f32 what is convolved and what is read.
-        let feed_forward = bytes * 3 * wide;
+        let feed_forward = bytes * 3 * inner;
         let attention = bytes * (rows + 2 * q * dim);
         let recurrence = bytes * (linear_rows + values) + 4 * (linear_rows + values);
         let stream = 2 * 4 * hidden + 2 * bytes * hidden;
         let widest = feed_forward.max(attention).max(recurrence);
+        // Cosines and sines of each position.
+        let rotation = 4 * config.rope.map_or(0, |rope| wide32(rope.dims));
+        let Extent {
+            batch,
+            capacity,
+            chunk,
+            logits,
+        } = extent;
+        let chunk = wide(chunk.min(capacity));
+        let tokens = |each: u128| each.saturating_mul(wide(batch));
+        let count = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         Self {
-            weights: bytes * parameters,
-            caches: batch * (full * 2 * kv * dim * bytes * capacity + recurrent * 4 * state),
-            activations: batch * chunk.min(capacity) * (stream + widest)
-                + batch * bytes * vocabulary,
+            weights: count(bytes * parameters),
+            caches: count(tokens(
+                (full * 2 * kv * dim * bytes)
+                    .saturating_mul(wide(capacity))
+                    .saturating_add(recurrent * 4 * state),
+            )),
+            activations: count(
+                tokens(chunk.saturating_mul(stream + widest)).saturating_add(chunk * rotation),
+            ),
+            logits: count(tokens((bytes * vocabulary).saturating_mul(wide(logits)))),
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.caches + self.activations
+        let parts = [self.weights, self.caches, self.activations, self.logits];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
+}
+
+fn wide32(n: u32) -> u128 {
+    u128::from(n)
 }
 
 #[cfg(test)]
@@ -82,10 +121,47 @@ mod tests {
             "num_key_value_heads": 8}"#;
         let model = config::read("config.json", text).expect("config");
         let sizes = config::sizes("config.json", text, &model).expect("sizes");
-        let footprint = Footprint::new(&model, &sizes, Dtype::Bf16, [1, 8192, 8192]);
+        let extent = Extent {
+            batch: 1,
+            capacity: 8192,
+            chunk: 8192,
+            logits: 1,
+        };
+        let footprint = Footprint::new(&model, &sizes, Dtype::Bf16, extent);
         // 8.03 billion parameters; 128 KiB for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
         assert_eq!(footprint.caches, 8192 * 131_072);
         assert!(footprint.activations > 8192 * 3 * 14336 * 2);
+        assert_eq!(footprint.logits, 2 * 128_256);
+    }
+
+    /// The largest sizes that a config can give.
+    #[test]
+    fn nothing_overflows() {
+        let most = u32::MAX - 255;
+        for family in ["gpt2", "llama", "qwen3", "qwen3_5"] {
+            let text = format!(
+                r#"{{"model_type": "{family}", "num_hidden_layers": 4096, "n_layer": 4096,
+                "max_position_embeddings": {most}, "n_positions": {most}, "hidden_size": {most},
+                "n_embd": {most_embd}, "intermediate_size": {most}, "n_inner": {most},
+                "vocab_size": {most}, "num_attention_heads": 65536, "n_head": 65536,
+                "num_key_value_heads": 65536, "head_dim": 576, "linear_num_key_heads": 65536,
+                "linear_num_value_heads": 65536, "linear_key_head_dim": 256,
+                "linear_value_head_dim": 256}}"#,
+                most_embd = 65536 * 576,
+            );
+            let model = config::read("config.json", &text).expect(family);
+            let sizes = config::sizes("config.json", &text, &model).expect(family);
+            for most in [1 << 28, u64::MAX] {
+                let extent = Extent {
+                    batch: most,
+                    capacity: most,
+                    chunk: most,
+                    logits: most,
+                };
+                let footprint = Footprint::new(&model, &sizes, Dtype::F32, extent);
+                assert_eq!(footprint.total(), u64::MAX, "{family}");
+            }
+        }
     }
 }

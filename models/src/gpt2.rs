@@ -36,10 +36,9 @@ struct LayerNorm<B: Backend> {
 
 impl<B: Backend> LayerNorm<B> {
     fn load(loader: &mut Loader<'_, B>, at: &str, hidden: usize, epsilon: f32) -> Self {
-        let bias = loader.bias(&[(format!("{at}.bias"), hidden)]);
         Self {
             weight: loader.norm(&format!("{at}.weight"), hidden, 0.0),
-            bias: bias.cast(DType::F32),
+            bias: loader.rounded(&[(format!("{at}.bias"), hidden)], DType::F32),
             epsilon,
         }
     }
@@ -70,7 +69,7 @@ impl<B: AttentionBackend> Gpt2<B> {
         let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
         let (q_heads, kv_heads, head_dim) = heads(config);
         let epsilon = config.norm_eps as f32;
-        let embedding = loader.matrix(&[("wte.weight".into(), sizes.vocabulary as usize)], hidden);
+        let embedding = loader.embedding(sizes);
         let count = config.max_positions as usize;
         let positions = loader.matrix(&[("wpe.weight".into(), count)], hidden);
         // Stored as [in, out].

@@ -287,11 +287,7 @@ impl<B: AttentionBackend> LinearAttention<B> {
         let parts = parts.map(|(name, rows)| (format!("{at}.{name}.weight"), rows));
         let rows = loader.matrix(&parts, hidden);
         let output = loader.matrix(&[(format!("{at}.out_proj.weight"), hidden)], values);
-        let stored = loader.vector(&format!("{at}.conv1d.weight"), &[channels, 1, taps], 0.0);
-        let at_tap = |tap| (0..channels).map(move |channel| (channel, tap));
-        let by_tap = (0..taps).flat_map(at_tap);
-        let by_tap = by_tap.map(|(channel, tap)| stored[channel * taps + tap]);
-        let convolution = loader.floats(by_tap.collect(), [taps, channels]);
+        let convolution = loader.convolution(&format!("{at}.conv1d.weight"), channels, taps);
         let decay = loader.vector(&format!("{at}.A_log"), &[op.v_heads], 0.0);
         let decay = decay.into_iter().map(|log| -log.exp()).collect();
         Self {

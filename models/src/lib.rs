@@ -11,6 +11,7 @@
 mod chat;
 mod decoder;
 mod error;
+mod finite;
 mod folder;
 mod footprint;
 mod generate;
@@ -21,12 +22,14 @@ mod model;
 mod policy;
 mod profile;
 mod rotation;
+mod shards;
 mod state;
 
 pub use chat::{Chat, Message};
 pub use error::ModelError;
+pub use finite::NotFinite;
 pub use folder::{Folder, read_config};
-pub use footprint::Footprint;
+pub use footprint::{Extent, Footprint};
 pub use generate::{Sampler, Sampling};
 pub use loader::Unused;
 pub use model::{Logits, Model};

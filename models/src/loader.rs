@@ -1,11 +1,14 @@
 //! Names → tensors on the device, or random ones of the same shapes.
 //!
 //! In:  a folder, or none. Out: weights in the model's element type, norms in f32. What is
-//! missing or wrongly shaped is collected, so that one error names all of it.
+//! missing or wrongly shaped is collected, so that one error names all of it. A first pass
+//! compares names and shapes alone, so that nothing is read of a folder that is refused.
 
+use crate::shards::View;
 use crate::{Folder, ModelError};
 use burn::prelude::*;
 use burn::tensor::{Bytes, DType, Distribution};
+use butterfly_ir::model::ModelSizes;
 use half::{bf16, f16};
 use safetensors::tensor::Dtype as StoredDtype;
 use std::collections::HashSet;
@@ -13,7 +16,18 @@ use std::collections::HashSet;
 /// Tensors of the folder that the model does not use, by name.
 pub type Unused = Vec<String>;
 
+/// What is done with the tensors that a model asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// Names, shapes and types are compared with those of the folder. Nothing is read or
+    /// allocated, and every tensor that is given has one number.
+    Check,
+    /// They are read, or drawn where there is no folder.
+    Load,
+}
+
 pub(crate) struct Loader<'a, B: Backend> {
+    pass: Pass,
     folder: Option<&'a Folder>,
     /// Before each name, as in `model.`.
     prefix: &'a str,
@@ -28,12 +42,14 @@ const DEVIATION: f64 = 0.02;
 
 impl<'a, B: Backend> Loader<'a, B> {
     pub(crate) fn new(
+        pass: Pass,
         folder: Option<&'a Folder>,
-        prefix: &'a str,
         device: &'a B::Device,
         dtype: DType,
     ) -> Self {
+        let prefix = folder.map_or("", Folder::prefix);
         Self {
+            pass,
             folder,
             prefix,
             device,
@@ -46,38 +62,55 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// The rows of several matrices [rows, columns] below one another, in the model's type.
     pub(crate) fn matrix(&mut self, parts: &[(String, usize)], columns: usize) -> Tensor<B, 2> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        if self.folder.is_none() {
+        if self.folder.is_none() && self.pass == Pass::Load {
             let normal = Distribution::Normal(0.0, DEVIATION);
             return Tensor::random([rows, columns], normal, (self.device, self.dtype));
         }
-        let mut bytes = Vec::with_capacity(rows * columns * self.dtype.size());
+        let mut bytes = Vec::new();
         for (name, rows) in parts {
             self.read(name, &[*rows, columns], self.dtype, &mut bytes);
         }
         self.upload(bytes, [rows, columns], self.dtype)
     }
 
+    /// The embedding of tokens [vocabulary, hidden].
+    pub(crate) fn embedding(&mut self, sizes: &ModelSizes) -> Tensor<B, 2> {
+        let name = self.folder.map(Folder::embedding).unwrap_or_default();
+        let part = (format!("/{name}"), sizes.vocabulary as usize);
+        self.matrix(&[part], sizes.hidden as usize)
+    }
+
     /// A matrix that is stored as [columns, rows], as [rows, columns].
     pub(crate) fn transposed(&mut self, name: &str, rows: usize, columns: usize) -> Tensor<B, 2> {
         let stored = self.matrix(&[(name.to_string(), columns)], rows);
-        // Laid out anew once, so that every matrix is read the same way.
-        let data = stored.transpose().into_data();
-        Tensor::from_data(data, (self.device, self.dtype))
+        match self.pass {
+            Pass::Check => stored,
+            // Laid out anew once, so that every matrix is read the same way.
+            Pass::Load => {
+                let data = stored.transpose().into_data();
+                Tensor::from_data(data, (self.device, self.dtype))
+            }
+        }
     }
 
-    /// A vector in f32, and `plus` on each of its numbers.
+    /// The weights of a convolution along each channel, stored as [channels, 1, taps], as
+    /// [taps, channels] in f32.
+    pub(crate) fn convolution(&mut self, name: &str, channels: usize, taps: usize) -> Tensor<B, 2> {
+        let stored = self.vector(name, &[channels, 1, taps], 0.0);
+        let at_tap = |tap| stored.iter().skip(tap).step_by(taps).copied();
+        self.floats((0..taps).flat_map(at_tap).collect(), [taps, channels])
+    }
+
+    /// A vector in f32, and `plus` on each of its numbers; empty where shapes are checked.
     pub(crate) fn vector(&mut self, name: &str, shape: &[usize], plus: f32) -> Vec<f32> {
-        let length = shape.iter().product();
-        if self.folder.is_none() {
+        if self.folder.is_none() && self.pass == Pass::Load {
             // A norm that keeps its input, whatever is stored.
-            return vec![1.0; length];
+            return vec![1.0; shape.iter().product()];
         }
-        let mut bytes = Vec::with_capacity(4 * length);
+        let mut bytes = Vec::new();
         self.read(name, shape, DType::F32, &mut bytes);
         let numbers = bytes.as_chunks::<4>().0.iter();
-        let mut numbers: Vec<f32> = numbers.map(|b| f32::from_le_bytes(*b) + plus).collect();
-        numbers.resize(length, 0.0);
-        numbers
+        numbers.map(|b| f32::from_le_bytes(*b) + plus).collect()
     }
 
     /// A vector in f32 on the device.
@@ -92,11 +125,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         numbers: Vec<f32>,
         shape: [usize; D],
     ) -> Tensor<B, D> {
+        if self.pass == Pass::Check {
+            return self.placeholder();
+        }
         Tensor::from_data(TensorData::new(numbers, shape), (self.device, DType::F32))
     }
 
     /// A vector in the model's type.
     pub(crate) fn bias(&mut self, parts: &[(String, usize)]) -> Tensor<B, 1> {
+        self.rounded(parts, self.dtype)
+    }
+
+    /// A vector rounded to the model's type, in `dtype`.
+    pub(crate) fn rounded(&mut self, parts: &[(String, usize)], dtype: DType) -> Tensor<B, 1> {
         let mut numbers = Vec::new();
         for (name, length) in parts {
             numbers.extend(match self.folder {
@@ -104,33 +145,42 @@ impl<'a, B: Backend> Loader<'a, B> {
                 None => vec![0.0; *length],
             });
         }
+        if self.pass == Pass::Check {
+            return self.placeholder();
+        }
         let length = numbers.len();
-        let data = TensorData::new(numbers, [length]);
-        Tensor::from_data(data.convert_dtype(self.dtype), (self.device, self.dtype))
+        let data = TensorData::new(numbers, [length]).convert_dtype(self.dtype);
+        Tensor::from_data(data.convert_dtype(dtype), (self.device, dtype))
+    }
+
+    /// What stands for a tensor while shapes are checked.
+    fn placeholder<const D: usize>(&self) -> Tensor<B, D> {
+        let data = TensorData::new(vec![0.0f32], [1; D]).convert_dtype(self.dtype);
+        Tensor::from_data(data, (self.device, self.dtype))
     }
 
     fn upload<const D: usize>(
         &self,
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
         shape: [usize; D],
         dtype: DType,
     ) -> Tensor<B, D> {
-        // Short where a tensor had a problem: nobody sees this model.
-        bytes.resize(shape.iter().product::<usize>() * dtype.size(), 0);
+        if self.pass == Pass::Check {
+            return self.placeholder();
+        }
         let data = TensorData::from_bytes(Bytes::from_bytes_vec(bytes), shape, dtype);
         Tensor::from_data(data, (self.device, dtype))
     }
 
-    /// Appends a tensor's bytes in `dtype`.
+    /// Appends a tensor's bytes in `dtype`; after a slash its name is whole. In the first pass, checks
+    /// that this can be done.
     fn read(&mut self, name: &str, shape: &[usize], dtype: DType, into: &mut Vec<u8>) {
         let Some(folder) = self.folder else {
             return;
         };
-        let whole = format!("{}{name}", self.prefix);
-        // The output projection stands beside the model.
         let whole = match name.strip_prefix('/') {
             Some(absolute) => absolute.to_string(),
-            None => whole,
+            None => format!("{}{name}", self.prefix),
         };
         let Some(view) = folder.tensor(&whole) else {
             self.problems
@@ -141,11 +191,13 @@ impl<'a, B: Backend> Loader<'a, B> {
             let given = view.shape;
             self.problems
                 .push(format!("{whole}: has shape {given:?}, expected {shape:?}"));
-        } else if !convert(view.dtype, view.bytes, dtype, into) {
+        } else if !readable(view.dtype) {
             let given = view.dtype;
             self.problems.push(format!(
                 "{whole}: is {given:?}; only F32, F16 and BF16 can be read"
             ));
+        } else if self.pass == Pass::Load {
+            convert(view.dtype, view.bytes, dtype, into);
         }
         self.taken.insert(whole);
     }
@@ -182,8 +234,43 @@ fn known(name: &str) -> bool {
         || name == "lm_head.weight"
 }
 
-/// Appends numbers in another type; whether `from` can be read.
-fn convert(from: StoredDtype, bytes: &[u8], to: DType, into: &mut Vec<u8>) -> bool {
+/// Whether two tensors hold the same numbers in the same places.
+pub(crate) fn same(a: View<'_>, b: View<'_>) -> bool {
+    if a.dtype == b.dtype || a.shape != b.shape {
+        return a.shape == b.shape && a.bytes == b.bytes;
+    }
+    if !readable(a.dtype) || !readable(b.dtype) {
+        return false;
+    }
+    numbers(a).eq(numbers(b))
+}
+
+/// The numbers of a tensor in f32, some at a time since it may be large; none where they are of
+/// a type that is not [`readable`].
+pub(crate) fn numbers(view: View<'_>) -> impl Iterator<Item = Vec<f32>> {
+    const TOGETHER: usize = 4096;
+    let bytes = if readable(view.dtype) {
+        view.bytes
+    } else {
+        &[]
+    };
+    let parts = bytes.chunks(TOGETHER * view.dtype.bitsize() / 8);
+    parts.map(move |part| {
+        let mut bytes = Vec::new();
+        convert(view.dtype, part, DType::F32, &mut bytes);
+        let words = bytes.as_chunks::<4>().0.iter();
+        words.map(|b| f32::from_le_bytes(*b)).collect()
+    })
+}
+
+/// Whether numbers of this type are converted.
+fn readable(dtype: StoredDtype) -> bool {
+    use StoredDtype::{BF16, F16, F32};
+    [F32, F16, BF16].contains(&dtype)
+}
+
+/// Appends numbers of a [`readable`] type in another.
+fn convert(from: StoredDtype, bytes: &[u8], to: DType, into: &mut Vec<u8>) {
     let same = matches!(
         (from, to),
         (StoredDtype::F32, DType::F32)
@@ -192,8 +279,9 @@ fn convert(from: StoredDtype, bytes: &[u8], to: DType, into: &mut Vec<u8>) -> bo
     );
     if same {
         into.extend_from_slice(bytes);
-        return true;
+        return;
     }
+    into.reserve(bytes.len() * 8 / from.bitsize() * to.size());
     let mut push = |x: f32| match to {
         DType::F16 => into.extend(f16::from_f32(x).to_le_bytes()),
         DType::BF16 => into.extend(bf16::from_f32(x).to_le_bytes()),
@@ -201,13 +289,11 @@ fn convert(from: StoredDtype, bytes: &[u8], to: DType, into: &mut Vec<u8>) -> bo
     };
     let halves = bytes.as_chunks::<2>().0.iter();
     match from {
-        StoredDtype::F32 => {
+        StoredDtype::F16 => halves.for_each(|b| push(f16::from_le_bytes(*b).to_f32())),
+        StoredDtype::BF16 => halves.for_each(|b| push(bf16::from_le_bytes(*b).to_f32())),
+        _ => {
             let words = bytes.as_chunks::<4>().0.iter();
             words.for_each(|b| push(f32::from_le_bytes(*b)));
         }
-        StoredDtype::F16 => halves.for_each(|b| push(f16::from_le_bytes(*b).to_f32())),
-        StoredDtype::BF16 => halves.for_each(|b| push(bf16::from_le_bytes(*b).to_f32())),
-        _ => return false,
     }
-    true
 }

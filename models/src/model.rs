@@ -1,9 +1,10 @@
 //! A whole model: tokens → logits.
 
 use crate::decoder::Decoder;
+use crate::folder::OUTPUT;
 use crate::gpt2::Gpt2;
 use crate::layers::Projection;
-use crate::loader::{Loader, Unused};
+use crate::loader::{Loader, Pass, Unused};
 use crate::{Folder, ModelError, Policy, Profile, State};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -28,6 +29,14 @@ enum Inner<B: Backend> {
     Gpt2(Gpt2<B>),
 }
 
+fn element(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    }
+}
+
 /// Of which tokens logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
@@ -48,7 +57,19 @@ impl<B: AttentionBackend> Model<B> {
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
+        Self::check(folder, device)?;
         Self::build(Some(folder), &folder.config, &folder.sizes, dtype, device)
+    }
+
+    /// Whether a folder has the tensors that its config asks for. Takes no memory, however large
+    /// these would be.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn check(folder: &Folder, device: &B::Device) -> Result<(), ModelError> {
+        let mut loader = Loader::new(Pass::Check, Some(folder), device, DType::F32);
+        Self::parts(&mut loader, &folder.config, &folder.sizes);
+        loader.finish().map(|_| ())
     }
 
     /// A model of the shapes of a config, as [`read_config`](crate::read_config) gives it, with
@@ -72,30 +93,8 @@ impl<B: AttentionBackend> Model<B> {
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
-        let has = |name: &str| folder.is_some_and(|folder| folder.tensor(name).is_some());
-        let prefix = match config.family {
-            Family::Gpt2 if has("transformer.wte.weight") => "transformer.",
-            Family::Gpt2 => "",
-            _ if has("model.language_model.embed_tokens.weight") => "model.language_model.",
-            _ => "model.",
-        };
-        let dtype = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
-        };
-        let mut loader = Loader::new(folder, prefix, device, dtype);
-        let inner = match config.family {
-            Family::Gpt2 => Inner::Gpt2(Gpt2::load(&mut loader, config, sizes)),
-            _ => Inner::Decoder(Decoder::load(&mut loader, config, sizes)),
-        };
-        let head = match sizes.tied {
-            true => inner.embedding().clone(),
-            false => {
-                let part = ("/lm_head.weight".to_string(), sizes.vocabulary as usize);
-                loader.matrix(&[part], sizes.hidden as usize)
-            }
-        };
+        let mut loader = Loader::new(Pass::Load, folder, device, element(dtype));
+        let (inner, head) = Self::parts(&mut loader, config, sizes);
         let unused = loader.finish()?;
         let model = Self {
             config: config.clone(),
@@ -105,6 +104,26 @@ impl<B: AttentionBackend> Model<B> {
             device: device.clone(),
         };
         Ok((model, unused))
+    }
+
+    /// Its layers, and the output projection.
+    fn parts(
+        loader: &mut Loader<'_, B>,
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+    ) -> (Inner<B>, Tensor<B, 2>) {
+        let inner = match config.family {
+            Family::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)),
+            _ => Inner::Decoder(Decoder::load(loader, config, sizes)),
+        };
+        let head = match sizes.tied {
+            true => inner.embedding().clone(),
+            false => {
+                let part = (format!("/{OUTPUT}"), sizes.vocabulary as usize);
+                loader.matrix(&[part], sizes.hidden as usize)
+            }
+        };
+        (inner, head)
     }
 
     /// Where its weights are.

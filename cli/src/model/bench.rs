@@ -1,12 +1,15 @@
 //! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
-use super::{Place, Setting, Sparse, Task, policy, report, run_on, sparse};
+use super::finite::{self, Watch};
+use super::{Place, Setting, Sparse, Task, open, policy, report, run_on, sparse};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_ir::{Dtype, Phase};
-use butterfly_models::{Folder, Footprint, Logits, Model, Policy, Profile, Sampler, read_config};
+use butterfly_models::{
+    Extent, Folder, Footprint, Logits, Model, Policy, Profile, Sampler, read_config,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +27,9 @@ struct Report {
     /// Bytes of the device that weights take.
     weights_bytes: Option<u64>,
     rows: Vec<Row>,
+    /// What is wrong with the logits, where not all are finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_finite: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -51,7 +57,7 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
     let (measure, run) = (&command.measure, &command.run);
     match (&command.model, &command.random_weights) {
         (Some(dir), _) => {
-            let folder = Folder::open(dir).map_err(Failure::bad)?;
+            let folder = open(dir)?;
             let subject = Subject {
                 path: dir,
                 config: folder.config.clone(),
@@ -126,7 +132,12 @@ fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Res
         measure,
         run,
         sparse: sparse.as_ref(),
-        size: [1, capacity.into(), run.chunk.into()],
+        extent: Extent {
+            batch: 1,
+            capacity: capacity.into(),
+            chunk: run.chunk.into(),
+            logits: 1,
+        },
     };
     let setting = Setting {
         config: &subject.config,
@@ -135,7 +146,8 @@ fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Res
         sparse: sparse.as_ref(),
     };
     let report = run_on(run, &setting, work)?;
-    crate::print(json, &report, || text(&report))
+    crate::print(json, &report, || text(&report))?;
+    finite::check(report.not_finite)
 }
 
 fn text(report: &Report) -> String {
@@ -191,8 +203,7 @@ struct Work<'a> {
     measure: &'a Measure,
     run: &'a Run,
     sparse: Option<&'a Sparse>,
-    /// Sequences, capacity and chunk.
-    size: [u64; 3],
+    extent: Extent,
 }
 
 impl Task for Work<'_> {
@@ -206,7 +217,15 @@ impl Task for Work<'_> {
             folder,
         } = self.subject;
         let (device, dtype) = (&place.device, place.dtype);
-        place.check_room(&Footprint::new(config, sizes, dtype, self.size))?;
+        if let Some(folder) = folder {
+            Model::<B>::check(folder, device).map_err(Failure::bad)?;
+        }
+        let file = match folder {
+            Some(folder) => folder.dir().join("config.json"),
+            None => path.to_path_buf(),
+        };
+        let needs = Footprint::new(config, sizes, dtype, self.extent);
+        place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
         let model: Model<B> = match folder {
             Some(folder) => Model::load(folder, dtype, device).map(|(model, _)| model),
@@ -218,6 +237,7 @@ impl Task for Work<'_> {
         let weights_bytes = place.memory.taken();
 
         let mut rows = Vec::new();
+        let mut watch = Watch::default();
         for &tokens in &self.measure.prompt_tokens {
             if !self.measure.no_dense {
                 let dense = match self.sparse {
@@ -228,11 +248,13 @@ impl Task for Work<'_> {
                     }
                     None => policy(config, None, path)?,
                 };
-                rows.push(self.row(&place, &model, &dense, "dense", tokens as usize)?);
+                let subject = (&model, &dense, "dense");
+                rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
             }
             if self.sparse.is_some() {
                 let policy = policy(config, self.sparse, path)?;
-                rows.push(self.row(&place, &model, &policy, "butterfly", tokens as usize)?);
+                let subject = (&model, &policy, "butterfly");
+                rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
             }
         }
         Ok(Report {
@@ -244,6 +266,7 @@ impl Task for Work<'_> {
             load_seconds,
             weights_bytes,
             rows,
+            not_finite: watch.says(*folder, dtype),
             device_name: place.name,
         })
     }
@@ -258,10 +281,9 @@ impl Work<'_> {
     fn row<B: AttentionBackend>(
         &self,
         place: &Place<B>,
-        model: &Model<B>,
-        policy: &Policy,
-        attention: &'static str,
+        (model, policy, attention): (&Model<B>, &Policy, &'static str),
         tokens: usize,
+        watch: &mut Watch,
     ) -> Result<Row, Failure> {
         let decode = self.measure.decode as usize;
         let capacity = self.run.capacity.map_or(tokens + decode, |n| n as usize);
@@ -269,7 +291,7 @@ impl Work<'_> {
         let vocabulary = model.sizes.vocabulary;
         let scattered = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;
         let prompt: Vec<u32> = (0..tokens as u32).map(scattered).collect();
-        let run = |length: usize, decode: usize, profile: Profile| {
+        let mut run = |length: usize, decode: usize, profile: Profile| {
             let mut state = model.state(1, Some(capacity), policy);
             state.profile = profile;
             let mut sampler = Sampler::new(Default::default());
@@ -282,15 +304,20 @@ impl Work<'_> {
             }
             sync(place)?;
             let prefill = started.elapsed().as_secs_f64();
+            let mut choose = |logits, position| {
+                let logits = super::floats(logits)?;
+                watch.see(&logits, logits.len(), [0, position]);
+                Ok::<_, Failure>(sampler.next(&logits))
+            };
             let mut token = match last {
-                Some(last) => sampler.next(&super::floats(last)?),
+                Some(last) => choose(last, length - 1)?,
                 None => 0,
             };
             let first = started.elapsed().as_secs_f64();
             let started = Instant::now();
-            for _ in 0..decode {
+            for step in 0..decode {
                 let logits = model.forward(&[token], &mut state, policy, Logits::Last);
-                token = sampler.next(&super::floats(logits.map_err(Failure::bad)?)?);
+                token = choose(logits.map_err(Failure::bad)?, length + step)?;
             }
             Ok::<_, Failure>([prefill, first, started.elapsed().as_secs_f64()])
         };
@@ -311,7 +338,8 @@ impl Work<'_> {
             }
         };
         let heads = model.config.attention.kernel_shape(Phase::Prefill);
-        let key = heads.kv_heads * (heads.head_dim + heads.v_head_dim) * place.dtype.bytes();
+        let key = u64::from(heads.kv_heads)
+            * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
         let layers = policy.attention().count() as u64;
         Ok(Row {
             attention,
@@ -322,7 +350,7 @@ impl Work<'_> {
             decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
             decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
             memory_bytes,
-            cache_bytes: u64::from(key) * capacity as u64 * layers,
+            cache_bytes: key * capacity as u64 * layers,
             profile,
             layers: report::layers(policy),
         })

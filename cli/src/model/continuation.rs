@@ -1,5 +1,6 @@
 //! A prompt and what a model goes on with, token by token.
 
+use super::finite::Watch;
 use super::floats;
 use crate::failure::Failure;
 use burn::prelude::*;
@@ -12,12 +13,14 @@ pub(super) struct Continuation<'a, B: AttentionBackend> {
     pub(super) policy: &'a Policy,
     pub(super) state: State<B>,
     pub(super) sampler: Sampler,
+    /// Has seen the logits that tokens were drawn from.
+    pub(super) watch: Watch,
 }
 
 impl<B: AttentionBackend> Continuation<'_, B> {
     /// Reads the prompt in chunks, and gives the first token. The sampler draws once, however many
-    /// chunks there are.
-    pub(super) fn prefill(&mut self, prompt: &[u32], chunk: usize) -> Result<u32, Failure> {
+    /// chunks there are. None where logits are not finite.
+    pub(super) fn prefill(&mut self, prompt: &[u32], chunk: usize) -> Result<Option<u32>, Failure> {
         let last = prompt.len().saturating_sub(1) / chunk * chunk;
         for chunk in prompt[..last].chunks(chunk) {
             self.read(chunk)?;
@@ -25,10 +28,12 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         self.next(&prompt[last..])
     }
 
-    /// The token after these.
-    pub(super) fn next(&mut self, tokens: &[u32]) -> Result<u32, Failure> {
-        let logits = self.read(tokens)?;
-        Ok(self.sampler.next(&floats(logits)?))
+    /// The token after these, or none where its logits are not finite.
+    pub(super) fn next(&mut self, tokens: &[u32]) -> Result<Option<u32>, Failure> {
+        let logits = floats(self.read(tokens)?)?;
+        let last = self.state.position() - 1;
+        let finite = self.watch.see(&logits, logits.len(), [0, last]);
+        Ok(finite.then(|| self.sampler.next(&logits)))
     }
 
     /// The last token's logits, which nobody has waited for.

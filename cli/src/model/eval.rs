@@ -1,13 +1,14 @@
 //! `butterfly eval`: what a pattern changes of what a model makes of a text.
 
 use super::continuation::Continuation;
-use super::{Place, Setting, Task, policy, report, run_on, sparse, warn_of_length};
+use super::finite::{self, Watch};
+use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Eval as Command;
 use crate::failure::Failure;
 use crate::{source, svg};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Folder, Logits, Model, Policy, Sampler};
+use butterfly_models::{Chat, Extent, Folder, Logits, Model, Policy, Sampler};
 use butterfly_runtime::artifacts::{check_file, write_file};
 use serde::Serialize;
 
@@ -33,6 +34,9 @@ struct Report {
     sparse: Option<Difference>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     needles: Vec<Needle>,
+    /// What is wrong with the logits, where not all are finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_finite: Option<String>,
     layers: Vec<report::LayerReport>,
 }
 
@@ -55,7 +59,7 @@ struct Needle {
 }
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
-    let folder = Folder::open(&command.model).map_err(Failure::bad)?;
+    let folder = open(&command.model)?;
     let chat = Chat::open(&command.model).map_err(Failure::bad)?;
     let text = source::read_text(&command.text)?;
     let encode = |text: &str| chat.encode(text, false).map_err(Failure::bad);
@@ -67,6 +71,11 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let limit = folder.config.max_positions as usize;
     let window = command.window.map_or(limit, |n| n as usize);
     let window = window.min(tokens.len());
+    if window < 2 {
+        let config = command.model.join("config.json");
+        let error = "`max_position_embeddings` is 1: no token is left to predict; give the model's own, or --window";
+        return Err(Failure::file(&config, error));
+    }
     let fact = [encode(FACT)?, encode(QUESTION)?, encode(ANSWER)?];
     let longest = command.needle.iter().max().copied().unwrap_or(0) as usize;
     let most = window.max(longest + fact[2].len());
@@ -110,7 +119,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         let plot = svg::needles(&cells.collect::<Vec<_>>());
         write_file(path, plot.as_bytes()).map_err(Failure::bad)?;
     }
-    crate::print(json, &report, || text_of(&report))
+    crate::print(json, &report, || text_of(&report))?;
+    finite::check(report.not_finite)
 }
 
 fn text_of(report: &Report) -> String {
@@ -162,18 +172,35 @@ struct Sums {
     sparse: f64,
     agree: u64,
     divergence: f64,
+    watch: Watch,
 }
 
 impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
-        let size = [2, self.capacity as u64, COMPARED as u64];
-        let (model, _) = place.load(self.folder, size)?;
+        let compared = COMPARED.min(self.window) as u64;
+        let needle = match self.command.needle.is_empty() {
+            true => 0,
+            false => self.command.run.chunk.into(),
+        };
+        // With the pattern and without.
+        let extent = Extent {
+            batch: 2,
+            capacity: self.capacity as u64,
+            chunk: compared.max(needle),
+            logits: compared,
+        };
+        // Logits in f32, and what becomes of a row in f64.
+        let each = u64::from(self.folder.sizes.vocabulary);
+        let on_host = each.saturating_mul(2 * 4 * compared + 2 * 8);
+        let (model, _) = place.load(self.folder, extent, on_host)?;
         let mut sums = Sums::default();
         let bar = crate::progress(self.tokens.len() as u64, "tokens");
         for window in self.tokens.chunks(self.window) {
-            self.compare(&model, window, &mut sums, &bar)?;
+            if !self.compare(&model, window, &mut sums, &bar)? {
+                break;
+            }
         }
         bar.finish_and_clear();
         let mut needles = Vec::new();
@@ -188,12 +215,18 @@ impl Task for Work<'_> {
                         tokens: tokens as usize,
                         depth,
                         attention,
-                        found: self.needle(&model, policy, tokens as usize, depth)?,
+                        found: self.needle(&model, policy, (tokens, depth), &mut sums.watch)?,
                     });
                 }
             }
         }
         let mean = |sum: f64| sum / sums.count.max(1) as f64;
+        let [dense, swapped] = [sums.dense, sums.sparse].map(|sum| mean(sum).exp());
+        let unlikely = || {
+            let beyond = !dense.is_finite() || !swapped.is_finite();
+            beyond.then(|| "the perplexity is beyond the range of numbers: the model rules out tokens of this text; give the config.json that belongs to these weights".to_string())
+        };
+        let said = sums.watch.says(Some(self.folder), place.dtype);
         Ok(Report {
             device: place.kind,
             device_name: place.name,
@@ -201,27 +234,29 @@ impl Task for Work<'_> {
             tokens: self.tokens.len(),
             window: self.window,
             predicted: sums.count,
-            dense_perplexity: mean(sums.dense).exp(),
+            dense_perplexity: dense,
             sparse: self.swapped.map(|_| Difference {
-                perplexity: mean(sums.sparse).exp(),
+                perplexity: swapped,
                 top1_agreement: mean(sums.agree as f64),
                 kl_divergence: mean(sums.divergence),
             }),
             needles,
+            not_finite: said.or_else(unlikely),
             layers: report::layers(self.swapped.unwrap_or(self.dense)),
         })
     }
 }
 
 impl Work<'_> {
-    /// Both kinds of attention over one window, some tokens at a time.
+    /// Both kinds of attention over one window, some tokens at a time; whether all logits were
+    /// finite.
     fn compare<B: AttentionBackend>(
         &self,
         model: &Model<B>,
         window: &[u32],
         sums: &mut Sums,
         bar: &indicatif::ProgressBar,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let vocabulary = model.sizes.vocabulary as usize;
         let capacity = Some(self.window);
         let mut dense = model.state(1, capacity, self.dense);
@@ -238,6 +273,11 @@ impl Work<'_> {
                     Some(super::floats(logits.map_err(Failure::bad)?)?)
                 }
             };
+            for logits in [Some(&a), b.as_ref()].into_iter().flatten() {
+                if !sums.watch.see(logits, vocabulary, [0, i * COMPARED]) {
+                    return Ok(false);
+                }
+            }
             for at in 0..chunk.len() {
                 let Some(next) = window.get(i * COMPARED + at + 1) else {
                     continue;
@@ -256,7 +296,7 @@ impl Work<'_> {
             }
             bar.inc(chunk.len() as u64);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// How much of the answer comes when the fact is hidden in `tokens` tokens.
@@ -264,11 +304,11 @@ impl Work<'_> {
         &self,
         model: &Model<B>,
         policy: &Policy,
-        tokens: usize,
-        depth: f32,
+        (tokens, depth): (u32, f32),
+        watch: &mut Watch,
     ) -> Result<f32, Failure> {
         let [fact, question, answer] = self.fact;
-        let room = tokens.saturating_sub(fact.len() + question.len());
+        let room = (tokens as usize).saturating_sub(fact.len() + question.len());
         // The text again and again, where it is shorter.
         let hay: Vec<u32> = self.tokens.iter().cycle().take(room).copied().collect();
         let (before, after) = hay.split_at((room as f32 * depth) as usize);
@@ -278,18 +318,19 @@ impl Work<'_> {
             policy,
             state: model.state(1, Some(prompt.len() + answer.len()), policy),
             sampler: Sampler::new(Default::default()),
+            watch: std::mem::take(watch),
         };
         let chunk = self.command.run.chunk as usize;
         let mut token = continuation.prefill(&prompt, chunk)?;
-        for (right, expected) in answer.iter().enumerate() {
-            if token != *expected {
-                return Ok(right as f32 / answer.len() as f32);
-            }
-            if right + 1 < answer.len() {
-                token = continuation.next(&[token])?;
+        let mut right = 0;
+        while right < answer.len() && token == Some(answer[right]) {
+            right += 1;
+            if right < answer.len() {
+                token = continuation.next(&answer[right - 1..right])?;
             }
         }
-        Ok(1.0)
+        *watch = continuation.watch;
+        Ok(right as f32 / answer.len() as f32)
     }
 }
 

@@ -1,13 +1,14 @@
 //! `butterfly generate`: a text and what comes after it.
 
 use super::continuation::Continuation;
-use super::{Place, Setting, Task, policy, report, run_on, sparse, warn_of_length};
+use super::finite::{self, Watch};
+use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Generate as Command;
 use crate::failure::Failure;
 use crate::{output, source};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Folder, Message, Policy, Sampler, Sampling};
+use butterfly_models::{Chat, Extent, Folder, Message, Policy, Sampler, Sampling};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -29,12 +30,15 @@ struct Report {
     memory_bytes: Option<u64>,
     /// Kernels that were made in this run; with artifacts none are.
     compiled_kernels: Vec<String>,
+    /// What is wrong with the logits, where not all are finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_finite: Option<String>,
     layers: Vec<report::LayerReport>,
 }
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let started = Instant::now();
-    let folder = Folder::open(&command.model).map_err(Failure::bad)?;
+    let folder = open(&command.model)?;
     let chat = match &command.tokens {
         Some(_) => None,
         None => Some(Chat::open(&command.model).map_err(Failure::bad)?),
@@ -75,7 +79,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     };
     let report = run_on(&command.run, &setting, work)?;
     if json {
-        return crate::print(true, &report, String::new);
+        crate::print(true, &report, String::new)?;
+        return finite::check(report.not_finite);
     }
     output::out("\n")?;
     let decode = report.decode_tokens_per_second;
@@ -95,7 +100,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         )),
     ));
     output::note(format_args!("{}", report::text(&report.layers).trim_end()));
-    Ok(())
+    finite::check(report.not_finite)
 }
 
 /// The tokens to continue.
@@ -137,8 +142,13 @@ impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
-        let size = [1, self.capacity as u64, self.command.run.chunk.into()];
-        let (model, _) = place.load(self.folder, size)?;
+        let extent = Extent {
+            batch: 1,
+            capacity: self.capacity as u64,
+            chunk: u64::from(self.command.run.chunk).min(self.prompt.len() as u64),
+            logits: 1,
+        };
+        let (model, _) = place.load(self.folder, extent, 0)?;
         let mut continuation = Continuation {
             model: &model,
             policy: self.policy,
@@ -149,19 +159,24 @@ impl Task for Work<'_> {
                 top_p: self.command.top_p,
                 seed: self.command.seed,
             }),
+            watch: Watch::default(),
         };
 
         let prefill = Instant::now();
         let chunk = self.command.run.chunk as usize;
-        let mut token = continuation.prefill(self.prompt, chunk)?;
+        let mut next = continuation.prefill(self.prompt, chunk)?;
         let prefill_seconds = prefill.elapsed().as_secs_f64();
         let first_token_seconds = self.started.elapsed().as_secs_f64();
 
         let mut shown = Shown::new(self.chat, !self.json);
         let mut tokens = Vec::new();
+        let mut steps = 0;
         let decode = Instant::now();
         let ends = &model.sizes.ends;
         let ended = loop {
+            let Some(token) = next else {
+                break false;
+            };
             if ends.contains(&token) && !self.command.ignore_end {
                 break true;
             }
@@ -170,9 +185,9 @@ impl Task for Work<'_> {
             if !read || tokens.len() == self.command.max_new_tokens as usize {
                 break false;
             }
-            token = continuation.next(&[token])?;
+            next = continuation.next(&[token])?;
+            steps += 1;
         };
-        let steps = tokens.len() - usize::from(!tokens.is_empty() && !ended);
         let decode_seconds = decode.elapsed().as_secs_f64();
         Ok(Report {
             device: place.kind,
@@ -188,6 +203,7 @@ impl Task for Work<'_> {
             decode_tokens_per_second: (steps > 0).then(|| steps as f64 / decode_seconds),
             memory_bytes: place.memory.taken(),
             compiled_kernels: butterfly::compiled(),
+            not_finite: continuation.watch.says(Some(self.folder), place.dtype),
             layers: report::layers(self.policy),
         })
     }

@@ -1,12 +1,14 @@
 //! `butterfly logits`: tokens from a file → logits in a file.
 
-use super::{Place, Setting, Task, policy, report, run_on, sparse, warn_of_length};
+use super::finite::{self, Watch};
+use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Logits as Command;
 use crate::failure::Failure;
-use crate::tensors;
+use crate::output;
+use crate::tensors::{self, Ids};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Folder, Logits, ModelError};
+use butterfly_models::{Extent, Folder, Logits, ModelError};
 use butterfly_runtime::artifacts::check_file;
 use serde::Serialize;
 use std::time::Instant;
@@ -25,12 +27,26 @@ struct Report {
     compiled_kernels: Vec<String>,
     layers: Vec<report::LayerReport>,
     unused_tensors: Vec<String>,
+    /// What is wrong with the logits, where not all are finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_finite: Option<String>,
     output: String,
 }
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
-    let ([batch, length], ids) = tensors::ids(&command.inputs, "input_ids")?;
-    let folder = Folder::open(&command.model).map_err(Failure::bad)?;
+    let Ids {
+        shape: [batch, length],
+        tokens: ids,
+        unread,
+    } = tensors::ids(&command.inputs)?;
+    if !unread.is_empty() {
+        output::note(format_args!(
+            "note: {}: only `input_ids` and `attention_mask` are read, not {}",
+            command.inputs.display(),
+            unread.join(", ")
+        ));
+    }
+    let folder = open(&command.model)?;
     warn_of_length(&folder.config, length);
     let capacity = command
         .run
@@ -70,7 +86,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             report.output,
             report::text(&report.layers)
         )
-    })
+    })?;
+    finite::check(report.not_finite)
 }
 
 struct Work<'a> {
@@ -87,15 +104,23 @@ impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
-        let size = [
-            self.batch as u64,
-            self.capacity as u64,
-            self.command.run.chunk.into(),
-        ];
-        let (model, unused_tensors) = place.load(self.folder, size)?;
+        let [batch, length] = [self.batch, self.length].map(|n| n as u64);
+        let chunk = u64::from(self.command.run.chunk).min(length);
+        let extent = Extent {
+            batch,
+            capacity: self.capacity as u64,
+            chunk,
+            logits: chunk,
+        };
+        // All logits in f32, their bytes, and the file; those of a chunk once more.
+        let each = 4 * u64::from(self.folder.sizes.vocabulary);
+        let tokens = batch.saturating_mul(3 * length + chunk);
+        let (model, unused_tensors) =
+            place.load(self.folder, extent, each.saturating_mul(tokens))?;
         let vocabulary = model.sizes.vocabulary as usize;
         let mut state = model.state(self.batch, Some(self.capacity), self.policy);
         let mut logits = vec![0.0; self.batch * self.length * vocabulary];
+        let mut watch = Watch::default();
         let started = Instant::now();
         let bar = crate::progress(self.length as u64, "tokens");
         let chunk = self.command.run.chunk as usize;
@@ -109,6 +134,7 @@ impl Task for Work<'_> {
             let part = part.map_err(|error: ModelError| Failure::bad(error))?;
             let part = super::floats(part)?;
             for (b, part) in part.chunks(count * vocabulary).enumerate() {
+                watch.see(part, vocabulary, [b, first]);
                 let to = (b * self.length + first) * vocabulary;
                 logits[to..to + part.len()].copy_from_slice(part);
             }
@@ -131,6 +157,7 @@ impl Task for Work<'_> {
             compiled_kernels: butterfly::compiled(),
             layers: report::layers(self.policy),
             unused_tensors,
+            not_finite: watch.says(Some(self.folder), place.dtype),
             output: self.command.output.display().to_string(),
         })
     }

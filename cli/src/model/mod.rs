@@ -7,6 +7,7 @@
 pub(crate) mod bench;
 mod continuation;
 pub(crate) mod eval;
+mod finite;
 pub(crate) mod generate;
 pub(crate) mod logits;
 mod memory;
@@ -22,7 +23,7 @@ use butterfly_compiler::lengths;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity, Target};
-use butterfly_models::{Folder, Footprint, Model, Policy, Unused};
+use butterfly_models::{Extent, Folder, Footprint, Model, Policy, Unused};
 use butterfly_runtime::{Device, Found, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -48,31 +49,36 @@ pub(crate) struct Place<B: Backend> {
 }
 
 impl<B: Backend> Place<B> {
-    /// Whether the device holds what a run needs.
-    pub(crate) fn check_room(&self, needs: &Footprint) -> Result<(), Failure> {
-        let Some(total) = self.memory.total.filter(|total| needs.total() > *total) else {
-            return Ok(());
-        };
-        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-        Err(Failure::Bad(format!(
-            "{} ({}) has {:.1} GB, but {:.1} are needed: {:.1} for weights, {:.1} for keys, values and states, about {:.1} for a chunk; give a smaller --capacity or fewer tokens, a smaller --chunk, or --dtype bf16 where it is f32",
-            self.kind,
-            self.name,
-            gigabytes(total),
-            gigabytes(needs.total()),
-            gigabytes(needs.weights),
-            gigabytes(needs.caches),
-            gigabytes(needs.activations),
-        )))
+    /// Whether the device holds what a run needs, and this process `on_host` bytes beside it.
+    pub(crate) fn check_room(
+        &self,
+        config: &Path,
+        needs: &Footprint,
+        on_host: u64,
+    ) -> Result<(), Failure> {
+        let device = format!("{} ({})", self.kind, self.name);
+        let total = self.memory.total;
+        if self.kind == "cpu" {
+            return memory::fits(&device, total, config, needs, on_host);
+        }
+        memory::fits(&device, total, config, needs, 0)?;
+        let none = Footprint::default();
+        memory::fits("this machine", memory::available(), config, &none, on_host)
     }
 }
 
 impl<B: AttentionBackend> Place<B> {
-    /// The model of a folder, where there is room for it with caches and a chunk: sequences, tokens
-    /// and tokens at once. Says and returns which tensors of the folder it does not use.
-    fn load(&self, folder: &Folder, size: [u64; 3]) -> Result<(Model<B>, Unused), Failure> {
-        let needs = Footprint::new(&folder.config, &folder.sizes, self.dtype, size);
-        self.check_room(&needs)?;
+    /// The model of a folder, where there is room for it with all that it is given to do, and for
+    /// `on_host` bytes of this process. Says and returns which tensors of the folder it does not use.
+    fn load(
+        &self,
+        folder: &Folder,
+        extent: Extent,
+        on_host: u64,
+    ) -> Result<(Model<B>, Unused), Failure> {
+        Model::<B>::check(folder, &self.device).map_err(Failure::bad)?;
+        let needs = Footprint::new(&folder.config, &folder.sizes, self.dtype, extent);
+        self.check_room(&folder.dir().join("config.json"), &needs, on_host)?;
         let loaded = Model::load(folder, self.dtype, &self.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;
         if !unused.is_empty() {
@@ -84,6 +90,18 @@ impl<B: AttentionBackend> Place<B> {
         }
         Ok((model, unused))
     }
+}
+
+/// Opens a model's folder, and says where its weights overrule its config.
+fn open(dir: &Path) -> Result<Folder, Failure> {
+    let folder = Folder::open(dir).map_err(Failure::bad)?;
+    if folder.own_output() {
+        output::note(format_args!(
+            "note: {}: `tie_word_embeddings` is true, but lm_head.weight differs from the embedding: both are used; write false there to silence this",
+            dir.join("config.json").display()
+        ));
+    }
+    Ok(folder)
 }
 
 /// The model of a run, and its kernels.

@@ -1,7 +1,7 @@
 //! The sizes of a model beside its attention.
 
 use super::fields::Fields;
-use super::{ConfigError, parse, text_model};
+use super::{ConfigError, MAX_HEADS, at_most, parse, text_model};
 use butterfly_ir::model::{Family, LayerKind, LinearShape, ModelConfig, ModelSizes};
 use serde_json::Value;
 
@@ -67,9 +67,13 @@ fn activation(config: &Fields<'_>, name: &str, supported: &str) -> Result<(), Co
 }
 
 fn linear(config: &Fields<'_>) -> Result<LinearShape, ConfigError> {
+    let heads = |name, default| {
+        let count = config.count_or(name, default)?;
+        at_most(MAX_HEADS, "heads", config, name, count)
+    };
     let shape = LinearShape {
-        k_heads: config.count_or("linear_num_key_heads", 16)?,
-        v_heads: config.count_or("linear_num_value_heads", 32)?,
+        k_heads: heads("linear_num_key_heads", 16)?,
+        v_heads: heads("linear_num_value_heads", 32)?,
         k_dim: config.count_or("linear_key_head_dim", 128)?,
         v_dim: config.count_or("linear_value_head_dim", 128)?,
         taps: config.count_or("linear_conv_kernel_dim", 4)?,

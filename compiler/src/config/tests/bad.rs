@@ -69,6 +69,24 @@ fn bad_fields() {
         ),
         (
             LLAMA,
+            json!({"num_attention_heads": 65_537}),
+            "`num_attention_heads` is 65537, which is not supported: give at most 65536 heads"
+                .to_string(),
+        ),
+        (
+            GPT2,
+            json!({"n_head": 4_294_967_295u32}),
+            "`n_head` is 4294967295, which is not supported: give at most 65536 heads".to_string(),
+        ),
+        (
+            GLM,
+            json!({"num_attention_heads": 4_294_967_295u32}),
+            "`num_attention_heads` is 4294967295, which is not supported: \
+             give at most 65536 heads"
+                .to_string(),
+        ),
+        (
+            LLAMA,
             json!({"attention_bias": "no"}),
             "`attention_bias` is \"no\": give true or false".to_string(),
         ),

@@ -1,0 +1,117 @@
+//! Weights that are not finite, for who has seen logits that are not.
+
+use crate::Folder;
+use crate::loader::numbers;
+use butterfly::Dtype;
+use half::{bf16, f16};
+use std::fmt;
+
+/// A tensor with numbers that no model can compute with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotFinite {
+    /// Its name.
+    pub tensor: String,
+    /// How many of its numbers are not finite.
+    pub count: usize,
+    /// Where the first of them stands.
+    pub at: Vec<usize>,
+    /// What is stored there.
+    pub stored: f32,
+    /// The element type that cannot hold it, where it is finite as it is stored.
+    pub beyond: Option<Dtype>,
+}
+
+impl Folder {
+    /// The first tensor by name that holds numbers which are not finite, or, as the elements of
+    /// a matrix, are not in `dtype`. Reads all tensors until then.
+    pub fn not_finite(&self, dtype: Dtype) -> Option<NotFinite> {
+        let mut names: Vec<&String> = self.names().collect();
+        names.sort_unstable();
+        names.into_iter().find_map(|name| {
+            let view = self.tensor(name)?;
+            // Vectors are read as f32.
+            let dtype = if view.shape.len() == 2 {
+                dtype
+            } else {
+                Dtype::F32
+            };
+            let [mut count, mut place] = [0, 0];
+            let mut first = None;
+            for x in numbers(view).flatten() {
+                if !rounded(x, dtype).is_finite() {
+                    count += 1;
+                    first = first.or(Some((place, x)));
+                }
+                place += 1;
+            }
+            let (place, stored) = first?;
+            Some(NotFinite {
+                tensor: name.clone(),
+                count,
+                at: index(place, view.shape),
+                stored,
+                beyond: stored.is_finite().then_some(dtype),
+            })
+        })
+    }
+}
+
+fn rounded(x: f32, dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F32 => x,
+        Dtype::F16 => f16::from_f32(x).to_f32(),
+        Dtype::Bf16 => bf16::from_f32(x).to_f32(),
+    }
+}
+
+/// The indices of the element at `place` of a tensor as it lies in memory.
+fn index(mut place: usize, shape: &[usize]) -> Vec<usize> {
+    let mut at = vec![0; shape.len()];
+    for (at, size) in at.iter_mut().zip(shape).rev() {
+        *at = place % size;
+        place /= size;
+    }
+    at
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            tensor,
+            count,
+            at,
+            stored,
+            ..
+        } = self;
+        match self.beyond {
+            None => write!(
+                f,
+                "weights `{tensor}` hold {count} numbers that are not finite, the first ({stored}) at {at:?}"
+            ),
+            Some(dtype) => write!(
+                f,
+                "weights `{tensor}` hold {count} numbers that {} cannot hold, the first ({stored}) at {at:?}",
+                dtype.name()
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_become_indices() {
+        assert_eq!(index(0, &[2, 3, 4]), [0, 0, 0]);
+        assert_eq!(index(23, &[2, 3, 4]), [1, 2, 3]);
+        assert_eq!(index(5, &[7]), [5]);
+    }
+
+    #[test]
+    fn halves_reach_less_far() {
+        assert!(rounded(70_000.0, Dtype::F16).is_infinite());
+        assert!(rounded(70_000.0, Dtype::Bf16).is_finite());
+        assert!(rounded(3.4e38, Dtype::Bf16).is_infinite());
+    }
+}

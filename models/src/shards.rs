@@ -1,0 +1,180 @@
+//! The safetensors files of a folder.
+//!
+//! In:  a folder with `model.safetensors`, or with an index and the files it names.
+//! Out: every tensor by name, mapped and not read. Files that are truncated, too long or
+//! malformed, and what index and files say differently, are found here.
+
+use crate::ModelError;
+use crate::folder::read;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Files and what lies in them.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    tensors: HashMap<String, Stored>,
+    maps: Vec<memmap2::Mmap>,
+}
+
+/// Where a tensor lies.
+#[derive(Clone, Debug)]
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: std::ops::Range<usize>,
+}
+
+/// A tensor in its file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Names of tensors by the file that an index finds them in.
+type Assigned = BTreeMap<String, Vec<String>>;
+
+/// Largest header of a safetensors file, as the format's own library has it.
+const MOST_HEADER: u64 = 100_000_000;
+
+impl Shards {
+    /// Maps the files of a folder. With an index, a tensor is the one in the file that the index
+    /// names for it; what else the files hold is not there.
+    ///
+    /// # Errors
+    /// [`ModelError`] that names the file, and the tensor where there is one.
+    pub(crate) fn open(dir: &Path) -> Result<Self, ModelError> {
+        let mut shards = Self {
+            tensors: HashMap::new(),
+            maps: Vec::new(),
+        };
+        let index = dir.join("model.safetensors.index.json");
+        if !index.exists() {
+            let path = dir.join("model.safetensors");
+            let hint = "; give a folder with config.json and model.safetensors";
+            let (map, start, metadata) = map(&path, hint)?;
+            for (name, info) in metadata.tensors() {
+                shards.add(name, info, start);
+            }
+            shards.maps.push(map);
+            return Ok(shards);
+        }
+        for (file, names) in assigned(&index)? {
+            let path = dir.join(&file);
+            let hint = "; model.safetensors.index.json names this file: download it too";
+            let (map, start, metadata) = map(&path, hint)?;
+            for name in names {
+                let Some(info) = metadata.info(&name) else {
+                    let what = format!(
+                        "puts `{name}` into {file}, which has no such tensor; download both again"
+                    );
+                    return Err(ModelError::File { path: index, what });
+                };
+                shards.add(name, info, start);
+            }
+            shards.maps.push(map);
+        }
+        Ok(shards)
+    }
+
+    /// A tensor of the file that is mapped next, whose data begins at `start`.
+    fn add(&mut self, name: String, info: &TensorInfo, start: usize) {
+        let (from, to) = info.data_offsets;
+        let stored = Stored {
+            file: self.maps.len(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: start + from..start + to,
+        };
+        self.tensors.insert(name, stored);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<View<'_>> {
+        let stored = self.tensors.get(name)?;
+        Some(View {
+            dtype: stored.dtype,
+            shape: &stored.shape,
+            bytes: &self.maps[stored.file][stored.bytes.clone()],
+        })
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
+    }
+}
+
+/// What an index says.
+fn assigned(path: &Path) -> Result<Assigned, ModelError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let wrong = |what| ModelError::File {
+        path: path.to_path_buf(),
+        what,
+    };
+    let index: Index = serde_json::from_str(&read(path, "")?)
+        .map_err(|error| wrong(format!("is no index of safetensors: {error}")))?;
+    let mut assigned = Assigned::new();
+    for (tensor, file) in index.weight_map {
+        if Path::new(&file).file_name() != Some(file.as_ref()) {
+            return Err(wrong(format!(
+                "puts `{tensor}` into `{file}`, outside the folder; give names of files, without a path"
+            )));
+        }
+        assigned.entry(file).or_default().push(tensor);
+    }
+    match assigned.is_empty() {
+        true => Err(wrong("names no tensors; download it again".into())),
+        false => Ok(assigned),
+    }
+}
+
+/// A file, where its data begins, and what lies there: from one end to the other, without gaps.
+fn map(path: &Path, hint: &'static str) -> Result<(memmap2::Mmap, usize, Metadata), ModelError> {
+    let io = |error| ModelError::Io {
+        path: PathBuf::from(path),
+        error,
+        hint,
+    };
+    let wrong = |what: String| ModelError::File {
+        path: PathBuf::from(path),
+        what: format!("{what}; download it again"),
+    };
+    let file = File::open(path).map_err(io)?;
+    // SAFETY: the mapping is read only; a file that somebody changes meanwhile would give
+    // other numbers, as reading it would.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+    let length = map
+        .first_chunk::<8>()
+        .map(|bytes| u64::from_le_bytes(*bytes));
+    let Some(header) = length.filter(|n| *n <= MOST_HEADER) else {
+        return Err(wrong("is no safetensors file".into()));
+    };
+    let start = 8 + header as usize;
+    let text = map.get(8..start);
+    let text = text.ok_or_else(|| wrong(format!("ends within its header of {header} bytes")))?;
+    let metadata: Metadata = serde_json::from_slice(text)
+        .map_err(|error| wrong(format!("has a header that is none: {error}")))?;
+    let (given, expected) = (map.len() - start, metadata.data_len());
+    if given > expected {
+        let more = given - expected;
+        return Err(wrong(format!("goes on for {more} bytes after its tensors")));
+    }
+    let ends_after = |name: &&String| {
+        let end = metadata.info(name).map(|info| info.data_offsets.1);
+        end.is_some_and(|end| end > given)
+    };
+    let names = metadata.offset_keys();
+    match names.iter().find(ends_after) {
+        None => Ok((map, start, metadata)),
+        Some(name) => Err(wrong(format!(
+            "is truncated: it ends within tensor `{name}`, {} bytes before its end",
+            expected - given
+        ))),
+    }
+}
