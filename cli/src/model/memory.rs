@@ -68,7 +68,7 @@ pub(super) fn fits(
             needs.weights,
             "for weights",
             format!(
-                "give --dtype bf16 or f16 where it is f32, or another model: layers, `vocab_size` and the hidden and inner sizes of {config} make so many"
+                "give --dtype bf16 or f16 where it is f32, or a smaller model: layers, `vocab_size`, `n_positions`, `hidden_size` and the like in {config} set this"
             ),
         ),
         (
@@ -84,9 +84,7 @@ pub(super) fn fits(
         (
             needs.logits,
             "for logits of a chunk",
-            format!(
-                "give a smaller --chunk, or fewer texts: `vocab_size` of {config} makes so many"
-            ),
+            format!("give a smaller --chunk, or fewer texts: `vocab_size` in {config} sets this"),
         ),
         (
             on_host,
