@@ -1,6 +1,6 @@
 //! Burn's decorator for gradients: refused until the backward kernels are here.
 
-use crate::{AttentionBackend, Operation, OperationError};
+use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::ops::FloatTensor;
@@ -15,10 +15,7 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
         Err(OperationError::Gradients(operation.name()))
     }
 
-    fn execute(
-        operation: &Operation,
-        _: Vec<FloatTensor<Self>>,
-    ) -> Result<Vec<FloatTensor<Self>>, OperationError> {
-        Err(OperationError::Gradients(operation.name()))
+    fn execute(checked: Checked<'_, Self>) -> Result<Vec<FloatTensor<Self>>, OperationError> {
+        Err(OperationError::Gradients(checked.operation.name()))
     }
 }

@@ -1,9 +1,9 @@
 //! The backends that can run operations.
 
-use crate::{Operation, OperationError};
+use crate::{Checked, Operation, OperationError};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Shape, TensorMetadata};
+use burn::tensor::{DType, Shape};
 
 /// A Burn backend with Butterfly's kernels.
 ///
@@ -13,21 +13,19 @@ pub trait AttentionBackend: Backend {
     /// Finds or makes what an operation on such inputs needs, without running it.
     ///
     /// # Errors
-    /// When there is no kernel.
+    /// When the inputs do not fit, are more than kernels can index or a device has room for, or
+    /// when there is no kernel.
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],
         device: &Self::Device,
     ) -> Result<(), OperationError>;
 
-    /// Runs an operation whose inputs were checked by [`Operation::outputs`].
+    /// Runs an operation on inputs that were found to fit.
     ///
     /// # Errors
-    /// When there is no kernel, or it cannot be launched.
-    fn execute(
-        operation: &Operation,
-        inputs: Vec<FloatTensor<Self>>,
-    ) -> Result<Vec<FloatTensor<Self>>, OperationError>;
+    /// As [`AttentionBackend::prepare`], before anything has run, or when the device fails.
+    fn execute(checked: Checked<'_, Self>) -> Result<Vec<FloatTensor<Self>>, OperationError>;
 }
 
 /// Checks the inputs, then runs the operation.
@@ -38,7 +36,5 @@ pub fn run<B: AttentionBackend>(
     operation: &Operation,
     inputs: Vec<FloatTensor<B>>,
 ) -> Result<Vec<FloatTensor<B>>, OperationError> {
-    let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
-    operation.outputs(&shapes)?;
-    B::execute(operation, inputs)
+    B::execute(Checked::new(operation, inputs)?)
 }

@@ -2,40 +2,48 @@
 
 use crate::{Append, AttentionBackend, Operation, OperationError, run};
 use burn::prelude::*;
-use burn::tensor::{TensorCreationOptions, TensorPrimitive};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
 
 /// Keys and values of one attention layer, [B, Hkv, room, D] each, in place.
 ///
-/// Room grows by whole blocks; give [`KvCache::new`] the capacity where it is known, and
-/// nothing is ever copied.
+/// Room grows by whole blocks, which copies what is there; with the capacity given to
+/// [`KvCache::new`] it does not grow. A clone shares the memory until one of the two appends, which
+/// copies it.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
-    /// `None` only while an operation has them.
+    /// `None` only while an operation has them, and after one that failed on the device.
     stored: Option<[Tensor<B, 4>; 2]>,
     len: usize,
     block: usize,
+    /// [B, Hkv, D].
+    sizes: [usize; 3],
+    device: B::Device,
+    dtype: DType,
 }
 
 impl<B: Backend> KvCache<B> {
     /// An empty cache with room for `capacity` tokens, rounded up to blocks of `block`.
     pub fn new(
-        [batch, kv_heads, head_dim]: [usize; 3],
+        sizes: [usize; 3],
         capacity: usize,
         block: usize,
         options: impl Into<TensorCreationOptions<B>>,
     ) -> Self {
         let options = options.into();
-        let room = capacity.max(1).next_multiple_of(block.max(1));
+        let block = block.max(1);
+        let (room, device) = (whole_blocks(capacity, block), options.device.clone());
         // Of exactly this size: it stays, and is most of what a long text takes.
-        let device = options.device.clone();
         let stored = B::memory_persistent_allocations(&device, options, |options| {
-            let empty = || Tensor::empty([batch, kv_heads, room, head_dim], options.clone());
-            [empty(), empty()]
+            empty(sizes, room, options)
         });
         Self {
-            stored: Some(stored),
             len: 0,
-            block: block.max(1),
+            block,
+            sizes,
+            dtype: stored[0].dtype(),
+            device,
+            stored: Some(stored),
         }
     }
 
@@ -55,11 +63,9 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// Keys and values, of which the first [`KvCache::len`] tokens are meaningful.
-    ///
-    /// # Panics
-    /// After an operation on the cache failed.
     pub fn tensors(&self) -> [Tensor<B, 4>; 2] {
-        self.stored.clone().expect("the cache was lost to an error")
+        let stored = self.stored.clone();
+        stored.unwrap_or_else(|| self.empty(self.block))
     }
 
     /// Forgets all tokens from `len` on.
@@ -67,22 +73,35 @@ impl<B: Backend> KvCache<B> {
         self.len = self.len.min(len);
     }
 
-    /// Makes room for `tokens` more; what is there is copied when it does not suffice.
-    fn reserve(&mut self, tokens: usize) {
-        let needed = self.len + tokens;
-        let Some([k, v]) = self.stored.take_if(|[k, _]| k.dims()[2] < needed) else {
-            return;
+    fn empty(&self, room: usize) -> [Tensor<B, 4>; 2] {
+        empty(self.sizes, room, (&self.device, self.dtype))
+    }
+
+    /// The room once `tokens` more have come.
+    fn room_for(&self, tokens: usize) -> usize {
+        let needed = self.len.saturating_add(tokens);
+        match needed <= self.room() {
+            true => self.room(),
+            // By half again, so that many small steps copy each token a few times only.
+            false => whole_blocks(needed.max(self.len + self.len / 2), self.block),
+        }
+    }
+
+    /// Keys and values with so much room; what is there is copied when it does not suffice.
+    fn take(&mut self, room: usize) -> [Tensor<B, 4>; 2] {
+        let Some([k, v]) = self.stored.take() else {
+            return self.empty(room);
         };
-        // By half again, so that many small steps copy each token a few times only.
-        let room = needed.max(self.len + self.len / 2);
-        let room = room.next_multiple_of(self.block);
-        let grown = |old: Tensor<B, 4>| {
-            let [batch, heads, _, dim] = old.dims();
-            let new = Tensor::empty([batch, heads, room, dim], (&old.device(), old.dtype()));
-            let part = [0..batch, 0..heads, 0..self.len, 0..dim];
-            new.slice_assign(part.clone(), old.slice(part))
+        if k.dims()[2] >= room {
+            return [k, v];
+        }
+        let [batch, heads, dim] = self.sizes;
+        let part = [0..batch, 0..heads, 0..self.len, 0..dim];
+        let [new_k, new_v] = self.empty(room);
+        let grown = |new: Tensor<B, 4>, old: Tensor<B, 4>| {
+            new.slice_assign(part.clone(), old.slice(part.clone()))
         };
-        self.stored = Some([grown(k), grown(v)]);
+        [grown(new_k, k), grown(new_v, v)]
     }
 }
 
@@ -94,7 +113,8 @@ impl<B: AttentionBackend> KvCache<B> {
     /// positions [T, dims], all f32.
     ///
     /// # Errors
-    /// [`OperationError`] when shapes do not fit.
+    /// [`OperationError`] when the inputs do not fit or there is no room for them: the cache is
+    /// then as it was. When a device fails it is empty.
     pub fn append(
         &mut self,
         [q, k, v]: [Tensor<B, 3>; 3],
@@ -103,32 +123,75 @@ impl<B: AttentionBackend> KvCache<B> {
         append: Append,
     ) -> Result<Tensor<B, 4>, OperationError> {
         let tokens = q.dims()[1];
-        self.reserve(tokens);
-        let [k_cache, v_cache] = self.stored.take().expect("the cache was lost to an error");
-        let primitive = |x: TensorPrimitive<B>| x.tensor();
-        let mut inputs = vec![
-            primitive(q.into_primitive()),
-            primitive(k.into_primitive()),
-            primitive(v.into_primitive()),
-            primitive(k_cache.into_primitive()),
-            primitive(v_cache.into_primitive()),
-        ];
-        for weight in norms.into_iter().flatten() {
-            inputs.push(primitive(weight.clone().into_primitive()));
-        }
-        if let Some(rotation) = rotation {
-            inputs.push(primitive(rotation.clone().into_primitive()));
-        }
-        let append = Append {
+        let room = self.room_for(tokens);
+        let operation = Operation::Append(Append {
             position: self.len,
             ..append
-        };
-        let outputs = run::<B>(&Operation::Append(append), inputs)?;
+        });
+        let primitive = |x: TensorPrimitive<B>| x.tensor();
+        let mut inputs = [q, k, v].map(|x| primitive(x.into_primitive())).to_vec();
+        let norms = norms.into_iter().flatten();
+        let mut others: Vec<_> = norms
+            .map(|weight| primitive(weight.clone().into_primitive()))
+            .collect();
+        others.extend(rotation.map(|rotation| primitive(rotation.clone().into_primitive())));
+        self.check(&operation, &inputs, room, &others)?;
+
+        // Of a failure beyond this point nothing is left but an empty cache.
+        let caches = self.take(room);
+        let len = std::mem::take(&mut self.len);
+        inputs.extend(caches.map(|cache| primitive(cache.into_primitive())));
+        inputs.extend(others);
+        let outputs = run::<B>(&operation, inputs)?;
         let mut outputs = outputs.into_iter().map(TensorPrimitive::Float);
         let mut next = || Tensor::from_primitive(outputs.next().expect("three outputs"));
         let (q, k, v) = (next(), next(), next());
         self.stored = Some([k, v]);
-        self.len += tokens;
+        self.len = len + tokens;
         Ok(q)
     }
+
+    /// Whether the operation will run, while the cache is still where it was.
+    fn check(
+        &self,
+        operation: &Operation,
+        rows: &[FloatTensor<B>],
+        room: usize,
+        others: &[FloatTensor<B>],
+    ) -> Result<(), OperationError> {
+        let [batch, heads, dim] = self.sizes;
+        let device = &self.device;
+        let mut shapes = Vec::with_capacity(rows.len() + 2 + others.len());
+        let shape = |x: &FloatTensor<B>| (x.shape(), x.dtype());
+        shapes.extend(rows.iter().map(shape));
+        let cache: Shape = [batch, heads, room, dim].into();
+        shapes.extend([(cache.clone(), self.dtype), (cache, self.dtype)]);
+        shapes.extend(others.iter().map(shape));
+        operation.outputs(&shapes)?;
+        let mut devices = rows.iter().chain(others).map(B::float_device);
+        if let Some(other) = devices.find(|other| other != device) {
+            return Err(OperationError::Argument {
+                operation: operation.name(),
+                what: format!("a tensor is on {other:?}, the cache on {device:?}"),
+            });
+        }
+        B::prepare(operation, &shapes, device)
+    }
+}
+
+/// Keys and values with nothing in them.
+fn empty<B: Backend>(
+    [batch, heads, dim]: [usize; 3],
+    room: usize,
+    options: impl Into<TensorCreationOptions<B>>,
+) -> [Tensor<B, 4>; 2] {
+    let options = options.into();
+    let empty = || Tensor::empty([batch, heads, room, dim], options.clone());
+    [empty(), empty()]
+}
+
+/// Room for at least so many tokens and at least one.
+fn whole_blocks(tokens: usize, block: usize) -> usize {
+    let tokens = tokens.max(1);
+    tokens.checked_next_multiple_of(block).unwrap_or(tokens)
 }

@@ -26,6 +26,22 @@ pub enum OperationError {
         /// What is wrong, and what would be right.
         what: String,
     },
+    /// More elements, tokens or sequences than a kernel can count or a device has room for.
+    #[error(
+        "{operation}: `{tensor}` has {given} {what}, but this device takes at most {limit}; give fewer tokens at a time (--chunk)"
+    )]
+    Limit {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor.
+        tensor: &'static str,
+        /// What is counted.
+        what: &'static str,
+        /// How many there are.
+        given: u64,
+        /// How many there may be.
+        limit: u64,
+    },
     /// An element type that has no kernels.
     #[error("{operation}: tensors of {given}; cast them to f32, f16 or bf16")]
     Dtype {

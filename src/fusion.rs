@@ -2,9 +2,9 @@
 //!
 //! Shapes are checked and the kernel is found before anything is registered; nothing waits.
 
-use crate::{AttentionBackend, Operation, OperationError};
+use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Shape, TensorMetadata};
+use burn::tensor::{DType, Shape};
 use burn_fusion::stream::{Operation as Execute, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
@@ -19,12 +19,13 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         B::prepare(operation, inputs, device)
     }
 
-    fn execute(
-        operation: &Operation,
-        inputs: Vec<FloatTensor<Self>>,
-    ) -> Result<Vec<FloatTensor<Self>>, OperationError> {
-        let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
-        let outputs = operation.outputs(&shapes)?;
+    fn execute(checked: Checked<'_, Self>) -> Result<Vec<FloatTensor<Self>>, OperationError> {
+        let Checked {
+            operation,
+            inputs,
+            shapes,
+            outputs,
+        } = checked;
         let client = inputs[0].client.clone();
         B::prepare(operation, &shapes, &client.device().clone())?;
         let streams = OperationStreams::with_inputs(&inputs);
@@ -60,7 +61,8 @@ impl<B: FusionBackend + AttentionBackend> Execute<B::FusionRuntime> for Deferred
         let inputs = self.ir.inputs.iter();
         let inputs = inputs.map(|ir| handles.get_float_tensor::<B>(ir)).collect();
         // Shapes and kernel were found right before; what is left is a device that fails.
-        let outputs = match B::execute(&self.operation, inputs) {
+        let outputs = Checked::new(&self.operation, inputs).and_then(B::execute);
+        let outputs = match outputs {
             Ok(outputs) => outputs,
             Err(error) => panic!("{}: {error}", self.operation.name()),
         };

@@ -4,9 +4,18 @@
 //! an artifact folder, from the program itself, or made at first use), and tensors of any
 //! backend that is an [`AttentionBackend`]. Out: tensors of the same backend.
 //!
-//! Invariants: around a launch nothing is copied, laid out anew or waited for; launches are
-//! in the order of the backend's stream; a kernel that is not there is an error, and nothing
+//! Invariants: nothing waits for a launch; launches are in the order of the backend's stream; what
+//! does not fit is an error before anything runs; a kernel that is not there is an error, and nothing
 //! becomes dense attention by itself.
+//!
+//! Inputs are used where they lie when their elements do so in order. These are copied first:
+//! - on CubeCL's backends q, k, v and rows of projections whose last dimension is not contiguous
+//!   (a transposed one), or whose strides are no 32-bit numbers; other views, such as
+//!   `swap_dims(1, 2)` of heads, are not. All other inputs (of norms, gates, products, the delta rule's
+//!   state) whose elements do not lie in order;
+//! - on the CPU every input whose elements do not lie in order, and f16 and bf16 inputs of
+//!   attention, which become f32;
+//! - a [`KvCache`] that a clone shares, when one of the two appends, and one that has to grow.
 //!
 //! ```
 //! use burn::tensor::{Distribution, Tensor};
@@ -35,6 +44,7 @@ mod attention;
 mod autodiff;
 mod backend;
 mod cache;
+mod checked;
 mod compiled;
 mod counts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -47,6 +57,7 @@ mod fusion;
 mod operation;
 mod plan;
 mod shapes;
+mod tables;
 
 pub use attention::{Attention, AttentionConfig, Call, attention, attention_with_lse};
 pub use backend::{AttentionBackend, run};
@@ -54,6 +65,7 @@ pub use butterfly_ir as ir;
 pub use butterfly_ir::{Dtype, Sparsity, StageBy, Target};
 pub use butterfly_macros::{include_artifacts, pattern};
 pub use cache::KvCache;
+pub use checked::Checked;
 pub use compiled::compiled;
 pub use counts::Counts;
 pub use error::OperationError;

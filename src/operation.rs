@@ -1,7 +1,5 @@
-//! What a backend is asked to do: plain data, checked against shapes before it runs.
-//!
-//! In:  an operation and the shapes of its inputs (`shapes.rs`). Out: the shapes of its outputs, or what
-//! does not fit. Backends may rely on it.
+//! What a backend is asked to do: plain data, checked against its inputs before it runs
+//! (`shapes.rs`, `checked.rs`).
 
 use crate::plan::KernelShape;
 use crate::{Counts, Plan};
@@ -20,6 +18,8 @@ pub enum Operation {
     Append(Append),
     /// x […, K], weight [N, K] → x weight^T […, N].
     Project,
+    /// The same, by the products among the artifacts of a plan where they hold one for the device.
+    ProjectBy(Plan),
     /// x […, H] and weight `[H]`, both f32 → x / rms(x) * weight in `dtype`.
     Norm {
         /// Added to the mean square.
@@ -160,12 +160,20 @@ impl Delta {
 
     /// Channels of the convolution.
     pub fn channels(&self) -> usize {
-        2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+        let keys = self.k_heads.saturating_mul(self.k_dim);
+        keys.saturating_mul(2).saturating_add(self.values())
     }
 
     /// Elements of a row of projections.
     pub fn width(&self) -> usize {
-        self.channels() + self.v_heads * self.v_dim + 2 * self.v_heads
+        let gates = self.v_heads.saturating_mul(2);
+        let values = self.channels().saturating_add(self.values());
+        values.saturating_add(gates)
+    }
+
+    /// Elements of all heads of v.
+    fn values(&self) -> usize {
+        self.v_heads.saturating_mul(self.v_dim)
     }
 }
 
@@ -175,7 +183,7 @@ impl Operation {
         match self {
             Self::Attend(_) => "attend",
             Self::Append(_) => "append",
-            Self::Project => "project",
+            Self::Project | Self::ProjectBy(_) => "project",
             Self::Norm { .. } => "norm",
             Self::AddNorm { .. } => "add_norm",
             Self::Gated(_) => "gated",

@@ -1,11 +1,12 @@
 //! A pattern, and where the kernels for it come from.
 //!
 //! In:  a pattern alone, an artifact folder, or files inside the program. Out: kernels for a
-//! device and a shape, each prepared once; rows of blocks, each table made once.
+//! device and a shape, each prepared once; what rows of blocks see (`tables.rs`).
 
-use crate::OperationError;
 #[cfg(all(feature = "jit", any(feature = "cuda", feature = "vulkan")))]
 use crate::compiled;
+use crate::tables::{Tables, Wanted};
+use crate::{Attend, OperationError};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
@@ -15,6 +16,7 @@ use butterfly_runtime::artifacts::Artifacts;
 use butterfly_runtime::{Device, Ready};
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,9 +32,15 @@ struct Inner {
     source: Source,
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     ready: Mutex<HashMap<(Target, KernelShape), Ready>>,
-    tables: Mutex<HashMap<(u32, u32), Arc<BandTable>>>,
+    /// By stage.
+    #[cfg(feature = "cpu")]
+    tables: Tables<u32, Arc<BandTable>>,
+    /// By device and stage.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
-    on_device: Mutex<HashMap<(String, u32, u32), butterfly_runtime::DeviceTable>>,
+    on_device: Tables<(String, u32), butterfly_runtime::DeviceTable>,
+    /// Those among the artifacts for the NVIDIA device.
+    #[cfg(feature = "cuda")]
+    products: Vec<butterfly_runtime::ReadyProduct>,
 }
 
 enum Source {
@@ -57,7 +65,7 @@ impl Plan {
     #[cfg(feature = "jit")]
     pub fn new(sparsity: Sparsity) -> Self {
         let rows = butterfly_compiler::plan::rows(&sparsity);
-        Self::of(sparsity, rows, Source::Jit)
+        Self(Arc::new(Inner::new(sparsity, rows, Source::Jit)))
     }
 
     /// Causal attention without a pattern, by the same kernels.
@@ -93,9 +101,13 @@ impl Plan {
     pub fn from_artifacts(artifacts: Artifacts) -> Result<Self, OperationError> {
         let sparsity = artifacts.manifest.sparsity.clone();
         let rows = artifacts.rows();
-        let plan = Self::of(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
-        plan.seed()?;
-        Ok(plan)
+        let plan = Inner::new(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
+        #[cfg(feature = "cuda")]
+        let plan = Inner {
+            products: plan.seed()?,
+            ..plan
+        };
+        Ok(Self(Arc::new(plan)))
     }
 
     /// Causal attention by the kernels of the same artifacts, for layers that keep it.
@@ -108,22 +120,15 @@ impl Plan {
             Source::Jit => Ok(Self::dense()),
             Source::Artifacts(artifacts) => {
                 let (dense, rows) = artifacts.dense()?;
-                Ok(Self::of(dense, rows, Source::Artifacts(artifacts.clone())))
+                let plan = Inner::new(dense, rows, Source::Artifacts(artifacts.clone()));
+                #[cfg(feature = "cuda")]
+                let plan = Inner {
+                    products: self.0.products.clone(),
+                    ..plan
+                };
+                Ok(Self(Arc::new(plan)))
             }
         }
-    }
-
-    fn of(sparsity: Sparsity, rows: Rows, source: Source) -> Self {
-        Self(Arc::new(Inner {
-            sparsity,
-            rows,
-            source,
-            #[cfg(any(feature = "cuda", feature = "vulkan"))]
-            ready: Mutex::default(),
-            tables: Mutex::default(),
-            #[cfg(any(feature = "cuda", feature = "vulkan"))]
-            on_device: Mutex::default(),
-        }))
     }
 
     /// The pattern.
@@ -140,20 +145,11 @@ impl Plan {
         }
     }
 
-    /// Lays compiled kernels ready for an NVIDIA device, if there is one.
-    fn seed(&self) -> Result<(), OperationError> {
-        #[cfg(feature = "cuda")]
-        if let (Some(artifacts), Ok(found)) =
-            (self.artifacts(), butterfly_runtime::find(Device::Cuda))
-        {
-            let kernels = artifacts.ready(Device::Cuda, found.sm)?;
-            let products = artifacts.products(Device::Cuda, found.sm)?;
-            if !kernels.is_empty() {
-                butterfly_runtime::seed(&kernels, &products)?;
-            }
-            crate::cube::offer(products);
-        }
-        Ok(())
+    /// The product for an element type among the artifacts, for the NVIDIA device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn product(&self, dtype: Dtype) -> Option<&butterfly_runtime::ReadyProduct> {
+        let mut products = self.0.products.iter();
+        products.find(|product| product.dtype() == dtype)
     }
 
     fn spec(&self, shape: KernelShape) -> KernelSpec {
@@ -212,19 +208,13 @@ impl Plan {
         }
     }
 
-    /// What each row of blocks sees, for so many tokens.
-    pub(crate) fn table(&self, capacity: u32, index: u32) -> Arc<BandTable> {
-        let sparsity = &self.0.sparsity;
-        let stages = sparsity
-            .pattern
-            .stage_count(capacity.div_ceil(sparsity.block));
-        let index = index % stages.max(1);
-        let mut tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || {
-            let context = Context::new(sparsity.block, capacity, index);
-            Arc::new(rows::table(&sparsity.pattern, &context))
-        };
-        tables.entry((capacity, index)).or_insert_with(make).clone()
+    /// What the rows of blocks that hold the queries see.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn table(&self, attend: &Attend, q_len: usize) -> Arc<BandTable> {
+        let (stage, wanted) = self.wanted(attend, q_len);
+        let capacity = wanted.capacity;
+        let make = |rows| Arc::new(self.rows(capacity, stage, rows));
+        self.0.tables.get(stage, wanted, make)
     }
 
     /// The same on a device, for kernels that read a table.
@@ -233,20 +223,80 @@ impl Plan {
         &self,
         client: &cubecl::client::ComputeClient<R>,
         device: &R::Device,
-        capacity: u32,
-        index: u32,
+        attend: &Attend,
+        q_len: usize,
     ) -> Option<butterfly_runtime::DeviceTable> {
         if !matches!(self.0.rows, Rows::Table) {
             return None;
         }
-        let key = (format!("{device:?}"), capacity, index);
-        let mut tables = self
-            .0
-            .on_device
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let make = || butterfly_runtime::DeviceTable::new(client, &self.table(capacity, index));
-        Some(tables.entry(key).or_insert_with(make).clone())
+        let (stage, wanted) = self.wanted(attend, q_len);
+        let capacity = wanted.capacity;
+        let key = (format!("{device:?}"), stage);
+        let make = |rows| {
+            let table = self.rows(capacity, stage, rows);
+            butterfly_runtime::DeviceTable::new(client, &table)
+        };
+        Some(self.0.on_device.get(key, wanted, make))
+    }
+
+    /// The stage of a call, and the rows that its queries are in.
+    fn wanted(&self, attend: &Attend, q_len: usize) -> (u32, Wanted) {
+        let sparsity = &self.0.sparsity;
+        let block = sparsity.block;
+        // Positions were checked to stay below 2^30.
+        let capacity = attend.capacity as u32;
+        let (first, end) = (attend.q_offset as u32, (attend.q_offset + q_len) as u32);
+        let all = capacity.div_ceil(block);
+        let stages = sparsity.pattern.stage_count(all).max(1);
+        let wanted = Wanted {
+            capacity,
+            rows: first / block..end.div_ceil(block),
+            all,
+        };
+        (attend.index % stages, wanted)
+    }
+
+    fn rows(&self, capacity: u32, stage: u32, rows: Range<u32>) -> BandTable {
+        let sparsity = &self.0.sparsity;
+        let context = Context::new(sparsity.block, capacity, stage);
+        rows::table_of(&sparsity.pattern, &context, rows)
+    }
+}
+
+impl Inner {
+    fn new(sparsity: Sparsity, rows: Rows, source: Source) -> Self {
+        Self {
+            sparsity,
+            rows,
+            source,
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            ready: Mutex::default(),
+            #[cfg(feature = "cpu")]
+            tables: Tables::default(),
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            on_device: Tables::default(),
+            #[cfg(feature = "cuda")]
+            products: Vec::new(),
+        }
+    }
+
+    /// Lays compiled kernels ready for an NVIDIA device, if there is one; returns the products.
+    #[cfg(feature = "cuda")]
+    fn seed(&self) -> Result<Vec<butterfly_runtime::ReadyProduct>, OperationError> {
+        let artifacts = match &self.source {
+            #[cfg(feature = "jit")]
+            Source::Jit => return Ok(Vec::new()),
+            Source::Artifacts(artifacts) => artifacts,
+        };
+        let Ok(found) = butterfly_runtime::find(Device::Cuda) else {
+            return Ok(Vec::new());
+        };
+        let kernels = artifacts.ready(Device::Cuda, found.sm)?;
+        let products = artifacts.products(Device::Cuda, found.sm)?;
+        if !kernels.is_empty() {
+            butterfly_runtime::seed(&kernels, &products)?;
+        }
+        Ok(products)
     }
 }
 

@@ -9,14 +9,20 @@ use crate::band::UNBOUNDED;
 use crate::sees::partners;
 use crate::topology::queries;
 use crate::{Atom, Band, BandTable, Context, Leaf, Pattern};
+use std::ops::Range;
 
 /// The bands of every row, as a kernel without a closed form reads them.
 pub fn table(pattern: &Pattern, context: &Context) -> BandTable {
+    table_of(pattern, context, 0..context.rows())
+}
+
+/// The same of some rows alone: those before are empty, those after are not there.
+pub fn table_of(pattern: &Pattern, context: &Context, rows: Range<u32>) -> BandTable {
     let mut table = BandTable {
-        offsets: vec![0],
+        offsets: vec![0; rows.start as usize + 1],
         bands: Vec::new(),
     };
-    for b in 0..context.rows() {
+    for b in rows {
         table.bands.extend(row(pattern, context, b));
         table.offsets.push(table.bands.len() as u32);
     }

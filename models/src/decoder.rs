@@ -141,7 +141,7 @@ impl<B: AttentionBackend> Decoder<B> {
                     )?
                 }
                 (Mixer::Linear(linear), LayerState::Linear(state), _) => {
-                    linear.forward(normed, state, &profile)?
+                    linear.forward(normed, state, policy.plan(), &profile)?
                 }
                 _ => unreachable!("state and policy were made for this model"),
             };
@@ -149,7 +149,7 @@ impl<B: AttentionBackend> Decoder<B> {
             (x, normed) = profile.part::<B, _>("norms", &device, || {
                 add_norm(x, mixed, &layer.after, self.epsilon)
             })?;
-            pending = Some(layer.mlp.forward(normed, &profile)?);
+            pending = Some(layer.mlp.forward(normed, policy.plan(), &profile)?);
         }
         state.position += tokens;
         Ok(self.join(x, pending, &self.norm)?.1)

@@ -73,6 +73,19 @@ pub enum ModelError {
         /// Positions.
         positions: usize,
     },
+    /// A chunk that is no token for each text, or the same number for all.
+    #[error(
+        "{tokens} tokens are no chunk for {batch} texts: give each of them the same number, at least 1"
+    )]
+    Chunk {
+        /// Tokens of all texts.
+        tokens: usize,
+        /// Texts.
+        batch: usize,
+    },
+    /// A state that does not go with the model.
+    #[error("the state {0}; begin with a new one of this model and policy")]
+    State(&'static str),
     /// A template or tokenizer that fails.
     #[error("{}: {what}", path.display())]
     Text {

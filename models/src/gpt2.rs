@@ -170,8 +170,9 @@ impl<B: AttentionBackend> Gpt2<B> {
                 .forward(normed, cache, None, capacity, policy, &profile)?;
             x = x + mixed.cast(DType::F32);
             let normed = layer.after.forward(x.clone(), dtype);
-            let inner = gelu(layer.up.forward(normed)?);
-            x = x + layer.down.forward(inner)?.cast(DType::F32);
+            let plan = Some(&policy.plan);
+            let inner = gelu(layer.up.forward(normed, plan)?);
+            x = x + layer.down.forward(inner, plan)?.cast(DType::F32);
         }
         state.position = end;
         Ok(self.norm.forward(x, dtype))

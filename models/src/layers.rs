@@ -7,7 +7,7 @@ use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorPrimitive};
 use butterfly::{
-    Activation, Append, AttentionBackend, Call, Delta, KvCache, Operation, OperationError,
+    Activation, Append, AttentionBackend, Call, Delta, KvCache, Operation, OperationError, Plan,
     attention, run,
 };
 use butterfly_ir::model::{AttentionShape, LinearShape, ModelConfig, ModelSizes};
@@ -33,10 +33,17 @@ impl<B: Backend> Projection<B> {
 }
 
 impl<B: AttentionBackend> Projection<B> {
-    /// [B, T, in] → [B, T, out].
-    pub(crate) fn forward(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
+    /// [B, T, in] → [B, T, out], by the products of a plan's artifacts where there are such.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        plan: Option<&Plan>,
+    ) -> Result<Tensor<B, 3>, OperationError> {
         let inputs = vec![primitive(x), primitive(self.weight.clone())];
-        let y = one(run::<B>(&Operation::Project, inputs)?)?;
+        let product = plan.map_or(Operation::Project, |plan| {
+            Operation::ProjectBy(plan.clone())
+        });
+        let y = one(run::<B>(&product, inputs)?)?;
         Ok(match &self.bias {
             None => y,
             Some(bias) => y + bias.clone().unsqueeze::<3>(),
@@ -111,15 +118,16 @@ impl<B: AttentionBackend> GatedMlp<B> {
     pub(crate) fn forward(
         &self,
         x: Tensor<B, 3>,
+        plan: Option<&Plan>,
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x))?;
+        let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x, plan))?;
         let gated = profile.part::<B, _>("gates", &device, || {
             run::<B>(&Operation::Gated(Activation::Silu), vec![primitive(inner)])
         });
         let gated = one(gated?)?;
-        profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated))
+        profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated, plan))
     }
 }
 
@@ -217,7 +225,8 @@ impl<B: AttentionBackend> Attention<B> {
     ) -> Result<Tensor<B, 3>, ModelError> {
         let [batch, tokens, _] = x.dims();
         let device = x.device();
-        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x))?;
+        let plan = Some(&policy.plan);
+        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
         let inputs = [rows.clone(), rows.clone(), rows.clone()];
         let q = profile.part::<B, _>("heads and cache", &device, || {
             cache.append(inputs, self.norms.as_ref(), rotation, self.append.clone())
@@ -243,7 +252,7 @@ impl<B: AttentionBackend> Attention<B> {
                 one(run::<B>(&op, vec![primitive(o), primitive(rows)])?)
             })?;
         }
-        Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o))?)
+        Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
     }
 }
 
@@ -311,10 +320,11 @@ impl<B: AttentionBackend> LinearAttention<B> {
         &self,
         x: Tensor<B, 3>,
         state: &mut LinearState<B>,
+        plan: Option<&Plan>,
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x))?;
+        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
         let inputs = vec![
             primitive(rows),
             primitive(self.convolution.clone()),
@@ -332,6 +342,6 @@ impl<B: AttentionBackend> LinearAttention<B> {
         let y = float(next());
         state.rows = float(next());
         state.memory = float(next());
-        profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(y))
+        profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(y, plan))
     }
 }

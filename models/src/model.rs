@@ -5,11 +5,12 @@ use crate::folder::OUTPUT;
 use crate::gpt2::Gpt2;
 use crate::layers::Projection;
 use crate::loader::{Loader, Pass, Unused};
+use crate::state::LayerState;
 use crate::{Folder, ModelError, Policy, Profile, State};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, Dtype};
-use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
+use butterfly_ir::model::{Family, LayerKind, ModelConfig, ModelSizes};
 
 /// A language model on a device.
 #[derive(Clone, Debug)]
@@ -160,8 +161,10 @@ impl<B: AttentionBackend> Model<B> {
     /// [B, 1, V] for the last alone, in the model's element type.
     ///
     /// # Errors
-    /// [`ModelError::Token`], [`ModelError::Capacity`], [`ModelError::Positions`] before
-    /// anything runs, or [`ModelError::Operation`].
+    /// [`ModelError::Token`], [`ModelError::Chunk`], [`ModelError::State`],
+    /// [`ModelError::Capacity`], [`ModelError::Positions`] before anything runs, or
+    /// [`ModelError::Operation`]. The state is then as it was; where a device failed, it is lost and
+    /// says so when it is next used.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -177,6 +180,51 @@ impl<B: AttentionBackend> Model<B> {
                 vocabulary,
             });
         }
+        if tokens.is_empty() || state.batch == 0 || !tokens.len().is_multiple_of(state.batch) {
+            return Err(ModelError::Chunk {
+                tokens: tokens.len(),
+                batch: state.batch,
+            });
+        }
+        self.check(state, policy)?;
+        let mark = state.mark();
+        let result = self.run(tokens, state, policy, logits);
+        if result.is_err() {
+            state.back_to(mark);
+        }
+        result
+    }
+
+    /// Whether a state and a policy are of this model, and the state of one position.
+    fn check(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
+        let kinds = &self.config.layers;
+        let other = || ModelError::State("or the policy was made for another model");
+        if state.layers.len() != kinds.len() || policy.layers.len() != kinds.len() {
+            return Err(other());
+        }
+        for ((kind, layer), policy) in kinds.iter().zip(&state.layers).zip(&policy.layers) {
+            match (kind, layer, policy) {
+                (LayerKind::FullAttention, LayerState::Attention(cache), Some(_)) => {
+                    if cache.len() != state.position {
+                        return Err(ModelError::State("was lost when the device failed"));
+                    }
+                }
+                (LayerKind::LinearAttention, LayerState::Linear(_), _) => {}
+                (LayerKind::FullAttention | LayerKind::LinearAttention, _, _) => {
+                    return Err(other());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        tokens: &[u32],
+        state: &mut State<B>,
+        policy: &Policy,
+        logits: Logits,
+    ) -> Result<Tensor<B, 3>, ModelError> {
         let length = tokens.len() / state.batch;
         let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
         let ids = TensorData::new(ids, [state.batch, length]);
@@ -191,7 +239,7 @@ impl<B: AttentionBackend> Model<B> {
         };
         let profile = state.profile.clone();
         let logits = profile.part::<B, _>("output projection", &self.device, || {
-            self.head.forward(wanted)
+            self.head.forward(wanted, policy.plan())
         });
         Ok(logits?)
     }
@@ -203,5 +251,91 @@ impl<B: AttentionBackend> Inner<B> {
             Self::Decoder(model) => model.embedding(),
             Self::Gpt2(model) => model.embedding(),
         }
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use crate::read_config;
+    use burn_flex::Flex;
+    use butterfly::{KvCache, Plan};
+    use butterfly_tests::fixture;
+
+    fn model(name: &str) -> (Model<Flex>, Policy) {
+        let path = fixture("models").join(name).join("config.json");
+        let (config, sizes) = read_config(&path).expect("a config");
+        let model = Model::random(&config, &sizes, Dtype::F32, &Default::default());
+        let policy = Policy::dense(&config, &Plan::dense());
+        (model.expect("a model"), policy)
+    }
+
+    fn values(logits: Tensor<Flex, 3>) -> Vec<f32> {
+        logits.into_data().into_vec().expect("f32")
+    }
+
+    /// The last layer with a cache fails, after all others have taken the chunk.
+    #[test]
+    fn a_state_survives_a_chunk_that_fails() {
+        for name in ["gpt2", "llama", "qwen3_5"] {
+            let (model, policy) = model(name);
+            let device = model.device().clone();
+            let forward = |state: &mut State<Flex>, tokens: &[u32]| {
+                model.forward(tokens, state, &policy, Logits::All)
+            };
+            let mut state = model.state(1, Some(16), &policy);
+            forward(&mut state, &[1, 2, 3]).expect("a chunk");
+            let mut undisturbed = state.clone();
+            let want = values(forward(&mut undisturbed, &[4, 5]).expect("a chunk"));
+
+            let mut caches = state.layers.iter();
+            let at = caches
+                .rposition(|layer| matches!(layer, LayerState::Attention(_)))
+                .expect("a layer with a cache");
+            let right = state.layers[at].clone();
+            let mut wrong = KvCache::new([1, 1, 4], 16, 16, &device);
+            let rows = Tensor::zeros([1, 3, 12], &device);
+            let append = butterfly::Append {
+                q_heads: 1,
+                kv_heads: 1,
+                head_dim: 4,
+                q_step: 4,
+                starts: [0, 4, 8],
+                position: 0,
+                norm: None,
+                rotated: 0,
+            };
+            let inputs = [rows.clone(), rows.clone(), rows];
+            wrong.append(inputs, None, None, append).expect("append");
+            state.layers[at] = LayerState::Attention(wrong);
+            let error = forward(&mut state, &[4, 5]).expect_err("a cache of other heads");
+            assert!(matches!(error, ModelError::Operation(_)), "{error}");
+            assert_eq!(state.position(), 3);
+
+            state.layers[at] = right;
+            let got = values(forward(&mut state, &[4, 5]).expect("as before"));
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_an_error() {
+        let (model, policy) = model("llama");
+        let (other, other_policy) = self::model("qwen3_5");
+        let run = |state: &mut State<Flex>, policy: &Policy, tokens: &[u32]| {
+            let result = model.forward(tokens, state, policy, Logits::Last);
+            result.expect_err("refused").to_string()
+        };
+        let mut two = model.state(2, None, &policy);
+        assert!(run(&mut two, &policy, &[1, 2, 3]).contains("3 tokens are no chunk for 2 texts"));
+        assert!(run(&mut two, &policy, &[]).contains("no chunk"));
+        assert!(run(&mut model.state(0, None, &policy), &policy, &[1]).contains("no chunk"));
+        let mut others = other.state(1, None, &other_policy);
+        assert!(run(&mut others, &policy, &[1]).contains("another model"));
+        let mut own = model.state(1, None, &policy);
+        assert!(run(&mut own, &other_policy, &[1]).contains("another model"));
+        // As after a device that failed.
+        own.position = 3;
+        assert!(run(&mut own, &policy, &[1]).contains("lost"));
     }
 }

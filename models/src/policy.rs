@@ -71,6 +71,12 @@ impl Policy {
         Ok(policy)
     }
 
+    /// A plan of the artifacts that all layers share: products come from there.
+    pub(crate) fn plan(&self) -> Option<&Plan> {
+        let mut layers = self.attention();
+        layers.next().map(|(_, layer)| &layer.plan)
+    }
+
     /// The attention layers by index.
     pub fn attention(&self) -> impl Iterator<Item = (usize, &LayerPolicy)> {
         let layers = self.layers.iter().enumerate();

@@ -31,6 +31,14 @@ pub(crate) struct LinearState<B: Backend> {
     pub(crate) memory: Tensor<B, 4>,
 }
 
+/// A state as it was before a chunk.
+#[derive(Debug)]
+pub(crate) struct Mark<B: Backend> {
+    /// Of each layer with linear attention.
+    linear: Vec<Option<LinearState<B>>>,
+    position: usize,
+}
+
 impl<B: Backend> LinearState<B> {
     pub(crate) fn new(
         op: &butterfly::Delta,
@@ -54,6 +62,32 @@ impl<B: Backend> State<B> {
     /// Tokens that fix the stages of patterns; `None` where they grow with the text.
     pub fn capacity(&self) -> Option<usize> {
         self.capacity
+    }
+
+    /// What a chunk that fails has to leave: linear attention by handles, caches by their length.
+    pub(crate) fn mark(&self) -> Mark<B> {
+        let layers = self.layers.iter();
+        Mark {
+            linear: layers
+                .map(|layer| match layer {
+                    LayerState::Attention(_) => None,
+                    LayerState::Linear(linear) => Some(linear.clone()),
+                })
+                .collect(),
+            position: self.position,
+        }
+    }
+
+    /// Forgets what came since.
+    pub(crate) fn back_to(&mut self, mark: Mark<B>) {
+        self.position = mark.position;
+        for (layer, linear) in self.layers.iter_mut().zip(mark.linear) {
+            match (layer, linear) {
+                (LayerState::Attention(cache), _) => cache.truncate(mark.position),
+                (LayerState::Linear(state), Some(linear)) => *state = linear,
+                (LayerState::Linear(_), None) => {}
+            }
+        }
     }
 
     /// The capacity for patterns once `tokens` more have come.

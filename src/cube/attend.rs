@@ -1,9 +1,10 @@
 //! Attention by a kernel of the plan, where the tensors lie.
 
-use super::{dense_rows, empty};
+use super::empty;
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use butterfly_ir::{LaunchScalars, Sm};
 use butterfly_runtime::{Call, Device, LaunchError, Launches, Ready, Tensors, enqueue, find};
@@ -45,7 +46,7 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
     let kernel = kernel(op, &shapes, &inputs[0].client)?;
-    let mut inputs = inputs.into_iter().map(dense_rows);
+    let mut inputs = inputs.into_iter().map(dense_heads);
     let lost = "the inputs were counted";
     let (q, k, v) = (
         inputs.next().expect(lost),
@@ -59,16 +60,18 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     let mut o = empty(&q, [batch, q_len, q_heads, v_head_dim], q.dtype);
     o.meta.swap(1, 2);
     let lse = empty(&q, [batch, q_heads, q_len], DType::F32);
-    let (capacity, index) = (op.capacity as u32, op.index);
-    let rows = op.plan.device_table(&q.client, &q.device, capacity, index);
+    if q_len == 0 {
+        return Ok(vec![o, lse]);
+    }
+    let rows = op.plan.device_table(&q.client, &q.device, op, q_len);
     let call = Call {
         scalars: LaunchScalars {
             q_len: q_len as u32,
             kv_len: op.kv_len as u32,
             q_offset: op.q_offset as u32,
             kv_heads: kv_heads as u32,
-            blocks: capacity.div_ceil(op.plan.sparsity().block),
-            index,
+            blocks: (op.capacity as u32).div_ceil(op.plan.sparsity().block),
+            index: op.index,
             scale_bits: op.scale.to_bits(),
             q_strides: strides(&q),
             k_strides: strides(&k),
@@ -98,8 +101,23 @@ fn dims<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
     [shape[0], shape[1], shape[2], shape[3]]
 }
 
-/// Elements from one sequence, head and token to the next.
+/// The tensor with the elements of its rows side by side, as kernels read them. It nearly always
+/// is so; else it is copied.
+fn dense_heads<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    match x.meta.strides()[3] == 1 {
+        true => x,
+        false => into_contiguous(x),
+    }
+}
+
+/// Elements from one sequence, head and token to the next. Where there is but one, no kernel
+/// steps, and any number that every kernel takes will do.
 fn strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [u64; 3] {
-    let strides = x.meta.strides();
-    [strides[0], strides[1], strides[2]].map(|n| n as u64)
+    const NO_STEP: usize = 1 << 31;
+    let (shape, strides) = (x.meta.shape(), x.meta.strides());
+    let step = |d: usize| match shape[d] == 1 {
+        true => strides[d].min(NO_STEP),
+        false => strides[d],
+    };
+    [0, 1, 2].map(|d| step(d) as u64)
 }

@@ -1,13 +1,14 @@
 //! The gated delta rule: mix the channels of all tokens, walk the tokens with the state in
 //! registers (`walk.rs`), then norm and gate all tokens.
 
-use super::walk::{LANES, Shape, walk};
+use super::walk::{LANES, Shape, shared_bytes, walk};
 use super::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
 use crate::Delta;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use cubecl::ir::HardwareProperties;
 use cubecl::prelude::*;
 
 /// Columns of the state in a workgroup.
@@ -16,6 +17,34 @@ const COLUMNS: u32 = 32;
 /// and k that is read from shared memory serves as many.
 const PARTS: u32 = 8;
 const EACH: u32 = 2;
+
+/// Whether the kernels can be made for such heads on a device.
+pub(super) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), String> {
+    let lanes = LANES as usize;
+    if !op.k_dim.is_multiple_of(lanes) || !op.channels().is_multiple_of(lanes) {
+        return Err(format!(
+            "heads of k of {} elements and {} channels are no multiples of {lanes}",
+            op.k_dim,
+            op.channels()
+        ));
+    }
+    let units = op.k_dim.max(op.v_dim) as u64;
+    let most = u64::from(hardware.max_cube_dim.0.min(hardware.max_units_per_cube));
+    if units > most {
+        return Err(format!(
+            "heads of {units} elements, but this device takes at most {most}"
+        ));
+    }
+    let bytes = shared_bytes(op.k_dim, COLUMNS as usize);
+    let most = hardware.max_shared_memory_size;
+    match bytes <= most {
+        true => Ok(()),
+        false => Err(format!(
+            "heads of k of {} elements take {bytes} bytes of shared memory, this device has {most}",
+            op.k_dim
+        )),
+    }
+}
 
 pub(super) fn delta<R: CubeRuntime, F: FloatElement>(
     op: &Delta,

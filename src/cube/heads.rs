@@ -75,6 +75,7 @@ pub(super) fn append<R: CubeRuntime, F: FloatElement>(
                 &q.client,
                 CubeCount::Static(tokens as u32, heads, batch as u32),
                 CubeDim::new_1d(UNITS),
+                AddressType::from_len(caches[0].meta.num_elements()),
                 array(&rows[0]),
                 array(&rows[1]),
                 array(&rows[2]),
@@ -129,7 +130,7 @@ fn write_head<F: Float>(
     out: &mut Array<F>,
     shared: &mut SharedMemory<f32>,
     start: u32,
-    to: u32,
+    to: usize,
     token: u32,
     epsilon: f32,
     #[comptime] head_dim: u32,
@@ -163,13 +164,14 @@ fn write_head<F: Float>(
                 x = x * cosine + scaled(rows, norm, start, at - half, factor, normed) * sine;
             }
         }
-        out[(to + at) as usize] = F::cast_from(x);
+        out[to + at as usize] = F::cast_from(x);
         at += UNITS;
     }
 }
 
-/// One token of one head in a workgroup.
-#[cube(launch_unchecked)]
+/// One token of one head in a workgroup. Rows are indexed in 32 bits, caches by addresses, which
+/// may have 64.
+#[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 fn heads_kernel<F: Float>(
     q_rows: &Array<F>,
@@ -203,7 +205,7 @@ fn heads_kernel<F: Float>(
             + token * q_token
             + head * comptime!(shape.q_step)
             + comptime!(shape.starts[0]);
-        let to = ((sequence * hq + head) * tokens + token) * d;
+        let to = ((sequence * hq + head) * tokens + token) as usize * d as usize;
         write_head(
             q_rows,
             q_norm,
@@ -222,7 +224,8 @@ fn heads_kernel<F: Float>(
     } else {
         let head = head - hq;
         let of_kind = head % hkv;
-        let to = ((sequence * hkv + of_kind) * room + position + token) * d;
+        let cache = (sequence * hkv + of_kind) as usize * room as usize;
+        let to = (cache + (position + token) as usize) * d as usize;
         if head < hkv {
             let start =
                 sequence * k_batch + token * k_token + of_kind * d + comptime!(shape.starts[1]);

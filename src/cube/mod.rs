@@ -7,15 +7,13 @@
 mod attend;
 mod delta;
 mod heads;
+mod limits;
 mod project;
 mod rows;
 mod walk;
 
-#[cfg(feature = "cuda")]
-pub(crate) use project::offer;
-
-use crate::{AttentionBackend, Operation, OperationError};
-use burn::tensor::{DType, Shape, TensorMetadata};
+use crate::{AttentionBackend, Checked, Operation, OperationError};
+use burn::tensor::{DType, Shape};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -38,15 +36,22 @@ where
         inputs: &[(Shape, DType)],
         device: &R::Device,
     ) -> Result<(), OperationError> {
-        let kernel = |op| attend::kernel(op, inputs, &R::client(device));
+        let outputs = operation.outputs(inputs)?;
+        let client = R::client(device);
+        limits::check(operation, inputs, &outputs, client.properties())?;
+        let kernel = |op| attend::kernel(op, inputs, &client);
         operation.attend().map(kernel).transpose().map(|_| ())
     }
 
-    fn execute(
-        operation: &Operation,
-        inputs: Vec<CubeTensor<R>>,
-    ) -> Result<Vec<CubeTensor<R>>, OperationError> {
-        let dtypes: Vec<_> = inputs.iter().map(|x| x.dtype()).collect();
+    fn execute(checked: Checked<'_, Self>) -> Result<Vec<CubeTensor<R>>, OperationError> {
+        let Checked {
+            operation,
+            inputs,
+            shapes,
+            outputs,
+        } = checked;
+        limits::check(operation, &shapes, &outputs, inputs[0].client.properties())?;
+        let dtypes: Vec<_> = shapes.iter().map(|(_, dtype)| *dtype).collect();
         match (operation, operation.element(&dtypes)) {
             (Operation::Attend(op), _) => attend::attend(op, inputs),
             (_, DType::F16) => typed::<R, f16>(operation, inputs),
@@ -62,7 +67,8 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
     Ok(match operation {
         Operation::Attend(_) => unreachable!("attention is not of one element type"),
-        Operation::Project => project::project::<R, F>(inputs)?,
+        Operation::Project => project::project::<R, F>(inputs, None)?,
+        Operation::ProjectBy(plan) => project::project::<R, F>(inputs, Some(plan))?,
         Operation::Append(op) => heads::append::<R, F>(op, inputs),
         Operation::Norm { epsilon, .. } => rows::norm::<R, F>(inputs, *epsilon),
         Operation::AddNorm { epsilon } => rows::add_norm::<R, F>(inputs, *epsilon),
@@ -72,10 +78,17 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
     })
 }
 
-/// The tensor with the elements of its rows side by side, which they nearly always are.
+/// The tensor with the elements of its rows side by side, none of them further from the first than
+/// 32 bits count. It nearly always is so; else it is copied.
 fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    match x.meta.strides().last() {
-        Some(1) => x,
+    let (shape, strides) = (x.meta.shape(), x.meta.strides());
+    let steps = shape.iter().zip(strides.iter());
+    let reach = steps.fold(1u64, |reach, (n, stride)| {
+        let step = (*n as u64).saturating_sub(1).saturating_mul(*stride as u64);
+        reach.saturating_add(step)
+    });
+    match strides.last() {
+        Some(1) if reach <= u32::MAX.into() => x,
         _ => into_contiguous(x),
     }
 }

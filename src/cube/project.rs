@@ -5,7 +5,7 @@
 //! round it to 10 bits. Everything else is Burn's own product.
 
 use super::{array, empty, grid};
-use crate::OperationError;
+use crate::{OperationError, Plan};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -18,6 +18,7 @@ use cubecl::prelude::*;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
+#[cfg(all(feature = "jit", feature = "cuda"))]
 use std::sync::{Mutex, PoisonError};
 
 /// Rows up to which the weight is read once by scalar code.
@@ -31,6 +32,7 @@ const PLANE: u32 = 32;
 
 pub(super) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     inputs: Vec<CubeTensor<R>>,
+    plan: Option<&Plan>,
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     let mut next = || inputs.next().expect("the inputs were counted");
@@ -40,14 +42,17 @@ pub(super) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     let k = shape[last];
     let (n, m) = (weight.shape()[0], x.meta.num_elements() / k);
     shape[last] = n;
+    if m == 0 {
+        return Ok(vec![empty(&x, shape, F::dtype())]);
+    }
     let rows = reshaped(x, [m, k]);
     let device = R::device(&rows.client);
+    // Vectors of a weight are counted in 32 bits.
+    let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
     let y = match (device, F::dtype()) {
         (Device::Cuda, DType::F32) => without_matrix_units(rows, weight),
-        (Device::Cuda, _) if m <= FEW && k.is_multiple_of(LANES) => {
-            few_rows::<R, F>(&rows, &weight)
-        }
-        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype)? {
+        (Device::Cuda, _) if few => few_rows::<R, F>(&rows, &weight),
+        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype, plan)? {
             Some(y) => y,
             None => general(rows, weight),
         },
@@ -60,6 +65,12 @@ pub(super) fn project<R: CubeRuntime + Launches, F: FloatElement>(
         y.handle,
         y.dtype,
     )])
+}
+
+/// Whether 32 bits count so many rows of so many elements.
+fn counts(rows: usize, row: usize) -> bool {
+    rows.checked_mul(row)
+        .is_some_and(|n| u32::try_from(n).is_ok())
 }
 
 /// The same elements in order, in another shape.
@@ -120,33 +131,33 @@ fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>)
     y
 }
 
-/// Products from artifacts, which are taken before any are made.
-static OFFERED: Mutex<Vec<ReadyProduct>> = Mutex::new(Vec::new());
-
-/// Has linear layers run these products from now on.
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-pub(crate) fn offer(products: Vec<ReadyProduct>) {
-    let mut offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
-    for product in products {
-        offered.retain(|other| other.dtype() != product.dtype());
-        offered.push(product);
-    }
-}
-
-/// The product for an element type on Hopper: one that was offered, or one that is made now.
-fn product_of(dtype: Dtype) -> Result<Option<ReadyProduct>, OperationError> {
-    #[cfg_attr(not(all(feature = "jit", feature = "cuda")), allow(unused_mut))]
-    let mut offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(product) = offered.iter().find(|product| product.dtype() == dtype) {
+/// The product for an element type on Hopper: one of the plan's artifacts, or one that is made
+/// now, once for the process: what is made depends on nothing but the type.
+#[cfg(feature = "cuda")]
+fn product_of(dtype: Dtype, plan: Option<&Plan>) -> Result<Option<ReadyProduct>, OperationError> {
+    if let Some(product) = plan.and_then(|plan| plan.product(dtype)) {
         return Ok(Some(product.clone()));
     }
-    #[cfg(all(feature = "jit", feature = "cuda"))]
-    if let Some((product, text)) = butterfly_codegen::product(dtype) {
-        crate::compiled::add(format!("cuda:sm_90a product {}", dtype.name()));
-        let product = ReadyProduct::new(product, text.as_bytes())?;
-        offered.push(product.clone());
-        return Ok(Some(product));
+    #[cfg(feature = "jit")]
+    {
+        static MADE: Mutex<Vec<ReadyProduct>> = Mutex::new(Vec::new());
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(product) = made.iter().find(|product| product.dtype() == dtype) {
+            return Ok(Some(product.clone()));
+        }
+        if let Some((product, text)) = butterfly_codegen::product(dtype) {
+            crate::compiled::add(format!("cuda:sm_90a product {}", dtype.name()));
+            let product = ReadyProduct::new(product, text.as_bytes())?;
+            made.push(product.clone());
+            return Ok(Some(product));
+        }
     }
+    Ok(None)
+}
+
+/// Without CUDA there is no Hopper.
+#[cfg(not(feature = "cuda"))]
+fn product_of(_: Dtype, _: Option<&Plan>) -> Result<Option<ReadyProduct>, OperationError> {
     Ok(None)
 }
 
@@ -155,6 +166,7 @@ fn on_hopper<R: CubeRuntime + Launches>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
     dtype: DType,
+    plan: Option<&Plan>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
     if super::attend::capability()?.version != 90 {
         return Ok(None);
@@ -165,11 +177,17 @@ fn on_hopper<R: CubeRuntime + Launches>(
     };
     let [m, k] = [x.shape()[0], x.shape()[1]];
     let n = weight.shape()[0];
+    if ![(m, k), (n, k), (m, n)]
+        .iter()
+        .all(|(rows, row)| counts(*rows, *row))
+    {
+        return Ok(None);
+    }
     let multiply = Multiply {
         shape: [m, n, k].map(|n| n as u32),
         rows: [k, k, n].map(|n| n as u32),
     };
-    match product_of(dtype)? {
+    match product_of(dtype, plan)? {
         Some(product) if product.takes(&multiply) => {
             let y = empty(x, [m, n], x.dtype);
             product.launch(&x.client, &multiply, [&x.handle, &weight.handle, &y.handle])?;

@@ -45,6 +45,12 @@ fn stage_vectors(shape: &Shape) -> u32 {
     STAGE * 2 * shape.k_dim / LANES
 }
 
+/// Shared memory of a workgroup that walks, for heads of k of `k_dim` elements.
+pub(super) fn shared_bytes(k_dim: usize, columns: usize) -> usize {
+    let stage = STAGE as usize;
+    4 * (2 * stage * 2 * k_dim + 2 * stage * columns + 4 * stage)
+}
+
 /// Of these, the share of a unit.
 fn key_loads(shape: &Shape) -> u32 {
     stage_vectors(shape).div_ceil(shape.units())

@@ -19,9 +19,13 @@ pub(super) fn attend<E: Stored>(
     let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
     let name = kernel(op, &shapes)?;
     let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]].map(|x| x.shape().to_vec());
+    if q[2] == 0 {
+        let o = tensor(Vec::<E>::new(), [q[0], q[1], 0, v[3]]);
+        return Ok(vec![o, tensor(Vec::<f32>::new(), [q[0], q[1], 0])]);
+    }
     let values: [Cow<'_, [E]>; 3] = [0, 1, 2].map(|i| elements(&inputs[i]));
     let [q_values, k_values, v_values] = values.each_ref().map(|x| floats(x));
-    let table = op.plan.table(op.capacity as u32, op.index);
+    let table = op.plan.table(op, q[2]);
     let problem = Problem {
         batch: q[0],
         q_heads: q[1],

@@ -9,6 +9,10 @@ use rayon::prelude::*;
 pub(super) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
     let (batch, tokens, width) = (shape[0], shape[1], shape[2]);
+    if batch * tokens == 0 {
+        let out = tensor(Vec::<E>::new(), [batch, tokens, op.v_heads * op.v_dim]);
+        return vec![out, inputs[5].clone(), inputs[6].clone()];
+    }
     let rows = elements::<E>(&inputs[0]);
     let weights = [1, 2, 3, 4].map(|i| elements::<f32>(&inputs[i]));
     let [convolution, decay, bias, norm] = weights.each_ref().map(|x| x.as_ref());

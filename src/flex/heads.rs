@@ -9,7 +9,8 @@ pub(super) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
     let rows = [next(), next(), next()];
-    let mut caches = [next(), next()];
+    // In place where nobody else holds them and their elements lie in order.
+    let mut caches = [next(), next()].map(|cache| cache.to_contiguous());
     let norms = op.norm.map(|epsilon| (epsilon, [next(), next()]));
     let rotation = (op.rotated > 0).then(&mut next);
 

@@ -9,7 +9,7 @@ mod heads;
 mod project;
 mod rows;
 
-use crate::{AttentionBackend, Operation, OperationError};
+use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::tensor::{DType, Element, Shape};
 use burn_flex::{Flex, FlexDevice, FlexTensor, Layout};
 use half::{bf16, f16};
@@ -21,14 +21,15 @@ impl AttentionBackend for Flex {
         inputs: &[(Shape, DType)],
         _: &FlexDevice,
     ) -> Result<(), OperationError> {
+        operation.outputs(inputs)?;
         let kernel = |op| attend::kernel(op, inputs);
         operation.attend().map(kernel).transpose().map(|_| ())
     }
 
-    fn execute(
-        operation: &Operation,
-        inputs: Vec<FlexTensor>,
-    ) -> Result<Vec<FlexTensor>, OperationError> {
+    fn execute(checked: Checked<'_, Self>) -> Result<Vec<FlexTensor>, OperationError> {
+        let Checked {
+            operation, inputs, ..
+        } = checked;
         let dtypes: Vec<_> = inputs.iter().map(|x| x.dtype()).collect();
         match operation.element(&dtypes) {
             DType::F16 => typed::<f16>(operation, inputs),
@@ -45,7 +46,7 @@ fn typed<E: Stored>(
     match operation {
         Operation::Attend(op) => attend::attend::<E>(op, &inputs),
         Operation::Append(op) => Ok(heads::append::<E>(op, inputs)),
-        Operation::Project => Ok(project::project(inputs)),
+        Operation::Project | Operation::ProjectBy(_) => Ok(project::project::<E>(inputs)),
         Operation::Norm { epsilon, .. } => Ok(rows::norm::<E>(&inputs, *epsilon)),
         Operation::AddNorm { epsilon } => Ok(rows::add_norm::<E>(&inputs, *epsilon)),
         Operation::Gated(activation) => Ok(rows::gated::<E>(&inputs, *activation)),

@@ -8,13 +8,16 @@ use half::bf16;
 use rayon::prelude::*;
 
 /// x […, K] with weight [N, K] → […, N].
-pub(super) fn project(inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+pub(super) fn project<E: Stored>(inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
     let [x, weight] = <[FlexTensor; 2]>::try_from(inputs).expect("the inputs were counted");
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;
     let (k, n) = (shape[last], weight.shape()[0]);
     let rows = shape[..last].iter().product::<usize>();
     shape[last] = n;
+    if rows == 0 {
+        return vec![tensor(Vec::<E>::new(), shape)];
+    }
     let x = Flex::float_reshape(x, [rows, k].into());
     let y = match weight.dtype() {
         DType::BF16 => in_panels(&x, &weight),
@@ -83,7 +86,7 @@ mod tests {
         for (rows, k, n) in shapes {
             let x: Vec<bf16> = (0..rows * k).map(number).collect();
             let w: Vec<bf16> = (0..n * k).map(|i| number(i + 1_000_003)).collect();
-            let got = project(vec![
+            let got = project::<bf16>(vec![
                 tensor(x.clone(), [rows, 1, k]),
                 tensor(w.clone(), [n, k]),
             ]);

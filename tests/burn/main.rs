@@ -1,5 +1,10 @@
 //! Attention on Burn tensors: every backend against the f64 reference, and what surrounds it.
 
+mod cache;
+mod inputs;
+mod large;
+mod replace;
+
 use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::{DType, Distribution, TensorPrimitive};
@@ -8,8 +13,8 @@ use burn_flex::Flex;
 use burn_fusion::Fusion;
 use burn_wgpu::{WgpuDevice, WgpuRuntime};
 use butterfly::{
-    Append, AttentionBackend, AttentionConfig, Call, KvCache, Operation, OperationError, Plan,
-    Sparsity, attention, attention_with_lse, pattern,
+    AttentionBackend, AttentionConfig, Call, Operation, OperationError, Plan, Sparsity, attention,
+    attention_with_lse, pattern,
 };
 use butterfly_cpu::Problem;
 use butterfly_cpu::reference::attend_f64;
@@ -165,58 +170,6 @@ fn operations_keep_their_order() {
     keeps_order::<Flex>(&Default::default());
     keeps_order::<Vulkan>(&WgpuDevice::Cpu);
     keeps_order::<Fused>(&WgpuDevice::Cpu);
-}
-
-/// Keys appended in chunks are the keys appended at once, and older copies keep theirs.
-fn cache_grows<B: AttentionBackend>(device: &B::Device) {
-    let append = Append {
-        q_heads: 4,
-        kv_heads: 2,
-        head_dim: 16,
-        q_step: 16,
-        starts: [0, 64, 96],
-        position: 0,
-        norm: Some(1e-6),
-        rotated: 8,
-    };
-    let rows = random::<B, 3>([2, 90, 128], device);
-    let norms = [random::<B, 1>([16], device), random::<B, 1>([16], device)];
-    let rotation = random::<B, 2>([90, 8], device);
-    let fill = |cache: &mut KvCache<B>, from: usize, to: usize| {
-        let rows = rows.clone().slice([0..2, from..to, 0..128]);
-        let rotation = rotation.clone().slice([from..to, 0..8]);
-        let inputs = [rows.clone(), rows.clone(), rows];
-        let q = cache.append(inputs, Some(&norms), Some(&rotation), append.clone());
-        numbers(&q.expect("append"))
-    };
-    let shape = [2, 2, 16];
-    let mut whole = KvCache::new(shape, 90, 32, device);
-    fill(&mut whole, 0, 90);
-    let mut parts = KvCache::new(shape, 1, 32, device);
-    fill(&mut parts, 0, 1);
-    fill(&mut parts, 1, 40);
-    let before = parts.clone();
-    let kept = numbers(&before.tensors()[0]);
-    fill(&mut parts, 40, 90);
-    assert_eq!((parts.len(), parts.room() % 32), (90, 0));
-    let first = |cache: &KvCache<B>, i: usize| {
-        let [b, h, _, d] = cache.tensors()[i].dims();
-        let len = cache.len();
-        numbers(&cache.tensors()[i].clone().slice([0..b, 0..h, 0..len, 0..d]))
-    };
-    for i in [0, 1] {
-        assert_eq!(first(&whole, i), first(&parts, i));
-    }
-    assert_eq!(numbers(&before.tensors()[0]), kept);
-    parts.truncate(40);
-    assert_eq!(parts.len(), 40);
-}
-
-#[test]
-fn caches_grow_by_blocks() {
-    cache_grows::<Flex>(&Default::default());
-    cache_grows::<Vulkan>(&WgpuDevice::Cpu);
-    cache_grows::<Fused>(&WgpuDevice::Cpu);
 }
 
 /// Rows of a chunk are bit for bit those of the whole prefill.
@@ -397,6 +350,6 @@ fn cuda_agrees_with_the_reference() {
     agrees::<Cuda>(&device);
     agrees::<Fusion<Cuda>>(&device);
     keeps_order::<Fusion<Cuda>>(&device);
-    cache_grows::<Cuda>(&device);
+    cache::grows::<Cuda>(&device);
     chunks_are_exact::<Cuda>(&device);
 }

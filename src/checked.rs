@@ -1,0 +1,56 @@
+//! An operation with its inputs, found to fit: what backends rely on.
+
+use crate::{Operation, OperationError};
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape, TensorMetadata};
+
+/// An operation and inputs that fit it and lie on one device. There is no other way to one than
+/// [`Checked::new`], so that nothing unchecked reaches a kernel.
+#[derive(Debug)]
+pub struct Checked<'a, B: Backend> {
+    pub(crate) operation: &'a Operation,
+    pub(crate) inputs: Vec<FloatTensor<B>>,
+    /// Shape and element type of each input.
+    pub(crate) shapes: Vec<(Shape, DType)>,
+    /// And of each output.
+    pub(crate) outputs: Vec<(Shape, DType)>,
+}
+
+impl<'a, B: Backend> Checked<'a, B> {
+    /// Checks rank, shape, element type and device of every input.
+    ///
+    /// # Errors
+    /// As [`Operation::outputs`]; [`OperationError::Argument`] for inputs on two devices.
+    pub fn new(
+        operation: &'a Operation,
+        inputs: Vec<FloatTensor<B>>,
+    ) -> Result<Self, OperationError> {
+        let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
+        let outputs = operation.outputs(&shapes)?;
+        let first = B::float_device(&inputs[0]);
+        for (input, name) in inputs.iter().zip(operation.inputs()) {
+            let device = B::float_device(input);
+            if device != first {
+                return Err(OperationError::Argument {
+                    operation: operation.name(),
+                    what: format!(
+                        "`{name}` is on {device:?}, `{}` on {first:?}",
+                        operation.inputs()[0]
+                    ),
+                });
+            }
+        }
+        Ok(Self {
+            operation,
+            inputs,
+            shapes,
+            outputs,
+        })
+    }
+
+    /// The operation.
+    pub fn operation(&self) -> &'a Operation {
+        self.operation
+    }
+}

@@ -1,0 +1,180 @@
+//! Keys and values: they grow by blocks, and errors leave them as they were.
+
+use crate::{Fused, Vulkan, numbers, random};
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_flex::Flex;
+use burn_wgpu::WgpuDevice;
+use butterfly::{Append, AttentionBackend, KvCache, OperationError};
+
+const SIZES: [usize; 3] = [2, 2, 16];
+
+fn append() -> Append {
+    Append {
+        q_heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        q_step: 16,
+        starts: [0, 64, 96],
+        position: 0,
+        norm: Some(1e-6),
+        rotated: 8,
+    }
+}
+
+/// Keys appended in chunks are the keys appended at once, and older copies keep theirs.
+pub(crate) fn grows<B: AttentionBackend>(device: &B::Device) {
+    let rows = random::<B, 3>([2, 90, 128], device);
+    let norms = [random::<B, 1>([16], device), random::<B, 1>([16], device)];
+    let rotation = random::<B, 2>([90, 8], device);
+    let fill = |cache: &mut KvCache<B>, from: usize, to: usize| {
+        let rows = rows.clone().slice([0..2, from..to, 0..128]);
+        let rotation = rotation.clone().slice([from..to, 0..8]);
+        let inputs = [rows.clone(), rows.clone(), rows];
+        let q = cache.append(inputs, Some(&norms), Some(&rotation), append());
+        numbers(&q.expect("append"))
+    };
+    let mut whole = KvCache::new(SIZES, 90, 32, device);
+    fill(&mut whole, 0, 90);
+    let mut parts = KvCache::new(SIZES, 1, 32, device);
+    fill(&mut parts, 0, 1);
+    fill(&mut parts, 1, 40);
+    let before = parts.clone();
+    let kept = numbers(&before.tensors()[0]);
+    fill(&mut parts, 40, 90);
+    assert_eq!((parts.len(), parts.room() % 32), (90, 0));
+    let first = |cache: &KvCache<B>, i: usize| {
+        let [b, h, _, d] = cache.tensors()[i].dims();
+        let len = cache.len();
+        numbers(&cache.tensors()[i].clone().slice([0..b, 0..h, 0..len, 0..d]))
+    };
+    for i in [0, 1] {
+        assert_eq!(first(&whole, i), first(&parts, i));
+    }
+    assert_eq!(numbers(&before.tensors()[0]), kept);
+    parts.truncate(40);
+    assert_eq!(parts.len(), 40);
+}
+
+#[test]
+fn caches_grow_by_blocks() {
+    grows::<Flex>(&Default::default());
+    grows::<Vulkan>(&WgpuDevice::Cpu);
+    grows::<Fused>(&WgpuDevice::Cpu);
+}
+
+/// After every kind of wrong input the cache is what it was, and goes on.
+fn survives<B: AttentionBackend>(device: &B::Device) {
+    let norms = [random::<B, 1>([16], device), random::<B, 1>([16], device)];
+    let rotation = random::<B, 2>([5, 8], device);
+    let rows = |shape| random::<B, 3>(shape, device);
+    let mut cache = KvCache::<B>::new(SIZES, 8, 8, device);
+    let good = |cache: &mut KvCache<B>, tokens| {
+        let x = rows([2, tokens, 128]);
+        let rotation = rotation.clone().slice([0..tokens, 0..8]);
+        let inputs = [x.clone(), x.clone(), x];
+        cache
+            .append(inputs, Some(&norms), Some(&rotation), append())
+            .expect("right inputs");
+    };
+    good(&mut cache, 5);
+    let before = cache.tensors().map(|x| numbers(&x));
+
+    let x = rows([2, 5, 128]);
+    let narrow = rows([2, 5, 63]);
+    let three = [x.clone(), x.clone(), x.clone()];
+    let wide_norms = [random::<B, 1>([8], device), random::<B, 1>([8], device)];
+    let other_batch = rows([3, 5, 128]);
+    let half = x.clone().cast(DType::F16);
+    let wrong: [([Tensor<B, 3>; 3], Option<&_>, Option<&_>, Append); 9] = [
+        // A shape, of each tensor.
+        (
+            [narrow.clone(), x.clone(), x.clone()],
+            Some(&norms),
+            Some(&rotation),
+            append(),
+        ),
+        (
+            [x.clone(), narrow, x.clone()],
+            Some(&norms),
+            Some(&rotation),
+            append(),
+        ),
+        (
+            [x.clone(), x.clone(), other_batch],
+            Some(&norms),
+            Some(&rotation),
+            append(),
+        ),
+        (three.clone(), Some(&wide_norms), Some(&rotation), append()),
+        // An element type.
+        (
+            [x.clone(), half.clone(), x.clone()],
+            Some(&norms),
+            Some(&rotation),
+            append(),
+        ),
+        (
+            [half.clone(), half.clone(), half],
+            Some(&norms),
+            Some(&rotation),
+            append(),
+        ),
+        // A tensor that is missing, and one too many.
+        (three.clone(), None, Some(&rotation), append()),
+        (
+            three.clone(),
+            Some(&norms),
+            Some(&rotation),
+            Append {
+                rotated: 0,
+                ..append()
+            },
+        ),
+        // A number.
+        (
+            three,
+            Some(&norms),
+            Some(&rotation),
+            Append {
+                q_heads: 0,
+                ..append()
+            },
+        ),
+    ];
+    for (i, (inputs, norms, rotation, append)) in wrong.into_iter().enumerate() {
+        let mut copy = cache.clone();
+        let result = copy.append(inputs, norms, rotation, append);
+        assert!(result.is_err(), "{i}");
+        assert_eq!((copy.len(), copy.room()), (5, 8), "{i}");
+        assert_eq!(copy.tensors().map(|x| numbers(&x)), before, "{i}");
+        good(&mut copy, 5);
+        assert_eq!(copy.len(), 10, "{i}");
+    }
+}
+
+#[test]
+fn a_cache_survives_wrong_inputs() {
+    survives::<Flex>(&Default::default());
+    survives::<Vulkan>(&WgpuDevice::Cpu);
+    survives::<Fused>(&WgpuDevice::Cpu);
+}
+
+/// Whatever the backend says no to.
+#[test]
+fn a_cache_survives_a_backend_that_refuses() {
+    type B = burn::backend::Autodiff<Flex>;
+    let device = Default::default();
+    let mut cache = KvCache::<B>::new(SIZES, 8, 8, &device);
+    let before = cache.tensors().map(|x| numbers(&x));
+    let x = random::<B, 3>([2, 5, 128], &device);
+    let append = Append {
+        norm: None,
+        rotated: 0,
+        ..append()
+    };
+    let result = cache.append([x.clone(), x.clone(), x], None, None, append);
+    assert!(matches!(result, Err(OperationError::Gradients("append"))));
+    assert_eq!((cache.len(), cache.room()), (0, 8));
+    assert_eq!(cache.tensors().map(|x| numbers(&x)), before);
+}
