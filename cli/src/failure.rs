@@ -2,6 +2,7 @@
 
 use crate::output;
 use butterfly_ir::pattern::diagnostic::brief;
+use std::any::Any;
 use std::fmt::Display;
 use std::process::ExitCode;
 
@@ -62,4 +63,11 @@ impl Failure {
         output::note(format_args!("{prefix}{}", message.trim_end()));
         ExitCode::from(code)
     }
+}
+
+/// What a panic said.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it does not say why")
 }

@@ -34,7 +34,9 @@ use args::{Args, Bench, Command};
 use butterfly_ir::Phase;
 use clap::{CommandFactory, Parser};
 use failure::Failure;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 fn main() -> ExitCode {
     device::quiet_loader();
@@ -43,10 +45,32 @@ fn main() -> ExitCode {
         Err(error) => return failure::usage(&error),
     };
     let json = args.json;
-    match run(args) {
+    match contained(|| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
+}
+
+/// Runs a command, whose panics become failures.
+///
+/// Whoever catches a panic says what it means, so the panic itself prints nothing, unless
+/// `RUST_BACKTRACE` asks for it.
+fn contained(command: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    static PLACE: Mutex<String> = Mutex::new(String::new());
+    if std::env::var_os("RUST_BACKTRACE").is_none() {
+        panic::set_hook(Box::new(|panic| {
+            if let (Some(at), Ok(mut place)) = (panic.location(), PLACE.lock()) {
+                *place = format!(" at {at}");
+            }
+        }));
+    }
+    panic::catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|panic| {
+        let said = failure::said(&*panic);
+        let place = PLACE.lock().map(|place| place.clone()).unwrap_or_default();
+        Err(Failure::Bad(format!(
+            "a fault of butterfly{place}: {said}; please report it, with what RUST_BACKTRACE=1 prints"
+        )))
+    })
 }
 
 fn run(args: Args) -> Result<(), Failure> {

@@ -2,9 +2,9 @@
 //!
 //! In:  a path. Out: its config, and every tensor of its safetensors by name.
 
-use crate::ModelError;
 use crate::loader;
 use crate::shards::{Shards, View};
+use crate::{Defaults, ModelError};
 use butterfly_compiler::config;
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ pub struct Folder {
     /// All other sizes. Of tied embeddings and an output projection of its own, what the
     /// weights are: see [`own_output`](Self::own_output).
     pub sizes: ModelSizes,
+    /// What `generation_config.json` says; the tokens that end a text are in `sizes` already.
+    pub defaults: Defaults,
     shards: Shards,
     own_output: bool,
 }
@@ -31,11 +33,16 @@ impl Folder {
     /// # Errors
     /// [`ModelError`] that names the file.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let (config, sizes) = read_config(&dir.join("config.json"))?;
+        let (config, mut sizes) = read_config(&dir.join("config.json"))?;
+        let defaults = Defaults::open(&dir.join("generation_config.json"))?;
+        if let Some(ends) = &defaults.ends {
+            sizes.ends.clone_from(ends);
+        }
         let mut folder = Self {
             dir: dir.to_path_buf(),
             config,
             sizes,
+            defaults,
             shards: Shards::open(dir)?,
             own_output: false,
         };

@@ -10,12 +10,14 @@
 
 mod chat;
 mod decoder;
+mod defaults;
 mod error;
 mod finite;
 mod folder;
 mod footprint;
 mod generate;
 mod gpt2;
+mod guard;
 mod layers;
 mod loader;
 mod model;
@@ -23,9 +25,13 @@ mod policy;
 mod profile;
 mod rotation;
 mod shards;
+mod special;
 mod state;
+mod template;
+mod tokenizer;
 
 pub use chat::{Chat, Message};
+pub use defaults::Defaults;
 pub use error::ModelError;
 pub use finite::NotFinite;
 pub use folder::{Folder, read_config};
@@ -36,3 +42,4 @@ pub use model::{Logits, Model};
 pub use policy::{LayerPolicy, Policy};
 pub use profile::Profile;
 pub use state::State;
+pub use tokenizer::Stream;

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::{output, source};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Extent, Folder, Message, Policy, Sampler, Sampling};
+use butterfly_models::{Chat, Extent, Folder, Message, Policy, Sampler, Sampling, Stream};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -39,6 +39,7 @@ struct Report {
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let started = Instant::now();
     let folder = open(&command.model)?;
+    say_defaults(command, &folder);
     let chat = match &command.tokens {
         Some(_) => None,
         None => Some(Chat::open(&command.model).map_err(Failure::bad)?),
@@ -101,6 +102,44 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     ));
     output::note(format_args!("{}", report::text(&report.layers).trim_end()));
     finite::check(report.not_finite)
+}
+
+/// Says what `generation_config.json` asks for and is not done: without flags the most likely token
+/// is taken, so that a command always gives the same text.
+fn say_defaults(command: &Command, folder: &Folder) {
+    let path = command.model.join("generation_config.json");
+    let defaults = &folder.defaults;
+    if defaults.ends.as_ref().is_some_and(Vec::is_empty) {
+        output::note(format_args!(
+            "note: {}: no token ends a text",
+            path.display()
+        ));
+    }
+    if !defaults.sampling.is_empty() && command.temperature == 0.0 {
+        let named = |name| defaults.sampling.iter().any(|(other, _)| other == name);
+        let mut flags = match named("temperature") {
+            true => String::new(),
+            false => " --temperature 1".into(),
+        };
+        for (name, value) in &defaults.sampling {
+            flags += &format!(" --{} {value}", name.replace('_', "-"));
+        }
+        output::note(format_args!(
+            "note: {} asks for sampling; the most likely token is taken: give{flags} for what it asks",
+            path.display()
+        ));
+    }
+    if !defaults.ignored.is_empty() {
+        let ignored = defaults.ignored.iter();
+        let ignored: Vec<_> = ignored
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        output::note(format_args!(
+            "note: {}: {} not followed: there is nothing like it here",
+            path.display(),
+            ignored.join(", ")
+        ));
+    }
 }
 
 /// The tokens to continue.
@@ -181,7 +220,7 @@ impl Task for Work<'_> {
                 break true;
             }
             tokens.push(token);
-            let read = shown.show(&tokens)?;
+            let read = shown.show(token)?;
             if !read || tokens.len() == self.command.max_new_tokens as usize {
                 break false;
             }
@@ -195,7 +234,7 @@ impl Task for Work<'_> {
             dtype: place.dtype,
             prompt_tokens: self.prompt.len(),
             capacity: self.capacity,
-            text: shown.finish(&tokens)?,
+            text: shown.finish()?,
             tokens,
             ended,
             first_token_seconds,
@@ -209,47 +248,52 @@ impl Task for Work<'_> {
     }
 }
 
-/// What of the text is on the screen.
+/// What is shown of the text as it comes.
 struct Shown<'a> {
-    chat: Option<&'a Chat>,
+    /// Without a tokenizer the tokens themselves are shown.
+    text: Option<Stream<'a>>,
     stream: bool,
-    bytes: usize,
+    first: bool,
 }
 
 impl<'a> Shown<'a> {
     fn new(chat: Option<&'a Chat>, stream: bool) -> Self {
         Self {
-            chat,
+            text: chat.map(Chat::stream),
             stream,
-            bytes: 0,
+            first: true,
         }
     }
 
-    /// Prints what the last token adds; half a character waits for its other half. Says whether
-    /// somebody still reads.
-    fn show(&mut self, tokens: &[u32]) -> Result<bool, Failure> {
-        if !self.stream {
-            return Ok(true);
-        }
-        match self.chat {
-            None => output::stream(format_args!(
-                "{}{}",
-                if tokens.len() > 1 { "," } else { "" },
-                tokens[tokens.len() - 1]
-            )),
-            Some(chat) => {
-                let text = chat.decode(tokens).map_err(Failure::bad)?;
-                let whole = text.trim_end_matches('\u{fffd}');
-                let new = whole.get(self.bytes..).unwrap_or_default();
-                self.bytes = self.bytes.max(whole.len());
-                output::stream(new)
-            }
-        }
+    /// Prints what a token adds; half a character waits for its other half. Says whether somebody
+    /// still reads.
+    fn show(&mut self, token: u32) -> Result<bool, Failure> {
+        let comma = if std::mem::take(&mut self.first) {
+            ""
+        } else {
+            ","
+        };
+        let new = match &mut self.text {
+            None => format!("{comma}{token}"),
+            Some(text) => text.push(token),
+        };
+        self.print(&new)
     }
 
-    /// The whole text.
-    fn finish(&self, tokens: &[u32]) -> Result<Option<String>, Failure> {
-        let text = self.chat.map(|chat| chat.decode(tokens));
-        text.transpose().map_err(Failure::bad)
+    /// Prints what is left, half a character among it, and gives the whole text.
+    fn finish(mut self) -> Result<Option<String>, Failure> {
+        let Some(text) = self.text.take() else {
+            return Ok(None);
+        };
+        let (rest, whole) = text.finish().map_err(Failure::bad)?;
+        self.print(&rest)?;
+        Ok(Some(whole))
+    }
+
+    fn print(&self, text: &str) -> Result<bool, Failure> {
+        match self.stream && !text.is_empty() {
+            true => output::stream(text),
+            false => Ok(true),
+        }
     }
 }

@@ -161,9 +161,7 @@ pub(crate) fn run_on<T: Task>(
         (Some((device, found)), dtype) => on_device(device, found, dtype, task),
     }));
     result.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-        let said = said.unwrap_or_else(|| "it does not say why".into());
+        let said = crate::failure::said(&*panic);
         Err(Failure::Bad(format!(
             "the device or its library failed: {said}; if memory ran out, give a smaller --capacity or --chunk"
         )))

@@ -1,0 +1,94 @@
+//! What `tokenizer_config.json` and its neighbours say for chat templates: the template, and the
+//! special tokens by the names that it calls them by.
+//!
+//! They are read as transformers does: `chat_template.jinja` comes before `tokenizer_config.json`;
+//! `special_tokens_map.json` counts where `tokenizer_config.json` has no `added_tokens_decoder`; a
+//! token that is null has no name.
+
+use crate::ModelError;
+use crate::folder::read;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// What a folder says for chat templates.
+#[derive(Clone, Debug)]
+pub(crate) struct ChatFiles {
+    /// The template's file and text.
+    pub(crate) template: Option<(PathBuf, String)>,
+    /// Special tokens, `bos_token` among them.
+    pub(crate) names: Vec<(String, String)>,
+}
+
+impl ChatFiles {
+    pub(crate) fn open(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join("tokenizer_config.json");
+        let mut config = object(&path)?.unwrap_or_default();
+        let jinja = dir.join("chat_template.jinja");
+        let template = match jinja.exists() {
+            true => Some((jinja.clone(), read(&jinja, "")?)),
+            false => template(&path, config.remove("chat_template"))?.map(|text| (path, text)),
+        };
+        if !config.contains_key("added_tokens_decoder") {
+            let map = object(&dir.join("special_tokens_map.json"))?;
+            config.extend(map.unwrap_or_default());
+        }
+        if let Some(Value::Object(extra)) = config.remove("extra_special_tokens") {
+            config.extend(extra);
+        }
+        // A token is its text, or an object that holds it.
+        let text = |value: &Value| {
+            let text = value.get("content").unwrap_or(value);
+            text.as_str().map(str::to_string)
+        };
+        let tokens = config
+            .into_iter()
+            .filter(|(name, _)| name.ends_with("_token"));
+        let names = tokens.filter_map(|(name, value)| Some((name, text(&value)?)));
+        Ok(Self {
+            template,
+            names: names.collect(),
+        })
+    }
+}
+
+/// The object in a file that need not be there.
+fn object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let object = serde_json::from_str(&read(path, "")?);
+    object.map(Some).map_err(|error| ModelError::Text {
+        path: path.to_path_buf(),
+        what: format!("is no JSON object: {error}; download it again"),
+    })
+}
+
+/// A template, or the one called `default` of several.
+fn template(path: &Path, value: Option<Value>) -> Result<Option<String>, ModelError> {
+    let wrong = |what: &str| ModelError::Text {
+        path: path.to_path_buf(),
+        what: format!("`chat_template` {what}; download it again"),
+    };
+    let named: Vec<(String, Value)> = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text)),
+        Some(Value::Object(named)) => named.into_iter().collect(),
+        Some(Value::Array(list)) => {
+            let pair = |entry: &Value| {
+                let name = entry.get("name")?.as_str()?;
+                Some((name.to_string(), entry.get("template")?.clone()))
+            };
+            let pairs: Option<Vec<_>> = list.iter().map(pair).collect();
+            pairs
+                .ok_or_else(|| wrong("is a list, but not of objects with `name` and `template`"))?
+        }
+        Some(Value::Bool(_) | Value::Number(_)) => {
+            return Err(wrong("is neither text nor a list of templates"));
+        }
+    };
+    let default = named.iter().find(|(name, _)| name == "default");
+    match default.and_then(|(_, text)| text.as_str()) {
+        Some(text) => Ok(Some(text.to_string())),
+        None => Err(wrong("holds several templates, and none called `default`")),
+    }
+}
