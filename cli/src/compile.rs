@@ -295,10 +295,10 @@ fn note_replaced(dir: &Path, new: &Manifest) {
 fn note_coverage(plan: &Plan) {
     let (proof, layers) = (&plan.proof, plan.layers.len());
     if proof.tokens < plan.capacity {
-        eprintln!(
+        output::note(format_args!(
             "note: what the layers reach is proved at {} tokens and not at {}, where this pattern has too many pairs of blocks to go through",
             proof.tokens, plan.capacity
-        );
+        ));
     }
     if let (None, Some(reached)) = (proof.full_at, proof.coverage.last()) {
         output::note(format_args!(

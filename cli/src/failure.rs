@@ -16,7 +16,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     if short == text {
         error.exit();
     }
-    eprintln!("{}", short.trim_end());
+    output::note(format_args!("{}", short.trim_end()));
     ExitCode::from(2)
 }
 

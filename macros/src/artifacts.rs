@@ -82,6 +82,7 @@ mod tests {
             proof: Proof {
                 coverage: vec![1.0],
                 full_at: Some(1),
+                tokens: 1,
                 max_degree: 1,
                 max_in_degree: 1,
                 causal: true,

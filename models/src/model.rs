@@ -186,7 +186,7 @@ impl<B: AttentionBackend> Model<B> {
                 batch: state.batch,
             });
         }
-        self.check(state, policy)?;
+        self.check_state(state, policy)?;
         let mark = state.mark();
         let result = self.run(tokens, state, policy, logits);
         if result.is_err() {
@@ -196,7 +196,7 @@ impl<B: AttentionBackend> Model<B> {
     }
 
     /// Whether a state and a policy are of this model, and the state of one position.
-    fn check(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
+    fn check_state(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
         let kinds = &self.config.layers;
         let other = || ModelError::State("or the policy was made for another model");
         if state.layers.len() != kinds.len() || policy.layers.len() != kinds.len() {

@@ -99,6 +99,7 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
         proof: Proof {
             coverage: vec![1.0],
             full_at: Some(1),
+            tokens: 1024,
             max_degree: 8,
             max_in_degree: 8,
             causal: true,

@@ -41,8 +41,11 @@ pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
 
     let positions = (KEYS - QUERIES..KEYS).map(|position| position as u32);
     let keys: BTreeSet<u32> = positions.flat_map(|at| seen(&case, at)).collect();
-    let keys = keys.into_iter().map(|key| key as usize);
-    let (k, v) = (tensor(20, KEYS, keys.clone()), tensor(40, KEYS, keys));
+    let keys: Vec<usize> = keys.into_iter().map(|key| key as usize).collect();
+    let (k, v) = (
+        tensor(20, KEYS, keys.iter().copied()),
+        tensor(40, KEYS, keys.iter().copied()),
+    );
     assert!(k.len() as u64 / 2 > u64::from(u32::MAX));
 
     let kernel = butterfly_codegen::emit(&case.spec, target).expect("emits");
