@@ -279,7 +279,7 @@ mod tests {
     fn a_state_survives_a_chunk_that_fails() {
         for name in ["gpt2", "llama", "qwen3_5"] {
             let (model, policy) = model(name);
-            let device = model.device().clone();
+            let device = *model.device();
             let forward = |state: &mut State<Flex>, tokens: &[u32]| {
                 model.forward(tokens, state, &policy, Logits::All)
             };

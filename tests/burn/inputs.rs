@@ -311,7 +311,9 @@ fn right_inputs_run_however_they_lie() {
     let result = runner.run(&(cases, 0..256usize), |(case, strided)| {
         let want = outputs::<Flex>(&case, 0, &Default::default());
         let got = outputs::<Flex>(&case, strided, &Default::default());
-        prop_assert_eq!(got, want);
+        // Sums of a product may be taken in another order.
+        let dtype = case.inputs.last().expect("an input").1;
+        assert_close(&got, &want, dtype, "strided");
         Ok(())
     });
     result.expect("right inputs");
