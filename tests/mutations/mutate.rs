@@ -154,7 +154,7 @@ fn any(rng: &mut Rng) -> Value {
             (0..depth).fold(Value::Null, |inner, _| Value::Array(vec![inner]))
         }
         5 => rng.choice(WORDS).unwrap_or_default().into(),
-        6 => "x".repeat(rng.usize(1..5000)).into(),
+        6 => "x".repeat(rng.usize(1..1000)).into(),
         _ => {
             let number = rng.choice(NUMBERS).unwrap_or("0");
             serde_json::from_str(number).unwrap_or_default()
