@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = Plan::new(pattern! {
         block 16
         causal & (local(1) | partner(causal_shift, radix=2) | sink(1))
-    });
+    })?;
     let policy = Policy::new(&model.config, &plan, plan.sparsity(), || plan.dense_of())?;
 
     let prompt = chat.encode(&prompt, true)?;

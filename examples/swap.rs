@@ -5,7 +5,7 @@ use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig
 use burn::prelude::*;
 use burn::tensor::Distribution;
 use burn_flex::Flex;
-use butterfly::{Attention, Plan, Sparsity, pattern};
+use butterfly::{Attention, OperationError, Plan, Sparsity, pattern};
 
 /// One block of a model as it was.
 fn dense<B: Backend>(attention: &MultiHeadAttention<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -24,12 +24,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let before = dense(&attention, x.clone());
 
     // The swap: the same layer by a pattern, with the weights that it has.
-    let swap = |sparsity: Sparsity| Attention::replace(attention.clone(), Plan::new(sparsity), 0);
-    let causal = swap(pattern! { block 64 causal });
+    let swap = |sparsity: Sparsity| {
+        let plan = Plan::new(sparsity)?;
+        Ok::<_, OperationError>(Attention::replace(attention.clone(), plan, 0))
+    };
+    let causal = swap(pattern! { block 64 causal })?;
     let sparse = swap(pattern! {
         block 64
         causal & (local(1) | partner(causal_shift, radix=2) | sink(1))
-    });
+    })?;
 
     let after = |attention: &Attention<Flex>| {
         Ok::<_, Box<dyn std::error::Error>>(x.clone() + attention.forward(x.clone())?)

@@ -1,5 +1,6 @@
 //! Why an operation was not run.
 
+use butterfly_ir::LimitError;
 use butterfly_runtime::LaunchError;
 use butterfly_runtime::artifacts::ArtifactError;
 
@@ -50,6 +51,9 @@ pub enum OperationError {
         /// The element type.
         given: String,
     },
+    /// A pattern with a value out of range.
+    #[error("pattern: {0}")]
+    Pattern(#[from] LimitError),
     /// There is no such kernel.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),

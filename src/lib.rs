@@ -27,12 +27,13 @@
 //! let plan = Plan::new(butterfly::Sparsity::parse(
 //!     "mine",
 //!     "block 32 causal & (local(1) | partner(causal_shift) | sink(1))",
-//! )?);
+//! )?)?;
 //! let o = attention(random(4), random(2), random(2), &plan, &Call::default())?;
 //! assert_eq!(o.dims(), [1, 4, 300, 32]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 // Without any backend there is nobody to run anything.
 #![cfg_attr(
     not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),

@@ -82,14 +82,16 @@ impl Attend {
     /// What the kernel has to be made for.
     pub(crate) fn shape(&self, inputs: &[(Shape, DType)]) -> KernelShape {
         let [q, k, v] = [0, 1, 2].map(|i| inputs[i].0.to_vec());
+        // No kernel is made for so many.
+        let counted = |n| u32::try_from(n).unwrap_or(u32::MAX);
         KernelShape {
             phase: match q[2] <= DECODE_QUERIES {
                 true => Phase::Decode,
                 false => Phase::Prefill,
             },
-            head_dim: q[3] as u32,
-            v_head_dim: v[3] as u32,
-            group: (q[1] / k[1]) as u32,
+            head_dim: counted(q[3]),
+            v_head_dim: counted(v[3]),
+            group: counted(q[1] / k[1]),
             dtype: match inputs[0].1 {
                 DType::F16 => Dtype::F16,
                 DType::BF16 => Dtype::Bf16,

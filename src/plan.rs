@@ -62,8 +62,18 @@ pub(crate) struct KernelShape {
 
 impl Plan {
     /// A plan whose kernels are made when they are first needed.
+    ///
+    /// # Errors
+    /// [`OperationError::Pattern`] for a value out of range. Patterns of `pattern!`, text and JSON
+    /// have none.
     #[cfg(feature = "jit")]
-    pub fn new(sparsity: Sparsity) -> Self {
+    pub fn new(sparsity: Sparsity) -> Result<Self, OperationError> {
+        sparsity.check()?;
+        Ok(Self::jit(sparsity))
+    }
+
+    #[cfg(feature = "jit")]
+    fn jit(sparsity: Sparsity) -> Self {
         let rows = butterfly_compiler::plan::rows(&sparsity);
         Self(Arc::new(Inner::new(sparsity, rows, Source::Jit)))
     }
@@ -71,7 +81,7 @@ impl Plan {
     /// Causal attention without a pattern, by the same kernels.
     #[cfg(feature = "jit")]
     pub fn dense() -> Self {
-        Self::new(butterfly_ir::manifest::dense())
+        Self::jit(butterfly_ir::manifest::dense())
     }
 
     /// The plan of an artifact folder, every byte of which is checked.
@@ -240,10 +250,13 @@ impl Plan {
     }
 
     /// The stage of a call, and the rows that its queries are in.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "positions were checked to stay below 2^30"
+    )]
     fn wanted(&self, attend: &Attend, q_len: usize) -> (u32, Wanted) {
         let sparsity = &self.0.sparsity;
         let block = sparsity.block;
-        // Positions were checked to stay below 2^30.
         let capacity = attend.capacity as u32;
         let (first, end) = (attend.q_offset as u32, (attend.q_offset + q_len) as u32);
         let all = capacity.div_ceil(block);

@@ -45,7 +45,7 @@ fn memory_of_generated_tokens_stays_flat() {
         "block 32 causal & (local(1) | partner(causal_shift) | sink(1))",
         "block 32 causal & (local(0) | table([[0], [0], [1], [0], [2]]) | window(40))",
     ] {
-        let plan = Plan::new(Sparsity::parse("test", text).expect("a pattern"));
+        let plan = Plan::new(Sparsity::parse("test", text).expect("a pattern")).expect("a plan");
         let mut before = 0;
         for tokens in 1..=TOKENS {
             for index in 0..2 {

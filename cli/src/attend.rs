@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::source;
 use crate::tensors::{self, Tensor};
 use butterfly_compiler::{plan, work};
+use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::{Dtype, KernelSpec, Phase, ScoreValues};
 use butterfly_runtime::artifacts::{Artifacts, check_file};
 use serde::Serialize;
@@ -33,6 +34,10 @@ struct Report {
     output: String,
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "`check_shapes` holds dimensions to 30 bits"
+)]
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     if command.backward {
         return Err(Failure::Bad(
@@ -200,6 +205,10 @@ fn check_shapes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(), String> {
     }
     if [q, k, v].iter().any(|t| t.shape.contains(&0)) {
         return Err(format!("a dimension is 0: {shapes}"));
+    }
+    let most = MAX_TOKENS as usize;
+    if [q, k, v].iter().any(|t| t.shape.iter().any(|n| *n > most)) {
+        return Err(format!("a dimension is above {most}: {shapes}"));
     }
     if q.shape[0] != k.shape[0] || k.shape[..3] != v.shape[..3] {
         return Err(format!(

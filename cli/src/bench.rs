@@ -1,6 +1,11 @@
 //! `butterfly bench attention` and `bench decode`: medians, predicted beside measured,
 //! sparse beside dense.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "shapes come from flags of 32 bits"
+)]
+
 use crate::args::{BenchAttention as Command, DeviceArg};
 use crate::call::Shape;
 use crate::device::{self, Chosen, Runner};

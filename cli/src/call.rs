@@ -1,5 +1,10 @@
 //! One attention call on a chosen device: host memory in, host memory and times out.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "commands hold shapes to 32 bits"
+)]
+
 use crate::device::{Chosen, Runner};
 use crate::failure::Failure;
 use crate::tensors;

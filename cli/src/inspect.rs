@@ -130,8 +130,19 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
     let wanted = products.iter().map(|entry| entry.product.dtype);
     let (again, _) = butterfly_build::products(wanted).map_err(Failure::bad)?;
     for old in products {
-        let new = again.iter().find(|new| new.product == old.product);
-        report.compare(&old.files, new.map_or(&[], |new| &new.files));
+        let name = &old.product.entry;
+        match again
+            .iter()
+            .find(|new| new.target == old.target && new.product.dtype == old.product.dtype)
+        {
+            Some(new) if new.product == old.product => report.compare(&old.files, &new.files),
+            Some(_) => report
+                .different
+                .push(format!("{name}: now has other tiles")),
+            None => report
+                .different
+                .push(format!("{name}: is not made any more")),
+        }
     }
     crate::print(json, &report, || {
         let mut text = format!(

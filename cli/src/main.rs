@@ -7,6 +7,7 @@
 
 // `output` prints, and knows what to do where nobody reads.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 mod args;
 mod attend;
@@ -128,7 +129,7 @@ fn print(
 
 /// A progress bar on stderr; nothing where that is no terminal.
 fn progress(length: u64, what: &'static str) -> indicatif::ProgressBar {
-    let style = indicatif::ProgressStyle::with_template("{msg} {bar:40} {pos}/{len}");
+    let style = indicatif::ProgressStyle::with_template("{msg} {bar:40} {pos}/{len}, {eta} left");
     let bar = indicatif::ProgressBar::new(length).with_message(what);
     match style {
         Ok(style) => bar.with_style(style),

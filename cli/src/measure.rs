@@ -111,6 +111,10 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
             q: &q,
             ..call.problem(&table)
         };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "positions are below those of a context"
+        )]
         let seen = |q: usize, k: usize| sees(call.pattern, &call.context, q as u32, k as u32);
         let (want, want_lse) = reference::attend_f64(&problem, seen);
         error = farthest(&got, &want).max(error);

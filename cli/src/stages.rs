@@ -16,6 +16,10 @@ impl StageArg {
         };
         let layers = swapped(sparsity, self.layers.as_deref())?;
         match layers.iter().position(|l| *l == layer) {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "layers are counted in 32 bits"
+            )]
             Some(position) => Ok(sparsity.index(position as u32, layer)),
             None => Err(Failure::Bad(format!(
                 "layer {layer} is not among the swapped layers {layers:?}; name one of them, or change --layers"

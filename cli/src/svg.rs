@@ -101,6 +101,7 @@ pub(crate) fn needles(cells: &[Cell<'_>]) -> String {
             continue;
         };
         // From light to dark blue.
+        #[expect(clippy::cast_possible_truncation, reason = "between the two")]
         let shade = |from: f32, to: f32| (from + (to - from) * found) as u8;
         let (red, green, blue) = (shade(238.0, 31.0), shade(241.0, 78.0), shade(246.0, 158.0));
         let (x, y, side) = (i * panel + 60 + x * CELL, 30 + y * CELL, CELL - 4);

@@ -13,7 +13,6 @@
 //! Invariants: [`emit`] is a pure function, the same bytes in every process and on
 //! every thread; features that a target lacks are refused before emission.
 
-#![warn(clippy::undocumented_unsafe_blocks)]
 // Without any emitter everything is refused.
 #![cfg_attr(
     not(any(feature = "cuda", feature = "wgpu", feature = "metal")),

@@ -7,6 +7,11 @@
 //! Invariants: all key positions are within `0..kv_len`; tiles increase and are disjoint;
 //! a panel that a visit calls unmasked sees every pair of it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`Problem::check` holds positions below 2^30"
+)]
+
 use crate::Problem;
 use butterfly_ir::{
     Band,

@@ -156,7 +156,10 @@ impl Problem<'_> {
     /// When the table has no row for `q`.
     pub fn sees(&self, q: usize, k: usize) -> bool {
         let mut bands = self.bands(q / self.block).iter();
-        bands.any(|band| band.contains(q as i32, k as i32))
+        let (Ok(q), Ok(k)) = (i32::try_from(q), i32::try_from(k)) else {
+            return false;
+        };
+        bands.any(|band| band.contains(q, k))
     }
 
     /// Whether the arguments fit one another.

@@ -9,6 +9,11 @@
 //! Source: FlashAttention-2, arXiv:2307.08691, algorithm 1: queries outside, keys inside,
 //! one division at the end.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`Problem::check` holds positions below 2^30"
+)]
+
 use crate::{
     Problem,
     plan::{KEYS, Panel, QueryTile, Visit},

@@ -105,7 +105,7 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
             causal: true,
             empty_queries: 0,
         },
-        dense: None,
+        dense: Some(Rows::Table),
         kernels,
         products: vec![ProductEntry {
             target: "cuda:sm_90a".parse().expect("a target"),
@@ -200,6 +200,22 @@ fn launched(manifest: &Manifest) -> Vec<KernelEntry> {
         (kernel.registers, kernel.spills) = (None, None);
     }
     kernels
+}
+
+/// Without `dense`, rows of dense attention would pass for those of the pattern.
+#[test]
+fn kernels_of_two_patterns_are_refused() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    let (manifest, files) = folder();
+    write(&dir, &manifest, &files).expect("written");
+    let text = fs::read_to_string(dir.join("manifest.json")).expect("text");
+    let mut value: Value = serde_json::from_str(&text).expect("JSON");
+    value["dense"] = Value::Null;
+    reseal(&dir, &mut value);
+    let error = Artifacts::open(&dir).expect_err("two patterns").to_string();
+    let wanted = "kernels: are of several patterns beside `dense`";
+    assert!(error.contains(wanted), "{error}");
 }
 
 #[test]

@@ -1,5 +1,10 @@
 //! Attention by a kernel of the plan, where the tensors lie.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`limits.rs` holds every count to what kernels index"
+)]
+
 use super::empty;
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};

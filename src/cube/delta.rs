@@ -1,6 +1,11 @@
 //! The gated delta rule: mix the channels of all tokens, walk the tokens with the state in
 //! registers (`walk.rs`), then norm and gate all tokens.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`limits.rs` holds every count to what kernels index"
+)]
+
 use super::walk::{LANES, Shape, shared_bytes, walk};
 use super::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
 use crate::Delta;

@@ -1,5 +1,10 @@
 //! Heads out of projections, and into the cache: norm, rotation and append in one kernel.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`limits.rs` holds every count to what kernels index"
+)]
+
 use super::{array, dense_rows, empty, plane, sum_of_units};
 use crate::Append;
 use burn::tensor::{DType, TensorMetadata};

@@ -110,7 +110,8 @@ fn empty<R: CubeRuntime>(
 /// # Safety
 /// Kernels that index it compute their own bounds.
 unsafe fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
-    let length = x.handle.size_in_used() as usize / x.dtype.size();
+    let bytes = usize::try_from(x.handle.size_in_used()).expect("a buffer fits the address space");
+    let length = bytes / x.dtype.size();
     // SAFETY: the length is that of the buffer.
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), length) }
 }

@@ -4,6 +4,11 @@
 //! 16-bit floats by Hopper's matrix instructions, and f32 without matrix units, which would
 //! round it to 10 bits. Everything else is Burn's own product.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`limits.rs` holds every count to what kernels index"
+)]
+
 use super::{array, empty, grid};
 use crate::{OperationError, Plan};
 use burn::tensor::{DType, TensorMetadata};

@@ -1,5 +1,10 @@
 //! Norms and gates over rows.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`limits.rs` holds every count to what kernels index"
+)]
+
 use super::{array, empty, grid, plane, sum_of_units};
 use crate::Activation;
 use burn::tensor::{DType, TensorMetadata};

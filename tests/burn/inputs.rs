@@ -45,7 +45,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
             let (hq, kv_len) = (2 * heads * group, tokens + more);
             may_grow = vec![(2, 3)];
             let attend = Attend {
-                plan: Plan::new(sparsity()),
+                plan: Plan::new(sparsity()).expect("a plan"),
                 index: more as u32,
                 q_offset: more,
                 kv_len,

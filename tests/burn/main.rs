@@ -96,7 +96,7 @@ fn agrees<B: AttentionBackend>(device: &B::Device) {
                 ]))
             },
         };
-        let plan = Plan::new(sparsity.clone());
+        let plan = Plan::new(sparsity.clone()).expect("a plan");
         for (q_len, kv_len, room, capacity, index) in [
             (1, 1, 1, 1, 0),
             (150, 150, 150, 150, 1),
@@ -142,7 +142,7 @@ fn fusion_agrees_with_the_reference() {
 /// Operations around attention stay in order: what goes in was computed just before, what
 /// comes out is used right after.
 fn keeps_order<B: AttentionBackend>(device: &B::Device) {
-    let plan = Plan::new(sparsity());
+    let plan = Plan::new(sparsity()).expect("a plan");
     let x = random::<B, 4>([1, 4, 100, 16], device);
     let (k, v) = (
         random::<B, 4>([1, 2, 100, 16], device),
@@ -174,7 +174,7 @@ fn operations_keep_their_order() {
 
 /// Rows of a chunk are bit for bit those of the whole prefill.
 fn chunks_are_exact<B: AttentionBackend>(device: &B::Device) {
-    let plan = Plan::new(sparsity());
+    let plan = Plan::new(sparsity()).expect("a plan");
     let q = random::<B, 4>([1, 4, 160, 16], device);
     let (k, v) = (
         random::<B, 4>([1, 2, 160, 16], device),
@@ -209,7 +209,7 @@ fn chunks_on_block_borders_are_exact() {
 fn a_module_replaces_another() {
     let device = Default::default();
     let config = AttentionConfig::new(64, 4, 2);
-    let module = config.init::<Flex>(Plan::new(sparsity()), 1, &device);
+    let module = config.init::<Flex>(Plan::new(sparsity()).expect("a plan"), 1, &device);
     assert_eq!(module.num_params(), 2 * (64 * 64 + 64) + 2 * (64 * 32 + 32));
     let x = random::<Flex, 3>([2, 70, 64], &device);
     let y = module.forward(x.clone()).expect("attention");
@@ -235,7 +235,7 @@ fn text_json_and_macro_are_one_pattern() {
     let device = Default::default();
     let q = random::<Flex, 4>([1, 2, 300, 16], &device);
     let outputs = [sparsity(), parse(text), parse(json)].map(|sparsity| {
-        let plan = Plan::new(sparsity);
+        let plan = Plan::new(sparsity).expect("a plan");
         let call = Call {
             index: 2,
             ..Call::default()
@@ -249,7 +249,7 @@ fn text_json_and_macro_are_one_pattern() {
 #[test]
 fn errors_name_the_tensor() {
     let device = Default::default();
-    let plan = Plan::new(sparsity());
+    let plan = Plan::new(sparsity()).expect("a plan");
     let x = |shape| random::<Flex, 4>(shape, &device);
     let text = |q, k, v, call: Call| {
         let result = attention(x(q), x(k), x(v), &plan, &call);
@@ -282,7 +282,7 @@ fn errors_name_the_tensor() {
 fn gradients_are_refused() {
     type B = burn::backend::Autodiff<Flex>;
     let x = random::<B, 4>([1, 2, 10, 16], &Default::default());
-    let plan = Plan::new(sparsity());
+    let plan = Plan::new(sparsity()).expect("a plan");
     let result = attention(x.clone(), x.clone(), x, &plan, &Call::default());
     assert!(matches!(result, Err(OperationError::Gradients("attend"))));
 }
@@ -352,4 +352,24 @@ fn cuda_agrees_with_the_reference() {
     keeps_order::<Fusion<Cuda>>(&device);
     cache::grows::<Cuda>(&device);
     chunks_are_exact::<Cuda>(&device);
+}
+
+/// A plan is made of what could be read from text.
+#[test]
+fn patterns_out_of_range_make_no_plan() {
+    use butterfly_ir::build::{all, causal, window};
+    let block = Sparsity {
+        block: 0,
+        ..Sparsity::from(causal())
+    };
+    let deep = (0..100).fold(causal(), |inner, _| causal() & (all() | inner));
+    let empty = causal() & window(0);
+    for (sparsity, what) in [
+        (block, "block"),
+        (Sparsity::from(deep), "deep"),
+        (Sparsity::from(empty), "window"),
+    ] {
+        let error = Plan::new(sparsity).expect_err("out of range").to_string();
+        assert!(error.contains(what), "{error}");
+    }
 }

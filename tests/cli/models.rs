@@ -292,9 +292,20 @@ fn models_and_layers_are_measured() {
         assert!(row["decode_milliseconds"].as_f64() > Some(0.0));
         assert!(row["profile"]["linear attention"].as_f64() > Some(0.0));
     }
-    let layer = ["bench", "layer", "--config", text(&config), "--layer", "3"];
+    let layer = ["bench", "layer", "--config", text(&config), "--layer", "7"];
     let report = good(&[&layer[..], &flags].concat());
-    assert_eq!(report["rows"][1]["layers"][0]["swapped"], true);
+    let ran = &report["rows"][1]["layers"][0];
+    let expected: [serde_json::Value; 3] = [7.into(), 1.into(), true.into()];
+    assert_eq!(
+        ["layer", "index", "swapped"].map(|name| ran[name].clone()),
+        expected
+    );
+    let not = [&layer[..], &flags, &["--swap", "3"]].concat();
+    let error = bad(&not);
+    assert!(
+        error.contains("--layer 7") && error.contains("--swap"),
+        "{error}"
+    );
     let error = bad(&["bench", "layer", "--config", text(&config), "--layer", "8"]);
     assert!(error.contains("8 layers"), "{error}");
 }

@@ -395,3 +395,26 @@ fn nothing_is_said_of_a_desktop_that_is_not_there() {
         );
     }
 }
+
+/// On a terminal a prompt shows how far it has been read.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_prompt_shows_its_progress() {
+    let command = format!(
+        "{} generate --model {} --tokens 1,2,3,4,5 --max-new-tokens 1 --chunk 1 --device cpu",
+        env!("CARGO_BIN_EXE_butterfly"),
+        text(&fixture("models/llama"))
+    );
+    // `script` gives it a terminal.
+    let run = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .output()
+        .expect("runs");
+    let shown = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{shown}");
+    assert!(
+        shown.contains("prompt") && shown.contains("/5, "),
+        "{shown}"
+    );
+}

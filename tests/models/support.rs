@@ -82,7 +82,7 @@ pub(crate) fn policy<B: AttentionBackend>(model: &Model<B>, case: &Case) -> Poli
     match &case.sparsity {
         None => Policy::dense(&model.config, &Plan::dense()),
         Some(sparsity) => {
-            let plan = Plan::new(sparsity.clone());
+            let plan = Plan::new(sparsity.clone()).expect("a plan");
             Policy::new(&model.config, &plan, sparsity, || plan.dense_of()).expect("a policy")
         }
     }

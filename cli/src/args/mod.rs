@@ -8,6 +8,7 @@ mod model;
 pub(crate) use model::{BenchLayer, BenchModel, Eval, Generate, Logits, Measure, Run};
 
 use butterfly_compiler::card::Card;
+use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::{Dtype, Target};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -75,7 +76,7 @@ pub(crate) struct PatternArg {
     #[arg(long, value_name = "FILE|TEXT")]
     pub(crate) pattern: String,
     /// Tokens that fix the number of blocks and with it the stages [default: the number of keys].
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOKENS)))]
     pub(crate) capacity: Option<u32>,
 }
 

@@ -1,7 +1,7 @@
 //! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
 use super::finite::{self, Watch};
-use super::{Place, Setting, Sparse, Task, open, policy, report, run_on, sparse};
+use super::{Place, Setting, Sparse, Task, open, policy, report, run_on, sparse, sync};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
@@ -63,6 +63,7 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
                 config: folder.config.clone(),
                 sizes: folder.sizes.clone(),
                 folder: Some(&folder),
+                layer: None,
             };
             bench(&subject, measure, run, json)
         }
@@ -73,6 +74,7 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
                 config,
                 sizes,
                 folder: None,
+                layer: None,
             };
             bench(&subject, measure, run, json)
         }
@@ -80,26 +82,27 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// `bench layer`: a model of that layer alone, with hardly any vocabulary.
+/// `bench layer`: a model of that layer alone, with hardly any vocabulary. Its pattern is the one
+/// that it has in the whole model.
 pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
     let path = &command.config;
-    let (mut config, mut sizes) = read_config(path).map_err(Failure::bad)?;
+    let (config, mut sizes) = read_config(path).map_err(Failure::bad)?;
     let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
     let first = config.layers.iter().position(full).unwrap_or(0);
     let at = command.layer.map_or(first, |layer| layer as usize);
-    let Some(kind) = config.layers.get(at) else {
+    if at >= config.layers.len() {
         return Err(Failure::Bad(format!(
             "--layer {at}: the model has {} layers; give one below that",
             config.layers.len()
         )));
-    };
-    config.layers = vec![*kind];
+    }
     sizes.vocabulary = 256;
     let subject = Subject {
         path,
         config,
         sizes,
         folder: None,
+        layer: Some(at),
     };
     bench(&subject, &command.measure, &command.run, json)
 }
@@ -107,10 +110,39 @@ pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
 /// What is measured.
 struct Subject<'a> {
     path: &'a Path,
+    /// Of the whole model.
     config: ModelConfig,
     sizes: ModelSizes,
     /// Its weights; random where there are none.
     folder: Option<&'a Folder>,
+    /// The only layer of what is measured.
+    layer: Option<usize>,
+}
+
+impl Subject<'_> {
+    /// The config of what is measured.
+    fn built(&self) -> ModelConfig {
+        let mut config = self.config.clone();
+        if let Some(layer) = self.layer {
+            config.layers = vec![config.layers[layer]];
+        }
+        config
+    }
+
+    /// What layers run, pattern or not.
+    fn policy(&self, sparse: Option<&Sparse>) -> Result<Policy, Failure> {
+        let whole = policy(&self.config, sparse, self.path)?;
+        let Some(layer) = self.layer else {
+            return Ok(whole);
+        };
+        let only = whole.layers[layer].clone();
+        if sparse.is_some() && !only.as_ref().is_some_and(|only| only.swapped) {
+            return Err(Failure::Bad(format!(
+                "--layer {layer}: the pattern does not replace its attention; name it in --swap, or leave the pattern out"
+            )));
+        }
+        Ok(Policy { layers: vec![only] })
+    }
 }
 
 fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Result<(), Failure> {
@@ -212,10 +244,11 @@ impl Task for Work<'_> {
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let Subject {
             path,
-            config,
             sizes,
             folder,
+            ..
         } = self.subject;
+        let config = &self.subject.built();
         let (device, dtype) = (&place.device, place.dtype);
         if let Some(folder) = folder {
             Model::<B>::check(folder, device).map_err(Failure::bad)?;
@@ -232,12 +265,15 @@ impl Task for Work<'_> {
             None => Model::random(config, sizes, dtype, device),
         }
         .map_err(Failure::bad)?;
-        sync(&place)?;
+        sync::<B>(&place.device)?;
         let load_seconds = started.elapsed().as_secs_f64();
         let weights_bytes = place.memory.taken();
 
         let mut rows = Vec::new();
         let mut watch = Watch::default();
+        let kinds = u64::from(!self.measure.no_dense) + u64::from(self.sparse.is_some());
+        let all = self.measure.prompt_tokens.len() as u64 * kinds;
+        let bar = crate::progress(all, "measuring");
         for &tokens in &self.measure.prompt_tokens {
             if !self.measure.no_dense {
                 let dense = match self.sparse {
@@ -246,17 +282,20 @@ impl Task for Work<'_> {
                         let dense = sparse.plan.dense_of().map_err(Failure::bad)?;
                         Policy::dense(config, &dense)
                     }
-                    None => policy(config, None, path)?,
+                    None => self.subject.policy(None)?,
                 };
                 let subject = (&model, &dense, "dense");
                 rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
+                bar.inc(1);
             }
             if self.sparse.is_some() {
-                let policy = policy(config, self.sparse, path)?;
+                let policy = self.subject.policy(self.sparse)?;
                 let subject = (&model, &policy, "butterfly");
                 rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
+                bar.inc(1);
             }
         }
+        bar.finish_and_clear();
         Ok(Report {
             device: place.kind,
             dtype,
@@ -272,11 +311,16 @@ impl Task for Work<'_> {
     }
 }
 
-fn sync<B: AttentionBackend>(place: &Place<B>) -> Result<(), Failure> {
-    B::sync(&place.device).map_err(|error| Failure::Bad(format!("the device failed: {error:?}")))
-}
-
 impl Work<'_> {
+    /// Layers by their place in the whole model.
+    fn layers(&self, policy: &Policy) -> Vec<report::LayerReport> {
+        let mut layers = report::layers(policy);
+        for layer in &mut layers {
+            layer.layer += self.subject.layer.unwrap_or(0);
+        }
+        layers
+    }
+
     /// One prompt: once to make what is made at first use, then with the clock.
     fn row<B: AttentionBackend>(
         &self,
@@ -290,19 +334,19 @@ impl Work<'_> {
         let chunk = self.run.chunk as usize;
         let vocabulary = model.sizes.vocabulary;
         let scattered = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;
-        let prompt: Vec<u32> = (0..tokens as u32).map(scattered).collect();
+        let prompt: Vec<u32> = (0..).take(tokens).map(scattered).collect();
         let mut run = |length: usize, decode: usize, profile: Profile| {
             let mut state = model.state(1, Some(capacity), policy);
             state.profile = profile;
             let mut sampler = Sampler::new(Default::default());
-            sync(place)?;
+            sync::<B>(&place.device)?;
             let started = Instant::now();
             let mut last = None;
             for chunk in prompt[..length].chunks(chunk) {
                 let logits = model.forward(chunk, &mut state, policy, Logits::Last);
                 last = Some(logits.map_err(Failure::bad)?);
             }
-            sync(place)?;
+            sync::<B>(&place.device)?;
             let prefill = started.elapsed().as_secs_f64();
             let mut choose = |logits, position| {
                 let logits = super::floats(logits)?;
@@ -352,7 +396,7 @@ impl Work<'_> {
             memory_bytes,
             cache_bytes: key * capacity as u64 * layers,
             profile,
-            layers: report::layers(policy),
+            layers: self.layers(policy),
         })
     }
 }

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use burn::prelude::*;
 use butterfly::AttentionBackend;
 use butterfly_models::{Logits, Model, Policy, Sampler, State};
+use indicatif::ProgressBar;
 
 /// A model in the middle of a text.
 pub(super) struct Continuation<'a, B: AttentionBackend> {
@@ -19,13 +20,25 @@ pub(super) struct Continuation<'a, B: AttentionBackend> {
 
 impl<B: AttentionBackend> Continuation<'_, B> {
     /// Reads the prompt in chunks, and gives the first token. The sampler draws once, however many
-    /// chunks there are. None where logits are not finite.
-    pub(super) fn prefill(&mut self, prompt: &[u32], chunk: usize) -> Result<Option<u32>, Failure> {
+    /// chunks there are. None where logits are not finite. `bar` moves by tokens.
+    pub(super) fn prefill(
+        &mut self,
+        prompt: &[u32],
+        chunk: usize,
+        bar: &ProgressBar,
+    ) -> Result<Option<u32>, Failure> {
         let last = prompt.len().saturating_sub(1) / chunk * chunk;
         for chunk in prompt[..last].chunks(chunk) {
-            self.read(chunk)?;
+            let logits = self.read(chunk)?;
+            // A GPU is given chunks ahead of its work: only a bar that is seen waits for it.
+            if !bar.is_hidden() {
+                super::sync::<B>(&logits.device())?;
+            }
+            bar.inc(chunk.len() as u64);
         }
-        self.next(&prompt[last..])
+        let token = self.next(&prompt[last..])?;
+        bar.inc((prompt.len() - last) as u64);
+        Ok(token)
     }
 
     /// The token after these, or none where its logits are not finite.

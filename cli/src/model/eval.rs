@@ -204,22 +204,28 @@ impl Task for Work<'_> {
         }
         bar.finish_and_clear();
         let mut needles = Vec::new();
+        let policies = [
+            Some(("dense", self.dense)),
+            self.swapped.map(|policy| ("butterfly", policy)),
+        ];
+        let policies: Vec<_> = policies.into_iter().flatten().collect();
+        let all: u64 = self.command.needle.iter().map(|n| u64::from(*n)).sum();
+        let each = (self.command.depths.len() * policies.len()) as u64;
+        let bar = crate::progress(all * each, "tokens with needles");
         for &tokens in &self.command.needle {
             for &depth in &self.command.depths {
-                let policies = [
-                    Some(("dense", self.dense)),
-                    self.swapped.map(|p| ("butterfly", p)),
-                ];
-                for (attention, policy) in policies.into_iter().flatten() {
+                for &(attention, policy) in &policies {
+                    let watch = (&mut sums.watch, &bar);
                     needles.push(Needle {
                         tokens: tokens as usize,
                         depth,
                         attention,
-                        found: self.needle(&model, policy, (tokens, depth), &mut sums.watch)?,
+                        found: self.needle(&model, policy, (tokens, depth), watch)?,
                     });
                 }
             }
         }
+        bar.finish_and_clear();
         let mean = |sum: f64| sum / sums.count.max(1) as f64;
         let [dense, swapped] = [sums.dense, sums.sparse].map(|sum| mean(sum).exp());
         let unlikely = || {
@@ -305,13 +311,15 @@ impl Work<'_> {
         model: &Model<B>,
         policy: &Policy,
         (tokens, depth): (u32, f32),
-        watch: &mut Watch,
+        (watch, bar): (&mut Watch, &indicatif::ProgressBar),
     ) -> Result<f32, Failure> {
         let [fact, question, answer] = self.fact;
         let room = (tokens as usize).saturating_sub(fact.len() + question.len());
+        #[expect(clippy::cast_possible_truncation, reason = "a share of `room`")]
+        let at = (room as f32 * depth) as usize;
         // The text again and again, where it is shorter.
         let hay: Vec<u32> = self.tokens.iter().cycle().take(room).copied().collect();
-        let (before, after) = hay.split_at((room as f32 * depth) as usize);
+        let (before, after) = hay.split_at(at);
         let prompt = [before, fact, after, question].concat();
         let mut continuation = Continuation {
             model,
@@ -321,7 +329,7 @@ impl Work<'_> {
             watch: std::mem::take(watch),
         };
         let chunk = self.command.run.chunk as usize;
-        let mut token = continuation.prefill(&prompt, chunk)?;
+        let mut token = continuation.prefill(&prompt, chunk, bar)?;
         let mut right = 0;
         while right < answer.len() && token == Some(answer[right]) {
             right += 1;

@@ -203,7 +203,9 @@ impl Task for Work<'_> {
 
         let prefill = Instant::now();
         let chunk = self.command.run.chunk as usize;
-        let mut next = continuation.prefill(self.prompt, chunk)?;
+        let bar = crate::progress(self.prompt.len() as u64, "prompt");
+        let mut next = continuation.prefill(self.prompt, chunk, &bar)?;
+        bar.finish_and_clear();
         let prefill_seconds = prefill.elapsed().as_secs_f64();
         let first_token_seconds = self.started.elapsed().as_secs_f64();
 

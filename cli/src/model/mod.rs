@@ -20,6 +20,7 @@ use crate::{output, source};
 use burn::prelude::Backend;
 use butterfly::{AttentionBackend, Plan};
 use butterfly_compiler::lengths;
+use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity, Target};
@@ -272,8 +273,14 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
         None => None,
         Some(pattern) => Some(source::read(pattern)?),
     };
+    let counted = u32::try_from(tokens).ok().filter(|n| *n <= MAX_TOKENS);
+    let counted = counted.ok_or_else(|| {
+        Failure::Bad(format!(
+            "{tokens} tokens are asked for; at most {MAX_TOKENS} are counted"
+        ))
+    })?;
     if let Some(parsed) = &parsed {
-        check(parsed, tokens)?;
+        check(parsed, counted)?;
     }
     let plan = match (&run.artifacts, &parsed) {
         (Some(dir), _) => Plan::open(dir).map_err(Failure::bad)?,
@@ -297,7 +304,7 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
         }
     }
     let pattern = &plan.sparsity().pattern;
-    let blocks = (tokens as u32).div_ceil(plan.sparsity().block);
+    let blocks = counted.div_ceil(plan.sparsity().block);
     if run.capacity.is_none() && pattern.stage_count(blocks) > 1 {
         output::note(format_args!(
             "note: the stages of the pattern are those of {tokens} tokens, all of this run; with other lengths layers see other blocks, unless --capacity fixes them"
@@ -310,8 +317,8 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
     Ok(Some(Sparse { plan, sparsity }))
 }
 
-fn check(parsed: &Parsed, tokens: usize) -> Result<(), Failure> {
-    let (sparsity, tokens) = (&parsed.sparsity, tokens as u32);
+fn check(parsed: &Parsed, tokens: u32) -> Result<(), Failure> {
+    let sparsity = &parsed.sparsity;
     let context = Context::new(sparsity.block, tokens, 0);
     source::check_tables(parsed, &context)?;
     lengths::check(sparsity, tokens).map_err(|error| source::blame(parsed, &context, &error))
@@ -332,7 +339,7 @@ pub(crate) fn policy(
 
 #[cfg(feature = "emitters")]
 fn jit(sparsity: Sparsity) -> Result<Plan, Failure> {
-    Ok(Plan::new(sparsity))
+    Plan::new(sparsity).map_err(Failure::bad)
 }
 
 #[cfg(not(feature = "emitters"))]
@@ -352,6 +359,11 @@ fn dense() -> Result<Plan, Failure> {
     Err(Failure::Bad(
         "this build makes no kernels: give --artifacts".into(),
     ))
+}
+
+/// Waits for what the device was given.
+fn sync<B: Backend>(device: &B::Device) -> Result<(), Failure> {
+    B::sync(device).map_err(|error| Failure::Bad(format!("the device failed: {error:?}")))
 }
 
 /// Logits in host memory.

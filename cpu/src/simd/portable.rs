@@ -69,6 +69,10 @@ impl Simd for Portable {
         x.map(|x| (x + SHIFT) - SHIFT)
     }
     #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "callers hold exponents to 8 bits"
+    )]
     unsafe fn scale_by_power(x: [f32; 4], n: [f32; 4]) -> [f32; 4] {
         zip(x, n, |x, n| {
             x * f32::from_bits(((n as i32 + 127) as u32) << 23)

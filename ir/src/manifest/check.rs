@@ -58,6 +58,14 @@ impl Manifest {
                 return Err(wrong(place, "is listed twice"));
             }
         }
+        // What runs dense is known from `dense` alone.
+        let rows = self.kernels.iter().map(|kernel| &kernel.spec.rows);
+        let mut own = rows.filter(|rows| Some(*rows) != self.dense.as_ref());
+        if let Some(first) = own.next()
+            && own.any(|rows| rows != first)
+        {
+            return Err(wrong("kernels", "are of several patterns beside `dense`"));
+        }
         for product in &self.products {
             let place = format!("product of {}", product.product.dtype.name());
             product.check().map_err(|what| wrong(place, what))?;

@@ -213,10 +213,18 @@ pub(super) fn buffers<'a>(
         inputs.extend(table_words(table));
     }
     inputs.extend(sinks);
+    let bytes = |bytes: u64| {
+        usize::try_from(bytes).map_err(|_| LaunchError::Limit {
+            device,
+            what: "the number of bytes of a result",
+            asked: bytes,
+            available: usize::MAX as u64,
+        })
+    };
     Ok(Buffers {
         inputs,
         scalars: needs.scalars,
-        outputs: [o as usize, needs.results as usize * 4],
+        outputs: [bytes(o)?, bytes(4 * needs.results)?],
         grid: needs.grid,
         maps: needs.maps,
     })

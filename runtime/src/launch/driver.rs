@@ -47,12 +47,9 @@ pub(super) fn probe() -> Result<Found, String> {
         said("cuInit", init(0))?;
         let mut device = 0;
         said("cuDeviceGet", get(&mut device, 0))?;
-        let mut text = [0; 256];
-        let length = text.len() as c_int - 1;
-        said(
-            "cuDeviceGetName",
-            get_name(text.as_mut_ptr(), length, device),
-        )?;
+        const MOST: c_int = 255;
+        let mut text = [0; MOST as usize + 1];
+        said("cuDeviceGetName", get_name(text.as_mut_ptr(), MOST, device))?;
         let capability = |which| {
             let mut value = 0;
             said("cuDeviceGetAttribute", attribute(&mut value, which, device))?;

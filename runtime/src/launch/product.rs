@@ -132,7 +132,7 @@ impl ReadyProduct {
             .with_tensor_maps(maps)
             .with_buffers(vec![c.clone().binding()])
             .with_info(by_value(&[m, n, k, c_row]));
-        let tiles = self.tiles(m, n) as u32;
+        let tiles = u32::try_from(self.tiles(m, n)).unwrap_or(u32::MAX);
         let processors = client.properties().hardware.num_streaming_multiprocessors;
         let grid = tiles.min(processors.unwrap_or(1).max(1));
         // SAFETY: every length was checked against the rows.

@@ -123,6 +123,7 @@ pub(super) fn run<R: Runtime>(
     let milliseconds = match runs {
         0 | 1 => vec![burst(1)?],
         _ => {
+            #[expect(clippy::cast_possible_truncation, reason = "clamped")]
             let launches = (BURST_MILLISECONDS / burst(1)?).clamp(1.0, 100.0) as u32;
             (0..runs)
                 .map(|_| burst(launches))

@@ -13,6 +13,10 @@ use cubecl_runtime::tma::{
 pub(super) fn bind(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding> {
     let binding = |(map, tensor): (&Map, &Handle)| {
         let dims = |dims: [u32; 4]| dims.map(|n| n as usize);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "strides of what lies in memory"
+        )]
         let strides = map.strides.map(|n| n as usize);
         let kind = match map.dtype {
             Dtype::F32 => FloatKind::F32,
