@@ -44,6 +44,7 @@ mod attention;
 #[cfg(feature = "autodiff")]
 mod autodiff;
 mod backend;
+pub mod backends;
 mod cache;
 mod checked;
 mod compiled;

@@ -9,6 +9,8 @@ struct Report {
     instruction_set: String,
     devices: Vec<Device>,
     emitters: bool,
+    /// Whether it runs whole models.
+    models: bool,
     nvrtc: Option<String>,
     nvrtc_looked: Vec<String>,
 }
@@ -53,6 +55,7 @@ pub(crate) fn run(json: bool) -> Result<(), Failure> {
             .map(Device::from)
             .collect(),
         emitters: cfg!(feature = "emitters"),
+        models: cfg!(feature = "models"),
         nvrtc,
         nvrtc_looked,
     };
@@ -97,6 +100,10 @@ fn text(report: &Report) -> String {
             ),
         };
         text += &format!("{:<8} {state}\n", device.device);
+    }
+    if !report.models {
+        text +=
+            "models   missing: this build runs attention only; build with `--features models`\n";
     }
     text + &match (report.emitters, &report.nvrtc) {
         (false, _) => "emitters missing: this build makes kernels for the CPU only; build with `--features emitters`\n".into(),

@@ -8,6 +8,8 @@
 // `output` prints, and knows what to do where nobody reads.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+// What only commands for models call.
+#![cfg_attr(not(feature = "models"), allow(dead_code, unused_imports))]
 
 mod args;
 mod attend;
@@ -21,6 +23,7 @@ mod failure;
 mod inspect;
 mod kernel;
 mod measure;
+#[cfg(feature = "models")]
 mod model;
 mod output;
 mod prove;
@@ -90,15 +93,29 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Bench {
             what: Bench::Decode(command),
         } => bench::run(Phase::Decode, &command, json),
+        #[cfg(feature = "models")]
         Command::Logits(command) => model::logits::run(&command, json),
+        #[cfg(feature = "models")]
         Command::Generate(command) => model::generate::run(&command, json),
+        #[cfg(feature = "models")]
         Command::Eval(command) => model::eval::run(&command, json),
+        #[cfg(feature = "models")]
         Command::Bench {
             what: Bench::Model(command),
         } => model::bench::model(&command, json),
+        #[cfg(feature = "models")]
         Command::Bench {
             what: Bench::Layer(command),
         } => model::bench::layer(&command, json),
+        #[cfg(not(feature = "models"))]
+        Command::Logits(_)
+        | Command::Generate(_)
+        | Command::Eval(_)
+        | Command::Bench {
+            what: Bench::Model(_) | Bench::Layer(_),
+        } => Err(Failure::Bad(
+            "this build runs no models: build it with `--features models`".into(),
+        )),
         Command::Patterns => {
             let page = butterfly_ir::pattern::reference();
             print(json, &serde_json::json!({ "patterns": page }), || {

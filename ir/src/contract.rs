@@ -5,7 +5,7 @@
 //! Invariants: what passes can be launched without a division by zero, an index past a list, or a
 //! grid that leaves queries out; what the emitters make passes.
 
-use crate::geometry::{Boxes, Geometry, Resident, Split};
+use crate::kernel::geometry::{Boxes, Geometry, Resident, Split};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
 use crate::{
     Atom, Bound, Dtype, KernelSpec, PartnerRule, Phase, Product, RowProgram, Rows, Target,

@@ -14,7 +14,6 @@
 
 pub mod band;
 pub mod contract;
-pub mod geometry;
 pub mod kernel;
 pub mod key;
 pub mod layer_graph;
@@ -31,10 +30,9 @@ pub mod topology;
 
 pub use band::Band;
 pub use contract::ContractError;
-pub use geometry::{Boxes, Geometry, Resident, Split};
 pub use kernel::{
-    BandTable, Dtype, Kernel, KernelSpec, LaunchScalars, Phase, Resources, Rows, Score,
-    ScoreValues, Sm, Target,
+    BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Resident,
+    Resources, Rows, Score, ScoreValues, Sm, Split, Target, geometry, scalar,
 };
 pub use pattern::build;
 pub use pattern::{Diagnostic, Leaf, LimitError, Parsed, Pattern, Source, Sparsity, StageBy};

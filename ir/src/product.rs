@@ -31,6 +31,6 @@ pub struct Product {
 impl Product {
     /// The first line of the text of a kernel that is launched so.
     pub fn heading(&self) -> String {
-        crate::geometry::heading(self)
+        crate::kernel::geometry::heading(self)
     }
 }

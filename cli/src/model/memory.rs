@@ -24,7 +24,10 @@ impl Memory {
 
     /// The memory that the server of a CubeCL runtime has reserved.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
-    pub(crate) fn of<R: burn_cubecl::CubeRuntime>(device: &R::Device, total: Option<u64>) -> Self {
+    pub(crate) fn of<R: butterfly::backends::CubeRuntime>(
+        device: &R::Device,
+        total: Option<u64>,
+    ) -> Self {
         let client = R::client(device);
         Self {
             taken: Box::new({

@@ -18,7 +18,7 @@ use crate::device::{self, check_pattern};
 use crate::failure::Failure;
 use crate::{output, source};
 use burn::prelude::Backend;
-use butterfly::{AttentionBackend, Plan};
+use butterfly::{AttentionBackend, Plan, backends};
 use butterfly_compiler::lengths;
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::model::ModelConfig;
@@ -152,7 +152,7 @@ pub(crate) fn run_on<T: Task>(
     task: T,
 ) -> Result<T::Output, Failure> {
     let result = catch_unwind(AssertUnwindSafe(|| match place(run, setting)? {
-        (None, dtype) => task.run::<burn_flex::Flex>(Place {
+        (None, dtype) => task.run::<backends::Cpu>(Place {
             device: Default::default(),
             kind: "cpu",
             name: format!("{:?}", butterfly_cpu::Isa::best()),
@@ -225,30 +225,28 @@ fn on_device<T: Task>(
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda => {
-            type B = burn_cubecl::CubeBackend<cubecl_cuda::CudaRuntime, f32, i32, u8>;
             // Whatever is compiled is kept for the next start, with artifacts or without.
             butterfly_runtime::seed(&[], &[]).map_err(Failure::bad)?;
-            let device = burn_cuda::CudaDevice::default();
-            task.run::<B>(Place {
+            let device = backends::CudaDevice::default();
+            task.run::<backends::Cuda>(Place {
                 kind: "cuda",
                 name: found.name,
                 dtype,
-                memory: memory::Memory::of::<cubecl_cuda::CudaRuntime>(&device, found.memory),
+                memory: memory::Memory::of::<backends::CudaRuntime>(&device, found.memory),
                 device,
             })
         }
         #[cfg(feature = "vulkan")]
         Device::Vulkan => {
-            type B = burn_cubecl::CubeBackend<burn_wgpu::WgpuRuntime, f32, i32, u8>;
             let device = match found.software {
-                true => burn_wgpu::WgpuDevice::Cpu,
-                false => burn_wgpu::WgpuDevice::default(),
+                true => backends::WgpuDevice::Cpu,
+                false => backends::WgpuDevice::default(),
             };
-            task.run::<B>(Place {
+            task.run::<backends::Vulkan>(Place {
                 kind: "vulkan",
                 name: found.name,
                 dtype,
-                memory: memory::Memory::of::<burn_wgpu::WgpuRuntime>(&device, found.memory),
+                memory: memory::Memory::of::<backends::WgpuRuntime>(&device, found.memory),
                 device,
             })
         }

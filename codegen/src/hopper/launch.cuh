@@ -18,17 +18,17 @@ struct alignas(8) Parameters { unsigned words[PARAMETERS]; };
 __device__ __forceinline__ Launch read_launch(const Parameters& parameters) {
   const unsigned(&params)[PARAMETERS] = parameters.words;
   Launch launch;
-  launch.q_len = params[0];
-  launch.kv_len = params[1];
-  launch.q_offset = params[2];
-  launch.kv_heads = params[3];
-  launch.blocks = params[4];
-  launch.index = params[5];
-  launch.scale = __uint_as_float(params[6]);
-  launch.o_batch = params[16];
-  launch.o_head = params[17];
-  launch.o_token = params[18];
-  launch.batch = params[19];@score_read
+  launch.q_len = params[@Q_LEN];
+  launch.kv_len = params[@KV_LEN];
+  launch.q_offset = params[@Q_OFFSET];
+  launch.kv_heads = params[@KV_HEADS];
+  launch.blocks = params[@BLOCKS];
+  launch.index = params[@INDEX];
+  launch.scale = __uint_as_float(params[@SCALE]);
+  launch.o_batch = params[@O_BATCH];
+  launch.o_head = params[@O_HEAD];
+  launch.o_token = params[@O_TOKEN];
+  launch.batch = params[@BATCH];@score_read
   return launch;
 }
 @score

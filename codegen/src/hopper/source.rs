@@ -1,6 +1,7 @@
 //! What the texts of all kernels begin with.
 
-use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Rows};
+use butterfly_ir::kernel::signature::{self, Binding, Role, Way};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, LaunchScalars, Rows, scalar};
 use std::fmt::Write;
 
 /// What all kernels compute with.
@@ -85,11 +86,7 @@ pub(super) fn launch(spec: &KernelSpec) -> String {
     let mut score = String::new();
     if spec.score.softcap {
         fields += "\n  float softcap;";
-        let _ = write!(
-            read,
-            "\n  launch.softcap = __uint_as_float(params[{}]);",
-            LaunchScalars::SOFTCAP_AT
-        );
+        read += "\n  launch.softcap = __uint_as_float(params[@SOFTCAP]);";
         score += SOFTCAP;
     }
     if spec.score.sinks {
@@ -99,11 +96,15 @@ pub(super) fn launch(spec: &KernelSpec) -> String {
         Rows::ClosedForm(_) => "",
         Rows::Table => "\n  const unsigned* offsets;\n  const Band* table;",
     };
-    include_str!("launch.cuh")
+    let text = include_str!("launch.cuh")
         .replace("@score_fields", &fields)
         .replace("@score_read", &read)
         .replace("@score\n", &score)
-        .replace("@table", table)
+        .replace("@table", table);
+    let places = scalar::ALL.iter();
+    places.fold(text, |text, (name, place)| {
+        text.replace(&format!("[@{name}]"), &format!("[{place}]"))
+    })
 }
 
 const SOFTCAP: &str = "
@@ -132,18 +133,37 @@ pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
     format!("{before}{added}{after}")
 }
 
-/// The entry point with the arguments that this spec has.
-pub(super) fn entry(spec: &KernelSpec, text: &str) -> String {
-    let mut buffers = String::new();
+/// The entry point with the arguments of this kernel: a line for each in the text's indentation.
+pub(super) fn entry(spec: &KernelSpec, geometry: &Geometry, text: &str) -> String {
+    let (before, _) = text.split_once("@arguments").expect("a mark");
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let indent = format!("\n{:1$}", "", line.chars().count());
+    let signature = signature::of(spec, geometry);
+    let arguments: Vec<String> = signature.iter().map(declared).collect();
     let mut launch = String::new();
-    if spec.rows == Rows::Table {
-        buffers += "\n    const unsigned* __restrict__ offsets, const Band* __restrict__ table,";
-        launch += "\n  launch.offsets = offsets;\n  launch.table = table;";
+    for binding in &signature {
+        launch += match binding.role {
+            Role::Offsets => "\n  launch.offsets = offsets;",
+            Role::Bands => "\n  launch.table = bands;",
+            Role::Sinks => "\n  launch.sinks = sinks;",
+            _ => "",
+        };
     }
-    if spec.score.sinks {
-        buffers += "\n    const float* __restrict__ sinks,";
-        launch += "\n  launch.sinks = sinks;";
-    }
-    text.replace("@buffers", &buffers)
+    text.replace("@arguments", &arguments.join(&format!(",{indent}")))
         .replace("@launch", &launch)
+}
+
+/// An argument in CUDA C++. Tensors behind tensor maps have no name, but for o.
+fn declared(Binding { role, way }: &Binding) -> String {
+    let name = role.name();
+    match (way, role) {
+        (Way::Map(_), _) => format!("const __grid_constant__ TensorMap {name}_map"),
+        (Way::Value, _) => "const __grid_constant__ Parameters parameters".into(),
+        (_, Role::O) => "Element* __restrict__ o".into(),
+        (Way::Mapped, _) => "const void*".into(),
+        (Way::Buffer, Role::Lse) => "float* __restrict__ lse".into(),
+        (Way::Buffer, Role::Bands) => "const Band* __restrict__ bands".into(),
+        (Way::Buffer, Role::Sinks) => "const float* __restrict__ sinks".into(),
+        (Way::Buffer, _) => format!("const unsigned* __restrict__ {name}"),
+    }
 }

@@ -9,7 +9,7 @@
 use super::blueprint::{Blueprint, REDUCERS, TEAM};
 use super::rows::{self, Grid};
 use super::score::{self, HIDDEN, weight};
-use butterfly_ir::band::UNBOUNDED;
+use butterfly_ir::{band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
@@ -48,22 +48,22 @@ pub(crate) fn decode<F: Float>(
     let reduced = comptime!(plan.rows * k_pitch);
     let stage = comptime!(plan.p_words);
 
-    let q_len = params[0];
-    let kv_len = params[1];
-    let scale = f32::reinterpret(params[6]);
+    let q_len = params[scalar::Q_LEN];
+    let kv_len = params[scalar::KV_LEN];
+    let scale = f32::reinterpret(params[scalar::SCALE]);
     let t = UNIT_POS;
     let local = CUBE_POS_X;
-    let at_query = params[2] + local;
+    let at_query = params[scalar::Q_OFFSET] + local;
     let query = i32::cast_from(at_query);
     let kv_head = CUBE_POS_Y;
-    let q_base = CUBE_POS_Z * params[7] + local * params[9];
-    let q_head = params[8];
-    let k_base = CUBE_POS_Z * params[10] + kv_head * params[11];
-    let k_token = params[12];
-    let v_base = CUBE_POS_Z * params[13] + kv_head * params[14];
-    let v_token = params[15];
-    let o_base = CUBE_POS_Z * params[16] + local * params[18];
-    let o_head = params[17];
+    let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + local * params[scalar::Q_TOKEN];
+    let q_head = params[scalar::Q_HEAD];
+    let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
+    let k_token = params[scalar::K_TOKEN];
+    let v_base = CUBE_POS_Z * params[scalar::V_BATCH] + kv_head * params[scalar::V_HEAD];
+    let v_token = params[scalar::V_TOKEN];
+    let o_base = CUBE_POS_Z * params[scalar::O_BATCH] + local * params[scalar::O_TOKEN];
+    let o_head = params[scalar::O_HEAD];
     let row = rows::of_block(
         params,
         offsets,
@@ -316,7 +316,7 @@ pub(crate) fn decode<F: Float>(
                     }
                 }
                 if t == 0u32 {
-                    let heads = params[3] * group;
+                    let heads = params[scalar::KV_HEADS] * group;
                     lse[((CUBE_POS_Z * heads + head + r) * q_len + local) as usize] = end.lse;
                 }
             }

@@ -12,7 +12,7 @@ use super::blueprint::Blueprint;
 use super::fragments::{Shape, copy, multiply, store, zeros};
 use super::rows::{self, Grid};
 use super::score::{self, HIDDEN, weight};
-use butterfly_ir::band::UNBOUNDED;
+use butterfly_ir::{band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
@@ -51,10 +51,10 @@ pub(crate) fn prefill<F: Float>(
     let o_count = comptime!((v_pad / 8) as usize);
     let size!(Pair) = 2usize;
 
-    let q_len = params[0];
-    let kv_len = params[1];
-    let q_offset = params[2];
-    let scale = f32::reinterpret(params[6]);
+    let q_len = params[scalar::Q_LEN];
+    let kv_len = params[scalar::KV_LEN];
+    let q_offset = params[scalar::Q_OFFSET];
+    let scale = f32::reinterpret(params[scalar::SCALE]);
 
     let tiles = comptime!(plan.block.div_ceil(plan.q_tile()));
     let b = q_offset / block + CUBE_POS_X / tiles;
@@ -68,9 +68,10 @@ pub(crate) fn prefill<F: Float>(
         let head = CUBE_POS_Y;
         let kv_head = head / comptime!(plan.group);
         // Positions are absolute: `q_base` may wrap below zero and comes back in the sum.
-        let q_base = CUBE_POS_Z * params[7] + head * params[8] - q_offset * params[9];
-        let k_base = CUBE_POS_Z * params[10] + kv_head * params[11];
-        let v_base = CUBE_POS_Z * params[13] + kv_head * params[14];
+        let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + head * params[scalar::Q_HEAD]
+            - q_offset * params[scalar::Q_TOKEN];
+        let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
+        let v_base = CUBE_POS_Z * params[scalar::V_BATCH] + kv_head * params[scalar::V_HEAD];
         let row = rows::of_block(params, offsets, b, plan.clone());
         let t = UNIT_POS;
         let lane = t % 32u32;
@@ -109,7 +110,7 @@ pub(crate) fn prefill<F: Float>(
             &mut operands,
             0u32,
             q_base,
-            params[9],
+            params[scalar::Q_TOKEN],
             base,
             begin,
             stop,
@@ -131,7 +132,7 @@ pub(crate) fn prefill<F: Float>(
                 &mut operands,
                 k_at.runtime(),
                 k_base,
-                params[12],
+                params[scalar::K_TOKEN],
                 k0,
                 0u32,
                 kv_len,
@@ -148,7 +149,7 @@ pub(crate) fn prefill<F: Float>(
                 &mut operands,
                 v_at.runtime(),
                 v_base,
-                params[15],
+                params[scalar::V_TOKEN],
                 k0,
                 0u32,
                 kv_len,
@@ -349,7 +350,7 @@ pub(crate) fn prefill<F: Float>(
             let of_tile = first_row + r + comptime!(8 * h as u32);
             let at_query = base + of_tile;
             if column == 0u32 && at_query >= begin && at_query < stop {
-                let heads = params[3] * comptime!(plan.group);
+                let heads = params[scalar::KV_HEADS] * comptime!(plan.group);
                 lse[((CUBE_POS_Z * heads + head) * q_len + at_query - q_offset) as usize] = end.lse;
             }
             #[unroll]
@@ -363,12 +364,13 @@ pub(crate) fn prefill<F: Float>(
             }
         }
         sync_cube();
-        let o_base = CUBE_POS_Z * params[16] + head * params[17] - q_offset * params[18];
+        let o_base = CUBE_POS_Z * params[scalar::O_BATCH] + head * params[scalar::O_HEAD]
+            - q_offset * params[scalar::O_TOKEN];
         store::<F>(
             &operands,
             o,
             o_base,
-            params[18],
+            params[scalar::O_TOKEN],
             base,
             begin,
             stop,

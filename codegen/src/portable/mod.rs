@@ -13,6 +13,7 @@ mod rows;
 mod score;
 
 use blueprint::Blueprint;
+use butterfly_ir::kernel::signature::{self, Binding, Role};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Rows, Target};
 use cubecl_core::compute::KernelBuilder;
 use cubecl_core::ir::{
@@ -20,6 +21,7 @@ use cubecl_core::ir::{
     MemoryDeviceProperties, MmaProperties, TargetProperties, features::TypeUsage,
 };
 use cubecl_core::prelude::*;
+use std::collections::BTreeMap;
 
 /// Name of every entry point.
 pub(crate) use butterfly_ir::kernel::ENTRY;
@@ -74,20 +76,36 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
     builder.device_properties(&properties());
     AddressType::U32.register(&mut builder.scope);
     let arg = ArrayCompilationArg { inplace: None };
-    let q = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
-    let k = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
-    let v = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
-    let params = <Array<u32> as LaunchArg>::expand(&arg, &mut builder);
+    let (mut tensors, mut words, mut lse) = (BTreeMap::new(), BTreeMap::new(), None);
+    for Binding { role, .. } in signature::of(spec, &plan.geometry(spec.phase)) {
+        match role {
+            Role::Q | Role::K | Role::V => {
+                let tensor = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
+                tensors.insert(role, tensor);
+            }
+            Role::O => {
+                let tensor = <Array<F> as LaunchArg>::expand_output(&arg, &mut builder);
+                tensors.insert(role, tensor);
+            }
+            Role::Lse => lse = Some(<Array<f32> as LaunchArg>::expand_output(&arg, &mut builder)),
+            Role::Scalars | Role::Offsets | Role::Bands | Role::Sinks => {
+                let buffer = <Array<u32> as LaunchArg>::expand(&arg, &mut builder);
+                words.insert(role, buffer);
+            }
+        }
+    }
+    let tensor = |role| tensors[&role].clone();
+    let (q, k, v, o) = (
+        tensor(Role::Q),
+        tensor(Role::K),
+        tensor(Role::V),
+        tensor(Role::O),
+    );
+    let lse = lse.expect("every kernel writes lse");
+    let params = words[&Role::Scalars].clone();
     // Closed forms have no table; the kernel then never reads these two.
-    let (offsets, table) = match &spec.rows {
-        Rows::Table => (
-            <Array<u32> as LaunchArg>::expand(&arg, &mut builder),
-            <Array<u32> as LaunchArg>::expand(&arg, &mut builder),
-        ),
-        Rows::ClosedForm(_) => (params.clone(), params.clone()),
-    };
-    let o = <Array<F> as LaunchArg>::expand_output(&arg, &mut builder);
-    let lse = <Array<f32> as LaunchArg>::expand_output(&arg, &mut builder);
+    let table = |role| words.get(&role).unwrap_or(&params).clone();
+    let (offsets, table) = (table(Role::Offsets), table(Role::Bands));
     let scope = &mut builder.scope;
     let plan_of = plan.clone();
     match spec.phase {

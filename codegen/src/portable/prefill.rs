@@ -8,7 +8,7 @@
 use super::blueprint::Blueprint;
 use super::rows::{self, Grid};
 use super::score::{self, HIDDEN, weight};
-use butterfly_ir::band::UNBOUNDED;
+use butterfly_ir::{band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
@@ -44,10 +44,10 @@ pub(crate) fn prefill<F: Float>(
     let stage = comptime!(plan.p_words);
     let k_stage = comptime!(plan.p_words + plan.q_tile() * (plan.d_slice + 1));
 
-    let q_len = params[0];
-    let kv_len = params[1];
-    let q_offset = params[2];
-    let scale = f32::reinterpret(params[6]);
+    let q_len = params[scalar::Q_LEN];
+    let kv_len = params[scalar::KV_LEN];
+    let q_offset = params[scalar::Q_OFFSET];
+    let scale = f32::reinterpret(params[scalar::SCALE]);
 
     let tiles = comptime!(plan.block.div_ceil(plan.q_tile()));
     let b = q_offset / block + CUBE_POS_X / tiles;
@@ -61,9 +61,10 @@ pub(crate) fn prefill<F: Float>(
         let head = CUBE_POS_Y;
         let kv_head = head / comptime!(plan.group);
         // Positions are absolute: `q_base` may wrap below zero and comes back in the sum.
-        let q_base = CUBE_POS_Z * params[7] + head * params[8] - q_offset * params[9];
-        let k_base = CUBE_POS_Z * params[10] + kv_head * params[11];
-        let v_base = CUBE_POS_Z * params[13] + kv_head * params[14];
+        let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + head * params[scalar::Q_HEAD]
+            - q_offset * params[scalar::Q_TOKEN];
+        let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
+        let v_base = CUBE_POS_Z * params[scalar::V_BATCH] + kv_head * params[scalar::V_HEAD];
 
         let row = rows::of_block(params, offsets, b, plan.clone());
         let t = UNIT_POS;
@@ -108,7 +109,9 @@ pub(crate) fn prefill<F: Float>(
                     let at = base + r;
                     let mut x = 0.0f32.runtime();
                     if at >= begin && at < stop {
-                        x = f32::cast_from(q[(q_base + at * params[9] + d0 + d) as usize]);
+                        x = f32::cast_from(
+                            q[(q_base + at * params[scalar::Q_TOKEN] + d0 + d) as usize],
+                        );
                     }
                     shared[(stage + r * d_pitch + d) as usize] = x;
                 }
@@ -118,7 +121,9 @@ pub(crate) fn prefill<F: Float>(
                     let at = k0 + r;
                     let mut x = 0.0f32.runtime();
                     if at < kv_len {
-                        x = f32::cast_from(k[(k_base + at * params[12] + d0 + d) as usize]);
+                        x = f32::cast_from(
+                            k[(k_base + at * params[scalar::K_TOKEN] + d0 + d) as usize],
+                        );
                     }
                     shared[(k_stage + r * d_pitch + d) as usize] = x;
                 }
@@ -243,7 +248,9 @@ pub(crate) fn prefill<F: Float>(
                     let at = k0 + r;
                     let mut x = 0.0f32.runtime();
                     if at < kv_len {
-                        x = f32::cast_from(v[(v_base + at * params[15] + first + c) as usize]);
+                        x = f32::cast_from(
+                            v[(v_base + at * params[scalar::V_TOKEN] + first + c) as usize],
+                        );
                     }
                     shared[(stage + r * v_width + c) as usize] = x;
                 }
@@ -293,7 +300,9 @@ pub(crate) fn prefill<F: Float>(
             if at >= begin && at < stop {
                 let local = at - q_offset;
                 let end = score::end(top[r as usize], total, params, head, plan.clone());
-                let o_base = CUBE_POS_Z * params[16] + head * params[17] + local * params[18];
+                let o_base = CUBE_POS_Z * params[scalar::O_BATCH]
+                    + head * params[scalar::O_HEAD]
+                    + local * params[scalar::O_TOKEN];
                 #[unroll]
                 for i in 0..comptime!(v_cols * v_slices) {
                     let col = tx + comptime!(i * plan.tx);
@@ -307,7 +316,7 @@ pub(crate) fn prefill<F: Float>(
                     }
                 }
                 if tx == 0u32 {
-                    let heads = params[3] * comptime!(plan.group);
+                    let heads = params[scalar::KV_HEADS] * comptime!(plan.group);
                     lse[((CUBE_POS_Z * heads + head) * q_len + local) as usize] = end.lse;
                 }
             }

@@ -4,7 +4,7 @@
 //! Same meaning, statement by statement, as `butterfly_ir::{row_program, stage, band}`.
 
 use super::blueprint::Blueprint;
-use butterfly_ir::{Atom, Bound, PartnerRule, RowProgram, band::UNBOUNDED};
+use butterfly_ir::{Atom, Bound, PartnerRule, RowProgram, band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
@@ -35,7 +35,7 @@ pub(crate) fn of_block(
     b: u32,
     #[comptime] plan: Blueprint,
 ) -> Row {
-    let kv_len = i32::cast_from(params[1]);
+    let kv_len = i32::cast_from(params[scalar::KV_LEN]);
     let mut closed = Sequence::<Limits>::new();
     let mut from = 0u32.runtime();
     let mut to = 0u32.runtime();
@@ -147,7 +147,7 @@ fn atom_range(
             stop = comptime!(tokens(blocks, block)).runtime();
         }
         Atom::Rows { blocks } => {
-            stop = select(b < blocks, params[1], 0u32.runtime());
+            stop = select(b < blocks, params[scalar::KV_LEN], 0u32.runtime());
         }
     }
     Range {
@@ -179,8 +179,8 @@ fn partner(
     #[comptime] offset: u32,
     #[comptime] step: u32,
 ) -> Partner {
-    let blocks = params[4];
-    let index = params[5];
+    let blocks = params[scalar::BLOCKS];
+    let index = params[scalar::INDEX];
     // Digits of `blocks - 1`: the smallest width whose power reaches `blocks`.
     let mut width = 0u32.runtime();
     let mut rest = max(blocks, 1u32.runtime()) - 1u32;

@@ -1,7 +1,7 @@
 //! Logits and weights: what is done to them beside scale and mask, and how rows end.
 
 use super::blueprint::Blueprint;
-use butterfly_ir::LaunchScalars;
+use butterfly_ir::scalar;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
@@ -21,7 +21,7 @@ pub(crate) fn weight(x: f32) -> f32 {
 /// for both cases CubeCL puts the write of a vector's element after that of the vector.
 #[cube]
 pub(crate) fn capped(x: f32, params: &Array<u32>) -> f32 {
-    let cap = f32::reinterpret(params[comptime!(LaunchScalars::SOFTCAP_AT as usize)]);
+    let cap = f32::reinterpret(params[scalar::SOFTCAP]);
     cap * Tanh::tanh(x / cap)
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn end(
     let mut total = sum;
     let mut fade = 1.0f32.runtime();
     if comptime!(plan.score.sinks) {
-        let at = head + comptime!(LaunchScalars::SINKS_AT);
+        let at = head + comptime!(scalar::SINKS as u32);
         let sink = f32::reinterpret(params[at as usize]);
         if sink > top || sum > 0.0f32 {
             highest = max(top, sink);

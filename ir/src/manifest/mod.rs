@@ -7,10 +7,11 @@ mod check;
 
 pub use check::ManifestError;
 
-use crate::geometry::second_entry;
+use crate::kernel::geometry::second_entry;
+use crate::kernel::signature::{self, Binding, Role, Way};
 use crate::plan::{Proof, SwappedLayer};
 use crate::{
-    Boxes, Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Sparsity, Split, StageBy,
+    Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Score, Sparsity, Split, StageBy,
     Target,
 };
 use serde::{Deserialize, Serialize};
@@ -207,69 +208,59 @@ pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
 
 /// The arguments of `spec` in binding order.
 pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
-    let argument = |name: &str, dtype: &str, shape: &str, output| Argument {
-        name: name.into(),
-        dtype: dtype.into(),
-        shape: shape.into(),
-        output,
-    };
-    let dtype = spec.dtype.name();
-    let mut arguments = Vec::new();
-    if let Some(Boxes {
-        q: [heads, tokens],
-        k: k_box,
-    }) = geometry.boxes
-    {
-        let map = format!("tensor map of {dtype}");
-        let [q, k] =
-            [[heads, tokens], [1, k_box]].map(|[h, t]| format!("boxes of 1, {h}, {t}, 64"));
-        let o = format!("boxes of 1, 1, {tokens}, 64");
-        for (name, boxes) in [("q_map", &q), ("k_map", &k), ("v_map", &k), ("o_map", &o)] {
-            arguments.push(argument(name, &map, boxes, name == "o_map"));
-        }
-    }
-    arguments.extend([
-        argument("q", dtype, "batch, q_heads, q_len, head_dim", false),
-        argument("k", dtype, "batch, kv_heads, kv_len, head_dim", false),
-        argument("v", dtype, "batch, kv_heads, kv_len, v_head_dim", false),
-    ]);
-    let o = argument("o", dtype, "batch, q_heads, q_len, v_head_dim", true);
-    let lse = argument("lse", "f32", "batch, q_heads, q_len", true);
-    let rows = match spec.rows {
-        Rows::ClosedForm(_) => vec![],
-        Rows::Table => vec![
-            argument("offsets", "u32", "rows + 1", false),
-            argument("bands", "i32", "bands, 4", false),
-        ],
-    };
-    // The tensors behind tensor maps come first.
-    if geometry.boxes.is_some() {
-        arguments.push(o);
-        arguments.extend(rows);
-        if spec.score.sinks {
-            arguments.push(argument("sinks", "f32", "q_heads", false));
-        }
-        arguments.push(lse);
-        let scalars = "22 by value, from 19 on batch and softcap";
-        arguments.push(argument("scalars", "u32", scalars, false));
-    } else {
-        let scalars = match spec.score.sinks {
-            true => "21 + q_heads, from 19 on batch, softcap and sinks",
-            false if spec.score.softcap => "21, from 19 on batch and softcap",
-            false => "19",
+    let listed = |Binding { role, way }: Binding| {
+        let dtype = match role {
+            Role::Q | Role::K | Role::V | Role::O => spec.dtype.name(),
+            Role::Lse | Role::Sinks => "f32",
+            Role::Offsets | Role::Scalars => "u32",
+            Role::Bands => "i32",
         };
-        arguments.push(argument("scalars", "u32", scalars, false));
-        arguments.extend(rows);
-        arguments.extend([o, lse]);
+        let (name, dtype, shape) = match way {
+            Way::Map([b, h, t, d]) => (
+                format!("{}_map", role.name()),
+                format!("tensor map of {dtype}"),
+                format!("boxes of {b}, {h}, {t}, {d}"),
+            ),
+            Way::Mapped | Way::Buffer | Way::Value => {
+                let shape = shape(role, way, spec.score).to_string();
+                (role.name().into(), dtype.into(), shape)
+            }
+        };
+        Argument {
+            name,
+            dtype,
+            shape,
+            output: role.is_output(),
+        }
+    };
+    signature::of(spec, geometry)
+        .into_iter()
+        .map(listed)
+        .collect()
+}
+
+/// The dimensions of an argument.
+fn shape(role: Role, way: Way, score: Score) -> &'static str {
+    match role {
+        Role::Q => "batch, q_heads, q_len, head_dim",
+        Role::K => "batch, kv_heads, kv_len, head_dim",
+        Role::V => "batch, kv_heads, kv_len, v_head_dim",
+        Role::O => "batch, q_heads, q_len, v_head_dim",
+        Role::Lse => "batch, q_heads, q_len",
+        Role::Offsets => "rows + 1",
+        Role::Bands => "bands, 4",
+        Role::Sinks => "q_heads",
+        Role::Scalars if way == Way::Value => "22 by value, from 19 on batch and softcap",
+        Role::Scalars if score.sinks => "21 + q_heads, from 19 on batch, softcap and sinks",
+        Role::Scalars if score.softcap => "21, from 19 on batch and softcap",
+        Role::Scalars => "19",
     }
-    arguments
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::Fitted;
-    use crate::{Dtype, Score};
+    use crate::kernel::geometry::Fitted;
 
     /// Where the manifest says so, and only there, `fitted` takes the second entry point.
     #[test]
@@ -291,35 +282,5 @@ mod tests {
             let Fitted { grid, alone } = geometry.fitted([1, jobs, 1], processors);
             assert_eq!((alone, grid[0]), (listed, if listed { 1 } else { 4 }));
         }
-    }
-
-    /// What is bound behind tensor maps comes with them, the scalars by value at the end.
-    #[test]
-    fn arguments_stand_in_binding_order() {
-        let spec = KernelSpec {
-            phase: Phase::Prefill,
-            head_dim: 128,
-            v_head_dim: 128,
-            group: 4,
-            dtype: Dtype::Bf16,
-            block: 128,
-            rows: Rows::Table,
-            score: Score::default(),
-        };
-        let geometry = |boxes| Geometry {
-            boxes,
-            ..Geometry::new([1; 3], [1, 1], 0)
-        };
-        let names = |geometry| {
-            let arguments = arguments(&spec, &geometry).into_iter();
-            let names: Vec<String> = arguments.map(|argument| argument.name).collect();
-            names.join(" ")
-        };
-        assert_eq!(names(geometry(None)), "q k v scalars offsets bands o lse");
-        let boxes = Boxes { q: [1, 64], k: 128 };
-        assert_eq!(
-            names(geometry(Some(boxes))),
-            "q_map k_map v_map o_map q k v o offsets bands lse scalars"
-        );
     }
 }

@@ -5,7 +5,8 @@
 
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
-use butterfly_ir::{BandTable, Boxes, Dtype, LaunchScalars, Rows, Score, ScoreValues};
+use butterfly_ir::kernel::signature::{Binding, Role, Way};
+use butterfly_ir::{Band, BandTable, Dtype, LaunchScalars, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
 /// What a launch needs, checked but for the tensors and the rows.
@@ -14,65 +15,53 @@ pub(super) struct Needs {
     pub(super) tensors: [u64; 4],
     /// Number of values of lse.
     pub(super) results: u64,
-    /// The scalars.
-    pub(super) scalars: Scalars,
+    /// Scalars and sinks.
+    pub(super) words: Words,
     /// As [`Buffers::grid`].
     pub(super) grid: [u32; 3],
     /// As [`Buffers::maps`].
-    pub(super) maps: Option<[Map; 4]>,
+    pub(super) maps: Vec<Map>,
     /// One past the last row of blocks that holds a query.
     pub(super) rows: u64,
 }
 
-/// How a kernel takes its scalars.
-pub(super) enum Scalars {
-    /// In a buffer.
-    Buffer(Vec<u32>),
-    /// By value; in a buffer only the logits of sinks, if it has any.
-    Value {
-        words: [u32; LaunchScalars::BY_VALUE],
-        sinks: Option<Vec<u32>>,
-    },
+/// The words of a launch.
+pub(super) struct Words {
+    /// The scalars, in a buffer or by value.
+    pub(super) scalars: Vec<u32>,
+    /// The logits of sinks, where they do not follow the scalars.
+    pub(super) sinks: Vec<u32>,
+    by_value: bool,
 }
 
-impl Scalars {
+impl Words {
     /// What comes by value.
     pub(super) fn by_value(&self) -> &[u32] {
-        match self {
-            Self::Buffer(_) => &[],
-            Self::Value { words, .. } => words,
-        }
-    }
-
-    /// What is bound before the rows, and after them.
-    pub(super) fn buffers(&self) -> [Option<Cow<'static, [u8]>>; 2] {
-        let bound = |words: &Vec<u32>| padded(self::words(words.iter().copied()));
-        match self {
-            Self::Buffer(words) => [Some(bound(words)), None],
-            Self::Value { sinks, .. } => [None, sinks.as_ref().map(bound)],
+        match self.by_value {
+            true => &self.scalars,
+            false => &[],
         }
     }
 }
 
 /// What is bound, checked.
 pub(super) struct Buffers<'a> {
-    /// q, k and v, scalars that come in a buffer, for rows from a table offsets and bands, and
-    /// logits of sinks that come in a buffer; each a positive multiple of [`ALIGN`] bytes.
-    pub(super) inputs: Vec<Cow<'a, [u8]>>,
+    /// What is read from buffers; each a positive multiple of [`ALIGN`] bytes.
+    pub(super) inputs: Vec<(Role, Cow<'a, [u8]>)>,
     /// The scalars.
-    pub(super) scalars: Scalars,
+    pub(super) words: Words,
     /// Bytes of o and lse, as they are read.
     pub(super) outputs: [usize; 2],
     /// Workgroups; for some kernels the most of them, see `Geometry::fitted`.
     pub(super) grid: [u32; 3],
-    /// What the tensor maps of q, k, v and o show, if the kernel takes them.
-    pub(super) maps: Option<[Map; 4]>,
+    /// What its tensor maps show.
+    pub(super) maps: Vec<Map>,
 }
 
 impl Buffers<'_> {
     /// Bytes of the largest buffer.
     pub(super) fn largest(&self) -> u64 {
-        let lengths = self.inputs.iter().map(|b| b.len());
+        let lengths = self.inputs.iter().map(|(_, bytes)| bytes.len());
         lengths.chain(self.outputs).max().unwrap_or(0) as u64
     }
 }
@@ -159,15 +148,12 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
     Ok(Needs {
         tensors,
         results,
-        scalars: match geometry.boxes {
-            None => Scalars::Buffer(scalars.parameters(spec.score, batch, &call.score)),
-            Some(_) => Scalars::Value {
-                words: scalars.by_value(batch, &call.score),
-                sinks: (call.score.sinks).map(|sinks| sinks.iter().map(|x| x.to_bits()).collect()),
-            },
-        },
+        words: words_of(kernel, call),
         grid,
-        maps: (geometry.boxes.filter(|_| results > 0)).map(|boxes| maps(kernel, call, &boxes)),
+        maps: match results {
+            0 => Vec::new(),
+            _ => maps(kernel, call),
+        },
         rows: last.div_ceil(spec.block.into()),
     })
 }
@@ -197,22 +183,28 @@ pub(super) fn buffers<'a>(
     };
     let needs = needs(device, kernel, &call)?;
     let [q, k, v, o] = needs.tensors;
-    let mut inputs = Vec::with_capacity(6);
-    for (name, bytes, needed) in [
-        ("q", arguments.q, q),
-        ("k", arguments.k, k),
-        ("v", arguments.v, v),
-    ] {
-        long_enough(name, bytes.len() as u64, needed)?;
-        inputs.push(padded(Cow::Borrowed(bytes)));
-    }
-    let [scalars, sinks] = needs.scalars.buffers();
-    inputs.extend(scalars);
-    if let Some(table) = rows_of(kernel, arguments.rows)? {
+    let table = rows_of(kernel, arguments.rows)?;
+    if let Some(table) = table {
         check_table(table, needs.rows)?;
-        inputs.extend(table_words(table));
     }
-    inputs.extend(sinks);
+    let tensor = |role: Role, bytes: &'a [u8], needed| {
+        long_enough(role.name(), bytes.len() as u64, needed)?;
+        Ok::<_, LaunchError>(padded(Cow::Borrowed(bytes)))
+    };
+    let mut inputs = Vec::new();
+    for role in kernel.buffers().filter(|role| !role.is_output()) {
+        let bytes = match role {
+            Role::Q => tensor(role, arguments.q, q)?,
+            Role::K => tensor(role, arguments.k, k)?,
+            Role::V => tensor(role, arguments.v, v)?,
+            Role::Offsets => padded(offsets(table.unwrap_or(&NO_TABLE))),
+            Role::Bands => padded(bands(table.unwrap_or(&NO_TABLE))),
+            Role::Scalars => padded(words(needs.words.scalars.iter().copied())),
+            Role::Sinks => padded(words(needs.words.sinks.iter().copied())),
+            Role::O | Role::Lse => continue,
+        };
+        inputs.push((role, bytes));
+    }
     let bytes = |bytes: u64| {
         usize::try_from(bytes).map_err(|_| LaunchError::Limit {
             device,
@@ -223,28 +215,28 @@ pub(super) fn buffers<'a>(
     };
     Ok(Buffers {
         inputs,
-        scalars: needs.scalars,
+        words: needs.words,
         outputs: [bytes(o)?, bytes(4 * needs.results)?],
         grid: needs.grid,
         maps: needs.maps,
     })
 }
 
-/// Tensors behind tensor maps, and buffers, in binding order: of all inputs, and of o and lse.
-/// The tensors are bound with their maps.
-pub(super) fn order<T: Clone>(
-    maps: Option<&[Map; 4]>,
-    inputs: &[T],
-    outputs: &[T; 2],
-) -> (Vec<T>, Vec<T>) {
-    let mut all = inputs.to_vec();
-    let [o, lse] = outputs;
-    // With q, k and v, or with lse.
-    let o_at = maps.map_or(all.len(), |_| 3);
-    all.insert(o_at, o.clone());
-    all.push(lse.clone());
-    let buffers = all.split_off(maps.map_or(0, |maps| maps.len()));
-    (all, buffers)
+/// The buffers of a kernel in binding order: those behind tensor maps, which are bound with them, and
+/// the others.
+pub(super) fn in_order<T, E>(
+    kernel: &Ready,
+    mut of: impl FnMut(Role) -> Result<T, E>,
+) -> Result<(Vec<T>, Vec<T>), E> {
+    let (mut mapped, mut buffers) = (Vec::new(), Vec::new());
+    for Binding { role, way } in kernel.signature() {
+        match way {
+            Way::Mapped => mapped.push(of(*role)?),
+            Way::Buffer => buffers.push(of(*role)?),
+            Way::Map(_) | Way::Value => {}
+        }
+    }
+    Ok((mapped, buffers))
 }
 
 /// What a kernel is given of rows, where it reads them from a table.
@@ -256,15 +248,20 @@ pub(super) fn rows_of<T>(kernel: &Ready, given: Option<T>) -> Result<Option<T>, 
     }
 }
 
-/// Offsets and bands, as they are bound.
-pub(super) fn table_words(table: &BandTable) -> [Cow<'static, [u8]>; 2] {
-    let bands = table.bands.iter();
-    [
-        padded(words(table.offsets.iter().copied())),
-        padded(words(bands.flat_map(|band| {
-            [band.lo, band.hi, band.first, band.end].map(|x| x as u32)
-        }))),
-    ]
+const NO_TABLE: BandTable = BandTable {
+    offsets: Vec::new(),
+    bands: Vec::new(),
+};
+
+/// The offsets of a table, as they are bound.
+pub(super) fn offsets(table: &BandTable) -> Cow<'static, [u8]> {
+    words(table.offsets.iter().copied())
+}
+
+/// The bands of a table, as they are bound.
+pub(super) fn bands(table: &BandTable) -> Cow<'static, [u8]> {
+    let limits = |band: &Band| [band.lo, band.hi, band.first, band.end].map(i32::cast_unsigned);
+    words(table.bands.iter().flat_map(limits))
 }
 
 /// Kernels that copy by tensor maps take strides that are multiples of 16 bytes, and some keys, where
@@ -302,23 +299,51 @@ fn check_copies(kernel: &Ready, scalars: &LaunchScalars, results: u64) -> Result
     }
 }
 
+/// Scalars and sinks, as the kernel is given them.
+fn words_of(kernel: &Ready, call: &Call<'_>) -> Words {
+    let (scalars, score) = (&call.scalars, &call.score);
+    let mut bindings = kernel.signature().iter();
+    let by_value = bindings.any(|binding| binding.way == Way::Value);
+    let sinks = score.sinks.unwrap_or_default().iter();
+    match by_value {
+        true => Words {
+            scalars: scalars.by_value(call.batch, score).to_vec(),
+            sinks: sinks.map(|sink| sink.to_bits()).collect(),
+            by_value,
+        },
+        false => Words {
+            scalars: scalars.parameters(kernel.spec().score, call.batch, score),
+            sinks: Vec::new(),
+            by_value,
+        },
+    }
+}
+
 /// What the tensor maps of a kernel show.
-fn maps(kernel: &Ready, call: &Call<'_>, boxes: &Boxes) -> [Map; 4] {
+fn maps(kernel: &Ready, call: &Call<'_>) -> Vec<Map> {
     let (spec, scalars) = (kernel.spec(), &call.scalars);
-    let map = |[batch, head, token]: [u64; 3], heads, length, dim, [h, t]: [u32; 2]| Map {
-        dtype: spec.dtype,
-        shape: [call.batch, heads, length, dim],
-        strides: [batch, head, token, 1],
-        tile: [1, h, t, 64],
+    let (q, kv) = (scalars.kv_heads * spec.group, scalars.kv_heads);
+    let (q_len, kv_len) = (scalars.q_len, scalars.kv_len);
+    let (d, dv) = (spec.head_dim, spec.v_head_dim);
+    let map = |binding: &Binding| {
+        let Way::Map(tile) = binding.way else {
+            return None;
+        };
+        let ([batch, head, token], [heads, length, dim]) = match binding.role {
+            Role::Q => (scalars.q_strides, [q, q_len, d]),
+            Role::K => (scalars.k_strides, [kv, kv_len, d]),
+            Role::V => (scalars.v_strides, [kv, kv_len, dv]),
+            Role::O => (scalars.o_strides, [q, q_len, dv]),
+            Role::Lse | Role::Offsets | Role::Bands | Role::Scalars | Role::Sinks => return None,
+        };
+        Some(Map {
+            dtype: spec.dtype,
+            shape: [call.batch, heads, length, dim],
+            strides: [batch, head, token, 1],
+            tile,
+        })
     };
-    let (d, dv, hkv) = (spec.head_dim, spec.v_head_dim, scalars.kv_heads);
-    let (hq, k_box) = (hkv * spec.group, [1, boxes.k]);
-    [
-        map(scalars.q_strides, hq, scalars.q_len, d, boxes.q),
-        map(scalars.k_strides, hkv, scalars.kv_len, d, k_box),
-        map(scalars.v_strides, hkv, scalars.kv_len, dv, k_box),
-        map(scalars.o_strides, hq, scalars.q_len, dv, [1, boxes.q[1]]),
-    ]
+    kernel.signature().iter().filter_map(map).collect()
 }
 
 /// Whether these are the values that the kernel reads.
@@ -385,32 +410,3 @@ pub(super) fn padded(mut bytes: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod limits;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As the manifest names them.
-    #[test]
-    fn what_tensor_maps_show_is_bound_with_them() {
-        let map = || Map {
-            dtype: Dtype::Bf16,
-            shape: [1; 4],
-            strides: [1; 4],
-            tile: [1; 4],
-        };
-        let outputs = ["o", "lse"];
-        let mapped = ["q", "k", "v", "offsets", "bands", "sinks"];
-        let maps = [map(), map(), map(), map()];
-        assert_eq!(
-            order(Some(&maps), &mapped, &outputs),
-            (
-                vec!["q", "k", "v", "o"],
-                vec!["offsets", "bands", "sinks", "lse"]
-            )
-        );
-        let inputs = ["q", "k", "v", "scalars", "offsets", "bands"];
-        let all = ["q", "k", "v", "scalars", "offsets", "bands", "o", "lse"];
-        assert_eq!(order(None, &inputs, &outputs), (vec![], all.to_vec()));
-    }
-}

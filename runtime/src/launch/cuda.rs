@@ -58,9 +58,8 @@ pub(super) fn launch(
     let largest = buffers.largest();
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let output = run::caught(|| {
-        let maps = buffers.maps.as_ref().map_or(&[][..], |maps| maps);
-        let maps = |inputs: &[Handle]| tensor_maps::bind(maps, inputs);
-        run::run(client, &buffers, runs, maps, || {
+        let maps = |inputs: &[Handle]| tensor_maps::bind(&buffers.maps, inputs);
+        run::run(client, (kernel, &buffers), runs, maps, || {
             CudaRuntime::task(kernel.image_of(alone))
         })
     });

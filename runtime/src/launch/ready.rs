@@ -2,7 +2,8 @@
 
 use super::{Device, LaunchError, Loaded};
 use butterfly_ir::geometry::second_entry;
-use butterfly_ir::{Geometry, KernelSpec, Rows, Sm, Target};
+use butterfly_ir::kernel::signature::{self, Binding, Role, Way};
+use butterfly_ir::{Geometry, KernelSpec, Sm, Target};
 use std::sync::Arc;
 
 /// A kernel prepared for launching; clones share it.
@@ -11,7 +12,15 @@ pub struct Ready {
     image: Arc<Image>,
     /// The same by its second entry point, if it has one.
     alone: Option<Arc<Image>>,
-    made_for: Arc<(KernelSpec, Geometry)>,
+    made_for: Arc<MadeFor>,
+}
+
+/// What a kernel was made for, and what it is given.
+#[derive(Debug)]
+struct MadeFor {
+    spec: KernelSpec,
+    geometry: Geometry,
+    signature: Vec<Binding>,
 }
 
 /// What a server takes of a kernel.
@@ -76,6 +85,7 @@ impl Ready {
             key: kernel.key.into(),
             reason,
         })?;
+        let signature = signature::of(kernel.spec, &kernel.geometry);
         let text = |expected| match std::str::from_utf8(kernel.image) {
             Ok(text) => Ok(text.to_string()),
             Err(_) => Err(image(expected)),
@@ -94,10 +104,7 @@ impl Ready {
                 }
                 Code::SpirV {
                     words,
-                    bindings: match kernel.spec.rows {
-                        Rows::ClosedForm(_) => 6,
-                        Rows::Table => 8,
-                    },
+                    bindings: signature.len(),
                 }
             }
         };
@@ -120,7 +127,11 @@ impl Ready {
         Ok(Self {
             alone: second.map(&image),
             image: image(kernel.entry.into()),
-            made_for: Arc::new((kernel.spec.clone(), kernel.geometry)),
+            made_for: Arc::new(MadeFor {
+                spec: kernel.spec.clone(),
+                geometry: kernel.geometry,
+                signature,
+            }),
         })
     }
 
@@ -136,12 +147,24 @@ impl Ready {
 
     /// What it was made for.
     pub fn spec(&self) -> &KernelSpec {
-        &self.made_for.0
+        &self.made_for.spec
     }
 
     /// How it is launched.
     pub fn geometry(&self) -> &Geometry {
-        &self.made_for.1
+        &self.made_for.geometry
+    }
+
+    /// What it is given, in binding order.
+    pub(super) fn signature(&self) -> &[Binding] {
+        &self.made_for.signature
+    }
+
+    /// What it is given in buffers, in binding order.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = Role> {
+        let bindings = self.signature().iter();
+        let buffers = bindings.filter(|b| matches!(b.way, Way::Mapped | Way::Buffer));
+        buffers.map(|binding| binding.role)
     }
 
     pub(super) fn image(&self) -> &Arc<Image> {

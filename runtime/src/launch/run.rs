@@ -1,8 +1,9 @@
 //! What all devices share around a launch: limits, uploading, timing, reading back.
 
 use super::bind::{self, Buffers, padded};
-use super::{Device, LaunchError, Output};
+use super::{Device, LaunchError, Output, Ready};
 use butterfly_ir::Geometry;
+use butterfly_ir::kernel::signature::Role;
 use cubecl_common::future::block_on;
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
@@ -91,7 +92,7 @@ const BURST_MILLISECONDS: f64 = 2.0;
 /// further launches are timed.
 pub(super) fn run<R: Runtime>(
     client: &ComputeClient<R>,
-    buffers: &Buffers<'_>,
+    (kernel, buffers): (&Ready, &Buffers<'_>),
     runs: u32,
     maps: impl Fn(&[Handle]) -> Vec<TensorMapBinding>,
     task: impl Fn() -> <R::Server as ComputeServer>::Kernel,
@@ -101,16 +102,27 @@ pub(super) fn run<R: Runtime>(
         .outputs
         .map(|bytes| client.create_from_slice(&padded(Cow::Owned(vec![0; bytes]))));
     let inputs = buffers.inputs.iter();
-    let inputs: Vec<_> = inputs.map(|b| client.create_from_slice(b)).collect();
+    let inputs: Vec<_> = inputs
+        .map(|(role, bytes)| (*role, client.create_from_slice(bytes)))
+        .collect();
+    let of = |role: Role| match role {
+        Role::O => Ok(outputs[0].clone()),
+        Role::Lse => Ok(outputs[1].clone()),
+        _ => {
+            let input = inputs.iter().find(|(of, _)| *of == role);
+            let missing = || format!("`{}` is not bound", role.name());
+            input.map(|(_, handle)| handle.clone()).ok_or_else(missing)
+        }
+    };
     let wait = || block_on(client.sync()).map_err(|error| format!("{error:?}"));
     let burst = |launches: u32| {
         let start = Instant::now();
         for _ in 0..launches {
-            let (tensors, bound) = bind::order(buffers.maps.as_ref(), &inputs, &outputs);
+            let (tensors, bound) = bind::in_order(kernel, of)?;
             let arguments = KernelArguments::new()
                 .with_tensor_maps(maps(&tensors))
                 .with_buffers(bound.into_iter().map(Handle::binding).collect())
-                .with_info(by_value(buffers.scalars.by_value()));
+                .with_info(by_value(buffers.words.by_value()));
             let [x, y, z] = buffers.grid;
             // SAFETY: every length was checked against the strides, the rows and the grid.
             unsafe { client.launch_unchecked(task(), CubeCount::Static(x, y, z), arguments) };

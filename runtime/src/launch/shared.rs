@@ -8,6 +8,7 @@ use super::bind::{self, Map, long_enough};
 use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
 use butterfly_ir::geometry::Fitted;
+use butterfly_ir::kernel::signature::Role;
 use butterfly_ir::{BandTable, Geometry};
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
@@ -45,7 +46,8 @@ impl DeviceTable {
     pub fn new<R: Runtime>(client: &ComputeClient<R>, table: &BandTable) -> Self {
         Self {
             rows: table.offsets.len().saturating_sub(1) as u64,
-            buffers: bind::table_words(table).map(|words| client.create_from_slice(&words)),
+            buffers: [bind::offsets(table), bind::bands(table)]
+                .map(|words| client.create_from_slice(&bind::padded(words))),
         }
     }
 }
@@ -105,23 +107,31 @@ pub fn enqueue<R: Launches>(
     let Fitted { grid, alone } = R::fitted(kernel.geometry(), needs.grid, properties);
     let largest = needs.tensors.into_iter().fold(lse, u64::max);
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
-    let mut inputs = vec![tensors.q.clone(), tensors.k.clone(), tensors.v.clone()];
-    let [scalars, sinks] = needs.scalars.buffers();
-    inputs.extend(scalars.map(|bytes| client.create_from_slice(&bytes)));
-    if let Some(table) = bind::rows_of(kernel, tensors.rows)? {
-        if table.rows < needs.rows {
-            return Err(LaunchError::Rows("has fewer rows than the queries reach"));
-        }
-        inputs.extend(table.buffers.iter().cloned());
+    let table = bind::rows_of(kernel, tensors.rows)?;
+    if table.is_some_and(|table| table.rows < needs.rows) {
+        return Err(LaunchError::Rows("has fewer rows than the queries reach"));
     }
-    inputs.extend(sinks.map(|bytes| client.create_from_slice(&bytes)));
-    let outputs = [tensors.o.clone(), tensors.lse.clone()];
-    let (mapped, buffers) = bind::order(needs.maps.as_ref(), &inputs, &outputs);
-    let maps = needs.maps.as_ref().map_or(&[][..], |maps| maps);
+    let of_table = |i: usize| {
+        let table = table.ok_or(LaunchError::Rows("is missing"))?;
+        Ok(table.buffers[i].clone())
+    };
+    let upload =
+        |words: &[u32]| client.create_from_slice(&bind::padded(bind::words(words.iter().copied())));
+    let (mapped, buffers) = bind::in_order(kernel, |role| match role {
+        Role::Q => Ok(tensors.q.clone()),
+        Role::K => Ok(tensors.k.clone()),
+        Role::V => Ok(tensors.v.clone()),
+        Role::O => Ok(tensors.o.clone()),
+        Role::Lse => Ok(tensors.lse.clone()),
+        Role::Offsets => of_table(0),
+        Role::Bands => of_table(1),
+        Role::Scalars => Ok(upload(&needs.words.scalars)),
+        Role::Sinks => Ok(upload(&needs.words.sinks)),
+    })?;
     let arguments = KernelArguments::new()
-        .with_tensor_maps(R::tensor_maps(maps, &mapped))
+        .with_tensor_maps(R::tensor_maps(&needs.maps, &mapped))
         .with_buffers(buffers.into_iter().map(Handle::binding).collect())
-        .with_info(run::by_value(needs.scalars.by_value()));
+        .with_info(run::by_value(needs.words.by_value()));
     let [x, y, z] = grid;
     // SAFETY: every length was checked against the strides, the rows and the grid.
     unsafe {

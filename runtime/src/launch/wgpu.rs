@@ -87,7 +87,7 @@ pub(super) fn launch(
     let output = run::caught(|| {
         run::run(
             &opened.client,
-            buffers,
+            (kernel, buffers),
             runs,
             |_| vec![],
             || WgpuRuntime::task(kernel.image()),

@@ -51,7 +51,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
             .replace("@cluster", cluster)
             .replace("@width", width)
             .replace("@bounds", &bounds);
-        source::entry(spec, &text)
+        source::entry(spec, &plan.geometry(), &text)
     };
     let (scale, logit) = match spec.score.softcap {
         false => ("launch.scale * 1.44269504f", "s[r][i] * scale"),

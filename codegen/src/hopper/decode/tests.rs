@@ -67,8 +67,19 @@ fn texts_are_complete() {
         let plan = Plan::new(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
         let text = text(&spec, &plan);
         for mark in [
-            "@bands", "@bounds", "@buffers", "@cluster", "@kind", "@launch", "@logit", "@name",
-            "@scale", "@score", "@sink", "@table", "@width",
+            "@arguments",
+            "@bands",
+            "@bounds",
+            "@cluster",
+            "@kind",
+            "@launch",
+            "@logit",
+            "@name",
+            "@scale",
+            "@score",
+            "@sink",
+            "@table",
+            "@width",
         ] {
             assert!(!text.contains(mark), "{name}: {mark} is left");
         }

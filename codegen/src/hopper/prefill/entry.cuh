@@ -1,12 +1,7 @@
 // ---- Entry: roles ----
 
 extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
-    butterfly_attention(const __grid_constant__ TensorMap q_map,
-                        const __grid_constant__ TensorMap k_map,
-                        const __grid_constant__ TensorMap v_map,
-                        const __grid_constant__ TensorMap o_map,
-                        const void*, const void*, const void*, Element* __restrict__ o,@buffers
-                        float* __restrict__ lse, const __grid_constant__ Parameters parameters) {
+    butterfly_attention(@arguments) {
   extern __shared__ unsigned char dynamic_shared[];
   const unsigned start = boxes_address(dynamic_shared);
   const Shared shared = {dynamic_shared + (start - shared_address(dynamic_shared)), start,

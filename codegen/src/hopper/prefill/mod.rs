@@ -105,7 +105,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
             false => include_str!("store_registers.cuh").to_string(),
         },
         consumer,
-        source::entry(spec, &entry),
+        source::entry(spec, &plan.geometry(), &entry),
     ];
     parts.join("\n")
 }

@@ -1,6 +1,6 @@
 //! How a kernel cuts its work, and the grid of a launch.
 
-use crate::{KernelSpec, LaunchScalars, Phase};
+use super::{KernelSpec, LaunchScalars, Phase};
 use serde::{Deserialize, Serialize};
 
 /// How a kernel cuts its work, hence how it is launched.

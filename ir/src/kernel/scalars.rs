@@ -1,0 +1,128 @@
+//! The run-time scalars of a launch.
+
+use super::{Score, ScoreValues};
+use serde::{Deserialize, Serialize};
+
+/// The run-time scalars of a launch that every kernel takes, as words of 32 bits (signed and float
+/// values by their bits) at the places that [`scalar`] names.
+///
+/// Strides are in elements; the innermost dimension is contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchScalars {
+    /// Queries.
+    pub q_len: u32,
+    /// Keys.
+    pub kv_len: u32,
+    /// Absolute position of the first query.
+    pub q_offset: u32,
+    /// Number of kv heads.
+    pub kv_heads: u32,
+    /// N: blocks of the capacity, which fixes the stages.
+    pub blocks: u32,
+    /// Index of the layer that picks the stage.
+    pub index: u32,
+    /// Bits of the f32 factor on the logits.
+    pub scale_bits: u32,
+    /// Strides of q: batch, head, token.
+    pub q_strides: [u64; 3],
+    /// Strides of k: batch, head, token.
+    pub k_strides: [u64; 3],
+    /// Strides of v: batch, head, token.
+    pub v_strides: [u64; 3],
+    /// Strides of o: batch, head, token. lse is contiguous [B, Hq, q_len].
+    pub o_strides: [u64; 3],
+}
+
+/// Where each scalar stands among the words that a kernel is given.
+pub mod scalar {
+    macro_rules! places {
+        ($($place:literal $name:ident $what:literal)*) => {
+            $(#[doc = $what] pub const $name: usize = $place;)*
+            /// All of them by name.
+            pub const ALL: &[(&str, usize)] = &[$((stringify!($name), $place)),*];
+        };
+    }
+
+    places! {
+        0 Q_LEN "Queries."
+        1 KV_LEN "Keys."
+        2 Q_OFFSET "Absolute position of the first query."
+        3 KV_HEADS "Number of kv heads."
+        4 BLOCKS "Blocks of the capacity."
+        5 INDEX "Index of the layer."
+        6 SCALE "Bits of the f32 factor on the logits."
+        7 Q_BATCH "Stride of q from sequence to sequence."
+        8 Q_HEAD "Stride of q from head to head."
+        9 Q_TOKEN "Stride of q from token to token."
+        10 K_BATCH "Stride of k from sequence to sequence."
+        11 K_HEAD "Stride of k from head to head."
+        12 K_TOKEN "Stride of k from token to token."
+        13 V_BATCH "Stride of v from sequence to sequence."
+        14 V_HEAD "Stride of v from head to head."
+        15 V_TOKEN "Stride of v from token to token."
+        16 O_BATCH "Stride of o from sequence to sequence."
+        17 O_HEAD "Stride of o from head to head."
+        18 O_TOKEN "Stride of o from token to token."
+        19 BATCH "Number of sequences, where scalars come by value or there is something done to logits."
+        20 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
+        21 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
+    }
+}
+
+impl LaunchScalars {
+    /// Words that every kernel is given.
+    pub const WORDS: usize = scalar::BATCH;
+
+    /// Words that are given by value: these, the number of sequences, the softcap, and one that is
+    /// not read, since CubeCL takes an even number.
+    pub const BY_VALUE: usize = scalar::SOFTCAP + 2;
+
+    /// The parameter buffer for a kernel of `score`: these scalars and, as far as the kernel
+    /// reads them, the number of sequences, the softcap, and the logits of sinks.
+    pub fn parameters(&self, score: Score, batch: u32, values: &ScoreValues<'_>) -> Vec<u32> {
+        let mut words = self.words().to_vec();
+        if !score.is_plain() {
+            words.extend([batch, values.softcap.unwrap_or(0.0).to_bits()]);
+        }
+        if score.sinks {
+            let sinks = values.sinks.unwrap_or_default();
+            words.extend(sinks.iter().map(|sink| sink.to_bits()));
+        }
+        words
+    }
+
+    /// What kernels are given by value that copy by tensor maps.
+    pub fn by_value(&self, batch: u32, values: &ScoreValues<'_>) -> [u32; Self::BY_VALUE] {
+        let mut words = [0; Self::BY_VALUE];
+        words[..Self::WORDS].copy_from_slice(&self.words());
+        words[scalar::BATCH] = batch;
+        words[scalar::SOFTCAP] = values.softcap.unwrap_or(0.0).to_bits();
+        words
+    }
+
+    /// The parameter buffer. Of strides it holds the low 32 bits: who launches makes sure that there
+    /// are no others, but for dimensions of length 1, whose strides are multiplied by zero.
+    pub fn words(&self) -> [u32; Self::WORDS] {
+        let mut words = [0; Self::WORDS];
+        for (place, word) in [
+            (scalar::Q_LEN, self.q_len),
+            (scalar::KV_LEN, self.kv_len),
+            (scalar::Q_OFFSET, self.q_offset),
+            (scalar::KV_HEADS, self.kv_heads),
+            (scalar::BLOCKS, self.blocks),
+            (scalar::INDEX, self.index),
+            (scalar::SCALE, self.scale_bits),
+        ] {
+            words[place] = word;
+        }
+        for (first, strides) in [
+            (scalar::Q_BATCH, self.q_strides),
+            (scalar::K_BATCH, self.k_strides),
+            (scalar::V_BATCH, self.v_strides),
+            (scalar::O_BATCH, self.o_strides),
+        ] {
+            words[first..first + 3].copy_from_slice(&strides.map(|stride| stride as u32));
+        }
+        words
+    }
+}

@@ -1,0 +1,183 @@
+//! What a kernel is given, in the order in which it is bound.
+//!
+//! In:  what it is compiled for, and how it is launched. Out: one [`Binding`] for each argument.
+//!
+//! Invariant: the only place that knows the order. Emitters declare these arguments, the manifest
+//! lists them, launches bind them.
+
+use super::{Boxes, Geometry, KernelSpec, Rows};
+
+/// What an argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Queries, [B, Hq, q_len, D].
+    Q,
+    /// Keys, [B, Hkv, kv_len, D].
+    K,
+    /// Values, [B, Hkv, kv_len, Dv].
+    V,
+    /// Outputs, [B, Hq, q_len, Dv].
+    O,
+    /// Natural log-sum-exps, f32, [B, Hq, q_len].
+    Lse,
+    /// Where each row's bands begin, for rows from a table.
+    Offsets,
+    /// Bands, for rows from a table.
+    Bands,
+    /// The words of [`scalar`](super::scalar).
+    Scalars,
+    /// Logits of sinks, f32, [Hq], where they do not follow the scalars.
+    Sinks,
+}
+
+impl Role {
+    /// The name in manifests, messages and kernels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::O => "o",
+            Self::Lse => "lse",
+            Self::Offsets => "offsets",
+            Self::Bands => "bands",
+            Self::Scalars => "scalars",
+            Self::Sinks => "sinks",
+        }
+    }
+
+    /// Whether the kernel writes it.
+    pub fn is_output(self) -> bool {
+        match self {
+            Self::O | Self::Lse => true,
+            Self::Q
+            | Self::K
+            | Self::V
+            | Self::Offsets
+            | Self::Bands
+            | Self::Scalars
+            | Self::Sinks => false,
+        }
+    }
+}
+
+/// How an argument reaches a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a tensor map that shows boxes of so many sequences, heads, tokens and elements.
+    Map([u32; 4]),
+    /// As the buffer behind a tensor map, which is bound together with it.
+    Mapped,
+    /// As a buffer.
+    Buffer,
+    /// By value.
+    Value,
+}
+
+/// One argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// What it is.
+    pub role: Role,
+    /// How it comes.
+    pub way: Way,
+}
+
+/// The arguments of the kernel of `spec` that is launched by `geometry`, in binding order.
+///
+/// With tensor maps, these come first, then the tensors behind them, then buffers, then the scalars by
+/// value: the order in which CubeCL 0.10 binds them.
+pub fn of(spec: &KernelSpec, geometry: &Geometry) -> Vec<Binding> {
+    let with = |way: Way| move |role: Role| Binding { role, way };
+    let table: &[Role] = match spec.rows {
+        Rows::ClosedForm(_) => &[],
+        Rows::Table => &[Role::Offsets, Role::Bands],
+    };
+    let table = table.iter().copied();
+    let Some(boxes) = geometry.boxes else {
+        let roles = [Role::Q, Role::K, Role::V, Role::Scalars].into_iter();
+        let roles = roles.chain(table).chain([Role::O, Role::Lse]);
+        return roles.map(with(Way::Buffer)).collect();
+    };
+    let tensors = [Role::Q, Role::K, Role::V, Role::O];
+    let maps = tensors.map(|role| Binding {
+        role,
+        way: Way::Map(boxes.of(role)),
+    });
+    let sinks = spec.score.sinks.then_some(Role::Sinks);
+    let buffers = table.chain(sinks).chain([Role::Lse]);
+    let mut all = maps.to_vec();
+    all.extend(tensors.map(with(Way::Mapped)));
+    all.extend(buffers.map(with(Way::Buffer)));
+    all.push(with(Way::Value)(Role::Scalars));
+    all
+}
+
+impl Boxes {
+    /// The box of a tensor, as sequences, heads, tokens and elements.
+    fn of(&self, role: Role) -> [u32; 4] {
+        let [heads, tokens] = self.q;
+        match role {
+            Role::Q => [1, heads, tokens, 64],
+            Role::O => [1, 1, tokens, 64],
+            _ => [1, 1, self.k, 64],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, Phase, Score};
+
+    /// What tensor maps show is bound with them, the scalars by value at the end.
+    #[test]
+    fn arguments_stand_in_binding_order() {
+        let spec = |sinks| KernelSpec {
+            phase: Phase::Prefill,
+            head_dim: 128,
+            v_head_dim: 128,
+            group: 4,
+            dtype: Dtype::Bf16,
+            block: 128,
+            rows: Rows::Table,
+            score: Score {
+                sinks,
+                ..Score::default()
+            },
+        };
+        let geometry = |boxes| Geometry {
+            boxes,
+            ..Geometry::new([1; 3], [1, 1], 0)
+        };
+        let text = |spec: &KernelSpec, geometry: &Geometry| {
+            let named = of(spec, geometry).into_iter().map(|binding| {
+                let name = binding.role.name();
+                match binding.way {
+                    Way::Map(_) => format!("{name}_map"),
+                    Way::Mapped => format!("({name})"),
+                    Way::Buffer => name.to_string(),
+                    Way::Value => format!("={name}"),
+                }
+            });
+            named.collect::<Vec<_>>().join(" ")
+        };
+        for sinks in [false, true] {
+            let plain = text(&spec(sinks), &geometry(None));
+            assert_eq!(plain, "q k v scalars offsets bands o lse");
+        }
+        let boxes = geometry(Some(Boxes { q: [1, 64], k: 128 }));
+        assert_eq!(
+            text(&spec(true), &boxes),
+            "q_map k_map v_map o_map (q) (k) (v) (o) offsets bands sinks lse =scalars"
+        );
+        let closed = KernelSpec {
+            rows: Rows::ClosedForm(Default::default()),
+            ..spec(false)
+        };
+        assert_eq!(
+            text(&closed, &boxes),
+            "q_map k_map v_map o_map (q) (k) (v) (o) lse =scalars"
+        );
+    }
+}
