@@ -19,15 +19,13 @@ mod tests;
 pub use error::ConfigError;
 pub use sizes::sizes;
 
-use butterfly_ir::model::{AttentionShape, Family, LayerKind, ModelConfig};
+use crate::family::{self, Attention, Description, Layer};
+use butterfly_ir::model::{AttentionShape, LayerKind, ModelConfig};
 use butterfly_ir::plan::SwappedLayer;
 use butterfly_ir::{Dtype, Sparsity};
 use fields::{Fields, quote};
 use serde_json::Value;
 
-/// Every `model_type` that is read.
-const MODEL_TYPES: &str =
-    "gpt2, llama, qwen3, qwen3_5, qwen3_5_text, qwen3_5_moe, qwen3_5_moe_text or glm4_moe_lite";
 const DTYPES: &str = "float32, float16 or bfloat16";
 const MAX_LAYERS: u32 = 4096;
 const MAX_HEADS: u32 = 1 << 16;
@@ -42,13 +40,9 @@ pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
     let (config, top) = text_model(file, &value)?;
     let family = family(&config, &top)?;
     let dtype = dtype(&config, &top)?;
-    match family {
-        Family::Gpt2 => gpt2(&config, dtype),
-        Family::Llama
-        | Family::Qwen3
-        | Family::Qwen35
-        | Family::Qwen35Moe
-        | Family::Glm4MoeLite => rotary(&config, family, dtype),
+    match family.layer {
+        Layer::Gpt2 => gpt2(&config, family, dtype),
+        Layer::Gated => gated(&config, family, dtype),
     }
 }
 
@@ -137,21 +131,24 @@ fn syntax(file: &str, error: &serde_json::Error) -> ConfigError {
     }
 }
 
-fn family(config: &Fields<'_>, top: &Fields<'_>) -> Result<Family, ConfigError> {
+fn family(config: &Fields<'_>, top: &Fields<'_>) -> Result<&'static Description, ConfigError> {
     let holder = match config.get("model_type") {
         Some(_) => config,
         None => top,
     };
-    let expected = format!("one of {MODEL_TYPES}");
-    match holder.text("model_type", &expected)? {
-        None => Err(config.missing("model_type", &expected)),
-        Some("gpt2") => Ok(Family::Gpt2),
-        Some("llama") => Ok(Family::Llama),
-        Some("qwen3") => Ok(Family::Qwen3),
-        Some("qwen3_5" | "qwen3_5_text") => Ok(Family::Qwen35),
-        Some("qwen3_5_moe" | "qwen3_5_moe_text") => Ok(Family::Qwen35Moe),
-        Some("glm4_moe_lite") => Ok(Family::Glm4MoeLite),
-        Some(other) => Err(holder.unsupported("model_type", &Value::from(other), &expected)),
+    let mut known: Vec<&str> = family::ALL
+        .iter()
+        .flat_map(|one| one.model_types.iter().copied())
+        .collect();
+    let last = known.pop().unwrap_or_default();
+    let expected = format!("one of {} or {last}", known.join(", "));
+    let Some(given) = holder.text("model_type", &expected)? else {
+        return Err(config.missing("model_type", &expected));
+    };
+    let named = |one: &&&Description| one.model_types.contains(&given);
+    match family::ALL.iter().find(named) {
+        Some(family) => Ok(family),
+        None => Err(holder.unsupported("model_type", &Value::from(given), &expected)),
     }
 }
 
@@ -171,7 +168,11 @@ fn dtype(config: &Fields<'_>, top: &Fields<'_>) -> Result<Dtype, ConfigError> {
     Ok(Dtype::F32)
 }
 
-fn gpt2(config: &Fields<'_>, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
+fn gpt2(
+    config: &Fields<'_>,
+    family: &Description,
+    dtype: Dtype,
+) -> Result<ModelConfig, ConfigError> {
     for (name, usual) in [
         ("scale_attn_weights", true),
         ("scale_attn_by_inverse_layer_idx", false),
@@ -183,7 +184,7 @@ fn gpt2(config: &Fields<'_>, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
     let heads = head_count(config, "n_head")?;
     let head_dim = derived_head_dim(config, "n_embd", "n_head", heads)?;
     Ok(ModelConfig {
-        family: Family::Gpt2,
+        family: family.family,
         dtype,
         layers: vec![LayerKind::FullAttention; layer_count(config, "n_layer")? as usize],
         attention: AttentionShape::Gqa {
@@ -193,7 +194,9 @@ fn gpt2(config: &Fields<'_>, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
         },
         rope: None,
         qk_norm: false,
-        norm_eps: config.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
+        norm_eps: config
+            .positive("layer_norm_epsilon")?
+            .unwrap_or(family.norm_eps),
         output_gate: false,
         bias: true,
         max_positions: config.required_count("n_positions")?,
@@ -201,7 +204,11 @@ fn gpt2(config: &Fields<'_>, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
 }
 
 /// Every family with rotary position embedding.
-fn rotary(config: &Fields<'_>, family: Family, dtype: Dtype) -> Result<ModelConfig, ConfigError> {
+fn gated(
+    config: &Fields<'_>,
+    family: &Description,
+    dtype: Dtype,
+) -> Result<ModelConfig, ConfigError> {
     if config.flag("use_sliding_window", false)? {
         return Err(config.unsupported(
             "use_sliding_window",
@@ -209,49 +216,36 @@ fn rotary(config: &Fields<'_>, family: Family, dtype: Dtype) -> Result<ModelConf
             "false: a pattern can have a window instead",
         ));
     }
-    let layers = layers(config, family)?;
-    let attention = match family {
-        Family::Glm4MoeLite => mla(config)?,
-        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Qwen35Moe => {
-            gqa(config, family)?
-        }
+    let layers = layers(config, family.hybrid)?;
+    let attention = match family.attention.latent {
+        true => mla(config)?,
+        false => gqa(config, &family.attention)?,
     };
     let rotated = match attention {
         AttentionShape::Gqa { head_dim, .. } => head_dim,
         AttentionShape::Mla { rope_dim, .. } => rope_dim,
     };
-    let qwen35 = matches!(family, Family::Qwen35 | Family::Qwen35Moe);
-    let default_eps = match family {
-        Family::Glm4MoeLite | Family::Gpt2 => 1e-5,
-        Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Qwen35Moe => 1e-6,
-    };
     Ok(ModelConfig {
-        family,
+        family: family.family,
         dtype,
         layers,
         attention,
-        rope: Some(rope::read(config, family, rotated)?),
-        qk_norm: qwen35 || family == Family::Qwen3,
-        norm_eps: config.positive("rms_norm_eps")?.unwrap_or(default_eps),
-        output_gate: qwen35,
+        rope: Some(rope::read(config, &family.attention, rotated)?),
+        qk_norm: family.attention.qk_norm,
+        norm_eps: config.positive("rms_norm_eps")?.unwrap_or(family.norm_eps),
+        output_gate: family.attention.output_gate,
         bias: config.flag("attention_bias", false)?,
         max_positions: config.required_count("max_position_embeddings")?,
     })
 }
 
-fn gqa(config: &Fields<'_>, family: Family) -> Result<AttentionShape, ConfigError> {
+fn gqa(config: &Fields<'_>, family: &Attention) -> Result<AttentionShape, ConfigError> {
     // What the config class of the family has where the field is absent altogether.
-    let (class_kv_heads, class_head_dim) = match family {
-        Family::Gpt2 | Family::Llama | Family::Glm4MoeLite => (None, None),
-        Family::Qwen3 => (Some(32), Some(128)),
-        Family::Qwen35 => (Some(4), Some(256)),
-        Family::Qwen35Moe => (Some(2), Some(256)),
-    };
     let class = |name, default: Option<u32>| default.filter(|_| !config.has(name));
     let q_heads = head_count(config, "num_attention_heads")?;
     let kv_heads = config
         .count("num_key_value_heads")?
-        .or(class("num_key_value_heads", class_kv_heads))
+        .or(class("num_key_value_heads", family.kv_heads))
         .unwrap_or(q_heads);
     if !q_heads.is_multiple_of(kv_heads) {
         return Err(ConfigError::Heads {
@@ -264,7 +258,7 @@ fn gqa(config: &Fields<'_>, family: Family) -> Result<AttentionShape, ConfigErro
     }
     let given = config
         .count("head_dim")?
-        .or(class("head_dim", class_head_dim));
+        .or(class("head_dim", family.head_dim));
     let (formula, head_dim) = match given {
         Some(head_dim) => ("head_dim", head_dim),
         None => (
@@ -320,9 +314,8 @@ fn mla(config: &Fields<'_>) -> Result<AttentionShape, ConfigError> {
     })
 }
 
-fn layers(config: &Fields<'_>, family: Family) -> Result<Vec<LayerKind>, ConfigError> {
+fn layers(config: &Fields<'_>, hybrid: bool) -> Result<Vec<LayerKind>, ConfigError> {
     let count = layer_count(config, "num_hidden_layers")?;
-    let hybrid = matches!(family, Family::Qwen35 | Family::Qwen35Moe);
     let Some(entries) = config.list("layer_types")? else {
         // Every `interval`-th layer is full attention.
         let interval = match hybrid {

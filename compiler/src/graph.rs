@@ -5,11 +5,12 @@
 //! [`butterfly_ir::layer_graph::verify`]; nothing is fused, and steps without effect are
 //! still there.
 
+use crate::family::{self, Layer};
 use butterfly_ir::Phase;
 use butterfly_ir::layer_graph::{
     Attend, Axis, LayerGraph, Norm, Op, Rotation, Shape, Span, Tokens, Value, ValueId,
 };
-use butterfly_ir::model::{AttentionShape, Family, KernelShape, LayerKind, ModelConfig};
+use butterfly_ir::model::{AttentionShape, KernelShape, LayerKind, ModelConfig};
 
 /// Added to the mean square in the norms of latents, whatever the config says.
 const LATENT_EPS: f64 = 1e-6;
@@ -101,19 +102,15 @@ impl Builder<'_> {
             head_dim,
             ..
         } = self.shape;
-        let [q, k, v] = match self.config.family {
-            Family::Gpt2 => {
+        let [q, k, v] = match family::of(self.config.family).layer {
+            Layer::Gpt2 => {
                 let all = self.project("qkv", 3 * q_heads, head_dim);
                 let part = |name| new(name, q_heads, head_dim);
                 let parts = ["q", "k", "v"].map(part).to_vec();
                 let parts = self.graph.push(Op::Split(Axis::Heads), &[all], parts);
                 [parts[0], parts[1], parts[2]]
             }
-            Family::Llama
-            | Family::Qwen3
-            | Family::Qwen35
-            | Family::Qwen35Moe
-            | Family::Glm4MoeLite => [
+            Layer::Gated => [
                 match self.config.output_gate {
                     true => self.project("q|gate", q_heads, 2 * head_dim),
                     false => self.project("q", q_heads, head_dim),
@@ -209,7 +206,7 @@ impl Builder<'_> {
     }
 
     fn norm(&mut self, x: ValueId, len: u32, eps: f64) -> ValueId {
-        let zero_centred = matches!(self.config.family, Family::Qwen35 | Family::Qwen35Moe);
+        let zero_centred = family::of(self.config.family).zero_centred;
         let norm = Norm {
             span: Span { first: 0, len },
             eps,

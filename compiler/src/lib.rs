@@ -13,6 +13,7 @@ pub mod card;
 pub mod classify;
 pub mod config;
 pub mod cost;
+pub mod family;
 pub mod fuse;
 pub mod graph;
 pub mod lengths;

@@ -9,7 +9,8 @@ use crate::state::{LayerState, State};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::AttentionBackend;
-use butterfly_ir::model::{Family, LayerKind, ModelConfig, ModelSizes};
+use butterfly_compiler::family;
+use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 
 /// All layers between embedding and output projection.
 #[derive(Clone, Debug)]
@@ -43,10 +44,9 @@ impl<B: AttentionBackend> Decoder<B> {
     ) -> Self {
         let hidden = sizes.hidden as usize;
         let epsilon = config.norm_eps as f32;
-        // Qwen3.5 stores how far a weight is from one.
-        let plus = match config.family {
-            Family::Qwen35 | Family::Qwen35Moe => 1.0,
-            Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Glm4MoeLite => 0.0,
+        let plus = match family::of(config.family).zero_centred {
+            true => 1.0,
+            false => 0.0,
         };
         let embedding = loader.embedding(sizes);
         let layers = config.layers.iter().enumerate().map(|(i, kind)| {

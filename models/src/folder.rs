@@ -5,7 +5,7 @@
 use crate::loader;
 use crate::shards::{Shards, View};
 use crate::{Defaults, ModelError};
-use butterfly_compiler::config;
+use butterfly_compiler::{config, family};
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
 use std::path::{Path, PathBuf};
 
@@ -63,26 +63,16 @@ impl Folder {
 
     /// What stands before the names of all tensors but the output projection.
     pub(crate) fn prefix(&self) -> &'static str {
-        let any = |start| self.names().any(|name| name.starts_with(start));
-        match self.config.family {
-            Family::Gpt2 if any("transformer.") => "transformer.",
-            Family::Gpt2 => "",
-            _ if any("model.language_model.") => "model.language_model.",
-            _ => "model.",
-        }
+        let any = |start: &str| self.names().any(|name| name.starts_with(start));
+        let prefixes = family::of(self.config.family).prefixes;
+        let first = prefixes.iter().find(|prefix| any(prefix));
+        first.or(prefixes.last()).copied().unwrap_or_default()
     }
 
     /// The whole name of the embedding of tokens. Where it is tied and only the output projection
     /// is there, that is it.
     pub(crate) fn embedding(&self) -> String {
-        let name = match self.config.family {
-            Family::Gpt2 => "wte.weight",
-            Family::Llama
-            | Family::Qwen3
-            | Family::Qwen35
-            | Family::Qwen35Moe
-            | Family::Glm4MoeLite => "embed_tokens.weight",
-        };
+        let name = family::of(self.config.family).embedding;
         let name = format!("{}{name}", self.prefix());
         let has = |name: &str| self.tensor(name).is_some();
         match self.sizes.tied && !has(&name) && has(OUTPUT) {
@@ -120,9 +110,9 @@ pub fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError>
 
 /// Whether the layers of a family are written.
 fn supported(family: Family, path: &Path) -> Result<(), ModelError> {
-    match family {
-        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 => Ok(()),
-        Family::Qwen35Moe | Family::Glm4MoeLite => Err(ModelError::Family {
+    match family::of(family).runs {
+        true => Ok(()),
+        false => Err(ModelError::Family {
             path: path.to_path_buf(),
             family: family.name(),
         }),

@@ -1,8 +1,9 @@
 //! What a model takes of a device's memory, before anything is put there.
 
 use butterfly::Dtype;
+use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::Phase;
-use butterfly_ir::model::{Family, LayerKind, ModelConfig, ModelSizes};
+use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 
 /// Bytes that a run needs; what is more than 64 bits count is as much as they do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,13 +49,9 @@ impl Footprint {
             let (k, v) = (k_heads * k_dim, v_heads * v_dim);
             (2 * k + 2 * v + 2 * v_heads, v, v_heads * k_dim * v_dim)
         });
-        let (mlp, positions) = match config.family {
-            Family::Gpt2 => (2 * hidden * inner, wide32(config.max_positions)),
-            Family::Llama
-            | Family::Qwen3
-            | Family::Qwen35
-            | Family::Qwen35Moe
-            | Family::Glm4MoeLite => (3 * hidden * inner, 0),
+        let (mlp, positions) = match family::of(config.family).layer {
+            Layer::Gpt2 => (2 * hidden * inner, wide32(config.max_positions)),
+            Layer::Gated => (3 * hidden * inner, 0),
         };
         let of = |kind| config.layers.iter().filter(|layer| **layer == kind).count() as u128;
         let (full, recurrent) = (of(LayerKind::FullAttention), of(LayerKind::LinearAttention));

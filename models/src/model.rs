@@ -10,7 +10,8 @@ use crate::{Folder, ModelError, Policy, Profile, State};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, Dtype};
-use butterfly_ir::model::{Family, LayerKind, ModelConfig, ModelSizes};
+use butterfly_compiler::family::{self, Layer};
+use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 
 /// A language model on a device.
 #[derive(Clone, Debug)]
@@ -113,9 +114,9 @@ impl<B: AttentionBackend> Model<B> {
         config: &ModelConfig,
         sizes: &ModelSizes,
     ) -> (Inner<B>, Tensor<B, 2>) {
-        let inner = match config.family {
-            Family::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)),
-            _ => Inner::Decoder(Decoder::load(loader, config, sizes)),
+        let inner = match family::of(config.family).layer {
+            Layer::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)),
+            Layer::Gated => Inner::Decoder(Decoder::load(loader, config, sizes)),
         };
         let head = match sizes.tied {
             true => inner.embedding().clone(),

@@ -2,7 +2,8 @@
 //! `rope_scaling` and `partial_rotary_factor` beside it.
 
 use super::{ConfigError, fields::Fields};
-use butterfly_ir::model::{Family, Rope, RopeScaling};
+use crate::family::Attention;
+use butterfly_ir::model::{Rope, RopeScaling};
 use serde_json::{Map, Value};
 
 const KINDS: &str = "default, linear or llama3";
@@ -10,7 +11,7 @@ const KINDS: &str = "default, linear or llama3";
 /// Reads the rotation of heads of which `head_dim` elements can be rotated.
 pub(super) fn read(
     config: &Fields<'_>,
-    family: Family,
+    family: &Attention,
     head_dim: u32,
 ) -> Result<Rope, ConfigError> {
     let empty = Map::new();
@@ -33,22 +34,19 @@ pub(super) fn read(
     };
     let theta = older("rope_theta")?.unwrap_or(10_000.0);
     let part = older("partial_rotary_factor")?;
-    let interleaved = match family {
-        Family::Glm4MoeLite => config.flag("rope_interleave", true)?,
-        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Qwen35Moe => false,
+    let interleaved = match family.interleaved {
+        Some(usual) => config.flag("rope_interleave", usual)?,
+        None => false,
     };
-    let default_part = match family {
-        Family::Qwen35 | Family::Qwen35Moe => 0.25,
-        Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Glm4MoeLite => 1.0,
-    };
-    let dims = f64::from(head_dim) * part.unwrap_or(default_part);
+    let part = part.unwrap_or(family.rotated);
+    let dims = f64::from(head_dim) * part;
     let whole = dims as u32;
     if dims > f64::from(head_dim) || whole == 0 || !whole.is_multiple_of(2) {
         let holder = match rope.get("partial_rotary_factor") {
             Some(_) => &rope,
             None => config,
         };
-        let given = Value::from(part.unwrap_or(default_part));
+        let given = Value::from(part);
         let expected =
             format!("a factor of at most 1 that rotates an even number of the {head_dim} elements");
         return Err(holder.bad("partial_rotary_factor", &given, &expected));

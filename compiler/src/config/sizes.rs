@@ -2,7 +2,8 @@
 
 use super::fields::Fields;
 use super::{ConfigError, MAX_HEADS, at_most, parse, text_model};
-use butterfly_ir::model::{Family, LayerKind, LinearShape, ModelConfig, ModelSizes};
+use crate::family::{self, Layer};
+use butterfly_ir::model::{LayerKind, LinearShape, ModelConfig, ModelSizes};
 use serde_json::Value;
 
 /// Reads what it takes to run the model whose attention is `model`.
@@ -17,12 +18,13 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
         ends if ends.is_empty() => self::ends(&top)?,
         ends => ends,
     };
-    if model.family == Family::Gpt2 {
+    let family = family::of(model.family);
+    if family.layer == Layer::Gpt2 {
         activation(config, "activation_function", "gelu_new")?;
         let hidden = config.required_count("n_embd")?;
         return Ok(ModelSizes {
             hidden,
-            intermediate: config.count_or("n_inner", hidden.saturating_mul(4))?,
+            intermediate: config.count_or(family.intermediate, hidden.saturating_mul(4))?,
             vocabulary: config.required_count("vocab_size")?,
             tied: config.flag("tie_word_embeddings", true)?,
             linear: None,
@@ -42,12 +44,7 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
     };
     Ok(ModelSizes {
         hidden: config.required_count("hidden_size")?,
-        intermediate: match model.family {
-            Family::Qwen35Moe => config.required_count("moe_intermediate_size")?,
-            Family::Gpt2 | Family::Llama | Family::Qwen3 | Family::Qwen35 | Family::Glm4MoeLite => {
-                config.required_count("intermediate_size")?
-            }
-        },
+        intermediate: config.required_count(family.intermediate)?,
         vocabulary: config.required_count("vocab_size")?,
         tied: tied.flag("tie_word_embeddings", false)?,
         linear: match hybrid {

@@ -1,0 +1,18 @@
+//! Llama 1 to 3.
+
+use super::{Description, Layer, PLAIN};
+use butterfly_ir::model::Family;
+
+pub(super) const LLAMA: Description = Description {
+    family: Family::Llama,
+    model_types: &["llama"],
+    runs: true,
+    layer: Layer::Gated,
+    prefixes: &["model.language_model.", "model."],
+    embedding: "embed_tokens.weight",
+    attention: PLAIN,
+    norm_eps: 1e-6,
+    zero_centred: false,
+    hybrid: false,
+    intermediate: "intermediate_size",
+};

@@ -1,0 +1,25 @@
+//! Qwen3.5, dense: three layers of gated DeltaNet, then one of gated attention.
+
+use super::{Attention, Description, Layer, PLAIN};
+use butterfly_ir::model::Family;
+
+pub(super) const QWEN3_5: Description = Description {
+    family: Family::Qwen35,
+    model_types: &["qwen3_5", "qwen3_5_text"],
+    runs: true,
+    layer: Layer::Gated,
+    prefixes: &["model.language_model.", "model."],
+    embedding: "embed_tokens.weight",
+    attention: Attention {
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        qk_norm: true,
+        output_gate: true,
+        rotated: 0.25,
+        ..PLAIN
+    },
+    norm_eps: 1e-6,
+    zero_centred: true,
+    hybrid: true,
+    intermediate: "intermediate_size",
+};
