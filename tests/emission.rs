@@ -9,7 +9,7 @@
 
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
-use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Score, Sm, Sparsity, Target};
+use butterfly_ir::{Dtype, KernelSpec, Launch, Phase, Rows, Score, Sm, Sparsity, Target};
 use rspirv::binary::Disassemble;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -171,10 +171,10 @@ fn hopper() {
     for (name, spec) in specs_of(&[&PLANS[..], &HOPPER_PLANS].concat()) {
         let kernel = emit(&spec, SM_90A).unwrap_or_else(|error| panic!("{name}: {error}"));
         let geometry = kernel.geometry;
-        let expected = match (geometry.resident, geometry.split) {
-            (Some(_), _) => ["HGMMA", "UTMALDG"],
-            (None, Some(_)) => ["HMMA", "UTMALDG"],
-            (None, None) => continue,
+        let expected = match geometry.launch {
+            Launch::Resident(_) => ["HGMMA", "UTMALDG"],
+            Launch::Split(_) => ["HMMA", "UTMALDG"],
+            Launch::Grid => continue,
         };
         made += 1;
         snapshot("hopper", name, &text(&spec, SM_90A, "cu"));

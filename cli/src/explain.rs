@@ -154,7 +154,7 @@ fn targets(
     let on = |planned: &PlannedKernel| {
         let PlannedKernel { key, target, spec } = planned;
         let (geometry, reason) = kernel::choice(spec, *target)?;
-        let tiles = (geometry.q_tile, geometry.k_tile, geometry.split);
+        let tiles = (geometry.q_tile, geometry.k_tile, geometry.launch);
         let schedule = match schedules.iter().find(|(of, _)| *of == tiles) {
             Some((_, schedule)) => *schedule,
             None => {
@@ -263,8 +263,7 @@ fn target(on: &OnTarget) -> String {
         k_tile,
         shared_bytes,
         boxes: _,
-        split: _,
-        resident: _,
+        launch: _,
     } = on.geometry;
     let Schedule {
         workgroups,

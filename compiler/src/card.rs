@@ -4,7 +4,7 @@
 //! A card's memory is measured once, a kind of kernel once for all cards of an architecture.
 
 use crate::cost::{Machine, Pace};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Sm, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Launch, Phase, Sm, Target};
 use std::fmt;
 use std::str::FromStr;
 
@@ -52,12 +52,12 @@ impl Card {
         if spec.dtype == Dtype::F32 {
             return None;
         }
-        let kind = match (spec.phase, geometry.resident, geometry.split) {
-            (Phase::Prefill, Some(_), _) if spec.is_wide() => LATENT,
-            (Phase::Prefill, Some(_), _) => PREFILL,
-            (Phase::Prefill, None, _) => PORTABLE_PREFILL,
-            (Phase::Decode, _, Some(_)) => DECODE,
-            (Phase::Decode, _, None) => PORTABLE_DECODE,
+        let kind = match (spec.phase, geometry.launch) {
+            (Phase::Prefill, Launch::Resident(_)) if spec.is_wide() => LATENT,
+            (Phase::Prefill, Launch::Resident(_)) => PREFILL,
+            (Phase::Prefill, Launch::Grid | Launch::Split(_)) => PORTABLE_PREFILL,
+            (Phase::Decode, Launch::Split(_)) => DECODE,
+            (Phase::Decode, Launch::Grid | Launch::Resident(_)) => PORTABLE_DECODE,
         };
         Some(Machine {
             name: format!("NVIDIA {}", self.name()),

@@ -6,7 +6,7 @@
 //! results.
 
 use crate::schedule::Schedule;
-use butterfly_ir::{Dtype, Geometry, Phase};
+use butterfly_ir::{Dtype, Geometry, Launch, Phase};
 use serde::Serialize;
 
 /// What a machine reaches, as measured on it.
@@ -125,11 +125,11 @@ pub fn count(schedule: &Schedule, shape: &LayerShape, phase: Phase, geometry: &G
         bytes: row_bytes + dims * keys * kv_heads * dtype + queries * heads * 4,
         tile_pairs,
         row_bytes,
-        workgroups: match (phase, geometry.resident) {
-            (Phase::Prefill, Some(resident)) => {
+        workgroups: match (phase, geometry.launch) {
+            (Phase::Prefill, Launch::Resident(resident)) => {
                 schedule.rows * u64::from(resident.items_per_row) * kv_heads
             }
-            (Phase::Prefill, None) => schedule.workgroups * heads,
+            (Phase::Prefill, Launch::Grid | Launch::Split(_)) => schedule.workgroups * heads,
             (Phase::Decode, _) => schedule.workgroups * kv_heads,
         },
     }

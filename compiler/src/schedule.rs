@@ -9,7 +9,7 @@ use crate::stretch::{self, MOST, TooManyRows};
 use crate::work;
 use butterfly_ir::band::merge;
 use butterfly_ir::topology::queries;
-use butterfly_ir::{Band, Context, Geometry, Pattern, Phase, rows};
+use butterfly_ir::{Band, Context, Geometry, Launch, Pattern, Phase, rows};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -156,12 +156,12 @@ impl Tiles<'_> {
             let (first, last) = (first as i32, last as i32);
             schedule.pairs += work::pairs(bands, (first, last));
             let before = schedule.tiles;
-            let workgroups = match self.geometry.split {
-                Some(split) => {
+            let workgroups = match self.geometry.launch {
+                Launch::Split(split) => {
                     self.intervals(bands, first, &mut schedule, &mut runs);
                     split.cluster
                 }
-                None => {
+                Launch::Grid | Launch::Resident(_) => {
                     self.walk(bands, (first, last), &mut schedule, &mut runs);
                     1
                 }

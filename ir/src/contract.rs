@@ -5,7 +5,7 @@
 //! Invariants: what passes can be launched without a division by zero, an index past a list, or a
 //! grid that leaves queries out; what the emitters make passes.
 
-use crate::kernel::geometry::{Boxes, Geometry, Resident, Split};
+use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
 use crate::{
     Atom, Bound, Dtype, KernelSpec, PartnerRule, Phase, Product, RowProgram, Rows, Target,
@@ -147,8 +147,7 @@ impl Geometry {
         equal("geometry.threads", [y, z], [1, 1])?;
         within("geometry.shared_bytes", self.shared_bytes, 0, MOST_SHARED)?;
         let Some(boxes) = self.boxes else {
-            equal("geometry.split", self.split, None)?;
-            equal("geometry.resident", self.resident, None)?;
+            equal("the launch of geometry", self.launch, Launch::Grid)?;
             return match target {
                 Target::Cpu => self.check_native(spec),
                 Target::Cuda(_) | Target::Vulkan | Target::Webgpu | Target::Metal => {
@@ -166,18 +165,13 @@ impl Geometry {
         let threads = x.is_multiple_of(WARPGROUP) && (WARPGROUP..=MOST_THREADS).contains(&x);
         let expected = format!("a multiple of {WARPGROUP}, at most {MOST_THREADS}");
         demand(threads, "geometry.threads", x, expected)?;
-        match (spec.phase, self.resident, self.split) {
-            (Phase::Prefill, Some(resident), None) => self.check_resident(spec, boxes, resident),
-            (Phase::Decode, None, Some(split)) => self.check_split(spec, boxes, split),
-            (Phase::Prefill, resident, _) => demand(
-                false,
-                "geometry.resident",
-                resident,
-                "there, without `split`",
-            ),
-            (Phase::Decode, _, split) => {
-                demand(false, "geometry.split", split, "there, without `resident`")
+        match (spec.phase, self.launch) {
+            (Phase::Prefill, Launch::Resident(resident)) => {
+                self.check_resident(spec, boxes, resident)
             }
+            (Phase::Decode, Launch::Split(split)) => self.check_split(spec, boxes, split),
+            (Phase::Prefill, other) => demand(false, "the launch of geometry", other, "`resident`"),
+            (Phase::Decode, other) => demand(false, "the launch of geometry", other, "`split`"),
         }
     }
 

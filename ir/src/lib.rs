@@ -31,7 +31,7 @@ pub mod topology;
 pub use band::Band;
 pub use contract::ContractError;
 pub use kernel::{
-    BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Phase, Resident,
+    BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Phase, Resident,
     Resources, Rows, Score, ScoreValues, Sm, Split, Target, geometry, scalar,
 };
 pub use pattern::build;

@@ -96,7 +96,7 @@ pub(crate) fn tensors(case: &Case) -> [Tensor; 4] {
     ];
     // Keys that no query sees are no numbers, nor are their values, for the kernels that promise to
     // ignore them: Hopper's for decode.
-    if emitted(&case.spec, case.target).geometry.split.is_some() {
+    if let butterfly_ir::Launch::Split(_) = emitted(&case.spec, case.target).geometry.launch {
         let positions = case.q_offset..case.q_offset + case.q_len;
         let seen: BTreeSet<u32> = positions.flat_map(|i| seen(case, i)).collect();
         for t in &mut tensors[1..3] {

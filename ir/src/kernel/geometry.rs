@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Prefill grid: x = q tiles, y = q head, z = batch. The first row of blocks that
 /// holds a query is `q_offset / block`; each row of blocks has `ceil(block / q_tile)`
 /// tiles, of which the last may be short; tiles outside the queries do nothing.
-/// Decode grid: x = query, y = kv head, z = batch. Others: see [`Resident`] and [`Split`].
+/// Decode grid: x = query, y = kv head, z = batch. Others: see [`Launch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Geometry {
     /// Threads of a workgroup: x, y, z.
     pub threads: [u32; 3],
@@ -20,14 +21,75 @@ pub struct Geometry {
     /// Bytes of shared memory.
     pub shared_bytes: u32,
     /// What it copies at a time, if it copies by tensor maps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boxes: Option<Boxes>,
-    /// How workgroups share the keys of a query, if they do.
+    /// How workgroups share the work.
+    pub launch: Launch,
+}
+
+/// How workgroups share the work of a launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Launch {
+    /// Each has one place of the grid.
+    #[default]
+    Grid,
+    /// They stay for the whole launch.
+    Resident(Resident),
+    /// They share the keys of a query.
+    Split(Split),
+}
+
+/// A geometry as JSON has it: `resident` or `split`, or neither.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    threads: [u32; 3],
+    q_tile: u32,
+    k_tile: u32,
+    shared_bytes: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split: Option<Split>,
-    /// How its workgroups share the work, if they stay for the whole launch.
+    boxes: Option<Boxes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resident: Option<Resident>,
+    split: Option<Split>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resident: Option<Resident>,
+}
+
+impl TryFrom<Stored> for Geometry {
+    type Error = &'static str;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        Ok(Self {
+            threads: stored.threads,
+            q_tile: stored.q_tile,
+            k_tile: stored.k_tile,
+            shared_bytes: stored.shared_bytes,
+            boxes: stored.boxes,
+            launch: match (stored.resident, stored.split) {
+                (None, None) => Launch::Grid,
+                (Some(resident), None) => Launch::Resident(resident),
+                (None, Some(split)) => Launch::Split(split),
+                (Some(_), Some(_)) => return Err("a geometry has `resident` or `split`, not both"),
+            },
+        })
+    }
+}
+
+impl From<Geometry> for Stored {
+    fn from(geometry: Geometry) -> Self {
+        let (resident, split) = match geometry.launch {
+            Launch::Grid => (None, None),
+            Launch::Resident(resident) => (Some(resident), None),
+            Launch::Split(split) => (None, Some(split)),
+        };
+        Self {
+            threads: geometry.threads,
+            q_tile: geometry.q_tile,
+            k_tile: geometry.k_tile,
+            shared_bytes: geometry.shared_bytes,
+            boxes: geometry.boxes,
+            split,
+            resident,
+        }
+    }
 }
 
 /// What a kernel copies at a time by tensor maps of q, k, v and o, which it takes before its
@@ -51,7 +113,7 @@ pub struct Boxes {
 /// An item is a row of blocks, a kv head of a sequence, and `q_tile` queries of the row.
 /// Grid: as many workgroups as the device runs at once, a multiple of the cluster, no more
 /// than the cluster times the items. The scale must be positive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resident {
     /// Items of a row of blocks, for each kv head.
     pub items_per_row: u32,
@@ -65,7 +127,7 @@ pub struct Resident {
 /// by that of [`second_entry`] a workgroup has them alone, which suits launches that have
 /// enough of them for the whole device. Grid: that of other decode kernels, in x times the
 /// cluster. Both give the same sums but for their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Split {
     /// Workgroups of a cluster.
     pub cluster: u32,
@@ -103,8 +165,7 @@ impl Geometry {
             k_tile,
             shared_bytes,
             boxes: None,
-            split: None,
-            resident: None,
+            launch: Launch::Grid,
         }
     }
 
@@ -117,19 +178,21 @@ impl Geometry {
     pub fn fitted(&self, grid: [u32; 3], processors: u32) -> Fitted {
         let [x, y, z] = grid;
         let fitted = |grid, alone| Fitted { grid, alone };
-        if let Some(resident) = self.resident {
-            let at_once = processors / resident.cluster * resident.cluster;
-            return fitted([x.min(at_once.max(resident.cluster)), y, z], false);
-        }
-        let jobs = x.saturating_mul(y).saturating_mul(z);
-        match self.split {
-            // Clusters lie within groups of processors, and do not fill these: of 132 processors a
-            // tenth was seen to stay free. More of them would wait for others to end.
-            Some(Split { cluster }) if jobs.saturating_mul(cluster) >= processors * 9 / 10 => {
-                fitted(grid, true)
+        match self.launch {
+            Launch::Grid => fitted(grid, false),
+            Launch::Resident(Resident { cluster, .. }) => {
+                let at_once = processors / cluster * cluster;
+                fitted([x.min(at_once.max(cluster)), y, z], false)
             }
-            Some(Split { cluster }) => fitted([x.saturating_mul(cluster), y, z], false),
-            None => fitted(grid, false),
+            Launch::Split(Split { cluster }) => {
+                let jobs = x.saturating_mul(y).saturating_mul(z);
+                // Clusters lie within groups of processors, and do not fill these: of 132 processors
+                // a tenth was seen to stay free. More of them would wait for others to end.
+                match jobs.saturating_mul(cluster) >= processors * 9 / 10 {
+                    true => fitted(grid, true),
+                    false => fitted([x.saturating_mul(cluster), y, z], false),
+                }
+            }
         }
     }
 
@@ -137,15 +200,15 @@ impl Geometry {
     /// [`Resident`] kernel the most of them, for a [`Split`] one those of its second entry
     /// point, see [`Geometry::fitted`]. More than a `u32` counts are `u32::MAX`.
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
-        match (spec.phase, self.resident) {
-            (Phase::Prefill, Some(resident)) => {
+        match (spec.phase, self.launch) {
+            (Phase::Prefill, Launch::Resident(resident)) => {
                 let items = rows(spec, scalars)
                     .saturating_mul(resident.items_per_row)
                     .saturating_mul(scalars.kv_heads)
                     .saturating_mul(batch);
                 [resident.cluster.saturating_mul(items), 1, 1]
             }
-            (Phase::Prefill, None) => {
+            (Phase::Prefill, Launch::Grid | Launch::Split(_)) => {
                 let tiles = rows(spec, scalars).saturating_mul(spec.block.div_ceil(self.q_tile));
                 [tiles, scalars.kv_heads.saturating_mul(spec.group), batch]
             }
@@ -168,7 +231,7 @@ mod tests {
     #[test]
     fn few_jobs_take_clusters_and_many_a_workgroup_each() {
         let split = Geometry {
-            split: Some(Split { cluster: 4 }),
+            launch: Launch::Split(Split { cluster: 4 }),
             ..Geometry::new([128, 1, 1], [1, 16], 0)
         };
         for (grid, expected) in [
@@ -185,7 +248,7 @@ mod tests {
     #[test]
     fn workgroups_that_stay_all_run_at_once() {
         let resident = Geometry {
-            resident: Some(Resident {
+            launch: Launch::Resident(Resident {
                 items_per_row: 4,
                 cluster: 2,
             }),

@@ -8,7 +8,7 @@ mod spec;
 mod target;
 
 pub use dtype::Dtype;
-pub use geometry::{Boxes, Geometry, Resident, Split};
+pub use geometry::{Boxes, Geometry, Launch, Resident, Split};
 pub use scalars::{LaunchScalars, scalar};
 pub use signature::{Binding, Role};
 pub use spec::{KernelSpec, Phase, Rows, Score, ScoreValues};

@@ -11,8 +11,8 @@ use crate::kernel::geometry::second_entry;
 use crate::kernel::signature::{self, Binding, Role, Way};
 use crate::plan::{Proof, SwappedLayer};
 use crate::{
-    Geometry, KernelSpec, Leaf, Phase, Product, Resident, Rows, Score, Sparsity, Split, StageBy,
-    Target,
+    Geometry, KernelSpec, Launch, Leaf, Phase, Product, Resident, Rows, Score, Sparsity, Split,
+    StageBy, Target,
 };
 use serde::{Deserialize, Serialize};
 
@@ -166,10 +166,10 @@ pub struct FileEntry {
 pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
     let (block, group) = (spec.block, spec.group);
     let rows = format!("(ceil((q_offset + q_len) / {block}) - floor(q_offset / {block}))");
-    match (spec.phase, geometry.resident) {
+    match (spec.phase, geometry.launch) {
         (
             Phase::Prefill,
-            Some(Resident {
+            Launch::Resident(Resident {
                 items_per_row,
                 cluster,
             }),
@@ -180,15 +180,15 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
             "1".into(),
             "1".into(),
         ],
-        (Phase::Prefill, None) => [
+        (Phase::Prefill, Launch::Grid | Launch::Split(_)) => [
             format!("{rows} * {}", block.div_ceil(geometry.q_tile)),
             format!("kv_heads * {group}"),
             "batch".into(),
         ],
         (Phase::Decode, _) => {
-            let x = match geometry.split {
-                Some(Split { cluster }) => format!("{cluster} * q_len"),
-                None => "q_len".into(),
+            let x = match geometry.launch {
+                Launch::Split(Split { cluster }) => format!("{cluster} * q_len"),
+                Launch::Grid | Launch::Resident(_) => "q_len".into(),
             };
             [x, "kv_heads".into(), "batch".into()]
         }
@@ -198,7 +198,9 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
 /// The second entry point of a kernel whose first is `entry`, if it has one: when it is taken as
 /// [`Geometry::fitted`] decides.
 pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
-    let Split { cluster } = geometry.split?;
+    let Launch::Split(Split { cluster }) = geometry.launch else {
+        return None;
+    };
     Some(AloneEntry {
         entry: second_entry(entry),
         grid: ["q_len", "kv_heads", "batch"].map(String::from),
@@ -265,12 +267,12 @@ mod tests {
     /// Where the manifest says so, and only there, `fitted` takes the second entry point.
     #[test]
     fn a_second_entry_point_is_listed_as_it_is_taken() {
-        let geometry = |split| Geometry {
-            split,
+        let geometry = |launch| Geometry {
+            launch,
             ..Geometry::new([128, 1, 1], [1, 16], 0)
         };
-        assert_eq!(alone("kernel", &geometry(None)), None);
-        let geometry = geometry(Some(Split { cluster: 4 }));
+        assert_eq!(alone("kernel", &geometry(Launch::Grid)), None);
+        let geometry = geometry(Launch::Split(Split { cluster: 4 }));
         let second = alone("kernel", &geometry).expect("it has two");
         assert_eq!(second.entry, "kernel_alone");
         assert_eq!(

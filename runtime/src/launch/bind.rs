@@ -6,7 +6,7 @@
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::kernel::signature::{Binding, Role, Way};
-use butterfly_ir::{Band, BandTable, Dtype, LaunchScalars, Rows, Score, ScoreValues};
+use butterfly_ir::{Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
 /// What a launch needs, checked but for the tensors and the rows.
@@ -142,7 +142,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         0 => [0; 3],
         _ => geometry.grid(spec, scalars, batch),
     };
-    if geometry.resident.is_some() {
+    if let Launch::Resident(_) = geometry.launch {
         limit("the number of items of work", grid[0].into(), MOST_ITEMS)?;
     }
     Ok(Needs {
@@ -286,7 +286,8 @@ fn check_copies(kernel: &Ready, scalars: &LaunchScalars, results: u64) -> Result
         scalars.o_strides,
     ];
     let aligned = all.iter().flatten().all(|s| s.is_multiple_of(elements));
-    let positive = geometry.resident.is_none() || f32::from_bits(scalars.scale_bits) > 0.0;
+    let resident = matches!(geometry.launch, Launch::Resident(_));
+    let positive = !resident || f32::from_bits(scalars.scale_bits) > 0.0;
     match aligned && positive {
         true => Ok(()),
         false => Err(LaunchError::Unsupported {

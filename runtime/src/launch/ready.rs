@@ -3,7 +3,7 @@
 use super::{Device, LaunchError, Loaded};
 use butterfly_ir::geometry::second_entry;
 use butterfly_ir::kernel::signature::{self, Binding, Role, Way};
-use butterfly_ir::{Geometry, KernelSpec, Sm, Target};
+use butterfly_ir::{Geometry, KernelSpec, Launch, Sm, Target};
 use std::sync::Arc;
 
 /// A kernel prepared for launching; clones share it.
@@ -123,7 +123,10 @@ impl Ready {
                 code: code.clone(),
             })
         };
-        let second = kernel.geometry.split.map(|_| second_entry(kernel.entry));
+        let second = match kernel.geometry.launch {
+            Launch::Split(_) => Some(second_entry(kernel.entry)),
+            Launch::Grid | Launch::Resident(_) => None,
+        };
         Ok(Self {
             alone: second.map(&image),
             image: image(kernel.entry.into()),

@@ -1,7 +1,7 @@
 //! KernelSpec → the numbers of a decode kernel, or the reason why there is none.
 
 use super::super::source::{self, SHARED_LIMIT};
-use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Split};
+use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Launch, Split};
 
 /// Warps of a thread block.
 const WARPS: u32 = 4;
@@ -198,7 +198,7 @@ impl Plan {
                 q: [self.group, 1],
                 k: K_TILE,
             }),
-            split: Some(Split {
+            launch: Launch::Split(Split {
                 cluster: self.tuning.cluster,
             }),
             ..Geometry::new([THREADS, 1, 1], [1, K_TILE], self.shared_bytes)

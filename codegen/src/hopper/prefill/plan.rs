@@ -4,7 +4,7 @@
 //! multiprocessor; everything that the text is specialised by.
 
 use super::super::source::{self, SHARED_LIMIT};
-use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Resident};
+use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Launch, Resident};
 
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 65_536;
@@ -218,7 +218,7 @@ impl Plan {
                 q: [self.unit_heads, self.unit_tokens],
                 k: self.k_box(),
             }),
-            resident: Some(Resident {
+            launch: Launch::Resident(Resident {
                 items_per_row: self.units_per_row.div_ceil(units),
                 cluster: tuning.cluster,
             }),

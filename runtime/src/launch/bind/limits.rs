@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::Loaded;
-use butterfly_ir::{Boxes, Geometry, KernelSpec, Phase, Target};
+use butterfly_ir::{Boxes, Geometry, KernelSpec, Phase, Split, Target};
 
 const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
 
@@ -188,17 +188,18 @@ fn geometries_that_are_none_are_refused() {
             if let Some(boxes) = &mut g.boxes {
                 boxes.k *= 2;
             } else {
-                g.split = Some(butterfly_ir::Split { cluster: 4 });
+                g.launch = Launch::Split(Split { cluster: 4 });
             }
         },
-        |g| match (&mut g.resident, &mut g.split) {
-            (Some(resident), _) => resident.items_per_row += 1,
-            (_, Some(split)) => split.cluster = 0,
-            (None, None) => g.threads[2] = 0,
+        |g| match &mut g.launch {
+            Launch::Resident(resident) => resident.items_per_row += 1,
+            Launch::Split(split) => split.cluster = 0,
+            Launch::Grid => g.threads[2] = 0,
         },
-        |g| match &mut g.resident {
-            Some(resident) => resident.cluster = 0,
-            None => g.split = g.split.xor(Some(butterfly_ir::Split { cluster: 2 })),
+        |g| match &mut g.launch {
+            Launch::Resident(resident) => resident.cluster = 0,
+            Launch::Split(_) => g.launch = Launch::Grid,
+            Launch::Grid => g.launch = Launch::Split(Split { cluster: 2 }),
         },
     ];
     for (phase, target) in PHASES
