@@ -198,7 +198,7 @@ impl Plan {
             Source::Jit => emitted(device, &spec, target)?,
             Source::Artifacts(artifacts) => {
                 let entry = artifacts.select(&spec, target)?;
-                artifacts.ready_one(device, entry)?
+                artifacts.ready_one(device, sm, entry)?
             }
         };
         ready.insert((target, shape), kernel.clone());

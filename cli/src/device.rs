@@ -9,7 +9,7 @@ use crate::{kernel, output};
 use butterfly_compiler::plan;
 use butterfly_ir::manifest::KernelEntry;
 use butterfly_ir::model::ModelConfig;
-use butterfly_ir::{Dtype, KernelSpec, Phase, Sparsity, Target};
+use butterfly_ir::{Dtype, KernelSpec, Phase, Sm, Sparsity, Target};
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts};
 use butterfly_runtime::{Device, Found, adapters, find};
 use std::path::Path;
@@ -84,7 +84,7 @@ pub(crate) fn choose(
 
 fn cpu(wanted: Wanted<'_>, artifacts: Option<&Artifacts>) -> Result<Chosen, Failure> {
     let spec = wanted(Target::Cpu)?;
-    let kernel = artifacts.map(|artifacts| stored(artifacts, &spec, Target::Cpu));
+    let kernel = artifacts.map(|artifacts| stored(artifacts, &spec, Target::Cpu, None));
     Ok(Chosen {
         device: Runner::Cpu,
         name: format!("{:?}", butterfly_cpu::Isa::best()),
@@ -106,7 +106,7 @@ fn gpu(
     let target = target.map_err(|error| Failure::Bad(format!("{}: {error}", found.name)))?;
     let spec = wanted(target)?;
     let kernel = match artifacts {
-        Some(artifacts) => stored(artifacts, &spec, target)?,
+        Some(artifacts) => stored(artifacts, &spec, target, found.sm)?,
         None => emitted(&spec, target)?,
     };
     Ok(Chosen {
@@ -121,9 +121,10 @@ fn stored(
     artifacts: &Artifacts,
     spec: &KernelSpec,
     target: Target,
+    sm: Option<Sm>,
 ) -> Result<(KernelEntry, Vec<u8>), Failure> {
     let entry = artifacts.select(spec, target).map_err(Failure::bad)?;
-    let image = artifacts.image(entry).map_err(Failure::bad)?;
+    let image = artifacts.image_for(entry, sm).map_err(Failure::bad)?;
     Ok((entry.clone(), image))
 }
 

@@ -6,6 +6,7 @@ use butterfly_ir::plan::{Proof, SwappedLayer};
 use butterfly_ir::{
     Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build, key,
 };
+use butterfly_runtime::Device;
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts, Embedded, add, write};
 use std::fs;
 use std::path::Path;
@@ -507,4 +508,44 @@ fn a_full_disk_leaves_the_old_artifacts() {
         length(10)
     );
     assert_eq!(names(root.path()), ["artifacts"]);
+}
+
+/// Machine code runs on its own generation; later ones compile the PTX beside it, where there is some.
+#[test]
+fn later_architectures_take_ptx() {
+    let root = tempfile::tempdir().expect("root");
+    let target: Target = "cuda:sm_80".parse().expect("a target");
+    let sm = |text: &str| match format!("cuda:{text}").parse() {
+        Ok(Target::Cuda(sm)) => Some(sm),
+        other => panic!("{other:?}"),
+    };
+    for with_ptx in [true, false] {
+        let (mut manifest, _) = content(9);
+        let mut files = vec![("kernels/0.cu".to_string(), text(9))];
+        if with_ptx {
+            files.push(("kernels/0.ptx".into(), b".version 9.0".to_vec()));
+        }
+        files.push(("kernels/0.cubin".into(), b"\x7fELF".to_vec()));
+        let kernel = &mut manifest.kernels[0];
+        (kernel.target, kernel.key) = (target, key::of(&spec(), target));
+        let entries = files.iter().map(|(path, bytes)| FileEntry {
+            path: path.clone(),
+            bytes: bytes.len() as u64,
+            blake3: blake3::hash(bytes).to_hex().to_string(),
+        });
+        kernel.files = entries.collect();
+        let dir = root.path().join(with_ptx.to_string());
+        write(&dir, &manifest, &files).expect("written");
+        let artifacts = Artifacts::open(&dir).expect("opened");
+        let kernel = &artifacts.manifest.kernels[0];
+        let image = |own| artifacts.image_for(kernel, own).expect("an image");
+        assert_eq!(image(sm("sm_86")), b"\x7fELF");
+        let on = |own: &str| artifacts.target_for(Device::Cuda, sm(own)).ok();
+        assert_eq!(on("sm_86"), Some(target));
+        assert_eq!(on("sm_75"), None);
+        assert_eq!(on("sm_90a"), with_ptx.then_some(target));
+        if with_ptx {
+            assert_eq!(image(sm("sm_100a")), b".version 9.0");
+        }
+    }
 }

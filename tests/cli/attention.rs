@@ -299,6 +299,8 @@ fn cuda() {
         within_tolerance("cuda", precision, None);
         within_tolerance("cuda", precision, Some("cuda:sm_80,cuda:sm_90a,cpu"));
     }
+    // Newer devices compile the PTX.
+    within_tolerance("cuda", &BF16, Some("cuda:sm_80,cpu"));
 }
 
 #[test]

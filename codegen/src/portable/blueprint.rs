@@ -197,7 +197,7 @@ impl Blueprint {
 /// Whether products of `dtype` go to matrix units on `target`.
 fn has_matrix_units(target: Target, dtype: Dtype) -> bool {
     match (target, dtype) {
-        (Target::Cuda(sm), Dtype::Bf16 | Dtype::F16) => sm.version >= 80,
+        (Target::Cuda(sm), Dtype::Bf16 | Dtype::F16) => sm.architecture().matrix_units,
         (Target::Cuda(_), Dtype::F32)
         | (Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu, _) => false,
     }
@@ -206,12 +206,7 @@ fn has_matrix_units(target: Target, dtype: Dtype) -> bool {
 /// Bytes of shared memory that a CUDA kernel may ask for.
 fn opt_in_limit(target: Target) -> u32 {
     match target {
-        Target::Cuda(sm) => match sm.version {
-            0..80 => 64 << 10,
-            80 | 87 => 163 << 10,
-            90..120 => 227 << 10,
-            _ => 99 << 10,
-        },
+        Target::Cuda(sm) => sm.architecture().shared_bytes,
         Target::Webgpu | Target::Vulkan | Target::Metal | Target::Cpu => shared_limit(target),
     }
 }

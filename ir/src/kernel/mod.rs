@@ -1,5 +1,6 @@
 //! Kernels: what one is compiled for, how it is launched, what it is given, and what comes out.
 
+mod architecture;
 mod dtype;
 pub mod geometry;
 mod scalars;
@@ -7,6 +8,7 @@ pub mod signature;
 mod spec;
 mod target;
 
+pub use architecture::{ARCHITECTURES, Architecture};
 pub use dtype::Dtype;
 pub use geometry::{Boxes, Geometry, Launch, Resident, Split};
 pub use scalars::{LaunchScalars, scalar};

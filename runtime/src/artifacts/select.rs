@@ -2,7 +2,7 @@
 
 use super::{ArtifactError, Artifacts};
 use crate::{Device, Loaded, Ready};
-use butterfly_ir::manifest::{self, KernelEntry};
+use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
 use butterfly_ir::{Dtype, Rows, Sm, Sparsity, Target};
 
 impl Device {
@@ -20,8 +20,8 @@ impl Device {
 }
 
 impl Artifacts {
-    /// The target whose kernels a device runs; for CUDA the newest of those that its
-    /// architecture executes.
+    /// The target whose kernels a device runs; for CUDA the newest of those whose machine code its
+    /// architecture executes, else of those whose PTX its driver compiles.
     ///
     /// # Errors
     /// [`ArtifactError::Architecture`] without any.
@@ -39,14 +39,40 @@ impl Artifacts {
             .collect();
         there.sort_unstable();
         there.dedup();
-        match there.iter().rev().find(|sm| runs(own, **sm)) {
-            Some(sm) => Ok(Target::Cuda(*sm)),
+        let newest = |fits: &dyn Fn(Sm) -> bool| there.iter().rev().copied().find(|sm| fits(*sm));
+        let executes = |sm| own.executes(sm);
+        let compiles = |sm| own.compiles(sm) && self.has_ptx(Target::Cuda(sm));
+        match newest(&executes).or_else(|| newest(&compiles)) {
+            Some(sm) => Ok(Target::Cuda(sm)),
             None => Err(ArtifactError::Architecture {
                 dir: self.dir().to_path_buf(),
                 own,
                 there: there.iter().map(Sm::to_string).collect(),
                 way_out: self.adding(Target::Cuda(own), None),
             }),
+        }
+    }
+
+    /// Whether all kernels for `target` have PTX.
+    fn has_ptx(&self, target: Target) -> bool {
+        let kernels = self.manifest.kernels.iter();
+        let mut kernels = kernels.filter(|kernel| kernel.target == target);
+        kernels.all(|kernel| ptx(kernel).is_some())
+    }
+
+    /// What a device of capability `own`, on NVIDIA, takes of a kernel that was picked for it: PTX
+    /// where it does not execute the machine code, else what the folder has to be launched.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] when the file cannot be read, or is not the one that was written.
+    pub fn image_for(
+        &self,
+        kernel: &KernelEntry,
+        own: Option<Sm>,
+    ) -> Result<Vec<u8>, ArtifactError> {
+        match (kernel.target, own, ptx(kernel)) {
+            (Target::Cuda(made), Some(own), Some(ptx)) if !own.executes(made) => self.content(ptx),
+            _ => self.image(kernel),
         }
     }
 
@@ -71,7 +97,7 @@ impl Artifacts {
         let kernels = self.manifest.kernels.iter();
         let kernels = kernels.filter(|kernel| kernel.target == target);
         kernels
-            .map(|kernel| self.ready_one(device, kernel))
+            .map(|kernel| self.ready_one(device, sm, kernel))
             .collect()
     }
 
@@ -100,9 +126,14 @@ impl Artifacts {
     /// One kernel, prepared for launching.
     ///
     /// # Errors
-    /// As [`Artifacts::image`].
-    pub fn ready_one(&self, device: Device, kernel: &KernelEntry) -> Result<Ready, ArtifactError> {
-        let image = self.image(kernel)?;
+    /// As [`Artifacts::image_for`].
+    pub fn ready_one(
+        &self,
+        device: Device,
+        sm: Option<Sm>,
+        kernel: &KernelEntry,
+    ) -> Result<Ready, ArtifactError> {
+        let image = self.image_for(kernel, sm)?;
         Ok(Ready::new(
             device,
             &Loaded {
@@ -139,34 +170,7 @@ impl Artifacts {
     }
 }
 
-/// Whether a device of capability `own` executes a cubin made for `made`: the same major
-/// version, and no later minor one; with the suffix, exactly this architecture.
-fn runs(own: Sm, made: Sm) -> bool {
-    match made.arch_specific {
-        true => made.version == own.version,
-        false => made.version / 10 == own.version / 10 && made.version <= own.version,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cubins_run_on_their_own_generation() {
-        let sm = |text: &str| match format!("cuda:{text}").parse() {
-            Ok(Target::Cuda(sm)) => sm,
-            other => panic!("{other:?}"),
-        };
-        for (own, made, yes) in [
-            ("sm_90a", "sm_90a", true),
-            ("sm_90a", "sm_90", true),
-            ("sm_90a", "sm_80", false),
-            ("sm_86", "sm_80", true),
-            ("sm_80", "sm_86", false),
-            ("sm_100a", "sm_90a", false),
-        ] {
-            assert_eq!(runs(sm(own), sm(made)), yes, "{made} on {own}");
-        }
-    }
+/// The PTX of a kernel for CUDA, where there is any.
+fn ptx(kernel: &KernelEntry) -> Option<&FileEntry> {
+    kernel.files.iter().find(|file| file.path.ends_with(".ptx"))
 }

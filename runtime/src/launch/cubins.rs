@@ -117,10 +117,10 @@ fn write_cache<'a>(
     let options = CacheOption::default().name("cuda").root(folder);
     let mut cache = CompilationCache::<StableHash, CacheEntry>::new("ptx", options);
     for image in images {
-        let Code::Cubin(cubin) = &*image.code else {
+        let Code::Module(module) = &*image.code else {
             continue;
         };
-        let bytes = cubin.iter().chain(&[0]);
+        let bytes = module.iter().chain(&[0]);
         let entry = CacheEntry {
             entrypoint_name: image.identity.entry.clone(),
             shared_mem_bytes: image.identity.shared_bytes as usize,

@@ -25,7 +25,7 @@ pub(super) fn launch(
     runs: u32,
 ) -> Result<Output, LaunchError> {
     let device = Device::Cuda;
-    if !matches!(*kernel.image().code, Code::Cubin(_)) {
+    if !matches!(*kernel.image().code, Code::Module(_)) {
         return Err(LaunchError::Image {
             key: kernel.key().into(),
             expected: "a cubin",

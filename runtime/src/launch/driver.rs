@@ -56,17 +56,21 @@ pub(super) fn probe() -> Result<Found, String> {
             u32::try_from(value).map_err(|_| "a negative compute capability".to_string())
         };
         let version = 10 * capability(CAPABILITY_MAJOR)? + capability(CAPABILITY_MINOR)?;
+        let plain = Sm {
+            version,
+            arch_specific: false,
+        };
+        let sm = Sm {
+            arch_specific: plain.architecture().has_own,
+            ..plain
+        };
         let mut memory = 0;
         said("cuDeviceTotalMem", total(&mut memory, device))?;
         Ok(Found {
             memory: Some(memory as u64),
             name: CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned(),
             software: false,
-            sm: Some(Sm {
-                version,
-                // Since 9.0 each generation has instructions of its own.
-                arch_specific: version >= 90,
-            }),
+            sm: Some(sm),
         })
     }
 }

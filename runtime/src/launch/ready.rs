@@ -44,8 +44,8 @@ pub(super) struct Identity {
 /// A kernel in the form that a server takes.
 #[derive(Debug)]
 pub(super) enum Code {
-    /// Machine code of an NVIDIA device.
-    Cubin(Vec<u8>),
+    /// Machine code of an NVIDIA device, or PTX, which its driver compiles.
+    Module(Vec<u8>),
     /// CUDA C++, which CubeCL's NVRTC compiles at the first launch.
     Cuda(String),
     Wgsl(String),
@@ -56,12 +56,18 @@ pub(super) enum Code {
 }
 
 impl Code {
-    /// A cubin or CUDA C++, by how it begins.
+    /// A cubin or CUDA C++, by how it begins, or PTX, by the directive that it has to have.
     pub(super) fn of_cuda(image: &[u8]) -> Option<Self> {
-        match image.starts_with(b"\x7fELF") {
-            true => Some(Self::Cubin(image.to_vec())),
-            false => Some(Self::Cuda(std::str::from_utf8(image).ok()?.to_string())),
+        if image.starts_with(b"\x7fELF") {
+            return Some(Self::Module(image.to_vec()));
         }
+        let text = std::str::from_utf8(image).ok()?;
+        Some(
+            match text.lines().any(|line| line.starts_with(".version ")) {
+                true => Self::Module(image.to_vec()),
+                false => Self::Cuda(text.to_string()),
+            },
+        )
     }
 }
 

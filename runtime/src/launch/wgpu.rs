@@ -277,7 +277,7 @@ impl CubeTask<AutoCompiler> for Task {
                 };
                 (String::new(), Some(AutoRepresentation::SpirV(module)))
             }
-            Code::Cubin(_) => (String::new(), None),
+            Code::Module(_) => (String::new(), None),
         };
         Ok(CompiledKernel {
             entrypoint_name: self.0.identity.entry.clone(),
