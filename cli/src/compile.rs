@@ -128,6 +128,7 @@ fn one(
         targets,
         dtypes: &command.made_for.dtype,
         capacity: command.pattern.capacity,
+        verify: command.verify || cfg!(debug_assertions),
     };
     let lowered = lower(parsed, &model, path, &request)?;
     let plan = &lowered.plan;
@@ -208,7 +209,8 @@ pub(crate) fn lower(
         | PipelineError::Prove(_)
         | PipelineError::NoLayers
         | PipelineError::Build(_)
-        | PipelineError::Verify { .. } => Failure::file(config, error),
+        | PipelineError::Verify { .. }
+        | PipelineError::Plan(_) => Failure::file(config, error),
     })
 }
 

@@ -23,6 +23,7 @@ pub mod prove;
 pub mod resolve;
 pub mod schedule;
 pub mod stretch;
+pub mod verify;
 pub mod work;
 
 pub use butterfly_ir::key;

@@ -1,10 +1,11 @@
 //! Model config and pattern → plan: every pass, in order.
 //!
 //! In:  a checked config and pattern. Out: a [`Plan`], and the layer graphs on the way to
-//! it; each graph passed [`layer_graph::verify`] after the pass that made it.
+//! it; each graph passed [`layer_graph::verify`] after the pass that made it, and where it is asked
+//! for, the plan passed [`verify`].
 
 use crate::prove::ProveError;
-use crate::{classify, config, fuse, graph, key, lengths, plan, prove};
+use crate::{classify, config, fuse, graph, key, lengths, plan, prove, verify};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
 use butterfly_ir::manifest::dense;
@@ -22,6 +23,8 @@ pub struct Request<'a> {
     pub dtypes: &'a [Dtype],
     /// Longest sequence in tokens; the model's own limit where `None`.
     pub capacity: Option<u32>,
+    /// Whether the plan is held to what its pattern says ([`verify`](crate::verify)).
+    pub verify: bool,
 }
 
 /// What the passes made.
@@ -76,12 +79,15 @@ pub enum PipelineError {
         /// The invariant.
         error: GraphError,
     },
+    /// The plan contradicts the pattern: a bug of the compiler.
+    #[error("the plan is not what the pattern says, which is a bug: {0}")]
+    Plan(String),
 }
 
 /// Runs all passes.
 ///
 /// # Errors
-/// [`PipelineError`], of which only `Verify` is not the user's to mend.
+/// [`PipelineError`], of which only `Verify` and `Plan` are not the user's to mend.
 pub fn lower(
     model: &ModelConfig,
     sparsity: &Sparsity,
@@ -124,6 +130,10 @@ pub fn lower(
         dense: dense.as_ref().map(plan::rows),
         kernels,
     };
+    if request.verify {
+        let verified = clock.time("verify", || verify::plan(&plan));
+        verified.map_err(PipelineError::Plan)?;
+    }
     Ok(Lowered {
         plan,
         graphs: [prefill?, decode?],
@@ -195,6 +205,7 @@ mod tests {
             targets: &[Target::Cpu, Target::Vulkan, Target::Cpu],
             dtypes: &[],
             capacity: None,
+            verify: true,
         };
         let lowered = lower(&model, &sparsity, &request).expect("a plan");
         let Plan { proof, kernels, .. } = &lowered.plan;
@@ -210,7 +221,9 @@ mod tests {
         let passes: Vec<_> = lowered.timings.iter().map(|(pass, _)| *pass).collect();
         assert_eq!(
             passes,
-            ["swap", "lengths", "prove", "graph", "fuse", "plan"]
+            [
+                "swap", "lengths", "prove", "graph", "fuse", "plan", "verify"
+            ]
         );
         let empty = Sparsity {
             swapped_layers: Some(vec![]),

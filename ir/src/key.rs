@@ -3,7 +3,7 @@
 use crate::{KernelSpec, Target};
 
 /// Changes whenever the emitters write other kernels for the same plan.
-pub const CODEGEN_VERSION: u32 = 10;
+pub const CODEGEN_VERSION: u32 = 11;
 
 /// 32 hexadecimal digits of the BLAKE3 of the canonical plan, the version of the
 /// emitters and the target: equal keys mean interchangeable kernels.

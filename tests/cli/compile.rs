@@ -230,3 +230,18 @@ fn bad_configs_and_patterns() {
     refuses(&llama, "causal & (local(1) | partner(zigzag))", &["zigzag"]);
     refuses(&llama, "block 0 causal", &["at least 1"]);
 }
+
+/// What `--verify` does is a pass with a time; without optimisation it always runs.
+#[test]
+fn plans_are_verified() {
+    let root = tempfile::tempdir().expect("root");
+    let (config, dir) = (fixture("configs/qwen3-8b.json"), root.path().join("out"));
+    let paths = [&config, &dir].map(|path| path.to_str().expect("utf-8"));
+    let args = ["compile", paths[0], "--pattern", PATTERN, "-o", paths[1]];
+    let more = ["--target", "cpu", "--verify", "--timings"];
+    let run = butterfly("2", &[&args[..], &more].concat());
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let mut lines = said.lines().map(str::trim_start);
+    assert!(lines.any(|line| line.starts_with("verify ")), "{said}");
+}

@@ -264,6 +264,9 @@ pub(crate) struct Compile {
     /// Print what each pass took.
     #[arg(long)]
     pub(crate) timings: bool,
+    /// Hold the rows that kernels execute to what the pattern says.
+    #[arg(long)]
+    pub(crate) verify: bool,
 }
 
 /// A stage from pattern to kernel.

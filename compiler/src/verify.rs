@@ -1,0 +1,179 @@
+//! Plan → whether it means what its pattern says.
+//!
+//! In:  a plan, as the passes made it. Out: nothing, or the first contradiction, which is a fault of a
+//! pass and not of its input.
+//!
+//! Kernels are held to their contract, and the rows that they execute to [`sees()`], the definition, in
+//! rows of short and of the longest sequences.
+
+use crate::{key, plan};
+use butterfly_ir::band::keys_of_query;
+use butterfly_ir::manifest;
+use butterfly_ir::plan::Plan;
+use butterfly_ir::{Context, KernelSpec, Rows, Sparsity, rows, sees};
+
+/// Rows that are looked at of a sequence, from its end and from its begin.
+const ROWS: u32 = 4;
+/// Stages that are looked at.
+const STAGES: usize = 8;
+
+/// Checks a plan.
+///
+/// # Errors
+/// What contradicts what.
+pub fn plan(plan: &Plan) -> Result<(), String> {
+    if !plan.layers.is_sorted_by(|a, b| a.layer < b.layer) {
+        return Err("layers do not increase".into());
+    }
+    let place = |kernel: &butterfly_ir::plan::PlannedKernel| (kernel.target, kernel.key.clone());
+    if !plan.kernels.is_sorted_by(|a, b| place(a) < place(b)) {
+        return Err("kernels are not in order, or one is there twice".into());
+    }
+    let own = plan::rows(&plan.sparsity);
+    for kernel in &plan.kernels {
+        let KernelSpec { rows, .. } = &kernel.spec;
+        let wrong = |what: String| format!("kernel {} for {}: {what}", kernel.key, kernel.target);
+        let fits = kernel.spec.check(kernel.target);
+        fits.map_err(|error| wrong(error.to_string()))?;
+        if kernel.key != key::of(&kernel.spec, kernel.target) {
+            return Err(wrong("its key is not that of its specification".into()));
+        }
+        if *rows != own && Some(rows) != plan.dense.as_ref() {
+            return Err(wrong("its rows are those of no layer".into()));
+        }
+    }
+    let indices: Vec<u32> = plan.layers.iter().map(|layer| layer.index).collect();
+    meaning(&plan.sparsity, &own, &indices, plan.capacity)?;
+    match &plan.dense {
+        Some(dense) => meaning(&manifest::dense(), dense, &[0], plan.capacity),
+        None => Ok(()),
+    }
+}
+
+/// Holds what kernels execute for `sparsity` to its definition.
+fn meaning(
+    sparsity: &Sparsity,
+    executed: &Rows,
+    indices: &[u32],
+    capacity: u32,
+) -> Result<(), String> {
+    let block = sparsity.block;
+    let lengths = [1, block, 3 * block + 1, 9 * block - 1, capacity];
+    for kv_len in lengths.into_iter().filter(|tokens| *tokens <= capacity) {
+        for index in indices.iter().take(STAGES) {
+            let context = Context::new(block, kv_len, *index);
+            let all = context.rows();
+            let first = 0..all.min(ROWS);
+            for b in first.chain(all.saturating_sub(ROWS).max(ROWS)..all) {
+                row(sparsity, executed, &context, b)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first and the last query of row `b`.
+fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Result<(), String> {
+    let pattern = &sparsity.pattern;
+    let bands = match executed {
+        Rows::ClosedForm(program) => program.bands(b, context),
+        Rows::Table => rows::row(pattern, context, b),
+    };
+    let last = (context.kv_len - 1).min(b * context.block + context.block - 1);
+    for q in [b * context.block, last] {
+        let ranges = keys_of_query(&bands, q.cast_signed());
+        let seen = |k: u32| {
+            let k = k.cast_signed();
+            ranges
+                .iter()
+                .any(|(start, end)| (*start..*end).contains(&k))
+        };
+        // Where what is seen changes, and where blocks do, near the query and the begin.
+        let changes = ranges.iter().flat_map(|(start, end)| [*start, *end]);
+        let near = (0..ROWS).flat_map(|i| [i, b.saturating_sub(i)]);
+        let near = near.map(|block| block * context.block).chain([q]);
+        let places = changes.map(i32::cast_unsigned).chain(near);
+        for k in places.flat_map(|k| [k.wrapping_sub(1), k, k.saturating_add(1)]) {
+            if k < context.kv_len && seen(k) != sees(pattern, context, q, k) {
+                return Err(format!(
+                    "query {q} of {} keys at index {}: its row and the pattern differ at key {k}",
+                    context.kv_len, context.index
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use butterfly_ir::plan::{PlannedKernel, SwappedLayer};
+    use butterfly_ir::{Dtype, Phase, Target};
+
+    fn planned(text: &str) -> Plan {
+        let sparsity = Sparsity::parse("test", text).expect("a pattern");
+        let spec = |phase| KernelSpec {
+            phase,
+            head_dim: 64,
+            v_head_dim: 64,
+            group: 2,
+            dtype: Dtype::F32,
+            block: sparsity.block,
+            rows: plan::rows(&sparsity),
+            score: Default::default(),
+        };
+        let mut kernels = [Phase::Prefill, Phase::Decode]
+            .map(|phase| PlannedKernel {
+                key: key::of(&spec(phase), Target::Cpu),
+                target: Target::Cpu,
+                spec: spec(phase),
+            })
+            .to_vec();
+        kernels.sort_by(|a, b| a.key.cmp(&b.key));
+        let layers = (0..4).map(|layer| SwappedLayer {
+            layer,
+            index: layer,
+        });
+        Plan {
+            sparsity,
+            layers: layers.collect(),
+            capacity: 10_000,
+            proof: Default::default(),
+            dense: None,
+            kernels,
+        }
+    }
+
+    #[test]
+    fn what_passes_make_holds() {
+        for text in [
+            "causal & (local(1) | partner(causal_shift, radix=4) | sink(1))",
+            "block 48 causal & (window(100) | partner(xor) | sink_tokens(5) | global(1))",
+            "block 16 causal & (local(2) - sink(1) | partner(bit_reversal))",
+            "block 32 causal & table([[0], [0, 1], [2]])",
+        ] {
+            plan(&planned(text)).unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_contradicts_the_pattern_is_found() {
+        let text = |text: &str| planned(&format!("block 32 causal & {text}"));
+        let good = text("(local(1) | sink(1))");
+        let mut other = good.clone();
+        other.kernels = text("local(2)").kernels;
+        assert!(plan(&other).expect_err("rows").contains("of no layer"));
+        let mut other = good.clone();
+        other.kernels[0].key.push('0');
+        assert!(plan(&other).is_err());
+        let mut other = good.clone();
+        other.layers.reverse();
+        assert!(plan(&other).is_err());
+        // A lowering that forgot a leaf.
+        let pattern = &good.sparsity;
+        let forgot = plan::rows(&text("local(1)").sparsity);
+        let error = meaning(pattern, &forgot, &[0], 10_000).expect_err("a leaf");
+        assert!(error.ends_with("differ at key 31"), "{error}");
+    }
+}
