@@ -241,7 +241,11 @@ fn plans_are_verified() {
     let more = ["--target", "cpu", "--verify", "--timings"];
     let run = butterfly("2", &[&args[..], &more].concat());
     let said = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
     let mut lines = said.lines().map(str::trim_start);
     assert!(lines.any(|line| line.starts_with("verify ")), "{said}");
 }
