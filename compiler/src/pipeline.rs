@@ -23,7 +23,7 @@ pub struct Request<'a> {
     pub dtypes: &'a [Dtype],
     /// Longest sequence in tokens; the model's own limit where `None`.
     pub capacity: Option<u32>,
-    /// Whether the plan is held to what its pattern says ([`verify`](crate::verify)).
+    /// Whether the plan is held to what its pattern says ([`verify`]).
     pub verify: bool,
 }
 
