@@ -10,15 +10,15 @@ use super::{Boxes, Geometry, KernelSpec, Rows};
 /// What an argument is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Queries, [B, Hq, q_len, D].
+    /// Queries, `[B, Hq, q_len, D]`.
     Q,
-    /// Keys, [B, Hkv, kv_len, D].
+    /// Keys, `[B, Hkv, kv_len, D]`.
     K,
-    /// Values, [B, Hkv, kv_len, Dv].
+    /// Values, `[B, Hkv, kv_len, Dv]`.
     V,
-    /// Outputs, [B, Hq, q_len, Dv].
+    /// Outputs, `[B, Hq, q_len, Dv]`.
     O,
-    /// Natural log-sum-exps, f32, [B, Hq, q_len].
+    /// Natural log-sum-exps, f32, `[B, Hq, q_len]`.
     Lse,
     /// Where each row's bands begin, for rows from a table.
     Offsets,
@@ -26,7 +26,7 @@ pub enum Role {
     Bands,
     /// The words of [`scalar`](super::scalar).
     Scalars,
-    /// Logits of sinks, f32, [Hq], where they do not follow the scalars.
+    /// Logits of sinks, f32, `[Hq]`, where they do not follow the scalars.
     Sinks,
 }
 

@@ -30,7 +30,7 @@ impl Phase {
 pub enum Rows {
     /// Computed in registers.
     ClosedForm(RowProgram),
-    /// Read from a table made for one sequence length and stage (see [`BandTable`]).
+    /// Read from a table made for one sequence length and stage (see [`BandTable`](crate::BandTable)).
     Table,
 }
 
