@@ -128,7 +128,7 @@ fn one(
         targets,
         dtypes: &command.made_for.dtype,
         capacity: command.pattern.capacity,
-        verify: command.verify || cfg!(debug_assertions),
+        verify: command.verify,
     };
     let lowered = lower(parsed, &model, path, &request)?;
     let plan = &lowered.plan;

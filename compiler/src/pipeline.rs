@@ -23,7 +23,7 @@ pub struct Request<'a> {
     pub dtypes: &'a [Dtype],
     /// Longest sequence in tokens; the model's own limit where `None`.
     pub capacity: Option<u32>,
-    /// Whether the plan is held to what its pattern says ([`verify`]).
+    /// Whether the plan is held to what its pattern says ([`verify`]); with debug assertions it always is.
     pub verify: bool,
 }
 
@@ -130,7 +130,7 @@ pub fn lower(
         dense: dense.as_ref().map(plan::rows),
         kernels,
     };
-    if request.verify {
+    if request.verify || cfg!(debug_assertions) {
         let verified = clock.time("verify", || verify::plan(&plan));
         verified.map_err(PipelineError::Plan)?;
     }

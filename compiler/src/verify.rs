@@ -9,7 +9,7 @@
 use crate::{key, plan};
 use butterfly_ir::band::keys_of_query;
 use butterfly_ir::manifest;
-use butterfly_ir::plan::Plan;
+use butterfly_ir::plan::{Plan, PlannedKernel};
 use butterfly_ir::{Context, KernelSpec, Rows, Sparsity, rows, sees};
 
 /// Rows that are looked at of a sequence, from its end and from its begin.
@@ -25,7 +25,7 @@ pub fn plan(plan: &Plan) -> Result<(), String> {
     if !plan.layers.is_sorted_by(|a, b| a.layer < b.layer) {
         return Err("layers do not increase".into());
     }
-    let place = |kernel: &butterfly_ir::plan::PlannedKernel| (kernel.target, kernel.key.clone());
+    let place = |kernel: &PlannedKernel| (kernel.target, kernel.key.clone());
     if !plan.kernels.is_sorted_by(|a, b| place(a) < place(b)) {
         return Err("kernels are not in order, or one is there twice".into());
     }
@@ -108,7 +108,7 @@ fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use butterfly_ir::plan::{PlannedKernel, SwappedLayer};
+    use butterfly_ir::plan::SwappedLayer;
     use butterfly_ir::{Dtype, Phase, Target};
 
     fn planned(text: &str) -> Plan {

@@ -192,13 +192,13 @@ pub(super) fn buffers<'a>(
         Ok::<_, LaunchError>(padded(Cow::Borrowed(bytes)))
     };
     let mut inputs = Vec::new();
-    for role in kernel.buffers().filter(|role| !role.is_output()) {
+    for role in kernel.buffers() {
         let bytes = match role {
             Role::Q => tensor(role, arguments.q, q)?,
             Role::K => tensor(role, arguments.k, k)?,
             Role::V => tensor(role, arguments.v, v)?,
-            Role::Offsets => padded(offsets(table.unwrap_or(&NO_TABLE))),
-            Role::Bands => padded(bands(table.unwrap_or(&NO_TABLE))),
+            Role::Offsets => padded(offsets(there(table)?)),
+            Role::Bands => padded(bands(there(table)?)),
             Role::Scalars => padded(words(needs.words.scalars.iter().copied())),
             Role::Sinks => padded(words(needs.words.sinks.iter().copied())),
             Role::O | Role::Lse => continue,
@@ -243,15 +243,15 @@ pub(super) fn in_order<T, E>(
 pub(super) fn rows_of<T>(kernel: &Ready, given: Option<T>) -> Result<Option<T>, LaunchError> {
     match (&kernel.spec().rows, &given) {
         (Rows::ClosedForm(_), Some(_)) => Err(LaunchError::Rows("is not read by this kernel")),
-        (Rows::Table, None) => Err(LaunchError::Rows("is missing")),
-        (Rows::ClosedForm(_), None) | (Rows::Table, Some(_)) => Ok(given),
+        (Rows::ClosedForm(_), None) => Ok(None),
+        (Rows::Table, _) => there(given).map(Some),
     }
 }
 
-const NO_TABLE: BandTable = BandTable {
-    offsets: Vec::new(),
-    bands: Vec::new(),
-};
+/// The table that a kernel reads.
+pub(super) fn there<T>(table: Option<T>) -> Result<T, LaunchError> {
+    table.ok_or(LaunchError::Rows("is missing"))
+}
 
 /// The offsets of a table, as they are bound.
 pub(super) fn offsets(table: &BandTable) -> Cow<'static, [u8]> {

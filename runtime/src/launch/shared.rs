@@ -111,10 +111,7 @@ pub fn enqueue<R: Launches>(
     if table.is_some_and(|table| table.rows < needs.rows) {
         return Err(LaunchError::Rows("has fewer rows than the queries reach"));
     }
-    let of_table = |i: usize| {
-        let table = table.ok_or(LaunchError::Rows("is missing"))?;
-        Ok(table.buffers[i].clone())
-    };
+    let of_table = |i: usize| Ok(bind::there(table)?.buffers[i].clone());
     let upload =
         |words: &[u32]| client.create_from_slice(&bind::padded(bind::words(words.iter().copied())));
     let (mapped, buffers) = bind::in_order(kernel, |role| match role {
