@@ -94,6 +94,7 @@ pub fn standard_rows(tokens: usize) -> BandTable {
         hi: vec![Bound::Stop(atom)],
         first: -UNBOUNDED,
         end: 1,
+        heads: Default::default(),
     };
     table(
         tokens,
@@ -111,6 +112,7 @@ pub fn causal_rows(tokens: usize) -> BandTable {
         hi: vec![],
         first: -UNBOUNDED,
         end: 1,
+        heads: Default::default(),
     };
     table(
         tokens,
@@ -128,7 +130,7 @@ fn table(tokens: usize, program: &RowProgram) -> BandTable {
         bands: Vec::new(),
     };
     for row in 0..context.rows() {
-        table.bands.extend(program.bands(row, &context));
+        table.bands.extend(program.bands(row, 0, &context));
         table.offsets.push(table.bands.len() as u32);
     }
     table

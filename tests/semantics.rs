@@ -1,7 +1,8 @@
 //! Every lowering says of each (query, key) pair what the definition says.
 
 use butterfly_compiler::{classify, resolve, work};
-use butterfly_ir::{Class, Context, Leaf, PartnerRule, Pattern, band, sees};
+use butterfly_ir::rows::{self, Stream};
+use butterfly_ir::{Class, Context, HeadRun, Heads, Leaf, PartnerRule, Pattern, band, sees};
 use proptest::prelude::*;
 
 fn leaf() -> impl Strategy<Value = Leaf> {
@@ -77,7 +78,7 @@ proptest! {
         let t = context.kv_len as i32;
         for (b, row) in topology.rows.iter().enumerate() {
             let (q0, q1) = topology.queries(b as u32);
-            let forms = [Some(row.bands.clone()), closed.as_ref().map(|p| p.bands(b as u32, &context))];
+            let forms = [Some(row.bands.clone()), closed.as_ref().map(|p| p.bands(b as u32, 0, &context))];
             for bands in forms.into_iter().flatten() {
                 for q in q0..=q1 {
                     let keys = band::keys_of_query(&bands, q as i32);
@@ -124,6 +125,102 @@ proptest! {
             }
             Err(other) => prop_assert!(false, "{other}"),
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Columns hold the pairs of the rows, from the other side.
+    #[test]
+    fn columns_equal_the_definition(pattern in pattern(), context in context()) {
+        let Some(program) = resolve::closed_form(&pattern) else {
+            return Ok(());
+        };
+        let Some(columns) = rows::transpose(&program, context.block) else {
+            return Ok(());
+        };
+        for c in 0..context.rows() {
+            let bands = columns.columns(c, 0, &context);
+            let last = ((c + 1) * context.block).min(context.kv_len);
+            for k in c * context.block..last {
+                for q in 0..context.kv_len {
+                    let seen = bands.iter().any(|band| band.contains(q as i32, k as i32));
+                    prop_assert_eq!(seen, sees(&pattern, &context, q, k), "q {} k {} {:?}", q, k, bands);
+                }
+            }
+        }
+    }
+
+    /// A key of several tokens is seen through a band exactly when all of its tokens are.
+    #[test]
+    fn streams_hold_whole_keys(pattern in pattern(), context in context(), stride in 1u32..70) {
+        let Some(program) = resolve::closed_form(&pattern) else {
+            return Ok(());
+        };
+        let stream = Stream { stride };
+        let strided = program.lower_stream(context.block, stream);
+        let tokens = program.lower(context.block);
+        for b in 0..context.rows() {
+            let inputs = rows::Inputs {
+                block: b,
+                kv_head: 0,
+                kv_len: context.kv_len,
+                blocks: context.blocks(),
+                index: context.index,
+            };
+            let (keys, tokens) = (strided.bands(&inputs), tokens.bands(&inputs));
+            for q in b * context.block..((b + 1) * context.block).min(context.kv_len) {
+                let q = q as i32;
+                let mut got = vec![false; context.kv_len as usize];
+                for band in &keys {
+                    let (start, end) = stream.of_query(band, q);
+                    (start..end).for_each(|key| got[key as usize] = true);
+                }
+                let whole = |key: i32| tokens.iter().any(|band| {
+                    let (start, end) = band.of_query(q);
+                    start <= key * stride as i32 && (key + 1) * stride as i32 <= end
+                });
+                for key in 0..context.kv_len as i32 {
+                    prop_assert_eq!(got[key as usize], whole(key), "q {} key {}", q, key);
+                }
+            }
+        }
+    }
+
+    /// Bands of some kv heads are those of the pattern there, and nothing elsewhere.
+    #[test]
+    fn heads_see_their_own_bands(pattern in pattern(), context in context(), first in 0u32..5, count in 0u32..5) {
+        let Some(all) = resolve::closed_form(&pattern) else {
+            return Ok(());
+        };
+        let mut some = all.clone();
+        for band in &mut some.bands {
+            band.heads = Heads::Some(vec![HeadRun { first, count }, HeadRun { first: 7, count: 1 }]);
+        }
+        let columns = [&all, &some].map(|program| rows::transpose(program, context.block));
+        for kv_head in 0..9 {
+            let inside = (first..first + count).contains(&kv_head) || kv_head == 7;
+            for b in 0..context.rows() {
+                let want = if inside { all.bands(b, kv_head, &context) } else { vec![] };
+                prop_assert_eq!(some.bands(b, kv_head, &context), want);
+                if let [Some(all), Some(some)] = &columns {
+                    let want = if inside { all.columns(b, kv_head, &context) } else { vec![] };
+                    prop_assert_eq!(some.columns(b, kv_head, &context), want);
+                }
+            }
+        }
+    }
+}
+
+/// The transposed form is there for all rules that have an inverse.
+#[test]
+fn every_rule_but_random_has_columns() {
+    for rule in PartnerRule::ALL {
+        let pattern = butterfly_tests::butterfly(1, rule, 2, 1, 1);
+        let program = resolve::closed_form(&pattern).expect("closed form");
+        let columns = rows::transpose(&program, 128);
+        assert_eq!(columns.is_some(), rule != PartnerRule::Random, "{rule:?}");
     }
 }
 

@@ -69,6 +69,12 @@ fn windows_and_other_leaves() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
+fn bands_of_some_heads() {
+    run(cases::bands_of_some_heads);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
 fn tables() {
     run(cases::tables);
 }

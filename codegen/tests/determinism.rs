@@ -32,6 +32,7 @@ fn jobs() -> Vec<(KernelSpec, Target)> {
                 hi: vec![Bound::Stop(i)],
                 first: -500,
                 end: 1,
+                heads: Default::default(),
             })
             .collect(),
     };

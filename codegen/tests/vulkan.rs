@@ -49,6 +49,11 @@ fn windows_and_other_leaves() {
 }
 
 #[test]
+fn bands_of_some_heads() {
+    run(cases::bands_of_some_heads, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
 fn tables() {
     run(cases::tables, Target::Vulkan, Dtype::F32);
 }

@@ -96,6 +96,7 @@ fn everything() -> SymbolicBand {
         hi: vec![],
         first: -UNBOUNDED,
         end: UNBOUNDED,
+        heads: Default::default(),
     }
 }
 
@@ -112,6 +113,7 @@ fn product(a: &[SymbolicBand], b: &[SymbolicBand]) -> Vec<SymbolicBand> {
         hi: both(&x.hi, &y.hi),
         first: x.first.max(y.first),
         end: x.end.min(y.end),
+        heads: Default::default(),
     });
     absorb(bands.filter(|band| !never(band)).collect())
 }
@@ -195,7 +197,7 @@ fn prune(program: RowProgram) -> RowProgram {
     let bands = program.bands.iter().map(|b| SymbolicBand {
         lo: b.lo.iter().map(renumber).collect(),
         hi: b.hi.iter().map(renumber).collect(),
-        ..*b
+        ..b.clone()
     });
     RowProgram {
         atoms: kept.iter().map(|i| program.atoms[*i as usize]).collect(),

@@ -76,7 +76,7 @@ fn meaning(
 fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Result<(), String> {
     let pattern = &sparsity.pattern;
     let bands = match executed {
-        Rows::ClosedForm(program) => program.bands(b, context),
+        Rows::ClosedForm(program) => program.bands(b, 0, context),
         Rows::Table => rows::row(pattern, context, b),
     };
     let last = (context.kv_len - 1).min(b * context.block + context.block - 1);

@@ -12,7 +12,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod band;
 pub mod contract;
 pub mod kernel;
 pub mod key;
@@ -22,13 +21,10 @@ pub mod model;
 pub mod pattern;
 pub mod plan;
 pub mod product;
-pub mod row_program;
 pub mod rows;
 pub mod sees;
-pub mod stage;
 pub mod topology;
 
-pub use band::Band;
 pub use contract::ContractError;
 pub use kernel::{
     BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Phase, Resident,
@@ -37,7 +33,8 @@ pub use kernel::{
 pub use pattern::build;
 pub use pattern::{Diagnostic, Leaf, LimitError, Parsed, Pattern, Source, Sparsity, StageBy};
 pub use product::Product;
-pub use row_program::{Atom, Bound, RowProgram, SymbolicBand};
+pub use rows::band::{self, Band};
+pub use rows::program::{Atom, Bound, HeadRun, Heads, RowProgram, SymbolicBand};
+pub use rows::stage::{self, PartnerRule};
 pub use sees::{Context, sees};
-pub use stage::PartnerRule;
 pub use topology::{Class, Row, RowBlock, Topology};

@@ -35,6 +35,7 @@ fn butterfly() -> RowProgram {
         hi: vec![Bound::Stop(i as u32)],
         first: -UNBOUNDED,
         end: 1,
+        heads: Default::default(),
     };
     let bands = (0..atoms.len()).map(band).collect();
     RowProgram { atoms, bands }
@@ -58,7 +59,7 @@ impl Case {
         let mut table = BandTable::default();
         table.offsets.push(0);
         for b in 0..context.rows() {
-            let mut bands = butterfly().bands(b, &context);
+            let mut bands = butterfly().bands(b, 0, &context);
             for band in &mut bands {
                 band.hi = band.hi.min(kv_len as i32);
             }

@@ -21,6 +21,7 @@ fn rows() -> Rows {
         hi: vec![Bound::Stop(0)],
         first: -9,
         end: 1,
+        heads: Default::default(),
     };
     Rows::ClosedForm(RowProgram {
         atoms: vec![Atom::Local {

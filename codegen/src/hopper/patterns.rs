@@ -9,6 +9,7 @@ pub(super) fn butterfly() -> RowProgram {
         hi: vec![Bound::Stop(i)],
         first: -UNBOUNDED,
         end: 1,
+        heads: Default::default(),
     };
     RowProgram {
         atoms: vec![
@@ -37,6 +38,7 @@ pub(super) fn relative(first: i32) -> RowProgram {
             hi: vec![],
             first,
             end: 1,
+            heads: Default::default(),
         }],
     }
 }
@@ -70,6 +72,7 @@ pub(super) fn everything() -> RowProgram {
         hi: vec![Bound::Stop(i)],
         first: -100,
         end: 1,
+        heads: Default::default(),
     };
     RowProgram {
         bands: (0..atoms.len() as u32).map(band).collect(),

@@ -1,15 +1,15 @@
-//! The text that evaluates the rows: `butterfly_ir::RowProgram` as CUDA C++, or a table.
-//!
-//! Same meaning, statement by statement, as `butterfly_ir::{row_program, stage}`.
+//! The text that evaluates the rows: `butterfly_ir::rows::RowExpressions` as CUDA C++, or a table.
 
-use butterfly_ir::{Atom, Bound, PartnerRule, RowProgram, Rows, band::UNBOUNDED};
+use butterfly_ir::Rows;
+use butterfly_ir::rows::{Function, Input, RowExpressions, Value, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// Struct `Bands` with `bands_of`, and `write_bands`, which fills the list that they read.
 pub(super) fn text(rows: &Rows, block: u32) -> String {
     match rows {
         Rows::Table => TABLE.to_string(),
-        Rows::ClosedForm(program) => closed_form(program, block),
+        Rows::ClosedForm(program) => closed_form(&program.lower(block)),
     }
 }
 
@@ -37,7 +37,7 @@ struct Stages {};
 
 __device__ __forceinline__ Stages stages_of(const Launch&) { return {}; }
 
-__device__ __forceinline__ void write_bands(const Launch&, const Stages&, int, Band*) {}
+__device__ __forceinline__ void write_bands(const Launch&, const Stages&, unsigned, unsigned, Band*) {}
 ";
 
 const CLOSED: &str = "\
@@ -53,26 +53,18 @@ __device__ __forceinline__ Bands bands_of(const Launch&, int, const Band* list) 
 
 ";
 
-const DIGIT: &str = "\
-// The digit that a partner differs in, at the stage of this launch.
-__device__ __forceinline__ unsigned digit_of(const Launch& launch, unsigned radix, unsigned offset,
-                                             bool there_and_back) {
-  const unsigned last = max(launch.blocks, 1u) - 1;
-  unsigned width = 0;
-  if (radix == 2) width = 32 - __clz(last);
-  else
-    for (unsigned rest = last; rest > 0; rest /= radix) ++width;
-  width = max(width, 1u);
-  const unsigned turn = 2 * width - 2;
-  const unsigned count = there_and_back ? max(turn, 1u) : width;
-  // Divisions are slow, and stages mostly below the count.
-  unsigned position = launch.index;
-  if (position >= count) position %= count;
-  position += offset;
-  if (offset > 0 && position >= count) position %= count;
-  return !there_and_back || position < width ? position : turn - position;
+const DIGITS: &str = "\
+// Digits of x in a base; none of 0.
+__device__ __forceinline__ unsigned digits_of(unsigned x, unsigned radix) {
+  if (radix == 2) return 32 - __clz(x);
+  unsigned digits = 0;
+  for (; x > 0; x /= radix) ++digits;
+  return digits;
 }
 
+";
+
+const POWER: &str = "\
 __device__ __forceinline__ unsigned power_of(unsigned radix, unsigned exponent) {
   if (radix == 2) return 1u << exponent;
   unsigned power = 1;
@@ -82,31 +74,39 @@ __device__ __forceinline__ unsigned power_of(unsigned radix, unsigned exponent) 
 
 ";
 
-fn closed_form(program: &RowProgram, block: u32) -> String {
+const REMAINDER: &str = "\
+// Divisions are slow, and x is mostly the smaller one.
+__device__ __forceinline__ unsigned remainder_of(unsigned x, unsigned y) { return x < y ? x : x % y; }
+
+";
+
+fn closed_form(rows: &RowExpressions) -> String {
     let mut text = CLOSED.to_string();
-    let staged = |atom: &Atom| matches!(atom, Atom::Partner { .. });
-    if program.atoms.iter().any(staged) {
-        text += DIGIT;
+    let has = |of: fn(&Value) -> bool| rows.values.iter().any(of);
+    for (helper, used) in [
+        (DIGITS, has(|x| matches!(x, Value::Digits { .. }))),
+        (POWER, has(|x| matches!(x, Value::Power { .. }))),
+        (
+            REMAINDER,
+            has(|x| matches!(x, Value::Apply(Function::Remainder, ..))),
+        ),
+    ] {
+        text += if used { helper } else { "" };
     }
-    text += &stages(program);
-    text += "__device__ __forceinline__ void write_bands(const Launch& launch, const Stages& stages, int row,\n                                            Band* list) {\n";
-    if !program.atoms.is_empty() {
-        text += "  const unsigned b = row;\n";
-    }
-    for (i, atom) in program.atoms.iter().enumerate() {
-        text += &range(i, atom, block);
-    }
-    for (i, band) in program.bands.iter().enumerate() {
-        let fold = |start: &str, name: &str, bounds: &[Bound]| {
-            bounds
-                .iter()
-                .fold(start.to_string(), |text, bound| match bound {
-                    Bound::Start(i) => format!("{name}({text}, start_{i})"),
-                    Bound::Stop(i) => format!("{name}({text}, stop_{i})"),
-                })
+    let fields = fields(rows);
+    text += &stages(rows, &fields);
+    let limits = rows.bands.iter().flat_map(|band| [band.lo, band.hi]);
+    let (lines, texts) = Body::new(rows, limits.collect(), &fields).text();
+    text += "__device__ __forceinline__ void write_bands(const Launch& launch, const Stages& stages, unsigned b,
+                                            unsigned kv_head, Band* list) {\n";
+    text += &lines;
+    for (i, band) in rows.bands.iter().enumerate() {
+        let limit = |x: ValueId| match rows.values[x.index()] {
+            Value::Constant(number) => number.to_string(),
+            Value::Input(Input::KvLen) => "launch.kv_len".into(),
+            _ => format!("int({})", texts[&x]),
         };
-        let lo = fold("0", "max", &band.lo);
-        let hi = fold("launch.kv_len", "min", &band.hi);
+        let (lo, hi) = (limit(band.lo), limit(band.hi));
         let _ = writeln!(
             text,
             "  list[{i}] = {{{lo}, {hi}, {}, {}}};",
@@ -116,101 +116,150 @@ fn closed_form(program: &RowProgram, block: u32) -> String {
     text + "}\n"
 }
 
-/// What partners need of the launch, computed once.
-fn stages(program: &RowProgram) -> String {
-    let mut fields = String::new();
-    let mut values = String::new();
-    for (i, atom) in program.atoms.iter().enumerate() {
-        let Atom::Partner {
-            rule,
-            radix,
-            offset,
-            ..
-        } = *atom
-        else {
-            continue;
-        };
-        let mut put = |field: &str, value: String| {
-            let _ = writeln!(fields, "  unsigned {field}_{i};");
-            let _ = writeln!(values, "  stages.{field}_{i} = {value};");
-        };
-        let back = rule == PartnerRule::Benes;
-        let digit = format!("digit_of(launch, {radix}u, {offset}u, {back})");
-        match rule {
-            PartnerRule::FixedStride => {}
-            PartnerRule::Xor | PartnerRule::Benes | PartnerRule::Random => put("digit", digit),
-            PartnerRule::BitReversal => {
-                put("digit", digit);
-                put(
-                    "unused",
-                    "min(__clz(max(launch.blocks, 1u) - 1), 31)".to_string(),
-                );
+/// The values that are computed once a launch and kept in registers: those that rows read, that are
+/// the same for all of them, and that take a division or a loop.
+fn fields(rows: &RowExpressions) -> BTreeSet<ValueId> {
+    let varies = rows.varies();
+    let mut slow: Vec<bool> = Vec::with_capacity(rows.values.len());
+    for value in &rows.values {
+        let own = match value {
+            Value::Digits { .. } | Value::Power { .. } => true,
+            Value::Apply(function, ..) => {
+                matches!(function, Function::Divide | Function::Remainder)
             }
-            PartnerRule::CausalShift => put("power", format!("power_of({radix}u, {digit})")),
-        }
+            Value::Constant(_) | Value::Input(_) | Value::Reversed(_) | Value::Choose { .. } => {
+                false
+            }
+        };
+        slow.push(own || value.operands().any(|x| slow[x.index()]));
     }
+    let values = rows.values.iter().enumerate();
+    let read = values
+        .filter(|(i, _)| varies[*i])
+        .flat_map(|(_, value)| value.operands());
+    let limits = rows.bands.iter().flat_map(|band| [band.lo, band.hi]);
+    read.chain(limits)
+        .filter(|x| slow[x.index()] && !varies[x.index()])
+        .collect()
+}
+
+/// What is computed once a launch.
+fn stages(rows: &RowExpressions, fields: &BTreeSet<ValueId>) -> String {
+    let (lines, texts) = Body::new(rows, fields.iter().copied().collect(), &BTreeSet::new()).text();
+    let names: Vec<String> = fields.iter().map(|x| format!("x{}", x.0)).collect();
+    let declared = match names.is_empty() {
+        true => String::new(),
+        false => format!(" unsigned {}; ", names.join(", ")),
+    };
+    let values: Vec<&str> = fields.iter().map(|x| texts[x].as_str()).collect();
     format!(
-        "struct Stages {{\n{fields}}};\n\n\
-         __device__ __forceinline__ Stages stages_of(const Launch& launch) {{\n  \
-         Stages stages;\n{values}  return stages;\n}}\n\n"
+        "// What is the same for all rows of a launch.\nstruct Stages {{{declared}}};\n\n\
+         __device__ __forceinline__ Stages stages_of(const Launch& launch) {{\n{lines}  \
+         return {{{}}};\n}}\n\n",
+        values.join(", ")
     )
 }
 
-/// `start_i` and `stop_i`: `Atom::range`.
-fn range(i: usize, atom: &Atom, block: u32) -> String {
-    let tokens = |blocks: u32| (u64::from(blocks) * u64::from(block)).min(UNBOUNDED as u64);
-    let both = |start: String, stop: String| {
-        format!("  const int start_{i} = {start};\n  const int stop_{i} = {stop};\n")
-    };
-    match *atom {
-        Atom::Local { before, after } => both(
-            format!("(b - min(b, {before}u)) * {block}u"),
-            format!(
-                "min(b * {block}u + {}u, {UNBOUNDED}u)",
-                tokens(after) + u64::from(block)
-            ),
-        ),
-        Atom::Sink { blocks } => both("0".into(), format!("min(b + 1, {blocks}u) * {block}u")),
-        Atom::Tokens { tokens } => both("0".into(), format!("{}", tokens.min(UNBOUNDED as u32))),
-        Atom::Columns { blocks } => both("0".into(), format!("{}", tokens(blocks))),
-        Atom::Rows { blocks } => both("0".into(), format!("b < {blocks}u ? launch.kv_len : 0")),
-        Atom::Partner { rule, step, .. } => {
-            let found = partner(i, rule, step);
-            let mut text = found;
-            let _ = writeln!(
-                text,
-                "  const bool has_{i} = exists_{i} && partner_{i} < launch.blocks && partner_{i} <= b;"
-            );
-            text += &both(
-                format!("has_{i} ? partner_{i} * {block}u : 0"),
-                format!("has_{i} ? start_{i} + {block} : 0"),
-            );
-            text
+/// The statements of a function that computes some values.
+struct Body<'a> {
+    rows: &'a RowExpressions,
+    roots: Vec<ValueId>,
+    /// Values that are there already, in `stages`.
+    given: &'a BTreeSet<ValueId>,
+}
+
+impl<'a> Body<'a> {
+    fn new(rows: &'a RowExpressions, roots: Vec<ValueId>, given: &'a BTreeSet<ValueId>) -> Self {
+        Self { rows, roots, given }
+    }
+
+    /// A line for each value that is read more than once, and the expression of each root.
+    fn text(&self) -> (String, BTreeMap<ValueId, String>) {
+        let mut uses: BTreeMap<ValueId, u32> = BTreeMap::new();
+        for x in &self.roots {
+            *uses.entry(*x).or_default() += 1;
         }
+        for i in (0..self.rows.values.len() as u32).rev() {
+            let x = ValueId(i);
+            if uses.contains_key(&x) && !self.given.contains(&x) {
+                for operand in self.rows.values[x.index()].operands() {
+                    *uses.entry(operand).or_default() += 1;
+                }
+            }
+        }
+        let (mut lines, mut texts) = (String::new(), BTreeMap::new());
+        for (x, uses) in uses {
+            let value = &self.rows.values[x.index()];
+            let plain = matches!(value, Value::Constant(_) | Value::Input(_));
+            let text = match self.given.contains(&x) {
+                true => format!("stages.x{}", x.0),
+                false => expression(value, &texts),
+            };
+            if uses > 1 && !plain && !self.given.contains(&x) {
+                let _ = writeln!(lines, "  const unsigned x{} = {};", x.0, bare(&text));
+                texts.insert(x, format!("x{}", x.0));
+            } else {
+                texts.insert(x, text);
+            }
+        }
+        for x in &self.roots {
+            let text = bare(&texts[x]).to_string();
+            texts.insert(*x, text);
+        }
+        (lines, texts)
     }
 }
 
-/// `partner_i` and `exists_i`: `stage::partner` before its checks.
-fn partner(i: usize, rule: PartnerRule, step: u32) -> String {
-    let (exists, found) = match rule {
-        PartnerRule::Xor | PartnerRule::Benes => {
-            ("true".to_string(), format!("b ^ (1u << stages.digit_{i})"))
-        }
-        PartnerRule::BitReversal => (
-            "true".to_string(),
-            format!(
-                "__brev((__brev(b) >> stages.unused_{i}) ^ (1u << stages.digit_{i})) >> stages.unused_{i}"
-            ),
-        ),
-        PartnerRule::CausalShift => (
-            format!("stages.power_{i} <= b / {step}u"),
-            format!("b - {step}u * stages.power_{i}"),
-        ),
-        PartnerRule::FixedStride => ("b > 0".to_string(), "b - 1".to_string()),
-        PartnerRule::Random => (
-            "b > 0".to_string(),
-            format!("(b * 2654435761u + stages.digit_{i} * 374761393u) % max(b, 1u)"),
-        ),
+/// Without the parentheses around the whole.
+fn bare(text: &str) -> &str {
+    let inner = text.strip_prefix('(').and_then(|x| x.strip_suffix(')'));
+    // The first one closes at the end, not before.
+    let balanced = |x: &&str| {
+        let mut depth = 0;
+        x.chars().all(|c| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            depth >= 0
+        })
     };
-    format!("  const bool exists_{i} = {exists};\n  const unsigned partner_{i} = {found};\n")
+    inner.filter(balanced).unwrap_or(text)
+}
+
+/// A value in terms of its operands' texts.
+fn expression(value: &Value, texts: &BTreeMap<ValueId, String>) -> String {
+    let of = |x: &ValueId| texts[x].as_str();
+    let alone = |x: &ValueId| bare(&texts[x]).to_string();
+    match value {
+        Value::Constant(number) => format!("{number}u"),
+        Value::Input(input) => match input {
+            Input::Block => "b".into(),
+            Input::KvHead => "kv_head".into(),
+            Input::KvLen => "unsigned(launch.kv_len)".into(),
+            Input::Blocks => "launch.blocks".into(),
+            Input::Index => "launch.index".into(),
+        },
+        Value::Apply(function, x, y) => {
+            let infix = |sign: &str| format!("({} {sign} {})", of(x), of(y));
+            let call = |name: &str| format!("{name}({}, {})", alone(x), alone(y));
+            match function {
+                Function::Add => infix("+"),
+                Function::Subtract => infix("-"),
+                Function::Multiply => infix("*"),
+                Function::Divide => infix("/"),
+                Function::Xor => infix("^"),
+                Function::ShiftLeft => infix("<<"),
+                Function::ShiftRight => infix(">>"),
+                Function::Minimum => call("min"),
+                Function::Maximum => call("max"),
+                Function::Remainder => call("remainder_of"),
+            }
+        }
+        Value::Digits { of: x, radix } => format!("digits_of({}, {radix}u)", alone(x)),
+        Value::Power { radix, exponent } => format!("power_of({radix}u, {})", alone(exponent)),
+        Value::Reversed(x) => format!("__brev({})", alone(x)),
+        Value::Choose {
+            less: [x, y],
+            then,
+            otherwise,
+        } => format!("({} < {} ? {} : {})", of(x), of(y), of(then), of(otherwise)),
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
+use butterfly_ir::rows::RowExpressions;
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Score, Target};
 
 /// Threads that share a key in the scores of decode; divides every head size.
@@ -19,7 +20,7 @@ pub(crate) struct Blueprint {
     pub(crate) group: u32,
     pub(crate) block: u32,
     /// The closed form, or `None` for rows from a table.
-    pub(crate) program: Option<RowProgram>,
+    pub(crate) rows_in_registers: Option<RowExpressions>,
     pub(crate) score: Score,
     pub(crate) tx: u32,
     pub(crate) ty: u32,
@@ -40,8 +41,8 @@ pub(crate) struct Blueprint {
 impl Blueprint {
     /// The blueprint of `spec` on `target`.
     pub(crate) fn new(spec: &KernelSpec, target: Target) -> Self {
-        let program = match &spec.rows {
-            Rows::ClosedForm(program) => Some(trimmed(program)),
+        let rows_in_registers = match &spec.rows {
+            Rows::ClosedForm(program) => Some(trimmed(program).lower(spec.block)),
             Rows::Table => None,
         };
         let base = Self {
@@ -49,7 +50,7 @@ impl Blueprint {
             v_head_dim: spec.v_head_dim,
             group: spec.group,
             block: spec.block,
-            program,
+            rows_in_registers,
             score: spec.score,
             tx: 0,
             ty: 0,

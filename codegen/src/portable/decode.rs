@@ -68,6 +68,7 @@ pub(crate) fn decode<F: Float>(
         params,
         offsets,
         at_query / comptime!(plan.block),
+        kv_head,
         plan.clone(),
     );
     let member = t % TEAM;

@@ -1,10 +1,9 @@
 //! What the queries of one block row see, on the device: the bands of
-//! `butterfly_ir::RowProgram` in registers, or those of a table in memory.
-//!
-//! Same meaning, statement by statement, as `butterfly_ir::{row_program, stage, band}`.
+//! `butterfly_ir::rows::RowExpressions` in registers, or those of a table in memory.
 
 use super::blueprint::Blueprint;
-use butterfly_ir::{Atom, Bound, PartnerRule, RowProgram, band::UNBOUNDED, scalar};
+use butterfly_ir::rows::{Function, Input, Value};
+use butterfly_ir::{RowProgram, band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
@@ -27,56 +26,39 @@ pub(crate) struct Row {
     kv_len: i32,
 }
 
-/// The bands of row `b`.
+/// The bands of row `b` for kv head `kv_head`.
 #[cube]
 pub(crate) fn of_block(
     params: &Array<u32>,
     offsets: &Array<u32>,
     b: u32,
+    kv_head: u32,
     #[comptime] plan: Blueprint,
 ) -> Row {
     let kv_len = i32::cast_from(params[scalar::KV_LEN]);
     let mut closed = Sequence::<Limits>::new();
     let mut from = 0u32.runtime();
     let mut to = 0u32.runtime();
-    if comptime!(plan.program.is_some()) {
-        let program = comptime!(plan.program.clone().unwrap_or_default());
-        let mut starts = Sequence::<i32>::new();
-        let mut stops = Sequence::<i32>::new();
-        let atoms = comptime!(program.atoms.len());
+    if comptime!(plan.rows_in_registers.is_some()) {
+        let rows = comptime!(plan.rows_in_registers.clone().unwrap_or_default());
+        let mut values = Sequence::<u32>::new();
+        let count = comptime!(rows.values.len());
         #[unroll]
-        for i in 0..atoms {
-            let atom = comptime!(program.atoms[i]);
-            let range = atom_range(params, b, atom, comptime!(plan.block));
-            starts.push(range.start);
-            stops.push(range.stop);
+        for i in 0..count {
+            let value = comptime!(rows.values[i]);
+            let next = compute(params, &values, b, kv_head, value);
+            values.push(next);
         }
-        let bands = comptime!(program.bands.len());
+        let bands = comptime!(rows.bands.len());
         #[unroll]
         for i in 0..bands {
-            let mut lo = 0i32.runtime();
-            let lower = comptime!(program.bands[i].lo.len());
-            #[unroll]
-            for j in 0..lower {
-                lo = max(
-                    lo,
-                    bound(&starts, &stops, comptime!(program.bands[i].lo[j])),
-                );
-            }
-            let mut hi = kv_len;
-            let upper = comptime!(program.bands[i].hi.len());
-            #[unroll]
-            for j in 0..upper {
-                hi = min(
-                    hi,
-                    bound(&starts, &stops, comptime!(program.bands[i].hi[j])),
-                );
-            }
+            let lo = comptime!(rows.bands[i].lo.index());
+            let hi = comptime!(rows.bands[i].hi.index());
             closed.push(Limits {
-                lo,
-                hi,
-                first: comptime!(program.bands[i].first).runtime(),
-                end: comptime!(program.bands[i].end).runtime(),
+                lo: i32::cast_from(*values.index(lo)),
+                hi: i32::cast_from(*values.index(hi)),
+                first: comptime!(rows.bands[i].first).runtime(),
+                end: comptime!(rows.bands[i].end).runtime(),
             });
         }
     } else {
@@ -91,144 +73,71 @@ pub(crate) fn of_block(
     }
 }
 
-#[derive(CubeType, Clone, Copy)]
-struct Range {
-    start: i32,
-    stop: i32,
-}
-
+/// One value of the expressions, from those before it.
 #[cube]
-fn bound(starts: &Sequence<i32>, stops: &Sequence<i32>, #[comptime] bound: Bound) -> i32 {
-    let i = comptime!(match bound {
-        Bound::Start(i) | Bound::Stop(i) => i as usize,
-    });
-    if comptime!(matches!(bound, Bound::Start(_))) {
-        *starts.index(i)
-    } else {
-        *stops.index(i)
-    }
-}
-
-/// `Atom::range`.
-#[cube]
-#[allow(unused_assignments)] // read by the expansion
-fn atom_range(
+fn compute(
     params: &Array<u32>,
+    values: &Sequence<u32>,
     b: u32,
-    #[comptime] atom: Atom,
-    #[comptime] block: u32,
-) -> Range {
-    let limit = comptime!(UNBOUNDED as u32);
-    let mut start = 0u32.runtime();
-    let mut stop = 0u32.runtime();
-    match comptime!(atom) {
-        Atom::Local { before, after } => {
-            let reach = comptime!(tokens(after, block));
-            start = (b - min(b, before.runtime())) * block;
-            stop = min(b * block + comptime!(block + reach), limit.runtime());
+    kv_head: u32,
+    #[comptime] value: Value,
+) -> u32 {
+    match comptime!(value) {
+        Value::Constant(number) => number.runtime(),
+        Value::Input(input) => match comptime!(input) {
+            Input::Block => b,
+            Input::KvHead => kv_head,
+            Input::KvLen => params[scalar::KV_LEN],
+            Input::Blocks => params[scalar::BLOCKS],
+            Input::Index => params[scalar::INDEX],
+        },
+        Value::Apply(function, x, y) => {
+            let x = *values.index(comptime!(x.index()));
+            let y = *values.index(comptime!(y.index()));
+            match comptime!(function) {
+                Function::Add => x + y,
+                Function::Subtract => x - y,
+                Function::Multiply => x * y,
+                Function::Divide => x / y,
+                Function::Remainder => x % y,
+                Function::Minimum => min(x, y),
+                Function::Maximum => max(x, y),
+                Function::Xor => x ^ y,
+                Function::ShiftLeft => x << y,
+                Function::ShiftRight => x >> y,
+            }
         }
-        Atom::Partner {
-            rule,
-            radix,
-            offset,
-            step,
-        } => {
-            let partner = partner(params, b, rule, radix, offset, step);
-            start = partner.block * block;
-            stop = start + select(partner.present, block.runtime(), 0u32.runtime());
+        Value::Digits { of, radix } => {
+            let mut rest = *values.index(comptime!(of.index()));
+            let mut digits = 0u32.runtime();
+            while rest > 0u32 {
+                rest /= radix;
+                digits += 1u32;
+            }
+            digits
         }
-        Atom::Sink { blocks } => {
-            stop = min(b + 1, blocks.runtime()) * block;
-        }
-        Atom::Tokens { tokens } => {
-            stop = comptime!(tokens.min(UNBOUNDED as u32)).runtime();
-        }
-        Atom::Columns { blocks } => {
-            stop = comptime!(tokens(blocks, block)).runtime();
-        }
-        Atom::Rows { blocks } => {
-            stop = select(b < blocks, params[scalar::KV_LEN], 0u32.runtime());
-        }
-    }
-    Range {
-        start: i32::cast_from(start),
-        stop: i32::cast_from(stop),
-    }
-}
-
-/// `blocks` blocks in tokens, at most `UNBOUNDED`.
-fn tokens(blocks: u32, block: u32) -> u32 {
-    (u64::from(blocks) * u64::from(block)).min(UNBOUNDED as u64) as u32
-}
-
-#[derive(CubeType, Clone, Copy)]
-struct Partner {
-    /// 0 where there is none.
-    block: u32,
-    present: bool,
-}
-
-/// `stage::partner` at the stage of this launch.
-#[cube]
-#[allow(unused_assignments)] // read by the expansion
-fn partner(
-    params: &Array<u32>,
-    b: u32,
-    #[comptime] rule: PartnerRule,
-    #[comptime] radix: u32,
-    #[comptime] offset: u32,
-    #[comptime] step: u32,
-) -> Partner {
-    let blocks = params[scalar::BLOCKS];
-    let index = params[scalar::INDEX];
-    // Digits of `blocks - 1`: the smallest width whose power reaches `blocks`.
-    let mut width = 0u32.runtime();
-    let mut rest = max(blocks, 1u32.runtime()) - 1u32;
-    while rest > 0u32 {
-        rest /= radix;
-        width += 1u32;
-    }
-    width = max(width, 1u32.runtime());
-    let mut digit = (index % width + offset) % width;
-    if comptime!(matches!(rule, PartnerRule::Benes)) {
-        let turn = 2u32 * width - 2u32;
-        let count = max(turn, 1u32.runtime());
-        let position = (index % count + offset) % count;
-        digit = select(position < width, position, turn - position);
-    }
-    let mut found = b;
-    let mut present = true.runtime();
-    match comptime!(rule) {
-        PartnerRule::Xor | PartnerRule::Benes => {
-            found = b ^ (1u32 << digit);
-        }
-        PartnerRule::BitReversal => {
-            let unused = 32u32 - width;
-            let reversed = (b.reverse_bits() >> unused) ^ (1u32 << digit);
-            found = reversed.reverse_bits() >> unused;
-        }
-        PartnerRule::CausalShift => {
+        Value::Power { radix, exponent } => {
             let mut power = 1u32.runtime();
-            for _ in 0..digit {
+            for _ in 0..*values.index(comptime!(exponent.index())) {
                 power *= radix;
             }
-            present = power <= b / step;
-            found = b - step * power;
+            power
         }
-        PartnerRule::FixedStride => {
-            present = b > 0u32;
-            found = b - 1u32;
+        Value::Reversed(x) => {
+            let x = *values.index(comptime!(x.index()));
+            x.reverse_bits()
         }
-        PartnerRule::Random => {
-            present = b > 0u32;
-            let mixed = b * 2_654_435_761u32 + digit * 374_761_393u32;
-            found = mixed % max(b, 1u32.runtime());
+        Value::Choose {
+            less,
+            then,
+            otherwise,
+        } => {
+            let x = *values.index(comptime!(less[0].index()));
+            let y = *values.index(comptime!(less[1].index()));
+            let then = *values.index(comptime!(then.index()));
+            let otherwise = *values.index(comptime!(otherwise.index()));
+            select(x < y, then, otherwise)
         }
-    }
-    let present = present && found < blocks && found <= b;
-    Partner {
-        block: select(present, found, 0u32.runtime()),
-        present,
     }
 }
 
@@ -256,7 +165,7 @@ pub(crate) fn next_key(
     #[comptime] plan: Blueprint,
 ) -> i32 {
     let mut next = UNBOUNDED.runtime();
-    if comptime!(plan.program.is_some()) {
+    if comptime!(plan.rows_in_registers.is_some()) {
         let bands = row.closed.len();
         #[unroll]
         for i in 0..bands {
@@ -290,7 +199,7 @@ pub(crate) fn is_full(
     #[comptime] plan: Blueprint,
 ) -> bool {
     let mut reach = start;
-    if comptime!(plan.program.is_some()) {
+    if comptime!(plan.rows_in_registers.is_some()) {
         let bands = row.closed.len();
         // Each round passes at least one meeting of two bands.
         let rounds = comptime!(if bands < 3 { bands } else { 3 });
@@ -333,7 +242,7 @@ pub(crate) fn mark_seen(
     for i in 0..pairs {
         seen[i] = 0u32;
     }
-    if comptime!(plan.program.is_some()) {
+    if comptime!(plan.rows_in_registers.is_some()) {
         let bands = row.closed.len();
         #[unroll]
         for i in 0..bands {

@@ -2,8 +2,8 @@
 
 use super::Case;
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, KernelSpec, PartnerRule, Phase, RowProgram, Rows, Score,
-    SymbolicBand, Target, band::UNBOUNDED,
+    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, KernelSpec, PartnerRule, Phase,
+    RowProgram, Rows, Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
 /// Bands that are one whole atom each, with the same relative limits.
@@ -13,6 +13,7 @@ pub(crate) fn program(atoms: &[Atom], first: i32, end: i32) -> RowProgram {
         hi: vec![Bound::Stop(i as u32)],
         first,
         end,
+        heads: Default::default(),
     };
     RowProgram {
         atoms: atoms.to_vec(),
@@ -214,6 +215,23 @@ pub(crate) fn tables(check: &dyn Fn(Case)) {
         case.spec.rows = Rows::Table;
         case.table = table;
         check(case);
+    }
+}
+
+/// Each kv head has its own bands, some none.
+pub(crate) fn bands_of_some_heads(check: &dyn Fn(Case)) {
+    for phase in PHASES {
+        for (d, group) in [(64, 1), (128, 2)] {
+            let mut case = case(phase, d);
+            (case.kv_heads, case.spec.group, case.batch) = (4, group, 2);
+            let mut rows = butterfly();
+            let run = |first, count| HeadRun { first, count };
+            rows.bands[0].heads = Heads::Some(vec![run(0, 1), run(2, 1)]);
+            rows.bands[1].heads = Heads::Some(vec![run(1, 2)]);
+            rows.bands[2].heads = Heads::Some(vec![run(0, 2), run(9, 5)]);
+            case.spec.rows = Rows::ClosedForm(rows);
+            check(case);
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
     case.q_offset = (KEYS - QUERIES) as u32;
 
     let positions = (KEYS - QUERIES..KEYS).map(|position| position as u32);
-    let keys: BTreeSet<u32> = positions.flat_map(|at| seen(&case, at)).collect();
+    let keys: BTreeSet<u32> = positions.flat_map(|at| seen(&case, 0, at)).collect();
     let keys: Vec<usize> = keys.into_iter().map(|key| key as usize).collect();
     let (k, v) = (
         tensor(20, KEYS, keys.iter().copied()),
@@ -88,7 +88,7 @@ pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
     let (o, lse) = gpu(&kernel, &launch);
     for head in 0..HEADS {
         for query in 0..QUERIES {
-            let seen = seen(&case, (KEYS - QUERIES + query) as u32);
+            let seen = seen(&case, 0, (KEYS - QUERIES + query) as u32);
             let value = |seed, token, column| element(seed, head, token, column).to_f64();
             let logits: Vec<f64> = (seen.iter())
                 .map(|key| {

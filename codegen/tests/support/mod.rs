@@ -98,11 +98,12 @@ pub(crate) fn tensors(case: &Case) -> [Tensor; 4] {
     // ignore them: Hopper's for decode.
     if let butterfly_ir::Launch::Split(_) = emitted(&case.spec, case.target).geometry.launch {
         let positions = case.q_offset..case.q_offset + case.q_len;
-        let seen: BTreeSet<u32> = positions.flat_map(|i| seen(case, i)).collect();
+        let by = |kv: u32| positions.clone().flat_map(move |i| seen(case, kv, i));
+        let seen: Vec<BTreeSet<u32>> = (0..case.kv_heads).map(|kv| by(kv).collect()).collect();
         for t in &mut tensors[1..3] {
-            let [_, head, token] = t.strides.map(|stride| stride as usize);
+            let [batch, head, token] = t.strides.map(|stride| stride as usize);
             for (i, x) in t.values.iter_mut().enumerate() {
-                if !seen.contains(&((i % head / token) as u32)) {
+                if !seen[i % batch / head].contains(&((i % head / token) as u32)) {
                     *x = f32::NAN;
                 }
             }
@@ -182,7 +183,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                 let kv = head / spec.group;
                 let q_row = &q.values[of(q, head, i)..][..d as usize];
                 let position = case.q_offset + i;
-                let seen = seen(case, position);
+                let seen = seen(case, kv, position);
                 let logits: Vec<f64> = seen
                     .iter()
                     .map(|key| {
@@ -231,17 +232,17 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     }
 }
 
-/// The keys that the query at `position` sees.
-pub(crate) fn seen(case: &Case, position: u32) -> Vec<u32> {
-    let bands = row(case, position / case.spec.block);
+/// The keys that the query at `position` sees in kv head `kv_head`.
+pub(crate) fn seen(case: &Case, kv_head: u32, position: u32) -> Vec<u32> {
+    let bands = row(case, kv_head, position / case.spec.block);
     let intervals = keys_of_query(&bands, position as i32).into_iter();
     intervals
         .flat_map(|(start, end)| start as u32..end as u32)
         .collect()
 }
 
-/// The bands of row `b`.
-fn row(case: &Case, b: u32) -> Vec<Band> {
+/// The bands of row `b` in kv head `kv_head`.
+fn row(case: &Case, kv_head: u32, b: u32) -> Vec<Band> {
     let context = Context {
         block: case.spec.block,
         kv_len: case.kv_len,
@@ -249,7 +250,7 @@ fn row(case: &Case, b: u32) -> Vec<Band> {
         index: case.index,
     };
     let mut bands = match &case.spec.rows {
-        Rows::ClosedForm(program) => program.bands(b, &context),
+        Rows::ClosedForm(program) => program.bands(b, kv_head, &context),
         Rows::Table => {
             let range = case.table.offsets[b as usize]..case.table.offsets[b as usize + 1];
             case.table.bands[range.start as usize..range.end as usize].to_vec()

@@ -2,8 +2,8 @@
 
 use crate::support::{Case, cases};
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, PartnerRule, Phase, RowProgram, Rows, Score, SymbolicBand,
-    Target, band::UNBOUNDED,
+    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, PartnerRule, Phase, RowProgram, Rows,
+    Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
 /// A counter-based source of numbers (the finaliser of MurmurHash3, by Austin Appleby).
@@ -103,6 +103,14 @@ fn program(from: &mut Source) -> RowProgram {
             hi: vec![Bound::Stop(i)],
             first,
             end,
+            // Sometimes for some kv heads.
+            heads: match from.below(6) {
+                0 => Heads::Some(vec![HeadRun {
+                    first: from.below(2),
+                    count: 1 + from.below(2),
+                }]),
+                _ => Heads::All,
+            },
         });
     }
     RowProgram { atoms, bands }

@@ -3,9 +3,9 @@
 //! In:  any pattern, a context with at least one key, a row that holds a token.
 //! Out: bands whose union holds a (query, key) pair of the row exactly when
 //! [`sees`](crate::sees()) does. It lies here and not with the compiler's passes because the
-//! runtime makes the tables of patterns without a closed form, from an artifact alone.
+//! runtime makes the tables of patterns without a closed form, from nothing but an artifact.
 
-use crate::band::UNBOUNDED;
+use super::band::UNBOUNDED;
 use crate::sees::partners;
 use crate::topology::queries;
 use crate::{Atom, Band, BandTable, Context, Leaf, Pattern};
@@ -29,8 +29,8 @@ pub fn table_of(pattern: &Pattern, context: &Context, rows: Range<u32>) -> BandT
     table
 }
 
-/// The bands of row `b`: disjoint in no particular sense, none within another, and
-/// without limits that cannot bind for a query of the row.
+/// The bands of row `b`. They may overlap, but none lies within another, and limits that cannot
+/// bind for a query of the row are left out.
 pub fn row(pattern: &Pattern, context: &Context, b: u32) -> Vec<Band> {
     let (q0, q1) = queries(context, b);
     let row = RowOf {

@@ -1,9 +1,15 @@
 //! The closed form of a pattern: bands whose limits are computed from the row number.
 //!
 //! A kernel evaluates the atoms of its row once, in registers, and from them the
-//! limits of each band: no index bytes, no planning time, at any sequence length.
+//! limits of each band: no index bytes, no planning time, at any sequence length. This is the form
+//! that artifacts hold; [`RowProgram::lower`] says how its limits are computed.
 
-use crate::{PartnerRule, band::Band, sees::Context, stage};
+use super::band::Band;
+use super::expr::{Builder, Inputs, RowExpressions};
+use super::lower::lower;
+use super::stage::PartnerRule;
+use super::stream::Stream;
+use crate::sees::Context;
 use serde::{Deserialize, Serialize};
 
 /// A key range `[start, stop)` that depends on the query block `b` and run-time scalars only.
@@ -53,35 +59,12 @@ pub enum Atom {
 }
 
 impl Atom {
-    /// The range in tokens for query block `b`; `start <= stop`, both within `0..=i32::MAX/2`.
+    /// The range in tokens for query block `b`: start, and one past the last; both 0 if it is empty.
     pub fn range(&self, b: u32, context: &Context) -> (i32, i32) {
-        let limit = i64::from(crate::band::UNBOUNDED);
-        let tokens = |blocks: u64| (blocks * u64::from(context.block)).min(limit as u64) as i32;
-        match *self {
-            Atom::Local { before, after } => (
-                tokens(u64::from(b.saturating_sub(before))),
-                tokens(u64::from(b) + u64::from(after) + 1),
-            ),
-            Atom::Partner {
-                rule,
-                radix,
-                offset,
-                step,
-            } => {
-                let blocks = context.blocks();
-                let width = stage::width(blocks, radix);
-                let at = context.index % stage::stage_count(rule, blocks, radix);
-                let digit = stage::digit(rule, at, offset, width);
-                match stage::partner(rule, b, digit, step, radix, width, blocks) {
-                    Some(p) => (tokens(u64::from(p)), tokens(u64::from(p) + 1)),
-                    None => (0, 0),
-                }
-            }
-            Atom::Sink { blocks } => (0, tokens(u64::from(blocks.min(b + 1)))),
-            Atom::Tokens { tokens } => (0, i64::from(tokens).min(limit) as i32),
-            Atom::Columns { blocks } => (0, tokens(u64::from(blocks))),
-            Atom::Rows { blocks } => (0, if b < blocks { context.kv_len as i32 } else { 0 }),
-        }
+        let mut builder = Builder::default();
+        let range = builder.range(self, context.block);
+        let [start, stop] = builder.evaluate(range, &inputs(b, 0, context));
+        (start.cast_signed(), stop.cast_signed())
     }
 }
 
@@ -107,6 +90,35 @@ pub struct SymbolicBand {
     pub first: i32,
     /// As in [`Band::end`].
     pub end: i32,
+    /// The kv heads that see through the band.
+    #[serde(default, skip_serializing_if = "Heads::is_all")]
+    pub heads: Heads,
+}
+
+/// The kv heads that something holds for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heads {
+    /// Every head.
+    #[default]
+    All,
+    /// Those in one of the runs.
+    Some(Vec<HeadRun>),
+}
+
+/// Consecutive kv heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HeadRun {
+    /// The first one.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl Heads {
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 /// What every row sees, for any sequence length and stage.
@@ -119,31 +131,30 @@ pub struct RowProgram {
 }
 
 impl RowProgram {
-    /// The bands of row `b`, empty ones left out.
-    pub fn bands(&self, b: u32, context: &Context) -> Vec<Band> {
-        let ranges: Vec<_> = self
-            .atoms
-            .iter()
-            .map(|atom| atom.range(b, context))
-            .collect();
-        let value = |bound: &Bound| match *bound {
-            Bound::Start(i) => ranges[i as usize].0,
-            Bound::Stop(i) => ranges[i as usize].1,
-        };
-        let concrete = |band: &SymbolicBand| Band {
-            lo: band.lo.iter().map(value).fold(0, i32::max),
-            hi: band
-                .hi
-                .iter()
-                .map(value)
-                .fold(context.kv_len as i32, i32::min),
-            first: band.first,
-            end: band.end,
-        };
-        self.bands
-            .iter()
-            .map(concrete)
-            .filter(|band| !band.is_empty())
-            .collect()
+    /// How the bands of a row are computed, for blocks of `block` tokens and a key for each token.
+    pub fn lower(&self, block: u32) -> RowExpressions {
+        lower(self, block, Stream::TOKENS)
+    }
+
+    /// The same over the keys of `stream`: a band holds a key if it holds all tokens of the key.
+    pub fn lower_stream(&self, block: u32, stream: Stream) -> RowExpressions {
+        lower(self, block, stream)
+    }
+
+    /// The bands of row `b` for kv head `kv_head`, empty ones left out.
+    pub fn bands(&self, b: u32, kv_head: u32, context: &Context) -> Vec<Band> {
+        let expressions = self.lower(context.block);
+        expressions.bands(&inputs(b, kv_head, context))
+    }
+}
+
+/// What the expressions of a row (or column) read.
+pub(super) fn inputs(block: u32, kv_head: u32, context: &Context) -> Inputs {
+    Inputs {
+        block,
+        kv_head,
+        kv_len: context.kv_len,
+        blocks: context.blocks(),
+        index: context.index,
     }
 }

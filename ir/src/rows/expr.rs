@@ -1,0 +1,427 @@
+//! The limits of bands as integer expressions: what a kernel computes in registers for its row.
+//!
+//! In:  values pushed by [`super::lower`] and [`super::transpose`]. Out: a list in which each value
+//! reads earlier ones, its evaluator, and what printers need to know of it.
+//!
+//! Invariants: all values are `u32` and wrap around; no divisor is zero, no shift reaches 32; what
+//! ends up in a limit is a position of at most [`UNBOUNDED`](super::band::UNBOUNDED) plus a block.
+
+use super::band::Band;
+use super::stream::Stream;
+
+/// Position of a value in [`RowExpressions::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(pub u32);
+
+impl ValueId {
+    /// The same as an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A number that the launch or the place of the row gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Number of the block: of the query block for rows, of the kv block for columns.
+    Block,
+    /// The kv head.
+    KvHead,
+    /// Number of keys, in tokens.
+    KvLen,
+    /// N, the number of blocks that fixes the stages.
+    Blocks,
+    /// Index of the layer, before it is reduced to a stage.
+    Index,
+}
+
+/// A function of two values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// Sum.
+    Add,
+    /// Difference.
+    Subtract,
+    /// Product.
+    Multiply,
+    /// Quotient, rounded down.
+    Divide,
+    /// Remainder.
+    Remainder,
+    /// The smaller one.
+    Minimum,
+    /// The larger one.
+    Maximum,
+    /// Bits in which they differ.
+    Xor,
+    /// The first, shifted to higher bits by the second.
+    ShiftLeft,
+    /// The first, shifted to lower bits by the second.
+    ShiftRight,
+}
+
+impl Function {
+    /// The function of two known numbers.
+    fn of(self, x: u32, y: u32) -> u32 {
+        match self {
+            Self::Add => x.wrapping_add(y),
+            Self::Subtract => x.wrapping_sub(y),
+            Self::Multiply => x.wrapping_mul(y),
+            Self::Divide => x / y,
+            Self::Remainder => x % y,
+            Self::Minimum => x.min(y),
+            Self::Maximum => x.max(y),
+            Self::Xor => x ^ y,
+            Self::ShiftLeft => x << y,
+            Self::ShiftRight => x >> y,
+        }
+    }
+}
+
+/// One value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Value {
+    /// A number known when the kernel is made.
+    Constant(u32),
+    /// A number of the launch or the row.
+    Input(Input),
+    /// A function of two values.
+    Apply(Function, ValueId, ValueId),
+    /// Digits of a value in base `radix`; 0 for the value 0.
+    Digits {
+        /// The value.
+        of: ValueId,
+        /// The base.
+        radix: u32,
+    },
+    /// `radix` to the power of a value.
+    Power {
+        /// The base.
+        radix: u32,
+        /// The exponent.
+        exponent: ValueId,
+    },
+    /// The 32 bits of a value in reverse order.
+    Reversed(ValueId),
+    /// `then` if the first of `less` is less than the second, else `otherwise`.
+    Choose {
+        /// What is compared.
+        less: [ValueId; 2],
+        /// Taken if it is less.
+        then: ValueId,
+        /// Taken if it is not.
+        otherwise: ValueId,
+    },
+}
+
+impl Value {
+    /// The values that it reads, in the order of its fields.
+    pub fn operands(&self) -> impl Iterator<Item = ValueId> + use<> {
+        let [a, b, c, d] = match *self {
+            Self::Constant(_) | Self::Input(_) => [None; 4],
+            Self::Apply(_, x, y) => [Some(x), Some(y), None, None],
+            Self::Digits { of: x, .. } | Self::Power { exponent: x, .. } | Self::Reversed(x) => {
+                [Some(x), None, None, None]
+            }
+            Self::Choose {
+                less: [x, y],
+                then,
+                otherwise,
+            } => [Some(x), Some(y), Some(then), Some(otherwise)],
+        };
+        [a, b, c, d].into_iter().flatten()
+    }
+}
+
+/// The limits of one band; the fields are those of [`Band`].
+///
+/// By rows they bound the keys of the queries of a block. By columns the roles are exchanged: they
+/// bound the queries that see the keys of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// First position.
+    pub lo: ValueId,
+    /// One past the last position.
+    pub hi: ValueId,
+    /// First position relative to the query (by columns: to the key).
+    pub first: i32,
+    /// One past the last position relative to the query (by columns: to the key).
+    pub end: i32,
+    /// By columns, the keys of the block that the band holds, where a limit in tokens cuts it:
+    /// first, and one past the last.
+    pub keys: Option<[ValueId; 2]>,
+}
+
+/// What the inputs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    /// [`Input::Block`].
+    pub block: u32,
+    /// [`Input::KvHead`].
+    pub kv_head: u32,
+    /// [`Input::KvLen`].
+    pub kv_len: u32,
+    /// [`Input::Blocks`].
+    pub blocks: u32,
+    /// [`Input::Index`].
+    pub index: u32,
+}
+
+/// The bands of any row (or column), for any sequence length, stage and kv head.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RowExpressions {
+    /// Each reads earlier ones.
+    pub values: Vec<Value>,
+    /// The bands; their union is what is seen.
+    pub bands: Vec<Limits>,
+    /// What the positions of keys count.
+    pub stream: Stream,
+}
+
+impl RowExpressions {
+    /// Whether each value differs between the rows of a launch; those that do not are computed once.
+    pub fn varies(&self) -> Vec<bool> {
+        let mut varies: Vec<bool> = Vec::with_capacity(self.values.len());
+        for value in &self.values {
+            let own = matches!(value, Value::Input(Input::Block | Input::KvHead));
+            let read = value.operands().any(|x| varies[x.index()]);
+            varies.push(own || read);
+        }
+        varies
+    }
+
+    /// How often each value is read, by values and by limits.
+    pub fn uses(&self) -> Vec<u32> {
+        let mut uses = vec![0; self.values.len()];
+        let operands = self.values.iter().flat_map(Value::operands);
+        let limits = self.bands.iter().flat_map(|band| {
+            let keys = band.keys.into_iter().flatten();
+            [band.lo, band.hi].into_iter().chain(keys)
+        });
+        for x in operands.chain(limits) {
+            uses[x.index()] += 1;
+        }
+        uses
+    }
+
+    /// All values, in their order.
+    pub fn evaluate(&self, inputs: &Inputs) -> Vec<u32> {
+        evaluate(&self.values, inputs)
+    }
+
+    /// The bands at these inputs, empty ones left out.
+    pub fn bands(&self, inputs: &Inputs) -> Vec<Band> {
+        let values = self.evaluate(inputs);
+        let bands = self.bands.iter().map(|limits| limits.known(&values));
+        bands.filter(|band| !band.is_empty()).collect()
+    }
+}
+
+impl Limits {
+    /// The band, once the values are known.
+    pub(super) fn known(&self, values: &[u32]) -> Band {
+        let position = |x: ValueId| values[x.index()].cast_signed();
+        Band {
+            lo: position(self.lo),
+            hi: position(self.hi),
+            first: self.first,
+            end: self.end,
+        }
+    }
+}
+
+fn evaluate(values: &[Value], inputs: &Inputs) -> Vec<u32> {
+    let mut known: Vec<u32> = Vec::with_capacity(values.len());
+    for value in values {
+        let at = |x: ValueId| known[x.index()];
+        known.push(match *value {
+            Value::Constant(number) => number,
+            Value::Input(Input::Block) => inputs.block,
+            Value::Input(Input::KvHead) => inputs.kv_head,
+            Value::Input(Input::KvLen) => inputs.kv_len,
+            Value::Input(Input::Blocks) => inputs.blocks,
+            Value::Input(Input::Index) => inputs.index,
+            Value::Apply(function, x, y) => function.of(at(x), at(y)),
+            Value::Digits { of, radix } => at(of).checked_ilog(radix).map_or(0, |log| log + 1),
+            Value::Power { radix, exponent } => radix.wrapping_pow(at(exponent)),
+            Value::Reversed(x) => at(x).reverse_bits(),
+            Value::Choose {
+                less: [x, y],
+                then,
+                otherwise,
+            } => match at(x) < at(y) {
+                true => at(then),
+                false => at(otherwise),
+            },
+        });
+    }
+    known
+}
+
+/// A list of values under construction: equal values are one, and what is known is computed.
+#[derive(Default)]
+pub(super) struct Builder {
+    values: Vec<Value>,
+}
+
+impl Builder {
+    pub(super) fn constant(&mut self, number: u32) -> ValueId {
+        self.push(Value::Constant(number))
+    }
+
+    pub(super) fn input(&mut self, input: Input) -> ValueId {
+        self.push(Value::Input(input))
+    }
+
+    pub(super) fn apply(&mut self, function: Function, x: ValueId, y: ValueId) -> ValueId {
+        if let (Some(x), Some(y)) = (self.known(x), self.known(y)) {
+            return self.constant(function.of(x, y));
+        }
+        let reduced = Value::Apply(Function::Remainder, x, y);
+        match (function, self.known(x), self.known(y)) {
+            (Function::Add | Function::Maximum, Some(0), _) => y,
+            (Function::Add | Function::Subtract | Function::Maximum, _, Some(0)) => x,
+            (Function::Multiply | Function::Divide, _, Some(1)) => x,
+            (Function::Remainder, ..) if self.is_remainder(x, y) => x,
+            (Function::Minimum | Function::Maximum, ..) if x == y => x,
+            (Function::Remainder, ..) => self.push(reduced),
+            _ => self.push(Value::Apply(function, x, y)),
+        }
+    }
+
+    /// The same with a number known when the kernel is made.
+    pub(super) fn with(&mut self, function: Function, x: ValueId, number: u32) -> ValueId {
+        let number = self.constant(number);
+        self.apply(function, x, number)
+    }
+
+    pub(super) fn digits(&mut self, of: ValueId, radix: u32) -> ValueId {
+        self.push(Value::Digits { of, radix })
+    }
+
+    pub(super) fn power(&mut self, radix: u32, exponent: ValueId) -> ValueId {
+        self.push(Value::Power { radix, exponent })
+    }
+
+    pub(super) fn reversed(&mut self, x: ValueId) -> ValueId {
+        self.push(Value::Reversed(x))
+    }
+
+    pub(super) fn choose(
+        &mut self,
+        less: [ValueId; 2],
+        then: ValueId,
+        otherwise: ValueId,
+    ) -> ValueId {
+        match less.map(|x| self.known(x)) {
+            [Some(x), Some(y)] if x < y => then,
+            [Some(_), Some(_)] => otherwise,
+            _ if then == otherwise => then,
+            _ => self.push(Value::Choose {
+                less,
+                then,
+                otherwise,
+            }),
+        }
+    }
+
+    /// The expressions of `bands`, without values that nothing reads.
+    pub(super) fn finish(self, bands: Vec<Limits>, stream: Stream) -> RowExpressions {
+        let mut whole = RowExpressions {
+            values: self.values,
+            bands,
+            stream,
+        };
+        let mut read: Vec<bool> = vec![false; whole.values.len()];
+        for band in &whole.bands {
+            for x in [band.lo, band.hi]
+                .into_iter()
+                .chain(band.keys.into_iter().flatten())
+            {
+                read[x.index()] = true;
+            }
+        }
+        for i in (0..read.len()).rev() {
+            if read[i] {
+                for x in whole.values[i].operands() {
+                    read[x.index()] = true;
+                }
+            }
+        }
+        let mut place = 0;
+        let places: Vec<ValueId> = read
+            .iter()
+            .map(|read| {
+                place += u32::from(*read);
+                ValueId(place.saturating_sub(1))
+            })
+            .collect();
+        let moved = |x: ValueId| places[x.index()];
+        let kept = whole.values.iter().zip(&read).filter(|(_, read)| **read);
+        whole.values = kept.map(|(value, _)| value.renumbered(moved)).collect();
+        for band in &mut whole.bands {
+            band.lo = moved(band.lo);
+            band.hi = moved(band.hi);
+            band.keys = band.keys.map(|keys| keys.map(moved));
+        }
+        whole
+    }
+
+    /// Two values once the inputs are known.
+    pub(super) fn evaluate(&self, of: [ValueId; 2], inputs: &Inputs) -> [u32; 2] {
+        let values = evaluate(&self.values, inputs);
+        of.map(|x| values[x.index()])
+    }
+
+    fn known(&self, x: ValueId) -> Option<u32> {
+        match self.values[x.index()] {
+            Value::Constant(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// Whether `x` is a remainder by `y` already.
+    fn is_remainder(&self, x: ValueId, y: ValueId) -> bool {
+        let Value::Apply(Function::Remainder, _, by) = self.values[x.index()] else {
+            return false;
+        };
+        by == y
+    }
+
+    fn push(&mut self, value: Value) -> ValueId {
+        let there = self.values.iter().position(|other| *other == value);
+        let at = there.unwrap_or_else(|| {
+            self.values.push(value);
+            self.values.len() - 1
+        });
+        // Patterns have limits (`pattern/limits.rs`) that keep the list short.
+        ValueId(at as u32)
+    }
+}
+
+impl Value {
+    fn renumbered(self, moved: impl Fn(ValueId) -> ValueId) -> Self {
+        match self {
+            Self::Constant(_) | Self::Input(_) => self,
+            Self::Apply(function, x, y) => Self::Apply(function, moved(x), moved(y)),
+            Self::Digits { of, radix } => Self::Digits {
+                of: moved(of),
+                radix,
+            },
+            Self::Power { radix, exponent } => Self::Power {
+                radix,
+                exponent: moved(exponent),
+            },
+            Self::Reversed(x) => Self::Reversed(moved(x)),
+            Self::Choose {
+                less,
+                then,
+                otherwise,
+            } => Self::Choose {
+                less: less.map(&moved),
+                then: moved(then),
+                otherwise: moved(otherwise),
+            },
+        }
+    }
+}

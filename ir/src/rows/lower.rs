@@ -1,0 +1,206 @@
+//! Closed form → expressions: how each range is computed.
+//!
+//! In:  a [`RowProgram`] that passes its check, the block size, what a key stands for. Out:
+//! [`RowExpressions`] whose bands are those of the row.
+
+use super::band::UNBOUNDED;
+use super::expr::{Builder, Function, Input, Limits, RowExpressions, ValueId};
+use super::program::{Atom, Bound, Heads, RowProgram};
+use super::stage::PartnerRule;
+use super::stream::Stream;
+
+/// Stands for a block that there is not: larger than the number of any block.
+pub(super) const ABSENT: u32 = u32::MAX;
+
+/// The bands of `program` by rows of `block` tokens, over the keys of `stream`.
+pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpressions {
+    let mut builder = Builder::default();
+    let ranges: Vec<[ValueId; 2]> = program
+        .atoms
+        .iter()
+        .map(|atom| builder.range(atom, block))
+        .collect();
+    let of = |bound: &Bound| match *bound {
+        Bound::Start(i) => ranges[i as usize][0],
+        Bound::Stop(i) => ranges[i as usize][1],
+    };
+    let mut bands = Vec::with_capacity(program.bands.len());
+    for band in &program.bands {
+        let none = builder.constant(0);
+        let kv_len = builder.input(Input::KvLen);
+        let lo = band.lo.iter().map(of);
+        let lo = lo.fold(none, |lo, x| builder.apply(Function::Maximum, lo, x));
+        let hi = band.hi.iter().map(of);
+        let hi = hi.fold(kv_len, |hi, x| builder.apply(Function::Minimum, hi, x));
+        // Keys that stand for several tokens are within when all of these are.
+        let up = builder.with(Function::Add, lo, stream.stride - 1);
+        let lo = builder.with(Function::Divide, up, stream.stride);
+        let hi = builder.with(Function::Divide, hi, stream.stride);
+        bands.push(Limits {
+            lo,
+            hi: builder.in_heads(&band.heads, hi),
+            first: band.first,
+            end: band.end,
+            keys: None,
+        });
+    }
+    builder.finish(bands, stream)
+}
+
+impl Builder {
+    /// First token of an atom in the row, and one past its last; both 0 where it is empty.
+    pub(super) fn range(&mut self, atom: &Atom, block: u32) -> [ValueId; 2] {
+        let none = self.constant(0);
+        let b = self.input(Input::Block);
+        match *atom {
+            Atom::Local { before, after } => {
+                let before = self.with(Function::Minimum, b, before);
+                let first = self.apply(Function::Subtract, b, before);
+                let start = self.with(Function::Multiply, first, block);
+                let own = self.with(Function::Multiply, b, block);
+                let stop = self.with(Function::Add, own, block + tokens(after, block));
+                let stop = self.with(Function::Minimum, stop, UNBOUNDED as u32);
+                [start, stop]
+            }
+            Atom::Partner {
+                rule,
+                radix,
+                offset,
+                step,
+            } => {
+                let digit = self.digit(rule, radix, offset);
+                let partner = self.partner(rule, radix, step, digit);
+                // Neither after the row's own block nor past the last one.
+                let next = self.with(Function::Add, b, 1);
+                let blocks = self.input(Input::Blocks);
+                let end = self.apply(Function::Minimum, next, blocks);
+                self.whole_block(partner, end, block)
+            }
+            Atom::Sink { blocks } => {
+                let next = self.with(Function::Add, b, 1);
+                let count = self.with(Function::Minimum, next, blocks);
+                [none, self.with(Function::Multiply, count, block)]
+            }
+            Atom::Tokens { tokens } => [none, self.constant(tokens.min(UNBOUNDED as u32))],
+            Atom::Columns { blocks } => [none, self.constant(tokens(blocks, block))],
+            Atom::Rows { blocks } => {
+                let (count, all) = (self.constant(blocks), self.input(Input::KvLen));
+                [none, self.choose([b, count], all, none)]
+            }
+        }
+    }
+
+    /// The tokens of block `x` if it is below `end`, else none.
+    pub(super) fn whole_block(&mut self, x: ValueId, end: ValueId, block: u32) -> [ValueId; 2] {
+        let none = self.constant(0);
+        let start = self.with(Function::Multiply, x, block);
+        let stop = self.with(Function::Add, start, block);
+        [start, stop].map(|limit| self.choose([x, end], limit, none))
+    }
+
+    /// Digits of block numbers, at least one: `stage::width`.
+    pub(super) fn width(&mut self, radix: u32) -> ValueId {
+        let blocks = self.input(Input::Blocks);
+        let blocks = self.with(Function::Maximum, blocks, 1);
+        let last = self.with(Function::Subtract, blocks, 1);
+        let digits = self.digits(last, radix);
+        self.with(Function::Maximum, digits, 1)
+    }
+
+    /// Which digit a partner differs in, at the stage of the launch: `stage::digit`.
+    pub(super) fn digit(&mut self, rule: PartnerRule, radix: u32, offset: u32) -> ValueId {
+        let width = self.width(radix);
+        let (count, turn) = match rule {
+            PartnerRule::Benes => {
+                let twice = self.with(Function::Multiply, width, 2);
+                let turn = self.with(Function::Subtract, twice, 2);
+                (self.with(Function::Maximum, turn, 1), Some(turn))
+            }
+            PartnerRule::Xor
+            | PartnerRule::BitReversal
+            | PartnerRule::CausalShift
+            | PartnerRule::FixedStride
+            | PartnerRule::Random => (width, None),
+        };
+        let index = self.input(Input::Index);
+        let stage = self.apply(Function::Remainder, index, count);
+        let further = self.with(Function::Add, stage, offset);
+        let position = self.apply(Function::Remainder, further, count);
+        match turn {
+            Some(turn) => {
+                let back = self.apply(Function::Subtract, turn, position);
+                self.choose([position, width], position, back)
+            }
+            None => position,
+        }
+    }
+
+    /// The partner of the row's block, before it is held against the blocks that there are:
+    /// `stage::partner`.
+    fn partner(&mut self, rule: PartnerRule, radix: u32, step: u32, digit: ValueId) -> ValueId {
+        let b = self.input(Input::Block);
+        let (none, absent) = (self.constant(0), self.constant(ABSENT));
+        match rule {
+            PartnerRule::Xor | PartnerRule::Benes | PartnerRule::BitReversal => {
+                self.flipped(rule, radix, digit)
+            }
+            PartnerRule::CausalShift => {
+                let power = self.power(radix, digit);
+                let room = self.with(Function::Divide, b, step);
+                let back = self.with(Function::Multiply, power, step);
+                let found = self.apply(Function::Subtract, b, back);
+                self.choose([room, power], absent, found)
+            }
+            PartnerRule::FixedStride => {
+                let before = self.with(Function::Subtract, b, 1);
+                self.choose([none, b], before, absent)
+            }
+            PartnerRule::Random => {
+                let own = self.with(Function::Multiply, b, 2_654_435_761);
+                let bit = self.with(Function::Multiply, digit, 374_761_393);
+                let mixed = self.apply(Function::Add, own, bit);
+                let below = self.with(Function::Maximum, b, 1);
+                let found = self.apply(Function::Remainder, mixed, below);
+                self.choose([none, b], found, absent)
+            }
+        }
+    }
+
+    /// The block with one bit flipped, which is its partner's partner.
+    pub(super) fn flipped(&mut self, rule: PartnerRule, radix: u32, digit: ValueId) -> ValueId {
+        let b = self.input(Input::Block);
+        let one = self.constant(1);
+        let bit = self.apply(Function::ShiftLeft, one, digit);
+        if rule != PartnerRule::BitReversal {
+            return self.apply(Function::Xor, b, bit);
+        }
+        let (width, word) = (self.width(radix), self.constant(u32::BITS));
+        let unused = self.apply(Function::Subtract, word, width);
+        let whole = self.reversed(b);
+        let reversed = self.apply(Function::ShiftRight, whole, unused);
+        let flipped = self.apply(Function::Xor, reversed, bit);
+        let whole = self.reversed(flipped);
+        self.apply(Function::ShiftRight, whole, unused)
+    }
+
+    /// `hi` in the kv heads of a band, 0 in others.
+    pub(super) fn in_heads(&mut self, heads: &Heads, hi: ValueId) -> ValueId {
+        let Heads::Some(heads) = heads else {
+            return hi;
+        };
+        let (head, none) = (self.input(Input::KvHead), self.constant(0));
+        // Of each run of heads, whether the head is in it: one comparison, since before the run the
+        // difference wraps around.
+        heads.iter().fold(none, |limit, run| {
+            let past = self.with(Function::Subtract, head, run.first);
+            let count = self.constant(run.count);
+            self.choose([past, count], hi, limit)
+        })
+    }
+}
+
+/// `blocks` blocks in tokens, at most [`UNBOUNDED`].
+pub(super) fn tokens(blocks: u32, block: u32) -> u32 {
+    let tokens = u64::from(blocks) * u64::from(block);
+    tokens.min(UNBOUNDED as u64) as u32
+}

@@ -1,0 +1,29 @@
+//! Rows: which keys the queries of one block see, from a pattern to what kernels execute.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `band` | [`Band`](crate::Band), the region that every kernel executes, with its numbers known |
+//! | `stage` | the rules by which a block finds its partner |
+//! | `program` | [`RowProgram`](crate::RowProgram), the closed form of a pattern as artifacts hold it: ranges by name |
+//! | `expr` | [`RowExpressions`], the same as integer expressions; their evaluator |
+//! | `lower` | from `program` to `expr`: the only place that knows how a range is computed |
+//! | `transpose` | the same by columns: which queries see the keys of a block |
+//! | `stream` | [`Stream`], keys that stand for several tokens |
+//! | `table` | the bands of one row directly from a pattern, for patterns without a closed form |
+//!
+//! A kernel's printer for a language knows the few operations of `expr` and no leaf, so a new leaf
+//! is a new range in `lower` and nothing else.
+
+pub mod band;
+mod expr;
+mod lower;
+pub mod program;
+pub mod stage;
+mod stream;
+mod table;
+mod transpose;
+
+pub use expr::{Function, Input, Inputs, Limits, RowExpressions, Value, ValueId};
+pub use stream::Stream;
+pub use table::{row, table, table_of};
+pub use transpose::{Column, transpose};
