@@ -4,6 +4,7 @@ use crate::{Append, AttentionBackend, Operation, OperationError, run};
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
+use butterfly_ops::Operation as LayerOperation;
 
 /// Keys and values of one attention layer, [B, Hkv, room, D] each, in place.
 ///
@@ -124,10 +125,10 @@ impl<B: AttentionBackend> KvCache<B> {
     ) -> Result<Tensor<B, 4>, OperationError> {
         let tokens = q.dims()[1];
         let room = self.room_for(tokens);
-        let operation = Operation::Append(Append {
+        let operation = Operation::Layer(LayerOperation::Append(Append {
             position: self.len,
             ..append
-        });
+        }));
         let primitive = |x: TensorPrimitive<B>| x.tensor();
         let mut inputs = [q, k, v].map(|x| primitive(x.into_primitive())).to_vec();
         let norms = norms.into_iter().flatten();

@@ -51,7 +51,6 @@ mod compiled;
 mod counts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod cube;
-mod error;
 #[cfg(feature = "cpu")]
 mod flex;
 #[cfg(feature = "fusion")]
@@ -66,10 +65,11 @@ pub use backend::{AttentionBackend, run};
 pub use butterfly_ir as ir;
 pub use butterfly_ir::{Dtype, Sparsity, StageBy, Target};
 pub use butterfly_macros::{include_artifacts, pattern};
+pub use butterfly_ops as ops;
+pub use butterfly_ops::{Append, Delta, OperationError};
 pub use cache::KvCache;
 pub use checked::Checked;
 pub use compiled::compiled;
 pub use counts::Counts;
-pub use error::OperationError;
-pub use operation::{Activation, Append, Attend, Delta, Operation};
+pub use operation::{Attend, Operation};
 pub use plan::{Embedded, Plan};

@@ -7,10 +7,12 @@
 use crate::compiled;
 use crate::tables::{Tables, Wanted};
 use crate::{Attend, OperationError};
+use burn::tensor::DType;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Phase, Rows, Score, Sparsity, rows};
+use butterfly_ops::{Operation as LayerOperation, Products, Project, Storage};
 use butterfly_runtime::artifacts::Artifacts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_runtime::{Device, Ready};
@@ -39,8 +41,7 @@ struct Inner {
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     on_device: Tables<(String, u32), butterfly_runtime::DeviceTable>,
     /// Those among the artifacts for the NVIDIA device.
-    #[cfg(feature = "cuda")]
-    products: Vec<butterfly_runtime::ReadyProduct>,
+    products: Products,
 }
 
 enum Source {
@@ -114,7 +115,7 @@ impl Plan {
         let plan = Inner::new(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
         #[cfg(feature = "cuda")]
         let plan = Inner {
-            products: plan.seed()?,
+            products: products(&plan.seed()?),
             ..plan
         };
         Ok(Self(Arc::new(plan)))
@@ -155,11 +156,13 @@ impl Plan {
         }
     }
 
-    /// The product for an element type among the artifacts, for the NVIDIA device.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn product(&self, dtype: Dtype) -> Option<&butterfly_runtime::ReadyProduct> {
-        let mut products = self.0.products.iter();
-        products.find(|product| product.dtype() == dtype)
+    /// The product of rows with a dense weight of elements of `dtype`, by kernels of the plan where it
+    /// has any for the device.
+    pub fn project(&self, dtype: DType) -> LayerOperation {
+        LayerOperation::Project(Project {
+            storage: Storage::Dense(dtype),
+            products: self.0.products.clone(),
+        })
     }
 
     fn spec(&self, shape: KernelShape) -> KernelSpec {
@@ -288,8 +291,7 @@ impl Inner {
             tables: Tables::default(),
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             on_device: Tables::default(),
-            #[cfg(feature = "cuda")]
-            products: Vec::new(),
+            products: products(&[]),
         }
     }
 
@@ -343,4 +345,36 @@ fn emitted(device: Device, spec: &KernelSpec, target: Target) -> Result<Ready, O
             image,
         },
     )?)
+}
+
+/// The products of a plan: those of its artifacts, and others made when they are needed.
+#[cfg(feature = "cuda")]
+fn products(ready: &[butterfly_runtime::ReadyProduct]) -> Products {
+    #[cfg(feature = "jit")]
+    return Products::new(ready, Some(made));
+    #[cfg(not(feature = "jit"))]
+    Products::new(ready, None)
+}
+
+/// Without CUDA there are none.
+#[cfg(not(feature = "cuda"))]
+fn products(_: &[()]) -> Products {
+    Products::default()
+}
+
+/// The product for an element type, made once for the process: it depends on nothing but the type.
+#[cfg(all(feature = "jit", feature = "cuda"))]
+fn made(dtype: Dtype) -> Result<Option<butterfly_runtime::ReadyProduct>, OperationError> {
+    static MADE: Mutex<Vec<butterfly_runtime::ReadyProduct>> = Mutex::new(Vec::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(product) = made.iter().find(|product| product.dtype() == dtype) {
+        return Ok(Some(product.clone()));
+    }
+    let Some((product, text)) = butterfly_codegen::product(dtype) else {
+        return Ok(None);
+    };
+    compiled::add(format!("cuda:sm_90a product {}", dtype.name()));
+    let product = butterfly_runtime::ReadyProduct::new(product, text.as_bytes())?;
+    made.push(product.clone());
+    Ok(Some(product))
 }

@@ -10,20 +10,23 @@
 //!    rounded q stays as the model defines it.
 //! 3. Norm, rotation and append in a row become one prologue: one pass over the new rows,
 //!    straight into the cache.
-//! 4. A gate on o becomes the epilogue of the attend: o is written once.
+//! 4. The prologue of q joins that of k and v where both do the same: one kernel makes the heads of
+//!    all three.
 //!
-//! A norm whose result goes into a matrix product stays as it is.
+//! A norm whose result goes into a matrix product stays as it is. Each node that is left and is not
+//! free is one kernel when a model runs (`models/src/layers/program.rs`).
 
 use butterfly_ir::layer_graph::{LayerGraph, Node, Op, ValueId};
 
 /// Fuses prologues and epilogues of `graph`.
 pub fn lower(graph: &LayerGraph) -> LayerGraph {
-    let mut nodes = graph.nodes.clone();
-    let rules: [fn(&mut Vec<Node>) -> bool; 4] =
-        [drop_identity, fold_scale, merge_prologue, gate_epilogue];
+    let mut graph = graph.clone();
+    let mut nodes = std::mem::take(&mut graph.nodes);
+    let rules: [fn(&mut Vec<Node>) -> bool; 3] = [drop_identity, fold_scale, merge_prologue];
     // Each change removes a node, or gives one a form that no rule matches.
     while rules.iter().any(|rule| rule(&mut nodes)) {}
-    renumber(graph, nodes)
+    join_heads(&mut graph, &mut nodes);
+    renumber(&graph, nodes)
 }
 
 /// Rule 1: readers of the result read the operand.
@@ -36,6 +39,7 @@ fn drop_identity(nodes: &mut Vec<Node>) -> bool {
         Op::Projection
         | Op::Norm(_)
         | Op::Append
+        | Op::Heads { .. }
         | Op::Up
         | Op::Absorb { .. }
         | Op::Expand { .. }
@@ -91,6 +95,7 @@ fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
             | Op::Split(_)
             | Op::Scale { .. }
             | Op::Prologue { .. }
+            | Op::Heads { .. }
             | Op::Up
             | Op::Absorb { .. }
             | Op::Expand { .. }
@@ -139,25 +144,53 @@ fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
 }
 
 /// Rule 4.
-fn gate_epilogue(nodes: &mut Vec<Node>) -> bool {
-    let found = nodes.iter().enumerate().find_map(|(at, node)| {
-        let attends = matches!(&node.op, Op::Attend(attend) if !attend.gate);
-        let reader = only_reader(nodes, *node.outputs.first().filter(|_| attends)?)?;
-        let gates = nodes[reader].op == Op::Gate && nodes[reader].inputs[0] == node.outputs[0];
-        gates.then_some((at, reader))
-    });
-    let Some((at, reader)) = found else {
-        return false;
+fn join_heads(graph: &mut LayerGraph, nodes: &mut Vec<Node>) {
+    let attends = |node: &Node| matches!(&node.op, Op::Attend(attend) if !attend.v_in_k);
+    let Some(attend) = nodes.iter().position(attends) else {
+        return;
     };
-    let mut attend = nodes[at].clone();
-    if let Op::Attend(attend) = &mut attend.op {
-        attend.gate = true;
+    let [q, k, v] = nodes[attend].inputs[..] else {
+        return;
+    };
+    let made_by = |x: ValueId| nodes.iter().position(|node| node.outputs.contains(&x));
+    let Some(append) = made_by(k).filter(|append| nodes[*append].outputs == [k, v]) else {
+        return;
+    };
+    let Op::Prologue {
+        norm,
+        rope,
+        append: true,
+    } = nodes[append].op
+    else {
+        return;
+    };
+    // q comes through a prologue of its own, or as it is projected.
+    let same = Op::Prologue {
+        norm,
+        rope,
+        append: false,
+    };
+    let is_prologue = |at: usize| matches!(nodes[at].op, Op::Prologue { .. });
+    let own = made_by(q).filter(|own| nodes[*own].op == same && only_reader(nodes, q).is_some());
+    let (source, result) = match own {
+        Some(own) => (nodes[own].inputs[0], q),
+        None if norm.is_none() && rope.is_none() && !made_by(q).is_some_and(is_prologue) => {
+            let projected = graph.value(q).clone();
+            graph.values.push(projected);
+            (q, ValueId(graph.values.len() as u32 - 1))
+        }
+        None => return,
+    };
+    let new = [&[source], &nodes[append].inputs[..]].concat();
+    nodes[append] = Node {
+        op: Op::Heads { norm, rope },
+        inputs: new,
+        outputs: vec![result, k, v],
+    };
+    nodes[attend].inputs[0] = result;
+    if let Some(own) = own {
+        nodes.remove(own);
     }
-    attend.inputs.push(nodes[reader].inputs[1]);
-    attend.outputs = nodes[reader].outputs.clone();
-    nodes[reader] = attend;
-    nodes.remove(at);
-    true
 }
 
 /// The node that reads `value`, if there is one and it does so once.

@@ -229,11 +229,7 @@ impl Builder<'_> {
     }
 
     fn attend(&mut self, inputs: &[ValueId], v_in_k: bool) -> ValueId {
-        let attend = Attend {
-            scale: 1.0,
-            v_in_k,
-            gate: false,
-        };
+        let attend = Attend { scale: 1.0, v_in_k };
         let o = new("o", self.shape.q_heads, self.shape.v_head_dim);
         self.step(Op::Attend(attend), inputs, o)
     }

@@ -127,6 +127,14 @@ pub enum Op {
         /// Whether the results go to the cache.
         append: bool,
     },
+    /// q, k, v → q, k cache, v cache: [`Op::Norm`] and [`Op::Rope`], whichever are there, on q and on
+    /// k, each with its own weight; then [`Op::Append`] of k and v. One pass over the new tokens.
+    Heads {
+        /// The norm on q and k.
+        norm: Option<Norm>,
+        /// The rotation of q and k.
+        rope: Option<Rotation>,
+    },
     /// latent → x: all heads from the latent vector by one matrix.
     Up,
     /// q → q: the leading `nope` elements of each head, multiplied by the key
@@ -140,7 +148,7 @@ pub enum Op {
         /// Elements of a key that come from the latent; the rotated ones follow.
         nope: u32,
     },
-    /// q, k, v (, gate) → o: softmax attention over the pattern. Writes the log-sum-exp
+    /// q, k, v → o: softmax attention over the pattern. Writes the log-sum-exp
     /// besides.
     Attend(Attend),
     /// o, gate → o · sigmoid(gate) (arXiv:2505.06708).
@@ -197,8 +205,6 @@ pub struct Attend {
     pub scale: f64,
     /// Whether v is the leading elements of each k; there is no v input then.
     pub v_in_k: bool,
-    /// Whether the last input is a gate, applied to o before it is written.
-    pub gate: bool,
 }
 
 impl Op {
@@ -211,6 +217,7 @@ impl Op {
             | Self::Scale { .. }
             | Self::Append
             | Self::Prologue { .. }
+            | Self::Heads { .. }
             | Self::Up
             | Self::Absorb { .. }
             | Self::Expand { .. }

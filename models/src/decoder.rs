@@ -1,7 +1,7 @@
 //! Llama, Qwen3 and Qwen3.5: norm, attention of either kind, norm, gated feed-forward.
 
 use crate::ModelError;
-use crate::layers::{Attention, GatedMlp, LinearAttention, add_norm, embed, norm};
+use crate::layers::{self, Attention, GatedMlp, LinearAttention, add_norm, embed, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation;
@@ -41,7 +41,8 @@ impl<B: AttentionBackend> Decoder<B> {
         loader: &mut Loader<'_, B>,
         config: &ModelConfig,
         sizes: &ModelSizes,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
+        let program = layers::program(config)?;
         let hidden = sizes.hidden as usize;
         let epsilon = config.norm_eps as f32;
         let plus = match family::of(config.family).zero_centred {
@@ -59,7 +60,7 @@ impl<B: AttentionBackend> Decoder<B> {
                 }
                 _ => {
                     let at = format!("{at}.self_attn");
-                    Mixer::Attention(Attention::load(loader, &at, config, sizes, plus))
+                    Mixer::Attention(Attention::load(loader, &at, &program, config.bias, hidden))
                 }
             };
             let after = format!("{at}.post_attention_layernorm.weight");
@@ -71,7 +72,7 @@ impl<B: AttentionBackend> Decoder<B> {
             }
         });
         let layers = layers.collect();
-        Self {
+        Ok(Self {
             embedding,
             layers,
             norm: loader.norm("norm.weight", hidden, plus),
@@ -81,7 +82,7 @@ impl<B: AttentionBackend> Decoder<B> {
                 .as_ref()
                 .map(rotation::frequencies)
                 .unwrap_or_default(),
-        }
+        })
     }
 
     pub(crate) fn embedding(&self) -> &Tensor<B, 2> {

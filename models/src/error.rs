@@ -43,6 +43,9 @@ pub enum ModelError {
         /// `model_type`.
         family: &'static str,
     },
+    /// A layer with a step that does not run yet.
+    #[error("this layer cannot be run yet: {0}; its kernels can be compiled")]
+    Layer(String),
     /// Tokens that the model does not know.
     #[error(
         "token {token} at position {position}: the model has {vocabulary} tokens; use its own tokenizer"

@@ -1,13 +1,13 @@
 //! GPT-2: learned positions, layer norms with biases, gelu.
 
 use crate::ModelError;
-use crate::layers::{Attention, Projection, embed, heads};
+use crate::layers::{self, Attention, Projection, embed};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::state::{LayerState, State};
 use burn::prelude::*;
 use burn::tensor::DType;
-use butterfly::{Append, AttentionBackend};
+use butterfly::AttentionBackend;
 use butterfly_ir::model::{ModelConfig, ModelSizes};
 
 #[derive(Clone, Debug)]
@@ -65,9 +65,9 @@ impl<B: AttentionBackend> Gpt2<B> {
         loader: &mut Loader<'_, B>,
         config: &ModelConfig,
         sizes: &ModelSizes,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
         let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
-        let (q_heads, kv_heads, head_dim) = heads(config);
+        let program = layers::program(config)?;
         let epsilon = config.norm_eps as f32;
         let embedding = loader.embedding(sizes);
         let count = config.max_positions as usize;
@@ -89,17 +89,7 @@ impl<B: AttentionBackend> Gpt2<B> {
                     rows: projection(loader, format!("{at}.attn.c_attn"), 3 * hidden, hidden),
                     output: projection(loader, format!("{at}.attn.c_proj"), hidden, hidden),
                     norms: None,
-                    append: Append {
-                        q_heads,
-                        kv_heads,
-                        head_dim,
-                        q_step: head_dim,
-                        starts: [0, hidden, 2 * hidden],
-                        position: 0,
-                        norm: None,
-                        rotated: 0,
-                    },
-                    gate: false,
+                    program: program.clone(),
                 },
                 after: LayerNorm::load(loader, &format!("{at}.ln_2"), hidden, epsilon),
                 up: projection(loader, format!("{at}.mlp.c_fc"), wide, hidden),
@@ -107,12 +97,12 @@ impl<B: AttentionBackend> Gpt2<B> {
             }
         });
         let layers = layers.collect();
-        Self {
+        Ok(Self {
             embedding,
             positions,
             layers,
             norm: LayerNorm::load(loader, "ln_f", hidden, epsilon),
-        }
+        })
     }
 
     pub(crate) fn embedding(&self) -> &Tensor<B, 2> {

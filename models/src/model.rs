@@ -70,7 +70,7 @@ impl<B: AttentionBackend> Model<B> {
     /// Those of [`load`](Self::load).
     pub fn check(folder: &Folder, device: &B::Device) -> Result<(), ModelError> {
         let mut loader = Loader::new(Pass::Check, Some(folder), device, DType::F32);
-        Self::parts(&mut loader, &folder.config, &folder.sizes);
+        Self::parts(&mut loader, &folder.config, &folder.sizes)?;
         loader.finish().map(|_| ())
     }
 
@@ -78,7 +78,7 @@ impl<B: AttentionBackend> Model<B> {
     /// random weights.
     ///
     /// # Errors
-    /// None that a config which was read can cause.
+    /// [`ModelError::Layer`] for a family that does not run yet.
     pub fn random(
         config: &ModelConfig,
         sizes: &ModelSizes,
@@ -96,7 +96,7 @@ impl<B: AttentionBackend> Model<B> {
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
         let mut loader = Loader::new(Pass::Load, folder, device, element(dtype));
-        let (inner, head) = Self::parts(&mut loader, config, sizes);
+        let (inner, head) = Self::parts(&mut loader, config, sizes)?;
         let unused = loader.finish()?;
         let model = Self {
             config: config.clone(),
@@ -113,10 +113,10 @@ impl<B: AttentionBackend> Model<B> {
         loader: &mut Loader<'_, B>,
         config: &ModelConfig,
         sizes: &ModelSizes,
-    ) -> (Inner<B>, Tensor<B, 2>) {
+    ) -> Result<(Inner<B>, Tensor<B, 2>), ModelError> {
         let inner = match family::of(config.family).layer {
-            Layer::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)),
-            Layer::Gated => Inner::Decoder(Decoder::load(loader, config, sizes)),
+            Layer::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)?),
+            Layer::Gated => Inner::Decoder(Decoder::load(loader, config, sizes)?),
         };
         let head = match sizes.tied {
             true => inner.embedding().clone(),
@@ -125,7 +125,7 @@ impl<B: AttentionBackend> Model<B> {
                 loader.matrix(&[part], sizes.hidden as usize)
             }
         };
-        (inner, head)
+        Ok((inner, head))
     }
 
     /// Where its weights are.

@@ -5,16 +5,15 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::empty;
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use butterfly_ir::{LaunchScalars, Sm};
-use butterfly_runtime::{Call, Device, LaunchError, Launches, Ready, Tensors, enqueue, find};
+use butterfly_ir::LaunchScalars;
+use butterfly_ops::cube::{capability, empty};
+use butterfly_runtime::{Call, Device, Launches, Ready, Tensors, enqueue};
 use cubecl::client::ComputeClient;
-use std::sync::OnceLock;
 
 /// The kernel for such inputs on the device of `client`.
 pub(super) fn kernel<R: CubeRuntime + Launches>(
@@ -28,21 +27,6 @@ pub(super) fn kernel<R: CubeRuntime + Launches>(
         Device::Vulkan | Device::Webgpu => None,
     };
     op.plan.kernel(device, sm, op.shape(inputs))
-}
-
-/// Compute capability of the NVIDIA device, asked for once.
-pub(super) fn capability() -> Result<Sm, OperationError> {
-    static FOUND: OnceLock<Result<Sm, String>> = OnceLock::new();
-    let ask = || {
-        find(Device::Cuda)?
-            .sm
-            .ok_or("it has no compute capability".into())
-    };
-    let device = Device::Cuda;
-    FOUND
-        .get_or_init(ask)
-        .clone()
-        .map_err(|reason| OperationError::Launch(LaunchError::Missing { device, reason }))
 }
 
 pub(super) fn attend<R: CubeRuntime + Launches>(

@@ -1,201 +1,63 @@
-//! What kernels can count, and what a device has room for.
+//! What attention can count on a device.
 //!
-//! In:  an operation and shapes that fit it. Out: nothing, or an error that names the tensor.
-//! Kernels of rows index in 32 bits; a cache may be larger where the device addresses in 64.
+//! In:  shapes that fit. Out: nothing, or an error that names the tensor.
 
-use crate::{Append, Attend, Delta, Operation, OperationError};
+use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape};
 use butterfly_ir::band::UNBOUNDED;
-use cubecl::ir::{AddressType, DeviceProperties};
+use butterfly_ops::{Inputs, Limits, MOST, product};
+use cubecl::ir::DeviceProperties;
 
-/// Whether a device can run `operation` on `inputs`, which fit it and give `outputs`.
-///
-/// # Errors
-/// [`OperationError::Limit`]; [`OperationError::Argument`] for an element type or sizes of heads
-/// that the device has no kernels for.
+/// Strides are 32-bit numbers, of a tensor whose elements lie in order too.
 pub(super) fn check(
-    operation: &Operation,
+    attend: &Attend,
     inputs: &[(Shape, DType)],
-    outputs: &[(Shape, DType)],
     device: &DeviceProperties,
 ) -> Result<(), OperationError> {
     let limits = Limits {
-        operation,
-        inputs,
+        inputs: Inputs {
+            operation: "attend",
+            names: &["q", "k", "v"],
+            inputs,
+        },
         device,
     };
-    match operation {
-        Operation::Attend(attend) => return limits.attend(attend),
-        Operation::Append(append) => limits.append(append)?,
-        Operation::Delta(delta) => limits.delta(delta)?,
-        Operation::Norm { .. } | Operation::AddNorm { .. } => limits.rows()?,
-        Operation::Gated(_) | Operation::GateOutput { .. } => limits.counted(0..inputs.len())?,
-        // Takes another kernel where one counts too little.
-        Operation::Project | Operation::ProjectBy(_) => {}
-    }
-    limits.element_types(outputs)?;
-    limits.memory(outputs)
-}
-
-struct Limits<'a> {
-    operation: &'a Operation,
-    inputs: &'a [(Shape, DType)],
-    device: &'a DeviceProperties,
-}
-
-/// The most that 32 bits count.
-const MOST: u64 = u32::MAX as u64;
-/// Workgroups in each of the two dimensions over which rows are spread.
-const GRID: u64 = 65_535;
-
-impl Limits<'_> {
-    fn at_most(
-        &self,
-        tensor: &'static str,
-        what: &'static str,
-        given: u64,
-        limit: u64,
-    ) -> Result<(), OperationError> {
-        match given <= limit {
-            true => Ok(()),
-            false => Err(OperationError::Limit {
-                operation: self.operation.name(),
-                tensor,
-                what,
-                given,
-                limit,
-            }),
-        }
-    }
-
-    fn argument(&self, what: String) -> OperationError {
-        OperationError::Argument {
-            operation: self.operation.name(),
-            what,
-        }
-    }
-
-    fn name(&self, i: usize) -> &'static str {
-        self.operation.inputs()[i]
-    }
-
-    fn dims(&self, i: usize) -> &[usize] {
-        self.inputs[i].0.as_slice()
-    }
-
-    /// Elements of inputs that kernels index in 32 bits.
-    fn counted(&self, inputs: impl IntoIterator<Item = usize>) -> Result<(), OperationError> {
-        inputs
-            .into_iter()
-            .try_for_each(|i| self.at_most(self.name(i), "elements", product(self.dims(i)), MOST))
-    }
-
-    /// A workgroup for each row.
-    fn rows(&self) -> Result<(), OperationError> {
-        self.counted(0..self.inputs.len())?;
-        let x = self.dims(0);
-        self.at_most("x", "rows", product(&x[..x.len() - 1]), GRID * GRID)
-    }
-
-    /// A workgroup for each token, head and sequence.
-    fn grid(&self, heads: usize) -> Result<(), OperationError> {
-        let (batch, tokens) = (self.dims(0)[0], self.dims(0)[1]);
-        let (x, y, z) = self.device.hardware.max_cube_count;
-        self.at_most(self.name(0), "tokens", tokens as u64, x.into())?;
-        self.at_most(self.name(0), "sequences", batch as u64, z.into())?;
-        match heads as u64 <= u64::from(y) {
-            true => Ok(()),
-            false => Err(self.argument(format!("{heads} heads, but this device takes {y}"))),
-        }
-    }
-
-    /// Strides are 32-bit numbers, of a tensor whose elements lie in order too.
-    fn attend(&self, attend: &Attend) -> Result<(), OperationError> {
-        for i in 0..3 {
-            let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|d| self.dims(i)[d]);
-            let stride = match (batch, heads) {
-                (1, 1) => product(&[dim]),
-                (1, _) => product(&[tokens, dim]),
-                _ => product(&[heads, tokens, dim]),
-            };
-            self.at_most(
-                self.name(i),
-                "elements from one head to the next",
-                stride,
-                MOST,
-            )?;
-        }
-        let (q, v) = (self.dims(0), self.dims(2));
-        let o = match q[0] {
-            1 => product(&[q[1], v[3]]),
-            _ => product(&[q[1], q[2], v[3]]),
+    for i in 0..3 {
+        let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|d| limits.dims(i)[d]);
+        let stride = match (batch, heads) {
+            (1, 1) => product(&[dim]),
+            (1, _) => product(&[tokens, dim]),
+            _ => product(&[heads, tokens, dim]),
         };
-        self.at_most("q", "elements of o from one sequence to the next", o, MOST)?;
-        self.at_most("q", "sequences", q[0] as u64, MOST)?;
-        debug_assert!(
-            attend.capacity < UNBOUNDED as usize,
-            "checked with the shapes"
-        );
-        Ok(())
-    }
-
-    fn append(&self, append: &Append) -> Result<(), OperationError> {
-        self.counted((0..3).chain(5..self.inputs.len()))?;
-        let cache = self.dims(3);
-        if !self.device.supports_address(AddressType::U64) {
-            self.counted([3, 4])?;
-        }
-        self.at_most(
-            "k cache",
-            "tokens of room",
-            cache[2] as u64,
-            UNBOUNDED as u64,
+        limits.at_most(
+            limits.name(i),
+            "elements from one head to the next",
+            stride,
+            MOST,
         )?;
-        self.grid(append.q_heads.saturating_add(2 * append.kv_heads))
     }
-
-    fn delta(&self, delta: &Delta) -> Result<(), OperationError> {
-        self.counted(0..self.inputs.len())?;
-        self.grid(2 * delta.k_heads + delta.v_heads)?;
-        super::delta::takes(delta, &self.device.hardware).map_err(|what| self.argument(what))
-    }
-
-    fn element_types(&self, outputs: &[(Shape, DType)]) -> Result<(), OperationError> {
-        for (_, dtype) in self.inputs.iter().chain(outputs) {
-            let stored: cubecl::ir::StorageType = (*dtype).into();
-            if !self.device.supports_type(stored) {
-                return Err(self.argument(format!("this device has no {dtype:?}; cast to F32")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Outputs are one buffer each; caches are there already.
-    fn memory(&self, outputs: &[(Shape, DType)]) -> Result<(), OperationError> {
-        let new = match self.operation {
-            Operation::Append(_) => &outputs[..1],
-            _ => outputs,
-        };
-        let limit = self.device.memory.max_page_size;
-        new.iter().try_for_each(|(shape, dtype)| {
-            let bytes = product(shape.as_slice()).saturating_mul(dtype.size() as u64);
-            self.at_most(self.name(0), "bytes of results", bytes, limit)
-        })
-    }
+    let (q, v) = (limits.dims(0), limits.dims(2));
+    let o = match q[0] {
+        1 => product(&[q[1], v[3]]),
+        _ => product(&[q[1], q[2], v[3]]),
+    };
+    limits.at_most("q", "elements of o from one sequence to the next", o, MOST)?;
+    limits.at_most("q", "sequences", q[0] as u64, MOST)?;
+    debug_assert!(
+        attend.capacity < UNBOUNDED as usize,
+        "checked with the shapes"
+    );
+    Ok(())
 }
 
-fn product(numbers: &[usize]) -> u64 {
-    let numbers = numbers.iter().map(|n| *n as u64);
-    numbers.fold(1, u64::saturating_mul)
-}
-
-/// Shapes at the limits, without data: as an NVIDIA device has them, and as WebGPU has.
+/// Shapes at the limits, without data, as an NVIDIA device has them.
 #[cfg(all(test, feature = "vulkan"))]
 mod tests {
     use super::*;
-    use crate::{Activation, Counts, Plan};
+    use crate::{Counts, Operation, Plan};
     use burn_wgpu::{WgpuDevice, WgpuRuntime};
     use cubecl::Runtime;
+    use cubecl::ir::AddressType;
 
     fn device(grid: (u32, u32, u32), page: u64, addresses: bool) -> DeviceProperties {
         let mut device = WgpuRuntime::client(&WgpuDevice::Cpu).properties().clone();
@@ -212,131 +74,6 @@ mod tests {
         device((i32::MAX as u32, 65_535, 65_535), 1 << 35, true)
     }
 
-    fn webgpu() -> DeviceProperties {
-        device((65_535, 65_535, 65_535), 1 << 31, false)
-    }
-
-    /// What the shapes, which fit, come to on a device.
-    #[track_caller]
-    fn said(
-        operation: &Operation,
-        inputs: &[&[usize]],
-        device: &DeviceProperties,
-    ) -> Option<String> {
-        let f32s = match operation {
-            Operation::Delta(_) => &[1usize, 2, 3, 4, 6][..],
-            Operation::Append(_) => &[5, 6, 7],
-            _ => &[],
-        };
-        let inputs = inputs.iter().enumerate().map(|(i, shape)| {
-            let dtype = if f32s.contains(&i) {
-                DType::F32
-            } else {
-                DType::F16
-            };
-            (Shape::from(shape.to_vec()), dtype)
-        });
-        let inputs: Vec<_> = inputs.collect();
-        let outputs = operation.outputs(&inputs).expect("shapes that fit");
-        let result = check(operation, &inputs, &outputs, device);
-        result.err().map(|error| error.to_string())
-    }
-
-    /// The delta rule of Qwen3.5-9B, whose rows have 12,352 elements.
-    fn delta(tokens: usize, device: &DeviceProperties) -> Option<String> {
-        let delta = Delta {
-            k_heads: 16,
-            v_heads: 32,
-            k_dim: 128,
-            v_dim: 128,
-            taps: 4,
-            epsilon: 1e-6,
-        };
-        let (channels, width) = (delta.channels(), delta.width());
-        assert_eq!(width, 12_352);
-        let inputs: [&[usize]; 7] = [
-            &[1, tokens, width],
-            &[4, channels],
-            &[32],
-            &[32],
-            &[128],
-            &[1, 3, channels],
-            &[1, 32, 128, 128],
-        ];
-        said(&Operation::Delta(delta), &inputs, device)
-    }
-
-    #[test]
-    fn chunks_of_the_delta_rule() {
-        assert_eq!(delta(347_714, &nvidia()), None);
-        assert_eq!(
-            delta(347_715, &nvidia()).expect("more than 2^32 elements"),
-            "delta: `projections` has 4294975680 elements, but this device takes at most 4294967295; give fewer tokens at a time (--chunk)"
-        );
-        assert_eq!(delta(65_535, &webgpu()), None);
-        assert_eq!(
-            delta(65_536, &webgpu()).expect("more workgroups than there are"),
-            "delta: `projections` has 65536 tokens, but this device takes at most 65535; give fewer tokens at a time (--chunk)"
-        );
-    }
-
-    /// Sixteen kv heads of 256, one sequence: 2^32 elements at a million tokens of room.
-    fn append(tokens: usize, room: usize, device: &DeviceProperties) -> Option<String> {
-        let append = Append {
-            q_heads: 16,
-            kv_heads: 16,
-            head_dim: 256,
-            q_step: 256,
-            starts: [0, 4096, 8192],
-            position: 0,
-            norm: None,
-            rotated: 0,
-        };
-        let (rows, cache) = ([1, tokens, 12_288], [1, 16, room, 256]);
-        let inputs: [&[usize]; 5] = [&rows, &rows, &rows, &cache, &cache];
-        said(&Operation::Append(append), &inputs, device)
-    }
-
-    #[test]
-    fn caches_and_chunks_of_append() {
-        assert_eq!(append(1, 1 << 20, &nvidia()), None);
-        assert_eq!(append(1, (1 << 20) - 1, &webgpu()), None);
-        assert_eq!(
-            append(1, 1 << 20, &webgpu()).expect("2^32 elements"),
-            "append: `k cache` has 4294967296 elements, but this device takes at most 4294967295; give fewer tokens at a time (--chunk)"
-        );
-        assert_eq!(append(349_525, 1 << 20, &nvidia()), None);
-        let error = append(349_526, 1 << 20, &nvidia()).expect("more than 2^32 elements");
-        assert!(
-            error.contains("append: `q` has 4294975488 elements"),
-            "{error}"
-        );
-        assert!(
-            append(1, (1 << 30) + 1, &nvidia())
-                .expect("positions")
-                .contains("tokens of room")
-        );
-    }
-
-    #[test]
-    fn rows_of_norms_and_gates() {
-        let gated = Operation::Gated(Activation::Silu);
-        assert_eq!(said(&gated, &[&[1, 65_535, 65_536]], &nvidia()), None);
-        let error = said(&gated, &[&[1, 65_536, 65_536]], &nvidia()).expect("2^32 elements");
-        assert!(
-            error.contains("gated: `x` has 4294967296 elements"),
-            "{error}"
-        );
-        assert!(error.contains("--chunk"), "{error}");
-        let gate = Operation::GateOutput { head_dim: 256 };
-        let inputs: [&[usize]; 2] = [&[1, 1 << 20, 2048], &[1, 1 << 20, 4096]];
-        let error = said(&gate, &inputs, &nvidia()).expect("2^32 elements");
-        assert!(
-            error.contains("`projections` has 4294967296 elements"),
-            "{error}"
-        );
-    }
-
     fn attend([batch, heads, tokens]: [usize; 3], device: &DeviceProperties) -> Option<String> {
         let attend = Attend {
             plan: Plan::dense(),
@@ -350,7 +87,13 @@ mod tests {
             counts: Counts::default(),
         };
         let (q, k) = ([batch, heads, 1, 256], [batch, heads, tokens, 256]);
-        said(&Operation::Attend(attend), &[&q, &k, &k], device)
+        let inputs = [q, k, k].map(|shape| (Shape::from(shape.to_vec()), DType::F16));
+        Operation::Attend(attend.clone())
+            .outputs(&inputs)
+            .expect("shapes that fit");
+        check(&attend, &inputs, device)
+            .err()
+            .map(|error| error.to_string())
     }
 
     /// Strides are what must fit: that of the only sequence is never stepped by.
@@ -364,47 +107,5 @@ mod tests {
             "{error}"
         );
         assert_eq!(attend([1, 1, 1 << 25], &nvidia()), None);
-    }
-
-    /// Results that are one buffer.
-    #[test]
-    fn memory_of_results() {
-        let project = Operation::Project;
-        let inputs: [&[usize]; 2] = [&[1, 1 << 14, 64], &[1 << 16, 64]];
-        assert_eq!(said(&project, &inputs, &nvidia()), None);
-        assert_eq!(
-            said(&project, &inputs, &webgpu()),
-            None,
-            "2^30 elements of two bytes are just a page"
-        );
-        let inputs: [&[usize]; 2] = [&[1, (1 << 14) + 1, 64], &[1 << 16, 64]];
-        let error = said(&project, &inputs, &webgpu()).expect("more than a page");
-        assert!(error.contains("bytes of results"), "{error}");
-    }
-
-    #[test]
-    fn heads_that_kernels_cannot_be_made_for() {
-        let delta = |k_dim, v_dim| Delta {
-            k_heads: 1,
-            v_heads: 1,
-            k_dim,
-            v_dim,
-            taps: 2,
-            epsilon: 1e-6,
-        };
-        let hardware = &nvidia().hardware;
-        let takes = |k, v| super::super::delta::takes(&delta(k, v), hardware);
-        assert_eq!(takes(128, 128), Ok(()));
-        assert!(
-            takes(6, 8)
-                .expect_err("lanes")
-                .contains("no multiples of 4")
-        );
-        assert!(takes(8, 4096).expect_err("units").contains("at most"));
-        assert!(
-            takes(1024, 8)
-                .expect_err("shared memory")
-                .contains("shared memory")
-        );
     }
 }

@@ -1,10 +1,10 @@
 //! Attention by the native kernel.
 
-use super::{Stored, elements, tensor};
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape as Dims, TensorMetadata};
 use burn_flex::FlexTensor;
 use butterfly_cpu::Problem;
+use butterfly_ops::flex::{Stored, elements, tensor};
 use std::borrow::Cow;
 
 /// The kernel, by name.

@@ -7,9 +7,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape, TensorMetadata, TensorPrimitive};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::{
-    Activation, Append, Attend, AttentionBackend, Counts, Delta, Operation, Plan, run,
-};
+use butterfly::ops::{Activation, AddNorm, GateOutput, Norm, Operation as LayerOperation, Project};
+use butterfly::{Append, Attend, AttentionBackend, Counts, Delta, Operation, Plan, run};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -90,7 +89,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
             if flags[1] {
                 inputs.push((vec![tokens, 4], f32));
             }
-            (Operation::Append(append), inputs)
+            (LayerOperation::Append(append).into(), inputs)
         }
         2 => {
             may_grow = vec![(0, 0), (0, 1), (1, 0)];
@@ -100,10 +99,10 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 (vec![3 * more, 8 * heads], dtype),
             ];
             let operation = match flags[0] {
-                true => Operation::Project,
-                false => Operation::ProjectBy(Plan::dense()),
+                true => LayerOperation::Project(Project::of(dtype)),
+                false => Plan::dense().project(dtype),
             };
-            (operation, inputs)
+            (operation.into(), inputs)
         }
         3 => {
             may_grow = vec![(0, 0), (0, 1)];
@@ -113,18 +112,21 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 (vec![batch, tokens, 3 * heads], f32),
                 (vec![3 * heads], f32),
             ];
-            (Operation::Norm { epsilon, dtype }, inputs)
+            (LayerOperation::Norm(Norm { epsilon, dtype }).into(), inputs)
         }
         4 => {
             any_type = vec![1];
             let x = vec![batch, tokens, 4 * heads];
             let inputs = vec![(x.clone(), f32), (x, dtype), (vec![4 * heads], f32)];
-            (Operation::AddNorm { epsilon: 1e-5 }, inputs)
+            (
+                LayerOperation::AddNorm(AddNorm { epsilon: 1e-5 }).into(),
+                inputs,
+            )
         }
         5 => {
             (may_grow, any_type, any_rank) = (vec![(0, 0), (0, 1)], vec![0], vec![0]);
             let inputs = vec![(vec![batch, tokens, 2 * heads * more], dtype)];
-            (Operation::Gated(Activation::Silu), inputs)
+            (LayerOperation::Gated(Activation::Silu).into(), inputs)
         }
         6 => {
             may_grow = vec![(1, 2)];
@@ -134,7 +136,10 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 (vec![batch, tokens, n], dtype),
                 (vec![batch, tokens, 2 * n], dtype),
             ];
-            (Operation::GateOutput { head_dim }, inputs)
+            (
+                LayerOperation::GateOutput(GateOutput { head_dim }).into(),
+                inputs,
+            )
         }
         _ => {
             may_grow = vec![(0, 1), (0, 2)];
@@ -156,7 +161,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 (vec![batch, delta.taps - 1, channels], dtype),
                 (vec![batch, v_heads, delta.k_dim, delta.v_dim], f32),
             ];
-            (Operation::Delta(delta), inputs)
+            (LayerOperation::Delta(delta).into(), inputs)
         }
     };
     Case {
@@ -435,7 +440,7 @@ fn wrong_numbers_are_errors() {
         });
     }
     let case = of(1, [true, true]);
-    let Operation::Append(right) = &case.operation else {
+    let Operation::Layer(LayerOperation::Append(right)) = &case.operation else {
         unreachable!("kind 1")
     };
     for append in [
@@ -493,7 +498,7 @@ fn wrong_numbers_are_errors() {
         },
     ] {
         wrong.push(Case {
-            operation: Operation::Append(append),
+            operation: LayerOperation::Append(append).into(),
             ..case.clone()
         });
     }
@@ -504,19 +509,19 @@ fn wrong_numbers_are_errors() {
         (0.0, DType::I32),
     ] {
         wrong.push(Case {
-            operation: Operation::Norm { epsilon, dtype },
+            operation: LayerOperation::Norm(Norm { epsilon, dtype }).into(),
             ..case.clone()
         });
     }
     let case = of(6, [false, false]);
     for head_dim in [0, 3, huge] {
         wrong.push(Case {
-            operation: Operation::GateOutput { head_dim },
+            operation: LayerOperation::GateOutput(GateOutput { head_dim }).into(),
             ..case.clone()
         });
     }
     let case = of(7, [false, false]);
-    let Operation::Delta(right) = case.operation else {
+    let Operation::Layer(LayerOperation::Delta(right)) = case.operation else {
         unreachable!("kind 7")
     };
     for delta in [
@@ -557,7 +562,7 @@ fn wrong_numbers_are_errors() {
         },
     ] {
         wrong.push(Case {
-            operation: Operation::Delta(delta),
+            operation: LayerOperation::Delta(delta).into(),
             ..case.clone()
         });
     }
@@ -579,7 +584,7 @@ fn no_tokens_run() {
                     attend.kv_len = attend.q_offset;
                     inputs[0].0[2] = 0;
                 }
-                (Operation::Append(_), inputs) => {
+                (Operation::Layer(LayerOperation::Append(_)), inputs) => {
                     for input in &mut inputs[..3] {
                         input.0[1] = 0;
                     }
@@ -587,7 +592,10 @@ fn no_tokens_run() {
                         inputs[7].0[0] = 0;
                     }
                 }
-                (Operation::AddNorm { .. } | Operation::GateOutput { .. }, inputs) => {
+                (
+                    Operation::Layer(LayerOperation::AddNorm(_) | LayerOperation::GateOutput(_)),
+                    inputs,
+                ) => {
                     inputs[0].0[1] = 0;
                     inputs[1].0[1] = 0;
                 }

@@ -4,7 +4,8 @@ use crate::numbers;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorPrimitive};
 use burn_cubecl::CubeBackend;
-use butterfly::{Append, Call, Operation, Plan, attention, run};
+use butterfly::ops::Operation as LayerOperation;
+use butterfly::{Append, Call, Plan, attention, run};
 
 type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
 
@@ -31,7 +32,7 @@ fn appended() -> [Tensor<Cuda, 4>; 3] {
     let rows = || rows.clone().into_primitive().tensor();
     let mut inputs = vec![rows(), rows(), rows()];
     inputs.extend([cache(), cache()].map(|cache| cache.into_primitive().tensor()));
-    let outputs = run::<Cuda>(&Operation::Append(append), inputs).expect("append");
+    let outputs = run::<Cuda>(&LayerOperation::Append(append).into(), inputs).expect("append");
     let mut outputs = outputs.into_iter().map(TensorPrimitive::Float);
     [(); 3].map(|()| Tensor::from_primitive(outputs.next().expect("three outputs")))
 }

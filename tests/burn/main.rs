@@ -12,8 +12,9 @@ use burn_cubecl::CubeBackend;
 use burn_flex::Flex;
 use burn_fusion::Fusion;
 use burn_wgpu::{WgpuDevice, WgpuRuntime};
+use butterfly::ops::{Operation as LayerOperation, Project};
 use butterfly::{
-    AttentionBackend, AttentionConfig, Call, Operation, OperationError, Plan, Sparsity, attention,
+    AttentionBackend, AttentionConfig, Call, OperationError, Plan, Sparsity, attention,
     attention_with_lse, pattern,
 };
 use butterfly_cpu::Problem;
@@ -287,8 +288,9 @@ fn gradients_are_refused() {
     assert!(matches!(result, Err(OperationError::Gradients("attend"))));
 }
 
-/// Linear layers of 16-bit floats on every kernel there is for them, against f64.
-fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) {
+/// Linear layers on every kernel there is for them, against f64: of rows of `dtype` with a weight that
+/// is stored in `stored`.
+fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, most: f64) {
     for (m, n, k) in [
         (1, 300, 256),
         (5, 24, 1024),
@@ -298,13 +300,15 @@ fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) 
         (300, 520, 776),
     ] {
         let x = Tensor::<B, 2>::random([m, k], Distribution::Normal(0.0, 1.0), (device, dtype));
-        let w = Tensor::<B, 2>::random([n, k], Distribution::Normal(0.0, 1.0), (device, dtype));
+        let w = Tensor::<B, 2>::random([n, k], Distribution::Normal(0.0, 1.0), (device, stored));
         let run = || {
             let inputs = vec![
                 x.clone().into_primitive().tensor(),
                 w.clone().into_primitive().tensor(),
             ];
-            let y = butterfly::run::<B>(&Operation::Project, inputs).expect("a product");
+            let y =
+                butterfly::run::<B>(&LayerOperation::Project(Project::of(stored)).into(), inputs)
+                    .expect("a product");
             let y = y.into_iter().next().expect("one output");
             numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
         };
@@ -321,15 +325,22 @@ fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) 
             }
         }
         let error = (off / all).sqrt();
-        println!("{dtype:?} {m} {n} {k}: {error:.1e}");
-        assert!(error <= most, "{dtype:?} {m} {n} {k}: {error}");
+        println!("{dtype:?} by {stored:?} {m} {n} {k}: {error:.1e}");
+        assert!(
+            error <= most,
+            "{dtype:?} by {stored:?} {m} {n} {k}: {error}"
+        );
     }
 }
 
 #[test]
 fn linear_layers() {
-    multiplies::<Flex>(&Default::default(), DType::F32, 3e-6);
-    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, 3e-6);
+    let cpu = Default::default();
+    multiplies::<Flex>(&cpu, DType::F32, DType::F32, 3e-6);
+    multiplies::<Flex>(&cpu, DType::F32, DType::BF16, 3e-6);
+    multiplies::<Flex>(&cpu, DType::F16, DType::F32, 4e-4);
+    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, DType::F32, 3e-6);
+    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, DType::F16, 3e-6);
 }
 
 #[test]
@@ -337,9 +348,11 @@ fn linear_layers() {
 fn cuda_linear_layers() {
     type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     let device = Default::default();
-    multiplies::<Cuda>(&device, DType::F32, 3e-6);
-    multiplies::<Cuda>(&device, DType::F16, 4e-4);
-    multiplies::<Cuda>(&device, DType::BF16, 3e-3);
+    for (dtype, most) in [(DType::F32, 3e-6), (DType::F16, 4e-4), (DType::BF16, 3e-3)] {
+        for stored in [DType::F32, DType::F16, DType::BF16] {
+            multiplies::<Cuda>(&device, dtype, stored, most);
+        }
+    }
 }
 
 #[test]

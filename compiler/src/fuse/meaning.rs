@@ -117,6 +117,12 @@ fn run(graph: &LayerGraph) -> Tensor {
                     .for_each(|norm| norm_into(norm, &mut outputs[0]));
                 rope.iter().for_each(|rope| rotate(rope, &mut outputs[0]));
             }
+            Op::Heads { norm, rope } => {
+                for x in &mut outputs[..2] {
+                    norm.iter().for_each(|norm| norm_into(norm, x));
+                    rope.iter().for_each(|rope| rotate(rope, x));
+                }
+            }
             Op::Up => {
                 let x = &inputs[0];
                 let weight = |h, d, i| noise("up", (h * 64 + d) * 64 + i) / 8.0;
@@ -162,13 +168,11 @@ fn run(graph: &LayerGraph) -> Tensor {
                     let pairs = q[t][h].iter().zip(&k[s][h / group]);
                     attend.scale * pairs.map(|(q, k)| q * k).sum::<f64>()
                 };
-                let o = fill(shapes[0], |t, h, d| {
+                outputs = vec![fill(shapes[0], |t, h, d| {
                     let weights: Vec<f64> = (0..=t).map(|s| logit(t, h, s).exp()).collect();
                     let sum: f64 = (0..=t).map(|s| weights[s] * v[s][h / group][d]).sum();
                     sum / weights.iter().sum::<f64>()
-                });
-                let gate = inputs.last().filter(|_| attend.gate);
-                outputs = vec![gate.map_or(o.clone(), |gate| gated(&o, gate, shapes[0]))];
+                })];
             }
             Op::Gate => outputs = vec![gated(&inputs[0], &inputs[1], shapes[0])],
             Op::Output => return inputs[0].clone(),

@@ -81,7 +81,7 @@ fn every_graph_is_verified_and_fusing_never_costs() {
             assert!(after.kernels() < before.kernels(), "{name}");
             for (q_len, kv_len) in [(1, 1), (1, 1 << 20), (8192, 8192)] {
                 let bytes = |graph: &LayerGraph| graph.traffic().at(q_len, kv_len);
-                assert!(bytes(&after) < bytes(&before), "{name}");
+                assert!(bytes(&after) <= bytes(&before), "{name}");
             }
         }
     }
@@ -92,8 +92,8 @@ fn bytes_of_a_gated_layer() {
     // Qwen3.5-9B: rows of q, o and gate are 16 x 256, of k and v 4 x 256, bf16.
     let (q, k) = (16 * 256 * 2, 4 * 256 * 2);
     let after = lower(&built("qwen3.5-9b", 3, Phase::Prefill)).traffic();
-    // q in and out, k and v in and out, then q, gate, o and the log-sum-exp.
-    assert_eq!(after.per_query, 2 * q + 4 * k + 3 * q + 16 * 4);
+    // q in and out, k and v in and out, then q, o and the log-sum-exp, then o, gate and o.
+    assert_eq!(after.per_query, 2 * q + 4 * k + 2 * q + 16 * 4 + 3 * q);
     assert_eq!(after.per_key, 2 * k);
     assert_eq!(after.fixed, 2 * 256 * 2);
     let before = built("qwen3.5-9b", 3, Phase::Prefill).traffic();
@@ -144,7 +144,6 @@ fn steps_without_effect_go() {
     let attend = Attend {
         scale: 0.5,
         v_in_k: true,
-        gate: false,
     };
     let o = graph.push(Op::Attend(attend), &[q[0], k[0]], vec![x(Tokens::New)]);
     graph.push(Op::Output, &o, vec![]);

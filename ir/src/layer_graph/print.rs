@@ -94,6 +94,13 @@ impl fmt::Display for Op {
                 let parts: Vec<String> = [norm, rope, append].into_iter().flatten().collect();
                 write!(f, "prologue{{{}}}", parts.join("; "))
             }
+            Self::Heads { norm, rope } => {
+                let norm = norm.map(|norm| norm.to_string());
+                let rope = rope.map(|rope| rope.to_string());
+                let append = Some("append".to_string());
+                let parts: Vec<String> = [norm, rope, append].into_iter().flatten().collect();
+                write!(f, "heads{{{}}}", parts.join("; "))
+            }
             Self::Up => f.write_str("up"),
             Self::Absorb { nope } => write!(f, "absorb 0..{nope}"),
             Self::Expand { nope } => write!(f, "expand 0..{nope}"),
@@ -101,9 +108,6 @@ impl fmt::Display for Op {
                 write!(f, "attend{{scale {:.6}", attend.scale)?;
                 if attend.v_in_k {
                     f.write_str("; v in k")?;
-                }
-                if attend.gate {
-                    f.write_str("; gate")?;
                 }
                 f.write_str("}")
             }

@@ -17,7 +17,6 @@ fn value(tokens: Tokens, heads: u32, width: u32) -> Value {
 const ATTEND: Attend = Attend {
     scale: 0.25,
     v_in_k: false,
-    gate: false,
 };
 
 /// q of 4 heads, k and v of 2, all 16 wide.

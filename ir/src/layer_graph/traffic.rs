@@ -80,6 +80,12 @@ impl LayerGraph {
                 let appended = node.outputs.iter().map(appended);
                 inputs().chain(appended).chain([weights]).sum()
             }
+            Op::Heads { .. } => {
+                let (q, caches) = node.outputs.split_at(node.outputs.len().min(1));
+                let q = q.iter().map(value).map(rows);
+                let written = q.chain(caches.iter().map(appended));
+                inputs().chain(written).chain([weights]).sum()
+            }
             Op::Attend(_) => {
                 let heads = node
                     .outputs
@@ -115,6 +121,9 @@ impl LayerGraph {
             | Op::Prologue {
                 norm: Some(norm), ..
             } => norm.span.len.into(),
+            Op::Heads {
+                norm: Some(norm), ..
+            } => 2 * u64::from(norm.span.len),
             Op::Up => x.row().saturating_mul(y.row()),
             Op::Absorb { nope } => {
                 let rank = y.width.saturating_sub(x.width.saturating_sub(*nope));
@@ -135,6 +144,7 @@ impl LayerGraph {
             | Op::Scale { .. }
             | Op::Append
             | Op::Prologue { norm: None, .. }
+            | Op::Heads { norm: None, .. }
             | Op::Attend(_)
             | Op::Gate
             | Op::Output => 0,

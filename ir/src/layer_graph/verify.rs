@@ -167,6 +167,13 @@ fn fits(op: &Op, inputs: &[Shape], outputs: &[Shape]) -> Option<bool> {
                 _ => return None,
             }
         }
+        (Op::Heads { norm, rope }, [q, k, v], [y, caches @ ..]) if caches.len() == 2 => {
+            let parts = [q, k].iter().all(|x| {
+                norm.is_none_or(|norm| normalises(&norm, x))
+                    && rope.is_none_or(|rope| rotates(&rope, x))
+            });
+            parts && q == y && new(&[*q]) && appends(&[*k, *v], caches)
+        }
         (Op::Up, [x], [y]) => x.tokens == y.tokens,
         (Op::Absorb { nope }, [x], [y]) => {
             new(&[*x, *y]) && x.heads == y.heads && *nope < x.width && x.width - nope < y.width
@@ -178,14 +185,12 @@ fn fits(op: &Op, inputs: &[Shape], outputs: &[Shape]) -> Option<bool> {
             cached && latent && x.heads == 1 && k.heads == v.heads
         }
         (Op::Attend(attend), [q, k, rest @ ..], [o]) => {
-            let [v, gate] = match (attend.v_in_k, attend.gate, rest) {
-                (true, false, []) => [None, None],
-                (true, true, [gate]) => [None, Some(gate)],
-                (false, false, [v]) => [Some(v), None],
-                (false, true, [v, gate]) => [Some(v), Some(gate)],
+            let v = match (attend.v_in_k, rest) {
+                (true, []) => None,
+                (false, [v]) => Some(v),
                 _ => return None,
             };
-            attends(attend, [q, k, o], v) && gate.is_none_or(|gate| gate == o)
+            attends(attend, [q, k, o], v)
         }
         (Op::Gate, [o, gate], [y]) => o == gate && o == y && new(inputs),
         (Op::Unabsorb, [x], [y]) => x.heads == y.heads && new(&[*x, *y]),

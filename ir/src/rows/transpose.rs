@@ -81,8 +81,8 @@ impl Builder {
         let atom = |i: u32| &program.atoms[i as usize];
         for bound in &band.lo {
             match *bound {
-                Bound::Start(i) => self.from_start(&mut region, atom(i), block),
-                Bound::Stop(i) => self.from_stop(&mut region, atom(i), block)?,
+                Bound::Start(i) => self.not_before_start(&mut region, atom(i), block),
+                Bound::Stop(i) => self.not_before_stop(&mut region, atom(i), block)?,
             }
         }
         for bound in &band.hi {
@@ -125,7 +125,7 @@ impl Builder {
     }
 
     /// The keys of the column are at or after the start of `atom`.
-    fn from_start(&mut self, region: &mut Region, atom: &Atom, block: u32) {
+    fn not_before_start(&mut self, region: &mut Region, atom: &Atom, block: u32) {
         match *atom {
             Atom::Local { before, .. } => {
                 let last = self.end_of(before, block);
@@ -163,7 +163,7 @@ impl Builder {
     }
 
     /// They are at or after the stop of `atom`.
-    fn from_stop(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
+    fn not_before_stop(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         let (c, none) = (self.input(Input::Block), self.constant(0));
         match *atom {
             Atom::Local { after, .. } => {

@@ -1,12 +1,12 @@
 //! The gated delta rule, token by token.
 
-use super::{Stored, elements, sigmoid, silu, tensor};
 use crate::Delta;
+use crate::flex::{Stored, elements, sigmoid, silu, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-pub(super) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
+pub(crate) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
     let (batch, tokens, width) = (shape[0], shape[1], shape[2]);
     if batch * tokens == 0 {

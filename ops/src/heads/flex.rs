@@ -1,11 +1,11 @@
 //! Heads out of projections, and into the cache.
 
-use super::{Stored, elements, tensor};
 use crate::Append;
+use crate::flex::{Stored, elements, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 
-pub(super) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
     let rows = [next(), next(), next()];

@@ -5,13 +5,13 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::{array, dense_rows, empty, plane, sum_of_units};
 use crate::Append;
+use crate::cube::{array, dense_rows, empty, plane, sum_of_units};
+use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use cubecl::prelude::*;
 
 /// Units that share a head.
 const UNITS: u32 = 64;
@@ -29,7 +29,7 @@ struct Shape {
     plane: u32,
 }
 
-pub(super) fn append<R: CubeRuntime, F: FloatElement>(
+pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
     op: &Append,
     inputs: Vec<CubeTensor<R>>,
 ) -> Vec<CubeTensor<R>> {

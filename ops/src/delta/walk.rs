@@ -4,8 +4,8 @@
 //! same sums. Columns of the state do not know each other: a unit owns one, in registers, or
 //! some neighbours share a few and meet by shuffles where the device has them.
 
-use super::sigmoid;
-use cubecl::prelude::*;
+use crate::cube::sigmoid;
+use ::cubecl::prelude::*;
 
 /// Elements of a vector.
 pub(super) const LANES: u32 = 4;

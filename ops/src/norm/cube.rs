@@ -1,24 +1,23 @@
-//! Norms and gates over rows.
+//! Norms of rows.
 
 #![expect(
     clippy::cast_possible_truncation,
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::{array, empty, grid, plane, sum_of_units};
-use crate::Activation;
+use crate::cube::{array, empty, grid, plane, sum_of_units};
+use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use cubecl::prelude::*;
 
 /// Units that share a row.
-const UNITS: u32 = 256;
+pub(crate) const UNITS: u32 = 256;
 /// Elements that a unit loads at once, where rows divide into so many.
 const LANES: usize = 4;
 
-pub(super) fn norm<R: CubeRuntime, F: FloatElement>(
+pub(crate) fn norm<R: CubeRuntime, F: FloatElement>(
     inputs: Vec<CubeTensor<R>>,
     epsilon: f32,
 ) -> Vec<CubeTensor<R>> {
@@ -29,7 +28,7 @@ pub(super) fn norm<R: CubeRuntime, F: FloatElement>(
     vec![out]
 }
 
-pub(super) fn add_norm<R: CubeRuntime, F: FloatElement>(
+pub(crate) fn add_norm<R: CubeRuntime, F: FloatElement>(
     inputs: Vec<CubeTensor<R>>,
     epsilon: f32,
 ) -> Vec<CubeTensor<R>> {
@@ -41,13 +40,15 @@ pub(super) fn add_norm<R: CubeRuntime, F: FloatElement>(
 }
 
 /// The first inputs, with their elements in order.
-fn take<R: CubeRuntime, const N: usize>(inputs: Vec<CubeTensor<R>>) -> [CubeTensor<R>; N] {
+pub(crate) fn take<R: CubeRuntime, const N: usize>(
+    inputs: Vec<CubeTensor<R>>,
+) -> [CubeTensor<R>; N] {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     std::array::from_fn(|_| inputs.next().expect("the inputs were counted"))
 }
 
 /// How many elements of rows of `n` are loaded at once.
-fn lanes(n: usize) -> usize {
+pub(crate) fn lanes(n: usize) -> usize {
     match n.is_multiple_of(LANES) {
         true => LANES,
         false => 1,
@@ -142,115 +143,4 @@ fn norm_kernel<F: Float, N: Size>(
             out[(start + at) as usize] = Vector::<F, N>::cast_from(value);
         }
     }
-}
-
-pub(super) fn gated<R: CubeRuntime, F: FloatElement>(
-    inputs: Vec<CubeTensor<R>>,
-    activation: Activation,
-) -> Vec<CubeTensor<R>> {
-    let Activation::Silu = activation;
-    let [x] = take(inputs);
-    let mut shape = x.shape().to_vec();
-    let last = shape.len() - 1;
-    shape[last] /= 2;
-    let n = shape[last];
-    let out = empty(&x, shape, F::dtype());
-    let lanes = lanes(n);
-    let vectors = out.meta.num_elements() / lanes;
-    if vectors > 0 {
-        // SAFETY: each of the output's vectors is written once; its row has both halves.
-        unsafe {
-            gated_kernel::launch_unchecked::<F, R>(
-                &x.client,
-                grid((vectors as u32).div_ceil(UNITS)),
-                CubeDim::new_1d(UNITS),
-                lanes,
-                array(&x),
-                array(&out),
-                vectors as u32,
-                (n / lanes) as u32,
-            );
-        }
-    }
-    vec![out]
-}
-
-#[cube(launch_unchecked)]
-fn gated_kernel<F: Float, N: Size>(
-    x: &Array<Vector<F, N>>,
-    out: &mut Array<Vector<F, N>>,
-    count: u32,
-    width: u32,
-) {
-    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
-    if at < count {
-        let row = at / width;
-        let gate_at = row * width + at;
-        let gate = Vector::<f32, N>::cast_from(x[gate_at as usize]);
-        let value = Vector::<f32, N>::cast_from(x[(gate_at + width) as usize]);
-        let gated = gate * sigmoid_of(gate);
-        out[at as usize] = Vector::<F, N>::cast_from(gated * value);
-    }
-}
-
-pub(super) fn gate_output<R: CubeRuntime, F: FloatElement>(
-    inputs: Vec<CubeTensor<R>>,
-    head_dim: usize,
-) -> Vec<CubeTensor<R>> {
-    let [o, rows] = take(inputs);
-    let out = empty(&o, o.shape(), F::dtype());
-    let (n, width) = (o.shape()[2], rows.shape()[2]);
-    // Heads and rows divide into vectors alike, or everything goes one by one.
-    let lanes = lanes(head_dim).min(lanes(width));
-    let count = (out.meta.num_elements() / lanes) as u32;
-    let vectors = |elements: usize| (elements / lanes) as u32;
-    if count > 0 {
-        // SAFETY: each vector is written once; rows hold a gate for each of a row's elements.
-        unsafe {
-            gate_output_kernel::launch_unchecked::<F, R>(
-                &o.client,
-                grid(count.div_ceil(UNITS)),
-                CubeDim::new_1d(UNITS),
-                lanes,
-                array(&o),
-                array(&rows),
-                array(&out),
-                count,
-                vectors(n),
-                vectors(width),
-                vectors(head_dim),
-            );
-        }
-    }
-    vec![out]
-}
-
-/// Sizes are in vectors.
-#[cube(launch_unchecked)]
-fn gate_output_kernel<F: Float, N: Size>(
-    o: &Array<Vector<F, N>>,
-    rows: &Array<Vector<F, N>>,
-    out: &mut Array<Vector<F, N>>,
-    count: u32,
-    own: u32,
-    width: u32,
-    #[comptime] head_dim: u32,
-) {
-    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
-    if at < count {
-        let (row, within) = (at / own, at % own);
-        let head = within / head_dim;
-        let gate = row * width + head * comptime!(2 * head_dim) + head_dim + within % head_dim;
-        let gate = sigmoid_of(Vector::<f32, N>::cast_from(rows[gate as usize]));
-        let gated = Vector::<f32, N>::cast_from(o[at as usize]) * gate;
-        out[at as usize] = Vector::<F, N>::cast_from(gated);
-    }
-}
-
-#[cube]
-fn sigmoid_of<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    // CubeCL writes no vector with a sign for CUDA.
-    let negative = Vector::<f32, N>::new(0.0f32) - x;
-    let one = Vector::<f32, N>::new(1.0f32);
-    one / (one + negative.exp())
 }

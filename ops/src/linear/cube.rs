@@ -9,22 +9,25 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::{array, empty, grid};
-use crate::{OperationError, Plan};
+use super::{Products, Project, Storage};
+use crate::OperationError;
+use crate::cube::{array, empty, grid};
+use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use burn_std::Metadata;
+#[cfg(feature = "cuda")]
 use butterfly_ir::Dtype;
-use butterfly_runtime::{Device, Launches, Multiply, ReadyProduct};
-use cubecl::prelude::*;
+#[cfg(feature = "cuda")]
+use butterfly_runtime::Multiply;
+use butterfly_runtime::{Device, Launches};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
-#[cfg(all(feature = "jit", feature = "cuda"))]
-use std::sync::{Mutex, PoisonError};
+use half::{bf16, f16};
 
 /// Rows up to which the weight is read once by scalar code.
 const FEW: usize = 8;
@@ -35,9 +38,9 @@ const PLANES: u32 = 8;
 /// Units of a plane.
 const PLANE: u32 = 32;
 
-pub(super) fn project<R: CubeRuntime + Launches, F: FloatElement>(
+pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Project,
     inputs: Vec<CubeTensor<R>>,
-    plan: Option<&Plan>,
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     let mut next = || inputs.next().expect("the inputs were counted");
@@ -54,10 +57,17 @@ pub(super) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     let device = R::device(&rows.client);
     // Vectors of a weight are counted in 32 bits.
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
+    let Storage::Dense(stored) = op.storage;
+    let same = stored == F::dtype();
     let y = match (device, F::dtype()) {
+        (Device::Cuda, dtype) if few && !(same && dtype == DType::F32) => match stored {
+            DType::F16 => few_rows::<R, F, f16>(&rows, &weight),
+            DType::BF16 => few_rows::<R, F, bf16>(&rows, &weight),
+            _ => few_rows::<R, F, f32>(&rows, &weight),
+        },
+        (_, dtype) if !same => rounded(rows, weight, dtype),
         (Device::Cuda, DType::F32) => without_matrix_units(rows, weight),
-        (Device::Cuda, _) if few => few_rows::<R, F>(&rows, &weight),
-        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype, plan)? {
+        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype, &op.products)? {
             Some(y) => y,
             None => general(rows, weight),
         },
@@ -94,6 +104,20 @@ fn transposed<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
         weight.device,
         weight.dtype,
     )
+}
+
+/// Of factors of two types: in f32, of which the result is rounded.
+fn rounded<R: CubeRuntime + Launches>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    dtype: DType,
+) -> CubeTensor<R> {
+    let [x, weight] = [x, weight].map(|x| cast(x, DType::F32));
+    let y = match R::device(&x.client) {
+        Device::Cuda => without_matrix_units(x, weight),
+        Device::Vulkan | Device::Webgpu => general(x, weight),
+    };
+    cast(y, dtype)
 }
 
 fn general<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
@@ -136,44 +160,26 @@ fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>)
     y
 }
 
-/// The product for an element type on Hopper: one of the plan's artifacts, or one that is made
-/// now, once for the process: what is made depends on nothing but the type.
-#[cfg(feature = "cuda")]
-fn product_of(dtype: Dtype, plan: Option<&Plan>) -> Result<Option<ReadyProduct>, OperationError> {
-    if let Some(product) = plan.and_then(|plan| plan.product(dtype)) {
-        return Ok(Some(product.clone()));
-    }
-    #[cfg(feature = "jit")]
-    {
-        static MADE: Mutex<Vec<ReadyProduct>> = Mutex::new(Vec::new());
-        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(product) = made.iter().find(|product| product.dtype() == dtype) {
-            return Ok(Some(product.clone()));
-        }
-        if let Some((product, text)) = butterfly_codegen::product(dtype) {
-            crate::compiled::add(format!("cuda:sm_90a product {}", dtype.name()));
-            let product = ReadyProduct::new(product, text.as_bytes())?;
-            made.push(product.clone());
-            return Ok(Some(product));
-        }
-    }
-    Ok(None)
-}
-
 /// Without CUDA there is no Hopper.
 #[cfg(not(feature = "cuda"))]
-fn product_of(_: Dtype, _: Option<&Plan>) -> Result<Option<ReadyProduct>, OperationError> {
+fn on_hopper<R: CubeRuntime + Launches>(
+    _: &CubeTensor<R>,
+    _: &CubeTensor<R>,
+    _: DType,
+    _: &Products,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
     Ok(None)
 }
 
 /// By the kernel for Hopper, where this is one and the rows start at multiples of 16 bytes.
+#[cfg(feature = "cuda")]
 fn on_hopper<R: CubeRuntime + Launches>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
     dtype: DType,
-    plan: Option<&Plan>,
+    products: &Products,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    if super::attend::capability()?.version != 90 {
+    if crate::cube::capability()?.version != 90 {
         return Ok(None);
     }
     let dtype = match dtype {
@@ -192,7 +198,7 @@ fn on_hopper<R: CubeRuntime + Launches>(
         shape: [m, n, k].map(|n| n as u32),
         rows: [k, k, n].map(|n| n as u32),
     };
-    match product_of(dtype, plan)? {
+    match products.find(dtype)? {
         Some(product) if product.takes(&multiply) => {
             let y = empty(x, [m, n], x.dtype);
             product.launch(&x.client, &multiply, [&x.handle, &weight.handle, &y.handle])?;
@@ -202,7 +208,7 @@ fn on_hopper<R: CubeRuntime + Launches>(
     }
 }
 
-fn few_rows<R: CubeRuntime, F: FloatElement>(
+fn few_rows<R: CubeRuntime, F: FloatElement, W: FloatElement>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
 ) -> CubeTensor<R> {
@@ -215,7 +221,7 @@ fn few_rows<R: CubeRuntime, F: FloatElement>(
     };
     // SAFETY: each plane writes its own column of all rows; rows hold `vectors` vectors.
     unsafe {
-        few_rows_kernel::launch_unchecked::<F, R>(
+        few_rows_kernel::launch_unchecked::<F, W, R>(
             &x.client,
             grid((n as u32).div_ceil(PLANES)),
             CubeDim::new_2d(PLANE, PLANES),
@@ -235,9 +241,9 @@ fn few_rows<R: CubeRuntime, F: FloatElement>(
 
 /// One row of the weight in a plane, times all rows of x.
 #[cube(launch_unchecked)]
-fn few_rows_kernel<F: Float, N: Size>(
+fn few_rows_kernel<F: Float, W: Float, N: Size>(
     x: &Array<Vector<F, N>>,
-    weight: &Array<Vector<F, N>>,
+    weight: &Array<Vector<W, N>>,
     y: &mut Array<F>,
     columns: u32,
     #[comptime] m: u32,
@@ -254,7 +260,7 @@ fn few_rows_kernel<F: Float, N: Size>(
         for row in 0..m {
             sums[row as usize] = 0.0f32;
         }
-        let mut loaded = Array::<Vector<F, N>>::new(comptime!(at_once as usize));
+        let mut loaded = Array::<Vector<W, N>>::new(comptime!(at_once as usize));
         let mut at = UNIT_POS_X;
         while at < vectors {
             #[unroll]

@@ -7,14 +7,14 @@
 )]
 
 use super::walk::{LANES, Shape, shared_bytes, walk};
-use super::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
 use crate::Delta;
+use crate::cube::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
+use ::cubecl::ir::HardwareProperties;
+use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use cubecl::ir::HardwareProperties;
-use cubecl::prelude::*;
 
 /// Columns of the state in a workgroup.
 const COLUMNS: u32 = 32;
@@ -24,7 +24,7 @@ const PARTS: u32 = 8;
 const EACH: u32 = 2;
 
 /// Whether the kernels can be made for such heads on a device.
-pub(super) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), String> {
+pub(crate) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), String> {
     let lanes = LANES as usize;
     if !op.k_dim.is_multiple_of(lanes) || !op.channels().is_multiple_of(lanes) {
         return Err(format!(
@@ -51,7 +51,7 @@ pub(super) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), Str
     }
 }
 
-pub(super) fn delta<R: CubeRuntime, F: FloatElement>(
+pub(crate) fn delta<R: CubeRuntime, F: FloatElement>(
     op: &Delta,
     inputs: Vec<CubeTensor<R>>,
 ) -> Vec<CubeTensor<R>> {

@@ -1,0 +1,130 @@
+//! Softmax attention with its projections.
+
+use super::program::{Program, Step};
+use super::{PROJECTIONS, Projection, around, one, primitive};
+use crate::loader::Loader;
+use crate::policy::LayerPolicy;
+use crate::state::LayerState;
+use crate::{ModelError, Profile};
+use burn::prelude::*;
+use butterfly::ops::Operation;
+use butterfly::{AttentionBackend, Call, KvCache, attention};
+
+/// Softmax attention with its projections: a program, and the weights that its steps read.
+#[derive(Clone, Debug)]
+pub(crate) struct Attention<B: Backend> {
+    /// The projections of the program, below one another.
+    pub(crate) rows: Projection<B>,
+    pub(crate) output: Projection<B>,
+    pub(crate) norms: Option<[Tensor<B, 1>; 2]>,
+    pub(crate) program: Program,
+}
+
+impl<B: AttentionBackend> Attention<B> {
+    /// The attention at `at` of a model whose projections are stored as q, k, v and o.
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        at: &str,
+        program: &Program,
+        bias: bool,
+        hidden: usize,
+    ) -> Self {
+        let parts = |what: &str| {
+            let names = ["q_proj", "k_proj", "v_proj"].into_iter();
+            let parts = names.zip(&program.projections);
+            let parts = parts.map(|(name, rows)| (format!("{at}.{name}.{what}"), *rows));
+            parts.collect::<Vec<_>>()
+        };
+        let weight = loader.matrix(&parts("weight"), hidden);
+        let width = program.q_heads * program.head_dim;
+        let o = loader.matrix(&[(format!("{at}.o_proj.weight"), hidden)], width);
+        let rows = Projection {
+            weight,
+            bias: bias.then(|| loader.bias(&parts("bias"))),
+        };
+        let output = Projection {
+            weight: o,
+            bias: bias.then(|| loader.bias(&[(format!("{at}.o_proj.bias"), hidden)])),
+        };
+        let norms = program.norm.map(|plus| {
+            ["q_norm", "k_norm"]
+                .map(|name| loader.norm(&format!("{at}.{name}.weight"), program.head_dim, plus))
+        });
+        Self {
+            rows,
+            output,
+            norms,
+            program: program.clone(),
+        }
+    }
+
+    /// An empty cache.
+    pub(crate) fn cache(
+        &self,
+        batch: usize,
+        capacity: usize,
+        block: usize,
+        device: &B::Device,
+    ) -> LayerState<B> {
+        let shape = [batch, self.program.kv_heads, self.program.head_dim];
+        let dtype = self.rows.weight.dtype();
+        LayerState::Attention(KvCache::new(shape, capacity, block, (device, dtype)))
+    }
+
+    /// x [B, T, H] → [B, T, H].
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        cache: &mut KvCache<B>,
+        rotation: Option<&Tensor<B, 2>>,
+        capacity: usize,
+        policy: &LayerPolicy,
+        profile: &Profile,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        let [batch, tokens, _] = x.dims();
+        let device = x.device();
+        let plan = Some(&policy.plan);
+        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
+        let width = self.program.q_heads * self.program.head_dim;
+        // Between the steps: q, then o.
+        let (mut q, mut o): (Option<Tensor<B, 4>>, Option<Tensor<B, 3>>) = (None, None);
+        let lost = "graphs are verified: each step comes after what it reads";
+        for step in &self.program.steps {
+            match step {
+                Step::Heads(append) => {
+                    let inputs = [rows.clone(), rows.clone(), rows.clone()];
+                    let heads = profile.part::<B, _>("heads and cache", &device, || {
+                        cache.append(inputs, self.norms.as_ref(), rotation, append.clone())
+                    })?;
+                    q = Some(heads);
+                }
+                Step::Attend { scale } => {
+                    let [k, v] = cache.tensors();
+                    let q = q.take().expect(lost);
+                    let call = Call {
+                        index: policy.index,
+                        kv_len: Some(cache.len()),
+                        capacity: Some(capacity),
+                        scale: Some(*scale),
+                        counts: policy.counts.clone(),
+                        ..Call::default()
+                    };
+                    let heads = profile.part::<B, _>("attention", &device, || {
+                        attention(q, k, v, &policy.plan, &call)
+                    })?;
+                    o = Some(heads.swap_dims(1, 2).reshape([batch, tokens, width]));
+                }
+                Step::Gate(gate) => {
+                    let operation = Operation::GateOutput(*gate);
+                    let inputs = vec![primitive(o.take().expect(lost)), primitive(rows.clone())];
+                    o =
+                        Some(profile.part::<B, _>("gates", &device, || {
+                            one(around::<B>(operation, inputs)?)
+                        })?);
+                }
+            }
+        }
+        let o = o.expect(lost);
+        Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
+    }
+}

@@ -1,0 +1,100 @@
+//! Linear attention: the gated delta rule with its projections.
+
+use super::{PROJECTIONS, Projection, around, float, primitive};
+use crate::Profile;
+use crate::loader::Loader;
+use crate::state::{LayerState, LinearState};
+use burn::prelude::*;
+use butterfly::ops::{Delta, Operation};
+use butterfly::{AttentionBackend, OperationError, Plan};
+use butterfly_ir::model::LinearShape;
+
+/// Gated delta rule with its projections.
+#[derive(Clone, Debug)]
+pub(crate) struct LinearAttention<B: Backend> {
+    /// q, k and v, z, b and a, below one another.
+    rows: Projection<B>,
+    output: Projection<B>,
+    /// [taps, channels].
+    convolution: Tensor<B, 2>,
+    decay: Tensor<B, 1>,
+    dt_bias: Tensor<B, 1>,
+    norm: Tensor<B, 1>,
+    op: Delta,
+}
+
+impl<B: AttentionBackend> LinearAttention<B> {
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        at: &str,
+        shape: &LinearShape,
+        hidden: usize,
+        epsilon: f32,
+    ) -> Self {
+        let op = Delta {
+            k_heads: shape.k_heads as usize,
+            v_heads: shape.v_heads as usize,
+            k_dim: shape.k_dim as usize,
+            v_dim: shape.v_dim as usize,
+            taps: shape.taps as usize,
+            epsilon,
+        };
+        let (channels, taps, values) = (op.channels(), op.taps, op.v_heads * op.v_dim);
+        let parts = [
+            ("in_proj_qkv", channels),
+            ("in_proj_z", values),
+            ("in_proj_b", op.v_heads),
+            ("in_proj_a", op.v_heads),
+        ];
+        let parts = parts.map(|(name, rows)| (format!("{at}.{name}.weight"), rows));
+        let rows = loader.matrix(&parts, hidden);
+        let output = loader.matrix(&[(format!("{at}.out_proj.weight"), hidden)], values);
+        let convolution = loader.convolution(&format!("{at}.conv1d.weight"), channels, taps);
+        let decay = loader.vector(&format!("{at}.A_log"), &[op.v_heads], 0.0);
+        let decay = decay.into_iter().map(|log| -log.exp()).collect();
+        Self {
+            rows: Projection::new(rows),
+            output: Projection::new(output),
+            convolution,
+            decay: loader.floats(decay, [op.v_heads]),
+            dt_bias: loader.norm(&format!("{at}.dt_bias"), op.v_heads, 0.0),
+            norm: loader.norm(&format!("{at}.norm.weight"), op.v_dim, 0.0),
+            op,
+        }
+    }
+
+    pub(crate) fn state(&self, batch: usize, device: &B::Device) -> LayerState<B> {
+        let dtype = self.rows.weight.dtype();
+        LayerState::Linear(LinearState::new(&self.op, batch, (device, dtype)))
+    }
+
+    /// x [B, T, H] → [B, T, H].
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        state: &mut LinearState<B>,
+        plan: Option<&Plan>,
+        profile: &Profile,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        let device = x.device();
+        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
+        let inputs = vec![
+            primitive(rows),
+            primitive(self.convolution.clone()),
+            primitive(self.decay.clone()),
+            primitive(self.dt_bias.clone()),
+            primitive(self.norm.clone()),
+            primitive(state.rows.clone()),
+            primitive(state.memory.clone()),
+        ];
+        let outputs = profile.part::<B, _>("linear attention", &device, || {
+            around::<B>(Operation::Delta(self.op), inputs)
+        })?;
+        let mut outputs = outputs.into_iter();
+        let mut next = || outputs.next().expect("three outputs");
+        let y = float(next());
+        state.rows = float(next());
+        state.memory = float(next());
+        profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(y, plan))
+    }
+}

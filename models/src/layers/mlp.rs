@@ -1,0 +1,45 @@
+//! Feed-forward layers.
+
+use super::{PROJECTIONS, Projection, around, one, primitive};
+use crate::Profile;
+use crate::loader::Loader;
+use burn::prelude::*;
+use butterfly::ops::{Activation, Operation};
+use butterfly::{AttentionBackend, OperationError, Plan};
+use butterfly_ir::model::ModelSizes;
+
+/// `silu(gate(x)) * up(x)`, down.
+#[derive(Clone, Debug)]
+pub(crate) struct GatedMlp<B: Backend> {
+    /// gate above up.
+    inner: Projection<B>,
+    down: Projection<B>,
+}
+
+impl<B: AttentionBackend> GatedMlp<B> {
+    pub(crate) fn load(loader: &mut Loader<'_, B>, at: &str, sizes: &ModelSizes) -> Self {
+        let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
+        let part = |name: &str| (format!("{at}.{name}.weight"), wide);
+        let inner = loader.matrix(&[part("gate_proj"), part("up_proj")], hidden);
+        let down = loader.matrix(&[(format!("{at}.down_proj.weight"), hidden)], wide);
+        Self {
+            inner: Projection::new(inner),
+            down: Projection::new(down),
+        }
+    }
+
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        plan: Option<&Plan>,
+        profile: &Profile,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        let device = x.device();
+        let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x, plan))?;
+        let gated = profile.part::<B, _>("gates", &device, || {
+            around::<B>(Operation::Gated(Activation::Silu), vec![primitive(inner)])
+        });
+        let gated = one(gated?)?;
+        profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated, plan))
+    }
+}

@@ -1,0 +1,89 @@
+//! The parts that layers are made of, a file each.
+
+mod attention;
+mod delta;
+mod linear;
+mod mlp;
+mod program;
+
+pub(crate) use attention::Attention;
+pub(crate) use delta::LinearAttention;
+pub(crate) use linear::Projection;
+pub(crate) use mlp::GatedMlp;
+
+use crate::ModelError;
+use burn::prelude::*;
+use burn::tensor::{DType, TensorPrimitive};
+use butterfly::ops::{AddNorm, Norm, Operation};
+use butterfly::{AttentionBackend, OperationError, run};
+use butterfly_ir::model::ModelConfig;
+
+/// What the attention layers of a model execute.
+///
+/// # Errors
+/// [`ModelError::Layer`].
+pub(crate) fn program(config: &ModelConfig) -> Result<program::Program, ModelError> {
+    program::of(config).map_err(ModelError::Layer)
+}
+
+/// Tokens [B, T] → their rows of the embedding, [B, T, H].
+pub(crate) fn embed<B: Backend>(embedding: &Tensor<B, 2>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    let ([batch, tokens], [_, hidden]) = (ids.dims(), embedding.dims());
+    let rows = embedding.clone().select(0, ids.reshape([batch * tokens]));
+    rows.reshape([batch, tokens, hidden])
+}
+
+/// A float tensor as operations take it.
+fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> burn::tensor::ops::FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+/// The results of an operation around attention.
+fn around<B: AttentionBackend>(
+    operation: Operation,
+    inputs: Vec<burn::tensor::ops::FloatTensor<B>>,
+) -> Result<Vec<burn::tensor::ops::FloatTensor<B>>, OperationError> {
+    run::<B>(&operation.into(), inputs)
+}
+
+/// `x / rms(x) * weight` of the residual stream, in `dtype`.
+pub(crate) fn norm<B: AttentionBackend>(
+    x: Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    epsilon: f32,
+    dtype: DType,
+) -> Result<Tensor<B, 3>, OperationError> {
+    let inputs = vec![primitive(x), primitive(weight.clone())];
+    one(around::<B>(
+        Operation::Norm(Norm { epsilon, dtype }),
+        inputs,
+    )?)
+}
+
+/// `x + y`, and its norm.
+pub(crate) fn add_norm<B: AttentionBackend>(
+    x: Tensor<B, 3>,
+    y: Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    epsilon: f32,
+) -> Result<(Tensor<B, 3>, Tensor<B, 3>), OperationError> {
+    let inputs = vec![primitive(x), primitive(y), primitive(weight.clone())];
+    let outputs = around::<B>(Operation::AddNorm(AddNorm { epsilon }), inputs)?;
+    let mut outputs = outputs.into_iter().map(float);
+    let mut next = || outputs.next().expect("two outputs");
+    Ok((next(), next()))
+}
+
+fn float<B: Backend, const D: usize>(x: burn::tensor::ops::FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+fn one<B: Backend, const D: usize>(
+    outputs: Vec<burn::tensor::ops::FloatTensor<B>>,
+) -> Result<Tensor<B, D>, OperationError> {
+    let output = outputs.into_iter().next();
+    Ok(float(output.expect("one output")))
+}
+
+/// What matrix products count as in a profile.
+const PROJECTIONS: &str = "projections";

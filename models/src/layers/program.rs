@@ -1,0 +1,225 @@
+//! Fused layer graph → the steps that an attention layer executes.
+//!
+//! In:  a graph of grouped attention that `fuse` has lowered, whose projections lie below one another
+//! in one matrix, in the order of their nodes. Out: one [`Step`] for each of its kernels, in order.
+//! So a layer runs what `butterfly explain` prints.
+
+use butterfly::Append;
+use butterfly::ops::GateOutput;
+use butterfly_compiler::{fuse, graph};
+use butterfly_ir::Phase;
+use butterfly_ir::layer_graph::{Axis, LayerGraph, Node, Op, ValueId};
+use butterfly_ir::model::{LayerKind, ModelConfig};
+use std::collections::BTreeMap;
+
+/// One kernel of an attention layer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// Heads out of projections, k and v into the cache.
+    Heads(Append),
+    /// q over the cache → o.
+    Attend {
+        /// Factor on the logits.
+        scale: f32,
+    },
+    /// o times a gate among the projections.
+    Gate(GateOutput),
+}
+
+/// What an attention layer executes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Program {
+    pub(crate) steps: Vec<Step>,
+    /// Rows of each projection, in the order in which they lie below one another.
+    pub(crate) projections: Vec<usize>,
+    pub(crate) q_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Whether q and k are normalised, and what is added to the stored weights then.
+    pub(crate) norm: Option<f32>,
+}
+
+/// The program of the attention layers of a model, which are alike.
+///
+/// # Errors
+/// What of the layer has no step yet.
+pub(crate) fn of(config: &ModelConfig) -> Result<Program, String> {
+    let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
+    let layer = config.layers.iter().position(full).unwrap_or_default();
+    let graph = graph::build(config, layer as u32, Phase::Prefill);
+    lower(&fuse::lower(&graph.map_err(|error| error.to_string())?))
+}
+
+/// Where the heads of a value lie in a row of projections, in elements.
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    /// From one head to the next.
+    step: usize,
+}
+
+fn lower(graph: &LayerGraph) -> Result<Program, String> {
+    let mut places: BTreeMap<ValueId, Place> = BTreeMap::new();
+    let (mut steps, mut projections) = (Vec::new(), Vec::new());
+    let mut heads = None;
+    for node in &graph.nodes {
+        let unknown = || format!("{} layer {}: {}", graph.family.name(), graph.layer, node.op);
+        match &node.op {
+            Op::Projection => {
+                let shape = graph.value(node.outputs[0]).shape;
+                let start = projections.iter().sum();
+                let step = shape.width as usize;
+                projections.push(shape.heads as usize * step);
+                places.insert(node.outputs[0], Place { start, step });
+            }
+            Op::Split(axis) => split(graph, node, *axis, &mut places).ok_or_else(unknown)?,
+            Op::Heads { norm, .. } => {
+                let append = append(graph, node, &places).ok_or_else(unknown)?;
+                heads = Some((append.clone(), *norm));
+                steps.push(Step::Heads(append));
+            }
+            Op::Attend(attend) if !attend.v_in_k => steps.push(Step::Attend {
+                scale: attend.scale as f32,
+            }),
+            Op::Gate => {
+                let gate = places.get(&node.inputs[1]).ok_or_else(unknown)?;
+                let head_dim = graph.value(node.inputs[1]).shape.width as usize;
+                // The gate of each head lies behind its q, at the begin of the rows.
+                if (gate.start, gate.step) != (head_dim, 2 * head_dim) {
+                    return Err(unknown());
+                }
+                steps.push(Step::Gate(GateOutput { head_dim }));
+            }
+            Op::Output => {}
+            Op::Norm(_)
+            | Op::Rope(_)
+            | Op::Scale { .. }
+            | Op::Append
+            | Op::Prologue { .. }
+            | Op::Up
+            | Op::Absorb { .. }
+            | Op::Expand { .. }
+            | Op::Attend(_)
+            | Op::Unabsorb => return Err(unknown()),
+        }
+    }
+    let (append, norm) = heads.ok_or("no heads")?;
+    Ok(Program {
+        steps,
+        projections,
+        q_heads: append.q_heads,
+        kv_heads: append.kv_heads,
+        head_dim: append.head_dim,
+        norm: norm.map(|norm| if norm.zero_centred { 1.0 } else { 0.0 }),
+    })
+}
+
+fn split(
+    graph: &LayerGraph,
+    node: &Node,
+    axis: Axis,
+    places: &mut BTreeMap<ValueId, Place>,
+) -> Option<()> {
+    let mut place = *places.get(&node.inputs[0])?;
+    for part in &node.outputs {
+        places.insert(*part, place);
+        let shape = graph.value(*part).shape;
+        place.start += match axis {
+            Axis::Heads => shape.heads as usize * place.step,
+            Axis::Width => shape.width as usize,
+        };
+    }
+    Some(())
+}
+
+fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) -> Option<Append> {
+    let Op::Heads { norm, rope } = &node.op else {
+        return None;
+    };
+    let [q, k, v] = node.inputs[..] else {
+        return None;
+    };
+    let [q_shape, k_shape, v_shape] = [q, k, v].map(|x| graph.value(x).shape);
+    let head_dim = q_shape.width as usize;
+    let [q, k, v] = [places.get(&q)?, places.get(&k)?, places.get(&v)?];
+    // The kernel takes whole heads of one size, norms the whole of them, and rotates from their first
+    // element on, in halves.
+    let whole = norm.is_none_or(|norm| norm.span.first == 0 && norm.span.len == q_shape.width);
+    let halves = rope.is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
+    let alike = k_shape == v_shape && k_shape.width == q_shape.width;
+    let dense = k.step == head_dim && v.step == head_dim;
+    (whole && halves && alike && dense).then_some(Append {
+        q_heads: q_shape.heads as usize,
+        kv_heads: k_shape.heads as usize,
+        head_dim,
+        q_step: q.step,
+        starts: [q.start, k.start, v.start],
+        position: 0,
+        norm: norm.map(|norm| norm.eps as f32),
+        rotated: rope.map_or(0, |rotation| rotation.rope.dims as usize),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use butterfly_compiler::{config, family};
+
+    fn model(name: &str) -> ModelConfig {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let file = format!("{root}/../tests/fixtures/configs/{name}.json");
+        let json = std::fs::read_to_string(&file).expect("a config");
+        config::read(&file, &json).expect("a config")
+    }
+
+    /// The steps are the graph's kernels, in prefill and in decode.
+    #[test]
+    fn each_kernel_of_the_fused_graph_is_a_step() {
+        for name in ["gpt2", "llama-3.1-8b", "qwen3-8b", "qwen3.5-9b"] {
+            let config = model(name);
+            assert!(family::of(config.family).runs);
+            let program = of(&config).expect("a program");
+            for phase in [Phase::Prefill, Phase::Decode] {
+                let layer = config.layers.len() as u32 - 1;
+                let fused = fuse::lower(&graph::build(&config, layer, phase).expect("a graph"));
+                assert_eq!(program, lower(&fused).expect("the same"), "{name}");
+                let kernels = fused.nodes.iter().filter(|node| !node.op.is_free());
+                let kernels: Vec<&str> = kernels
+                    .map(|node| match node.op {
+                        Op::Heads { .. } => "heads",
+                        Op::Attend(_) => "attend",
+                        Op::Gate => "gate",
+                        _ => "another",
+                    })
+                    .collect();
+                let steps: Vec<&str> = (program.steps.iter())
+                    .map(|step| match step {
+                        Step::Heads(_) => "heads",
+                        Step::Attend { .. } => "attend",
+                        Step::Gate(_) => "gate",
+                    })
+                    .collect();
+                assert_eq!(steps, kernels, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn q_and_gate_lie_head_by_head() {
+        let program = of(&model("qwen3.5-9b")).expect("a program");
+        assert_eq!(program.projections, [16 * 512, 4 * 256, 4 * 256]);
+        let Step::Heads(append) = &program.steps[0] else {
+            panic!("{program:?}");
+        };
+        assert_eq!((append.q_step, append.rotated), (512, 64));
+        assert_eq!(append.starts, [0, 8192, 9216]);
+        assert_eq!(program.norm, Some(1.0));
+    }
+
+    /// What has no step is named.
+    #[test]
+    fn latent_attention_has_no_program_yet() {
+        let error = of(&model("glm-4.7-flash")).expect_err("no program");
+        assert!(error.contains("glm4_moe_lite layer 0"), "{error}");
+    }
+}

@@ -1,0 +1,64 @@
+//! Gates: of feed-forward layers, and of the output of attention.
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) mod cube;
+#[cfg(feature = "cpu")]
+pub(crate) mod flex;
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::Limits;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::OperationError;
+use crate::inputs::{Inputs, Outputs, with_rows};
+
+/// The function of a gate: [gate | x] […, 2 n] → activation(gate) * x […, n].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x / (1 + exp(-x)).
+    Silu,
+}
+
+/// o [B, T, Hq * D], projection rows [B, T, …] with [query | gate] of D each for each head first
+/// → o * sigmoid(gate) (Gated Attention, arXiv:2505.06708).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateOutput {
+    /// D.
+    pub head_dim: usize,
+}
+
+impl Activation {
+    pub(crate) fn outputs(self, inputs: &Inputs<'_>) -> Outputs {
+        let row = inputs.row(0)?;
+        if !row.is_multiple_of(2) {
+            return Err(inputs.wrong(0, "an even last dimension".into()));
+        }
+        Ok(vec![(
+            with_rows(inputs.shape(0), row / 2),
+            inputs.float(0)?,
+        )])
+    }
+}
+
+impl GateOutput {
+    pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
+        let ([batch, tokens, n], dtype) = (inputs.rank(0)?, inputs.float(0)?);
+        let head_dim = self.head_dim;
+        inputs.positive([("head_dim", head_dim)])?;
+        if n == 0 || !n.is_multiple_of(head_dim) {
+            return Err(inputs.wrong(0, format!("rows of a multiple of {head_dim} elements")));
+        }
+        let least = n.saturating_mul(2);
+        let [_, _, row] = inputs.rank(1)?;
+        if row < least {
+            return Err(inputs.wrong(1, format!("rows of at least {least} elements")));
+        }
+        inputs.is(1, &[batch, tokens, row])?;
+        inputs.has(1, dtype)?;
+        Ok(vec![(inputs.inputs[0].0.clone(), dtype)])
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) fn limits(limits: &Limits<'_>) -> Result<(), OperationError> {
+    limits.counted(0..limits.inputs.inputs.len())
+}

@@ -1,0 +1,131 @@
+//! Heads out of projections, and into the cache: norm, rotation and append.
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) mod cube;
+#[cfg(feature = "cpu")]
+pub(crate) mod flex;
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::Limits;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::OperationError;
+use crate::inputs::{Inputs, Outputs};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use ::cubecl::ir::AddressType;
+use burn::tensor::{DType, Shape};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use butterfly_ir::band::UNBOUNDED;
+
+/// Heads out of projections: norm, rotation, and the keys and values into the cache.
+///
+/// Inputs q, k and v are rows [B, T, n]; they may be one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Append {
+    /// Hq.
+    pub q_heads: usize,
+    /// Hkv.
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Elements from one head of q to the next: `head_dim`, or more where a gate lies between.
+    pub q_step: usize,
+    /// Where q, k and v begin in their rows.
+    pub starts: [usize; 3],
+    /// Absolute position of the first token.
+    pub position: usize,
+    /// Whether q and k are divided by their root mean square; what is added to its square.
+    pub norm: Option<f32>,
+    /// How many leading elements of a head are rotated, in halves.
+    pub rotated: usize,
+}
+
+impl Append {
+    /// Names of the inputs.
+    pub(crate) fn names(&self) -> &'static [&'static str] {
+        const ALL: [&str; 8] = [
+            "q",
+            "k",
+            "v",
+            "k cache",
+            "v cache",
+            "norm of q",
+            "norm of k",
+            "rotation",
+        ];
+        match (self.norm, self.rotated) {
+            (None, 0) => &ALL[..5],
+            (None, _) => &["q", "k", "v", "k cache", "v cache", "rotation"],
+            (Some(_), 0) => &ALL[..7],
+            (Some(_), _) => &ALL,
+        }
+    }
+
+    pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
+        let dtype = inputs.float(0)?;
+        let [batch, tokens, _] = inputs.rank(0)?;
+        let [_, _, room, _] = inputs.rank(3)?;
+        let (d, hq, hkv) = (self.head_dim, self.q_heads, self.kv_heads);
+        inputs.positive([("q_heads", hq), ("kv_heads", hkv), ("head_dim", d)])?;
+        if self.q_step < d {
+            let step = self.q_step;
+            return Err(
+                inputs.argument(format!("heads of {d} elements overlap in steps of {step}"))
+            );
+        }
+        let q_end = (hq - 1).saturating_mul(self.q_step).saturating_add(d);
+        let kv_end = hkv.saturating_mul(d);
+        for (i, end) in [q_end, kv_end, kv_end].into_iter().enumerate() {
+            let [_, _, row] = inputs.rank(i)?;
+            inputs.is(i, &[batch, tokens, row])?;
+            let end = self.starts[i].saturating_add(end);
+            if row < end {
+                return Err(inputs.wrong(i, format!("rows of at least {end} elements")));
+            }
+        }
+        for i in [3, 4] {
+            inputs.is(i, &[batch, hkv, room, d])?;
+        }
+        inputs.all_have(1..5, dtype)?;
+        if self.position.saturating_add(tokens) > room {
+            return Err(inputs.argument(format!(
+                "{tokens} tokens from position {} on pass the cache's room for {room}",
+                self.position
+            )));
+        }
+        if let Some(epsilon) = self.norm {
+            inputs.is(5, &[d])?;
+            inputs.is(6, &[d])?;
+            inputs.epsilon(epsilon)?;
+        }
+        if self.rotated > 0 {
+            let rotated = self.rotated;
+            if rotated > d || !rotated.is_multiple_of(2) {
+                return Err(inputs.argument(format!("cannot rotate {rotated} of {d} elements")));
+            }
+            inputs.is(inputs.inputs.len() - 1, &[tokens, rotated])?;
+        }
+        inputs.all_have(5..inputs.inputs.len(), DType::F32)?;
+        let cache: Shape = [batch, hkv, room, d].into();
+        Ok(vec![
+            ([batch, hq, tokens, d].into(), dtype),
+            (cache.clone(), dtype),
+            (cache, dtype),
+        ])
+    }
+
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    pub(crate) fn limits(&self, limits: &Limits<'_>) -> Result<(), OperationError> {
+        limits.counted((0..3).chain(5..limits.inputs.inputs.len()))?;
+        let cache = limits.dims(3);
+        if !limits.device.supports_address(AddressType::U64) {
+            limits.counted([3, 4])?;
+        }
+        limits.at_most(
+            "k cache",
+            "tokens of room",
+            cache[2] as u64,
+            UNBOUNDED as u64,
+        )?;
+        limits.grid(self.q_heads.saturating_add(2 * self.kv_heads))
+    }
+}

@@ -1,0 +1,43 @@
+//! What models compute around attention, on the CPU and on every runtime of CubeCL.
+//!
+//! Owns: the operations (one folder each: what it is, the shapes that fit, its kernels), and
+//! [`OperationError`]. In: an [`Operation`] and tensors of a backend. Out: tensors of the same backend.
+//!
+//! Invariants: sums are f32 in a fixed order, so that the same inputs give the same bits; kernels
+//! run on inputs that [`Operation::outputs`] has found to fit, and on a device that has room for
+//! them. Attention and patterns are not known here.
+
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+// Without any backend there is nobody to run anything.
+#![cfg_attr(
+    not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
+    allow(dead_code, unused_imports)
+)]
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub mod cube;
+mod delta;
+mod error;
+#[cfg(feature = "cpu")]
+pub mod flex;
+mod gate;
+mod heads;
+mod inputs;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod limits;
+mod linear;
+mod norm;
+mod operation;
+
+pub use delta::Delta;
+pub use error::OperationError;
+pub use gate::{Activation, GateOutput};
+pub use heads::Append;
+pub use inputs::{Inputs, Outputs};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub use limits::{Limits, MOST, product};
+#[cfg(feature = "cuda")]
+pub use linear::MakeProduct;
+pub use linear::{Products, Project, Storage};
+pub use norm::{AddNorm, Norm};
+pub use operation::Operation;

@@ -1,0 +1,88 @@
+//! The operations as one type: plain data, checked against its inputs before it runs.
+
+use crate::inputs::{Inputs, Outputs};
+use crate::{Activation, AddNorm, Append, Delta, GateOutput, Norm, Project};
+use burn::tensor::{DType, Shape};
+
+/// One operation; the type of each variant says what its inputs and outputs are.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Rows times a weight.
+    Project(Project),
+    /// Norm of rows.
+    Norm(Norm),
+    /// A sum and its norm.
+    AddNorm(AddNorm),
+    /// Heads out of projections, into the cache.
+    Append(Append),
+    /// A gate in a feed-forward layer.
+    Gated(Activation),
+    /// A gate on the output of attention.
+    GateOutput(GateOutput),
+    /// The gated delta rule.
+    Delta(Delta),
+}
+
+impl Operation {
+    /// The name in errors and traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Project(_) => "project",
+            Self::Norm(_) => "norm",
+            Self::AddNorm(_) => "add_norm",
+            Self::Append(_) => "append",
+            Self::Gated(_) => "gated",
+            Self::GateOutput(_) => "gate_output",
+            Self::Delta(_) => "delta",
+        }
+    }
+
+    /// Names of the inputs, in order.
+    pub fn inputs(&self) -> &'static [&'static str] {
+        match self {
+            Self::Project(_) | Self::Norm(_) => &["x", "weight"],
+            Self::AddNorm(_) => &["x", "y", "weight"],
+            Self::Append(append) => append.names(),
+            Self::Gated(_) => &["x"],
+            Self::GateOutput(_) => &["o", "projections"],
+            Self::Delta(_) => &Delta::NAMES,
+        }
+    }
+
+    /// Shapes and element types of the outputs, if the inputs fit.
+    ///
+    /// # Errors
+    /// [`OperationError::Shape`](crate::OperationError::Shape),
+    /// [`OperationError::Argument`](crate::OperationError::Argument) or
+    /// [`OperationError::Dtype`](crate::OperationError::Dtype).
+    pub fn outputs(&self, inputs: &[(Shape, DType)]) -> Outputs {
+        let inputs = Inputs {
+            operation: self.name(),
+            names: self.inputs(),
+            inputs,
+        };
+        inputs.count()?;
+        match self {
+            Self::Project(op) => op.outputs(&inputs),
+            Self::Norm(op) => op.outputs(&inputs),
+            Self::AddNorm(op) => op.outputs(&inputs),
+            Self::Append(op) => op.outputs(&inputs),
+            Self::Gated(op) => op.outputs(&inputs),
+            Self::GateOutput(op) => op.outputs(&inputs),
+            Self::Delta(op) => op.outputs(&inputs),
+        }
+    }
+
+    /// The element type that kernels of the operation differ by.
+    pub(crate) fn element(&self, inputs: &[DType]) -> DType {
+        match self {
+            Self::Norm(norm) => norm.dtype,
+            Self::AddNorm(_) => inputs[1],
+            Self::Project(_)
+            | Self::Append(_)
+            | Self::Gated(_)
+            | Self::GateOutput(_)
+            | Self::Delta(_) => inputs[0],
+        }
+    }
+}
