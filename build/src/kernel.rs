@@ -1,21 +1,28 @@
-//! One kernel and its entry in a manifest.
+//! Makes one kernel and its entry in a manifest.
 //!
-//! In:  a specification and a target. Out: files by name, and what the manifest says of them.
+//! In:  a specification and a target. Out: the kernel's files, and the entry that lists them.
 
 use crate::BuildError;
 use butterfly_ir::kernel::NATIVE_ENTRY;
 use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
 use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target, key};
 
-/// Paths below the artifact folder, and contents.
+/// Files as pairs of a path relative to the artifact folder and the content.
 pub type Files = Vec<(String, Vec<u8>)>;
 
-/// Writes and assembles one kernel and describes it.
+/// Makes one kernel: [`write`], [`assemble`], [`describe`].
+///
+/// # Errors
+/// [`BuildError::Kernel`] if the kernel cannot be made.
 pub fn make(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Files), BuildError> {
     write(spec, target).and_then(assemble).map(describe)
 }
 
 /// Writes a kernel in the language of its target.
+///
+/// # Errors
+/// [`BuildError::Kernel`] if the emitter rejects the specification, or if this build has no
+/// emitters for the target.
 pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, BuildError> {
     match target {
         Target::Cpu => native(spec),
@@ -23,7 +30,7 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, BuildError> {
     }
 }
 
-/// What a manifest says of a file.
+/// The entry of a file in a manifest.
 pub(crate) fn file((path, bytes): &(String, Vec<u8>)) -> FileEntry {
     FileEntry {
         path: path.clone(),
@@ -58,13 +65,17 @@ pub fn describe(kernel: Kernel) -> (KernelEntry, Files) {
     (entry, files)
 }
 
-/// Adds what a compiler that is here makes of a kernel.
+/// Adds PTX and a cubin to the files of a CUDA kernel if NVRTC is found; returns kernels for other
+/// targets unchanged.
+///
+/// # Errors
+/// [`BuildError::Kernel`] if NVRTC rejects the kernel's text.
 #[cfg(feature = "emitters")]
 pub fn assemble(kernel: Kernel) -> Result<Kernel, BuildError> {
     butterfly_codegen::assemble(kernel).map_err(|error| BuildError::Kernel(error.to_string()))
 }
 
-/// Adds nothing: this build has no emitters.
+/// Returns the kernel unchanged: this build has no emitters.
 #[cfg(not(feature = "emitters"))]
 pub fn assemble(kernel: Kernel) -> Result<Kernel, BuildError> {
     Ok(kernel)
@@ -82,7 +93,10 @@ fn emit(_: &KernelSpec, target: Target) -> Result<Kernel, BuildError> {
     )))
 }
 
-/// The tiles of the kernel that [`make`] makes, and why it is that kernel.
+/// The geometry of the kernel that [`make`] makes, and the reason why this kernel was chosen.
+///
+/// # Errors
+/// As [`write`].
 pub fn choice(spec: &KernelSpec, target: Target) -> Result<(Geometry, String), BuildError> {
     match target {
         Target::Cpu => Ok((geometry(spec), NATIVE.into())),
@@ -101,7 +115,8 @@ pub fn choice(spec: &KernelSpec, target: Target) -> Result<(Geometry, String), B
 
 const NATIVE: &str = "native tile kernel: the lanes of a vector are queries, of all heads of a group; f16 and bf16 are widened to f32";
 
-/// Tiles of the native kernel are those of blocks, whatever it cuts them into.
+/// The native kernel chooses its tiles when it runs; for a manifest, they are a block of queries
+/// (one query in decode) and a block of keys.
 fn geometry(spec: &KernelSpec) -> Geometry {
     let q_tile = match spec.phase {
         Phase::Prefill => spec.block,
@@ -110,7 +125,7 @@ fn geometry(spec: &KernelSpec) -> Geometry {
     Geometry::new([1, 1, 1], [q_tile, spec.block], 0)
 }
 
-/// The CPU executes the specification itself, so that is its file.
+/// The native kernel needs only the specification, so its one file is that, as JSON.
 fn native(spec: &KernelSpec) -> Result<Kernel, BuildError> {
     let text = serde_json::to_string_pretty(spec)
         .map_err(|error| BuildError::Kernel(error.to_string()))?;

@@ -1,12 +1,12 @@
-//! Artifacts from a build script: a model config and a pattern become a Rust module with the
-//! kernels inside.
+//! Makes artifacts in a build script: turns a model config and a pattern into a Rust module that
+//! embeds the kernels.
 //!
-//! Owns: the way from a plan to files, which the `butterfly` command shares, and the module.
-//! In: a `config.json`, a pattern, targets. Out: an artifact folder, and beside it a file of
-//! Rust for `include!`.
+//! Owns: the steps from a plan to files, which the `butterfly` command uses too, and the module.
+//! In: a `config.json`, a pattern, targets. Out: an artifact folder, and beside it a Rust file
+//! for `include!`.
 //!
-//! Invariants: the same input gives the same bytes; the module appears only when its folder
-//! is whole; a program that includes it needs neither files nor a compiler for attention.
+//! Invariants: the same input gives the same bytes; the module is written only when its folder is
+//! complete; a program that includes it needs neither files nor a compiler for attention.
 //!
 //! ```no_run
 //! // build.rs
@@ -40,7 +40,7 @@ use butterfly_runtime::artifacts;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
-/// Why there are no artifacts.
+/// Why artifacts could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A file that cannot be read or written.
@@ -48,19 +48,19 @@ pub enum BuildError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: std::io::Error,
     },
-    /// A config that is refused.
+    /// A config that the compiler rejects.
     #[error(transparent)]
     Config(#[from] config::ConfigError),
     /// A pattern that cannot be read.
     #[error("{0}")]
     Pattern(String),
-    /// A target that is not known.
+    /// An unknown target.
     #[error(transparent)]
     Target(#[from] butterfly_ir::kernel::UnknownTarget),
-    /// A pattern that the compiler refuses for the model.
+    /// A pattern that the compiler rejects for the model.
     #[error(transparent)]
     Pipeline(#[from] pipeline::PipelineError),
     /// A kernel that cannot be made.
@@ -69,15 +69,18 @@ pub enum BuildError {
     /// The folder or the module cannot be written.
     #[error(transparent)]
     Artifacts(#[from] artifacts::ArtifactError),
-    /// Not in a build script.
+    /// [`Build::module`] was called outside a build script.
     #[error("OUT_DIR is not set: call this from build.rs, or `artifacts` with a folder")]
     OutDir,
-    /// A name that is none in Rust.
+    /// The name of a module that is not a Rust identifier.
     #[error("`{0}` cannot be the name of a module")]
     Name(String),
 }
 
-/// What to compile. Paths are those that a build script sees: from the package's folder.
+/// What to compile.
+///
+/// Relative paths start at the current directory; in a build script, that is the folder of the
+/// package.
 #[derive(Clone, Debug)]
 pub struct Build {
     config: PathBuf,
@@ -88,8 +91,11 @@ pub struct Build {
 }
 
 impl Build {
-    /// The attention layers of a Hugging Face `config.json`; all targets, the element types that
-    /// [`Build::dtype`] tells of, the standard pattern.
+    /// Compiles the attention layers of the model in a Hugging Face `config.json`.
+    ///
+    /// By default with the pattern `causal & (local(1) | partner(causal_shift) | sink(1))`, for the
+    /// targets `cuda:sm_90a`, `cuda:sm_80`, `vulkan`, `webgpu`, `metal` and `cpu`, with the element
+    /// types of [`Build::dtype`] and the model's own limit as capacity.
     pub fn new(config: impl Into<PathBuf>) -> Self {
         Self {
             config: config.into(),
@@ -100,35 +106,37 @@ impl Build {
         }
     }
 
-    /// Pattern text, or the path of a `.pattern` or `.json` file.
+    /// Sets the pattern: pattern text, or the path of a `.pattern` or `.json` file.
     pub fn pattern(mut self, pattern: impl Into<String>) -> Self {
         self.pattern = pattern.into();
         self
     }
 
-    /// Targets, separated by commas.
+    /// Sets the targets, separated by commas without blanks.
     pub fn targets(mut self, targets: impl Into<String>) -> Self {
         self.targets = targets.into();
         self
     }
 
-    /// An element type, beside those of earlier calls; where this is not called, the model's own
-    /// and for each target the one that models run in there by default.
+    /// Adds an element type to those of earlier calls.
+    ///
+    /// Without any call, kernels are made in the model's own element type, and on each target also
+    /// in the one that models use there by default.
     pub fn dtype(mut self, dtype: Dtype) -> Self {
         self.dtypes.push(dtype);
         self
     }
 
-    /// Longest sequence in tokens; the model's own limit where this is not called.
+    /// Sets the longest sequence, in tokens. Without a call it is the model's own limit.
     pub fn capacity(mut self, capacity: u32) -> Self {
         self.capacity = Some(capacity);
         self
     }
 
-    /// Writes the artifact folder `dir`.
+    /// Compiles, and writes the artifact folder `dir`. Returns its manifest.
     ///
     /// # Errors
-    /// [`BuildError`]; the folder is then as it was.
+    /// [`BuildError`]; the folder is then unchanged.
     pub fn artifacts(&self, dir: &Path) -> Result<Manifest, BuildError> {
         let text = read(&self.config)?;
         let name = self.config.display().to_string();
@@ -158,9 +166,12 @@ impl Build {
         Ok(manifest)
     }
 
-    /// From a build script: writes `$OUT_DIR/NAME` and the module `$OUT_DIR/NAME.rs`, which
-    /// holds `ARTIFACTS`, `plan()` and what is known of the model; cargo is told what they
-    /// depend on.
+    /// For build scripts: writes the artifact folder `$OUT_DIR/NAME` and the module
+    /// `$OUT_DIR/NAME.rs`.
+    ///
+    /// The module has `ARTIFACTS`, `plan()`, and the constants `PATTERN`, `CAPACITY` and `LAYERS`.
+    /// Also tells cargo when to run the build script again: if the config, a pattern file or the
+    /// variable `BUTTERFLY_NVRTC` changes.
     ///
     /// # Errors
     /// [`BuildError`].
@@ -206,7 +217,8 @@ fn read(path: &Path) -> Result<String, BuildError> {
     })
 }
 
-/// What an artifact folder says of itself; the config is given by its path and text.
+/// The manifest of an artifact folder, still without its digest; the config is given by its path
+/// and text.
 pub fn manifest(
     plan: &Plan,
     model: &ModelConfig,

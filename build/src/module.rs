@@ -1,4 +1,4 @@
-//! A manifest → a module of Rust that holds the folder.
+//! A manifest → a Rust module that embeds the artifact folder.
 
 use crate::BuildError;
 use butterfly_ir::manifest::Manifest;
@@ -6,7 +6,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use std::path::Path;
 
-/// The module's text, which is checked to be Rust.
+/// The text of the module, which is checked to parse as Rust.
 pub(crate) fn text(name: &str, dir: &Path, manifest: &Manifest) -> Result<String, BuildError> {
     let wrong = || BuildError::Name(name.to_string());
     syn::parse_str::<syn::Ident>(name).map_err(|_| wrong())?;
@@ -66,7 +66,7 @@ mod tests {
         let text = super::text("attention", &dir, &manifest).expect("a module");
         let layers = "LAYERS : [(usize , u32) ; 2usize] = [(0usize , 0u32) , (1usize , 1u32)]";
         assert!(text.contains(layers), "{text}");
-        // A stage in the header is that of every layer.
+        // A stage in the header applies to every layer.
         let fixed = build.clone().pattern("block 32 stage 3 causal & local(1)");
         let manifest = fixed.artifacts(&dir).expect("artifacts");
         let text = super::text("attention", &dir, &manifest).expect("a module");

@@ -1,11 +1,11 @@
-//! Element types → the matrix products that linear layers run.
+//! Element types → the kernels for the matrix products of linear layers.
 
 use crate::{BuildError, Files};
 use butterfly_ir::Dtype;
 use butterfly_ir::manifest::ProductEntry;
 use butterfly_ir::plan::Plan;
 
-/// Element types of a plan's kernels for Hopper.
+/// The element types of a plan's kernels for `cuda:sm_90a`, sorted, each once.
 pub fn product_dtypes(plan: &Plan) -> Vec<Dtype> {
     let kernels = plan.kernels.iter();
     let hopper = kernels.filter(|kernel| kernel.target.to_string() == "cuda:sm_90a");
@@ -15,10 +15,10 @@ pub fn product_dtypes(plan: &Plan) -> Vec<Dtype> {
     dtypes
 }
 
-/// One product for Hopper for each element type that it has one for.
+/// Makes a matrix product kernel for `cuda:sm_90a` for each of the element types that have one.
 ///
 /// # Errors
-/// [`BuildError::Kernel`] when NVRTC refuses a text.
+/// [`BuildError::Kernel`] if NVRTC rejects the text of a kernel.
 #[cfg(feature = "emitters")]
 pub fn products(
     dtypes: impl IntoIterator<Item = Dtype>,
@@ -50,7 +50,7 @@ pub fn products(
     Ok((entries, files))
 }
 
-/// None: this build has no emitters.
+/// Returns no kernels: this build has no emitters.
 #[cfg(not(feature = "emitters"))]
 pub fn products(
     _: impl IntoIterator<Item = Dtype>,

@@ -99,7 +99,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     }
     let spec = KernelSpec {
         score: score.kind(),
-        // One workgroup a query pays while there are few of them.
+        // For few queries, the decode kernel is chosen: it has a workgroup for each query.
         phase: if q_len <= 4 {
             Phase::Decode
         } else {
@@ -249,8 +249,8 @@ fn not_finite(name: &str, tensor: &Tensor) -> Option<String> {
     ))
 }
 
-/// Outputs are finite, but for the log-sum-exp of a query that sees nothing; says which input
-/// they owe it to if they are not.
+/// Checks that outputs are finite, except the LSE of a query that sees nothing, which is -infinity.
+/// The error names the input that caused it.
 fn check_outputs(inputs: [&Tensor; 3], o: &[f32], lse: &[f32]) -> Result<(), String> {
     let bad = o.iter().filter(|x| !x.is_finite()).count();
     let bad_lse = lse

@@ -22,14 +22,14 @@ use butterfly_runtime::Device;
 use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
 
-/// The stage where nothing else is asked for.
+/// Default index that picks the stage.
 const STAGE: u32 = 3;
 
 #[derive(Serialize)]
 struct Report {
     device: &'static str,
     device_name: String,
-    /// Whether the kernel came from a folder.
+    /// The artifact folder that the kernel came from, if any.
     artifacts: Option<String>,
     kernel: Option<String>,
     dtype: Dtype,
@@ -52,9 +52,9 @@ struct Row {
     limit: Option<Limit>,
     tile_gflops: f64,
     exact_gflops: f64,
-    /// Time of dense causal attention by the same kernel over this time.
+    /// Speedup: the time of dense causal attention, divided by this time.
     against_dense: Option<f64>,
-    /// Largest difference from attention in f64, over `checked_queries` queries.
+    /// Largest difference of o from the f64 reference, over `checked_queries` queries.
     error: Option<f64>,
     /// The same for the log-sum-exps.
     lse_error: Option<f64>,
@@ -163,9 +163,9 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The kernel of a folder for `target` and `phase`, in the shortest element type it has.
+/// The kernel of a folder for `target` and `phase`, in the smallest element type that it has.
 fn from_folder(artifacts: &Artifacts, target: Target, phase: Phase) -> Result<KernelSpec, Failure> {
-    // Not those of layers that keep their attention.
+    // Kernels for layers that keep dense attention are skipped.
     let sparsity = &artifacts.manifest.sparsity;
     let of_pattern = (sparsity.block, artifacts.rows());
     let fits = |k: &&KernelEntry| {
@@ -225,8 +225,8 @@ fn shape(command: &Command, spec: &KernelSpec) -> Result<Shape, Failure> {
     }
 }
 
-/// Dense causal attention by the same kernel on the same device; on a GPU it is emitted
-/// for this run.
+/// Dense causal attention on the same device, by a kernel that differs only in its rows; on a GPU
+/// it is emitted for this run.
 fn dense(sparsity: &Sparsity, sparse: &Chosen) -> Result<(Pattern, Chosen), Failure> {
     let pattern = build::causal() & build::all();
     let sparsity = Sparsity {

@@ -13,7 +13,7 @@ use butterfly_ir::{BandTable, Context, Dtype, LaunchScalars, Pattern, Rows, Scor
 use butterfly_runtime::{Arguments, Device, Loaded, launch};
 use std::time::Instant;
 
-/// Sizes of q [B, Hq, q_len, D], k [B, Hkv, kv_len, D] and v [B, Hkv, kv_len, Dv].
+/// Sizes of q `[B, Hq, q_len, D]`, k `[B, Hkv, kv_len, D]` and v `[B, Hkv, kv_len, Dv]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) batch: usize,
@@ -42,7 +42,7 @@ pub(crate) struct Call<'a> {
     pub(crate) runs: u32,
 }
 
-/// What came back.
+/// The results and times of a call.
 pub(crate) struct Outcome {
     pub(crate) o: Vec<f32>,
     pub(crate) lse: Vec<f32>,
@@ -68,7 +68,7 @@ impl Call<'_> {
         }
     }
 
-    /// What each row sees.
+    /// The bands of each row.
     pub(crate) fn table(&self) -> BandTable {
         rows::table(self.pattern, &self.context)
     }
@@ -125,7 +125,7 @@ impl Call<'_> {
             return Err(Failure::Bad(format!("no kernel was chosen for {device}")));
         };
         let [q, k, v] = [self.q, self.k, self.v].map(|x| tensors::encode(x, self.dtype));
-        // Closed forms need none: the kernel computes its rows.
+        // A kernel with closed-form rows computes them, and needs no table.
         let table = (chosen.spec.rows == Rows::Table).then(|| self.table());
         let kernel = Loaded {
             key: &entry.key,

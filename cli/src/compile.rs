@@ -1,4 +1,4 @@
-//! `butterfly compile`: model configs and a pattern to artifacts.
+//! `butterfly compile`: compiles model configs and a pattern to artifact folders.
 
 use crate::args::Compile as Command;
 use crate::failure::Failure;
@@ -32,12 +32,12 @@ struct Made {
     bytes: u64,
     layers: usize,
     milliseconds: f64,
-    /// Those among them in which NVRTC compiled.
+    /// The part of `milliseconds` that NVRTC took.
     nvrtc_milliseconds: f64,
     targets: Vec<TargetReport>,
     /// Milliseconds of each pass, in order.
     passes: Vec<(&'static str, f64)>,
-    /// What `--emit` asked for.
+    /// The output of `--emit`, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     emitted: BTreeMap<&'static str, String>,
 }
@@ -61,7 +61,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     crate::print(json, &report, || text(&report, command.timings))
 }
 
-/// The folder of each config: the one that is given, or one for each below it.
+/// The output folder of each config: the one that is given, or if there are several configs, a
+/// folder for each inside it.
 fn folders(command: &Command) -> Result<Vec<PathBuf>, Failure> {
     if let [_] = command.configs[..] {
         return Ok(vec![command.output.clone()]);
@@ -184,7 +185,7 @@ fn one(
     })
 }
 
-/// Runs the pipeline; blames the user's file and the leaf of the pattern.
+/// Runs the pipeline. Errors point at the leaf of the pattern, or name the config file.
 pub(crate) fn lower(
     parsed: &Parsed,
     model: &ModelConfig,
@@ -219,8 +220,8 @@ pub(crate) fn milliseconds(timings: &[(&'static str, f64)]) -> Vec<(&'static str
     milliseconds.collect()
 }
 
-/// Emits every kernel of a plan, in the plan's order: first all texts, then what NVRTC
-/// makes of them, so that its share of the time is known.
+/// Emits every kernel of a plan, in the plan's order. First all texts are written, then NVRTC
+/// compiles them, so that the two are timed separately.
 fn emit(
     plan: &Plan,
     passes: &mut Vec<(&'static str, f64)>,
@@ -246,7 +247,8 @@ fn emit(
     Ok((kernels, files.into_iter().flatten().collect()))
 }
 
-/// Says where kernels of another element type are made than was asked for, or than is the model's.
+/// Notes the targets that lack the element type that was asked for (by default the model's), and
+/// which one their kernels have instead.
 fn note_substitutes(plan: &Plan, targets: &[Target], asked: &[Dtype], model: Dtype) {
     let wanted = if asked.is_empty() { &[model] } else { asked };
     for (target, wanted) in targets
@@ -267,7 +269,7 @@ fn note_substitutes(plan: &Plan, targets: &[Target], asked: &[Dtype], model: Dty
     }
 }
 
-/// Says which kernels of a folder are lost that would have fitted beside the new ones.
+/// Notes which kernels of a folder are replaced although `--add` could have kept them.
 fn note_replaced(dir: &Path, new: &Manifest) {
     let Some(old) = Artifacts::open(dir)
         .ok()
@@ -293,7 +295,8 @@ fn note_replaced(dir: &Path, new: &Manifest) {
     }
 }
 
-/// Says where the layers do not reach everything at the longest length.
+/// Notes if the layers do not reach every earlier block at the longest length, or if that was
+/// proved only at a shorter one.
 fn note_coverage(plan: &Plan) {
     let (proof, layers) = (&plan.proof, plan.layers.len());
     if proof.tokens < plan.capacity {
@@ -326,7 +329,7 @@ fn summary(target: Target, kernels: &[KernelEntry]) -> TargetReport {
     }
 }
 
-/// The values, each once, in order.
+/// The values, sorted and without duplicates.
 fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
     let values: BTreeSet<T> = values.collect();
     values.into_iter().collect()

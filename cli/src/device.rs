@@ -1,7 +1,7 @@
 //! Where attention runs, and with which kernel.
 //!
-//! With artifacts no compiler is called: the kernel comes from the folder or the command
-//! fails. Without, the kernel is emitted for this one run.
+//! With artifacts, no compiler is called: if the folder does not have the kernel, the command
+//! fails. Without artifacts, the kernel is emitted for this run only.
 
 use crate::args::DeviceArg;
 use crate::failure::Failure;
@@ -17,7 +17,7 @@ use std::path::Path;
 /// A device, and the kernel that it will run.
 pub(crate) struct Chosen {
     pub(crate) device: Runner,
-    /// As the driver or the processor calls itself.
+    /// Name of the device, as its driver reports it; of the CPU, its instruction set.
     pub(crate) name: String,
     pub(crate) spec: KernelSpec,
     pub(crate) kernel: Option<(KernelEntry, Vec<u8>)>,
@@ -40,11 +40,11 @@ impl Runner {
     }
 }
 
-/// What to run: a specification, or whatever kernel a folder has for a target.
+/// The specification of the kernel to run, for a target.
 pub(crate) type Wanted<'a> = &'a dyn Fn(Target) -> Result<KernelSpec, Failure>;
 
-/// Chooses a device and a kernel. `auto` is the first GPU that is there and for which
-/// there is a kernel, else the CPU; a program that acts as a GPU is taken only by name.
+/// Chooses a device and a kernel. `auto` takes the first GPU that is present and has a kernel, else
+/// the CPU; a software implementation of a GPU is taken only by name.
 pub(crate) fn choose(
     asked: DeviceArg,
     wanted: Wanted<'_>,
@@ -128,7 +128,7 @@ fn stored(
     Ok((entry.clone(), image))
 }
 
-/// Makes the kernel for this one run.
+/// Makes the kernel for this run only.
 fn emitted(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Vec<u8>), Failure> {
     let form = match target {
         Target::Vulkan => ".spv",
@@ -146,7 +146,7 @@ fn emitted(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Vec<u8>), 
     }
 }
 
-/// Says why `auto` does not take a device that is there.
+/// Notes why `auto` does not take a device that is present.
 pub(crate) fn note_passed_over(device: Device, name: &str, failure: &Failure) {
     let (Failure::Bad(reason) | Failure::Check(reason)) = failure;
     output::note(format_args!(
@@ -154,9 +154,9 @@ pub(crate) fn note_passed_over(device: Device, name: &str, failure: &Failure) {
     ));
 }
 
-/// The element type in which a model of `model` runs on `target`: the one that is asked for, or
-/// the one that `compile` makes kernels in by default. Where artifacts hold no such kernels, it is
-/// one that they do hold, and a note says so.
+/// The element type to run in on `target`, for a model whose own type is `model`: the one that is
+/// asked for, else the one that `compile` makes kernels in by default. If the artifacts have no
+/// kernels in that default, it is one that they have, and a note says so.
 pub(crate) fn dtype(
     asked: Option<Dtype>,
     model: Dtype,
@@ -183,8 +183,9 @@ pub(crate) fn dtype(
     }
 }
 
-/// Whether a folder has the kernels of a model for a target and element type: those of its pattern,
-/// beside which there are those of layers that keep their attention.
+/// Checks that a folder has the kernels of a model for a target and element type. It looks only for
+/// those of the pattern: a folder that has these also has those of layers that keep dense
+/// attention.
 pub(crate) fn check_model(
     artifacts: &Artifacts,
     config: &ModelConfig,
@@ -224,18 +225,18 @@ pub(crate) fn check_model(
     Ok(())
 }
 
-/// Keeps Mesa's Vulkan layer for choosing a device from complaining on stderr that
-/// `XDG_RUNTIME_DIR` is not set, which is so wherever nobody is logged in: there is no desktop whose
-/// device it could ask for. Nothing else that a driver says is kept back.
+/// Stops Mesa's device-selection layer for Vulkan from complaining on stderr that `XDG_RUNTIME_DIR`
+/// is not set, as it is without a login session. There is then no desktop whose device the layer
+/// could ask for. No other message of a driver is suppressed.
 pub(crate) fn quiet_loader() {
     let set = std::env::var_os("XDG_RUNTIME_DIR");
     if set.is_none_or(|dir| !Path::new(&dir).is_absolute()) {
-        // SAFETY: this is the only thread yet.
+        // SAFETY: no other thread has been started yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", "/nonexistent") };
     }
 }
 
-/// Whether a folder was made for the pattern that is asked for.
+/// Checks that a folder was compiled for the pattern that is asked for.
 pub(crate) fn check_pattern(artifacts: &Artifacts, sparsity: &Sparsity) -> Result<(), Failure> {
     let made = &artifacts.manifest.sparsity;
     if (made.block, &made.pattern) == (sparsity.block, &sparsity.pattern) {

@@ -9,7 +9,7 @@ struct Report {
     instruction_set: String,
     devices: Vec<Device>,
     emitters: bool,
-    /// Whether it runs whole models.
+    /// Whether this build runs whole models.
     models: bool,
     nvrtc: Option<String>,
     nvrtc_looked: Vec<String>,
@@ -19,7 +19,7 @@ struct Report {
 struct Device {
     device: &'static str,
     name: Option<String>,
-    /// Whether it is a program on the CPU.
+    /// Whether it is a software implementation that runs on the CPU.
     software: bool,
     /// Its CUDA target.
     sm: Option<String>,
@@ -62,7 +62,7 @@ pub(crate) fn run(json: bool) -> Result<(), Failure> {
     crate::print(json, &report, || text(&report))
 }
 
-/// What was found, and where it was looked for.
+/// The NVRTC that was found, and the places that were searched.
 #[cfg(feature = "emitters")]
 fn nvrtc() -> (Option<String>, Vec<String>) {
     let search = butterfly_codegen::nvrtc::find();

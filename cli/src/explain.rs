@@ -1,5 +1,5 @@
-//! `butterfly explain`: a layer before and after fusion, which kernel runs on each
-//! target and why, its work, and what that work must cost.
+//! `butterfly explain`: a layer before and after fusion, which kernel runs on each target and why,
+//! its work, and the predicted time of that work.
 
 use crate::args::{Explain as Command, PhaseArg};
 use crate::failure::Failure;
@@ -15,7 +15,7 @@ use butterfly_ir::plan::{PlannedKernel, Proof};
 use butterfly_ir::{Context, Dtype, Geometry, Phase, Rows, Target};
 use serde::Serialize;
 
-/// Tokens where nothing else is asked for.
+/// Default length, in tokens.
 const TOKENS: u32 = 32768;
 
 #[derive(Serialize)]
@@ -45,7 +45,7 @@ struct Report {
 #[derive(Serialize)]
 struct Graph {
     kernels: usize,
-    /// Bytes that all steps move at these lengths.
+    /// Bytes that all steps read and write at the lengths of the report.
     bytes: u64,
     graph: LayerGraph,
 }
@@ -150,7 +150,7 @@ fn targets(
     let kernels = kernels.filter(|kernel| kernel.spec.phase == phase);
     let shape = model.attention.kernel_shape(phase);
     let given = command.tflops.zip(command.bandwidth);
-    // Targets with the same tiles walk them alike.
+    // Targets with the same tiles have the same schedule.
     let mut schedules: Vec<(_, Schedule)> = Vec::new();
     let on = |planned: &PlannedKernel| {
         let PlannedKernel { key, target, spec } = planned;

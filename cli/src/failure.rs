@@ -6,7 +6,8 @@ use std::any::Any;
 use std::fmt::Display;
 use std::process::ExitCode;
 
-/// Most characters of a message's line, beyond which a value or name that it repeats is cut.
+/// Most characters of a line of a message. Longer lines, which repeat a long value or name, are cut
+/// in the middle.
 const WIDTH: usize = 1000;
 
 /// Prints what is wrong with the command line, or the help that it asks for.
@@ -40,15 +41,15 @@ impl Failure {
         Self::Bad(format!("{}: {error}", path.display()))
     }
 
-    /// Prints the failure on stderr, and with `--json` as an object on stdout where the
-    /// command did not print one.
+    /// Prints the failure on stderr; with `--json` also as an object on stdout, if the command has
+    /// not printed one.
     pub(crate) fn report(self, json: bool) -> ExitCode {
         let (message, code) = match self {
             Self::Check(message) => (message, 1),
             Self::Bad(message) => {
                 if json {
                     let object = serde_json::json!({ "error": brief(&message, WIDTH) });
-                    // Where stdout is what failed, stderr and the exit code say so.
+                    // If stdout itself has failed, stderr and the exit code still report it.
                     let _ = output::out(format_args!("{object}\n"));
                 }
                 (message, 2)
@@ -65,7 +66,7 @@ impl Failure {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());

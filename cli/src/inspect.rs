@@ -1,5 +1,5 @@
-//! `butterfly inspect` and `butterfly verify`: what an artifact folder holds, and whether
-//! this compiler makes the same again.
+//! `butterfly inspect` and `butterfly verify`: what an artifact folder holds, and whether this
+//! version of the compiler makes the same bytes again.
 
 use crate::failure::Failure;
 use crate::kernel;
@@ -83,14 +83,14 @@ struct Report {
     files: usize,
     /// Files that were made again with the same bytes.
     same: usize,
-    /// Binaries that need a library which is not here.
+    /// Binaries that could not be made again, because a library is not installed.
     not_made_again: Vec<String>,
     /// What differs.
     different: Vec<String>,
 }
 
 impl Report {
-    /// Holds files against those that were made again.
+    /// Compares files with those that were made again.
     fn compare(&mut self, files: &[FileEntry], again: &[FileEntry]) {
         for file in files {
             match again.iter().find(|f| f.path == file.path) {

@@ -1,4 +1,4 @@
-//! Kernels as `butterfly-build` makes them, with this command's failures.
+//! Makes kernels by `butterfly-build`, with errors as failures of this command.
 
 use crate::failure::Failure;
 use butterfly_ir::manifest::KernelEntry;
@@ -16,12 +16,12 @@ pub(crate) fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, Failure
     butterfly_build::write(spec, target).map_err(Failure::bad)
 }
 
-/// Adds what a compiler that is here makes of a kernel.
+/// Adds the binaries of a kernel, if it has any and the compiler for them is installed.
 pub(crate) fn assemble(kernel: Kernel) -> Result<Kernel, Failure> {
     butterfly_build::assemble(kernel).map_err(Failure::bad)
 }
 
-/// The tiles of the kernel that [`make`] makes, and why it is that kernel.
+/// The tiles of the kernel that [`make`] makes, and why that kernel was chosen.
 pub(crate) fn choice(spec: &KernelSpec, target: Target) -> Result<(Geometry, String), Failure> {
     butterfly_build::choice(spec, target).map_err(Failure::bad)
 }

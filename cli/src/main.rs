@@ -1,14 +1,14 @@
 //! The `butterfly` command: arguments in, files and reports out.
 //!
-//! Owns: reading and writing the user's files, exit codes, and how results are shown.
-//! Everything else is a call into the crates below.
-//! Invariant: stdout carries the result and nothing else; with `--json` exactly one
-//! JSON object. Exit 0 is success, 1 a check that did not hold, 2 bad input.
+//! Owns: reading and writing the user's files, exit codes, and how results are shown. Everything
+//! else is a call into the other crates.
+//! Invariant: stdout carries the result and nothing else; with `--json` exactly one JSON object.
+//! Exit code 0 is success, 1 a check that did not hold, 2 bad input or environment.
 
-// `output` prints, and knows what to do where nobody reads.
+// Only `output` prints: it handles a reader that has gone away.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
-// What only commands for models call.
+// Some functions are called only by commands that run models.
 #![cfg_attr(not(feature = "models"), allow(dead_code, unused_imports))]
 
 mod args;
@@ -55,10 +55,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a command, whose panics become failures.
+/// Runs a command; a panic in it becomes a failure.
 ///
-/// Whoever catches a panic says what it means, so the panic itself prints nothing, unless
-/// `RUST_BACKTRACE` asks for it.
+/// The code that catches a panic reports it, so the panic itself prints nothing, unless
+/// `RUST_BACKTRACE` is set.
 fn contained(command: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     static PLACE: Mutex<String> = Mutex::new(String::new());
     if std::env::var_os("RUST_BACKTRACE").is_none() {
@@ -144,7 +144,7 @@ fn print(
     output::out(format_args!("{}\n", text.trim_end()))
 }
 
-/// A progress bar on stderr; nothing where that is no terminal.
+/// A progress bar on stderr; hidden if stderr is not a terminal.
 fn progress(length: u64, what: &'static str) -> indicatif::ProgressBar {
     let style = indicatif::ProgressStyle::with_template("{msg} {bar:40} {pos}/{len}, {eta} left");
     let bar = indicatif::ProgressBar::new(length).with_message(what);

@@ -1,4 +1,4 @@
-//! Measuring attention on numbers that are the same in every run.
+//! Measures attention on inputs that are the same in every run.
 
 use crate::call::{Call, Outcome, Shape};
 use crate::device::Chosen;
@@ -61,19 +61,19 @@ impl Layer {
     }
 }
 
-/// How far some of the queries are from attention by its definition, in f64.
+/// How far the outputs of some queries are from the f64 reference.
 pub(crate) struct Agreement {
     pub(crate) queries: usize,
     /// Largest difference of an element of o.
     pub(crate) error: f64,
-    /// What rounding to the element type, and sums in f32, account for.
+    /// Largest error of o that rounding to the element type and f32 sums account for.
     pub(crate) tolerance: f64,
     /// Largest difference of a log-sum-exp.
     pub(crate) lse_error: f64,
 }
 
-/// What a log-sum-exp, which is f32 whatever the element type, may be off. A key that is lost
-/// among n alike moves it by 1/n.
+/// Largest error of a log-sum-exp, which is f32 for every element type. Losing one of n equal keys
+/// changes it by about 1/n.
 const LSE_TOLERANCE: f64 = 1e-4;
 
 impl Agreement {
@@ -82,10 +82,10 @@ impl Agreement {
     }
 }
 
-/// Queries compared at the beginning, in the middle and at the end.
+/// Number of queries that are compared at the beginning, in the middle and at the end each.
 const SAMPLE: usize = 8;
 
-/// Compares `outcome` with the definition of `pattern` in f64.
+/// Compares `outcome` with the f64 reference for the pattern of `call`.
 pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
     let shape = &call.shape;
     let sample = SAMPLE.min(shape.q_len);
@@ -145,8 +145,8 @@ fn farthest(got: &[f32], want: &[f64]) -> f64 {
     differences.fold(0.0, f64::max)
 }
 
-/// Constants of this machine's CPU: the rate of the kernel on one dense square, and of a
-/// copy.
+/// Measures this machine's CPU: the FLOP rate of the kernel on one dense square, and the bandwidth
+/// of a copy in memory.
 pub(crate) fn calibrate(
     chosen: &Chosen,
     shape: &Shape,

@@ -1,13 +1,14 @@
-//! What is printed: results on stdout, remarks on stderr.
+//! Prints results on stdout, and remarks on stderr.
 //!
-//! Invariant: nothing else in this command prints. A reader that went away (`… | head`) has seen
-//! what it wanted: that is no failure, and nothing more is said. Any other failure of stdout is one.
+//! Invariant: nothing else in this command prints, except clap (help and usage) and progress bars.
+//! A reader of stdout that has gone away (`… | head`) is not a failure; the rest is dropped
+//! silently. Any other error of stdout is a failure.
 
 use crate::failure::Failure;
 use std::fmt::{Arguments, Display};
 use std::io::{ErrorKind, Write};
 
-/// Prints a part of the result as it comes; says whether somebody still reads.
+/// Prints a part of the result at once. Returns false if the reader has gone away.
 pub(crate) fn stream(part: impl Display) -> Result<bool, Failure> {
     let mut out = std::io::stdout().lock();
     let written = write!(out, "{part}").and_then(|()| out.flush());
@@ -18,12 +19,13 @@ pub(crate) fn stream(part: impl Display) -> Result<bool, Failure> {
     }
 }
 
-/// Prints the result, or all that is left of it.
+/// Prints the result, or the rest of it.
 pub(crate) fn out(text: impl Display) -> Result<(), Failure> {
     stream(text).map(|_| ())
 }
 
-/// Prints a remark, in a line of its own. There is nowhere to say that it could not be printed.
+/// Prints a remark on a line of its own. An error of stderr is ignored: there is nowhere to report
+/// it.
 pub(crate) fn note(line: Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! `--emit`: what one of the stages from pattern to kernel looks like.
+//! `--emit`: the result of one step from pattern to kernel, as text.
 
 use crate::args::Show;
 use crate::failure::Failure;
@@ -25,7 +25,7 @@ impl Show {
     }
 }
 
-/// The stage as text.
+/// The result of this step as text.
 pub(crate) fn text(show: Show, lowered: &Lowered, files: &Files) -> Result<String, Failure> {
     let plan = &lowered.plan;
     Ok(match show {

@@ -15,7 +15,8 @@ impl PatternArg {
         read(&self.pattern)
     }
 
-    /// What to read the pattern with.
+    /// The context in which the pattern is resolved: block size, lengths, and the index that picks
+    /// the stage.
     pub(crate) fn context(
         &self,
         parsed: &Parsed,
@@ -57,17 +58,18 @@ pub(crate) fn read(pattern: &str) -> Result<Parsed, Failure> {
     Sparsity::parse_any(name, &text).map_err(Failure::bad)
 }
 
-/// Checks that a pattern serves every query, and causally.
+/// Checks that every query sees a key, and none sees a later one.
 pub(crate) fn check(parsed: &Parsed, context: &Context) -> Result<(), Failure> {
     check_tables(parsed, context)?;
     classify::check(&parsed.sparsity.pattern, context)
         .map_err(|error| blame(parsed, context, &error))
 }
 
-/// Most blocks that are listed.
+/// Most rows or blocks of a listing.
 pub(crate) const LISTED: u64 = 1 << 23;
 
-/// The topology of a pattern, with every row and block of it, as far as anyone can read it.
+/// The topology of a pattern, with every row and block; an error if it has more than `most` rows or
+/// blocks.
 pub(crate) fn listed(pattern: &Pattern, context: &Context, most: u64) -> Result<Topology, Failure> {
     let blocks = match u64::from(context.rows()) {
         rows if rows > most => rows,
@@ -88,7 +90,7 @@ pub(crate) fn check_tables(parsed: &Parsed, context: &Context) -> Result<(), Fai
         .map_err(|error| blame(parsed, context, &error))
 }
 
-/// Points at the leaf that is to blame.
+/// The failure for `error`, which points at the leaf of the pattern that caused it.
 pub(crate) fn blame(parsed: &Parsed, context: &Context, error: &ClassifyError) -> Failure {
     match classify::culprit(&parsed.sparsity.pattern, context, error) {
         Some((leaf, label)) => Failure::bad(parsed.at_leaf(leaf, &error.to_string(), label)),

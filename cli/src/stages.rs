@@ -1,12 +1,13 @@
-//! From layers to the indices that pick their stages.
+//! Turns `--stage`, `--layer` and `--layers` into the indices that pick the stages of layers.
 
 use crate::args::StageArg;
 use crate::failure::Failure;
 use butterfly_ir::Sparsity;
 
 impl StageArg {
-    /// The index that picks the stage: `--stage`, the layer's, the pattern's own, or 0. A pattern
-    /// that fixes the stage does so for every layer.
+    /// The index that picks the stage: that of `--layer` if it is given, else `--stage`, else the
+    /// stage that the pattern fixes, else 0. A pattern that fixes the stage does so for every
+    /// layer.
     pub(crate) fn index(&self, sparsity: &Sparsity) -> Result<u32, Failure> {
         let Some(layer) = self.layer else {
             if self.layers.is_some() {
@@ -28,7 +29,7 @@ impl StageArg {
     }
 }
 
-/// The stage index of each swapped layer, first layer first.
+/// The index that picks the stage of each swapped layer, in the order of the layers.
 pub(crate) fn indices(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u32>, Failure> {
     let layers = swapped(sparsity, layers)?;
     let indices = (0..).zip(layers);
@@ -36,8 +37,8 @@ pub(crate) fn indices(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u
     Ok(indices.collect())
 }
 
-/// The swapped layers: listed in the argument, or as many as it says, in both cases only
-/// those that the pattern itself names.
+/// The swapped layers: those that `layers` lists or counts, and of these only those that the
+/// pattern names, if it names any. Without `layers`, those that the pattern names.
 fn swapped(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u32>, Failure> {
     let given = layers.map(parse).transpose()?;
     match (given, &sparsity.swapped_layers) {

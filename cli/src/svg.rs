@@ -1,12 +1,14 @@
-//! A picture of a topology: query blocks down, kv blocks across.
+//! Pictures as SVG: topologies (query blocks down, kv blocks across), and results of retrieval
+//! tests.
 
 use butterfly_ir::{Class, Topology};
 use std::fmt::Write;
 
-/// Draws at most this many blocks a side one by one; beyond, the picture is scaled.
+/// Length of a side of the picture of a topology, in SVG units. With more blocks a side than this,
+/// squares overlap: none is drawn smaller than about a unit.
 const SIDE: f64 = 640.0;
 
-/// Most blocks that are drawn.
+/// Most rows or blocks of a picture.
 pub(crate) const DRAWN: u64 = 1 << 18;
 
 /// One square for each block read: dark when full, light when it needs a mask.
@@ -49,7 +51,8 @@ pub(crate) fn draw(topology: &Topology) -> String {
     svg + "</svg>\n"
 }
 
-/// Kind of attention, length, depth, and the share that was found.
+/// Kind of attention, length in tokens, depth from 0 to 1, and the share of the answer that was
+/// found.
 pub(crate) type Cell<'a> = (&'a str, usize, f32, f32);
 
 /// Found shares by length and depth, one panel for each kind of attention.

@@ -7,7 +7,8 @@ use half::{bf16, f16};
 use safetensors::tensor::{SafeTensors, TensorView};
 use std::path::Path;
 
-/// A tensor [B, H, T, D] as it lies in a file, and in f32.
+/// A tensor `[B, H, T, D]` from a file. `dtype` is its element type there; the values are converted
+/// to f32.
 #[derive(Debug)]
 pub(crate) struct Tensor {
     pub(crate) shape: [usize; 4],
@@ -50,7 +51,7 @@ pub(crate) fn vector(path: &Path, name: &str) -> Result<Vec<f32>, Failure> {
     Ok(floats(view.data(), dtype))
 }
 
-/// Tokens from a file, and what else it has.
+/// Tokens from a file, and the names of its other tensors.
 #[derive(Debug)]
 pub(crate) struct Ids {
     /// Sequences and tokens.
@@ -60,7 +61,8 @@ pub(crate) struct Ids {
     pub(crate) unread: Vec<String>,
 }
 
-/// Reads the tokens `input_ids` [B, T], I64 or I32; an `attention_mask` beside them is of ones.
+/// Reads the tokens `input_ids`, `[B, T]`, I64 or I32. An `attention_mask` beside them must be all
+/// ones.
 ///
 /// # Errors
 /// Those of [`read`], a token below 0, and a mask that hides tokens.
@@ -113,7 +115,7 @@ pub(crate) fn ids(path: &Path) -> Result<Ids, Failure> {
     })
 }
 
-/// Whether a mask over tokens of `shape` hides none of them.
+/// Checks that a mask over tokens of `shape` hides none of them.
 fn check_mask(mask: &TensorView<'_>, shape: [usize; 2]) -> Result<(), String> {
     let given = mask.shape();
     if given != shape {
@@ -218,7 +220,7 @@ pub(crate) fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Writes named tensors; the file appears whole or not at all.
+/// Writes named tensors to a file, completely or not at all.
 pub(crate) fn write(
     path: &Path,
     tensors: &[(&str, Vec<usize>, Dtype, &[f32])],

@@ -46,7 +46,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The radix of the first partner leaf, 2 without one.
+/// The radix of the first partner leaf, or 2 if there is none.
 fn radix(pattern: &Pattern) -> u32 {
     let of = |leaf: &&Leaf| match leaf {
         Leaf::Partner { radix, .. } => Some(*radix),

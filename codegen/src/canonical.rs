@@ -1,12 +1,12 @@
-//! Text → text that does not depend on what was printed before.
+//! Printed kernel → the same kernel in canonical form.
 //!
-//! CubeCL declares mutable variables and vector types in hash-map order and numbers
-//! temporaries by process-wide counters. Here runs of declarations are sorted, and
-//! generated names get new numbers by order of first appearance.
+//! CubeCL declares mutable variables and vector types in hash-map order, and numbers temporaries
+//! with counters of the whole process, so its text depends on what was printed before. This pass
+//! sorts runs of declarations and renumbers generated names by first appearance.
 
 use std::collections::HashMap;
 
-/// Prefixes of generated names; a number follows.
+/// Prefixes of generated names, each followed by a number.
 const GENERATED: [&str; 9] = [
     "l_",
     "l_mut_",
@@ -19,7 +19,7 @@ const GENERATED: [&str; 9] = [
     "frag_acc_",
 ];
 
-/// Brings a printed kernel into its one canonical form.
+/// Brings a printed kernel into canonical form.
 pub(crate) fn canonicalize(text: &str) -> String {
     let text = text.replace("struct info_st {\n    \n};\n", "");
     let mut lines: Vec<&str> = text.lines().map(str::trim_end).collect();
@@ -44,7 +44,7 @@ fn sort_declarations(lines: &mut [&str]) {
     }
 }
 
-/// Sorts the definitions of vector types, which follow one another.
+/// Sorts the definitions of vector types, which form one region of the text.
 fn sort_types(lines: &mut [&str]) {
     let opens = |line: &&str| line.starts_with("struct ") && line.ends_with('{');
     let Some(start) = lines.iter().position(opens) else {

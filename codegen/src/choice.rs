@@ -1,4 +1,4 @@
-//! KernelSpec × target → which kernel is emitted, and why.
+//! KernelSpec × target → which kernel is emitted, and the reason.
 
 use crate::EmitError;
 use crate::emit::check;
@@ -8,16 +8,16 @@ use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Target};
 /// The kernel that [`emit`](crate::emit()) would make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// How it is launched.
+    /// How the kernel is launched.
     pub geometry: Geometry,
-    /// Which kernel it is, and why, in one line.
+    /// Which kernel it is and why, in one line for users.
     pub reason: String,
 }
 
-/// Chooses as [`emit`](crate::emit()) does, without emitting.
+/// Makes the same choice as [`emit`](crate::emit()), without emitting.
 ///
 /// # Errors
-/// As [`emit`](crate::emit()) for a spec that the target cannot run.
+/// [`EmitError::Limit`] and [`EmitError::Unsupported`], as from [`emit`](crate::emit()).
 pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
     check(spec, target)?;
     let reason = match (spec.phase, hopper(spec, target)) {

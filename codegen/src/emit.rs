@@ -1,8 +1,8 @@
 //! KernelSpec × Target → Kernel: checks, expansion, printing.
 //!
-//! In:  any spec. Out: a kernel whose files are complete, or an error that says what
-//! to ask for instead. The printers of CubeCL panic on what they do not support, so
-//! everything is decided in `check`; a panic after it is our bug and becomes an error.
+//! In:  any spec. Out: a kernel with all of its files, or an error that says what to ask for
+//! instead. CubeCL's printers panic on features that they do not support, so `check` refuses those
+//! beforehand; a panic after it is a bug of this crate and becomes an error.
 
 use crate::EmitError;
 use crate::portable::{self, Definition};
@@ -10,29 +10,29 @@ use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-/// Files by extension, the form that is launched last.
+/// Extension and contents of each file, from the text to the form that is launched.
 type Files = Vec<(String, Vec<u8>)>;
 
-/// CubeCL numbers variables by process-wide counters: one expansion at a time.
+/// Held during an expansion, because CubeCL numbers variables with counters of the whole process.
 static EXPANSION: Mutex<()> = Mutex::new(());
 
 /// Emits the kernel of `spec` for `target`: [`write()`], then [`assemble`].
 ///
 /// # Errors
-/// Those of both.
+/// Those of [`write()`] and [`assemble`].
 pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     write(spec, target).and_then(assemble)
 }
 
-/// Writes the kernel of `spec` in the language of `target`: text, and SPIR-V for Vulkan.
+/// Writes the kernel of `spec` in the language of `target`: text and, for Vulkan, SPIR-V too.
 ///
-/// The same arguments give the same bytes, whatever was written before and on
-/// whichever thread. No library is looked for.
+/// The same arguments give the same bytes, on any thread and whatever was written before. NVRTC is
+/// not used.
 ///
 /// # Errors
-/// [`EmitError::Limit`] and [`EmitError::Unsupported`] for specs the target cannot
-/// run, [`EmitError::NotHere`] for [`Target::Cpu`], [`EmitError::NotBuilt`] without
-/// the cargo feature of the target.
+/// [`EmitError::Limit`] and [`EmitError::Unsupported`] for specs that the target cannot run;
+/// [`EmitError::NotHere`] for [`Target::Cpu`]; [`EmitError::NotBuilt`] without the cargo feature of
+/// the target; [`EmitError::Internal`] for a bug.
 pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     check(spec, target)?;
     let (files, geometry): (Files, Geometry) = match target {
@@ -83,11 +83,11 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
     })
 }
 
-/// Adds what a compiler that is here makes of the text: `ptx` and `cubin` for CUDA where
-/// NVRTC is found, nothing else yet.
+/// Compiles the text of a kernel, where a compiler is installed: adds `ptx` and `cubin` to a CUDA
+/// kernel if NVRTC is found. Kernels for other targets are returned unchanged.
 ///
 /// # Errors
-/// [`EmitError::Nvrtc`] when it refuses the text.
+/// [`EmitError::Nvrtc`] if NVRTC refuses the text.
 pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
     match kernel.target {
         #[cfg(feature = "cuda")]
@@ -98,9 +98,9 @@ pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
     }
 }
 
-/// How the kernel that [`emit`] would make is launched, without making it.
+/// The launch geometry of the kernel that [`emit`] would make, without making it.
 ///
-/// `spec` must be one that `target` can run.
+/// `target` must be able to run `spec`: [`choose`](crate::choose) checks that.
 pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
     #[cfg(feature = "cuda")]
     if let Ok(plan) = hopper(spec, target) {
@@ -109,8 +109,8 @@ pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
     portable::geometry(spec, target)
 }
 
-/// The plan of a kernel for Hopper's own instructions, or why there is none and the
-/// portable one is made.
+/// The numbers of a kernel with Hopper's own instructions, or the reason why the portable kernel
+/// is emitted instead.
 #[cfg(feature = "cuda")]
 pub(crate) fn hopper(
     spec: &KernelSpec,
@@ -122,10 +122,10 @@ pub(crate) fn hopper(
     }
 }
 
-/// The files of a matrix product's kernel: its text, and what NVRTC makes of it where it is found.
+/// The files of the matrix product's kernel: its text and, where NVRTC is found, `ptx` and `cubin`.
 ///
 /// # Errors
-/// [`EmitError::Nvrtc`] when it refuses the text.
+/// [`EmitError::Nvrtc`] if NVRTC refuses the text.
 #[cfg(feature = "cuda")]
 pub fn assemble_product(text: String) -> Result<Vec<(String, Vec<u8>)>, EmitError> {
     let Target::Cuda(sm) = crate::hopper::TARGET else {
@@ -140,7 +140,8 @@ pub fn assemble_product(text: String) -> Result<Vec<(String, Vec<u8>)>, EmitErro
     Ok(files)
 }
 
-/// The matrix product of linear layers on Hopper, as CUDA C++: 16-bit floats only.
+/// The matrix product of linear layers on Hopper: how it is launched, and its text in CUDA C++.
+/// `None` for f32, which it does not take.
 #[cfg(feature = "cuda")]
 pub fn product(dtype: Dtype) -> Option<(butterfly_ir::Product, String)> {
     use crate::hopper::product;
@@ -157,7 +158,7 @@ fn not_built(target: Target, feature: &'static str) -> EmitError {
     EmitError::NotBuilt { target, feature }
 }
 
-/// Refuses what cannot be emitted.
+/// Refuses specs that cannot be emitted.
 pub(crate) fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> {
     let limit = |what, given: u32, ok: bool, limit| match ok {
         true => Ok(()),
@@ -193,7 +194,7 @@ pub(crate) fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> 
     }
 }
 
-/// Expands and prints under the lock, with panics as errors.
+/// Expands and prints a portable kernel under the lock; a panic becomes an error.
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "metal"))]
 fn print(
     spec: &KernelSpec,

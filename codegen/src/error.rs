@@ -1,4 +1,4 @@
-//! Why a kernel could not be emitted.
+//! The errors of emission.
 
 use butterfly_ir::Target;
 
@@ -15,7 +15,7 @@ pub enum EmitError {
         /// What to ask for instead.
         instead: String,
     },
-    /// A limit of this crate.
+    /// A field exceeds a limit of this crate's kernels.
     #[error("{what} is {given}, must be {limit}")]
     Limit {
         /// Which field.
@@ -25,7 +25,7 @@ pub enum EmitError {
         /// What is allowed.
         limit: &'static str,
     },
-    /// The target's kernels are not text: the `cpu` crate executes them.
+    /// The target's kernels are Rust code of the `cpu` crate, so there is no text to emit.
     #[error("{0} kernels are not emitted; they are part of the program")]
     NotHere(Target),
     /// This build has no emitter for the target.
@@ -36,17 +36,18 @@ pub enum EmitError {
         /// The cargo feature.
         feature: &'static str,
     },
-    /// NVRTC rejected a text: our bug, or an architecture that it does not know.
+    /// NVRTC rejected a text: a bug of this crate, or an architecture that this NVRTC does not
+    /// know.
     #[error("NVRTC {version} for {target}: {log}")]
     Nvrtc {
         /// The target asked for.
         target: Target,
         /// Version of the library.
         version: String,
-        /// What it said.
+        /// The compiler's log.
         log: String,
     },
-    /// Our bug.
+    /// A bug of this crate, or a panic in a printer of CubeCL.
     #[error("internal error while emitting for {target}: {message}")]
     Internal {
         /// The target asked for.

@@ -1,17 +1,18 @@
-//! Emits kernels for every target from a plan.
+//! Emits kernels for every target from their specifications.
 //!
-//! Owns: the attention kernels, and the way from them to the text or binary of a
-//! target. In: [`KernelSpec`]. Out: [`Kernel`]. No device is needed or touched; the
-//! only thing read from outside is the NVRTC library, where there is one.
+//! Owns: the attention kernels, and how they become the text or binary of a target. In:
+//! [`KernelSpec`]. Out: [`Kernel`]. No device is needed or opened; the only external input is
+//! the NVRTC library, where it is installed.
 //!
-//! Contract with who launches: the buffers of [`Kernel::files`] in their order and
-//! nothing else (no buffer of lengths), each at an address that is a multiple of 16
-//! bytes; [`Kernel::geometry`] says the grid, and on CUDA the dynamic shared memory,
-//! which may exceed 48 KiB and then has to be asked for. Keys at or after `kv_len` are
-//! never read.
+//! Preconditions of a launch: a kernel takes the arguments that
+//! [`signature`](butterfly_ir::kernel::signature) lists, in that order and nothing else (no buffer
+//! of lengths); every buffer starts at a multiple of 16 bytes. [`Kernel::geometry`] gives the grid
+//! and, on CUDA, the dynamic shared memory, for which the launch has to raise the function's limit
+//! where it exceeds 48 KiB. Keys from `kv_len` on are never read.
 //!
-//! Invariants: [`emit`] is a pure function, the same bytes in every process and on
-//! every thread; features that a target lacks are refused before emission.
+//! Invariants: [`emit`] is a pure function of its arguments and of the NVRTC that is found; it
+//! gives the same bytes in every process and on every thread. A spec that the target cannot run is
+//! refused before emission.
 
 // Without any emitter everything is refused.
 #![cfg_attr(

@@ -1,6 +1,6 @@
-//! The emitted cubins against a plain f64 reference, on an NVIDIA GPU:
-//! `cargo test -p butterfly-codegen --test cuda -- --ignored`. Machines without one build
-//! the same kernels in `tests/emission.rs`.
+//! Compares the emitted cubins with a plain f64 reference, on an NVIDIA GPU:
+//! `cargo test -p butterfly-codegen --test cuda -- --ignored`. Tests that need no GPU are in
+//! `tests/emission.rs` and `tests/resources.rs`.
 
 #[path = "support/cuda.rs"]
 mod cuda;
@@ -14,14 +14,14 @@ mod support;
 use butterfly_ir::{Dtype, Phase, Target};
 use support::{Case, cases, check};
 
-/// A check on the device in every dtype.
+/// Checks a table of cases on the device, in every dtype.
 fn run(table: fn(&dyn Fn(Case))) {
     let gpu = cuda::device();
     let mut few = cuda::device();
     few.processors = 8;
     table(&|case| {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            // Rows that begin at multiples of 16 bytes, and rows that do not.
+            // Rows that start at multiples of 16 bytes, and rows that do not.
             for pad in [8, 3] {
                 let mut case = case.clone();
                 (case.target, case.spec.dtype, case.pad) = (gpu.target, dtype, pad);
@@ -29,7 +29,7 @@ fn run(table: fn(&dyn Fn(Case))) {
                 if let (8, Some(own)) = (pad, gpu.own_target()) {
                     case.target = own;
                     check(&case, &|kernel, launch| gpu.launch(kernel, launch));
-                    // Few processors: more work for each workgroup.
+                    // A launch sized for few SMs gives each workgroup more work.
                     check(&case, &|kernel, launch| few.launch(kernel, launch));
                 }
             }
@@ -97,7 +97,7 @@ fn sharp_logits() {
     run(cases::sharp_logits);
 }
 
-/// 500 random shapes and patterns, on kernels of the device's own instructions.
+/// 500 random shapes and patterns, on kernels with Hopper's own instructions.
 #[test]
 #[ignore = "needs a Hopper GPU: cargo test --release -p butterfly-codegen --test cuda -- --ignored random"]
 fn random_shapes_and_patterns() {
@@ -112,7 +112,7 @@ fn random_shapes_and_patterns() {
                 for kernel in (0..KERNELS).filter(|kernel| kernel % threads == thread) {
                     for shape in 0..SHAPES {
                         let case = random::case(kernel, shape, own);
-                        // Sometimes fewer processors than there are.
+                        // Sometimes launches are sized for fewer SMs than the device has.
                         gpu.processors = [132, 132, 20, 8][shape as usize];
                         check(&case, &|kernel, launch| {
                             let geometry = &kernel.geometry;
@@ -126,7 +126,7 @@ fn random_shapes_and_patterns() {
     });
 }
 
-/// Caches of more elements than 32 bits count, 9 GB of k and as many of v.
+/// A KV cache with more elements than 32 bits can count: 9 GB of k and as many of v.
 #[test]
 #[ignore = "needs a Hopper GPU with 24 GB, and as much memory: cargo test --release -p butterfly-codegen --test cuda -- --ignored more_elements"]
 fn more_elements_than_32_bits_count() {
@@ -137,19 +137,22 @@ fn more_elements_than_32_bits_count() {
     }
 }
 
-/// Small launches of unlike kernels, ten times each.
+/// Small launches of different kernels, ten times each.
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored ten_launches; also under compute-sanitizer"]
 fn ten_launches_give_the_same_bits() {
     repeat(random::few);
 }
 
-/// The same with launches that use each place in shared memory many times; also for memcheck and
-/// synccheck. Racecheck cannot follow prefill here: a whole warp reads what the producer left in a
-/// place, waits at `__syncwarp`, and one lane gives the place back; but where the lanes of a warp are
-/// together anyway that wait has no instruction, so the tool takes the reads for a race with what the
-/// producer writes next. Where the lane that gives a place back reads for its warp, and `__shfl_sync`
-/// does the rest, racecheck reports nothing; but that spills, and takes 3 % at head size 64.
+/// The same with launches that use each slot of shared memory many times; also for memcheck and
+/// synccheck of compute-sanitizer.
+///
+/// Its racecheck reports false races in prefill here. A whole warp reads a slot that the producer
+/// filled, waits at `__syncwarp`, and then one lane releases the slot. Where the lanes of a warp
+/// are converged anyway, that wait compiles to no instruction, so the tool takes the reads for a
+/// race with the producer's next write. If only the lane that releases the slot reads it, and
+/// `__shfl_sync` passes the value on, racecheck reports nothing; but that spills registers, and
+/// costs 3 % at head size 64.
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored long_launches"]
 fn long_launches_give_the_same_bits() {
@@ -169,7 +172,7 @@ fn repeat(cases: fn(Target) -> Vec<Case>) {
     }
 }
 
-/// Prints the time of one launch at the sizes of the README's table.
+/// Prints the time of a launch at the sizes in the README's table.
 #[test]
 #[ignore = "measures, checks nothing: cargo test --release -p butterfly-codegen --test cuda -- --ignored --nocapture speed"]
 fn speed() {

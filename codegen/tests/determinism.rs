@@ -1,5 +1,5 @@
-//! Same arguments, same bytes: in any order, on any thread, in any process. PTX and
-//! machine code too, so NVRTC must be there.
+//! The same arguments give the same bytes: in any order, on any thread, in any process. This
+//! includes PTX and machine code, so NVRTC must be installed.
 
 use butterfly_codegen::emit;
 use butterfly_ir::{
@@ -62,7 +62,7 @@ fn jobs() -> Vec<(KernelSpec, Target)> {
     jobs
 }
 
-/// One number for each job, from all its files.
+/// A digest of each job's files.
 fn digests(jobs: &[(KernelSpec, Target)]) -> Vec<u64> {
     let digest = |(spec, target): &(KernelSpec, Target)| {
         let mut hasher = DefaultHasher::new();

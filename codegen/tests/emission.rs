@@ -1,4 +1,4 @@
-//! What is refused, and what the texts and binaries hold.
+//! Specs that are refused, and properties of the emitted texts and binaries.
 
 #[path = "support/spec.rs"]
 mod spec;

@@ -1,4 +1,4 @@
-//! Registers, stack and spills: what the log of NVRTC says, against the machine code.
+//! Registers, stack and spills: compares NVRTC's log with the machine code.
 
 #[path = "support/spec.rs"]
 mod spec;
@@ -12,7 +12,7 @@ use spec::spec;
 
 const ENTRY: &str = "butterfly_attention";
 
-/// Attributes of `.nv.info`, each a symbol and a number.
+/// Attributes in the section `.nv.info` of a cubin; the payload is a symbol and a number.
 const FRAME_SIZE: u8 = 0x11;
 const REGISTERS: u8 = 0x2f;
 
@@ -42,7 +42,7 @@ fn attribute(cubin: &[u8], wanted: u8) -> u32 {
     let mut rest = section.data().expect("data");
     let word = |bytes: &[u8]| u32::from_le_bytes(bytes[..4].try_into().expect("a word"));
     while let [format, attribute, low, high, after @ ..] = rest {
-        // Only format 4 has a payload behind its head; its size is given.
+        // Only format 4 has a payload after its header, which gives the payload's size.
         let size = match format {
             4 => usize::from(u16::from_le_bytes([*low, *high])),
             _ => 0,
@@ -85,7 +85,7 @@ fn the_log_and_the_machine_code_agree() {
     }
 }
 
-/// The same text for four times the threads has a quarter of the registers.
+/// Launch bounds for four times as many threads leave a quarter of the registers, which spills.
 #[test]
 fn spills_are_seen() {
     let spec = spec(Phase::Decode, Dtype::F16, 128);
@@ -101,10 +101,9 @@ fn spills_are_seen() {
     agree(resources, &compiled.cubin, "crowded");
 }
 
-/// Local memory shows in PTX when an array is indexed by what is not known at compile
-/// time, which never happens; and in the resources when registers run out. Decode, which
-/// lives on loads in flight, keeps four heads in registers, and nearly so eight; prefill
-/// may spill a few words.
+/// Local memory appears in PTX when an array is indexed by a run-time value, which never happens,
+/// and in the resources when registers run out. Decode, whose speed depends on loads in flight,
+/// keeps four heads in registers, and eight almost without spills; prefill may spill a few words.
 #[test]
 fn next_to_nothing_spills() {
     nvrtc();

@@ -1,5 +1,5 @@
-//! The emitted WGSL against a plain f64 reference, on whatever Vulkan device there is
-//! (Mesa's software device is enough).
+//! Compares the emitted WGSL with a plain f64 reference, on any Vulkan device (Mesa's software
+//! device is enough).
 
 #[path = "support/mod.rs"]
 mod support;
@@ -9,7 +9,7 @@ mod vulkan;
 use butterfly_ir::{Dtype, Target};
 use support::{Case, cases, check};
 
-/// A check on the device, with the target and dtype set.
+/// Checks a table of cases on the device, in this dtype.
 fn run(table: fn(&dyn Fn(Case)), target: Target, dtype: Dtype) {
     let gpu = vulkan::device();
     table(&|mut case| {

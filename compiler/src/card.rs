@@ -1,7 +1,8 @@
-//! Cards whose constants were measured (`bench/attention`): what kernels are predicted for.
+//! The graphics cards for which times are predicted, with constants measured by `bench/attention`.
 //!
-//! In:  a card, and a kernel. Out: the machine that this kind of kernel makes of the card.
-//! A card's memory is measured once, a kind of kernel once for all cards of an architecture.
+//! In:  a card and a kernel. Out: a [`Machine`], the rates that this kind of kernel reaches on the
+//! card. Memory bandwidth was measured for each card; the other rates were measured for each kind
+//! of kernel and hold for all cards of an architecture.
 
 use crate::cost::{Machine, Pace};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Launch, Phase, Sm, Target};
@@ -19,10 +20,11 @@ pub enum Card {
 }
 
 impl Card {
-    /// All of them.
+    /// Every card.
     pub const ALL: [Self; 2] = [Self::H100, Self::H200];
 
-    /// The card that a driver calls so; others of these families have other clocks and memories.
+    /// The card with this name in the NVIDIA driver. Only exact names count: other cards of the
+    /// same family have other clocks and memories.
     pub fn of_device(name: &str) -> Option<Self> {
         match name {
             "NVIDIA H100 80GB HBM3" => Some(Self::H100),
@@ -38,8 +40,8 @@ impl Card {
         }
     }
 
-    /// The card as kernels of this kind find it, at the clocks of sustained work; none
-    /// where the kind was not measured.
+    /// The rates that a kernel of this kind reaches on the card, at the clocks of sustained work;
+    /// `None` where this kind of kernel was not measured.
     pub fn machine(
         self,
         spec: &KernelSpec,
@@ -72,7 +74,7 @@ impl Card {
         })
     }
 
-    /// Bytes read and written a second by a large copy.
+    /// Bytes per second of a large copy, reads plus writes.
     fn bytes_per_second(self) -> f64 {
         match self {
             Self::H100 => 3.02e12,
@@ -101,10 +103,10 @@ impl FromStr for Card {
     }
 }
 
-/// What a kind of kernel reaches on these cards, whose processors are alike.
+/// The rates of a kind of kernel; the same for all of these cards, which have the same SMs.
 struct Kind {
     flop_per_second: f64,
-    /// Of what a large copy reaches.
+    /// The memory bandwidth that the kernel reaches, as a share of that of a large copy.
     of_copy: f64,
     launch_seconds: f64,
     pairs_per_second: f64,
@@ -119,7 +121,8 @@ const PREFILL: Kind = Kind {
     row_bytes_per_second: 7.2e12,
 };
 
-/// Two warpgroups that share a unit; bound by shared memory and by the cache.
+/// Prefill with wide heads (MLA), where two warpgroups share a unit of rows; bound by shared
+/// memory and by L2.
 const LATENT: Kind = Kind {
     flop_per_second: 370e12,
     of_copy: 1.0,
@@ -136,7 +139,8 @@ const PORTABLE_PREFILL: Kind = Kind {
     row_bytes_per_second: 6.2e12,
 };
 
-/// Bound by what it reads; a copy also writes, and is slower for it.
+/// Bound by memory reads. It exceeds the bandwidth of a copy, which also writes and is slower
+/// for that.
 const DECODE: Kind = Kind {
     flop_per_second: 895e12,
     of_copy: 1.12,
@@ -145,7 +149,7 @@ const DECODE: Kind = Kind {
     row_bytes_per_second: 6.7e12,
 };
 
-/// Products on scalar units.
+/// Multiplies without matrix units.
 const PORTABLE_DECODE: Kind = Kind {
     flop_per_second: 9.2e12,
     of_copy: 1.0,

@@ -1,9 +1,10 @@
 //! Pattern → Topology: which blocks exist, and which of them need a mask.
 //!
 //! In:  a pattern and a context with at least one key.
-//! Out: columns strictly increase in each row; a block is in a row exactly when one of
-//! its pairs is seen, and full exactly when all of them are.
-//! Interval arithmetic on the bands; no T×T mask is ever made.
+//! Out: rows of blocks. Columns strictly increase in each row; a block is in a row exactly when at
+//! least one of its (query, key) pairs is seen, and it is full exactly when all of them are.
+//!
+//! The pass does interval arithmetic on bands; it never builds a T×T mask.
 
 use crate::stretch::{self, TooManyRows};
 use butterfly_ir::band::{UNBOUNDED, keys_of_query, merge};
@@ -13,10 +14,10 @@ use butterfly_ir::{Band, Class, Context, Leaf, Pattern, Row, RowBlock, Topology,
 /// Why a pattern has no usable topology.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClassifyError {
-    /// A query sees nothing.
+    /// A query sees no key.
     #[error("query {query} (block {block}) attends to no key, with {kv_len} keys at stage {stage}")]
     EmptyQuery {
-        /// First such query.
+        /// The first such query.
         query: u32,
         /// Its block.
         block: u32,
@@ -28,12 +29,12 @@ pub enum ClassifyError {
     /// A query sees a later key.
     #[error("query {query} attends to the later key {key}; combine the pattern with `causal &`")]
     CausalLeak {
-        /// First such query.
+        /// The first such query.
         query: u32,
-        /// The last key that it sees.
+        /// A later key that it sees: the last one of a band.
         key: u32,
     },
-    /// The rows cannot be checked.
+    /// The rows are too many to check.
     #[error(transparent)]
     TooManyRows(#[from] TooManyRows),
     /// A table names a block that does not exist, or has too few rows.
@@ -46,7 +47,7 @@ pub enum ClassifyError {
     },
 }
 
-/// Lowers a pattern to block rows.
+/// Lowers a pattern to block rows, each with the bands that it came from.
 ///
 /// # Source
 /// Full/partial split after FlexAttention, arXiv:2412.05496, section 3.
@@ -64,7 +65,8 @@ pub fn lower(pattern: &Pattern, context: &Context) -> Topology {
     }
 }
 
-/// The blocks in row `b`, by number only: what [`lower`] lists, without the classes.
+/// The blocks in row `b`, as half-open ranges of block numbers: those that [`lower`] lists,
+/// without their classes.
 pub fn columns(bands: &[Band], context: &Context, b: u32) -> Vec<(u32, u32)> {
     let (q0, q1) = queries(context, b);
     let block = context.block as i32;
@@ -102,7 +104,7 @@ pub(crate) fn counts(bands: &[Band], context: &Context, b: u32) -> (u64, u64) {
         .map(|band| band.seen_by_all(q0 as i32, q1 as i32));
     let all = merge(all.filter(|range| range.0 < range.1).collect());
     let block = context.block as i32;
-    // Blocks that one range has for all queries; the last block may be short.
+    // Blocks that lie inside one range of keys that all queries see; the last block may be short.
     let whole = all.iter().map(|(start, stop)| {
         let last = match *stop as u32 == context.kv_len {
             true => context.rows(),
@@ -145,9 +147,9 @@ fn classify(bands: &[Band], context: &Context, b: u32, c: u32) -> Class {
     if covers(&merge(all.collect())) {
         return Class::Full;
     }
-    // Bands may cover a block together though none does for every query. Which end of
-    // which band comes first changes only at the crossings below, so coverage can only
-    // change there or next to it.
+    // Several bands may cover a block together, although none covers it for every query. The
+    // order of the bands' ends changes only at the queries below ("crossings"), so it is enough
+    // to test coverage there and at their neighbours.
     let limits: Vec<i32> = bands
         .iter()
         .flat_map(|x| [x.lo, x.hi])
@@ -164,13 +166,15 @@ fn classify(bands: &[Band], context: &Context, b: u32, c: u32) -> Class {
     if full { Class::Full } else { Class::Partial }
 }
 
-/// Checks every row: no query without a key, and no later key.
+/// Checks that every query sees at least one key and none sees a later key.
+///
+/// `table` leaves must fit the context: see [`check_tables`].
 ///
 /// # Errors
-/// The first violation found, in row order; tables are judged by [`check_tables`].
+/// The first violation, by order of rows, or [`ClassifyError::TooManyRows`].
 pub fn check(pattern: &Pattern, context: &Context) -> Result<(), ClassifyError> {
     for stretch in stretch::lower(pattern, context)? {
-        // Either happens in each row of a stretch or in none.
+        // A violation occurs in all rows of a stretch or in none.
         let b = stretch.first;
         let bands = rows::row(pattern, context, b);
         if let Some((query, key)) = leak(&bands, context, b) {
@@ -189,12 +193,12 @@ pub fn check(pattern: &Pattern, context: &Context) -> Result<(), ClassifyError> 
     Ok(())
 }
 
-/// The first query of row `b` that sees a later key, and the last key that it sees.
+/// The first query of row `b` that sees a later key, and such a key: the last one of a band.
 pub(crate) fn leak(bands: &[Band], context: &Context, b: u32) -> Option<(u32, u32)> {
     let (q0, q1) = queries(context, b);
     let (q0, q1) = (q0 as i32, q1 as i32);
     let first = |band: &Band| {
-        // The part of the band that lies behind the query.
+        // The part of the band that lies after the query.
         let later = Band {
             first: band.first.max(1),
             ..*band
@@ -207,7 +211,7 @@ pub(crate) fn leak(bands: &[Band], context: &Context, b: u32) -> Option<(u32, u3
     Some((query as u32, key as u32))
 }
 
-/// Queries of row `b` that see nothing.
+/// The number of queries of row `b` that see no key.
 pub(crate) fn empty_queries(bands: &[Band], context: &Context, b: u32) -> u64 {
     let (q0, q1) = queries(context, b);
     let served = served(bands, (q0 as i32, q1 as i32));
@@ -215,7 +219,7 @@ pub(crate) fn empty_queries(bands: &[Band], context: &Context, b: u32) -> u64 {
     u64::from(q1 - q0 + 1) - served
 }
 
-/// First of the queries `q.0..=q.1` that sees nothing.
+/// The first of the queries `q.0..=q.1` that sees no key, if any.
 pub fn first_empty(bands: &[Band], q: (i32, i32)) -> Option<u32> {
     let first = match served(bands, q).first() {
         Some(range) if range.0 <= q.0 => range.1,
@@ -224,9 +228,9 @@ pub fn first_empty(bands: &[Band], q: (i32, i32)) -> Option<u32> {
     (first <= q.1).then_some(first as u32)
 }
 
-/// Those of the queries `q.0..=q.1` that see a key, as ranges.
+/// Those of the queries `q.0..=q.1` that see at least one key, as half-open ranges.
 fn served(bands: &[Band], q: (i32, i32)) -> Vec<(i32, i32)> {
-    // Queries that a band serves are one range, since its limits are monotone in q.
+    // The queries that see a key of one band form a single range: its limits are monotone in q.
     let served = bands.iter().filter(|band| !band.is_empty()).map(|band| {
         let first = if band.end >= UNBOUNDED {
             q.0
@@ -243,10 +247,10 @@ fn served(bands: &[Band], q: (i32, i32)) -> Vec<(i32, i32)> {
     merge(served.filter(|r| r.0 < r.1).collect())
 }
 
-/// Checks every `table` leaf against the number of blocks.
+/// Checks that every `table` leaf has a row for each query block and names only existing blocks.
 ///
 /// # Errors
-/// [`ClassifyError::Table`] for a missing row or a block out of range.
+/// [`ClassifyError::Table`] for the first missing row or block out of range.
 pub fn check_tables(pattern: &Pattern, context: &Context) -> Result<(), ClassifyError> {
     let blocks = context.rows();
     for leaf in pattern.leaves() {
@@ -271,10 +275,11 @@ pub fn check_tables(pattern: &Pattern, context: &Context) -> Result<(), Classify
     Ok(())
 }
 
-/// The leaf to blame for `error`, by its position in [`Pattern::leaves`], and why.
+/// The leaf that causes `error`, by its index in [`Pattern::leaves`], and the reason in words.
 ///
-/// For a query without a key the leaf that offers it none, or that takes the last one away;
-/// for a later key the first leaf that shows it, for a table the table.
+/// For a query without keys, this is the leaf that shows it none or that removes the last one;
+/// for a later key, the first leaf that shows it; for a table, the first table; for too many
+/// rows, the first leaf that fails the same way by itself.
 pub fn culprit(
     pattern: &Pattern,
     context: &Context,
@@ -308,7 +313,7 @@ pub fn culprit(
     }
 }
 
-/// What `query` sees through `pattern`.
+/// The keys that `query` sees through `pattern`, as half-open ranges.
 fn keys(pattern: &Pattern, context: &Context, query: u32) -> Vec<(i32, i32)> {
     let context = Context {
         kv_len: context.kv_len.max(query + 1),
@@ -318,7 +323,7 @@ fn keys(pattern: &Pattern, context: &Context, query: u32) -> Vec<(i32, i32)> {
     keys_of_query(&bands, query as i32)
 }
 
-/// The leaf by which `pattern` offers `query` no key.
+/// The leaf because of which `query` sees no key through `pattern`, and the reason in words.
 fn emptied(pattern: &Pattern, context: &Context, query: u32) -> (usize, &'static str) {
     let sees_none = |side: &Pattern| keys(side, context, query).is_empty();
     let right = |a: &Pattern, (leaf, why)| (a.leaves().len() + leaf, why);

@@ -1,13 +1,13 @@
 //! Hugging Face `config.json` → [`ModelConfig`], and which of its layers a pattern replaces.
 //!
-//! In:  the text of a config, as transformers writes it now or wrote it before 5.0
-//! (`torch_dtype`, `rope_theta`, `rope_scaling`), at the top or under `text_config`.
-//! Out: a [`ModelConfig`] that upholds its invariants and whose kernel shapes have head
-//! sizes that are multiples of 8, at most 576.
+//! In:  the text of a config, in the spelling of transformers 5.0 or of earlier versions
+//! (`torch_dtype`, `rope_theta`, `rope_scaling`), at the top level or under `text_config`.
+//! Out: a [`ModelConfig`] that upholds its invariants, with head sizes that kernels take:
+//! multiples of 8, at most 576.
 //!
-//! A field that is absent means what it means to transformers; `dtype`, which has no
-//! default there, means float32. [`read`] looks at attention alone, [`sizes`] at what else it
-//! takes to run the model; other fields are not read.
+//! An absent field has the default that transformers gives it; an absent `dtype`, for which
+//! transformers has no default, means float32. [`read`] reads the fields of attention, [`sizes`]
+//! the others that running a model needs. All remaining fields are ignored.
 
 mod error;
 mod fields;
@@ -31,7 +31,7 @@ const MAX_LAYERS: u32 = 4096;
 const MAX_HEADS: u32 = 1 << 16;
 const MAX_HEAD_DIM: u64 = 576;
 
-/// Reads a config; `file` is its name in messages.
+/// Reads the attention of a model from the text of its config; `file` names it in messages.
 ///
 /// # Errors
 /// [`ConfigError`] for the first field that is missing, wrong or not supported.
@@ -46,8 +46,9 @@ pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
     }
 }
 
-/// The layers whose attention `sparsity` replaces, first to last, each with the index
-/// that picks its stage: all full-attention layers, or those that the pattern names.
+/// The layers whose attention `sparsity` replaces, in order, each with the index that picks its
+/// stage. These are the layers that the pattern names or, if it names none, all full-attention
+/// layers.
 ///
 /// # Errors
 /// [`ConfigError::NoSuchLayer`] and [`ConfigError::LinearLayer`] for a layer that cannot
@@ -100,7 +101,7 @@ fn parse(file: &str, json: &str) -> Result<Value, ConfigError> {
     serde_json::from_str(json).map_err(|error| syntax(file, &error))
 }
 
-/// The fields of the text model, and those at the top.
+/// The fields of the text model, and those at the top level of the file.
 fn text_model<'a>(
     file: &'a str,
     value: &'a Value,
@@ -152,7 +153,7 @@ fn family(config: &Fields<'_>, top: &Fields<'_>) -> Result<&'static Description,
     }
 }
 
-/// `dtype` or `torch_dtype`, of the text model before that of the whole.
+/// `dtype` or `torch_dtype`; the text model's fields take precedence over the top level's.
 fn dtype(config: &Fields<'_>, top: &Fields<'_>) -> Result<Dtype, ConfigError> {
     for holder in [config, top] {
         for name in ["dtype", "torch_dtype"] {
@@ -240,7 +241,7 @@ fn gated(
 }
 
 fn gqa(config: &Fields<'_>, family: &Attention) -> Result<AttentionShape, ConfigError> {
-    // What the config class of the family has where the field is absent altogether.
+    // The family's default applies where a field is absent, but not where it is null.
     let class = |name, default: Option<u32>| default.filter(|_| !config.has(name));
     let q_heads = head_count(config, "num_attention_heads")?;
     let kv_heads = config
@@ -375,7 +376,7 @@ fn head_count(config: &Fields<'_>, name: &str) -> Result<u32, ConfigError> {
     )
 }
 
-/// A number within what products of sizes are computed with.
+/// Refuses a number above `most`, so that products of sizes cannot overflow.
 fn at_most(
     most: u32,
     what: &str,

@@ -1,43 +1,43 @@
-//! Schedule → time: a few constants of a machine over exact counts.
+//! Schedule → predicted time, from exact counts and a few measured rates.
 //!
-//! In:  what a kernel does, the shapes of one layer, and a machine's constants.
+//! In:  a kernel's schedule, the shape of one layer, and a machine's rates.
 //! Out: the bytes, the FLOP, the time predicted from them, and what bounds it.
-//! Constants are measured once for a machine and a kind of kernel, never fitted to a row of
-//! results.
+//! Rates are measured once for a machine and a kind of kernel; they are never fitted to the
+//! results that they are meant to predict.
 
 use crate::schedule::Schedule;
 use butterfly_ir::{Dtype, Geometry, Launch, Phase};
 use serde::Serialize;
 
-/// What a machine reaches, as measured on it.
+/// The rates of a machine, as measured or as given by the user.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Machine {
-    /// Name of the device the constants were measured on.
+    /// Name of the device.
     pub name: String,
-    /// FLOP a second of the products.
+    /// FLOP per second of matrix products.
     pub flop_per_second: f64,
-    /// Bytes read and written a second.
+    /// Bytes per second to and from memory, reads plus writes.
     pub bytes_per_second: f64,
     /// Seconds that a launch takes before and after its work.
     pub launch_seconds: f64,
-    /// What the kernel does beside products, where that was measured too; else the time
-    /// is what the machine needs at least.
+    /// The rates of the kernel's other work, where they were measured. Without them a prediction
+    /// is the roofline: a lower bound of the time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Pace>,
 }
 
-/// What a kind of kernel reaches with the whole machine, beside its products.
+/// The rates of a kind of kernel on a whole machine, for its work other than products.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Pace {
-    /// Pairs of a query and a key a second, as far as products do not hide their softmax.
+    /// (query, key) pairs per second, for the part of the softmax that products do not hide.
     pub pairs_per_second: f64,
-    /// Bytes of q and o a second, as far as nothing hides the begin and the end of a row.
+    /// Bytes of q and o per second, for the part of loading q and storing o that nothing hides.
     pub row_bytes_per_second: f64,
-    /// Processors; a kernel with fewer workgroups does not use them all.
+    /// Number of SMs; a kernel with fewer workgroups leaves some of them idle.
     pub processors: u64,
 }
 
-/// The shapes of one attention layer.
+/// The sizes of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LayerShape {
     /// Sequences.
@@ -46,13 +46,13 @@ pub struct LayerShape {
     pub q_heads: u32,
     /// kv heads.
     pub kv_heads: u32,
-    /// D.
+    /// Head size of q and k, in elements.
     pub head_dim: u32,
-    /// Dv.
+    /// Head size of v, in elements.
     pub v_head_dim: u32,
-    /// Queries.
+    /// Number of queries.
     pub q_len: u32,
-    /// Keys.
+    /// Number of keys.
     pub kv_len: u32,
     /// Element type.
     pub dtype: Dtype,
@@ -81,33 +81,35 @@ impl Limit {
     }
 }
 
-/// What one launch must do, whatever the machine.
+/// The work of one launch, whatever the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Cost {
-    /// FLOP over the tiles that are visited, masked pairs included.
+    /// FLOP of QK^T and PV over all visited tiles, masked pairs included.
     pub tile_flop: u64,
-    /// FLOP over the pairs that are seen.
+    /// FLOP of QK^T and PV over the pairs that are seen.
     pub exact_flop: u64,
-    /// Bytes that must cross memory: each query, each key that is read and each output once.
+    /// Bytes that must pass between device memory and the SMs: every query, every key and value
+    /// that is read, every output and log-sum-exp, each once.
     pub bytes: u64,
-    /// Pairs of a query and a key in the tiles that are visited.
+    /// (query, key) pairs in all visited tiles.
     pub tile_pairs: u64,
-    /// Bytes of q and o among the bytes.
+    /// The part of `bytes` that is q and o.
     pub row_bytes: u64,
-    /// Workgroups, or items of work of workgroups that stay.
+    /// Workgroups; for a persistent kernel, the work items that its workgroups take.
     pub workgroups: u64,
 }
 
-/// Predicted time of one launch.
+/// The predicted time of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Prediction {
-    /// Predicted seconds.
+    /// Seconds, the cost of the launch included.
     pub seconds: f64,
-    /// What bounds them.
+    /// What bounds the time.
     pub limit: Limit,
 }
 
-/// Counts FLOP and bytes of `schedule` (one q head of one sequence) over all of `shape`.
+/// Counts the work of one launch: `schedule` is that of one q head of one sequence, `shape` says
+/// how many of these there are.
 pub fn count(schedule: &Schedule, shape: &LayerShape, phase: Phase, geometry: &Geometry) -> Cost {
     let heads = u64::from(shape.batch) * u64::from(shape.q_heads);
     let kv_heads = u64::from(shape.batch) * u64::from(shape.kv_heads);
@@ -135,13 +137,14 @@ pub fn count(schedule: &Schedule, shape: &LayerShape, phase: Phase, geometry: &G
     }
 }
 
-/// The time that `machine` takes for `cost`; without a [`Pace`] the time it needs at least.
+/// Predicts the time that `machine` takes for `cost`. Without a [`Pace`] this is the roofline, a
+/// lower bound.
 pub fn predict(cost: &Cost, machine: &Machine) -> Prediction {
     let mut compute = cost.tile_flop as f64 / machine.flop_per_second;
     if let Some(pace) = &machine.kernel {
         compute += cost.tile_pairs as f64 / pace.pairs_per_second;
         compute += cost.row_bytes as f64 / pace.row_bytes_per_second;
-        // Rounds of workgroups, the last of which is not full.
+        // Workgroups run in rounds of one per SM, and the last round may leave SMs idle.
         let rounds = cost.workgroups.div_ceil(pace.processors);
         if rounds <= FEW_ROUNDS {
             compute *= (rounds * pace.processors) as f64 / cost.workgroups.max(1) as f64;
@@ -160,7 +163,7 @@ pub fn predict(cost: &Cost, machine: &Machine) -> Prediction {
     }
 }
 
-/// With more rounds than this, workgroups of different lengths fill the last one.
+/// With more rounds than this, workgroups differ enough in length for the last round to be full.
 const FEW_ROUNDS: u64 = 8;
 
 #[cfg(test)]
@@ -206,7 +209,7 @@ mod tests {
         assert_eq!(prediction.limit, Limit::Compute);
         assert!((prediction.seconds - 7.4e-6).abs() < 1e-12);
         assert_eq!(predict(&work(10), &machine).limit, Limit::Memory);
-        // Half of the processors wait, and the softmax takes as long as the products.
+        // Two workgroups on four SMs: half of them idle. The softmax takes as long as the products.
         let half = Machine {
             kernel: Some(Pace {
                 pairs_per_second: 200.0 / 6.4e-6,

@@ -1,26 +1,29 @@
-//! Pattern → proof or counterexample: every query sees a key and none a later one, at
-//! every length and stage.
+//! Checks a pattern at all lengths and stages: every query sees at least one key, and none sees
+//! a later key.
 //!
-//! In:  a pattern, its block size and the longest sequence it will meet.
+//! In:  a pattern, its block size and the longest sequence it will be used for.
 //! Out: nothing, or the first violation with the length and stage at which it occurs.
-//! A pattern that is causal, and sees its own token or the first one, by construction, is
-//! proved for every length. Any other is checked at every number of blocks up to [`EVERY`], and beyond
-//! at the powers of two and their neighbours, where the width of the network changes;
-//! each with a whole and a nearly empty last block.
+//!
+//! If the form of a pattern shows that it is causal, and that each query sees its own token or
+//! the first one, it holds at every length. Any other pattern is tested: at every number of
+//! blocks up to [`EVERY`] and at the largest, and in between at the powers of two and their
+//! neighbours, where the width of the butterfly network changes. Each number of blocks is tested
+//! twice, with a whole last block and with a last block of one token.
 
 use crate::classify::{self, ClassifyError};
 use butterfly_ir::{Context, Leaf, Pattern, Sparsity};
 
-/// Numbers of blocks that are all checked.
+/// Up to this many blocks, every number of blocks is tested.
 pub const EVERY: u32 = 40;
 
-/// Stages that are checked at each length; only patterns that mix several radices have more.
+/// Most stages that are tested at each length; only patterns that mix several radices have more.
 pub const STAGES: u32 = 512;
 
-/// Checks the pattern of `sparsity` up to `max_tokens`, at every stage or at the one that it fixes.
+/// Checks the pattern of `sparsity` at lengths up to `max_tokens`, at every stage or, where the
+/// pattern fixes one, at that stage.
 ///
 /// # Errors
-/// The first violation, as [`classify::check`] reports it.
+/// The first violation, as [`classify::check_tables`] or [`classify::check`] reports it.
 pub fn check(sparsity: &Sparsity, max_tokens: u32) -> Result<(), ClassifyError> {
     let (pattern, block) = (&sparsity.pattern, sparsity.block);
     if always_causal(pattern) && (always_sees_itself(pattern) || always_sees_first(pattern)) {
@@ -53,7 +56,7 @@ pub fn check(sparsity: &Sparsity, max_tokens: u32) -> Result<(), ClassifyError> 
     Ok(())
 }
 
-/// Whether no query sees a later key, by the form of the pattern alone.
+/// Whether the form of the pattern shows that no query sees a later key.
 fn always_causal(pattern: &Pattern) -> bool {
     match pattern {
         Pattern::Leaf(leaf) => match leaf {
@@ -69,7 +72,7 @@ fn always_causal(pattern: &Pattern) -> bool {
     }
 }
 
-/// Whether every query sees its own token, by the form of the pattern alone.
+/// Whether the form of the pattern shows that every query sees its own token.
 fn always_sees_itself(pattern: &Pattern) -> bool {
     match pattern {
         Pattern::Leaf(leaf) => match leaf {
@@ -87,7 +90,7 @@ fn always_sees_itself(pattern: &Pattern) -> bool {
     }
 }
 
-/// Whether every query sees the first token, by the form of the pattern alone.
+/// Whether the form of the pattern shows that every query sees the first token.
 fn always_sees_first(pattern: &Pattern) -> bool {
     match pattern {
         Pattern::Leaf(leaf) => match leaf {
@@ -130,7 +133,7 @@ mod tests {
             after: 1,
         });
         assert_eq!(check(causal() & local, 128, 1 << 20), Ok(()));
-        // Block 0 is before or at every block.
+        // Every query sees block 0, at or before its own block.
         assert_eq!(
             check(causal() & Leaf::Sink { blocks: 1 }.into(), 16, 5000),
             Ok(())
@@ -149,7 +152,7 @@ mod tests {
             matches!(empty, Err(ClassifyError::EmptyQuery { query: 0, .. })),
             "{empty:?}"
         );
-        // The pattern's own stage is the one that is checked.
+        // Where the pattern fixes a stage, that stage is checked.
         let fixed = Sparsity {
             stage: Some(2),
             ..Sparsity::from(causal() & shift)

@@ -1,11 +1,11 @@
-//! Passes from pattern, shape and model graph to plans.
+//! The compiler's passes: from a pattern and a model's config to a plan.
 //!
 //! Owns: every decision that is taken before a kernel is emitted. In: a
 //! [`Sparsity`](butterfly_ir::Sparsity) and a model's config. Out: a
-//! [`Plan`](butterfly_ir::plan::Plan), what was proved about it, and what it will cost.
+//! [`Plan`](butterfly_ir::plan::Plan), the proof of what its layers reach, and its predicted cost.
 //!
-//! Invariants: pure functions between the types of `butterfly-ir`, one pass a file,
-//! [`pipeline`] in order; no pass makes a T×T mask; nothing here knows a device.
+//! Invariants: passes are pure functions between the types of `butterfly-ir`, one file each;
+//! [`pipeline`] runs them in order. No pass builds a T×T mask, and nothing here accesses a device.
 
 #![forbid(unsafe_code)]
 

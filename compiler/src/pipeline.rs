@@ -1,8 +1,8 @@
 //! Model config and pattern → plan: every pass, in order.
 //!
-//! In:  a checked config and pattern. Out: a [`Plan`], and the layer graphs on the way to
-//! it; each graph passed [`layer_graph::verify`] after the pass that made it, and where it is asked
-//! for, the plan passed [`verify`].
+//! In:  a checked config and pattern. Out: a [`Plan`], and the layer graphs that were made on the
+//! way. Each graph is checked by [`layer_graph::verify`] right after the pass that made it; the
+//! plan is checked by [`verify`] on request.
 
 use crate::prove::ProveError;
 use crate::{classify, config, fuse, graph, key, lengths, plan, prove, verify};
@@ -19,31 +19,32 @@ use std::time::Instant;
 pub struct Request<'a> {
     /// Targets to make kernels for.
     pub targets: &'a [Target],
-    /// Element types; where there are none, those of [`plan::dtypes`].
+    /// Element types of the kernels; if empty, [`plan::dtypes`] chooses them.
     pub dtypes: &'a [Dtype],
-    /// Longest sequence in tokens; the model's own limit where `None`.
+    /// Longest sequence in tokens; if `None`, the model's own limit.
     pub capacity: Option<u32>,
-    /// Whether the plan is held to what its pattern says ([`verify`]); with debug assertions it always is.
+    /// Whether to check the plan against its pattern ([`verify`]). With debug assertions it is
+    /// always checked.
     pub verify: bool,
 }
 
-/// What the passes made.
+/// The results of all passes.
 #[derive(Clone, Debug)]
 pub struct Lowered {
-    /// The kernels to emit, and what was proved.
+    /// The kernels to emit, and the proof.
     pub plan: Plan,
-    /// The first replaced layer in prefill and in decode.
+    /// The graphs of the first swapped layer: in prefill, then in decode.
     pub graphs: [Graphs; 2],
-    /// Seconds that each pass took, in order.
+    /// The name of each pass and the seconds that it took, in order of first run.
     pub timings: Vec<(&'static str, f64)>,
 }
 
 /// A layer graph before and after fusion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graphs {
-    /// One node for each step of the model's definition.
+    /// Before fusion: one node for each step of the model's definition.
     pub before: LayerGraph,
-    /// What runs.
+    /// After fusion: the kernels that run.
     pub after: LayerGraph,
 }
 
@@ -53,30 +54,31 @@ pub enum PipelineError {
     /// The pattern names a layer that cannot be replaced.
     #[error(transparent)]
     Config(#[from] config::ConfigError),
-    /// The pattern serves some length wrongly.
+    /// At some length a query sees no key or a later key, a table does not fit, or the rows are
+    /// too many to check.
     #[error(transparent)]
     Pattern(#[from] classify::ClassifyError),
-    /// The sequence is longer than positions go.
+    /// The capacity exceeds the largest number of tokens that kernels take.
     #[error("{tokens} tokens: attention takes at most {MAX_TOKENS}; give `--capacity` with fewer")]
     Capacity {
-        /// The longest sequence that was asked for.
+        /// The requested capacity.
         tokens: u32,
     },
-    /// What the layers reach cannot be proved at any length.
+    /// The layers' reach cannot be proved, not even at a shorter length.
     #[error(transparent)]
     Prove(#[from] ProveError),
-    /// No layer is replaced.
+    /// The pattern names an empty list of layers, so no layer is swapped.
     #[error("the pattern replaces no layer: its list of swapped layers is empty")]
     NoLayers,
-    /// A layer has no graph.
+    /// No graph can be built for a layer.
     #[error(transparent)]
     Build(#[from] graph::BuildError),
     /// A pass made a graph that breaks an invariant: a bug of the compiler.
     #[error("the pass `{pass}` made a wrong graph, which is a bug: {error}")]
     Verify {
-        /// The guilty pass.
+        /// The pass that made the graph.
         pass: &'static str,
-        /// The invariant.
+        /// The broken invariant.
         error: GraphError,
     },
     /// The plan contradicts the pattern: a bug of the compiler.
@@ -87,7 +89,8 @@ pub enum PipelineError {
 /// Runs all passes.
 ///
 /// # Errors
-/// [`PipelineError`], of which only `Verify` and `Plan` are not the user's to mend.
+/// The [`PipelineError`] of the first pass that fails. `Verify` and `Plan` are bugs of the
+/// compiler; all others are faults of the model, the pattern or the request.
 pub fn lower(
     model: &ModelConfig,
     sparsity: &Sparsity,
@@ -105,7 +108,7 @@ pub fn lower(
     let proof = clock.time("prove", || {
         let at = |tokens| Context::new(sparsity.block, tokens, 0);
         let prove = |tokens| prove::lower(&sparsity.pattern, &at(tokens), &indices);
-        // Where a pattern has no proof at the whole length, the longest that it has.
+        // If the whole capacity is too long to prove, prove the longest length that is not.
         prove(capacity).or_else(|ProveError::TooLong { longest, .. }| prove(longest))
     })?;
     let [prefill, decode] =
@@ -209,7 +212,8 @@ mod tests {
         };
         let lowered = lower(&model, &sparsity, &request).expect("a plan");
         let Plan { proof, kernels, .. } = &lowered.plan;
-        // The CPU runs f32 by default; Vulkan has no bf16: f16 and f32 instead.
+        // CPU: bf16, the model's type, and f32, which it runs by default. Vulkan has no bf16, so
+        // it gets f16 and f32.
         assert_eq!(kernels.len(), 4 + 4);
         assert_eq!((lowered.plan.capacity, proof.full_at), (65536, Some(9)));
         assert!(

@@ -1,20 +1,21 @@
-//! Model and sparsity → the kernels that one set of artifacts holds.
+//! Model and sparsity → the specifications of the kernels to compile.
 //!
 //! In:  a checked config and pattern. Out: one specification for each phase and element
-//! type; no two alike. Length, batch, stage and offset are no part of it.
+//! type, no two equal. Lengths, batch, stage and query offset are not part of a specification:
+//! they are passed at launch.
 
 use crate::resolve;
 use butterfly_ir::model::{AttentionShape, ModelConfig};
 use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sparsity, Target};
 
-/// The kernels for a model's swapped layers.
+/// The kernels in `dtype` for a model's swapped layers: prefill, then decode.
 pub fn lower(config: &ModelConfig, sparsity: &Sparsity, dtype: Dtype) -> Vec<KernelSpec> {
     [Phase::Prefill, Phase::Decode]
         .map(|phase| spec(&config.attention, sparsity, phase, dtype))
         .into()
 }
 
-/// The specification of one kernel.
+/// The specification of one kernel, without softcap or sink logits.
 pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dtype) -> KernelSpec {
     let shape = shape.kernel_shape(phase);
     KernelSpec {
@@ -29,25 +30,27 @@ pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dt
     }
 }
 
-/// How kernels get the rows of a pattern: in closed form where there is one.
+/// How kernels get the rows of a pattern: in closed form where the pattern has one, else from a
+/// table.
 pub fn rows(sparsity: &Sparsity) -> Rows {
     resolve::closed_form(&sparsity.pattern).map_or(Rows::Table, Rows::ClosedForm)
 }
 
-/// The element type in which a model of `model` is run on `target` where no other is asked for.
-/// [`dtypes`] has kernels made for it.
+/// The element type in which `target` runs a model whose weights are of type `model`, unless the
+/// user asks for another. By default, [`dtypes`] includes it.
 pub fn dtype(target: Target, model: Dtype) -> Dtype {
     match target {
         Target::Cuda(_) | Target::Metal => model,
-        // Vulkan and WebGPU have no bf16, and not every device of theirs has f16; the CPU
-        // computes in f32, whatever it reads.
+        // Vulkan and WebGPU have no bf16, and not all of their devices have f16. The CPU kernel
+        // computes in f32, whatever type it reads.
         Target::Vulkan | Target::Webgpu | Target::Cpu => Dtype::F32,
     }
 }
 
-/// The element types to make kernels in for `target`, each once: those in `asked`, or where there
-/// are none, that of `model` and the one that [`dtype`] picks. Where the target lacks bf16, f16 and
-/// f32 stand in for it.
+/// The element types to compile kernels for on `target`, sorted and each once.
+///
+/// These are the types in `asked` or, if that is empty, `model` and the type that [`dtype`]
+/// chooses. Where the target has no bf16, f16 and f32 replace it.
 pub fn dtypes(target: Target, asked: &[Dtype], model: Dtype) -> Vec<Dtype> {
     let default = [model, dtype(target, model)];
     let wanted = if asked.is_empty() { &default } else { asked };
@@ -65,7 +68,7 @@ pub fn dtypes(target: Target, asked: &[Dtype], model: Dtype) -> Vec<Dtype> {
 mod tests {
     use super::*;
 
-    /// Whatever a run takes by default is among what is made by default.
+    /// The type that runs by default is among those compiled by default.
     #[test]
     fn kernels_are_made_for_the_type_that_runs() {
         let targets = ["cuda:sm_90a", "vulkan", "webgpu", "metal", "cpu"];

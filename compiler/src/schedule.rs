@@ -1,9 +1,9 @@
-//! Pattern × tile sizes → what each workgroup of a kernel does, exactly.
+//! Pattern × tile sizes → the exact work of a kernel's workgroups.
 //!
-//! In:  a pattern, a context and a kernel's geometry. Out: counts that are the kernel's own: it
-//! walks the same tiles, from the first key that any of its queries sees, in steps of
-//! `k_tile`, passing over what none of them sees; where workgroups split the keys of a
-//! query, each interval of them from its start.
+//! In:  a pattern, a context and a kernel's geometry. Out: the counts of one launch, exact because
+//! this pass visits the same tiles as the kernel. A workgroup starts at the first key that any of
+//! its queries sees and goes on in steps of `k_tile`, skipping keys that none of them sees. Where
+//! workgroups split the keys of a query, each interval of keys is cut into tiles from its start.
 
 use crate::stretch::{self, MOST, TooManyRows};
 use crate::work;
@@ -16,26 +16,26 @@ use serde::Serialize;
 /// The work of one q head of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Schedule {
-    /// Rows of blocks that have a query.
+    /// Block rows that contain a query of the launch.
     pub rows: u64,
-    /// Workgroups: tiles of queries, or queries in decode.
+    /// Workgroups: one for each tile of queries; in decode, those of each query.
     pub workgroups: u64,
     /// Tiles of keys over all workgroups.
     pub tiles: u64,
-    /// Those among them with a key that some query does not see.
+    /// Those of them that need a mask: some query does not see some key.
     pub masked_tiles: u64,
-    /// Most tiles of one workgroup.
+    /// Most tiles of any workgroup.
     pub most_tiles: u64,
-    /// (query, key) pairs that are seen.
+    /// (query, key) pairs of which the query sees the key.
     pub pairs: u64,
-    /// (query, key) pairs in the tiles, as the kernel computes them: whole tiles.
+    /// (query, key) pairs that the kernel computes: all pairs of all visited tiles.
     pub tile_pairs: u64,
     /// Keys that are loaded, over all tiles.
     pub keys: u64,
 }
 
 impl Schedule {
-    /// Takes in `times` rows like those of `other`.
+    /// Adds `other` `times` times.
     fn add(&mut self, other: &Self, times: u64) {
         self.rows += times * other.rows;
         self.workgroups += times * other.workgroups;
@@ -46,16 +46,16 @@ impl Schedule {
         self.keys += times * other.keys;
     }
 
-    /// Work of the heaviest workgroup over that of the mean one.
+    /// Tiles of the heaviest workgroup, relative to the mean of all workgroups.
     pub fn imbalance(&self) -> f64 {
         self.most_tiles as f64 * self.workgroups as f64 / self.tiles.max(1) as f64
     }
 }
 
-/// Counts what the kernel of `phase` does for the queries `from..` of `pattern`.
+/// Counts the work of the kernel of `phase` for the queries from position `from` to the last.
 ///
 /// # Errors
-/// [`TooManyRows`].
+/// [`TooManyRows`] if more than [`MOST`] rows would have to be counted one by one.
 pub fn lower(
     pattern: &Pattern,
     context: &Context,
@@ -91,12 +91,12 @@ pub fn lower(
         }
         let of = row(stretch.first);
         if of == row(stretch.last) {
-            // The runs of tiles are the same in all rows.
+            // Both ends have the same runs of tiles, hence all rows between them (see `Run`).
             schedule.add(&of.0, stretch.rows);
         } else if stretch.is_whole() {
             alone.push(stretch.first..stretch.last + 1);
         } else {
-            // Rows with holes between them: all are walked one by one.
+            // The stretch has holes and its rows differ: count all rows one by one.
             schedule = Schedule::default();
             alone.clear();
             alone.push(0..context.rows());
@@ -124,10 +124,10 @@ pub fn lower(
     Ok(schedule)
 }
 
-/// Tiles that touch one another as the kernel walks them: where they begin relative to the
-/// first key, what they have beyond a whole number, how far away the next ones are. Rows in
-/// a stretch whose runs are equal at both of its ends have equal runs throughout, since
-/// each of these distances stands still or moves evenly.
+/// The distances, in keys, that decide how the kernel visits a run of adjacent tiles: the gap to
+/// the run before, the number of keys, the distance to the end of the sequence, and where keys
+/// that all queries see start and end. Along a stretch each distance is constant or affine in the
+/// row number. So if two rows at the ends of a stretch have equal runs, so have all rows between.
 type Run = Vec<i32>;
 
 struct Tiles<'a> {
@@ -138,7 +138,7 @@ struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
-    /// The work of row `b`, and the runs of tiles that it is made of.
+    /// The work of row `b`, and its runs of tiles.
     fn row(&self, bands: &[Band], b: u32) -> (Schedule, Vec<Run>) {
         let (q0, q1) = queries(self.context, b);
         let mut schedule = Schedule {
@@ -183,7 +183,8 @@ impl Tiles<'_> {
         }
     }
 
-    /// Tile after tile from the first key that some query sees, passing over what none sees.
+    /// Visits tile after tile, from the first key that some query sees, skipping keys that none
+    /// sees.
     fn walk(&self, bands: &[Band], q: (i32, i32), schedule: &mut Schedule, runs: &mut Vec<Run>) {
         let (kv_len, tile) = (self.context.kv_len as i32, self.geometry.k_tile as i32);
         let ranges = |of: fn(&Band, i32, i32) -> (i32, i32)| {
@@ -207,7 +208,7 @@ impl Tiles<'_> {
                 stop - start,
                 (kv_len - stop).min(tile),
             ];
-            // Tiles that lie within one range of keys which all queries see.
+            // Tiles that lie inside one range of keys that all queries see.
             let mut full = 0;
             for (from, to) in &all {
                 let (from, to) = ((*from).max(start), (*to).min(end));
@@ -228,8 +229,8 @@ impl Tiles<'_> {
     }
 }
 
-/// Lengths of the intervals of keys that query `q` sees, one for each band: a key counts for
-/// the first of them that has it, by start.
+/// Lengths of the intervals of keys that query `q` sees, at most one for each band. A key in
+/// several bands belongs to the one whose interval starts first.
 fn intervals(bands: &[Band], q: i32) -> Vec<u32> {
     let mut intervals: Vec<_> = bands.iter().map(|band| band.seen_by_any(q, q)).collect();
     intervals.retain(|(start, stop)| start < stop);

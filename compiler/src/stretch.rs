@@ -1,43 +1,46 @@
-//! Pattern → stretches: runs of rows that differ in nothing but where they stand.
+//! Pattern → stretches: groups of rows that differ only in their position.
 //!
-//! In:  a pattern and a context. Out: stretches that hold every row once.
+//! In:  a pattern and a context. Out: stretches that together contain every row exactly once.
+//! Passes that check or count rows then look at the first and last row of each stretch only.
 //!
-//! The limits of a closed form's bands are constants or move with the row, one block a
-//! row. Whatever is compared, counted or rounded to blocks keeps its outcome between the
-//! rows at which a limit that moves passes one that does not: these rows and their
-//! neighbours stand alone, and the rows between two of them make a stretch. In a stretch
-//! the columns of a row are the same number of ranges, each end of which stands still or
-//! moves with the row; so what is counted of a row is affine in its number, has its
-//! extremes at the first and last row, and is the same throughout where it is the same at
-//! both. Rules that flip a bit behave so among the rows in which the bit is set, and among
-//! those in which it is not: these make stretches of their own.
+//! Each limit of a closed form's bands is either a fixed key position or moves with the row, by
+//! one block per row. A comparison of two limits can therefore change its result only at a
+//! *passing*: a row at which a moving limit passes a fixed one. The rows at and next to a passing
+//! become stretches of one row each; the rows between two passings form one stretch.
+//!
+//! Within a stretch, every row has the same number of ranges of columns, and each end of a range
+//! is fixed or moves with the row. So every count of a row is affine in the row number: it is
+//! largest and smallest at the ends of the stretch and, where it is equal at both ends, constant.
+//!
+//! For partner rules that flip a bit, this holds only among rows in which that bit has the same
+//! value. Rows are then split further, by the value of these bits.
 
 use crate::resolve;
 use butterfly_ir::band::UNBOUNDED;
 use butterfly_ir::{Atom, Context, PartnerRule, Pattern, RowProgram, rows, stage};
 use std::collections::BTreeSet;
 
-/// Numbers of rows up to which each row stands alone.
+/// Up to this many rows, each row is a stretch of its own.
 pub const EVERY: u32 = 1024;
 
-/// Most rows that are looked at one by one, where a pattern has no closed form.
+/// Most rows that are processed one by one, where stretches cannot be computed.
 pub const MOST: u64 = 1 << 22;
 
-/// Most bits whose combinations are told apart.
+/// Most flipped bits by which rows are split: each doubles the number of stretches.
 const BITS: usize = 6;
 
-/// Rows on either side of a passing that stand alone: one for the rounding to blocks, one
-/// for limits that are compared with the block's last query.
+/// Rows on either side of a passing that become stretches of their own: one because limits are
+/// rounded to blocks, one because some limits count from the block's last query.
 const MARGIN: i64 = 2;
 
-/// A run of rows.
+/// A group of rows that differ only in their position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stretch {
     /// The first row.
     pub first: u32,
     /// The last row.
     pub last: u32,
-    /// How many there are; fewer than from first to last where bits tell rows apart.
+    /// The number of rows; less than `last - first + 1` where rows are split by bits.
     pub rows: u64,
 }
 
@@ -50,43 +53,43 @@ impl Stretch {
         }
     }
 
-    /// Every row from the first to the last.
+    /// Whether the stretch contains every row from its first to its last.
     pub fn is_whole(&self) -> bool {
         self.rows == u64::from(self.last - self.first) + 1
     }
 
-    /// The rows to look at: the first, and the last if it is another.
+    /// The first row and, if it is another one, the last.
     pub fn ends(&self) -> impl Iterator<Item = u32> + use<> {
         let last = (self.last > self.first).then_some(self.last);
         std::iter::once(self.first).chain(last)
     }
 }
 
-/// There is no closed form, and the rows are too many to look at each.
+/// The rows cannot be grouped into stretches, and are too many to process one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{rows} rows of blocks are too many to look at one by one, and this pattern has no closed form; at most {most} can be: give fewer tokens or a larger block"
 )]
 pub struct TooManyRows {
-    /// Rows of blocks.
+    /// The number of block rows.
     pub rows: u32,
-    /// How many can be looked at.
+    /// The largest number that can be processed one by one.
     pub most: u64,
 }
 
-/// Limits beside those of the pattern at which stretches end, in blocks.
+/// Further limits at which stretches have to end, in blocks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cuts {
-    /// Those that stand still.
+    /// Fixed positions.
     pub(crate) still: Vec<i64>,
-    /// Those that move with the row, relative to it.
+    /// Positions that move with the row, relative to it.
     pub(crate) moving: Vec<i64>,
 }
 
 /// The stretches of `pattern`, in the order of their first rows.
 ///
 /// # Errors
-/// [`TooManyRows`].
+/// [`TooManyRows`] if each row has to be a stretch of its own and there are too many.
 pub fn lower(pattern: &Pattern, context: &Context) -> Result<Vec<Stretch>, TooManyRows> {
     let rows = context.rows();
     if rows > EVERY
@@ -98,16 +101,16 @@ pub fn lower(pattern: &Pattern, context: &Context) -> Result<Vec<Stretch>, TooMa
     Ok((0..rows).map(Stretch::row).collect())
 }
 
-/// Whether every row can be looked at.
+/// Checks that the rows are few enough to be processed one by one.
 ///
 /// # Errors
-/// [`TooManyRows`].
+/// [`TooManyRows`] if they are not.
 pub(crate) fn one_by_one(pattern: &Pattern, context: &Context) -> Result<(), TooManyRows> {
     let rows = context.rows();
     if rows <= EVERY {
         return Ok(());
     }
-    // Bands of a row are compared with one another.
+    // The bands of a row are compared with one another, so many bands allow for fewer rows.
     let bands = rows::row(pattern, context, rows - 1).len() as u64;
     let most = MOST / (1 + (bands / 8).pow(2));
     match u64::from(rows) <= most {
@@ -116,7 +119,8 @@ pub(crate) fn one_by_one(pattern: &Pattern, context: &Context) -> Result<(), Too
     }
 }
 
-/// The same, ending also at `cuts`; `None` where the pattern has no closed form.
+/// The stretches by the pattern's closed form, ending also at `cuts`. `None` where there is no
+/// closed form, where partners are random, or where more than `BITS` bits are flipped.
 pub(crate) fn symbolic(pattern: &Pattern, context: &Context, cuts: &Cuts) -> Option<Vec<Stretch>> {
     let limits = Limits::of(&resolve::closed_form(pattern)?, context, cuts)?;
     let rows = context.rows();
@@ -133,17 +137,20 @@ pub(crate) fn symbolic(pattern: &Pattern, context: &Context, cuts: &Cuts) -> Opt
     Some(stretches)
 }
 
-/// The bits that the pattern's partners flip at this stage.
+/// The bits of a row number that the pattern's partners flip at this stage, as a mask. `None` in
+/// the same cases as [`symbolic`].
 pub(crate) fn bits(pattern: &Pattern, context: &Context) -> Option<u32> {
     let program = resolve::closed_form(pattern)?;
     Some(Limits::of(&program, context, &Cuts::default())?.mask)
 }
 
-/// What the limits of all bands are made of, in tokens.
+/// The limits of all bands, in tokens.
 struct Limits {
+    /// Fixed positions.
     still: BTreeSet<i64>,
+    /// Positions that move with the row, relative to its first token or to a query.
     moving: BTreeSet<i64>,
-    /// Bits of the row's number that matter.
+    /// Bits of the row number by which rows are split.
     mask: u32,
 }
 
@@ -188,7 +195,8 @@ impl Limits {
         (limits.mask.count_ones() as usize <= BITS).then_some(limits)
     }
 
-    /// How many blocks back the partner is; `None` where that differs from row to row.
+    /// How many blocks before its row the partner is, or `None` where that differs from row to
+    /// row. Adds the bit that the rule flips, if any, to the mask.
     fn partner(&mut self, atom: &Atom, context: &Context) -> Option<i64> {
         let Atom::Partner {
             rule,
@@ -216,7 +224,7 @@ impl Limits {
         Some(1 << bit)
     }
 
-    /// Rows that stand alone.
+    /// Rows that are stretches of their own.
     fn alone(&self, context: &Context) -> BTreeSet<u32> {
         let (block, rows) = (i64::from(context.block), i64::from(context.rows()));
         let mut alone: BTreeSet<u32> = [0, 1, rows - 2, rows - 1]
@@ -234,7 +242,7 @@ impl Limits {
         alone
     }
 
-    /// Every combination of the bits that matter.
+    /// Every combination of the bits in the mask.
     fn values(&self) -> impl Iterator<Item = u32> {
         let mask = self.mask;
         // The next subset of the mask, until it wraps to the empty one.
@@ -251,7 +259,7 @@ fn members(mask: u32, value: u32, start: u64, end: u64) -> Option<Stretch> {
     let (mask, value) = (u64::from(mask), u64::from(value));
     let rows = below(mask, value, end) - below(mask, value, start.min(end));
     let first = next(mask, value, start);
-    // Counted from above, the last is the first.
+    // The last member is the first one when numbers are counted down from `TOP`.
     const TOP: u64 = (1 << 40) - 1;
     let last = (rows > 0).then(|| TOP - next(mask, !value & mask, TOP - (end - 1)))?;
     Some(Stretch {
@@ -277,7 +285,7 @@ fn next(mask: u64, value: u64, start: u64) -> u64 {
     }
 }
 
-/// How many numbers below `end` have the bits `value` under `mask`.
+/// How many numbers below `end` have the bits `value` under `mask`; `end` is below 2^40.
 fn below(mask: u64, value: u64, end: u64) -> u64 {
     let mut count = 0;
     for bit in (0..40).rev() {

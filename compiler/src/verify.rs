@@ -1,10 +1,11 @@
-//! Plan → whether it means what its pattern says.
+//! Checks a plan against its pattern.
 //!
-//! In:  a plan, as the passes made it. Out: nothing, or the first contradiction, which is a fault of a
-//! pass and not of its input.
+//! In:  a plan, as the passes made it. Out: nothing, or the first contradiction, which is a bug of
+//! a pass and not a fault of its input.
 //!
-//! Kernels are held to their contract, and the rows that they execute to [`sees()`], the definition, in
-//! rows of short and of the longest sequences.
+//! Each kernel's specification and key are checked. The rows that kernels execute are compared
+//! with [`sees()`], the definition of patterns, at the first and last rows of several lengths, the
+//! capacity among them.
 
 use crate::{key, plan};
 use butterfly_ir::band::keys_of_query;
@@ -12,15 +13,16 @@ use butterfly_ir::manifest;
 use butterfly_ir::plan::{Plan, PlannedKernel};
 use butterfly_ir::{Context, KernelSpec, Rows, Sparsity, rows, sees};
 
-/// Rows that are looked at of a sequence, from its end and from its begin.
+/// Rows that are compared at either end of a sequence.
 const ROWS: u32 = 4;
-/// Stages that are looked at.
+/// Layers, each with its stage index, whose rows are compared.
 const STAGES: usize = 8;
 
-/// Checks a plan.
+/// Checks a plan: the order of its layers and kernels, each kernel's specification and key, and
+/// samples of the rows.
 ///
 /// # Errors
-/// What contradicts what.
+/// A message that says what contradicts what.
 pub fn plan(plan: &Plan) -> Result<(), String> {
     if !plan.layers.is_sorted_by(|a, b| a.layer < b.layer) {
         return Err("layers do not increase".into());
@@ -50,7 +52,7 @@ pub fn plan(plan: &Plan) -> Result<(), String> {
     }
 }
 
-/// Holds what kernels execute for `sparsity` to its definition.
+/// Compares the rows that kernels execute for `sparsity` with its definition.
 fn meaning(
     sparsity: &Sparsity,
     executed: &Rows,
@@ -72,7 +74,7 @@ fn meaning(
     Ok(())
 }
 
-/// The first and the last query of row `b`.
+/// Compares the first and the last query of row `b`.
 fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Result<(), String> {
     let pattern = &sparsity.pattern;
     let bands = match executed {
@@ -88,7 +90,8 @@ fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Resul
                 .iter()
                 .any(|(start, end)| (*start..*end).contains(&k))
         };
-        // Where what is seen changes, and where blocks do, near the query and the begin.
+        // Keys worth comparing: around the ends of the executed ranges, around block borders near
+        // the query's block and near the start of the sequence, and around the query itself.
         let changes = ranges.iter().flat_map(|(start, end)| [*start, *end]);
         let near = (0..ROWS).flat_map(|i| [i, b.saturating_sub(i)]);
         let near = near.map(|block| block * context.block).chain([q]);

@@ -1,7 +1,7 @@
-//! Pattern → exact counts of what attention by it costs.
+//! Pattern → the exact amount of work in one attention layer.
 //!
-//! In:  a pattern and a context. Out: counts over all rows, stretch by stretch.
-//! Everything is known before a kernel runs, so predicted time needs no sampling.
+//! In:  a pattern and a context. Out: counts over all rows, added up stretch by stretch.
+//! The counts are exact and known before any kernel runs, so predictions need no sampling.
 
 use crate::classify;
 use crate::prove::form;
@@ -11,30 +11,30 @@ use butterfly_ir::topology::queries;
 use butterfly_ir::{Band, Context, Pattern, rows};
 use serde::Serialize;
 
-/// Exact work of one q head of one sequence.
+/// The exact work of one q head of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Work {
-    /// (query, key) pairs that are seen.
+    /// (query, key) pairs of which the query sees the key.
     pub pairs: u64,
-    /// (query, key) pairs with key <= query: what dense causal attention computes.
+    /// (query, key) pairs with key <= query: the work of dense causal attention.
     pub causal_pairs: u64,
-    /// Blocks read, full and partial together.
+    /// Blocks in all rows, full and partial together.
     pub blocks: u64,
-    /// Blocks that need no mask.
+    /// Those of them that need no mask.
     pub full_blocks: u64,
-    /// Most blocks in a row.
+    /// Most blocks in any row.
     pub max_degree: u32,
-    /// Most rows that read one block.
+    /// Most rows that read the same block.
     pub max_in_degree: u32,
 }
 
 impl Work {
-    /// Blocks in a row, on average.
+    /// Mean number of blocks per row, over `rows` rows.
     pub fn mean_degree(&self, rows: usize) -> f64 {
         self.blocks as f64 / rows.max(1) as f64
     }
 
-    /// FLOP of QK^T and PV over the pairs that are seen.
+    /// FLOP of QK^T and PV over the pairs that are seen; head sizes in elements.
     pub fn flop(&self, head_dim: u32, v_head_dim: u32) -> u64 {
         2 * self.pairs * u64::from(head_dim + v_head_dim)
     }
@@ -43,7 +43,7 @@ impl Work {
 /// Counts the work of `pattern`.
 ///
 /// # Errors
-/// [`TooManyRows`].
+/// [`TooManyRows`] if rows have to be counted one by one and are too many for that.
 pub fn count(pattern: &Pattern, context: &Context) -> Result<Work, TooManyRows> {
     let kv_len = u64::from(context.kv_len);
     let mut work = Work {
@@ -61,10 +61,10 @@ pub fn count(pattern: &Pattern, context: &Context) -> Result<Work, TooManyRows> 
     Ok(work)
 }
 
-/// Blocks that the rows from `from` on read, on average.
+/// Mean number of blocks per row, over the rows from number `from` to the last.
 ///
 /// # Errors
-/// [`TooManyRows`].
+/// As [`count`], where `from` is 0.
 pub fn mean_degree(pattern: &Pattern, context: &Context, from: u32) -> Result<f64, TooManyRows> {
     let rows = context.rows() - from;
     if from == 0 {
@@ -75,8 +75,8 @@ pub fn mean_degree(pattern: &Pattern, context: &Context, from: u32) -> Result<f6
     Ok(blocks as f64 / f64::from(rows))
 }
 
-/// Numbers of rows, with the work of the first and the last of them: that of all is the
-/// number times the mean of the two.
+/// Groups of rows: the number of rows, and the work of the first and the last of them. The work
+/// of a whole group is its number of rows times the mean of these two.
 fn counted(
     pattern: &Pattern,
     context: &Context,
@@ -85,19 +85,20 @@ fn counted(
     let stretches = stretch::lower(pattern, context)?;
     let ends = |stretch: &Stretch| (stretch.rows, row(stretch.first), row(stretch.last));
     let counted: Vec<_> = stretches.iter().map(ends).collect();
-    // Counts are affine in the number of the row, so that the mean of a stretch is that of
-    // its ends, where it has no holes or the ends are alike.
+    // Counts are affine in the row number. So the mean over a stretch is the mean of its two
+    // ends, provided that the stretch has no holes or that both ends are equal.
     let mut pairs = stretches.iter().zip(&counted);
     if pairs.all(|(stretch, (_, first, last))| stretch.is_whole() || first == last) {
         return Ok(counted);
     }
     stretch::one_by_one(pattern, context)?;
     let rows = context.rows();
+    // Callers take half of the sum of both ends: twice (row + nothing) / 2 is the row itself.
     let alone = (0..rows).map(row).map(|row| (2, row, RowWork::default()));
     Ok(alone.collect())
 }
 
-/// Most rows that read one block.
+/// Most rows that read the same block.
 fn in_degree(pattern: &Pattern, context: &Context) -> Result<u32, TooManyRows> {
     let rows = context.rows();
     if rows > EVERY
@@ -140,10 +141,11 @@ impl RowWork {
     }
 }
 
-/// Bands that are counted by what each has beyond those before it.
+/// Most bands that are counted by inclusion and exclusion, whose cost doubles with each band.
 const FEW: usize = 8;
 
-/// Pairs of the queries `q.0..=q.1` and the keys that they see.
+/// The number of (query, key) pairs that the bands contain for the queries `q.0..=q.1`; pairs in
+/// several bands count once.
 pub(crate) fn pairs(bands: &[Band], q: (i32, i32)) -> u64 {
     let bands: Vec<Band> = bands
         .iter()
@@ -166,17 +168,18 @@ pub(crate) fn pairs(bands: &[Band], q: (i32, i32)) -> u64 {
     area(first, q) + pairs(rest, q) - pairs(&shared, q)
 }
 
-/// Pairs of one band.
+/// The number of (query, key) pairs in one band for the queries `q.0..=q.1`.
 fn area(band: &Band, q: (i32, i32)) -> u64 {
     let [lo, hi, first, end] = [band.lo, band.hi, band.first, band.end].map(i64::from);
     let (q0, q1) = (i64::from(q.0), i64::from(q.1) + 1);
-    // Queries at which an end of their keys begins to move with them, or stops.
+    // The queries at which the formula for the number of keys changes: where a limit switches
+    // between fixed and moving with the query, and where the band starts or ceases to show keys.
     let mut turns = [q0, q1, hi - end, lo - first, lo - end, hi - first].map(|x| x.clamp(q0, q1));
     turns.sort_unstable();
     let keys = |q: i64| (hi.min(q + end) - lo.max(q + first)).max(0);
     let between = turns.windows(2).map(|turn| {
         let (from, to) = (turn[0], turn[1]);
-        // Affine between two turns; each turn belongs to what follows it.
+        // The number of keys is affine over from..to.
         let (n, at, last) = (to - from, keys(from), keys((to - 1).max(from)));
         n * (at + last) / 2
     });

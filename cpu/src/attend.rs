@@ -1,17 +1,17 @@
-//! Problem → result: cuts the work into items and hands them to threads.
+//! Problem → result: divides the work into items and distributes them over threads.
 //!
 //! In:  a [`Problem`]. Out: [`Attention`], bitwise the same for any number of threads.
 
 use crate::{Attention, Isa, Problem, ProblemError, plan, scratch::Scratch, tile::Item};
 use std::sync::Mutex;
 
-/// Attention over the bands of each block row.
+/// Attention of every query over the keys in the bands of its row.
 ///
-/// Runs in the current rayon pool on at most `threads` threads, all of the pool where
-/// none are given. The result does not depend on that number.
+/// Runs on at most `threads` threads of the current rayon pool; `None` means all of them.
+/// The result is bitwise the same for any number of threads.
 ///
 /// # Errors
-/// [`ProblemError`] when the arguments do not fit one another.
+/// [`ProblemError`] if the arguments do not fit one another, or `threads` is 0.
 ///
 /// # Source
 /// Online softmax, arXiv:1805.02867; tiling of FlashAttention-2, arXiv:2307.08691.
@@ -19,11 +19,12 @@ pub fn attend(problem: &Problem, threads: Option<usize>) -> Result<Attention, Pr
     attend_on(Isa::best(), problem, threads)
 }
 
-/// [`attend`] into memory that is already there, where its size fits: a fresh result of
-/// many megabytes costs as much as a tenth of the work in page faults.
+/// As [`attend`], but reuses the memory of `into` if its size fits.
+///
+/// Page faults in a newly allocated result of many megabytes can take a tenth of the time.
 ///
 /// # Errors
-/// As [`attend`]; `into` is then as it was.
+/// As [`attend`]; `into` is then unchanged.
 pub fn attend_into(
     problem: &Problem,
     threads: Option<usize>,
@@ -32,10 +33,10 @@ pub fn attend_into(
     execute(Isa::best(), problem, threads, into)
 }
 
-/// [`attend`] with the kernel for one instruction set.
+/// As [`attend`], with the kernel for a given instruction set.
 ///
 /// # Errors
-/// [`ProblemError::Unavailable`] when the machine lacks it; else as [`attend`].
+/// [`ProblemError::Unavailable`] if the CPU does not have it; else as [`attend`].
 pub fn attend_on(
     isa: Isa,
     problem: &Problem,
@@ -67,14 +68,15 @@ fn execute(
     let mut items = items(problem, &tiles, &mut into.o, &mut into.lse);
     let threads = threads.unwrap_or_else(rayon::current_num_threads);
     let threads = threads.min(items.len());
-    // The queue is taken from the end: heaviest first, so that no thread is left with
-    // a long item when the others are done.
+    // Items are taken from the end, the largest first, so that no thread still has a long
+    // item when the others are done.
     items.sort_by_cached_key(|item| item.tile.pairs());
     let queue = Mutex::new(items);
     let work = || {
         let mut scratch = Scratch::default();
         while let Some(mut item) = next(&queue) {
-            // SAFETY: both were checked above, and the tiles were planned for `lanes`.
+            // SAFETY: the problem and the instruction set were checked above, and the tiles were
+            // made for `lanes` lanes.
             unsafe { isa.compute(lanes, problem, &mut item, &mut scratch) };
         }
     };
@@ -86,16 +88,16 @@ fn execute(
     Ok(())
 }
 
-/// Makes the array `len` numbers long. Zeroed memory, unlike a resized vector, is first
-/// touched by the threads that write it.
+/// Makes the array `len` numbers long. With newly zeroed memory, unlike with a resized vector,
+/// the threads that write the result also take its page faults.
 fn fit(array: &mut Vec<f32>, len: usize) {
     if array.len() != len {
         *array = vec![0.0; len];
     }
 }
 
-/// Pairs of a query (of each head) and a key that [`attend`] computes, masked ones inside
-/// a visited tile included; `2 * (D + Dv)` FLOP each.
+/// Number of (query, key) pairs that [`attend`] computes, over all sequences and q heads. Masked
+/// pairs within a visited tile count too. Each pair takes `2 * (D + Dv)` FLOP.
 ///
 /// # Errors
 /// As [`attend`].
@@ -111,11 +113,11 @@ fn lanes(isa: Isa, problem: &Problem) -> usize {
 }
 
 fn next<'a>(queue: &Mutex<Vec<Item<'a>>>) -> Option<Item<'a>> {
-    // A poisoned queue belongs to a scope that is already panicking.
+    // If the lock is poisoned, another thread of this scope has panicked: stop.
     queue.lock().ok()?.pop()
 }
 
-/// Every tile for every sequence and kv head, with its part of the results.
+/// One item for every tile of every kv head of every sequence, with its part of the result.
 fn items<'a>(
     problem: &Problem,
     tiles: &'a [plan::QueryTile],

@@ -1,4 +1,4 @@
-//! Which instruction set the kernel is compiled for, chosen when it runs.
+//! The instruction sets for which the kernel is compiled; one is chosen at run time.
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -9,14 +9,15 @@ use crate::{
     tile::{Item, compute},
 };
 
-/// A compiled form of the kernel. Results differ between forms by rounding only.
+/// An instruction set for which the kernel is compiled. Results of different sets differ only by
+/// rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// x86-64 with AVX-512F.
     Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
-    /// Whatever the program was compiled for.
+    /// The instruction set for which the program itself was compiled.
     Portable,
 }
 
@@ -31,16 +32,16 @@ impl std::fmt::Display for Isa {
 }
 
 impl Isa {
-    /// All, fastest first.
+    /// All instruction sets, fastest first.
     pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
 
-    /// The fastest on this machine.
+    /// The fastest one that this CPU has.
     pub fn best() -> Self {
         let mut all = Self::ALL.into_iter();
         all.find(|isa| isa.is_available()).unwrap_or(Self::Portable)
     }
 
-    /// Whether this machine has it.
+    /// Whether this CPU has it.
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -53,7 +54,8 @@ impl Isa {
         }
     }
 
-    /// Query rows in a panel: two vectors, or one where a single one holds all `rows`.
+    /// Lanes of a panel for a tile of `rows` query rows: those of one vector if it holds all rows,
+    /// else those of two.
     pub(crate) fn lanes(self, rows: usize) -> usize {
         let vector = match self {
             Self::Avx512 => 16,
@@ -66,8 +68,8 @@ impl Isa {
     /// Computes one item.
     ///
     /// # Safety
-    /// [`Isa::is_available`]; the problem is checked; the item was planned for `lanes`
-    /// lanes, as given by [`Isa::lanes`].
+    /// [`Isa::is_available`] is true; the problem passed its check; the item was made for
+    /// `lanes` lanes, a number that [`Isa::lanes`] returned.
     pub(crate) unsafe fn compute(
         self,
         lanes: usize,
@@ -75,7 +77,7 @@ impl Isa {
         item: &mut Item,
         scratch: &mut Scratch,
     ) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller's promise.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
@@ -93,14 +95,14 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
-    // SAFETY: passed on to the caller; the instructions are those of this function.
+    // SAFETY: the caller's promise; this function is compiled with these instructions.
     unsafe { by_lanes::<Avx512>(lanes, problem, item, scratch) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
-    // SAFETY: passed on to the caller; the instructions are those of this function.
+    // SAFETY: the caller's promise; this function is compiled with these instructions.
     unsafe { by_lanes::<Avx2>(lanes, problem, item, scratch) }
 }
 
@@ -111,7 +113,7 @@ unsafe fn by_lanes<S: Simd>(
     item: &mut Item,
     scratch: &mut Scratch,
 ) {
-    // SAFETY: passed on to the caller, whose item is of `lanes` lanes: one vector or two.
+    // SAFETY: the caller's promise; `lanes` is the lanes of one vector or of two.
     unsafe {
         if lanes == S::N {
             compute::<S, 1>(problem, item, scratch)

@@ -3,18 +3,20 @@
 //! Owns: block-sparse attention on the CPU, forward, in f32: tiles, online softmax,
 //! vector instructions and threads.
 //!
-//! In:  contiguous q, k, v and, for each row of blocks, its [bands](butterfly_ir::Band).
-//! Out: o and the log-sum-exp of the logits ([`Attention`]), or what does not fit
-//! ([`ProblemError`]).
+//! In:  contiguous q, k, v and, for each row, its [bands](butterfly_ir::Band).
+//! Out: o and the log-sum-exp of the logits ([`Attention`]), or the argument that does
+//! not fit ([`ProblemError`]).
 //!
-//! Invariants: functions of their arguments only, without I/O; the same bits for any
-//! number of threads; tiles that no query sees are never touched; patterns are unknown
-//! here, bands are all there is.
+//! Invariants: results depend on the arguments only, and there is no I/O; results are
+//! bitwise the same for any number of threads; a tile of queries never reads a tile of keys
+//! that none of its queries sees. This crate knows bands, but not patterns.
 //!
-//! How it works: the lanes of a vector are queries, of all heads that share a kv head.
-//! Both matrix products then read k and v in place (`product.rs`), and the softmax between
-//! them has no reduction across lanes (`softmax.rs`). A tile whose keys every query of the
-//! panel sees has no mask; elsewhere a mask is two comparisons for each band.
+//! How it works: each lane of a vector holds one query. The queries of all heads that
+//! share a kv head are put side by side. Both matrix products then read k and v in place
+//! (`product.rs`), and the softmax between them needs no reduction across lanes
+//! (`softmax.rs`). *Panel* is the name for as many queries as one or two vectors have
+//! lanes. A tile of keys that are all seen by every query of a panel needs no mask; in
+//! other tiles, the mask takes two comparisons for each band.
 
 #![warn(unsafe_op_in_unsafe_fn)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]

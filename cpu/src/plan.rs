@@ -1,11 +1,11 @@
-//! Bands → the tiles that a tile of queries visits.
+//! Bands → tiles of queries, and the tiles of keys that each of them visits.
 //!
 //! In:  a checked [`Problem`], the number of lanes in a panel.
-//! Out: one [`QueryTile`] after another, covering the queries in order; each lies inside
-//! one block row and serves every sequence and kv head.
+//! Out: [`QueryTile`]s that cover the queries in order. Each lies within one row, and is used
+//! for every kv head of every sequence.
 //!
-//! Invariants: all key positions are within `0..kv_len`; tiles increase and are disjoint;
-//! a panel that a visit calls unmasked sees every pair of it.
+//! Invariants: all key positions are within `0..kv_len`; the tiles of keys are disjoint and in
+//! increasing order; in a visit that is not masked, every query of the panel sees every key.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -18,57 +18,60 @@ use butterfly_ir::{
     band::{UNBOUNDED, merge},
 };
 
-/// Keys in a tile: their k and v rows stay in the second-level cache while every panel
-/// of queries reads them, their logits in the first-level cache.
+/// Most keys in a tile. The tile's k and v stay in the L2 cache while every panel of queries
+/// reads them, and the logits of a panel stay in the L1 cache.
 pub(crate) const KEYS: usize = 128;
 
-/// Most query rows (of all heads of a group) in a tile, where a block has more.
+/// Most query rows in a tile, over all q heads of a GQA group. A tile still has at least one query
+/// of each head, and enough to fill a panel.
 const MOST_ROWS: usize = 512;
 
 /// A half-open range of keys.
 pub(crate) type Keys = (i32, i32);
 
-/// Consecutive queries of one block row.
+/// Consecutive queries of one row (see [`Panel`] for their order over all heads of a group).
 #[derive(Clone, Debug)]
 pub(crate) struct QueryTile {
-    /// The first, counted from the first query of the problem.
+    /// The first query, counted from the first query of the problem.
     pub(crate) first: usize,
-    /// How many.
+    /// Number of queries.
     pub(crate) len: usize,
-    /// What the block row sees; limited to existing keys.
+    /// The bands of the row, limited to existing keys.
     pub(crate) bands: Vec<Band>,
-    /// Keys to visit, at most [`KEYS`] in each.
+    /// Tiles of keys to visit, each of at most [`KEYS`] keys.
     pub(crate) tiles: Vec<Keys>,
-    /// Rows of all heads of a group, head after head, cut by the number of lanes.
+    /// The query rows of all heads of a group, head after head, divided into panels.
     pub(crate) panels: Vec<Panel>,
 }
 
-/// As many query rows as a panel has lanes.
+/// Query rows that are computed together, one in each lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Panel {
-    /// Row `r` of the tile is query `r % len` of head `r / len` in the group.
+    /// The first query row. Query row `r` of a tile is query `r % len` of head `r / len` in the
+    /// group.
     pub(crate) first_row: usize,
-    /// Rows; fewer than lanes only in the last panel.
+    /// Number of query rows; less than the number of lanes only in the last panel.
     pub(crate) rows: usize,
-    /// Keys that some query sees, merged.
+    /// Keys that at least one query of the panel sees, merged.
     any: Vec<Keys>,
-    /// Keys that every query sees, merged.
+    /// Keys that every query of the panel sees by a single band, merged.
     all: Vec<Keys>,
 }
 
-/// What one panel computes of one tile of keys.
+/// The keys of one tile that one panel computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Visit {
     /// First key.
     pub(crate) start: i32,
     /// One past the last key.
     pub(crate) end: i32,
-    /// Whether some pair is not seen.
+    /// Whether a mask is needed, because a query may not see all of these keys.
     pub(crate) masked: bool,
 }
 
 impl Panel {
-    /// The part of the tile that the panel has to compute.
+    /// The part of a tile of keys that the panel has to compute: from the first to the last key
+    /// that one of its queries sees. `None` if there is no such key.
     pub(crate) fn visit(&self, tile: Keys) -> Option<Visit> {
         let parts = self.any.iter().map(|&range| intersect(range, tile));
         let (start, end) = parts
@@ -84,7 +87,7 @@ impl Panel {
 }
 
 impl QueryTile {
-    /// Pairs of a query row and a key that are computed, masked ones included.
+    /// Number of pairs of a query row and a key that are computed, masked ones included.
     pub(crate) fn pairs(&self) -> u64 {
         let panel = |panel: &Panel| {
             let visits = self.tiles.iter().filter_map(|&tile| panel.visit(tile));
@@ -95,7 +98,7 @@ impl QueryTile {
     }
 }
 
-/// Cuts the queries into tiles for panels of `lanes` query rows.
+/// Divides the queries into tiles, for panels of `lanes` query rows.
 pub(crate) fn query_tiles(problem: &Problem, lanes: usize) -> Vec<QueryTile> {
     let most = (MOST_ROWS / problem.group())
         .max(lanes / problem.group())
@@ -142,7 +145,8 @@ fn query_tile(problem: &Problem, row: usize, at: usize, len: usize, lanes: usize
     }
 }
 
-/// First and last query of `rows` rows from `first` on, when heads have `len` rows each.
+/// The smallest and the largest query, within the tile, among the `rows` query rows from `first`
+/// on; each head has `len` query rows.
 fn queries(first: usize, rows: usize, len: usize) -> (usize, usize) {
     let (a, b) = (first % len, (first + rows - 1) % len);
     if rows <= len && a <= b {
@@ -152,7 +156,7 @@ fn queries(first: usize, rows: usize, len: usize) -> (usize, usize) {
     }
 }
 
-/// The band with limits that neither leave the keys nor overflow.
+/// The band, limited to existing keys and to values with which arithmetic cannot overflow.
 fn limited(band: &Band, kv_len: usize) -> Band {
     Band {
         lo: band.lo.max(0),

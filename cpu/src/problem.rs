@@ -1,36 +1,39 @@
-//! What is to be computed, and whether it can be.
+//! The arguments of the kernel, and their checks.
 //!
-//! In:  slices, shapes and a band table from outside. Out: [`Problem::check`] holds, or an
-//! error that names the argument.
+//! In:  slices, shapes and a band table from outside. Out: a problem that passes
+//! [`Problem::check`], or an error that names the argument.
 
 use butterfly_ir::{Band, BandTable, ScoreValues, band::MAX_TOKENS};
 
-/// One call of attention: `o = softmax(scale * q k^T where seen) v`.
+/// One call of attention: `o = softmax(scale * q k^T) v`, where the softmax of a query
+/// runs over the keys that it sees.
 ///
-/// All arrays are contiguous, innermost dimension last. The query `i` has the absolute
-/// position `q_offset + i` and belongs to block row `(q_offset + i) / block`; it sees a
-/// key when any band of that row contains the pair. Query head `h` reads kv head
+/// All arrays are contiguous, the last dimension innermost. Query `i` has the absolute
+/// position `q_offset + i` and belongs to row `(q_offset + i) / block`; it sees a key if
+/// any band of that row contains the pair. Query head `h` reads kv head
 /// `h / (q_heads / kv_heads)`.
 ///
-/// Numbers should be finite: an unseen key has weight 0, and 0 times infinity is none.
+/// Values should be finite. Keys that a query does not see, but that lie in a tile it
+/// visits, get weight 0; an infinity or NaN in their v then gives NaN, as 0 times
+/// infinity is NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem<'a> {
-    /// B: sequences, at least 1.
+    /// B, the number of sequences, at least 1.
     pub batch: usize,
-    /// Hq: a multiple of `kv_heads`.
+    /// Hq, the number of q heads, a multiple of `kv_heads`.
     pub q_heads: usize,
-    /// Hkv: at least 1.
+    /// Hkv, the number of kv heads, at least 1.
     pub kv_heads: usize,
-    /// Queries of each sequence and head.
+    /// Queries of each sequence.
     pub q_len: usize,
-    /// Keys of each sequence and head.
+    /// Keys of each sequence.
     pub kv_len: usize,
-    /// Keys that k and v have room for in each head, at least `kv_len`; those after `kv_len`
-    /// are not read.
+    /// Keys for which k and v have room in each head, at least `kv_len`; those from `kv_len` on are
+    /// not read.
     pub kv_room: usize,
-    /// D: length of a q and k vector, at least 1.
+    /// D, the length of a q and k vector, at least 1.
     pub head_dim: usize,
-    /// Dv: length of a v and o vector, at least 1.
+    /// Dv, the length of a v and o vector, at least 1.
     pub v_head_dim: usize,
     /// Absolute position of the first query.
     pub q_offset: usize,
@@ -44,19 +47,19 @@ pub struct Problem<'a> {
     pub k: &'a [f32],
     /// Values, `[B, Hkv, kv_room, Dv]`.
     pub v: &'a [f32],
-    /// What each block row sees; row 0 is that of absolute position 0.
+    /// The bands of each row; row 0 has the queries from absolute position 0 on.
     pub rows: &'a BandTable,
-    /// What is done to logits beside scale and mask.
+    /// Softcap and sinks, if any.
     pub score: ScoreValues<'a>,
 }
 
 /// The result of [`attend`](crate::attend()).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Attention {
-    /// `[B, Hq, q_len, Dv]`; 0 where a query sees nothing.
+    /// The output, `[B, Hq, q_len, Dv]`; 0 for a query that sees no key.
     pub o: Vec<f32>,
-    /// Natural log of the sum of `exp(logit)`, `[B, Hq, q_len]`; -inf where a query sees
-    /// nothing.
+    /// The log-sum-exp with natural log, `[B, Hq, q_len]`, sinks included; -inf for a query
+    /// that sees no key and has no sink.
     pub lse: Vec<f32>,
 }
 
@@ -68,9 +71,9 @@ pub enum ProblemError {
     Length {
         /// The argument.
         name: &'static str,
-        /// Its shape by the other arguments.
+        /// The shape that follows from the other arguments.
         shape: [usize; 4],
-        /// Product of the shape, saturated.
+        /// Number of elements of that shape, saturated.
         expected: usize,
         /// Length of the slice.
         given: usize,
@@ -81,15 +84,15 @@ pub enum ProblemError {
         /// The argument.
         name: &'static str,
     },
-    /// Less room than keys.
+    /// There are more keys than k and v have room for.
     #[error("`kv_len` is {kv_len}, but `kv_room` only {kv_room}")]
     Room {
         /// Keys.
         kv_len: usize,
-        /// Keys that there is room for.
+        /// Keys for which k and v have room.
         kv_room: usize,
     },
-    /// The query heads do not divide into groups.
+    /// The q heads cannot be divided into GQA groups of equal size.
     #[error("{q_heads} query heads are not a multiple of {kv_heads} kv heads")]
     Heads {
         /// Hq.
@@ -97,14 +100,14 @@ pub enum ProblemError {
         /// Hkv.
         kv_heads: usize,
     },
-    /// A position does not fit the band arithmetic.
+    /// A position is too large for the arithmetic of bands.
     #[error("`{name}` ends at position {given}, but positions stay below {limit}")]
     TooLong {
         /// `queries` or `keys`.
         name: &'static str,
         /// One past the last position.
         given: usize,
-        /// The bound, exclusive.
+        /// The limit that it must stay below.
         limit: usize,
     },
     /// The table ends before the last query.
@@ -115,45 +118,48 @@ pub enum ProblemError {
         /// Rows in the table.
         given: usize,
     },
-    /// The offsets of a row are not a range of the bands.
+    /// The offsets of a row are not a range within the bands.
     #[error("row {row} of the band table is {start}..{end} of {bands} bands")]
     Offsets {
-        /// The block row.
+        /// The row.
         row: usize,
-        /// Its first offset.
+        /// Where its bands begin.
         start: u32,
-        /// Its last offset.
+        /// Where its bands end, exclusive.
         end: u32,
         /// Bands in the table.
         bands: usize,
     },
-    /// A softcap that is no positive number.
+    /// The softcap is not a positive, finite number.
     #[error("the softcap is {0}, but must be positive and finite")]
     Softcap(String),
-    /// The machine lacks the instructions that were asked for.
+    /// The CPU does not have the requested instruction set.
     #[error("this machine has no {0}")]
     Unavailable(crate::Isa),
 }
 
 impl Problem<'_> {
-    /// Query heads for each kv head.
+    /// q heads of a GQA group.
+    ///
+    /// # Panics
+    /// If `kv_heads` is 0.
     pub fn group(&self) -> usize {
         self.q_heads / self.kv_heads
     }
 
-    /// Bands of block row `row`.
+    /// The bands of row `row`.
     ///
     /// # Panics
-    /// When the table has no such row.
+    /// If the table has no such row.
     pub fn bands(&self, row: usize) -> &[Band] {
         let offsets = &self.rows.offsets;
         &self.rows.bands[offsets[row] as usize..offsets[row + 1] as usize]
     }
 
-    /// Whether the query at absolute position `q` sees key `k`: the meaning, pair by pair.
+    /// Whether the query at absolute position `q` sees key `k`, according to the band table.
     ///
     /// # Panics
-    /// When the table has no row for `q`.
+    /// If the table has no row for `q`.
     pub fn sees(&self, q: usize, k: usize) -> bool {
         let mut bands = self.bands(q / self.block).iter();
         let (Ok(q), Ok(k)) = (i32::try_from(q), i32::try_from(k)) else {
@@ -162,10 +168,10 @@ impl Problem<'_> {
         bands.any(|band| band.contains(q, k))
     }
 
-    /// Whether the arguments fit one another.
+    /// Checks that the arguments fit one another.
     ///
     /// # Errors
-    /// [`ProblemError`], for the first argument that does not.
+    /// [`ProblemError`] for the first argument that does not fit.
     pub fn check(&self) -> Result<(), ProblemError> {
         for (name, count) in [
             ("batch", self.batch),

@@ -1,18 +1,18 @@
-//! The one matrix product of the kernel, register blocked.
+//! The matrix product of the kernel, with sums in registers.
 //!
-//! Both products of attention have this form when the lanes of a vector are queries:
-//! `logits[key][query] = k[key][d] · q[d][query]` and
-//! `o[dv][query] = v[key][dv] · p[key][query]`. The left operand is read in place,
-//! one number at a time, by two strides; the right one is a panel of queries that
-//! stays in the first-level cache. So k and v need no transposition, and the softmax
+//! With queries in the lanes of a vector, both products of attention have the same form:
+//! `logits[key][query] = k[key][d] · q[d][query]`, summed over `d`, and
+//! `o[dv][query] = v[key][dv] · p[key][query]`, summed over `key`. The left operand is
+//! read in place, one number at a time, with two strides; the right one is a panel of
+//! queries that stays in the L1 cache. So k and v need no transposition, and the softmax
 //! between the products needs no reduction across lanes.
 
 use crate::simd::Simd;
 
-/// The left operand: number (row, step) is at `start + row * row_stride + step * step_stride`.
+/// The left operand: element (row, step) is at `start + row * row_stride + step * step_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left {
-    /// Number (0, 0).
+    /// Element (0, 0).
     pub(crate) start: *const f32,
     /// Elements from one row to the next.
     pub(crate) row_stride: usize,
@@ -20,17 +20,17 @@ pub(crate) struct Left {
     pub(crate) step_stride: usize,
     /// Rows of the left operand and of the result.
     pub(crate) rows: usize,
-    /// Length of the sum.
+    /// Number of terms of each sum.
     pub(crate) steps: usize,
 }
 
-/// Multiplies `left` by the panel `right` of [`Left::steps`] rows of `W` vectors into the
-/// panel `out` of [`Left::rows`] rows: `out = factor * out + sum` if `ACCUMULATED`, else
-/// `out = factor * sum`.
+/// Multiplies `left` by the panel `right`, which has [`Left::steps`] rows of `W` vectors, into
+/// the panel `out`, which has [`Left::rows`] rows: `out = factor * out + sum` if `ACCUMULATED`,
+/// else `out = factor * sum`.
 ///
 /// # Safety
-/// The instructions of `S` exist; the strides stay within one allocation; both panels
-/// have their rows, aligned to the vector.
+/// The CPU has the instructions of `S`; all elements of `left` lie in one allocation; both
+/// panels have all their rows and are aligned to the size of a vector.
 #[inline(always)]
 pub(crate) unsafe fn product<S: Simd, const W: usize, const ACCUMULATED: bool>(
     left: Left,
@@ -39,12 +39,13 @@ pub(crate) unsafe fn product<S: Simd, const W: usize, const ACCUMULATED: bool>(
     out: *mut f32,
 ) {
     let mut row = 0;
-    // Taken in turn until fewer rows are left; those above `S::ROWS` compile to nothing.
+    // Each strip height is used while that many rows are left; heights above `S::ROWS` compile to
+    // nothing.
     macro_rules! strips {
         ($($rows:literal)*) => {$(
             if S::ROWS >= $rows {
                 while left.rows - row >= $rows {
-                    // SAFETY: passed on to the caller; `$rows` rows are left from `row` on.
+                    // SAFETY: the caller's promise; `$rows` rows are left from `row` on.
                     unsafe {
                         strip::<S, $rows, W, ACCUMULATED>(
                             Left { start: left.start.add(row * left.row_stride), ..left },
@@ -72,12 +73,12 @@ unsafe fn strip<S: Simd, const R: usize, const W: usize, const ACCUMULATED: bool
     factor: [S::Vector; W],
     out: *mut f32,
 ) {
-    // SAFETY: passed on to the caller: `starts` are rows of the left operand, of which a step past
-    // the last is never read; both panels have their vectors.
+    // SAFETY: the caller's promise; `starts` point to rows of the left operand and are not read
+    // past its last step; both panels have all their vectors.
     unsafe {
         let mut sums = [[S::splat(0.0); W]; R];
-        // Opaque pointers make the compiler keep the address of every row in a register
-        // and step one index; else it computes each address from the one before.
+        // `black_box` makes the compiler keep the address of every third row in a register;
+        // otherwise it computes each row's address from that of the row before.
         let mut starts = [left.start; 4];
         for (i, start) in starts.iter_mut().enumerate().take(R.div_ceil(3)) {
             *start = std::hint::black_box(left.start.add(3 * i * left.row_stride));

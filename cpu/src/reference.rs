@@ -1,20 +1,22 @@
-//! The definition of attention, in f64, pair by pair: an oracle for tests.
+//! The reference for tests: attention by its definition, in f64, pair by pair.
 
 use crate::Problem;
 
 /// `(o, lse)` of the problem in f64, `[B, Hq, q_len, Dv]` and `[B, Hq, q_len]`.
 ///
-/// `sees` takes an absolute query position and a key; the problem's band table is not
-/// read, so that the two can be compared. Takes time in proportion to all pairs.
+/// `sees` takes an absolute query position and a key. It replaces the problem's band table,
+/// which is not read, so that a table can be tested against a predicate. The time is
+/// proportional to `q_len * kv_len`, however few pairs are seen.
 ///
 /// # Panics
-/// When a slice is shorter than its shape.
+/// If a slice is shorter than its shape.
 pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Vec<f64>, Vec<f64>) {
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
     let mut o = Vec::with_capacity(problem.batch * problem.q_heads * problem.q_len * dv);
     let mut lse = Vec::with_capacity(problem.batch * problem.q_heads * problem.q_len);
     for head in 0..problem.batch * problem.q_heads {
-        // Sequence after sequence, so that the same division serves both dimensions.
+        // `head` counts through all sequences. Since Hq = group * Hkv, this division gives the kv
+        // head counted in the same way.
         let kv_head = head / problem.group();
         for i in 0..problem.q_len {
             let q = vector(problem.q, head * problem.q_len + i, d);

@@ -1,8 +1,8 @@
-//! Working memory of one thread, allocated once and aligned to a cache line.
+//! Scratch memory of one thread, reused for all its items and aligned to cache lines.
 
 use std::ops::{Deref, DerefMut};
 
-/// Numbers that start at a cache line, as the vector loads of the kernel require.
+/// An array that starts at a cache line, as the aligned vector loads of the kernel require.
 #[derive(Default)]
 pub(crate) struct Aligned {
     lines: Vec<Line>,
@@ -13,7 +13,7 @@ pub(crate) struct Aligned {
 struct Line([f32; 16]);
 
 impl Aligned {
-    /// Makes room for `len` numbers; what they hold is left over from earlier use.
+    /// Makes the array at least `len` numbers long. It may hold values from earlier use.
     pub(crate) fn reserve(&mut self, len: usize) {
         let lines = len.div_ceil(16);
         if self.lines.len() < lines {
@@ -25,7 +25,7 @@ impl Aligned {
 impl Deref for Aligned {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: a line is sixteen numbers without padding.
+        // SAFETY: a line is sixteen f32 without padding.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 16) }
     }
 }
@@ -39,7 +39,7 @@ impl DerefMut for Aligned {
     }
 }
 
-/// What a thread needs for one tile of queries; panels have `lanes` query rows.
+/// Scratch memory for one tile of queries; panels have `lanes` query rows.
 #[derive(Default)]
 pub(crate) struct Scratch {
     /// Queries, `[panel, D, lanes]`.
@@ -52,8 +52,8 @@ pub(crate) struct Scratch {
     pub(crate) maximum: Aligned,
     /// Running sum of weights, `[panel, lanes]`.
     pub(crate) sum: Aligned,
-    /// Rows on their way from or to the layout of the caller, `[4, D or Dv]`.
+    /// Rows that are being copied from or to the caller's arrays, `[4, D or Dv]`.
     pub(crate) rows: Aligned,
-    /// Starts and ends of what each lane sees in a tile, `[band, 2, lanes]`.
+    /// Start and end of the keys that each lane sees in a tile, `[band, 2, lanes]`.
     pub(crate) ranges: Aligned,
 }

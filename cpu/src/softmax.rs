@@ -1,30 +1,31 @@
 //! Online softmax over a panel of logits whose lanes are queries.
 //!
-//! In:  a panel [keys, lanes] of logits, the running maximum and sum of each lane.
-//! Out: the panel holds `exp(logit - maximum)`, the maximum and sum include it.
+//! In:  a panel `[keys, lanes]` of logits, the running maximum and sum of each lane.
+//! Out: the panel holds `exp(logit - maximum)`; maximum and sum include these keys.
 //!
-//! Invariants: a lane that has seen nothing has maximum -inf and sum 0; the maximum
-//! subtracted there is 0, so that no `-inf - -inf` arises.
+//! Invariants: a lane that has not seen any key has maximum -inf and sum 0. In such a lane
+//! 0 is subtracted in place of the maximum, since `-inf - -inf` would be NaN.
 //!
-//! Source: Milakov and Gimelshein, arXiv:1805.02867, algorithm 3; the rescaling once a
-//! tile is that of FlashAttention-2, arXiv:2307.08691, section 3.1.
+//! Source: Milakov and Gimelshein, arXiv:1805.02867, algorithm 3; rescaling once for each
+//! tile after FlashAttention-2, arXiv:2307.08691, section 3.1.
 
 use crate::simd::Simd;
 
 /// Below this, `exp` gives 0 instead of a subnormal number.
 const SMALLEST: f32 = -87.336_54;
 
-/// `e^x` for `x <= 0`, to 2 units in the last place; 0 below [`SMALLEST`].
+/// `e^x` for `x <= 0`, to 2 units in the last place; 0 below [`SMALLEST`], NaN for NaN.
 ///
-/// Cody and Waite: `x = n ln 2 + r` with ln 2 in two parts, and a polynomial in `r`.
+/// Range reduction after Cody and Waite: `x = n ln 2 + r` with ln 2 in two parts, then a
+/// polynomial in `r`.
 ///
 /// # Safety
-/// The instructions of `S` exist.
+/// The CPU has the instructions of `S`.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller's promise.
     unsafe {
-        // In this order the maximum of a number that is none is none.
+        // `S::max` returns its second operand if either is NaN, so in this order NaN stays NaN.
         let clamped = S::max(S::splat(SMALLEST), x);
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
         let r = S::mul_add(n, S::splat(-0.693_359_4), clamped);
@@ -41,23 +42,23 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
     }
 }
 
-/// Sets to -inf the logits of keys outside all `ranges`.
+/// Sets the logits of keys outside all `ranges` to -inf.
 ///
-/// `ranges` holds, for each range, `lanes` starts and then `lanes` ends, as key numbers
-/// within the panel.
+/// For each range, `ranges` holds the start of every lane, then the end of every lane
+/// (exclusive), as key numbers within the panel.
 ///
 /// # Safety
-/// The instructions of `S` exist; `logits` has `keys * W * N` elements, `ranges` a
-/// multiple of `2 * W * N`, both aligned to the vector.
+/// The CPU has the instructions of `S`; `logits` has `keys * W * N` elements, `ranges` a
+/// multiple of `2 * W * N`, both aligned to the size of a vector.
 #[inline(always)]
 pub(crate) unsafe fn mask<S: Simd, const W: usize>(logits: *mut f32, keys: usize, ranges: &[f32]) {
     let lanes = W * S::N;
-    // SAFETY: passed on to the caller; chunks of `ranges` are whole, and so are vectors within them.
+    // SAFETY: the caller's promise; `chunks_exact` gives only whole ranges, of whole vectors.
     unsafe {
         for key in 0..keys {
             let position = S::splat(key as f32);
             for w in 0..W {
-                // Nothing is below itself: the empty mask.
+                // No number is below itself, so this is the empty mask.
                 let mut seen = S::below(position, position);
                 for range in ranges.chunks_exact(2 * lanes) {
                     let start = S::load(range.as_ptr().add(w * S::N));
@@ -75,12 +76,12 @@ pub(crate) unsafe fn mask<S: Simd, const W: usize>(logits: *mut f32, keys: usize
     }
 }
 
-/// Turns logits into weights against the new running maximum. Returns the factor that
-/// brings what was summed before to that maximum.
+/// Updates the running maximum and sum, and turns logits into weights relative to the new
+/// maximum. Returns the factor by which earlier output has to be rescaled.
 ///
 /// # Safety
-/// The instructions of `S` exist; `logits` has `keys * W * N` elements, `maximum` and
-/// `sum` have `W * N`, all aligned to the vector.
+/// The CPU has the instructions of `S`; `logits` has `keys * W * N` elements, `maximum` and
+/// `sum` have `W * N`, all aligned to the size of a vector.
 #[inline(always)]
 pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
     logits: *mut f32,
@@ -88,7 +89,7 @@ pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
     maximum: *mut f32,
     sum: *mut f32,
 ) -> [S::Vector; W] {
-    // SAFETY: passed on to the caller; `w` and `key` stay below the lengths that are promised.
+    // SAFETY: the caller's promise; `w` and `key` stay below the promised lengths.
     unsafe {
         let unseen = S::splat(f32::NEG_INFINITY);
         let mut old = [unseen; W];
@@ -125,8 +126,8 @@ pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
     }
 }
 
-/// What the weighted values of a query are to be multiplied by, and its log-sum-exp, from
-/// its largest logit, its sum of weights and the logit of its sink.
+/// The factor for the weighted sum of values of a query, and the query's log-sum-exp; from its
+/// largest logit, its sum of weights and the logit of its sink, if it has one.
 pub(crate) fn finish(maximum: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
     let (fade, total, top) = match sink {
         Some(sink) if sink > f32::NEG_INFINITY => {

@@ -1,13 +1,14 @@
-//! Attention of one tile of queries over the tiles of keys it visits.
+//! Attention of one tile of queries over the tiles of keys that it visits.
 //!
-//! In:  a checked problem, a [`QueryTile`] planned for the same number of lanes, the
-//! places of the result. Out: o and lse of every head of the group.
+//! In:  a checked problem, a [`QueryTile`] made for the same number of lanes, the slices
+//! for the result. Out: o and LSE of every q head of the GQA group.
 //!
-//! Invariants: an item is computed by one thread in one order, so the result does not
-//! depend on the number of threads; nothing is allocated once the scratch has grown.
+//! Invariants: an item is computed by one thread in a fixed order, so the result does not
+//! depend on the number of threads; once the scratch memory has grown to the size needed,
+//! nothing is allocated.
 //!
-//! Source: FlashAttention-2, arXiv:2307.08691, algorithm 1: queries outside, keys inside,
-//! one division at the end.
+//! Source: FlashAttention-2, arXiv:2307.08691, algorithm 1: the outer loop runs over
+//! queries, the inner one over keys, and o is divided by the sum of weights at the end.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -23,22 +24,22 @@ use crate::{
     softmax, transpose,
 };
 
-/// One tile of queries for one sequence and kv head, and where its results go.
+/// One tile of queries for one kv head of one sequence, and the slices for its result.
 pub(crate) struct Item<'a> {
-    /// Sequence and kv head: `batch * kv_heads + kv_head`.
+    /// Sequence and kv head as one number: `sequence * kv_heads + kv_head`.
     pub(crate) kv_head: usize,
     /// The queries.
     pub(crate) tile: &'a QueryTile,
-    /// `[len, Dv]` for each query head of the group.
+    /// `[len, Dv]` for each q head of the group.
     pub(crate) o: Vec<&'a mut [f32]>,
-    /// `[len]` for each query head of the group.
+    /// `[len]` for each q head of the group.
     pub(crate) lse: Vec<&'a mut [f32]>,
 }
 
 /// Computes an item with panels of `W` vectors.
 ///
 /// # Safety
-/// The instructions of `S` exist; the problem is checked; the tile was planned for
+/// The CPU has the instructions of `S`; the problem passed its check; the tile was made for
 /// `W * S::N` lanes.
 #[inline(always)]
 pub(crate) unsafe fn compute<S: Simd, const W: usize>(
@@ -64,8 +65,8 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     for &keys in &tile.tiles {
         for (index, panel) in tile.panels.iter().enumerate() {
             if let Some(visit) = panel.visit(keys) {
-                // SAFETY: passed on to the caller; room was reserved above, and a visit lies within
-                // its tile of the keys.
+                // SAFETY: the caller's promise; the scratch memory was reserved above, and a visit
+                // lies within its tile of keys.
                 unsafe { visit_keys::<S, W>(problem, item, index, panel, visit, scratch) };
             }
         }
@@ -73,10 +74,10 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     unpack_output(problem, item, lanes, scratch);
 }
 
-/// Adds the keys of one visit to what a panel has seen.
+/// Adds the keys of one visit to the running output, maximum and sum of a panel.
 ///
 /// # Safety
-/// As for [`compute`]; the scratch has room, the visit lies within the keys.
+/// As for [`compute`]; the scratch memory is reserved, and the visit lies within `0..kv_len`.
 #[inline(always)]
 unsafe fn visit_keys<S: Simd, const W: usize>(
     problem: &Problem,
@@ -112,8 +113,8 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
         steps: keys,
     };
     let logits = logits.as_mut_ptr();
-    // SAFETY: the instructions are the caller's promise; every slice above has the length that its
-    // product or sum runs over, and starts at a multiple of a vector within aligned memory.
+    // SAFETY: the caller promises the instructions. Every slice above has the length that is read
+    // or written below, and those of vectors start at a multiple of a vector in aligned memory.
     unsafe {
         let scale = [S::splat(problem.scale); W];
         product::<S, W, false>(rows_of_k, queries.as_ptr(), scale, logits);
@@ -132,8 +133,8 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     }
 }
 
-/// Writes what each lane sees of the visit, band by band, as [`softmax::mask`] reads it.
-/// Returns how many numbers that is.
+/// Writes the range of keys that each lane sees in the visit, band by band, in the form that
+/// [`softmax::mask`] reads. Returns the count of numbers written.
 fn ranges_of_lanes(
     problem: &Problem,
     tile: &QueryTile,
@@ -164,16 +165,16 @@ fn ranges_of_lanes(
     used
 }
 
-/// Transposes the queries of the group into panels. Unused lanes repeat the last row;
-/// lanes do not meet, and nobody reads those results.
+/// Transposes the queries of the group into panels. Unused lanes repeat the last row; this is
+/// harmless, since no lane affects another and results of unused lanes are not read.
 fn pack_queries(problem: &Problem, item: &Item, lanes: usize, scratch: &mut Scratch) {
     let (d, tile) = (problem.head_dim, item.tile);
     let rows = &mut scratch.rows[..transpose::ROWS * d];
     let panels = scratch.queries.chunks_exact_mut(d * lanes);
     for (panel, to) in tile.panels.iter().zip(panels) {
         for lane in (0..lanes).step_by(transpose::ROWS) {
-            // Copied first: one long stream from memory is fetched ahead, four short
-            // ones side by side are not.
+            // The rows are copied first because the CPU prefetches one long stream from memory,
+            // but not four short ones side by side.
             for (i, copy) in rows.chunks_exact_mut(d).enumerate() {
                 let row = panel.first_row + (lane + i).min(panel.rows - 1);
                 let head = item.kv_head * problem.group() + row / tile.len;
@@ -185,7 +186,7 @@ fn pack_queries(problem: &Problem, item: &Item, lanes: usize, scratch: &mut Scra
     }
 }
 
-/// Divides by the sum of weights and writes o and lse in their own layout.
+/// Divides by the sum of weights, and writes o and LSE in the caller's layout.
 fn unpack_output(problem: &Problem, item: &mut Item, lanes: usize, scratch: &mut Scratch) {
     let (dv, tile) = (problem.v_head_dim, item.tile);
     let rows = &mut scratch.rows[..transpose::ROWS * dv];

@@ -1,10 +1,11 @@
-//! Between rows of the caller's arrays and panels whose lanes are rows.
+//! Transposes rows of the caller's arrays into panels, in which each lane is a row, and back.
 //!
-//! In:  rows of one length, or lanes of a panel `[len, lanes]`. Out: the other.
+//! In:  rows of one length, or lanes of a panel `[len, lanes]`. Out: the other of the two.
 //!
-//! Four by four: one number at a time, these copies take a tenth of a sparse layer.
+//! Works on blocks of four by four numbers; copying one number at a time would take a tenth of
+//! the time of a sparse layer.
 
-/// Rows that are moved together; panels have a multiple of it as lanes.
+/// Rows that are moved together; the number of lanes of a panel is a multiple of it.
 pub(crate) const ROWS: usize = 4;
 
 type Block = [[f32; ROWS]; ROWS];
@@ -50,12 +51,12 @@ pub(crate) fn from_lanes(panel: &[f32], lanes: usize, lane: usize, rows: &mut [f
     }
 }
 
-/// The compiler moves such a block number by number, hence the instructions by name.
+/// Uses intrinsics, since the compiler would move the block one number at a time.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn transposed(block: Block) -> Block {
     use std::arch::x86_64::{__m128, _MM_TRANSPOSE4_PS};
-    // SAFETY: both types are sixteen numbers; SSE is part of x86-64.
+    // SAFETY: both types are sixteen f32; SSE is part of x86-64.
     unsafe {
         let [mut a, mut b, mut c, mut d] = std::mem::transmute::<Block, [__m128; ROWS]>(block);
         _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);

@@ -1,9 +1,9 @@
-//! The kernel against the f64 definition, on every shape class.
+//! Compares the kernel with the f64 reference, for all kinds of shapes and bands.
 
 use butterfly_cpu::{Attention, Isa, Problem, attend, attend_on, reference};
 use butterfly_ir::{Band, BandTable, ScoreValues};
 
-/// Shapes of a case; everything else follows from them.
+/// Sizes of a case; everything else follows from them.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     batch: usize,
@@ -34,7 +34,7 @@ struct Data {
     v: Vec<f32>,
 }
 
-/// Numbers in -2..2 with a fixed seed: splitmix64.
+/// Random numbers in -2..2 from a seed, by splitmix64.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let number = |i: u64| {
         let mut z = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(0xd1b5_4a32);
@@ -54,7 +54,7 @@ impl Shape {
         }
     }
 
-    /// The last query is the last key.
+    /// The last query has the position of the last key.
     fn problem<'a>(&self, data: &'a Data, rows: &'a BandTable) -> Problem<'a> {
         Problem {
             score: Default::default(),
@@ -116,7 +116,7 @@ fn close(name: &str, got: &[f32], expected: &[f64]) {
     }
 }
 
-/// Every instruction set that the machine has, against the definition.
+/// Compares the result of every instruction set that this CPU has with the reference.
 fn holds(problem: &Problem) -> Attention {
     let (o, lse) = reference::attend_f64(problem, |q, k| problem.sees(q, k));
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
@@ -277,7 +277,7 @@ fn limits_beyond_the_keys_are_harmless() {
 #[test]
 fn a_query_that_sees_nothing() {
     let shape = PLAIN;
-    // Rows 3 and 4 are empty; in row 5 the first queries see nothing, the others key 80.
+    // Rows 3 and 4 see nothing; in row 5 the first queries see nothing, the others key 80.
     let rows = shape.rows(|b| match b {
         3 => vec![],
         4 => vec![Band::keys(7, 7)],
@@ -315,7 +315,7 @@ fn softcap_and_sinks() {
         };
         holds(&problem);
     }
-    // Where nothing is seen the sink takes all weight.
+    // If a query sees no key, its sink takes all the weight.
     let nothing = shape.rows(|_| vec![]);
     let problem = Problem {
         score: ScoreValues {
@@ -353,8 +353,8 @@ fn large_logits_stay_stable() {
         dv: 64,
         ..PLAIN
     };
-    // Quarters times 2^8 and a power of two as scale: every logit is exact in f32, up to
-    // 1e4 in size, and differences of neighbours underflow or not, as they should.
+    // k has quarters, q has quarters times 2^8, and the scale is a power of two: every logit
+    // is exact in f32. Logits reach thousands, so most weights underflow, and only those may.
     let coarse = |x: &f32| (x * 4.0).round() / 4.0;
     let data = shape.data();
     let data = Data {

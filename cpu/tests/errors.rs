@@ -1,4 +1,4 @@
-//! Arguments that do not fit one another.
+//! Tests the errors for arguments that do not fit one another.
 
 use butterfly_cpu::{Problem, ProblemError, attend};
 use butterfly_ir::{Band, BandTable, ScoreValues};
@@ -6,7 +6,7 @@ use butterfly_ir::{Band, BandTable, ScoreValues};
 #[test]
 fn errors_name_the_argument() {
     let (q, kv) = (vec![0.5; 2 * 200 * 16], vec![0.5; 200 * 16]);
-    // Thirteen rows of sixteen tokens; each sees everything.
+    // Thirteen rows of sixteen tokens; each sees every key.
     let rows = BandTable {
         offsets: (0..=13).collect(),
         bands: vec![Band::keys(0, 200); 13],

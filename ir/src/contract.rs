@@ -1,9 +1,10 @@
-//! What a launch relies on: a specification, and a geometry that fits it.
+//! Preconditions of a launch: a valid specification, and a geometry that fits it.
 //!
-//! In:  values from a manifest, or from a caller. Out: nothing, or the field and what it must be.
+//! In:  values from a manifest or from a caller. Out: nothing, or the first field that is wrong and
+//! its allowed values.
 //!
-//! Invariants: what passes can be launched without a division by zero, an index past a list, or a
-//! grid that leaves queries out; what the emitters make passes.
+//! Invariants: a launch with checked values never divides by zero, indexes only within its lists,
+//! and covers every query with its grid. Everything that the emitters make passes these checks.
 
 use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
@@ -15,30 +16,30 @@ use crate::{
 const MOST_THREADS: u32 = 1024;
 /// Most shared memory of a workgroup, on any device, in bytes.
 const MOST_SHARED: u32 = 232_448;
-/// Most q heads for each kv head.
+/// Most q heads of a GQA group.
 const MOST_GROUP: u32 = 1 << 16;
-/// Longest vector of a head that a GPU's kernels take.
+/// Largest head dimension of GPU kernels, in elements.
 const MOST_HEAD_DIM: u32 = 576;
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
-/// Rows of scores of a unit: those of a matrix product of a warpgroup.
+/// Rows of one wgmma product; in Hopper prefill kernels, these rows of logits are a unit of work.
 const UNIT_ROWS: u32 = 64;
 
-/// A field that a launch cannot rely on.
+/// A field whose value would break a launch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {given}, must be {expected}")]
 pub struct ContractError {
-    /// Its path in the value that was checked.
+    /// Path of the field in the checked value.
     pub field: String,
-    /// Its value.
+    /// The value found.
     pub given: String,
-    /// What is allowed.
+    /// The allowed values.
     pub expected: String,
 }
 
 type Checked = Result<(), ContractError>;
 
-/// Holds `ok`, or says what `field` must be.
+/// Returns an error unless `ok` holds.
 fn demand(
     ok: bool,
     field: &str,
@@ -55,20 +56,20 @@ fn demand(
     }
 }
 
-/// As [`demand`], of a range.
+/// As [`demand`], for a value between `least` and `most`, both inclusive.
 fn within(field: &str, given: u32, least: u32, most: u32) -> Checked {
     let expected = format!("between {least} and {most}");
     demand((least..=most).contains(&given), field, given, expected)
 }
 
-/// As [`demand`], of one value.
+/// As [`demand`], for one allowed value.
 fn equal<T: std::fmt::Debug + PartialEq>(field: &str, given: T, expected: T) -> Checked {
     let text = format!("{expected:?}");
     demand(given == expected, field, given, text)
 }
 
 impl KernelSpec {
-    /// Checks what the types leave open, for a kernel on `target`.
+    /// Checks the ranges of all fields, for a kernel on `target`.
     ///
     /// # Errors
     /// [`ContractError`] for the first field out of range.
@@ -96,10 +97,10 @@ impl KernelSpec {
 }
 
 impl RowProgram {
-    /// Checks that bands name atoms that there are, and that these can be computed.
+    /// Checks that bands refer to existing atoms, and that the arguments of atoms are in range.
     ///
     /// # Errors
-    /// [`ContractError`] for the first that does not.
+    /// [`ContractError`] for the first value that is wrong.
     pub fn check(&self) -> Result<(), ContractError> {
         for (i, atom) in self.atoms.iter().enumerate() {
             let Atom::Partner {
@@ -137,11 +138,11 @@ impl RowProgram {
 }
 
 impl Geometry {
-    /// Checks that this geometry is one of a kernel of `spec` on `target`, so that its grid has a
-    /// place for every query. `spec` is one that [`KernelSpec::check`] lets pass.
+    /// Checks that the emitters could have chosen this geometry for `spec` on `target`, so that its
+    /// grid covers every query. `spec` must have passed [`KernelSpec::check`].
     ///
     /// # Errors
-    /// [`ContractError`] for the first field that is not.
+    /// [`ContractError`] for the first field that does not fit.
     pub fn check(&self, spec: &KernelSpec, target: Target) -> Result<(), ContractError> {
         let [x, y, z] = self.threads;
         equal("geometry.threads", [y, z], [1, 1])?;
@@ -175,7 +176,7 @@ impl Geometry {
         }
     }
 
-    /// The native kernel cuts its work by itself.
+    /// The native kernel divides its work itself, so its geometry has only one form.
     fn check_native(&self, spec: &KernelSpec) -> Checked {
         let q_tile = match spec.phase {
             Phase::Prefill => spec.block,
@@ -198,7 +199,8 @@ impl Geometry {
         match spec.phase {
             Phase::Decode => equal("geometry.q_tile", self.q_tile, 1),
             Phase::Prefill => {
-                // Four rows of queries for a line of 16 or 32 threads, or 16 for a warp.
+                // Without matrix units, each line of 16 or 32 threads computes four queries; with
+                // them, each warp computes 16.
                 let line = if spec.v_head_dim <= 256 { 16 } else { 32 };
                 let tile = self.q_tile;
                 let fits = tile == x / line * 4 || (spec.dtype != Dtype::F32 && tile == x / 2);
@@ -224,7 +226,7 @@ impl Geometry {
         let k_tile = matches!(self.k_tile, 32 | 64 | 128);
         demand(k_tile, "geometry.k_tile", self.k_tile, "32, 64 or 128")?;
         equal("geometry.boxes.k", boxes.k, self.k_tile / cluster)?;
-        // One warpgroup copies.
+        // All warpgroups compute, except the producer.
         let consumers = self.threads[0] / WARPGROUP - 1;
         within("consumers by geometry.threads", consumers, 1, 4)?;
         let units = match spec.is_wide() {
@@ -258,10 +260,10 @@ impl Geometry {
 }
 
 impl Product {
-    /// Checks that tiles are those of a matrix product on Hopper.
+    /// Checks that the fields are those of a matrix product on Hopper.
     ///
     /// # Errors
-    /// [`ContractError`] for the first field that is not.
+    /// [`ContractError`] for the first field that does not fit.
     pub fn check(&self) -> Result<(), ContractError> {
         let half = self.dtype != Dtype::F32;
         demand(half, "product.dtype", self.dtype, "a 16-bit float")?;

@@ -2,11 +2,15 @@
 
 use crate::{KernelSpec, Target};
 
-/// Changes whenever the emitters write other kernels for the same plan.
+/// Version of the emitters; to be increased whenever they write a different kernel for the same
+/// specification.
 pub const CODEGEN_VERSION: u32 = 11;
 
-/// 32 hexadecimal digits of the BLAKE3 of the canonical plan, the version of the
-/// emitters and the target: equal keys mean interchangeable kernels.
+/// The content key of the kernel of `spec` for `target`; kernels with equal keys are
+/// interchangeable.
+///
+/// The first 32 hexadecimal digits of a BLAKE3 hash over the JSON of the specification,
+/// [`CODEGEN_VERSION`] and the target.
 pub fn of(spec: &KernelSpec, target: Target) -> String {
     let mut hasher = blake3::Hasher::new();
     let canonical = serde_json::to_vec(spec).expect("numbers, names and lists have a JSON form");

@@ -1,16 +1,16 @@
-//! The attention layer as a graph: what happens between the projections of the hidden
-//! vector and the output projection.
+//! The layer graph: the computation of an attention layer between the projections of the
+//! hidden vector and the output projection.
 //!
-//! A [`LayerGraph`] is a list of nodes in an order in which they can run; each makes one
-//! or more values, and reads values made before it. Shapes are symbolic in two lengths:
-//! q_len, the tokens that are new in this call, and kv_len, all tokens up to the last of
-//! them. There is no batch dimension: everything is per sequence.
+//! A [`LayerGraph`] is a list of nodes in an order in which they can run. Each node reads
+//! values that earlier nodes made, and makes new ones. Shapes are symbolic in two lengths:
+//! q_len, the tokens that are new in this call, and kv_len, all tokens up to the last new
+//! one. There is no batch dimension: everything is for one sequence.
 //!
-//! Projections of the hidden vector are sources and the output projection lies behind
-//! [`Op::Output`]: those matrix products stay with the model. The graph says what a layer
-//! computes; which pairs of tokens attend is the pattern's business.
+//! The model computes the matrix products at both ends: projections of the hidden vector
+//! are nodes without inputs ([`Op::Projection`]), and the output projection follows after
+//! [`Op::Output`]. The graph does not say which pairs of tokens attend; the pattern does.
 //!
-//! [`verify`] lists the invariants and checks them.
+//! [`verify`] checks the invariants, which `verify.rs` lists.
 
 mod print;
 #[cfg(test)]
@@ -32,46 +32,46 @@ pub struct LayerGraph {
     pub family: Family,
     /// Index of the layer in the model.
     pub layer: u32,
-    /// Prefill or decode; they differ where attention is latent.
+    /// Prefill or decode; their graphs differ only in latent attention.
     pub phase: Phase,
     /// Element type of every value and weight.
     pub dtype: Dtype,
-    /// All values; [`ValueId`] is a position here.
+    /// All values; a [`ValueId`] is an index into this list.
     pub values: Vec<Value>,
     /// All nodes, each after those it reads from.
     pub nodes: Vec<Node>,
 }
 
-/// Position of a value in [`LayerGraph::values`].
+/// Index of a value in [`LayerGraph::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ValueId(pub u32);
 
-/// Position of a node in [`LayerGraph::nodes`].
+/// Index of a node in [`LayerGraph::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct NodeId(pub u32);
 
-/// What flows along an edge.
+/// A tensor that a node makes and others read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Value {
-    /// What it is called in listings; need not be unique.
+    /// Its name in listings; need not be unique.
     pub name: String,
     /// Its shape.
     pub shape: Shape,
 }
 
-/// A dense [tokens, heads, width] tensor.
+/// The shape of a dense tensor `[tokens, heads, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Shape {
-    /// Which tokens it has a row for.
+    /// Which tokens it holds.
     pub tokens: Tokens,
-    /// Vectors of a token.
+    /// Vectors for each token.
     pub heads: u32,
-    /// Elements of a vector.
+    /// Elements of each vector.
     pub width: u32,
 }
 
 impl Shape {
-    /// Elements of one token.
+    /// Elements for each token: heads times width.
     pub fn row(&self) -> u64 {
         u64::from(self.heads) * u64::from(self.width)
     }
@@ -81,50 +81,51 @@ impl Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tokens {
-    /// q_len: the new ones.
+    /// q_len: the tokens that are new in this call.
     New,
-    /// kv_len: all in the cache, the new ones last.
+    /// kv_len: all tokens in the KV cache, of which the new ones are the last.
     Cached,
 }
 
-/// A step of the layer.
+/// A step of the layer's computation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Node {
     /// What it does.
     pub op: Op,
-    /// What it reads, in the order that [`Op`] says.
+    /// The values that it reads, in the order that [`Op`] documents.
     pub inputs: Vec<ValueId>,
-    /// What it makes.
+    /// The values that it makes.
     pub outputs: Vec<ValueId>,
 }
 
-/// What a node does.
+/// The operation of a node, as inputs → outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     /// () → x: a projection of the hidden vector, computed by the model.
     Projection,
-    /// x → parts: one after the other along an axis. A view: moves nothing.
+    /// x → parts, which follow one another along an axis. A view: no memory is moved.
     Split(Axis),
     /// x → x: a norm over part of each vector.
     Norm(Norm),
-    /// x → x: rotary positions in part of each vector (arXiv:2104.09864).
+    /// x → x: rotary embedding of part of each vector (arXiv:2104.09864).
     Rope(Rotation),
     /// x → x times a constant.
     Scale {
         /// The constant.
         factor: f64,
     },
-    /// k, v → k cache, v cache, or latent → cache: the new rows go behind those there.
+    /// k, v → k cache, v cache; or latent → cache. Writes the vectors of the new tokens behind
+    /// those already in the cache.
     Append,
-    /// As [`Op::Norm`], then [`Op::Rope`], then [`Op::Append`], whichever are there, in
-    /// one pass over the new tokens. With `append` further inputs are appended as they are.
+    /// [`Op::Norm`], then [`Op::Rope`], then [`Op::Append`] in one kernel; each can be absent.
+    /// With `append`, a second input is appended without norm and rotation.
     Prologue {
         /// The norm on the first input.
         norm: Option<Norm>,
         /// The rotation of the first input.
         rope: Option<Rotation>,
-        /// Whether the results go to the cache.
+        /// Whether the results are appended to the cache.
         append: bool,
     },
     /// q, k, v → q, k cache, v cache: [`Op::Norm`] and [`Op::Rope`], whichever are there, on q and on
@@ -135,37 +136,39 @@ pub enum Op {
         /// The rotation of q and k.
         rope: Option<Rotation>,
     },
-    /// latent → x: all heads from the latent vector by one matrix.
+    /// latent → x: projects the latent vector up to all heads with one matrix.
     Up,
-    /// q → q: the leading `nope` elements of each head, multiplied by the key
-    /// up-projection of the head, so that they meet latent keys (arXiv:2405.04434).
+    /// q → q: multiplies the first `nope` elements of each head by the head's key
+    /// up-projection, so that the logits can be taken against latent keys
+    /// (arXiv:2405.04434).
     Absorb {
         /// Elements before the rotated ones.
         nope: u32,
     },
-    /// cache → k, v: keys and values of all heads from `[latent | rope]` rows.
+    /// cache → k, v: computes keys and values of all heads from cached vectors
+    /// `[latent | rope]`.
     Expand {
-        /// Elements of a key that come from the latent; the rotated ones follow.
+        /// Elements of a key that come from the latent vector; the rotated ones follow.
         nope: u32,
     },
-    /// q, k, v → o: softmax attention over the pattern. Writes the log-sum-exp
-    /// besides.
+    /// q, k, v → o: softmax attention over the pattern. Also writes the log-sum-exp,
+    /// which is not a value of the graph.
     Attend(Attend),
     /// o, gate → o · sigmoid(gate) (arXiv:2505.06708).
     Gate,
-    /// o → o: the value up-projection of each head on an o over latent values.
+    /// o → o: multiplies an o over latent values by each head's value up-projection.
     Unabsorb,
-    /// o →: what the output projection reads.
+    /// o → (): hands o to the output projection.
     Output,
 }
 
-/// Along what a value is split.
+/// The axis along which a value is split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Axis {
-    /// The first part has the first heads.
+    /// Each part has some of the heads.
     Heads,
-    /// The first part has the first elements of every head.
+    /// Each part has some of the elements of every head.
     Width,
 }
 
@@ -174,41 +177,42 @@ pub enum Axis {
 pub struct Span {
     /// First element.
     pub first: u32,
-    /// How many.
+    /// Number of elements.
     pub len: u32,
 }
 
-/// Division by the root mean square: x / sqrt(mean(x²) + eps) · w.
+/// RMS norm: x / sqrt(mean(x²) + eps) · w.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Norm {
-    /// Which elements; the others stay as they are.
+    /// The elements that are normalised; the others stay unchanged.
     pub span: Span,
     /// Added to the mean square.
     pub eps: f64,
-    /// Whether the factor is 1 + w in place of w.
+    /// Whether the factor is 1 + w instead of w.
     pub zero_centred: bool,
 }
 
-/// Rotary positions in part of a vector.
+/// Rotary embedding of part of a vector.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Rotation {
-    /// First rotated element; [`Rope::dims`] follow.
+    /// First of the [`Rope::dims`] rotated elements.
     pub first: u32,
-    /// Frequencies and pairs.
+    /// Frequencies, and which elements form pairs.
     pub rope: Rope,
 }
 
-/// What an attend node is specialised by.
+/// Parameters of an attend node.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Attend {
     /// Factor on the logits.
     pub scale: f64,
-    /// Whether v is the leading elements of each k; there is no v input then.
+    /// Whether the values are the leading elements of the keys; there is then no input v.
     pub v_in_k: bool,
 }
 
 impl Op {
-    /// Whether the node only gives names to what is there.
+    /// Whether the node needs no kernel: projections and the output belong to the model, and a
+    /// split is a view.
     pub fn is_free(&self) -> bool {
         match self {
             Self::Projection | Self::Split(_) | Self::Output => true,
@@ -241,7 +245,7 @@ impl LayerGraph {
         }
     }
 
-    /// Appends a node that makes `outputs`; gives their ids.
+    /// Appends a node that makes `outputs`, and returns their ids.
     pub fn push(&mut self, op: Op, inputs: &[ValueId], outputs: Vec<Value>) -> Vec<ValueId> {
         let first = self.values.len() as u32;
         self.values.extend(outputs);
@@ -254,23 +258,29 @@ impl LayerGraph {
         outputs
     }
 
-    /// The value of an id. Panics on an id of another graph, which [`verify`] excludes.
+    /// The value with this id.
+    ///
+    /// # Panics
+    /// If the graph has no such value; [`verify`] checks that the ids in its nodes exist.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0 as usize]
     }
 
-    /// The node of an id. Panics on an id of another graph.
+    /// The node with this id.
+    ///
+    /// # Panics
+    /// If the graph has no such node.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
     }
 
-    /// How many kernels run, if each node that is not free is one.
+    /// Number of kernels: one for each node that is not free (see [`Op::is_free`]).
     pub fn kernels(&self) -> usize {
         let kernels = self.nodes.iter().filter(|node| !node.op.is_free());
         kernels.count()
     }
 
-    /// Bytes that all nodes move together.
+    /// Bytes that all nodes together read from and write to memory.
     pub fn traffic(&self) -> Traffic {
         let nodes = self.nodes.iter().map(|node| self.node_traffic(node));
         nodes.sum()

@@ -1,14 +1,14 @@
-//! The types that cross Butterfly's crates.
+//! The types that Butterfly's crates share.
 //!
 //! Owns: the sparsity IR ([`Pattern`], [`Sparsity`]) and its meaning ([`sees()`]), the
-//! row form that every kernel executes ([`Band`], [`RowProgram`]), and the other
-//! named IRs on the way from text to launch.
+//! form of a pattern that every kernel executes ([`Band`], [`RowProgram`]), and the
+//! other intermediate representations between pattern text and kernel launch.
 //!
-//! In: text, JSON or values built by hand. Out: plain data; nothing here touches a
-//! GPU, a thread or a disk.
+//! In: text, JSON or values built by hand. Out: plain data; nothing here uses a GPU,
+//! threads or the disk.
 //!
-//! Invariants: values are meaningful on their own (no ids into hidden tables), and
-//! `compiler`, `codegen`, `cpu` and `runtime` know each other only through this crate.
+//! Invariants: each value is complete in itself (no ids into hidden tables), and
+//! `compiler`, `codegen` and `runtime` know each other only through this crate.
 
 #![forbid(unsafe_code)]
 

@@ -1,13 +1,14 @@
-//! What attention has to know of a language model: its layers, head shapes and rotation.
+//! The parts of a language model's config that attention depends on: layers, head shapes and
+//! rotary embedding.
 //!
-//! Invariants, which whoever builds a [`ModelConfig`] upholds: counts are not zero, q
-//! heads are a multiple of kv heads, [`Rope::dims`] is even and no larger than the
-//! part of the head that is rotated.
+//! Invariants, to be upheld by the code that builds a [`ModelConfig`]: counts are not zero, the
+//! number of q heads is a multiple of the number of kv heads, [`Rope::dims`] is even and no larger
+//! than the part of the head that is rotated.
 
 use crate::{Dtype, Phase};
 use serde::Serialize;
 
-/// A model, as far as its attention layers go.
+/// The attention layers of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
     /// Which architecture.
@@ -22,17 +23,17 @@ pub struct ModelConfig {
     pub rope: Option<Rope>,
     /// Whether q and k are normalised per head before the rotation.
     pub qk_norm: bool,
-    /// Added to the variance in norms.
+    /// The epsilon of norms, added to the mean square or variance.
     pub norm_eps: f64,
     /// Whether the attention output is multiplied by a sigmoid gate.
     pub output_gate: bool,
     /// Whether the attention projections have biases.
     pub bias: bool,
-    /// Longest sequence the model was made for, in tokens.
+    /// Longest sequence that the model was made for, in tokens.
     pub max_positions: u32,
 }
 
-/// The architectures that are known.
+/// The model architectures that the compiler knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
@@ -50,20 +51,20 @@ pub enum Family {
     Glm4MoeLite,
 }
 
-/// The sizes of a model beside its attention: what it takes to run it.
+/// The sizes of a model outside its attention layers, which running it needs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelSizes {
-    /// Elements of a token.
+    /// Length of the hidden vector of a token.
     pub hidden: u32,
-    /// Elements between the two halves of a feed-forward layer.
+    /// Length of the vector between the two projections of a feed-forward layer.
     pub intermediate: u32,
-    /// Tokens that there are.
+    /// Number of tokens in the vocabulary.
     pub vocabulary: u32,
-    /// Whether the embedding is the output projection too.
+    /// Whether the embedding matrix is also the output projection.
     pub tied: bool,
-    /// Heads of the linear-attention layers, where there are such.
+    /// Heads of the linear-attention layers; `None` if the model has no such layers.
     pub linear: Option<LinearShape>,
-    /// Tokens that end a text.
+    /// Ids of the tokens that end a text.
     pub ends: Vec<u32>,
 }
 
@@ -72,23 +73,23 @@ pub struct ModelSizes {
 pub struct LinearShape {
     /// Heads of q and k.
     pub k_heads: u32,
-    /// Heads of v, a multiple.
+    /// Heads of v, a multiple of `k_heads`.
     pub v_heads: u32,
     /// Length of a q and k vector.
     pub k_dim: u32,
     /// Length of a v vector.
     pub v_dim: u32,
-    /// Taps of the convolution before.
+    /// Taps of the convolution along the tokens that q, k and v go through first.
     pub taps: u32,
 }
 
-/// What mixes tokens in a layer.
+/// How a layer mixes tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerKind {
-    /// Softmax attention over all earlier tokens: can be swapped for a pattern.
+    /// Softmax attention over the token itself and all earlier ones; can be swapped for a pattern.
     FullAttention,
-    /// A recurrent state of fixed size: stays as it is.
+    /// Linear attention with a recurrent state of fixed size; is never swapped.
     LinearAttention,
 }
 
@@ -105,7 +106,7 @@ pub enum AttentionShape {
         /// Length of a q, k and v vector.
         head_dim: u32,
     },
-    /// Multi-head latent attention: k and v are projected up from one latent vector.
+    /// Multi-head latent attention (MLA): k and v are projected up from one latent vector.
     Mla {
         /// Query heads.
         q_heads: u32,
@@ -113,16 +114,16 @@ pub enum AttentionShape {
         q_lora_rank: Option<u32>,
         /// Length of the latent k and v vector.
         kv_lora_rank: u32,
-        /// Part of a q and k vector that is not rotated.
+        /// Elements of a q and k vector that are not rotated.
         nope_dim: u32,
-        /// Part of a q and k vector that is rotated, one k for all heads.
+        /// Elements of a q and k vector that are rotated; in k, all heads share them.
         rope_dim: u32,
         /// Length of a v vector.
         v_dim: u32,
     },
 }
 
-/// What an attention kernel is given.
+/// Head shapes as an attention kernel sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KernelShape {
     /// Query heads.
@@ -133,7 +134,7 @@ pub struct KernelShape {
     pub head_dim: u32,
     /// Dv, the length of a v and o vector.
     pub v_head_dim: u32,
-    /// q heads for each kv head.
+    /// q heads of a GQA group: `q_heads / kv_heads`.
     pub group: u32,
     /// Factor on the logits.
     pub scale: f64,
@@ -142,9 +143,10 @@ pub struct KernelShape {
 impl AttentionShape {
     /// The shape of the kernel that runs in `phase`.
     ///
-    /// Latent attention is expanded to full heads for prefill. For decode the
-    /// up-projections are absorbed into q and o, so that all heads read the one latent
-    /// vector (with the rotated part of k behind it) as key and as value.
+    /// For prefill, latent attention is expanded to full heads. For decode, the
+    /// up-projections are absorbed into q and o: all heads then share one kv head, whose
+    /// key is the latent vector followed by the rotated part of k, and whose value is the
+    /// latent vector.
     pub fn kernel_shape(&self, phase: Phase) -> KernelShape {
         match *self {
             Self::Gqa {
@@ -193,10 +195,11 @@ fn inverse_root(dim: u32) -> f64 {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// How many leading elements of a head (of the rotated part, in latent attention)
-    /// are rotated.
+    /// Number of elements that are rotated: the first ones of a head (in latent attention,
+    /// of the part that [`AttentionShape::Mla`] calls `rope_dim`).
     pub dims: u32,
-    /// Whether pairs are neighbours (0, 1) rather than halves (0, dims / 2).
+    /// Whether neighbours such as (0, 1) are rotated together; if not, element `i` is rotated
+    /// together with `i + dims / 2`.
     pub interleaved: bool,
     /// How the frequencies are changed for longer sequences.
     pub scaling: RopeScaling,
@@ -217,17 +220,17 @@ pub enum RopeScaling {
     Llama3 {
         /// Divides low frequencies.
         factor: f64,
-        /// Wavelengths above `original_max / low` are long.
+        /// A frequency counts as low if its wavelength is above `original_max / low` tokens.
         low: f64,
-        /// Wavelengths below `original_max / high` are short.
+        /// A frequency counts as high if its wavelength is below `original_max / high` tokens.
         high: f64,
-        /// Sequence length before the extension, in tokens.
+        /// Longest sequence before the extension, in tokens.
         original_max: u32,
     },
 }
 
 impl Family {
-    /// `model_type` of the text model.
+    /// The `model_type` of the text model in a Hugging Face config.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gpt2 => "gpt2",

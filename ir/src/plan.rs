@@ -1,34 +1,35 @@
-//! What the compiler decided for one model and one pattern, before any kernel is emitted.
+//! The plan: all decisions of the compiler for one model and one pattern, before any kernel is
+//! emitted.
 
 use crate::{KernelSpec, Rows, Sparsity, Target};
 use serde::{Deserialize, Serialize};
 
-/// Everything that the artifacts of a model are made from.
+/// Everything that is needed to make the artifacts of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The pattern.
     pub sparsity: Sparsity,
-    /// Which layers are replaced, and the index that picks each one's stage.
+    /// The swapped layers, first to last, each with the index that picks its stage.
     pub layers: Vec<SwappedLayer>,
     /// The longest sequence, in tokens, for which the pattern was checked.
     pub capacity: u32,
-    /// What the replaced layers reach at that length.
+    /// Facts proved about the swapped layers at that length.
     pub proof: Proof,
-    /// Rows of causal attention, where some layers keep it and kernels are made for them.
+    /// Rows of dense causal attention, if kernels are made for layers that keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense: Option<Rows>,
     /// The kernels to emit, sorted by target, then key.
     pub kernels: Vec<PlannedKernel>,
 }
 
-/// A layer whose attention is replaced.
+/// A layer whose attention is replaced by the pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwappedLayer {
-    /// Index in the model.
+    /// Index of the layer in the model, from 0.
     pub layer: u32,
-    /// Picks the stage, modulo the number of stages.
+    /// Picks the stage: the stage is this number modulo the number of stages.
     pub index: u32,
 }
 
@@ -36,37 +37,38 @@ pub struct SwappedLayer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlannedKernel {
-    /// Content key: equal keys mean interchangeable kernels.
+    /// Content key (see [`key::of`](crate::key::of)).
     pub key: String,
     /// Where it runs.
     pub target: Target,
-    /// What it is specialised by.
+    /// What it computes.
     pub spec: KernelSpec,
 }
 
-/// What was proved about a stack of layers.
+/// Facts proved about a stack of layers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
-    /// Number of tokens at which it was proved.
+    /// Length of the sequence for which it was proved, in tokens.
     #[serde(default)]
     pub tokens: u32,
-    /// Share of the pairs (b, c), c <= b, with a path from c to b, after 1, 2, … layers.
+    /// After 1, 2, … layers: the share of all pairs of blocks (b, c) with c <= b for which
+    /// information can have flowed from c to b.
     pub coverage: Vec<f64>,
-    /// Number of layers after which every pair has a path.
+    /// Number of layers after which that share is 1; `None` if it never is.
     pub full_at: Option<usize>,
-    /// Most blocks that any row reads.
+    /// Largest number of blocks that one row reads in one layer.
     pub max_degree: u32,
-    /// Most rows that read one block in one layer.
+    /// Largest number of rows that read one block in one layer.
     pub max_in_degree: u32,
-    /// No query sees a later key.
+    /// Whether no query sees a later key in any layer.
     pub causal: bool,
-    /// Queries that see nothing, over all layers.
+    /// Number of queries that see no key, summed over all layers.
     pub empty_queries: u64,
 }
 
 impl Proof {
-    /// Every layer is causal and no query is empty.
+    /// Whether every layer is causal and every query sees a key.
     pub fn holds(&self) -> bool {
         self.causal && self.empty_queries == 0
     }

@@ -1,15 +1,16 @@
-//! A matrix product as a kernel: `c = a b^T`, rows by rows.
+//! A kernel for the matrix product `c = a b^T`, all matrices row-major.
 
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
 
-/// How a kernel for `c = a b^T` is launched, a [M, K], b [N, K], c [M, N].
+/// How a kernel for `c = a b^T` is launched, with a `[M, K]`, b `[N, K]` and c `[M, N]`.
 ///
-/// It takes tensor maps of a and b, rank 4, [1, 1, rows, K], in boxes of `k_tile` elements by
-/// `m_tile` and `n_tile` rows, swizzled by 128 bytes, zero outside; then the buffers behind
-/// them, M, N, K and the elements from one row of c to the next as i32, and c. Rows start at
-/// multiples of 16 bytes. Workgroups stay for the launch: as many as the device runs at once,
-/// no more than there are tiles.
+/// Its arguments are tensor maps of a and b, the buffers behind them, c, and by value, as i32,
+/// M, N, K and the distance between rows of c in elements. The tensor maps have rank 4 and shape
+/// `[1, 1, rows, K]`; a box has `k_tile` elements of `m_tile` rows of a or of `n_tile` rows of b.
+/// They swizzle by 128 bytes and fill with zero outside. Rows must start at multiples of 16 bytes.
+/// The kernel is persistent: a launch has as many workgroups as the device runs at once, but no
+/// more than there are tiles of c.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Product {
     /// Name of the entry point.
@@ -20,16 +21,16 @@ pub struct Product {
     pub threads: u32,
     /// Bytes of shared memory.
     pub shared_bytes: u32,
-    /// Rows of a in a tile.
+    /// Rows of a, hence of c, in a tile.
     pub m_tile: u32,
-    /// Rows of b in a tile.
+    /// Rows of b, hence columns of c, in a tile.
     pub n_tile: u32,
-    /// Elements of K in a tile.
+    /// Columns of a and b in a tile.
     pub k_tile: u32,
 }
 
 impl Product {
-    /// The first line of the text of a kernel that is launched so.
+    /// The first line of the kernel's text: a comment that records how it is launched.
     pub fn heading(&self) -> String {
         crate::kernel::geometry::heading(self)
     }

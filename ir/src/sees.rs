@@ -1,23 +1,24 @@
-//! What a pattern means. Every lowering is tested against this definition.
+//! The meaning of a pattern, as a predicate. Every lowering is tested against this definition.
 
 use crate::pattern::{Leaf, Pattern};
 use crate::stage;
 
-/// The run-time facts a pattern is read with.
+/// The sizes and the layer for which a pattern is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Context {
     /// Tokens in a block; at least 1.
     pub block: u32,
-    /// Number of keys.
+    /// Number of keys, in tokens.
     pub kv_len: u32,
-    /// Tokens that fix the number of blocks, hence the stages; at least `kv_len`.
+    /// Longest sequence in tokens, at least `kv_len`. It fixes the number of blocks, hence the
+    /// stages, so that these do not change while a sequence grows.
     pub capacity: u32,
-    /// Which stage; taken modulo each leaf's own stage count.
+    /// Picks the stage of each leaf: the stage is this number modulo the leaf's stage count.
     pub index: u32,
 }
 
 impl Context {
-    /// `kv_len` keys, capacity the same.
+    /// A context with `kv_len` keys, which is also its capacity.
     pub fn new(block: u32, kv_len: u32, index: u32) -> Self {
         Self {
             block,
@@ -27,12 +28,12 @@ impl Context {
         }
     }
 
-    /// N, the number of blocks that fixes the network.
+    /// N, the number of blocks of the capacity, which fixes the butterfly network.
     pub fn blocks(&self) -> u32 {
         self.capacity.div_ceil(self.block)
     }
 
-    /// Number of query blocks that hold a token.
+    /// Number of rows: blocks that hold at least one of the `kv_len` tokens.
     pub fn rows(&self) -> u32 {
         self.kv_len.div_ceil(self.block)
     }
@@ -68,7 +69,8 @@ fn leaf_sees(leaf: &Leaf, context: &Context, q: u32, k: u32) -> bool {
     }
 }
 
-/// Partner blocks of block `b` in visiting order, dropped ones left out; may repeat.
+/// The partner blocks of block `b` in visiting order, without those that lie after `b` or do not
+/// exist. A block can occur more than once.
 pub fn partners(
     rule: crate::PartnerRule,
     radix: u32,
@@ -82,7 +84,7 @@ pub fn partners(
     (0..count.min(width.max(1) * 2))
         .flat_map(|offset| {
             let digit = stage::digit(rule, stage, offset, width);
-            // Steps beyond these lead to before the first block.
+            // Larger steps would lead to before the first block.
             let steps = match rule {
                 crate::PartnerRule::CausalShift => {
                     let weight = u64::from(radix).pow(digit);

@@ -1,4 +1,4 @@
-//! What every row of blocks reads, for one sequence length and one stage.
+//! The blocks that every row reads, for one sequence length and one stage.
 
 use crate::{Band, Context};
 
@@ -7,7 +7,7 @@ use crate::{Band, Context};
 pub enum Class {
     /// Every query of the row sees every key of the block.
     Full,
-    /// Some pairs are seen, some are not.
+    /// At least one pair of the row and the block is seen, at least one is not.
     Partial,
 }
 
@@ -20,31 +20,34 @@ pub struct RowBlock {
     pub class: Class,
 }
 
-/// One row of blocks.
+/// One row: what the queries of one block read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
-    /// kv blocks of which at least one pair is seen, strictly increasing.
+    /// kv blocks in which at least one pair is seen, strictly increasing.
     pub blocks: Vec<RowBlock>,
-    /// The residual predicate: limits that cannot bind in this row are left out.
+    /// Bands whose union is the set of seen pairs; `first` and `end` are unbounded where they
+    /// exclude no pair of this row.
     pub bands: Vec<Band>,
 }
 
-/// Rows of blocks; row `b` holds queries `b * block ..`, the last may be ragged.
+/// All rows of a sequence. Row `b` belongs to the `block` queries from `b * block` on; the last row
+/// may have fewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
-    /// What the rows were made for.
+    /// The sizes and the stage that the rows were made for.
     pub context: Context,
-    /// One for each block that holds a token.
+    /// One row for each block that holds a token.
     pub rows: Vec<Row>,
 }
 
 impl Topology {
-    /// First and last query of row `b`.
+    /// First and last query of row `b`, both inclusive.
     pub fn queries(&self, b: u32) -> (u32, u32) {
         queries(&self.context, b)
     }
 
-    /// The columns: `transposed()[c]` lists the rows that read block `c`, with the class.
+    /// The transposed matrix of blocks: `transposed()[c]` lists the rows that read block `c`, each
+    /// as a [`RowBlock`] whose `block` is the number of the row.
     pub fn transposed(&self) -> Vec<Vec<RowBlock>> {
         let mut columns = vec![Vec::new(); self.rows.len()];
         for (b, row) in self.rows.iter().enumerate() {
@@ -59,7 +62,7 @@ impl Topology {
     }
 }
 
-/// First and last query of row `b` in `context`.
+/// First and last query of row `b` in `context`, both inclusive.
 pub fn queries(context: &Context, b: u32) -> (u32, u32) {
     (
         b * context.block,

@@ -1,14 +1,14 @@
-//! The path of an artifact folder → an expression that holds its files.
+//! The path of an artifact folder → an expression that embeds its files.
 //!
-//! In:  a string literal, absolute or from the package's folder. Out: a reference to
-//! `butterfly::Embedded`, whose digests are checked when it is opened.
+//! In:  a path, absolute or relative to the folder of the package. Out: a reference to a
+//! `butterfly::Embedded`. Its digests are checked when it is opened, not here.
 
 use butterfly_ir::manifest::Manifest;
 use proc_macro2::{Literal, TokenStream};
 use quote::quote;
 use std::path::{Path, PathBuf};
 
-/// Why a folder cannot be embedded.
+/// Makes the expression; the error says why the folder cannot be embedded.
 pub(crate) fn embed(dir: &str, package: &Path) -> Result<TokenStream, String> {
     let folder: PathBuf = package.join(dir);
     let path = folder.join("manifest.json");
@@ -47,7 +47,7 @@ mod tests {
     use butterfly_ir::plan::Proof;
     use butterfly_ir::{Dtype, Product, Target};
 
-    /// Whatever opening the folder reads has to be in the program, files of matrix products too.
+    /// Every file that opening the folder reads must be embedded, those of matrix products too.
     #[test]
     fn every_file_of_the_manifest_is_embedded() {
         let product = ProductEntry {

@@ -2,7 +2,8 @@
 //!
 //! In:  a pattern or a sparsity. Out: tokens with full paths, which need no imports.
 //!
-//! Invariant: every variant and field is named, so that a new one fails to compile here.
+//! Invariant: every variant and field is named here, so that adding one is a compile error until
+//! it is handled.
 
 use butterfly_ir::{Leaf, PartnerRule, Pattern, Sparsity, StageBy};
 use proc_macro2::TokenStream;

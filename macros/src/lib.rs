@@ -1,11 +1,12 @@
-//! The `pattern!` macro: pattern text, read at compile time; and `include_artifacts!`.
+//! Two macros: `pattern!` reads pattern text at compile time, `include_artifacts!` embeds an
+//! artifact folder.
 //!
-//! In:  Rust tokens. Out: an expression that builds the same value as
-//! [`Sparsity::parse`](butterfly_ir::Sparsity::parse) would, or an error at the token
-//! where that found the mistake.
+//! In:  Rust tokens. Out: for `pattern!`, an expression that builds the same value as
+//! [`Sparsity::parse`](butterfly_ir::Sparsity::parse), or a compile error at the token
+//! with the mistake.
 //!
-//! Invariant: there is one grammar and one parser, that of `butterfly_ir`. Tokens are
-//! put back into text (`tokens`), and the value into constructors (`construct`).
+//! Invariant: `pattern!` has no grammar of its own. `tokens` turns its input back into
+//! text, the parser of `butterfly_ir` reads it, and `construct` turns the value into Rust.
 
 #![forbid(unsafe_code)]
 
@@ -18,9 +19,8 @@ use proc_macro2::{Group, TokenStream, TokenTree};
 
 /// Reads a pattern at compile time, in the grammar of pattern text.
 ///
-/// Without header lines the value is a `Pattern`, with any it is a `Sparsity`. Numbers
-/// and names are written out: the macro does not see Rust variables. Comments are
-/// Rust's.
+/// The value is a `Sparsity` if the text has header lines, else a `Pattern`. The macro does not
+/// see Rust variables, so numbers and names are literals. Comments are written as in Rust.
 ///
 /// ```
 /// use butterfly_ir::build::{causal, window};
@@ -46,8 +46,10 @@ pub fn pattern(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     at_home(expand(input.into())).into()
 }
 
-/// Embeds an artifact folder, as `butterfly compile` writes it: its path, absolute or from
-/// the package's folder, becomes a `&'static butterfly::Embedded` for
+/// Embeds an artifact folder, as written by `butterfly compile`, in the program.
+///
+/// The argument is a string literal with the folder's path, absolute or relative to the folder of
+/// the package. The value is a `&'static butterfly::Embedded`, to be opened with
 /// `butterfly::Plan::embedded`.
 #[proc_macro]
 pub fn include_artifacts(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
@@ -62,8 +64,8 @@ pub fn include_artifacts(input: proc_macro::TokenStream) -> proc_macro::TokenStr
         .into()
 }
 
-/// Where the caller finds our types: in `butterfly_ir` where it depends on that, else in the
-/// facade.
+/// Adapts paths to the caller's dependencies: `butterfly_ir` stays if the caller depends on it;
+/// otherwise its types are reached through the facade crate `butterfly`.
 fn at_home(tokens: TokenStream) -> TokenStream {
     use proc_macro_crate::crate_name;
     match (crate_name("butterfly-ir"), crate_name("butterfly")) {
@@ -72,7 +74,7 @@ fn at_home(tokens: TokenStream) -> TokenStream {
     }
 }
 
-/// `butterfly_ir` as `butterfly::ir`.
+/// Replaces `butterfly_ir` by `butterfly::ir`.
 fn renamed(tokens: TokenStream) -> TokenStream {
     let tokens = tokens.into_iter().map(|token| match token {
         TokenTree::Ident(name) if name == "butterfly_ir" => quote::quote!(butterfly::ir),
@@ -99,7 +101,7 @@ fn expand(input: TokenStream) -> TokenStream {
     }
 }
 
-/// The diagnostic without the text, which rustc shows itself.
+/// The diagnostic without the line of text, which rustc shows itself.
 fn message(error: &Diagnostic) -> String {
     let mut message = error.message.clone();
     if !error.label.is_empty() {

@@ -7,7 +7,7 @@ fn stream(text: &str) -> TokenStream {
         .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// Tokens put back into text mean what the text meant.
+/// Turning text into tokens and back keeps its meaning.
 #[test]
 fn tokens_keep_their_meaning() {
     for text in [
@@ -21,7 +21,7 @@ fn tokens_keep_their_meaning() {
     }
 }
 
-/// Errors stand at the token that pattern text points at.
+/// Errors are reported at the token to which the diagnostic of pattern text points.
 #[test]
 fn errors_stand_at_their_tokens() {
     for (text, columns, message) in [
@@ -92,7 +92,7 @@ fn errors_stand_at_their_tokens() {
     );
 }
 
-/// The macro has the limit of depth that text has.
+/// The macro has the same limit of depth as pattern text.
 #[test]
 fn deep_patterns_are_those_of_text() {
     let limit = butterfly_ir::pattern::limits::MAX_DEPTH as usize;

@@ -1,22 +1,22 @@
 //! Rust tokens → pattern text.
 //!
 //! In:  the input of the macro.
-//! Out: text that the pattern parser reads, and which token each byte came from.
+//! Out: text that the pattern parser reads, and the token from which each byte came.
 //!
-//! Invariant: tokens are one blank apart, and their bytes increase.
+//! Invariant: each token is followed by one blank, and byte ranges are in increasing order.
 
 use proc_macro2::{Delimiter, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote_spanned};
 use std::ops::Range;
 
-/// Text and where it came from.
+/// Text, and the tokens from which it was made.
 #[derive(Default)]
 pub(crate) struct Text {
     pub(crate) text: String,
     tokens: Vec<(Range<usize>, Span)>,
 }
 
-/// Puts tokens back into text.
+/// Turns tokens back into text.
 pub(crate) fn to_text(input: TokenStream) -> Result<Text, syn::Error> {
     let mut text = Text::default();
     text.stream(input)?;
@@ -24,17 +24,17 @@ pub(crate) fn to_text(input: TokenStream) -> Result<Text, syn::Error> {
 }
 
 impl Text {
-    /// An error at the tokens that the bytes of `span` came from.
+    /// An error at the tokens from which the bytes of `span` came.
     pub(crate) fn error(&self, span: &Range<usize>, message: String) -> syn::Error {
         let touched = |bytes: &Range<usize>| bytes.start < span.end && span.start < bytes.end;
         let mut hits = self.tokens.iter().filter(|(bytes, _)| touched(bytes));
-        // An empty span stands at the end, behind the last token.
+        // An empty span is at the end of the text: report it at the last token.
         let first = hits.next().or(self.tokens.last());
         let Some(&(_, first)) = first else {
             return syn::Error::new(Span::call_site(), message);
         };
         let last = hits.next_back().map_or(first, |&(_, last)| last);
-        // The error covers the places of the first and of the last token.
+        // The error covers everything from the first to the last token.
         let (first, last) = (quote_spanned!(first => _), quote_spanned!(last => _));
         let mut place = first.into_token_stream();
         place.extend(last);
@@ -50,8 +50,9 @@ impl Text {
                         Delimiter::Parenthesis => ("(", ")"),
                         Delimiter::Bracket => ("[", "]"),
                         Delimiter::Brace => ("{", "}"),
-                        // What another macro passes on holds together without any sign;
-                        // one token does so anyway.
+                        // An expression that another macro passes on is a group without
+                        // visible delimiters. To stay a group in text it needs parentheses,
+                        // unless it is one token.
                         Delimiter::None if is_single(group.stream()) => ("", ""),
                         Delimiter::None => ("(", ")"),
                     };
@@ -67,7 +68,7 @@ impl Text {
 
     fn push(&mut self, token: &str, span: Span) -> Result<(), syn::Error> {
         if token.contains(['#', '\n']) {
-            // The first would begin a comment in pattern text and hide what follows.
+            // In pattern text, `#` would begin a comment and hide all that follows.
             let message = "`#` has no meaning in `pattern!`\nhelp: a comment begins with `//`";
             return Err(syn::Error::new(span, message));
         }

@@ -1,12 +1,13 @@
-//! Artifacts on disk, devices, and launching.
+//! Artifact folders on disk, GPU devices, and kernel launches.
 //!
-//! Owns: every device but the CPU, and the artifact folder. In: a manifest and files to
-//! write, or a folder to read; kernels to launch, on host memory or on tensors of a server
-//! that others use too. Out: a folder that is whole or absent, kernels that match their
-//! digests, results where they were asked for.
+//! Owns: every device except the CPU, and the artifact folder.
+//! In:  a manifest and its files to write, or a folder to read; kernels to launch, on host memory
+//! or on tensors of a CubeCL server that other code uses too.
+//! Out: a folder that is written completely or not at all; kernels whose digests were checked;
+//! results in host memory or in the caller's tensors.
 //!
-//! Invariants: works without the compiler and the emitters; nothing of a folder is used
-//! before its digest holds; a kernel that is not there is an error, never compiled.
+//! Invariants: works without the compiler and the emitters; no file of a folder is used before its
+//! digest was checked; a missing kernel is an error, and is never compiled instead.
 
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 

@@ -1,4 +1,4 @@
-//! Artifact folders: what is written is read, and nothing else is.
+//! Artifact folders: what was written is read back, and anything else is refused.
 
 use butterfly_ir::kernel::ENTRY;
 use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
@@ -25,7 +25,7 @@ fn spec() -> KernelSpec {
     }
 }
 
-/// A kernel's text: its heading, and `size` bytes.
+/// A kernel's text: its heading, followed by `size` bytes.
 fn text(size: usize) -> Vec<u8> {
     let mut text = geometry().heading().into_bytes();
     text.resize(text.len() + size, 7);
@@ -36,7 +36,7 @@ fn geometry() -> Geometry {
     Geometry::new([256, 1, 1], [64, 32], 0)
 }
 
-/// A folder's content with one kernel of [`text`].
+/// The content of a folder with one kernel, whose text is [`text`].
 fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
     let bytes = text(size);
     let path = "kernels/0123.wgsl".to_string();
@@ -88,7 +88,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
     (manifest, vec![(path, bytes)])
 }
 
-/// Of a kernel's text.
+/// Bytes of [`text`].
 fn length(size: usize) -> u64 {
     text(size).len() as u64
 }
@@ -142,7 +142,7 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
             assert!(message.contains(part), "no `{part}` in: {message}");
         }
     };
-    // What is advised keeps what is there.
+    // The suggested command keeps the kernels that are there.
     let dir = dir.display().to_string();
     let command = format!(
         "butterfly compile CONFIG --pattern 'block 128 stage_by swapped_index causal & local(1)' \
@@ -154,7 +154,7 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         ..spec()
     };
     says(&artifacts, &none, Target::Vulkan, &["vulkan has no bf16"]);
-    // Heads that no kernel of the folder has are those of another model.
+    // Heads that no kernel of the folder has belong to another model.
     let parts = ["config.json (llama)", "64/64", "80/64", "another folder"];
     says(&artifacts, &other, Target::Webgpu, &parts);
 
@@ -170,7 +170,7 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
     says(&embedded, &spec(), Target::Vulkan, &parts);
 }
 
-/// Added one after the other, in any order, kernels make the folder that they make at once.
+/// Kernels that are added one by one, in any order, give the same folder as all of them at once.
 #[test]
 fn kernels_are_added() {
     let root = tempfile::tempdir().expect("root");
@@ -218,7 +218,7 @@ fn kernels_are_added() {
         assert_eq!(names(&dir.join("kernels")), paths);
         Artifacts::open(&dir).expect("whole");
     }
-    // Made again, with other bytes.
+    // A kernel that is made again, with other bytes, replaces the old one.
     let dir = root.path().join("ab");
     let (made, file) = with(&[&kernel(Target::Webgpu, "wgsl", 9)]);
     let now = add(&dir, &made, &file).expect("added");
@@ -226,7 +226,7 @@ fn kernels_are_added() {
     let artifacts = Artifacts::open(&dir).expect("whole");
     assert_eq!(artifacts.image(&now.kernels[0]).expect("image"), text(9));
 
-    // Not beside those of something else.
+    // Kernels that were made from other inputs are refused.
     let before = listed(&dir);
     let other = |what: &str, manifest: Manifest| {
         let error = add(&dir, &manifest, &files).expect_err("refused");
@@ -268,7 +268,7 @@ fn kernels_are_added() {
             ..manifest.clone()
         },
     );
-    // A damaged folder is not added to.
+    // Nothing is added to a damaged folder.
     fs::write(dir.join(&contents[1].0), "changed").expect("written");
     let error = add(&dir, &manifest, &files).expect_err("damaged");
     assert!(matches!(error, ArtifactError::Malformed { .. }), "{error}");
@@ -454,8 +454,8 @@ fn of_two_writers_one_is_told_to_wait() {
     assert_eq!(names(root.path()), ["artifacts"]);
 }
 
-/// A file system of one megabyte: mounted in a private name space where that is allowed,
-/// else a limit on the size of a file stands in for it.
+/// The file system has one megabyte. It is mounted in a private mount namespace where that is
+/// allowed; elsewhere, a limit on the size of a file stands in for it.
 #[test]
 fn a_full_disk_leaves_the_old_artifacts() {
     let root = tempfile::tempdir().expect("root");
@@ -510,7 +510,8 @@ fn a_full_disk_leaves_the_old_artifacts() {
     assert_eq!(names(root.path()), ["artifacts"]);
 }
 
-/// Machine code runs on its own generation; later ones compile the PTX beside it, where there is some.
+/// A cubin runs on GPUs of its own generation; for later ones the driver compiles the PTX beside
+/// it, if there is any.
 #[test]
 fn later_architectures_take_ptx() {
     let root = tempfile::tempdir().expect("root");

@@ -1,5 +1,5 @@
-//! Emitted kernels through the launcher against the definition in f64, on whatever
-//! Vulkan device there is (Mesa's software device is enough).
+//! Launches emitted kernels, and compares their results with the f64 reference, on whatever Vulkan
+//! device there is (Mesa's software device is enough).
 
 use butterfly_ir::{
     Atom, Band, BandTable, Bound, Context, Dtype, KernelSpec, LaunchScalars, PartnerRule, Phase,
@@ -107,7 +107,7 @@ fn scale() -> f32 {
     2.0 / (HEAD_DIM as f32).sqrt()
 }
 
-/// Repeatable numbers in `-1..1`, as the dtype holds them.
+/// Repeatable numbers in `-1..1`, rounded to `dtype`.
 fn noise(dtype: Dtype, seed: u32, length: usize) -> Vec<f32> {
     let number = |i: usize| {
         let mut x = (i as u32).wrapping_mul(0x9E37_79B9) ^ seed.wrapping_mul(0x85EB_CA6B);
@@ -160,7 +160,7 @@ fn target(device: Device) -> Target {
     }
 }
 
-/// Fails where there is no device: `scripts/setup` installs a software one.
+/// Panics if there is no such device: `scripts/setup` installs a software one.
 fn demand(device: Device) {
     let all = adapters();
     let one = all.iter().find(|adapter| adapter.device == device);
@@ -263,7 +263,7 @@ fn check(device: Device, case: &Case) {
         }
     };
     compare("o", &floats(case.spec.dtype, &got.o), &o, o_within);
-    // f32 whatever the element type.
+    // lse is f32 for every element type.
     compare("lse", &got.lse, &lse, (1e-4, 0.0));
     assert!(got.first_milliseconds > 0.0 && got.milliseconds.len() == 2);
     assert!(got.milliseconds.iter().all(|ms| *ms > 0.0));
@@ -353,6 +353,6 @@ fn errors_name_what_is_wrong() {
     demand(Device::Webgpu);
     let failed = attempt(text, &some, Device::Webgpu);
     assert!(matches!(failed, LaunchError::Failed { .. }), "{failed}");
-    // The device is still good.
+    // The device still works after these failures.
     check(Device::Webgpu, &case);
 }

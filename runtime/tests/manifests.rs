@@ -1,5 +1,5 @@
-//! Manifests with one wrong member, and a digest that holds: an error that names the file, and no
-//! kernel that is launched otherwise than it was made.
+//! Manifests with one wrong member and a valid digest: opening them is an error that names the
+//! file, or changes nothing about how kernels are launched.
 
 use butterfly_ir::manifest::{
     self, ConfigRef, FileEntry, KernelEntry, Manifest, ProductEntry, SCHEMA,
@@ -40,7 +40,7 @@ fn described((path, bytes): &(String, Vec<u8>)) -> FileEntry {
     }
 }
 
-/// Kernels of every emitter, as text.
+/// A folder with kernels of every emitter, as text.
 fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
     let (mut kernels, mut all) = (Vec::new(), Vec::new());
     for target in ["webgpu", "vulkan", "metal", "cuda:sm_80", "cuda:sm_90a"] {
@@ -119,7 +119,7 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
     (manifest, all)
 }
 
-/// The places of all values that hold no others, and of those that do.
+/// JSON pointers to all values of `value`, which is itself at `at`: scalars, arrays and objects.
 fn places(value: &Value, at: String, all: &mut Vec<String>) {
     match value {
         Value::Object(members) => {
@@ -137,7 +137,7 @@ fn places(value: &Value, at: String, all: &mut Vec<String>) {
     all.push(at);
 }
 
-/// Other values for `old`, some near it.
+/// Other values to put in the place of `old`, some close to it.
 fn others(old: &Value) -> Vec<Value> {
     let mut others = vec![
         json!(0),
@@ -183,7 +183,7 @@ fn others(old: &Value) -> Vec<Value> {
     others
 }
 
-/// Writes `manifest` with the digest that it then has.
+/// Writes `manifest` with its digest computed anew.
 fn reseal(dir: &Path, manifest: &mut Value) {
     let text = |value: &Value| serde_json::to_string_pretty(value).expect("text") + "\n";
     if manifest.get("digest").is_some() {
@@ -194,7 +194,7 @@ fn reseal(dir: &Path, manifest: &mut Value) {
     fs::write(dir.join("manifest.json"), text(manifest)).expect("written");
 }
 
-/// Kernels without what is only reported of them.
+/// The kernels of a manifest, without the fields that are only for reports.
 fn launched(manifest: &Manifest) -> Vec<KernelEntry> {
     let mut kernels = manifest.kernels.clone();
     for kernel in &mut kernels {
@@ -203,7 +203,7 @@ fn launched(manifest: &Manifest) -> Vec<KernelEntry> {
     kernels
 }
 
-/// Without `dense`, rows of dense attention would pass for those of the pattern.
+/// If `dense` were missing, the rows of dense attention could be taken for those of the pattern.
 #[test]
 fn kernels_of_two_patterns_are_refused() {
     let root = tempfile::tempdir().expect("root");
@@ -251,7 +251,7 @@ fn one_wrong_member_is_an_error_or_is_not_relied_on() {
         let what = format!("{place} = {member}");
         reseal(&dir, &mut changed);
         match Artifacts::open(&dir) {
-            // What is left of them is as it was.
+            // The kernels that are left are unchanged.
             Ok(opened) => {
                 let (kernels, made) = (launched(&opened.manifest), launched(&good));
                 prop_assert!(

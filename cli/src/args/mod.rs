@@ -1,6 +1,6 @@
-//! The command line, as the design fixes it.
+//! The command line: commands, their flags and their help.
 
-// Doc comments are the help text, where shapes in brackets are no links.
+// Doc comments are the help text: shapes in brackets are not links.
 #![allow(rustdoc::broken_intra_doc_links)]
 
 mod model;

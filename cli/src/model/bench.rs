@@ -24,10 +24,10 @@ struct Report {
     random_weights: bool,
     chunk: u32,
     load_seconds: f64,
-    /// Bytes of the device that weights take.
+    /// Bytes that the weights take on the device.
     weights_bytes: Option<u64>,
     rows: Vec<Row>,
-    /// What is wrong with the logits, where not all are finite.
+    /// What is wrong with the logits, if not all are finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<String>,
 }
@@ -44,9 +44,9 @@ struct Row {
     decode_tokens_per_second: Option<f64>,
     /// Bytes that the device has reserved so far.
     memory_bytes: Option<u64>,
-    /// Keys and values, by their shapes.
+    /// Bytes of the KV cache, computed from its shape.
     cache_bytes: u64,
-    /// Seconds of prefill by part, where asked for.
+    /// Seconds of prefill by part, if asked for.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     profile: BTreeMap<&'static str, f64>,
     layers: Vec<report::LayerReport>,
@@ -82,8 +82,8 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// `bench layer`: a model of that layer alone, with hardly any vocabulary. Its pattern is the one
-/// that it has in the whole model.
+/// `bench layer`: a model with only that layer, and hardly any vocabulary. The layer runs the same
+/// pattern and stage as in the whole model.
 pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
     let path = &command.config;
     let (config, mut sizes) = read_config(path).map_err(Failure::bad)?;
@@ -110,12 +110,12 @@ pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
 /// What is measured.
 struct Subject<'a> {
     path: &'a Path,
-    /// Of the whole model.
+    /// Config of the whole model.
     config: ModelConfig,
     sizes: ModelSizes,
-    /// Its weights; random where there are none.
+    /// Its weights; `None` for random ones.
     folder: Option<&'a Folder>,
-    /// The only layer of what is measured.
+    /// The only layer that is measured; `None` for the whole model.
     layer: Option<usize>,
 }
 
@@ -129,7 +129,7 @@ impl Subject<'_> {
         config
     }
 
-    /// What layers run, pattern or not.
+    /// What the measured layers run: the pattern of `sparse`, or dense attention.
     fn policy(&self, sparse: Option<&Sparse>) -> Result<Policy, Failure> {
         let whole = policy(&self.config, sparse, self.path)?;
         let Some(layer) = self.layer else {
@@ -277,7 +277,7 @@ impl Task for Work<'_> {
         for &tokens in &self.measure.prompt_tokens {
             if !self.measure.no_dense {
                 let dense = match self.sparse {
-                    // From the same artifacts, where there are such.
+                    // From the same artifacts, if there are any.
                     Some(sparse) => {
                         let dense = sparse.plan.dense_of().map_err(Failure::bad)?;
                         Policy::dense(config, &dense)
@@ -312,7 +312,7 @@ impl Task for Work<'_> {
 }
 
 impl Work<'_> {
-    /// Layers by their place in the whole model.
+    /// Reports of the layers, numbered as in the whole model.
     fn layers(&self, policy: &Policy) -> Vec<report::LayerReport> {
         let mut layers = report::layers(policy);
         for layer in &mut layers {
@@ -321,7 +321,7 @@ impl Work<'_> {
         layers
     }
 
-    /// One prompt: once to make what is made at first use, then with the clock.
+    /// Measures one prompt, after a warm-up that compiles what is compiled at first use.
     fn row<B: AttentionBackend>(
         &self,
         place: &Place<B>,
@@ -366,7 +366,7 @@ impl Work<'_> {
             Ok::<_, Failure>([prefill, first, started.elapsed().as_secs_f64()])
         };
         place.memory.release();
-        // Every length of chunk that comes.
+        // Warm up with every length of chunk that occurs.
         run(tokens.min(chunk), 2.min(decode), Profile::default())?;
         if !tokens.is_multiple_of(chunk) && tokens > chunk {
             run(tokens % chunk, 0, Profile::default())?;

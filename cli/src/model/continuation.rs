@@ -1,4 +1,4 @@
-//! A prompt and what a model goes on with, token by token.
+//! Generation: prefill of a prompt, then decode token by token.
 
 use super::finite::Watch;
 use super::floats;
@@ -14,13 +14,13 @@ pub(super) struct Continuation<'a, B: AttentionBackend> {
     pub(super) policy: &'a Policy,
     pub(super) state: State<B>,
     pub(super) sampler: Sampler,
-    /// Has seen the logits that tokens were drawn from.
+    /// Checks the logits that tokens are drawn from.
     pub(super) watch: Watch,
 }
 
 impl<B: AttentionBackend> Continuation<'_, B> {
-    /// Reads the prompt in chunks, and gives the first token. The sampler draws once, however many
-    /// chunks there are. None where logits are not finite. `bar` moves by tokens.
+    /// Reads the prompt in chunks, and returns the first token after it; `None` if its logits are
+    /// not finite. The sampler draws once, however many chunks there are. `bar` counts tokens.
     pub(super) fn prefill(
         &mut self,
         prompt: &[u32],
@@ -30,7 +30,7 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         let last = prompt.len().saturating_sub(1) / chunk * chunk;
         for chunk in prompt[..last].chunks(chunk) {
             let logits = self.read(chunk)?;
-            // A GPU is given chunks ahead of its work: only a bar that is seen waits for it.
+            // Chunks are queued on a GPU without waiting for it; only a visible bar needs to wait.
             if !bar.is_hidden() {
                 super::sync::<B>(&logits.device())?;
             }
@@ -41,7 +41,7 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         Ok(token)
     }
 
-    /// The token after these, or none where its logits are not finite.
+    /// The token after these; `None` if its logits are not finite.
     pub(super) fn next(&mut self, tokens: &[u32]) -> Result<Option<u32>, Failure> {
         let logits = floats(self.read(tokens)?)?;
         let last = self.state.position() - 1;
@@ -49,7 +49,7 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         Ok(finite.then(|| self.sampler.next(&logits)))
     }
 
-    /// The last token's logits, which nobody has waited for.
+    /// The logits of the last token, which a GPU may still be computing.
     fn read(&mut self, tokens: &[u32]) -> Result<Tensor<B, 3>, Failure> {
         let (model, state) = (self.model, &mut self.state);
         let logits = model.forward(tokens, state, self.policy, Logits::Last);

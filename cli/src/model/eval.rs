@@ -1,4 +1,4 @@
-//! `butterfly eval`: what a pattern changes of what a model makes of a text.
+//! `butterfly eval`: how much a pattern changes what a model predicts on a text.
 
 use super::continuation::Continuation;
 use super::finite::{self, Watch};
@@ -12,7 +12,7 @@ use butterfly_models::{Chat, Extent, Folder, Logits, Model, Policy, Sampler};
 use butterfly_runtime::artifacts::{check_file, write_file};
 use serde::Serialize;
 
-/// The fact that is hidden, what asks for it, and the answer.
+/// The retrieval test: the fact that is hidden in a text, the question about it, and the answer.
 const FACT: &str = "\nThe secret code of the lighthouse is 48213.\n";
 const QUESTION: &str = "\nThe secret code of the lighthouse is";
 const ANSWER: &str = " 48213";
@@ -26,7 +26,7 @@ struct Report {
     dtype: Dtype,
     tokens: usize,
     window: usize,
-    /// Tokens that were predicted.
+    /// Number of tokens that were predicted.
     predicted: u64,
     dense_perplexity: f64,
     /// With the pattern.
@@ -34,7 +34,7 @@ struct Report {
     sparse: Option<Difference>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     needles: Vec<Needle>,
-    /// What is wrong with the logits, where not all are finite.
+    /// What is wrong with the logits, if not all are finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<String>,
     layers: Vec<report::LayerReport>,
@@ -43,7 +43,7 @@ struct Report {
 #[derive(Serialize)]
 struct Difference {
     perplexity: f64,
-    /// Share of the tokens at which both find the same one most likely.
+    /// Share of the predictions in which both find the same token most likely.
     top1_agreement: f64,
     /// Mean Kullback-Leibler divergence of the pattern's distribution from the dense one, nats.
     kl_divergence: f64,
@@ -184,14 +184,14 @@ impl Task for Work<'_> {
             true => 0,
             false => self.command.run.chunk.into(),
         };
-        // With the pattern and without.
+        // Two sequences: one with the pattern, one without.
         let extent = Extent {
             batch: 2,
             capacity: self.capacity as u64,
             chunk: compared.max(needle),
             logits: compared,
         };
-        // Logits in f32, and what becomes of a row in f64.
+        // Logits in f32, and log-probabilities of a row in f64, each with the pattern and without.
         let each = u64::from(self.folder.sizes.vocabulary);
         let on_host = each.saturating_mul(2 * 4 * compared + 2 * 8);
         let (model, _) = place.load(self.folder, extent, on_host)?;
@@ -254,8 +254,8 @@ impl Task for Work<'_> {
 }
 
 impl Work<'_> {
-    /// Both kinds of attention over one window, some tokens at a time; whether all logits were
-    /// finite.
+    /// Runs both kinds of attention over one window, [`COMPARED`] tokens at a time, and adds to
+    /// `sums`. Returns whether all logits were finite.
     fn compare<B: AttentionBackend>(
         &self,
         model: &Model<B>,
@@ -305,7 +305,7 @@ impl Work<'_> {
         Ok(true)
     }
 
-    /// How much of the answer comes when the fact is hidden in `tokens` tokens.
+    /// The share of the answer that the model gives when the fact is hidden in `tokens` tokens.
     fn needle<B: AttentionBackend>(
         &self,
         model: &Model<B>,
@@ -317,7 +317,7 @@ impl Work<'_> {
         let room = (tokens as usize).saturating_sub(fact.len() + question.len());
         #[expect(clippy::cast_possible_truncation, reason = "a share of `room`")]
         let at = (room as f32 * depth) as usize;
-        // The text again and again, where it is shorter.
+        // The text is repeated if it is shorter.
         let hay: Vec<u32> = self.tokens.iter().cycle().take(room).copied().collect();
         let (before, after) = hay.split_at(at);
         let prompt = [before, fact, after, question].concat();

@@ -1,21 +1,21 @@
-//! Logits that are not finite: how many, where, and what they come from.
+//! Logits that are not finite: how many, where, and their cause.
 
 use crate::failure::Failure;
 use butterfly_ir::Dtype;
 use butterfly_models::Folder;
 
-/// Looks at the logits of a run.
+/// Counts the NaNs and infinities among the logits of a run.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// How many were not finite.
     bad: u64,
-    /// Text, position and value of the first.
+    /// Number of the text, position and value of the first.
     first: Option<(usize, usize, f32)>,
 }
 
 impl Watch {
-    /// Looks at rows of logits, the first of which stands at `position` of a text. Whether all
-    /// are finite.
+    /// Looks at rows of logits, the first of which is at `position` of the text numbered `text`.
+    /// Returns whether all are finite.
     pub(super) fn see(
         &mut self,
         logits: &[f32],
@@ -35,8 +35,8 @@ impl Watch {
         false
     }
 
-    /// What to say where not all were finite, with what they come from: the weights of `folder`,
-    /// if such are there, or what can be computed in `dtype`.
+    /// A message, if not all logits were finite, with the cause: weights of `folder` that are not
+    /// finite, or else the range of `dtype`.
     pub(super) fn says(&self, folder: Option<&Folder>, dtype: Dtype) -> Option<String> {
         let (text, position, value) = self.first?;
         let bad = self.bad;
@@ -56,7 +56,7 @@ impl Watch {
     }
 }
 
-/// Exit code 1 for what [`Watch::says`].
+/// A failure with exit code 1, if there is a message of [`Watch::says`].
 pub(super) fn check(not_finite: Option<String>) -> Result<(), Failure> {
     not_finite.map_or(Ok(()), |said| Err(Failure::Check(said)))
 }

@@ -1,4 +1,4 @@
-//! `butterfly generate`: a text and what comes after it.
+//! `butterfly generate`: continues a text.
 
 use super::continuation::Continuation;
 use super::finite::{self, Watch};
@@ -21,16 +21,16 @@ struct Report {
     capacity: usize,
     tokens: Vec<u32>,
     text: Option<String>,
-    /// Whether a token that ends a text came.
+    /// Whether the model gave a token that ends the text.
     ended: bool,
-    /// From the start of the process to the first token, weights and kernels included.
+    /// From the start of the command to the first token, including loading weights and kernels.
     first_token_seconds: f64,
     prefill_tokens_per_second: f64,
     decode_tokens_per_second: Option<f64>,
     memory_bytes: Option<u64>,
-    /// Kernels that were made in this run; with artifacts none are.
+    /// Kernels that were compiled in this run; with artifacts there are none.
     compiled_kernels: Vec<String>,
-    /// What is wrong with the logits, where not all are finite.
+    /// What is wrong with the logits, if not all are finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<String>,
     layers: Vec<report::LayerReport>,
@@ -104,8 +104,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     finite::check(report.not_finite)
 }
 
-/// Says what `generation_config.json` asks for and is not done: without flags the most likely token
-/// is taken, so that a command always gives the same text.
+/// Notes the settings of `generation_config.json` that are not followed. Without flags the most
+/// likely token is taken, so that a command always gives the same text.
 fn say_defaults(command: &Command, folder: &Folder) {
     let path = command.model.join("generation_config.json");
     let defaults = &folder.defaults;
@@ -250,9 +250,9 @@ impl Task for Work<'_> {
     }
 }
 
-/// What is shown of the text as it comes.
+/// Prints the text while it is generated.
 struct Shown<'a> {
-    /// Without a tokenizer the tokens themselves are shown.
+    /// Decodes tokens to text; without a tokenizer, token numbers are printed.
     text: Option<Stream<'a>>,
     stream: bool,
     first: bool,
@@ -267,8 +267,8 @@ impl<'a> Shown<'a> {
         }
     }
 
-    /// Prints what a token adds; half a character waits for its other half. Says whether somebody
-    /// still reads.
+    /// Prints the text that a token adds; an incomplete character waits for the rest of its bytes.
+    /// Returns false if the reader has gone away.
     fn show(&mut self, token: u32) -> Result<bool, Failure> {
         let comma = if std::mem::take(&mut self.first) {
             ""
@@ -282,7 +282,7 @@ impl<'a> Shown<'a> {
         self.print(&new)
     }
 
-    /// Prints what is left, half a character among it, and gives the whole text.
+    /// Prints the rest, including an incomplete character, and returns the whole text.
     fn finish(mut self) -> Result<Option<String>, Failure> {
         let Some(text) = self.text.take() else {
             return Ok(None);

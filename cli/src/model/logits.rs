@@ -23,11 +23,11 @@ struct Report {
     vocabulary: u32,
     capacity: usize,
     milliseconds: f64,
-    /// Kernels that were made in this run; with artifacts none are.
+    /// Kernels that were compiled in this run; with artifacts there are none.
     compiled_kernels: Vec<String>,
     layers: Vec<report::LayerReport>,
     unused_tensors: Vec<String>,
-    /// What is wrong with the logits, where not all are finite.
+    /// What is wrong with the logits, if not all are finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<String>,
     output: String,
@@ -72,7 +72,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let setting = Setting {
         config: &folder.config,
         path: &command.model,
-        // What is compared with other software is f32, unless something else is asked for.
+        // Logits are meant to be compared with other software, so f32 is the default.
         dtype: Dtype::F32,
         sparse: sparse.as_ref(),
     };
@@ -112,7 +112,7 @@ impl Task for Work<'_> {
             chunk,
             logits: chunk,
         };
-        // All logits in f32, their bytes, and the file; those of a chunk once more.
+        // All logits three times: in f32, as bytes, and as the file; those of a chunk once more.
         let each = 4 * u64::from(self.folder.sizes.vocabulary);
         let tokens = batch.saturating_mul(3 * length + chunk);
         let (model, unused_tensors) =

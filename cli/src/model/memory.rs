@@ -1,19 +1,19 @@
-//! What a device holds, and whether a run fits in.
+//! The memory of a device, and whether a run fits into it.
 
 use crate::failure::Failure;
 use butterfly_models::Footprint;
 use std::path::Path;
 
-/// Asks a device what is taken, and knows the most it can hold.
+/// The memory of a device: in use, and in total.
 pub(crate) struct Memory {
     taken: Box<dyn Fn() -> Option<u64>>,
     release: Box<dyn Fn()>,
-    /// Bytes in all, where the driver says so.
+    /// Bytes in total, if the driver reports them; on the host, bytes that are available.
     pub(crate) total: Option<u64>,
 }
 
 impl Memory {
-    /// The memory of this process.
+    /// The memory of the host, as this process uses it.
     pub(crate) fn host() -> Self {
         Self {
             taken: Box::new(|| kibibytes("/proc/self/status", "VmHWM:")),
@@ -39,20 +39,20 @@ impl Memory {
         }
     }
 
-    /// Gives back what a device has reserved and nobody uses.
+    /// Frees memory that a device's server has reserved but does not use.
     pub(crate) fn release(&self) {
         (self.release)();
     }
 
-    /// Bytes that are taken: the most so far of this process, or what a device has reserved,
-    /// which it does not give back by itself.
+    /// Bytes in use: on the host, the peak of this process; on a device, what its server has
+    /// reserved and does not free by itself.
     pub(crate) fn taken(&self) -> Option<u64> {
         (self.taken)()
     }
 }
 
-/// Whether what a run needs, and `on_host` bytes more, are to be had of `total`; if not, what to
-/// give instead, by the largest part.
+/// Checks that what a run needs, and `on_host` bytes more, fit into `total` bytes. The error
+/// advises how to reduce the largest part.
 pub(super) fn fits(
     place: &str,
     total: Option<u64>,
@@ -110,13 +110,13 @@ pub(super) fn fits(
     )))
 }
 
-/// Bytes that this process may still take: of the machine, of its control group, and of the
-/// addresses it is allowed.
+/// Bytes that this process can still allocate: the least that the machine, its control group and
+/// its limit on address space leave.
 pub(super) fn available() -> Option<u64> {
     let machine = kibibytes("/proc/meminfo", "MemAvailable:");
     let group = || {
         let most = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
-        // Pages of files are given back where they are needed.
+        // Only anonymous memory counts: the page cache is reclaimed when memory is needed.
         let taken = number("/sys/fs/cgroup/memory.stat", "anon")?;
         Some(most.trim().parse::<u64>().ok()?.saturating_sub(taken))
     };
@@ -127,12 +127,12 @@ pub(super) fn available() -> Option<u64> {
     [machine, group(), addresses()].into_iter().flatten().min()
 }
 
-/// A number of a file of the system's, in bytes.
+/// The number of kibibytes after `field` in a file of the system, converted to bytes.
 fn kibibytes(file: &str, field: &str) -> Option<u64> {
     number(file, field)?.checked_mul(1024)
 }
 
-/// The number after the name of a field.
+/// The number after `field` in a file.
 fn number(file: &str, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let mut lines = text.lines();

@@ -1,8 +1,8 @@
 //! Commands that run whole models.
 //!
-//! A command is a [`Task`], written once for every backend of Burn; [`run_on`] picks the
-//! backend. Artifacts are opened first: on NVIDIA their kernels are laid ready before the
-//! device is.
+//! A command is a [`Task`], written once for every backend of Burn; [`run_on`] picks the backend.
+//! Artifacts are opened first: on NVIDIA, their cubins must be in CubeCL's cache before the device
+//! is opened.
 
 pub(crate) mod bench;
 mod continuation;
@@ -29,7 +29,7 @@ use butterfly_runtime::{Device, Found, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// Something to do with a model on whichever backend.
+/// Something to do with a model, on any backend.
 pub(crate) trait Task {
     type Output;
 
@@ -41,16 +41,17 @@ pub(crate) struct Place<B: Backend> {
     pub(crate) device: B::Device,
     /// The name in flags and JSON.
     pub(crate) kind: &'static str,
-    /// As its driver calls it.
+    /// Its name, as its driver reports it.
     pub(crate) name: String,
     /// Element type to run in.
     pub(crate) dtype: Dtype,
-    /// Bytes that are taken on the device now, and the most it can hold.
+    /// Memory of the device: in use, and in total.
     pub(crate) memory: memory::Memory,
 }
 
 impl<B: Backend> Place<B> {
-    /// Whether the device holds what a run needs, and this process `on_host` bytes beside it.
+    /// Checks that the device has room for what a run needs, and the host for `on_host` more bytes
+    /// of this process.
     pub(crate) fn check_room(
         &self,
         config: &Path,
@@ -69,8 +70,9 @@ impl<B: Backend> Place<B> {
 }
 
 impl<B: AttentionBackend> Place<B> {
-    /// The model of a folder, where there is room for it with all that it is given to do, and for
-    /// `on_host` bytes of this process. Says and returns which tensors of the folder it does not use.
+    /// Loads the model of a folder, after checking that there is room for it, for a run of
+    /// `extent`, and for `on_host` bytes of this process. Notes and returns the tensors of the
+    /// folder that the model does not use.
     fn load(
         &self,
         folder: &Folder,
@@ -93,7 +95,7 @@ impl<B: AttentionBackend> Place<B> {
     }
 }
 
-/// Opens a model's folder, and says where its weights overrule its config.
+/// Opens a model's folder, and notes if its weights overrule its config.
 fn open(dir: &Path) -> Result<Folder, Failure> {
     let folder = Folder::open(dir).map_err(Failure::bad)?;
     if folder.own_output() {
@@ -108,16 +110,16 @@ fn open(dir: &Path) -> Result<Folder, Failure> {
 /// The model of a run, and its kernels.
 pub(crate) struct Setting<'a> {
     pub(crate) config: &'a ModelConfig,
-    /// Its folder or config.
+    /// Its folder or config file.
     pub(crate) path: &'a Path,
-    /// The element type that is its own.
+    /// The element type that the default is derived from: the model's own, or f32.
     pub(crate) dtype: Dtype,
     pub(crate) sparse: Option<&'a Sparse>,
 }
 
 impl Setting<'_> {
-    /// The element type to run in on `target`; artifacts have every kernel for it. Known before
-    /// weights are loaded.
+    /// The element type to run in on `target`. Checks, before weights are loaded, that the
+    /// artifacts have every kernel for it.
     fn dtype(&self, run: &Run, target: Target) -> Result<Dtype, Failure> {
         let artifacts = self.sparse.and_then(|sparse| sparse.plan.artifacts());
         let dtype = device::dtype(run.dtype, self.dtype, target, artifacts);
@@ -133,7 +135,7 @@ impl Setting<'_> {
         Ok(dtype)
     }
 
-    /// The target of a device: the one that artifacts have kernels for.
+    /// The target of a device; with artifacts, the one that they have kernels for.
     fn target(&self, device: Device, found: &Found) -> Result<Target, Failure> {
         let artifacts = self.sparse.and_then(|sparse| sparse.plan.artifacts());
         let target = match artifacts {
@@ -144,7 +146,7 @@ impl Setting<'_> {
     }
 }
 
-/// Runs a task on the device that is asked for; what a driver's library cannot bear becomes
+/// Runs a task on the device that is asked for. A panic, such as one in a driver's library, becomes
 /// a failure.
 pub(crate) fn run_on<T: Task>(
     run: &Run,
@@ -169,8 +171,9 @@ pub(crate) fn run_on<T: Task>(
     })
 }
 
-/// Where to run, the CPU where it is no device, and the element type to run in. `auto` is the
-/// first GPU that is there and for which there are kernels, else the CPU.
+/// The device to run on, `None` for the CPU, and the element type to run in. `auto` takes the first
+/// GPU that is present and has kernels, else the CPU; software implementations of a GPU are
+/// skipped.
 fn place(run: &Run, setting: &Setting<'_>) -> Result<(Option<(Device, Found)>, Dtype), Failure> {
     let on = |device, found: Found| {
         let dtype = setting.dtype(run, setting.target(device, &found)?)?;
@@ -225,7 +228,8 @@ fn on_device<T: Task>(
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda => {
-            // Whatever is compiled is kept for the next start, with artifacts or without.
+            // Sets the cache folder even without artifacts, so that kernels which CubeCL compiles
+            // are kept for the next start.
             butterfly_runtime::seed(&[], &[]).map_err(Failure::bad)?;
             let device = backends::CudaDevice::default();
             task.run::<backends::Cuda>(Place {
@@ -257,15 +261,16 @@ fn on_device<T: Task>(
     }
 }
 
-/// A pattern and its kernels, as flags and artifacts say; neither is dense attention.
+/// A pattern and its kernels, from flags and artifacts.
 pub(crate) struct Sparse {
-    /// Kernels and pattern of replaced layers.
+    /// Pattern and kernels of the replaced layers.
     pub(crate) plan: Plan,
-    /// Which layers these are.
+    /// The pattern, with the layers that it replaces.
     pub(crate) sparsity: Sparsity,
 }
 
-/// Reads pattern and artifacts, and checks that the pattern serves `tokens` tokens.
+/// Reads pattern and artifacts, and checks the pattern for sequences of up to `tokens` tokens.
+/// `None` without both: all attention is dense.
 pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure> {
     let parsed = match &run.pattern {
         None => None,
@@ -322,7 +327,7 @@ fn check(parsed: &Parsed, tokens: u32) -> Result<(), Failure> {
     lengths::check(sparsity, tokens).map_err(|error| source::blame(parsed, &context, &error))
 }
 
-/// What each attention layer runs.
+/// The plan of each attention layer.
 pub(crate) fn policy(
     config: &ModelConfig,
     sparse: Option<&Sparse>,
@@ -359,12 +364,12 @@ fn dense() -> Result<Plan, Failure> {
     ))
 }
 
-/// Waits for what the device was given.
+/// Waits until the device has finished all work.
 fn sync<B: Backend>(device: &B::Device) -> Result<(), Failure> {
     B::sync(device).map_err(|error| Failure::Bad(format!("the device failed: {error:?}")))
 }
 
-/// Logits in host memory.
+/// Copies logits to host memory, as f32.
 pub(crate) fn floats<B: Backend>(logits: burn::prelude::Tensor<B, 3>) -> Result<Vec<f32>, Failure> {
     let failed = |error| Failure::Bad(format!("the device failed: {error:?}"));
     let data = logits.try_into_data().map_err(failed)?;
@@ -372,7 +377,7 @@ pub(crate) fn floats<B: Backend>(logits: burn::prelude::Tensor<B, 3>) -> Result<
     numbers.map_err(|error| Failure::Bad(format!("{error:?}")))
 }
 
-/// Says that a prompt is longer than the model was made for.
+/// Warns if a text is longer than the model was made for.
 pub(crate) fn warn_of_length(config: &ModelConfig, tokens: usize) {
     let most = config.max_positions as usize;
     if tokens > most {

@@ -9,9 +9,9 @@ pub(crate) struct LayerReport {
     pub(crate) layer: usize,
     /// Whether a pattern replaces its own attention.
     pub(crate) swapped: bool,
-    /// Picks the stage.
+    /// Index that picks the stage.
     pub(crate) index: u32,
-    /// Launches by kernel.
+    /// Number of launches of each kernel.
     pub(crate) kernels: Vec<(String, u64)>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn layers(policy: &Policy) -> Vec<LayerReport> {
     report.collect()
 }
 
-/// The same as text, one line for layers that did the same.
+/// The same as text, with one line for all layers that ran the same kernels equally often.
 pub(crate) fn text(layers: &[LayerReport]) -> String {
     let what = |layer: &LayerReport| (layer.swapped, layer.kernels.clone());
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Definition → CUDA C++, and through NVRTC → PTX and cubin.
+//! Definition → CUDA C++, and with NVRTC → PTX and cubin.
 
 pub mod nvrtc;
 pub mod ptx;
@@ -25,7 +25,7 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
             address,
         )
         .map_err(|error| error.to_string())?;
-    // Its order is that of a hash map: lay it out anew.
+    // CubeCL lays shared memory out in hash-map order: do it again, in a fixed order.
     let shared = &mut kernel.body.shared_memories;
     shared.sort_by_key(index);
     let mut end = 0usize;
@@ -41,11 +41,11 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
         let planned = definition.geometry.shared_bytes;
         return Err(format!("{end} bytes of shared memory, {planned} planned"));
     }
-    // Lengths of the buffers, which no kernel reads.
+    // Drop CubeCL's buffer of lengths, which no kernel reads.
     kernel.flags.has_info = false;
     kernel.body.info_by_ptr = false;
     kernel.info = Default::default();
-    // NVRTC declares by itself what the kernels use of it.
+    // NVRTC declares by itself whatever the kernels use of this header.
     let text = kernel
         .to_string()
         .replacen("#include <cuda_runtime.h>\n", "", 1);
@@ -55,8 +55,8 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
     }
 }
 
-/// Lets a workgroup have all registers of a processor. Without the second bound the
-/// compiler prefers room for two, and then holds back loads or spills.
+/// Lets one workgroup use all registers of an SM. Without the second launch bound, the compiler
+/// leaves room for two workgroups, and then delays loads or spills registers.
 fn bound_registers(text: &str, threads: u32) -> Result<String, String> {
     let bounds = format!("__launch_bounds__({threads})");
     match text.contains(&bounds) {
@@ -71,7 +71,7 @@ fn index<D: Dialect>(memory: &SharedMemory<D>) -> u32 {
     }
 }
 
-/// What NVRTC makes of a text, where there is one with the headers it needs.
+/// Compiles a text; `None` where NVRTC or the headers that the text includes were not found.
 pub(crate) fn compile(text: &str, sm: Sm) -> Result<Option<nvrtc::Compiled>, EmitError> {
     let nvrtc = nvrtc::find().nvrtc.as_ref();
     let Some(nvrtc) = nvrtc.filter(|nvrtc| nvrtc.has_headers(text)) else {
@@ -88,7 +88,8 @@ pub(crate) fn compile(text: &str, sm: Sm) -> Result<Option<nvrtc::Compiled>, Emi
         .map(Some)
 }
 
-/// Adds what NVRTC makes of the text.
+/// Compiles a kernel's text, and adds PTX, cubin and resources. Without NVRTC, returns the kernel
+/// as it is.
 pub(crate) fn assemble(mut kernel: Kernel, sm: Sm) -> Result<Kernel, EmitError> {
     let Some((_, text)) = kernel.files.first() else {
         return Ok(kernel);

@@ -1,8 +1,8 @@
 //! The NVRTC library: CUDA C++ → PTX and cubin, without a GPU.
 //!
-//! Owns: where the library and its headers are looked for ([`find`] records every
-//! place for diagnosis), and the few entry points used. Compiles without it too: the
-//! CUDA text is then the only file, to be compiled where it runs.
+//! Owns: the search for the library and its headers ([`find`] records every place it looked, for
+//! diagnosis), and the few functions of it that are used. NVRTC is loaded at run time and may be
+//! missing: CUDA kernels are then emitted as text only.
 
 use super::resources;
 use butterfly_ir::Resources;
@@ -21,7 +21,7 @@ const NAMES: [&str; 4] = [
     "nvrtc64_130_0.dll",
 ];
 
-/// Environment variables that name toolkits.
+/// Environment variables that name CUDA toolkits.
 const TOOLKITS: [&str; 3] = ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT"];
 
 /// Environment variables that name Python environments.
@@ -30,11 +30,11 @@ const PYTHONS: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
 /// Python environments in the current folder.
 const VENVS: [&str; 3] = [".venv", "venv", "env"];
 
-/// Where toolkits live.
+/// Usual folders of CUDA toolkits.
 const PREFIXES: [&str; 2] = ["/usr/local/cuda", "/opt/cuda"];
 
-/// Folders of the library in the Python wheels, under `site-packages/nvidia`, each
-/// with the folders of the headers that go with it.
+/// Folders of the library in NVIDIA's Python wheels, under `site-packages/nvidia`, each with the
+/// folders of its headers.
 const WHEELS: [(&str, &[&str]); 2] = [
     ("cu13/lib", &["cu13/include"]),
     (
@@ -46,12 +46,12 @@ const WHEELS: [(&str, &[&str]); 2] = [
 /// The header that half-precision kernels include.
 const HEADER: &str = "cuda_fp16.h";
 
-/// A place that was tried, and what was there.
+/// A place where the library was searched for, and the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Looked {
-    /// File or library name.
+    /// Path of a file, or name of a library for the dynamic linker.
     pub at: String,
-    /// `found`, or why not.
+    /// `found`, or the reason why not.
     pub result: String,
 }
 
@@ -66,34 +66,34 @@ pub struct Search {
 /// A loaded NVRTC.
 pub struct Nvrtc {
     library: Library,
-    /// NVRTC opens it by name at its first compilation; from a wheel's folder it only
-    /// finds it when it is loaded already.
+    /// The builtins library. NVRTC opens it by name at its first compilation; in the folder of a
+    /// wheel it is found only if it is already loaded.
     _builtins: Vec<Library>,
     /// Where it was found.
     pub path: String,
     /// Major and minor version.
     pub version: (u32, u32),
-    /// Folders with the CUDA headers; empty if none was found, and then only kernels
-    /// that include nothing (f32) can be compiled.
+    /// Folders with the CUDA headers. If empty, only kernels that include no header can be
+    /// compiled.
     pub includes: Vec<PathBuf>,
 }
 
-/// What NVRTC makes of a text.
+/// The result of a compilation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
-    /// PTX, ended by NUL.
+    /// PTX, with a final NUL byte.
     pub ptx: Vec<u8>,
     /// Machine code for one architecture.
     pub cubin: Vec<u8>,
-    /// What the machine code takes, if the compiler's log says so.
+    /// Registers, stack, spills and static shared memory; `None` if the log is in an unknown form.
     pub resources: Option<Resources>,
 }
 
-/// The NVRTC of this process, searched for once.
+/// Finds NVRTC, once for the whole process.
 ///
-/// Tried in order: the file `BUTTERFLY_NVRTC`; the dynamic linker's own path;
-/// toolkits named by the environment; Python environments named by the environment or
-/// in the current folder; the usual folders of toolkits.
+/// Tried in order: the file named by the environment variable `BUTTERFLY_NVRTC`; the search path of
+/// the dynamic linker; toolkits named by the environment; Python environments named by the
+/// environment or in the current folder; the usual folders of toolkits.
 pub fn find() -> &'static Search {
     static SEARCH: OnceLock<Search> = OnceLock::new();
     SEARCH.get_or_init(search)
@@ -103,7 +103,7 @@ fn search() -> Search {
     let mut looked = Vec::new();
     for (path, includes) in candidates() {
         let at = path.display().to_string();
-        // A bare name goes to the dynamic linker, a path must exist.
+        // A bare name is searched for by the dynamic linker; a path must exist.
         if path.components().count() > 1 && !path.exists() {
             let result = "no such file".to_string();
             looked.push(Looked { at, result });
@@ -203,7 +203,7 @@ type Create = unsafe extern "C" fn(
 type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status;
 type Destroy = unsafe extern "C" fn(*mut Program) -> Status;
 
-/// The builtins libraries beside `path`, loaded.
+/// Loads the builtins libraries in the folder of `path`.
 fn builtins(path: &Path) -> Vec<Library> {
     let folder = path.parent().filter(|folder| folder.is_absolute());
     let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());
@@ -255,14 +255,14 @@ impl Nvrtc {
         let found = |header: &str| self.includes.iter().any(|dir| dir.join(header).exists());
         text.lines()
             .filter_map(|line| line.strip_prefix("#include <")?.strip_suffix('>'))
-            // The first is a shell around the second, which is packaged apart.
+            // mma.h only includes crt/mma.h, which is packaged separately.
             .all(|header| found(header) && (header != "mma.h" || found("crt/mma.h")))
     }
 
     /// Compiles CUDA C++ for an architecture such as `sm_90a`.
     ///
     /// # Errors
-    /// The compiler's log.
+    /// The compiler's log, or a message if NVRTC itself fails.
     pub fn compile(&self, text: &str, arch: &str) -> Result<Compiled, String> {
         let mut options = vec![
             format!("--gpu-architecture={arch}"),

@@ -1,12 +1,12 @@
 //! PTX → how often each instruction occurs.
 //!
-//! The digest of a kernel that is short enough to read: products on matrix units, the
-//! widths of loads and stores, local memory.
+//! A summary of a kernel that is short enough to read. It shows the products on matrix units, the
+//! widths of loads and stores, and the use of local memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How often each opcode with its modifiers, and each pragma, occurs in the text.
+/// How often each opcode (with its modifiers) and each pragma occurs in a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram(pub BTreeMap<String, u32>);
 
@@ -21,7 +21,8 @@ pub fn histogram(ptx: &[u8]) -> Histogram {
 }
 
 impl Histogram {
-    /// How many instructions begin with `opcode`: `ld.local` counts `ld.local.v4.f32` too.
+    /// The number of instructions with this opcode, whatever modifiers follow: `ld.local` counts
+    /// `ld.local.v4.f32` too.
     pub fn count(&self, opcode: &str) -> u32 {
         let begins = |name: &str| {
             name.strip_prefix(opcode)
@@ -34,7 +35,7 @@ impl Histogram {
     }
 }
 
-/// One line for each opcode, by name.
+/// One line for each opcode, sorted by name.
 impl fmt::Display for Histogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (opcode, count) in &self.0 {

@@ -1,15 +1,15 @@
-//! The log of a compilation with `--ptxas-options=-v` → resources.
+//! The log of a compilation with `--ptxas-options=-v` → the resources of a kernel.
 //!
-//! The log, not the cubin: machine code says how large a frame is, but not how much of
-//! it are spills. `tests/resources.rs` holds what both say against each other.
+//! They are read from the log because a cubin gives the size of the stack frame, but not how much
+//! of it is spilled registers. `tests/resources.rs` compares the log with the cubin.
 
 use butterfly_ir::Resources;
 
-/// What the names of our entry points begin with.
+/// The prefix of the names of our entry points.
 const OURS: &str = "butterfly_";
 
-/// The most that an entry point of our kernel takes; `None` when the log does not speak of one as
-/// known.
+/// The resources of our kernel, for each the maximum over its entry points; `None` if the log has
+/// none of our entry points or is in an unknown form.
 pub(crate) fn read(log: &str) -> Option<Resources> {
     let functions = log.split("Function properties for ").skip(1);
     let ours = functions.filter(|function| function.starts_with(OURS));
@@ -31,12 +31,12 @@ fn of_function(log: &str) -> Option<Resources> {
         stack_bytes: before(log, " bytes stack frame")?,
         spill_store_bytes: before(log, " bytes spill stores")?,
         spill_load_bytes: before(log, " bytes spill loads")?,
-        // Named only where there are some.
+        // Omitted from the log where it is zero.
         static_shared_bytes: before(log, " bytes smem").unwrap_or(0),
     })
 }
 
-/// The number that stands before `unit`.
+/// The number right before `unit`, where that first occurs.
 fn before(log: &str, unit: &str) -> Option<u32> {
     let (text, _) = log.split_once(unit)?;
     let number = text.trim_end_matches(|c: char| c.is_ascii_digit()).len();

@@ -1,8 +1,9 @@
-// ---- Barriers and copies by tensor maps ----
+// ---- mbarriers, and copies by TMA ----
 
 struct alignas(64) TensorMap { unsigned long long words[16]; };
 
-// One thread of a warp, the same each time. The compiler knows that it is one, unlike by its number.
+// True in one thread of a warp, the same one each time. Unlike with a comparison of lane numbers, the
+// compiler knows that it is only one.
 __device__ __forceinline__ bool elect() {
   unsigned elected;
   asm volatile(
@@ -18,7 +19,7 @@ __device__ __forceinline__ void barrier_init(unsigned barrier, unsigned arrivals
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-// Before others, the copy engine among them, come to barriers that were made.
+// Makes initialised barriers visible to others, TMA included.
 __device__ __forceinline__ void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -27,7 +28,7 @@ __device__ __forceinline__ void barrier_arrive(unsigned barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and makes the barrier wait for that many bytes of copies as well.
+// Arrives, and makes the barrier's phase wait for this many bytes of copies as well.
 __device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -46,12 +47,12 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
       : "memory");
 }
 
-// Where boxes can lie from `shared` on: swizzled ones start at multiples of 1024 bytes.
+// The first address from `shared` on where a swizzled box can start: a multiple of 1024 bytes.
 __device__ __forceinline__ unsigned boxes_address(const void* shared) {
   return (shared_address(shared) + 1023) & ~1023u;
 }
 
-// Copies the box at (column, token, head, batch); what lies outside the tensor is zero.
+// Copies the box at (column, token, head, batch); elements outside the tensor become zero.
 __device__ __forceinline__ void copy_box(unsigned to, const TensorMap* map, unsigned barrier,
                                          int column, int token, int head, int batch) {
   asm volatile(

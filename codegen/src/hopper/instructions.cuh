@@ -1,6 +1,6 @@
 // ---- Instructions of warpgroups ----
 
-// Waits for three barriers, asking for all at once.
+// Waits for three barriers; each attempt tests all of them.
 __device__ __forceinline__ void barrier_wait_all(unsigned a, unsigned parity_a, unsigned b,
                                                  unsigned parity_b, unsigned c, unsigned parity_c) {
   asm volatile(
@@ -19,7 +19,7 @@ __device__ __forceinline__ void barrier_wait_all(unsigned a, unsigned parity_a, 
       : "memory");
 }
 
-// Copies a box to the same place and barrier in every block of threads of the cluster.
+// Copies a box to the same address and barrier in every thread block of the cluster.
 __device__ __forceinline__ void copy_box_to_cluster(unsigned to, const TensorMap* map,
                                                     unsigned barrier, int column, int token,
                                                     int head, int batch) {
@@ -32,7 +32,7 @@ __device__ __forceinline__ void copy_box_to_cluster(unsigned to, const TensorMap
       : "memory");
 }
 
-// Stores a box from shared memory; what lies outside the tensor is not written.
+// Stores a box from shared memory; elements outside the tensor are not written.
 __device__ __forceinline__ void store_box(const TensorMap* map, unsigned from, int column,
                                           int token, int head, int batch) {
   asm volatile(
@@ -45,7 +45,7 @@ __device__ __forceinline__ void commit_stores() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until all stores that this thread started have read shared memory.
+// Waits until all stores that this thread started have read shared memory.
 __device__ __forceinline__ void wait_stores() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
@@ -57,17 +57,17 @@ __device__ __forceinline__ void store_matrices(unsigned address, const unsigned 
                : "memory");
 }
 
-// Waits until so many threads have come to a numbered barrier.
+// Waits until this many threads have arrived at a named barrier.
 __device__ __forceinline__ void synchronize(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Comes without waiting.
+// Arrives at a named barrier without waiting.
 __device__ __forceinline__ void arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// The same without a branch, across which products would not stay asynchronous.
+// The same under a condition, but without a branch: across one, products would not stay asynchronous.
 __device__ __forceinline__ void arrive_if(bool condition, int barrier, int threads) {
   asm volatile(
       "{\n"
@@ -78,7 +78,7 @@ __device__ __forceinline__ void arrive_if(bool condition, int barrier, int threa
       : "memory");
 }
 
-// Arrives at the barrier of block of threads `rank` of the cluster.
+// Arrives at the same barrier of thread block `rank` of the cluster.
 __device__ __forceinline__ void barrier_arrive_at(unsigned barrier, unsigned rank) {
   asm volatile(
       "{\n"
@@ -89,14 +89,14 @@ __device__ __forceinline__ void barrier_arrive_at(unsigned barrier, unsigned ran
       : "memory");
 }
 
-// 16 bytes at once.
+// Stores 16 bytes at once.
 __device__ __forceinline__ void store_pieces(void* to, const unsigned (&x)[4]) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]),
                "r"(x[2]), "r"(x[3])
                : "memory");
 }
 
-// Before the copy engine sees what was written to shared memory, or writes over it.
+// Orders this thread's accesses to shared memory before TMA copies that read or overwrite it.
 __device__ __forceinline__ void fence_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -114,8 +114,8 @@ __device__ __forceinline__ void load_shared(unsigned (&x)[4], unsigned address) 
                : "memory");
 }
 
-// Rows of 128 bytes, swizzled; `leading` and `stride` in bytes. In a cluster, addresses carry the
-// rank above the bits that belong here.
+// The descriptor of a wgmma operand: swizzled rows of 128 bytes; `leading` and `stride` in bytes. In a
+// cluster, addresses hold the rank above the bits that belong in a descriptor.
 __device__ __forceinline__ unsigned long long descriptor(unsigned address, unsigned leading,
                                                          unsigned stride) {
   return (1ull << 62) | (static_cast<unsigned long long>(stride >> 4) << 32) |
@@ -130,7 +130,7 @@ __device__ __forceinline__ void mma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until at most PENDING groups are in flight; the registers are then valid.
+// Waits until at most PENDING groups of products are in flight; the registers are valid from here on.
 template <int PENDING, int COUNT>
 __device__ __forceinline__ void mma_wait(float (&registers)[COUNT]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
@@ -138,7 +138,7 @@ __device__ __forceinline__ void mma_wait(float (&registers)[COUNT]) {
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-// Operands in registers must last until their products are done.
+// Keeps operands in their registers up to this point, because their products may still read them.
 template <int COUNT>
 __device__ __forceinline__ void keep_until_here(unsigned (&registers)[COUNT]) {
 #pragma unroll

@@ -6,13 +6,13 @@ struct Launch {
   int q_len, kv_len, q_offset, kv_heads;
   unsigned blocks, index;
   float scale;
-  // In elements; those of q, k and v are in their tensor maps.
+  // Strides in elements; those of q, k and v are in their tensor maps.
   unsigned o_batch, o_head, o_token;
-  // Sequences.
+  // Number of sequences.
   int batch;@score_fields@table
 };
 
-// By value, so that reading them waits for no memory.
+// Passed by value, so that reading them does not wait for memory.
 struct alignas(8) Parameters { unsigned words[PARAMETERS]; };
 
 __device__ __forceinline__ Launch read_launch(const Parameters& parameters) {

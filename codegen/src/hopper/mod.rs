@@ -1,13 +1,12 @@
-//! Kernels for Hopper (sm_90a), with instructions that CubeCL has no name for: CUDA C++ text
-//! from a `KernelSpec`.
+//! Kernels for Hopper (sm_90a), with instructions that CubeCL does not offer, as CUDA C++ text.
 //!
-//! In:  a spec. Out: text and the numbers of its launch, or the reason why this generator does
-//! not make it; then the portable kernel is there. Pure functions: the same spec gives the
-//! same bytes.
+//! In:  a `KernelSpec`. Out: the text of a kernel and its launch geometry, or the reason why this
+//! generator does not take the spec; the portable kernel is emitted then. Pure functions: the same
+//! spec gives the same bytes.
 //!
-//! `prefill`, `decode` and `product` hold a kernel each, in fragments (`*.cuh`) of CUDA C++ over
-//! constants; `rows.rs` writes the evaluation of a pattern's rows, and `source.rs` what else
-//! both begin with.
+//! `prefill`, `decode` and `product` hold one kernel each, as fragments of CUDA C++ (`*.cuh`) that
+//! refer to constants; these are written before the fragments. `rows.rs` writes the code that
+//! evaluates a pattern's rows, and `source.rs` the parts that several kernels share.
 
 mod decode;
 #[cfg(test)]
@@ -25,7 +24,7 @@ pub(crate) const TARGET: Target = Target::Cuda(Sm {
     arch_specific: true,
 });
 
-/// The numbers of a kernel.
+/// The compile-time numbers of an attention kernel for Hopper.
 #[derive(Clone, Debug)]
 pub(crate) enum Plan {
     Prefill(prefill::Plan),
@@ -33,7 +32,7 @@ pub(crate) enum Plan {
 }
 
 impl Plan {
-    /// The plan of `spec`, or why this generator does not make it.
+    /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         match spec.phase {
             Phase::Prefill => prefill::Plan::new(spec).map(Self::Prefill),
@@ -41,7 +40,7 @@ impl Plan {
         }
     }
 
-    /// The text of the kernel of `spec`, whose plan this is.
+    /// The text of the kernel of `spec`, from which these numbers were made.
     pub(crate) fn text(&self, spec: &KernelSpec) -> String {
         match self {
             Self::Prefill(plan) => prefill::text(spec, plan),

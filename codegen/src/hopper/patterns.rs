@@ -1,4 +1,4 @@
-//! Patterns that the kernels are tested with.
+//! Patterns for the tests of the Hopper kernels.
 
 use butterfly_ir::{Atom, Bound, PartnerRule, RowProgram, SymbolicBand, band::UNBOUNDED};
 
@@ -29,7 +29,7 @@ pub(super) fn butterfly() -> RowProgram {
     }
 }
 
-/// `window(1 - first)`, or `causal` without a limit.
+/// `window(1 - first)`, or `causal` where `first` is minus `UNBOUNDED`.
 pub(super) fn relative(first: i32) -> RowProgram {
     RowProgram {
         atoms: vec![],
@@ -43,7 +43,7 @@ pub(super) fn relative(first: i32) -> RowProgram {
     }
 }
 
-/// Every atom and every partner rule.
+/// A pattern with every kind of atom and every partner rule.
 pub(super) fn everything() -> RowProgram {
     let partner = |rule, radix| Atom::Partner {
         rule,

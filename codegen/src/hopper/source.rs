@@ -1,28 +1,28 @@
-//! What the texts of all kernels begin with.
+//! Parts of the text that several Hopper kernels share.
 
 use butterfly_ir::kernel::signature::{self, Binding, Role, Way};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, LaunchScalars, Rows, scalar};
 use std::fmt::Write;
 
-/// What all kernels compute with.
+/// Fast arithmetic instructions.
 pub(super) const ARITHMETIC: &str = include_str!("arithmetic.cuh");
 
-/// Barriers, and copies by tensor maps.
+/// mbarriers, and copies by TMA.
 pub(super) const COPIES: &str = include_str!("copies.cuh");
 
-/// What warpgroups do beside: stores, turns, matrix instructions.
+/// Further instructions of warpgroups: stores, named barriers, wgmma.
 pub(super) const INSTRUCTIONS: &str = include_str!("instructions.cuh");
 
-/// How rows of matrix fragments are stored.
+/// Stores of matrix fragments by rows.
 pub(super) const STORES: &str = include_str!("stores.cuh");
 
-/// Shared memory that a thread block can ask for on sm_90, in bytes.
+/// Most bytes of shared memory that a thread block can request on sm_90.
 pub(super) const SHARED_LIMIT: u32 = 232_448;
 
-/// Most bands of a closed form: each is held for as long as its row is computed.
+/// Most bands of a closed form: the kernel keeps them all while it computes their row.
 const MOST_BANDS: usize = 16;
 
-/// Bands of a closed form, 0 for a table; or why they are not taken.
+/// The number of bands of a closed form, or 0 for a table; or the reason why there are too many.
 pub(super) fn bands(spec: &KernelSpec) -> Result<u32, &'static str> {
     match &spec.rows {
         Rows::Table => Ok(0),
@@ -33,14 +33,14 @@ pub(super) fn bands(spec: &KernelSpec) -> Result<u32, &'static str> {
     }
 }
 
-/// Constants that the fragments stand on.
+/// The constants to which the fragments refer.
 pub(super) struct Constants {
     text: String,
     dtype: Dtype,
 }
 
 impl Constants {
-    /// Those of every kernel.
+    /// Starts the text of an attention kernel with the constants that all of them need.
     pub(super) fn of(what: &str, spec: &KernelSpec) -> Self {
         let title = format!("Block-sparse attention, {what}, sm_90a.");
         let mut constants = Self::new(&title, spec.dtype);
@@ -51,7 +51,7 @@ impl Constants {
         constants
     }
 
-    /// None yet.
+    /// Starts a text with a title and no constants.
     pub(super) fn new(title: &str, dtype: Dtype) -> Self {
         Self {
             text: format!("// {title}\n\n"),
@@ -63,7 +63,7 @@ impl Constants {
         let _ = writeln!(self.text, "constexpr int {name} = {value};");
     }
 
-    /// The text, with further lines and the element type.
+    /// The text with the lines `more`, the element type and its packing function added.
     pub(super) fn finish(self, more: &str) -> String {
         let two = match self.dtype {
             Dtype::Bf16 => "bf16x2",
@@ -79,7 +79,7 @@ impl Constants {
     }
 }
 
-/// The run-time scalars of a launch, and what is done to logits beside scale and mask.
+/// The text that reads the run-time scalars of a launch and, if needed, applies a softcap.
 pub(super) fn launch(spec: &KernelSpec) -> String {
     let mut fields = String::new();
     let mut read = String::new();
@@ -114,8 +114,10 @@ __device__ __forceinline__ float capped(float x, float cap, float factor) {
 }
 ";
 
-/// What a row ends with: `top` and `sum` in powers of two, and the text that adds the logit of
-/// the sink of q head `head`. `fade` is what the sink leaves of the sum.
+/// Replaces the mark `@sink(head)` in `text` by code that adds the sink logit of q head `head` to
+/// a row. From the row's base-2 logit `top` and its sum of weights `sum`, this code computes
+/// `highest` and `total`, the same with the sink included, and `fade`, the factor that makes the
+/// row's weights relative to `highest`.
 pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
     let sink = "\
     const float sink = launch.sinks[HEAD] * 1.44269504f;
@@ -133,7 +135,7 @@ pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
     format!("{before}{added}{after}")
 }
 
-/// The entry point with the arguments of this kernel: a line for each in the text's indentation.
+/// Fills in an entry point: its arguments, one a line, and the pointers that go into `launch`.
 pub(super) fn entry(spec: &KernelSpec, geometry: &Geometry, text: &str) -> String {
     let (before, _) = text.split_once("@arguments").expect("a mark");
     let line = before.rsplit('\n').next().unwrap_or_default();
@@ -153,7 +155,8 @@ pub(super) fn entry(spec: &KernelSpec, geometry: &Geometry, text: &str) -> Strin
         .replace("@launch", &launch)
 }
 
-/// An argument in CUDA C++. Tensors behind tensor maps have no name, but for o.
+/// The declaration of an argument in CUDA C++. Buffers behind tensor maps are not used and get no
+/// name, except o.
 fn declared(Binding { role, way }: &Binding) -> String {
     let name = role.name();
     match (way, role) {

@@ -1,6 +1,6 @@
-// ---- Rows from registers to memory ----
+// ---- Storing rows from registers to memory ----
 
-// A 4x4 transposition among four neighbouring lanes: lane i ends with element i of each.
+// A 4x4 transposition among four neighbouring lanes: lane i ends up with element i of each.
 __device__ __forceinline__ void transpose_quad(unsigned (&x)[4], int lane) {
   const bool odd = lane & 1;
   const bool high = lane & 2;

@@ -1,4 +1,4 @@
-//! Definition → Metal shading language.
+//! Definition → Metal Shading Language.
 
 use crate::portable::Definition;
 use cubecl_core::{Compiler, ExecutionMode, ir::AddressType};
@@ -15,7 +15,7 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
             address,
         )
         .map_err(|error| error.to_string())?;
-    // Lengths of the buffers, which no kernel reads.
+    // Drop CubeCL's buffer of lengths, which no kernel reads.
     kernel.flags.has_info = false;
     kernel.info = Default::default();
     Ok(kernel.to_string())

@@ -1,18 +1,18 @@
-//! KernelSpec × target → Blueprint: the numbers a portable kernel is specialised by.
+//! KernelSpec × target → Blueprint: the compile-time numbers of a portable kernel.
 //!
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
 use butterfly_ir::rows::RowExpressions;
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Score, Target};
 
-/// Threads that share a key in the scores of decode; divides every head size.
+/// Threads that compute the score of one key together in decode; divides every head size.
 pub(crate) const TEAM: u32 = 8;
 
-/// Threads that reduce one row there.
+/// Threads that reduce one row of scores in decode.
 pub(crate) const REDUCERS: u32 = 16;
 
-/// Compile-time facts of one portable kernel. A `tile` is `q_tile` query rows by
-/// `k_tile` keys; threads form `ty` rows of `tx`; each owns `rows` query rows.
+/// Compile-time numbers of one portable kernel. A tile is `q_tile` query rows by `k_tile` keys.
+/// Threads form a grid of `ty` rows by `tx`; a row of threads owns `rows` query rows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Blueprint {
     pub(crate) head_dim: u32,
@@ -26,15 +26,18 @@ pub(crate) struct Blueprint {
     pub(crate) ty: u32,
     pub(crate) rows: u32,
     pub(crate) k_tile: u32,
-    /// Elements of D staged at a time; divides `head_dim`.
+    /// Elements of a head that are in shared memory at a time (in decode: that a team multiplies at
+    /// a time); divides `head_dim`.
     pub(crate) d_slice: u32,
-    /// Columns of v that a thread owns in each staged slice, and the number of slices.
+    /// Columns of v that a thread owns in each slice, and the number of slices (in decode: the
+    /// number of threads that share a column).
     pub(crate) v_cols: u32,
     pub(crate) v_slices: u32,
-    /// Words of shared memory: the part for probabilities, then the staged operands.
+    /// Words of shared memory: those for weights and reductions, then those for operands (in
+    /// decode: for partial products).
     pub(crate) p_words: u32,
     pub(crate) stage_words: u32,
-    /// Elements of shared memory in the dtype: not zero where matrix units are used.
+    /// Elements of the kernel's dtype in shared memory; not 0 exactly where matrix units are used.
     pub(crate) operand_elements: u32,
 }
 
@@ -81,7 +84,7 @@ impl Blueprint {
             Target::Webgpu => 8,
             Target::Cuda(_) | Target::Vulkan | Target::Metal | Target::Cpu => 256 / self.tx,
         };
-        // Tiles never cross a block: a small block wants a small tile.
+        // A tile of queries never crosses the end of a block, so a small block needs a small tile.
         self.ty = (self.block.div_ceil(self.rows))
             .next_power_of_two()
             .clamp(2, most);
@@ -98,9 +101,10 @@ impl Blueprint {
         self.slice_d(target, v_words)
     }
 
-    /// On matrix units, with the longest tile of keys that fits, if any does.
+    /// Prefill on matrix units, with the longest tile of keys that fits shared memory; `None` if
+    /// none fits.
     fn matrix(mut self, target: Target) -> Option<Self> {
-        // 16 rows of output take half a register file at 256 columns.
+        // With 256 columns, 16 rows of output take half of the registers of a subgroup's threads.
         if self.v_head_dim > 256 {
             return None;
         }
@@ -115,7 +119,7 @@ impl Blueprint {
         let v_pitch = self.v_head_dim.next_multiple_of(16) + 8;
         for k_tile in [64, 32] {
             self.k_tile = k_tile;
-            // Queries, keys and values; at the end the output takes their place.
+            // Queries, keys and values; at the end the output overwrites them.
             let operands = self.q_tile() * d_pitch + k_tile * (d_pitch + v_pitch);
             self.operand_elements = operands.max(self.q_tile() * v_pitch);
             if self.shared_bytes() <= opt_in_limit(target) {
@@ -126,7 +130,7 @@ impl Blueprint {
     }
 
     fn decode(mut self, target: Target) -> Self {
-        // Threads, keys and rows for which partial products fit shared memory.
+        // Numbers of threads, keys and rows with which partial products fit shared memory.
         let (threads, k_tile, most) = match target {
             Target::Cuda(_) => (512, 128, 8),
             Target::Vulkan | Target::Metal | Target::Cpu => (256, 64, 8),
@@ -149,7 +153,8 @@ impl Blueprint {
         self
     }
 
-    /// Takes the longest slice of D that fits.
+    /// Chooses the longest slice of a head that fits shared memory; operands need at least `least`
+    /// words.
     fn slice_d(mut self, target: Target, least: u32) -> Self {
         let rows = self.q_tile() + self.k_tile;
         let fits = |slice: &u32| {
@@ -172,7 +177,7 @@ impl Blueprint {
         self.tx * self.ty
     }
 
-    /// Whether matrix units do the products.
+    /// Whether the kernel multiplies on matrix units.
     pub(crate) fn uses_matrix_units(&self) -> bool {
         self.operand_elements > 0
     }
@@ -195,7 +200,7 @@ impl Blueprint {
     }
 }
 
-/// Whether products of `dtype` go to matrix units on `target`.
+/// Whether kernels use matrix units for `dtype` on `target`.
 fn has_matrix_units(target: Target, dtype: Dtype) -> bool {
     match (target, dtype) {
         (Target::Cuda(sm), Dtype::Bf16 | Dtype::F16) => sm.architecture().matrix_units,
@@ -204,7 +209,7 @@ fn has_matrix_units(target: Target, dtype: Dtype) -> bool {
     }
 }
 
-/// Bytes of shared memory that a CUDA kernel may ask for.
+/// Bytes of shared memory that a kernel may request; on CUDA by raising the function's limit.
 fn opt_in_limit(target: Target) -> u32 {
     match target {
         Target::Cuda(sm) => sm.architecture().shared_bytes,
@@ -212,7 +217,7 @@ fn opt_in_limit(target: Target) -> u32 {
     }
 }
 
-/// Bytes of shared memory that every device of a target has.
+/// Bytes of shared memory that a kernel may use on every device of a target.
 fn shared_limit(target: Target) -> u32 {
     match target {
         Target::Webgpu => 16 << 10,
@@ -221,7 +226,7 @@ fn shared_limit(target: Target) -> u32 {
     }
 }
 
-/// Without the bands that no query can see through.
+/// Removes the bands that are empty for every query.
 fn trimmed(program: &RowProgram) -> RowProgram {
     let mut program = program.clone();
     program.bands.retain(|band| band.first < band.end);

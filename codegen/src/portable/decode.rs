@@ -1,10 +1,10 @@
-//! Few queries: one query and all q heads of one kv head in a workgroup.
+//! Decode: a workgroup computes one query of all q heads of one kv head.
 //!
-//! The heads are taken in chunks of `rows`. In the scores a team of threads shares a
-//! key, so that a team reads neighbours and everything that a thread reads of a tile is
-//! in flight at once. In the output a thread owns `v_cols` columns of all rows, and where
-//! columns are fewer than threads, `v_slices` threads share a column, each with its part
-//! of the keys; they meet through shared memory at the end.
+//! The q heads are taken in chunks of `rows`. For the scores, a team of threads shares a key: it
+//! reads neighbouring elements, and all loads of a thread for a tile are in flight at once. For the
+//! output, a thread owns `v_cols` columns of all rows. Where there are fewer columns than threads,
+//! `v_slices` threads share a column, each with a part of the keys; their sums are added through
+//! shared memory at the end.
 
 use super::blueprint::{Blueprint, REDUCERS, TEAM};
 use super::rows::{self, Grid};
@@ -13,7 +13,7 @@ use butterfly_ir::{band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// One query against its keys; the buffers are those of `butterfly_ir::Kernel`.
+/// Attention of one query with an online softmax; buffers in the order of the kernel's signature.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn decode<F: Float>(
@@ -36,14 +36,15 @@ pub(crate) fn decode<F: Float>(
     let unroll = comptime!(plan.d_slice / TEAM);
     let v_cols = comptime!(plan.v_cols);
     let parts = comptime!(plan.v_slices);
-    // Keys that the teams read at a time.
+    // Keys that all teams together read at a time.
     let abreast = comptime!(plan.tx / TEAM);
     let passes = comptime!(plan.k_tile / abreast);
-    // Threads side by side over the columns, and keys of each part.
+    // Threads side by side across the columns, and keys in each part.
     let across = comptime!(plan.tx / plan.v_slices);
     let part_keys = comptime!(plan.k_tile / plan.v_slices);
     let v_unroll = comptime!(part_keys.min(8));
-    // Each row is reduced by some threads, who leave one number each.
+    // Each row is reduced by REDUCERS threads over `span` keys each; their results start at
+    // `reduced`.
     let span = comptime!(plan.k_tile / REDUCERS);
     let reduced = comptime!(plan.rows * k_pitch);
     let stage = comptime!(plan.p_words);
@@ -106,7 +107,7 @@ pub(crate) fn decode<F: Float>(
         while next < UNBOUNDED {
             let k0 = u32::cast_from(next);
 
-            // Scores: each member of a team has its part of the products.
+            // Scores: each member of a team multiplies its part of the head.
             #[unroll]
             for i in 0..comptime!((rows * passes) as usize) {
                 dots[i] = 0.0f32;
@@ -259,7 +260,8 @@ pub(crate) fn decode<F: Float>(
             );
         }
 
-        // Row sums: every thread, then some for each row, then all.
+        // Row sums: every thread stores its part, REDUCERS threads for each row add these up, and
+        // all threads add up their results.
         sync_cube();
         #[unroll]
         for r in 0..rows {
@@ -301,7 +303,7 @@ pub(crate) fn decode<F: Float>(
                 acc[r as usize] = merged;
             }
         }
-        // The next chunk writes where others still read.
+        // The next chunk overwrites shared memory that other threads still read.
         sync_cube();
         #[unroll]
         for r in 0..rows {

@@ -1,14 +1,14 @@
-//! Parts of the prefill on matrix units: fragments, and tiles of rows on their way to shared
+//! Parts of the prefill on matrix units: products of fragments, and copies of tiles to shared
 //! memory and back.
 
 use butterfly_ir::band::UNBOUNDED;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// Elements copied at once: 16 bytes.
+/// Elements copied by one instruction: 16 bytes.
 const CHUNK: u32 = 8;
 
-/// Sums of 16 rows and 8 columns.
+/// Zero sums of 16 rows by 8 columns.
 #[cube]
 pub(crate) fn zeros<N: Size>() -> Array<Vector<f32, N>> {
     let mut tile = Array::<Vector<f32, N>>::new(2usize);
@@ -19,7 +19,8 @@ pub(crate) fn zeros<N: Size>() -> Array<Vector<f32, N>> {
     tile
 }
 
-/// Adds the product of a left factor and one of two right ones, which starts at `first`.
+/// Adds the product of `left` and one of the two right factors in `pair`, which starts at index
+/// `first`.
 #[cube]
 pub(crate) fn multiply<F: Float, N: Size>(
     mma: &cmma::MmaDefinition<F, F, f32>,
@@ -36,18 +37,19 @@ pub(crate) fn multiply<F: Float, N: Size>(
     mma.execute_inplace::<N, N, N>(left, &right, sums);
 }
 
-/// A tile of rows on its way to shared memory.
+/// The sizes of a tile of rows that is copied to or from shared memory, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
     pub(crate) rows: u32,
     pub(crate) dim: u32,
-    /// Columns with the padding, which becomes zero.
+    /// Columns including padding, which is filled with zeros.
     pub(crate) pad: u32,
     pub(crate) pitch: u32,
     pub(crate) threads: u32,
 }
 
-/// Copies rows `first..first + rows`, those outside `low..high` as zeros without reading.
+/// Copies the rows `first..first + rows` to shared memory. Rows outside `low..high` are filled with
+/// zeros, and are not read.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn copy<F: Float>(
@@ -65,13 +67,14 @@ pub(crate) fn copy<F: Float>(
     let size!(Words) = comptime!(CHUNK as usize / 2);
     let chunks = comptime!(shape.pad / CHUNK);
     let work = comptime!(shape.rows * chunks);
-    // Its length would need a buffer of its own; nothing reads it.
+    // The slice gets a nominal length, which is never checked: the real one would need a buffer of
+    // lengths.
     let source = from
         .slice(0usize, comptime!(UNBOUNDED as usize))
         .into_vectorized()
         .with_vector_size::<N>();
     let mut sink = to.to_slice_mut().into_vectorized().with_vector_size::<N>();
-    // Whole chunks, where rows start at multiples of one.
+    // Copies whole chunks where rows start at multiples of a chunk, else single elements.
     #[allow(clippy::manual_is_multiple_of)] // not a function on the device
     if (base | stride) % CHUNK == 0u32 {
         #[unroll]
@@ -84,7 +87,7 @@ pub(crate) fn copy<F: Float>(
                 let near = max(min(at, high - 1u32), low);
                 let near_column = min(column, comptime!(shape.dim / CHUNK - 1));
                 let x = source[((base + near * stride) / CHUNK + near_column) as usize];
-                // As words: half as many to choose, and a zero is one in every type.
+                // Select by 32-bit words: half as many selections, and zero is zero in every type.
                 let mut words = Vector::<u32, Words>::new(0u32);
                 if inside {
                     words = Vector::<u32, Words>::reinterpret(x);
@@ -111,7 +114,8 @@ pub(crate) fn copy<F: Float>(
     }
 }
 
-/// Writes rows `first..first + rows`, those within `low..high`, from the start of shared memory.
+/// Writes the rows `first..first + rows` from the start of shared memory to a buffer; rows outside
+/// `low..high` are left out.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn store<F: Float>(

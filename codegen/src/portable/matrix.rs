@@ -1,12 +1,12 @@
-//! Many queries, on matrix units: products of 16 rows, 8 columns and 16 terms with f32 sums.
+//! Prefill on matrix units: products of size m16n8k16 (16 rows, 8 columns, 16 terms), sums in f32.
 //!
-//! Each subgroup of 32 threads owns 16 query rows and never waits for another one but
-//! to stage keys and values. Scores, weights and output stay in registers, in the layout of
-//! `mma.sync`: of each 8 columns a thread has two of row `lane / 4`, and the same two of the
-//! row 8 below. The weights of two such tiles are the left factor of the next product as they
-//! are (FlashAttention-2, Dao 2023). The output is rescaled only when a row maximum has grown
-//! by more than `SLACK` since the last time, which keeps every weight below `e^SLACK` and
-//! changes no result.
+//! Each subgroup of 32 threads owns 16 query rows, and waits for others only when keys and values
+//! are copied to shared memory. Scores, weights and output stay in registers, in the layout of
+//! `mma.sync`: of every 8 columns, a thread holds two in row `lane / 4`, and the same two in the
+//! row 8 below. The weights of two such tiles are already laid out as the left factor of the next
+//! product (FlashAttention-2, Dao 2023). The output is rescaled only when a row maximum exceeds the
+//! one in use by more than `SLACK`. So every weight stays at or below `e^SLACK`, and the result is
+//! the same up to rounding.
 
 use super::blueprint::Blueprint;
 use super::fragments::{Shape, copy, multiply, store, zeros};
@@ -16,10 +16,10 @@ use butterfly_ir::{band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// How much a logit may exceed the maximum in use: `e^6` is far from overflow in f16.
+/// By how much a logit may exceed the maximum in use; `e^6` is far from overflow in f16.
 const SLACK: f32 = 6.0;
 
-/// Tiled attention with an online softmax; the buffers are those of `butterfly_ir::Kernel`.
+/// Tiled attention with an online softmax; buffers in the order of the kernel's signature.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn prefill<F: Float>(
@@ -39,7 +39,7 @@ pub(crate) fn prefill<F: Float>(
     let threads = comptime!(plan.threads());
     let head_dim = comptime!(plan.head_dim);
     let v_head_dim = comptime!(plan.v_head_dim);
-    // Rows of shared memory, in elements, and where each operand starts.
+    // Row pitches in shared memory, and where each operand starts, in elements.
     let d_pad = comptime!(plan.head_dim.next_multiple_of(16));
     let v_pad = comptime!(plan.v_head_dim.next_multiple_of(16));
     let d_pitch = comptime!(d_pad + 8);
@@ -67,7 +67,8 @@ pub(crate) fn prefill<F: Float>(
         let q1 = i32::cast_from(stop) - 1i32;
         let head = CUBE_POS_Y;
         let kv_head = head / comptime!(plan.group);
-        // Positions are absolute: `q_base` may wrap below zero and comes back in the sum.
+        // Rows are counted by absolute position, so `q_base` may wrap below zero; adding a
+        // position wraps it back.
         let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + head * params[scalar::Q_HEAD]
             - q_offset * params[scalar::Q_TOKEN];
         let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
@@ -76,12 +77,12 @@ pub(crate) fn prefill<F: Float>(
         let t = UNIT_POS;
         let lane = t % 32u32;
         let first_row = t / 32u32 * 16u32;
-        // This thread's upper row, and its first column of each 8.
+        // This thread's upper row, and its first column of every 8.
         let r = lane / 4u32;
         let column = lane % 4u32 * 2u32;
-        // Lane `8 i + j` names row `j` of the `i`-th of four matrices of 8 rows and 8 columns: of
-        // a left factor, or a right one by its rows, they go down first; of a right one by its
-        // columns across first.
+        // A load takes four matrices of 8 by 8; lane `8 i + j` gives the address of row `j` of
+        // matrix `i`. For the left factor, and for values, which are read transposed, matrices 0
+        // and 1 lie below each other; for keys they lie side by side.
         let down = lane % 16u32;
         let across = lane / 16u32 * 8u32;
         let k_down = lane / 16u32 * 8u32 + lane % 8u32;
@@ -340,7 +341,7 @@ pub(crate) fn prefill<F: Float>(
             );
         }
 
-        // The result, through shared memory, so that whole rows are written.
+        // The output goes through shared memory, so that whole rows are written.
         sync_cube();
         #[unroll]
         for h in 0..2usize {

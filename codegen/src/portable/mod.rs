@@ -1,8 +1,8 @@
-//! One source for every GPU: `#[cube]` kernels specialised at compile time.
+//! One source for every GPU: `#[cube]` kernels, specialised when they are expanded.
 //!
-//! In:  a checked `KernelSpec` and a target. Out: a kernel definition that the
-//! target's printer turns into text. Nothing here knows a target's language, and
-//! CubeCL's cube, plane and unit (workgroup, subgroup and thread) do not leave `codegen`.
+//! In:  a checked `KernelSpec` and a target. Out: a kernel definition, which the target's printer
+//! turns into text. Nothing here depends on a target's language. CubeCL's words cube, plane and
+//! unit (for workgroup, subgroup and thread) are used in `codegen` only.
 
 mod blueprint;
 mod decode;
@@ -26,12 +26,12 @@ use std::collections::BTreeMap;
 /// Name of every entry point.
 pub(crate) use butterfly_ir::kernel::ENTRY;
 
-/// A kernel without a language.
+/// A kernel before it is printed in a target's language.
 pub(crate) struct Definition {
     pub(crate) kernel: KernelDefinition,
     pub(crate) geometry: Geometry,
-    /// Whether a workgroup takes all registers of a processor: it has many loads in
-    /// flight, and there are not many workgroups.
+    /// Whether one workgroup may use all registers of an SM. So it is for decode, which keeps many
+    /// loads in flight and has few workgroups.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     pub(crate) alone: bool,
 }
@@ -57,12 +57,12 @@ pub(crate) fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
     Blueprint::new(spec, target).geometry(spec.phase)
 }
 
-/// Whether the products of the kernel of `spec` go to matrix units.
+/// Whether the kernel of `spec` multiplies on matrix units.
 pub(crate) fn uses_matrix_units(spec: &KernelSpec, target: Target) -> bool {
     Blueprint::new(spec, target).uses_matrix_units()
 }
 
-/// Whether the rows can be evaluated by a kernel.
+/// Whether a kernel can evaluate the rows of `spec`: the bands of a closed form must fit registers.
 pub(crate) fn rows_fit(spec: &KernelSpec) -> bool {
     match &spec.rows {
         Rows::ClosedForm(program) => rows::fits_registers(program),
@@ -103,7 +103,8 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
     );
     let lse = lse.expect("every kernel writes lse");
     let params = words[&Role::Scalars].clone();
-    // Closed forms have no table; the kernel then never reads these two.
+    // Closed forms have no table: the parameters stand in for its two buffers, which the kernel
+    // then never reads.
     let table = |role| words.get(&role).unwrap_or(&params).clone();
     let (offsets, table) = (table(Role::Offsets), table(Role::Bands));
     let scope = &mut builder.scope;
@@ -127,7 +128,7 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
     )
 }
 
-/// How threads hold the factors and sums of a product: as `mma.sync` has it.
+/// How threads hold the factors and sums of a product: the register layout of `mma.sync`.
 fn registers() -> MmaProperties {
     MmaProperties {
         register_size_bits: 32,
@@ -142,7 +143,7 @@ fn registers() -> MmaProperties {
     }
 }
 
-/// Properties of a device that need not exist: nothing in the kernels asks for more.
+/// Properties of an assumed device; the kernels need no more than these.
 fn properties() -> DeviceProperties {
     let mut properties = DeviceProperties::new(
         Default::default(),

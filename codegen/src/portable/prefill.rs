@@ -1,9 +1,9 @@
-//! Many queries: one tile of queries of one head in a workgroup, scalar arithmetic.
+//! Prefill in scalar arithmetic: a workgroup computes one tile of queries of one q head.
 //!
-//! Register-blocked: a thread owns `rows` query rows by `k_tile / tx` keys of the
-//! scores, and the same rows by `v_cols * v_slices` columns of the output. Operands
-//! pass through shared memory slice by slice, so that any head size fits. Only the
-//! row maximum crosses threads inside the key loop; row sums stay partial until the end.
+//! A thread holds in registers the scores of `rows` query rows by `k_tile / tx` keys, and the
+//! output of the same rows by `v_cols * v_slices` columns. Operands pass through shared memory
+//! slice by slice, so that any head size fits. Inside the loop over keys, threads exchange only
+//! row maxima; row sums stay partial until the end.
 
 use super::blueprint::Blueprint;
 use super::rows::{self, Grid};
@@ -12,7 +12,7 @@ use butterfly_ir::{band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// Tiled attention with an online softmax; the buffers are those of `butterfly_ir::Kernel`.
+/// Tiled attention with an online softmax; buffers in the order of the kernel's signature.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn prefill<F: Float>(
@@ -60,7 +60,8 @@ pub(crate) fn prefill<F: Float>(
         let q1 = i32::cast_from(stop) - 1i32;
         let head = CUBE_POS_Y;
         let kv_head = head / comptime!(plan.group);
-        // Positions are absolute: `q_base` may wrap below zero and comes back in the sum.
+        // Rows are counted by absolute position, so `q_base` may wrap below zero; adding a
+        // position wraps it back.
         let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + head * params[scalar::Q_HEAD]
             - q_offset * params[scalar::Q_TOKEN];
         let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
@@ -95,7 +96,7 @@ pub(crate) fn prefill<F: Float>(
         while next < UNBOUNDED {
             let k0 = u32::cast_from(next);
 
-            // Scores, one slice of D at a time.
+            // Scores, one slice of the head at a time.
             #[unroll]
             for i in 0..comptime!((rows * cols) as usize) {
                 s[i] = 0.0f32;
@@ -186,7 +187,7 @@ pub(crate) fn prefill<F: Float>(
                 }
             }
 
-            // Row maxima through shared memory.
+            // Row maxima, through shared memory.
             #[unroll]
             for r in 0..rows {
                 let mut most = s[comptime!((r * cols) as usize)];

@@ -1,39 +1,42 @@
-//! Logits and weights: what is done to them beside scale and mask, and how rows end.
+//! From scores to weights: softcap, exponential, sink logits, and the end of a row.
 
 use super::blueprint::Blueprint;
 use butterfly_ir::scalar;
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// Logits that a mask hides; far below any real one, and finite because WGSL has no infinity.
+/// The logit of a masked key: far below any real one, and finite because WGSL has no infinity.
 pub(crate) const HIDDEN: f32 = -1.0e30;
 
 /// Bits of negative infinity.
 const MINUS_INFINITY: u32 = 0xff80_0000;
 
-/// `e^x` for a finite `x <= 0`, as fast as the target has it.
+/// `e^x` for a finite `x <= 0`, by the target's fastest instruction.
 #[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
 pub(crate) fn weight(x: f32) -> f32 {
     Exp::exp(x)
 }
 
-/// The logit of a score that is scaled already. Only for kernels with a softcap: with a variable
-/// for both cases CubeCL puts the write of a vector's element after that of the vector.
+/// Applies the softcap to a score that is already scaled. Call it only in kernels with a softcap:
+/// a function for both cases would need a mutable variable, and then CubeCL puts the write of a
+/// vector's element after the write of the whole vector.
 #[cube]
 pub(crate) fn capped(x: f32, params: &Array<u32>) -> f32 {
     let cap = f32::reinterpret(params[scalar::SOFTCAP]);
     cap * Tanh::tanh(x / cap)
 }
 
-/// The end of a row.
+/// The final numbers of a row.
 #[derive(CubeType)]
 pub(crate) struct End {
-    /// What the weighted sum of values is to be multiplied by.
+    /// The factor that turns the weighted sum of values into the output.
     pub(crate) factor: f32,
+    /// Log-sum-exp, natural.
     pub(crate) lse: f32,
 }
 
-/// From the largest logit in use and the sum of weights of a row of q head `head`.
+/// The final numbers of a row of q head `head`: `sum` is the sum of its weights, which are relative
+/// to the logit `top`.
 #[cube]
 pub(crate) fn end(
     top: f32,
@@ -51,7 +54,7 @@ pub(crate) fn end(
         if sink > top || sum > 0.0f32 {
             highest = max(top, sink);
             fade = weight(top - highest);
-            // A sink may be minus infinity: none.
+            // A sink logit of minus infinity means no sink.
             let share = select(
                 sink > comptime!(HIDDEN / 2.0),
                 weight(sink - highest),
@@ -60,7 +63,8 @@ pub(crate) fn end(
             total = sum * fade + share;
         }
     }
-    // A sum with a run-time term: WGSL rejects a constant infinity.
+    // WGSL rejects a constant infinity, so its bits get a run-time term, which is zero where the
+    // infinity is used.
     let mut lse = f32::reinterpret(MINUS_INFINITY + (total > 0.0f32) as u32);
     if total > 0.0f32 {
         lse = highest + Log::ln(total);

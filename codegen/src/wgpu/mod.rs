@@ -1,7 +1,7 @@
 //! Definition → WGSL → SPIR-V.
 //!
-//! SPIR-V comes from the WGSL text through naga, whose output depends on the text
-//! alone; both are validated before they leave.
+//! SPIR-V is made from the WGSL text by naga, whose output depends on nothing else. naga validates
+//! the module before it is written.
 
 use crate::EmitError;
 use crate::portable::{Definition, ENTRY};
@@ -11,7 +11,7 @@ use cubecl_wgpu::WgslCompiler;
 use naga::back::spv;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
-/// Prints a definition as WGSL, as it is launched on `target`.
+/// Prints a definition as WGSL for `target`.
 pub(crate) fn print(definition: Definition, target: Target) -> Result<String, String> {
     let outputs = 2;
     let address = AddressType::U32.unsigned_type();
@@ -23,14 +23,15 @@ pub(crate) fn print(definition: Definition, target: Target) -> Result<String, St
             address,
         )
         .map_err(|error| error.to_string())?;
-    // Lengths of the buffers, which no kernel reads.
+    // Drop CubeCL's buffer of lengths, which no kernel reads.
     shader.info = Default::default();
     let inputs = shader.buffers.len() - outputs;
     let text = shader.to_string();
     let text = match target {
-        // Buffers may lie within one of wgpu's, which takes a single kind of access to that.
+        // Several arguments may be parts of one wgpu buffer, which allows only one kind of access
+        // to the whole buffer in a launch.
         Target::Webgpu => text,
-        // Inputs say in SPIR-V that nobody writes them.
+        // In SPIR-V, inputs are declared read-only.
         Target::Vulkan | Target::Cuda(_) | Target::Metal | Target::Cpu => {
             text.replacen("storage, read_write>", "storage, read>", inputs)
         }
@@ -38,7 +39,7 @@ pub(crate) fn print(definition: Definition, target: Target) -> Result<String, St
     Ok(text.replacen("enable f16;", "enable f16;\n", 1))
 }
 
-/// The files of a target from its WGSL text.
+/// The files of a kernel for `target`, from its WGSL text.
 pub(crate) fn files(text: String, target: Target) -> Result<Vec<(String, Vec<u8>)>, EmitError> {
     let internal = |message| EmitError::Internal { target, message };
     let module = naga::front::wgsl::parse_str(&text)
@@ -64,7 +65,7 @@ fn spirv(module: &naga::Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
         bounds_check_policies: naga::proc::BoundsCheckPolicies::default(),
         zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
         force_loop_bounding: false,
-        // Many devices lack it, and no entry point passes 16-bit values.
+        // Many devices lack this capability, and no entry point passes 16-bit values.
         use_storage_input_output_16: false,
         ..Default::default()
     };

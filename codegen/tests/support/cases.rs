@@ -1,4 +1,4 @@
-//! The shapes that every backend is tested with.
+//! The cases with which every backend is tested.
 
 use super::Case;
 use butterfly_ir::{
@@ -6,7 +6,7 @@ use butterfly_ir::{
     RowProgram, Rows, Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
-/// Bands that are one whole atom each, with the same relative limits.
+/// A program with one band for each atom; `first` and `end` are the limits relative to the query.
 pub(crate) fn program(atoms: &[Atom], first: i32, end: i32) -> RowProgram {
     let band = |i: usize| SymbolicBand {
         lo: vec![Bound::Start(i as u32)],
@@ -43,7 +43,7 @@ pub(crate) fn butterfly() -> RowProgram {
     program(&atoms, -UNBOUNDED, 1)
 }
 
-/// A whole sequence of 200 in f32.
+/// A case from which others are made: one whole sequence of 200 tokens in f32.
 pub(crate) fn case(phase: Phase, head_dim: u32) -> Case {
     Case {
         spec: KernelSpec {
@@ -71,7 +71,7 @@ pub(crate) fn case(phase: Phase, head_dim: u32) -> Case {
     }
 }
 
-/// Both kernels.
+/// Both kinds of kernel.
 pub(crate) const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
 
 pub(crate) fn head_sizes(check: &dyn Fn(Case)) {
@@ -253,7 +253,7 @@ pub(crate) fn softcaps_and_sinks(check: &dyn Fn(Case)) {
                 let mut case = case(phase, d);
                 case.spec.score = Score { softcap, sinks };
                 (case.kv_heads, case.spec.group, case.q_len) = (kv_heads, 3, 77);
-                // Rows 2 and 3 see nothing but their sink.
+                // Rows 2 and 3 see no key, only the sink.
                 case.spec.rows = Rows::Table;
                 case.table.offsets = vec![0, 1, 3, 3, 3, 4, 5, 6, 7];
                 case.table.bands = (0..7)
@@ -270,7 +270,7 @@ pub(crate) fn softcaps_and_sinks(check: &dyn Fn(Case)) {
     }
 }
 
-/// Logits so far apart that weights relative to those of the first keys would overflow.
+/// Logits so far apart that weights relative to the logits of the first keys would overflow.
 pub(crate) fn sharp_logits(check: &dyn Fn(Case)) {
     for phase in PHASES {
         for d in [64, 128, 256] {

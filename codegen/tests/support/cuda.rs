@@ -14,9 +14,9 @@ type Handle = *mut c_void;
 
 pub(crate) struct Gpu {
     driver: Library,
-    /// Without its generation's own instructions.
+    /// The device's architecture, for kernels without instructions of that generation only.
     pub(crate) target: Target,
-    /// On how many a launch counts.
+    /// The number of SMs for which launches are sized.
     pub(crate) processors: u32,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn device() -> Gpu {
 }
 
 impl Gpu {
-    /// Its target with its generation's own instructions, where these are written.
+    /// The target of kernels with instructions of the device's own generation, if there are any.
     pub(crate) fn own_target(&self) -> Option<Target> {
         match self.target {
             Target::Cuda(Sm { version: 90, .. }) => Some(Target::Cuda(Sm {
@@ -96,7 +96,7 @@ impl Gpu {
         let reversed = |x: [u32; 4]| [x[3], x[2], x[1], x[0]];
         let sizes = reversed(map.shape).map(u64::from);
         let [batch, head, token] = map.strides.map(|elements| elements * 2);
-        // Type, no interleaving, swizzle and promotion of 128 bytes, zeros outside.
+        // Element type; below: no interleave, swizzle and L2 promotion of 128 bytes, zeros outside.
         let kind = if map.bf16 { 9 } else { 6 };
         // SAFETY: the signature is that of cuda.h.
         unsafe {
@@ -124,13 +124,14 @@ impl Gpu {
         unsafe { self.driver.get(name.as_bytes()) }.expect(name)
     }
 
-    /// The bytes of o and lse.
+    /// Launches a kernel once, and returns the bytes of o and lse.
     pub(crate) fn launch(&self, kernel: &Kernel, launch: &Launch) -> (Vec<u8>, Vec<u8>) {
         let (o, lse, _) = self.launch_often(kernel, launch, 1);
         (o, lse)
     }
 
-    /// The bytes of o and lse, and the mean time of `runs` launches after the first.
+    /// Launches a kernel repeatedly, and returns the bytes of o and lse and the mean time of `runs`
+    /// launches after the first.
     #[allow(clippy::type_complexity)]
     pub(crate) fn launch_often(
         &self,

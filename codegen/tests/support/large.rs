@@ -1,4 +1,5 @@
-//! A cache of more elements than 32 bits count: zeros, but for the keys that some queries see.
+//! A KV cache with more elements than 32 bits can count. It is zero except for the keys that some
+//! queries see.
 
 use crate::support::{Case, Launch, Map, Run, cases, noise, seen};
 use butterfly_ir::{Dtype, LaunchScalars, Phase, Rows, Target};
@@ -15,7 +16,7 @@ fn element(seed: u32, head: usize, token: usize, column: usize) -> bf16 {
     bf16::from_f32(noise(seed + head as u32, token * DIM + column))
 }
 
-/// Bytes of a tensor [HEADS, tokens, DIM] that is zero but for some tokens.
+/// Bytes of a tensor `[HEADS, tokens, DIM]` that is zero except for the tokens `there`.
 fn tensor(seed: u32, tokens: usize, there: impl Iterator<Item = usize> + Clone) -> Vec<u8> {
     let mut bytes = vec![0; HEADS * tokens * DIM * 2];
     for head in 0..HEADS {
@@ -30,7 +31,7 @@ fn tensor(seed: u32, tokens: usize, there: impl Iterator<Item = usize> + Clone) 
     bytes
 }
 
-/// The last queries of a million keys, each head against f64.
+/// Checks the last queries of a long sequence, with each head compared with an f64 reference.
 pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
     let mut case: Case = cases::case(phase, DIM as u32);
     (case.spec.dtype, case.spec.group, case.spec.block) = (Dtype::Bf16, 1, 128);

@@ -21,28 +21,29 @@ pub(crate) struct Case {
     pub(crate) q_offset: u32,
     pub(crate) capacity: u32,
     pub(crate) index: u32,
-    /// Elements between the rows of each tensor.
+    /// Unused elements between the rows of each tensor.
     pub(crate) pad: u32,
-    /// Two thirds of it is the standard deviation of logits.
+    /// 1.5 times the standard deviation of logits.
     pub(crate) sharpness: f32,
     pub(crate) table: BandTable,
 }
 
-/// What a backend is asked to do: bytes of the inputs, then of o, then the length of lse.
+/// One launch of an emitted kernel: the bytes of its inputs and of o before it, the size of lse,
+/// and the grid.
 pub(crate) struct Launch {
     pub(crate) inputs: Vec<Vec<u8>>,
     pub(crate) o: Vec<u8>,
     pub(crate) lse_bytes: usize,
     pub(crate) grid: [u32; 3],
-    /// What the tensor maps of q, k, v and o show, for a kernel that copies by them.
+    /// The tensor maps of q, k, v and o, for a kernel that copies by TMA.
     #[allow(dead_code, reason = "only on CUDA")]
     pub(crate) maps: Vec<Map>,
-    /// The scalars of such a kernel.
+    /// The scalars, for a kernel that takes them by value.
     #[allow(dead_code, reason = "only on CUDA")]
     pub(crate) by_value: Option<[u32; LaunchScalars::BY_VALUE]>,
 }
 
-/// A tensor [B, H, length, D] with its strides and the box that is copied at a time, in
+/// A tensor map: shape `[B, H, length, D]`, strides, and the box that one copy transfers, all in
 /// elements of two bytes.
 #[allow(dead_code, reason = "only on CUDA")]
 pub(crate) struct Map {
@@ -55,7 +56,7 @@ pub(crate) struct Map {
 /// Launches a kernel and returns the bytes of o and lse.
 pub(crate) type Run<'a> = &'a dyn Fn(&Kernel, &Launch) -> (Vec<u8>, Vec<u8>);
 
-/// A repeatable number in `-1..1`.
+/// A pseudo-random number in `-1..1`, the same in every run.
 pub(crate) fn noise(seed: u32, i: usize) -> f32 {
     let mut x = (i as u32).wrapping_mul(0x9E37_79B9) ^ seed.wrapping_mul(0x85EB_CA6B);
     x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
@@ -68,7 +69,8 @@ pub(crate) struct Tensor {
     strides: [u32; 3],
 }
 
-/// Values as the dtype holds them, with a pitch that is not the row's length.
+/// A tensor of pseudo-random values, rounded to the case's dtype, with `case.pad` elements between
+/// rows.
 fn tensor(case: &Case, seed: u32, heads: u32, tokens: u32, dim: u32) -> Tensor {
     let (dtype, pitch) = (case.spec.dtype, dim + case.pad);
     let strides = [heads * tokens * pitch, tokens * pitch, pitch];
@@ -94,8 +96,8 @@ pub(crate) fn tensors(case: &Case) -> [Tensor; 4] {
         tensor(case, 3, case.kv_heads, case.kv_len, dv),
         tensor(case, 4, heads, case.q_len, dv),
     ];
-    // Keys that no query sees are no numbers, nor are their values, for the kernels that promise to
-    // ignore them: Hopper's for decode.
+    // Keys that no query sees, and their values, are NaN for kernels that guarantee to ignore them:
+    // those for decode on Hopper.
     if let butterfly_ir::Launch::Split(_) = emitted(&case.spec, case.target).geometry.launch {
         let positions = case.q_offset..case.q_offset + case.q_len;
         let by = |kv: u32| positions.clone().flat_map(move |i| seen(case, kv, i));
@@ -159,7 +161,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     let got_lse = floats(Dtype::F32, &got_lse);
 
     let tolerance = match spec.dtype {
-        // Logits are rounded, and so are larger ones by more.
+        // Logits are rounded, larger ones by more.
         Dtype::F32 => 2e-5 * f64::from(case.sharpness),
         Dtype::F16 => 2e-3,
         Dtype::Bf16 => 1.6e-2,
@@ -168,7 +170,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
         "{:?} {} q_len {} kv_len {} q_offset {} capacity {} index {} {spec:?}",
         spec.phase, case.target, case.q_len, case.kv_len, case.q_offset, case.capacity, case.index
     );
-    // f32 whatever the element type; one key lost of n alike would move it by 1/n.
+    // lse is f32 for every dtype. One lost key of n equal ones would change it by about 1/n.
     let lse_tolerance = |lse: f64| 1e-4 + 1e-6 * lse.abs();
     let close = |got: f32, want: f64, tolerance: f64, what: &str, at: [u32; 4]| {
         let same = f64::from(got) == want || (f64::from(got) - want).abs() <= tolerance;
@@ -222,7 +224,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
                         [b, head, i, c],
                     );
                 }
-                // Nothing is written between the rows.
+                // The elements between rows must not be written.
                 for c in dv..o.strides[2] {
                     let at = of(o, head, i) + c as usize;
                     assert_eq!(got_o[at], o.values[at], "pitch of o: {label}");
@@ -262,13 +264,13 @@ fn row(case: &Case, kv_head: u32, b: u32) -> Vec<Band> {
     bands
 }
 
-/// The logits of sinks, as large as others.
+/// Sink logits, of the same size as other logits.
 fn sinks(case: &Case) -> Vec<f32> {
     let heads = case.kv_heads * case.spec.group;
     (0..heads as usize).map(|i| 3.0 * noise(5, i)).collect()
 }
 
-/// The values that the kernel of a case reads; the softcap bends most logits.
+/// The softcap and sinks of a case; the softcap is small enough to change most logits.
 fn score<'a>(case: &Case, sinks: &'a [f32]) -> ScoreValues<'a> {
     ScoreValues {
         softcap: case.spec.score.softcap.then_some(0.7),
@@ -276,12 +278,12 @@ fn score<'a>(case: &Case, sinks: &'a [f32]) -> ScoreValues<'a> {
     }
 }
 
-/// The factor on the logits.
+/// The factor by which scores are multiplied.
 fn scale(case: &Case) -> f32 {
     2.0 * case.sharpness / (case.spec.head_dim as f32).sqrt()
 }
 
-/// The kernel of a case, and its launch on these tensors.
+/// Emits the kernel of a case, and prepares its launch on these tensors.
 pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, Launch) {
     let spec = &case.spec;
     let heads = case.kv_heads * spec.group;
@@ -364,7 +366,7 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
     (kernel, launch)
 }
 
-/// Emits each kernel once: compiling one takes longer than running it.
+/// Emits each kernel once, because compiling takes longer than running.
 fn emitted(spec: &KernelSpec, target: Target) -> Arc<Kernel> {
     static KERNELS: Mutex<BTreeMap<String, Arc<Kernel>>> = Mutex::new(BTreeMap::new());
     let name = format!("{spec:?} {target}");

@@ -6,7 +6,8 @@ use butterfly_ir::{
     Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
-/// A counter-based source of numbers (the finaliser of MurmurHash3, by Austin Appleby).
+/// A counter-based source of pseudo-random numbers (the finaliser of MurmurHash3, by Austin
+/// Appleby).
 struct Source(u32);
 
 impl Source {
@@ -23,7 +24,7 @@ impl Source {
     }
 }
 
-/// Shape `shape` of kernel `kernel`.
+/// Case `shape` of kernel `kernel`: equal numbers give equal cases.
 pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
     let mut from = Source(kernel.wrapping_mul(0x0100_0193));
     let phase = from.of(&cases::PHASES);
@@ -48,7 +49,7 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
         Phase::Decode => 32,
     });
     case.spec.block = from.of(&[16, 32, 64, 128, 256]);
-    // Mostly plain.
+    // Most cases have neither a softcap nor sinks.
     case.spec.score = Score {
         softcap: from.below(8) == 0,
         sinks: from.below(8) == 0,
@@ -62,10 +63,10 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
     let mut from = Source(kernel * 31 + shape + 1);
     case.kv_heads = 1 + from.below(3);
     case.batch = 1 + from.below(2);
-    // Short more often than long.
+    // Short sequences more often than long ones.
     let longest = from.of(&[3, 70, 300, 300, 1500]);
     case.kv_len = 1 + from.below(longest);
-    // What the reference takes time for.
+    // Limit the number of queries, because the reference is slow.
     let heads = case.kv_heads * case.spec.group * case.batch;
     let most = (100_000_000 / (heads * case.kv_len * (d + dv))).max(1);
     case.q_len = 1 + from.below(case.kv_len.min(most));
@@ -91,7 +92,7 @@ fn program(from: &mut Source) -> RowProgram {
             (-300, -10),
             (-5, 70),
         ]);
-        // Sometimes within two atoms.
+        // Sometimes the lower limit is the larger of two atoms' starts.
         let mut lo = vec![Bound::Start(i)];
         let other = from.below(atoms.len() as u32);
         if from.below(4) == 0 && other != i {
@@ -176,7 +177,7 @@ fn rows(from: &mut Source, kv_len: u32, block: u32) -> BandTable {
     table
 }
 
-/// Some cases that differ much, with short sequences.
+/// A few very different cases, with short sequences.
 pub(crate) fn few(target: Target) -> Vec<Case> {
     // Batch, kv heads, keys and queries.
     let short = [1, 2, 333, 200];
@@ -194,8 +195,8 @@ pub(crate) fn few(target: Target) -> Vec<Case> {
     )
 }
 
-/// Cases whose rows fill the places for tiles several times, and such whose launches give each
-/// thread block several rows.
+/// Cases whose rows fill the ring of tiles several times, and cases whose launches give each thread
+/// block several rows.
 pub(crate) fn long(target: Target) -> Vec<Case> {
     let long_rows = [1, 2, 1500, 40];
     let many_rows = [8, 8, 333, 200];
@@ -216,7 +217,7 @@ pub(crate) fn long(target: Target) -> Vec<Case> {
     )
 }
 
-/// causal & local(999): all blocks up to a query's own.
+/// `causal & local(999)`: all blocks up to a query's own.
 fn causal() -> RowProgram {
     let blocks = Atom::Local {
         before: 999,
@@ -225,11 +226,10 @@ fn causal() -> RowProgram {
     cases::program(&[blocks], -UNBOUNDED, 1)
 }
 
-/// Head size, group, block and rows (a table where there are none), and batch, kv heads, keys and
-/// queries.
+/// Head size, group, block, rows (`None` for a table), then batch, kv heads, keys and queries.
 type Sizes = (u32, u32, u32, Option<RowProgram>, [u32; 4]);
 
-/// The cases of these sizes, of both phases.
+/// The cases of these sizes, in both phases.
 fn of_sizes(target: Target, sizes: &[Sizes]) -> Vec<Case> {
     let mut all = Vec::new();
     for phase in cases::PHASES {

@@ -1,4 +1,4 @@
-//! A plain specification.
+//! A specification from which others are made.
 
 use butterfly_ir::{Dtype, KernelSpec, Phase, Rows};
 

@@ -9,7 +9,7 @@ pub(crate) struct Gpu {
     queue: wgpu::Queue,
 }
 
-/// A Vulkan device, which `scripts/setup` installs in software.
+/// A Vulkan device; `scripts/setup` installs one in software.
 pub(crate) fn device() -> Gpu {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN,
@@ -28,7 +28,7 @@ pub(crate) fn device() -> Gpu {
 }
 
 impl Gpu {
-    /// The bytes of o and lse.
+    /// Launches a kernel once, and returns the bytes of o and lse.
     pub(crate) fn launch(&self, kernel: &Kernel, launch: &Launch) -> (Vec<u8>, Vec<u8>) {
         let (_, text) = &kernel.files[0];
         let lse = vec![0; launch.lse_bytes];

@@ -12,9 +12,9 @@ pub enum ConfigError {
         file: String,
         /// From 1.
         line: usize,
-        /// From 1; 0 at the end of the line before.
+        /// From 1; 0 for the end of the line before.
         column: usize,
-        /// What the JSON parser says.
+        /// The message of the JSON parser.
         message: String,
     },
     /// JSON, but not an object.
@@ -22,7 +22,7 @@ pub enum ConfigError {
     NotAnObject {
         /// The config.
         file: String,
-        /// What is there instead.
+        /// The value that is there instead, as JSON.
         given: String,
     },
     /// A field without a default is absent or null.
@@ -47,7 +47,7 @@ pub enum ConfigError {
         /// What to write there.
         expected: String,
     },
-    /// q heads cannot be shared out among kv heads.
+    /// The number of q heads is not a multiple of the number of kv heads.
     #[error(
         "{file}: `{field}` is {q_heads}, `{kv_field}` is {kv_heads}: give a number of heads that is a multiple of the kv heads"
     )]
@@ -105,7 +105,7 @@ pub enum ConfigError {
         /// Number of layers.
         layers: u32,
     },
-    /// Valid, but nothing here computes it.
+    /// A valid value that is not supported.
     #[error("{file}: `{field}` is {given}, which is not supported: give {expected}")]
     Unsupported {
         /// The config.
@@ -117,7 +117,7 @@ pub enum ConfigError {
         /// What is supported.
         expected: String,
     },
-    /// A pattern names a layer that the model lacks.
+    /// A pattern names a layer that the model does not have.
     #[error("swapped layer {layer} does not exist: give layers below {layers}")]
     NoSuchLayer {
         /// The layer.

@@ -3,7 +3,7 @@
 use super::ConfigError;
 use serde_json::{Map, Value};
 
-/// Longest value that a message quotes in full, in characters.
+/// Length in characters up to which a message quotes a value in full.
 const QUOTED: usize = 60;
 
 /// A JSON object and where it stands.
@@ -121,7 +121,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A value as JSON, cut where it is long.
+/// A value as JSON, cut off after `QUOTED` characters.
 pub(super) fn quote(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(QUOTED) {

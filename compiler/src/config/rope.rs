@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 const KINDS: &str = "default, linear or llama3";
 
-/// Reads the rotation of heads of which `head_dim` elements can be rotated.
+/// Reads the rotary embedding; `head_dim` is the number of elements of a head that may be rotated.
 pub(super) fn read(
     config: &Fields<'_>,
     family: &Attention,

@@ -1,4 +1,4 @@
-//! The sizes of a model beside its attention.
+//! The sizes of the rest of a model: everything but softmax attention.
 
 use super::fields::Fields;
 use super::{ConfigError, MAX_HEADS, at_most, parse, text_model};
@@ -6,7 +6,9 @@ use crate::family::{self, Layer};
 use butterfly_ir::model::{LayerKind, LinearShape, ModelConfig, ModelSizes};
 use serde_json::Value;
 
-/// Reads what it takes to run the model whose attention is `model`.
+/// Reads the sizes that running a model needs beyond its attention, which is `model`.
+///
+/// `file` names the config in messages, `json` is its text.
 ///
 /// # Errors
 /// [`ConfigError`] for the first field that is missing, wrong or not supported.

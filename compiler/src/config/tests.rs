@@ -1,4 +1,4 @@
-//! The configs of six models, their other spellings, and bad configs with their messages.
+//! The configs of six models, and their older spellings; `bad` has configs that are refused.
 
 mod bad;
 
@@ -308,7 +308,7 @@ fn swapped_layers() {
         Ok(vec![(2, 2), (5, 5)])
     );
     assert_eq!(pairs(GPT2, Some(vec![]), StageBy::LayerIndex), Ok(vec![]));
-    // A stage in the header is that of every layer.
+    // A stage in the pattern's header holds for every layer.
     let fixed = Sparsity {
         stage: Some(2),
         stage_by: StageBy::LayerIndex,

@@ -1,6 +1,7 @@
-//! Model families, one file each: what sets one apart from the others, as data.
+//! Model families, one file each, described as data.
 //!
-//! Config reading, layer graphs and `butterfly-models` ask here; none of them knows a family by name.
+//! Config reading, layer graphs and `butterfly-models` use these descriptions instead of testing
+//! for a family by name.
 
 mod glm4_moe_lite;
 mod gpt2;
@@ -11,32 +12,33 @@ mod qwen3_5_moe;
 
 use butterfly_ir::model::Family;
 
-/// What sets a family apart. Defaults are those of its config class in transformers, for fields that
-/// are absent.
+/// The description of a model family. Defaults are those of its config class in transformers; they
+/// apply to absent fields.
 #[derive(Debug)]
 pub struct Description {
-    /// Which one.
+    /// The family.
     pub family: Family,
-    /// Values of `model_type`, of a text model and of one within a larger model.
+    /// Values of `model_type`: of the text model by itself, and of one inside a larger model.
     pub model_types: &'static [&'static str],
-    /// Whether whole models run; if not, their attention is compiled for.
+    /// Whether `butterfly-models` runs models of the family. If not, only kernels for their
+    /// attention are compiled.
     pub runs: bool,
     /// How a layer is built.
     pub layer: Layer,
-    /// What stands before the names of tensors, but for the output projection: the first that any name
-    /// begins with, else the last.
+    /// Possible prefixes of tensor names, which all tensors but the output projection share. The
+    /// first one that any name starts with applies, else the last.
     pub prefixes: &'static [&'static str],
-    /// Name of the embedding of tokens.
+    /// Name of the tensor of token embeddings, after the prefix.
     pub embedding: &'static str,
-    /// What its attention has.
+    /// The family's attention.
     pub attention: Attention,
-    /// Default of the number added to the variance in norms.
+    /// Default of the epsilon that norms add to the variance.
     pub norm_eps: f64,
-    /// Whether norms store how far a weight is from one.
+    /// Whether checkpoints store the weights of norms minus one.
     pub zero_centred: bool,
-    /// Whether layers of linear attention stand between those of full attention.
+    /// Whether some layers are linear attention.
     pub hybrid: bool,
-    /// The field that has the inner size of feed-forward layers.
+    /// The config field with the inner size of feed-forward layers.
     pub intermediate: &'static str,
 }
 
@@ -49,26 +51,26 @@ pub enum Layer {
     Gated,
 }
 
-/// What sets the attention of a family apart.
+/// The attention of a family.
 #[derive(Debug)]
 pub struct Attention {
     /// Whether keys and values come from a latent vector (MLA).
     pub latent: bool,
-    /// Default number of kv heads; as many as q heads where there is none.
+    /// Default number of kv heads; if `None`, the number of q heads.
     pub kv_heads: Option<u32>,
-    /// Default head size; hidden size over q heads where there is none.
+    /// Default head size; if `None`, the hidden size divided by the number of q heads.
     pub head_dim: Option<u32>,
     /// Whether q and k are normalised per head before the rotation.
     pub qk_norm: bool,
     /// Whether outputs are multiplied by a sigmoid gate.
     pub output_gate: bool,
-    /// Default share of a head that is rotated.
+    /// Default share of a head that is rotated, from 0 to 1.
     pub rotated: f64,
-    /// Default of `rope_interleave`, where the family has that.
+    /// Default of `rope_interleave`; `None` where the family does not have that field.
     pub interleaved: Option<bool>,
 }
 
-/// As Llama has it; others say how they differ.
+/// The attention of Llama, from which other families list their differences.
 const PLAIN: Attention = Attention {
     latent: false,
     kv_heads: None,
@@ -89,7 +91,7 @@ pub const ALL: &[&Description] = &[
     &glm4_moe_lite::GLM4_MOE_LITE,
 ];
 
-/// What sets `family` apart.
+/// The description of `family`.
 pub fn of(family: Family) -> &'static Description {
     match family {
         Family::Gpt2 => &gpt2::GPT2,

@@ -1,4 +1,4 @@
-//! Qwen3.5, mixture of experts: as the dense one, with fewer kv heads, and experts.
+//! Qwen3.5, mixture of experts: like the dense model, but with fewer kv heads and with experts.
 
 use super::qwen3_5::QWEN3_5;
 use super::{Attention, Description};

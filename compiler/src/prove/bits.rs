@@ -1,23 +1,24 @@
-//! What layers reach that clear bits of a block's number, and step back.
+//! Composes layers that clear bits of a block's number, step back, or read the first blocks.
 //!
-//! In:  forms. Out: the pairs reached after each layer.
+//! In:  forms. Out: the number of pairs reached after each layer.
 //!
-//! The pairs (b, c) are a set of numbers' bits, held as a decision diagram: at each node
-//! one bit decides, lowest bits first, b's before c's, and equal rests are one node. A
-//! layer on top asks what the blocks reach that it reads: clearing a bit of b is taking
-//! one branch, stepping back a subtraction bit by bit. Regular networks make few nodes.
+//! The set of reached pairs (b, c) is a binary decision diagram over the bits of both numbers,
+//! lowest bits first, each bit of b before the same bit of c; equal subdiagrams share a node. With
+//! a layer on top, block b also reaches what the blocks that it reads reach. To clear a bit of b is
+//! to take one branch of the diagram; to step back is to subtract bit by bit. Regular networks
+//! need few nodes.
 
 use super::form::Form;
 use std::collections::HashMap;
 
-/// Most nodes.
+/// Most nodes of a diagram.
 const NODES: usize = 1 << 21;
 
 const NEVER: u32 = 0;
 const ALWAYS: u32 = 1;
 
-/// Pairs `c <= b` that are reached after each layer, whose forms `order` names; `None` where it takes too many
-/// nodes.
+/// The number of pairs `c <= b` reached after each layer; `order` holds each layer's index in
+/// `forms`. `None` if the diagram would need too many nodes.
 pub(super) fn pairs(forms: &[Form], order: &[usize], rows: u32) -> Option<Vec<u64>> {
     let mut diagram = Diagram::new(rows);
     let rows_alone = diagram.below(rows, 0);
@@ -31,11 +32,12 @@ pub(super) fn pairs(forms: &[Form], order: &[usize], rows: u32) -> Option<Vec<u6
     })
 }
 
-/// A node: its bit, and what follows where that is 0 and 1.
+/// A node: the bit that it tests (`2 k` for bit k of b, `2 k + 1` for bit k of c), and the nodes
+/// that follow where that bit is 0 and where it is 1.
 type Node = (u32, u32, u32);
 
 struct Diagram {
-    /// Bits of a number.
+    /// Number of bits of a block number.
     width: u32,
     nodes: Vec<Node>,
     known: HashMap<Node, u32>,
@@ -48,7 +50,7 @@ enum Joined {
 }
 
 impl Diagram {
-    /// For numbers below `rows`.
+    /// An empty diagram for numbers below `rows`.
     fn new(rows: u32) -> Self {
         let width = (32 - rows.saturating_sub(1).leading_zeros()).max(1);
         let end = 2 * width;
@@ -78,7 +80,8 @@ impl Diagram {
         })
     }
 
-    /// Both branches of `node` at `bit`, which is none later than its own.
+    /// The branches of `node` at `bit`, where that is 0 and 1. The node must not test a bit before
+    /// `bit`.
     fn branches(&self, node: u32, bit: u32) -> (u32, u32) {
         match self.nodes[node as usize] {
             (own, zero, one) if own == bit => (zero, one),
@@ -86,7 +89,7 @@ impl Diagram {
         }
     }
 
-    /// b = c.
+    /// The pairs with b = c.
     fn equal(&mut self) -> u32 {
         (0..self.width).rev().fold(ALWAYS, |rest, k| {
             let zero = self.node(2 * k + 1, rest, NEVER);
@@ -95,13 +98,13 @@ impl Diagram {
         })
     }
 
-    /// The number whose bits lie at `2k + of` is below `end`.
+    /// The pairs in which b (`of` is 0) or c (`of` is 1) is below `end`.
     fn below(&mut self, end: u32, of: u32) -> u32 {
         if u64::from(end) >> self.width > 0 {
             return ALWAYS;
         }
-        // What bits from k on decide, where those before are below those of `end`, and
-        // where they are not.
+        // The diagrams over bits k and up: for numbers whose bits before k are below those of
+        // `end`, and for all others.
         let (mut below, mut not) = (ALWAYS, NEVER);
         for k in (0..self.width).rev() {
             let mixed = self.node(2 * k + of, below, not);
@@ -114,7 +117,7 @@ impl Diagram {
         not
     }
 
-    /// c <= b.
+    /// The pairs with c <= b.
     fn at_most(&mut self) -> u32 {
         let (mut yes, mut no) = (ALWAYS, NEVER);
         for k in (0..self.width).rev() {
@@ -128,12 +131,12 @@ impl Diagram {
         yes
     }
 
-    /// What is reached through one more layer on top.
+    /// The pairs reached with one more layer on top.
     fn through(&mut self, reach: u32, form: &Form) -> u32 {
         let mut next = reach;
         for (start, stop) in &form.back {
             let mut some = self.back(reach, *start);
-            // Doubles the distances until they are all there.
+            // Doubles the number of distances until all are included.
             let mut have = 1;
             while have < stop - start {
                 let step = have.min(stop - start - have);
@@ -158,7 +161,7 @@ impl Diagram {
         next
     }
 
-    /// Pairs (b, c) for which (b - by, c) is in `reach`.
+    /// The pairs (b, c) for which (b - by, c) is in `reach`.
     fn back(&mut self, reach: u32, by: u32) -> u32 {
         if u64::from(by) >> self.width > 0 {
             return NEVER;
@@ -166,7 +169,7 @@ impl Diagram {
         self.subtracted(reach, by, (0, 0), &mut HashMap::new())
     }
 
-    /// The same from bit `k` on, with what was borrowed from it.
+    /// The part of [`Self::back`] from bit `k` on; `borrowed` is 1 if lower bits borrow from it.
     fn subtracted(
         &mut self,
         reach: u32,
@@ -198,7 +201,7 @@ impl Diagram {
         made
     }
 
-    /// Pairs with `bit` set for which those with it cleared are in `reach`.
+    /// The pairs in which `bit` is set and that are in `reach` once it is cleared.
     fn cleared(&mut self, reach: u32, bit: u32, known: &mut HashMap<u32, u32>) -> u32 {
         let (own, zero, one) = self.nodes[reach as usize];
         if reach == NEVER {
@@ -253,13 +256,13 @@ impl Diagram {
         made
     }
 
-    /// How many pairs of numbers are in `set`.
+    /// The number of pairs in `set`.
     fn count(&self, set: u32) -> u64 {
         let mut known = HashMap::new();
         self.rest(set, &mut known) << self.nodes[set as usize].0
     }
 
-    /// How many ways the bits from the node's own on can be.
+    /// The number of values of the bits from the node's own on that are in the set.
     fn rest(&self, set: u32, known: &mut HashMap<u32, u64>) -> u64 {
         let (bit, zero, one) = self.nodes[set as usize];
         if set == NEVER || set == ALWAYS {

@@ -1,30 +1,32 @@
-//! Pattern → the form of a layer, where its rows have one that is the same for all.
+//! Pattern → the form of a layer: one rule that says which blocks any row reads.
 //!
-//! In:  a pattern at one stage. Out: how far back blocks are read, wherever the row
-//! stands; which first blocks are read by all; which bits of the row's number are cleared.
+//! In:  a pattern at one stage. Out: the distances at which every row reads earlier blocks, the
+//! number of first blocks that all rows read, and the bits of the row number that are cleared; or
+//! nothing, where no such rule holds for all rows.
 //!
-//! Invariant: the form is guessed from a few rows and then compared with the rows of every
-//! stretch, the stretches ending also where a limit of the guess passes another. Within
-//! one, both are the same numbers of ranges with ends that stand still or move with the
-//! row, so that what agrees at both of its ends agrees throughout.
+//! Why this is exact: the form is guessed from a few rows, then compared with the actual columns at
+//! both ends of every stretch. Stretches are cut where limits of the pattern or of the guess pass
+//! one another. Within a stretch, both sides have constant numbers of ranges whose ends are fixed
+//! or move with the row; so if they agree at both ends, they agree in between.
 
 use crate::classify::columns;
 use crate::stretch::{self, Cuts, Stretch};
 use butterfly_ir::band::merge;
 use butterfly_ir::{Context, Pattern, rows};
 
-/// What row `b` reads, in blocks.
+/// The blocks that row `b` reads: the union of three kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Form {
-    /// Blocks `b - s` for `s` in one of `start..stop`, disjoint and in order.
+    /// The blocks `b - s`, for each distance `s` in one of these ranges `start..stop`, which are
+    /// disjoint and sorted.
     pub(crate) back: Vec<(u32, u32)>,
-    /// Blocks before this one, up to `b`.
+    /// The blocks before this number, up to `b`.
     pub(crate) first: u32,
-    /// `b` with one of these bits cleared, where it is set.
+    /// The block `b` with one of these bits cleared, for each that is set in `b`.
     pub(crate) bits: Vec<u32>,
 }
 
-/// The form of the rows of `context`, and the stretches on which it was found to hold.
+/// The form of all rows, and the stretches on which it was found to hold; `None` if there is none.
 pub(crate) fn lower(pattern: &Pattern, context: &Context) -> Option<(Form, Vec<Stretch>)> {
     let form = guess(pattern, context)?;
     let ends = form.back.iter().flat_map(|x| [x.0, x.1]).map(i64::from);
@@ -44,7 +46,7 @@ fn actual(pattern: &Pattern, context: &Context, b: u32) -> Vec<(u32, u32)> {
 }
 
 impl Form {
-    /// The blocks that row `b` reads, as ranges.
+    /// The blocks that row `b` reads, as half-open ranges.
     fn columns(&self, b: u32) -> Vec<(u32, u32)> {
         let back = self.back.iter().filter(|x| x.0 <= b);
         let back = back.map(|x| ((b + 1).saturating_sub(x.1), b - x.0 + 1));
@@ -63,8 +65,9 @@ impl Form {
             .collect()
     }
 
-    /// Most rows that read one block, of `rows`: those that read block 0. Every other
-    /// block has fewer rows behind it, and no bit that is clear in it and set in 0.
+    /// Most rows that read the same block, of `rows` rows in all. That block is block 0: any other
+    /// block has fewer rows after it, and is reached by clearing a bit only where that bit is
+    /// clear in its own number, as all bits of 0 are.
     pub(crate) fn max_in_degree(&self, rows: u32) -> u32 {
         if self.first > 0 {
             return rows;
@@ -77,14 +80,14 @@ impl Form {
     }
 }
 
-/// A form that fits a few rows far from the first.
+/// Guesses a form from a few rows far from the first.
 fn guess(pattern: &Pattern, context: &Context) -> Option<Form> {
     let rows = context.rows();
     let mask = stretch::bits(pattern, context)?;
     let far = [rows, rows - rows / 100, rows - rows / 4, rows / 2 + 3];
     let samples = far.map(|b| (b.min(rows) - 1) & !mask);
     let of = samples.map(|b| (b, actual(pattern, context, b)));
-    // What begins with the first block and ends long before the row stands still.
+    // A range that starts at block 0 and ends long before the row is taken to be fixed.
     let first = of.iter().map(|(_, ranges)| match ranges.first() {
         Some((0, stop)) if *stop <= rows / 4 => *stop,
         Some(_) | None => 0,

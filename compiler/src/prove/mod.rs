@@ -1,14 +1,14 @@
-//! What a stack of layers reaches.
+//! Proves which blocks a stack of layers reaches.
 //!
 //! In:  a pattern and the stage index of each swapped layer, first layer first.
-//! Out: for each depth the share of causal block pairs that information can cross, and
-//! the bounds every layer keeps.
+//! Out: after each layer, the share of causal block pairs (b, c), c <= b, in which block `b`
+//! *reaches* block `c`, that is, can hold information from it; and bounds for all layers.
 //!
-//! Block `c` below a layer is joined to block `b` above it when row `b` reads `c`; the
-//! residual stream joins each block to itself. Block `b` after `d` layers knows exactly
-//! the blocks from which a path leads to it. Three ways to compose layers, all exact: by
-//! distances (`shifts`), by bits (`bits`), and pair by pair (`strips`). The first two take
-//! layers that have a form (`form`), at any length.
+//! Layers form a layered graph: block `b` above a layer is joined to block `c` below it if row `b`
+//! reads `c`, and the residual stream joins each block to itself. After `d` layers, block `b`
+//! reaches exactly the blocks to which a path of `d` steps leads down from it. There are three ways
+//! to compose layers, all exact: by distances (`shifts`), by bits of block numbers (`bits`), and
+//! pair by pair (`strips`). The first two need layers with a form (`form`) and work at any length.
 
 mod bits;
 pub(crate) mod form;
@@ -23,30 +23,31 @@ use form::Form;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
-/// Most rows that are made, over all stages, where layers have no form.
+/// Most rows that are computed, over all stages, where layers have no form.
 const ROWS: u64 = 1 << 23;
-/// Most words of 64 pairs that are joined there, over all layers.
+/// Most 64-bit words, of 64 pairs each, that are combined there, over all layers.
 const WORDS: u64 = 1 << 33;
 
 /// Why there is no proof.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProveError {
-    /// The layers have no form, and the pairs of blocks are too many.
+    /// The layers have no form, and there are too many pairs of blocks to go through.
     #[error(
         "{tokens} tokens are too many to prove: the layers of this pattern have no form that holds for all rows, and going through all pairs of blocks would take too long; at most {longest} tokens can be proved with this block size, more with a larger `block`"
     )]
     TooLong {
-        /// What was asked for.
+        /// The requested length.
         tokens: u32,
-        /// The longest sequence that can be proved.
+        /// The longest length, among powers of two of blocks, that can be proved.
         longest: u32,
     },
 }
 
-/// Composes the layers whose stage indices are `indices` and proves what they reach.
+/// Composes the layers with the stage indices `indices`, first layer first, and proves which
+/// blocks they reach.
 ///
 /// # Errors
-/// [`ProveError`], which says the longest sequence that can be proved.
+/// [`ProveError::TooLong`], which names a shorter length that can be proved.
 pub fn lower(pattern: &Pattern, context: &Context, indices: &[u32]) -> Result<Proof, ProveError> {
     let count = pattern.stage_count(context.blocks()).max(1);
     let stages: BTreeSet<u32> = indices.iter().map(|index| index % count).collect();
@@ -85,7 +86,7 @@ fn at(context: &Context, stage: u32) -> Context {
     }
 }
 
-/// Pairs (b, c) with c <= b.
+/// The number of pairs (b, c) with c <= b.
 fn all_pairs(rows: u32) -> u64 {
     u64::from(rows) * (u64::from(rows) + 1) / 2
 }
@@ -129,7 +130,7 @@ fn by_pairs(pattern: &Pattern, context: &Context, stages: &[u32], order: &[usize
     proof(context, &pairs, &bounds, order)
 }
 
-/// Whether going through all pairs takes a few seconds at most, as a few rows tell.
+/// Whether going through all pairs takes at most a few seconds, estimated from a few rows.
 fn is_short(pattern: &Pattern, context: &Context, layers: usize, stages: usize) -> bool {
     let rows = u64::from(context.rows());
     if rows * stages as u64 > ROWS || stretch::one_by_one(pattern, context).is_err() {
@@ -142,12 +143,12 @@ fn is_short(pattern: &Pattern, context: &Context, layers: usize, stages: usize) 
         columns.iter().map(|x| u64::from(x.1 - x.0)).sum::<u64>()
     });
     let edges = columns.sum::<u64>() * rows / samples;
-    // Half of the words, since few rows read later blocks.
+    // Half as many words as pairs would need: only few rows read later blocks.
     let words = edges.saturating_mul(rows.div_ceil(128));
     words.saturating_mul(layers as u64) <= WORDS
 }
 
-/// One layer's columns and bounds, row by row.
+/// The columns and bounds of one layer, computed row by row.
 fn layer(pattern: &Pattern, context: &Context) -> (strips::Layer, Bounds) {
     let rows = context.rows();
     let of = |b: u32| {
@@ -161,7 +162,8 @@ fn layer(pattern: &Pattern, context: &Context) -> (strips::Layer, Bounds) {
         offsets: vec![0],
         ranges: Vec::new(),
     };
-    // Rows that begin, and that end, to read each block.
+    // At each block, by how much the number of rows that read it differs from that of the block
+    // before.
     let mut changes = vec![0i64; rows as usize + 1];
     for (columns, of_row) in made {
         bounds.join(&of_row);
@@ -180,7 +182,7 @@ fn layer(pattern: &Pattern, context: &Context) -> (strips::Layer, Bounds) {
     (layer, bounds)
 }
 
-/// What a layer keeps.
+/// Bounds of one layer.
 #[derive(Debug, Default)]
 struct Bounds {
     degree: u32,
@@ -190,16 +192,16 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// Every row of a stretch.
+    /// Adds all rows of a stretch.
     fn add(&mut self, pattern: &Pattern, context: &Context, stretch: &Stretch) {
         for (end, b) in stretch.ends().enumerate() {
-            // The degree has its maximum at one of the ends; what else there is holds for
-            // each row alike.
+            // The degree is largest at one of the ends. Everything else is the same in all rows,
+            // so the first row counts for the whole stretch and the last for none.
             self.add_row(pattern, context, b, if end == 0 { stretch.rows } else { 0 });
         }
     }
 
-    /// Row `b`, for `rows` rows like it; its columns.
+    /// Adds row `b`, counted as `rows` equal rows, and returns its columns.
     fn add_row(
         &mut self,
         pattern: &Pattern,
@@ -243,11 +245,11 @@ fn proof(context: &Context, pairs: &[u64], bounds: &[Bounds], order: &[usize]) -
     }
 }
 
-/// Goes through layers until all pairs are reached, or none of them adds any; the pairs
-/// after each layer, or `None` as soon as `through` gives none.
+/// Adds layer after layer, and returns the number of pairs reached after each. Stops early, with
+/// the last number repeated, when all `all` pairs are reached or no stage adds any more.
 ///
-/// `through` puts the layer of a stage on top: the pairs then reached, and whether what is
-/// reached changed.
+/// `through` puts one layer, named by its entry in `order`, on top of those before it. It returns
+/// how many pairs are then reached and whether the set of pairs changed; or `None` to give up.
 fn compose(
     order: &[usize],
     all: u64,
@@ -255,7 +257,7 @@ fn compose(
 ) -> Option<Vec<u64>> {
     let stages = order.iter().collect::<BTreeSet<_>>().len();
     let mut pairs = Vec::with_capacity(order.len());
-    // Stages that add nothing to what is reached now.
+    // Stages that were added since the last change, and changed nothing.
     let mut idle = BTreeSet::new();
     for stage in order {
         let (reached, changed) = through(*stage)?;

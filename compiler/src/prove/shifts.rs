@@ -1,19 +1,20 @@
-//! What layers reach that step back by the same distances from every block.
+//! Composes layers in which every row steps back by the same distances.
 //!
-//! In:  forms without bits. Out: the pairs reached after each layer.
+//! In:  forms without bits. Out: the number of pairs reached after each layer.
 //!
-//! Blocks on the way from `b` back to `c` lie between them, so that every sum of steps
-//! leads somewhere: `b` reaches `c` exactly when `b - c` is a sum of one step, or none,
-//! from each layer. Blocks that all rows read lead only to blocks before them, which all
-//! rows read as well.
+//! All blocks on a path from `b` back to `c` lie between the two, so no step of it can leave the
+//! sequence. Hence `b` reaches `c` exactly if `b - c` is a sum of distances, at most one from each
+//! layer. First blocks that all rows read need no further composition: a path through one of them
+//! leads to a block before it, which all rows read as well.
 
 use super::form::Form;
 use butterfly_ir::band::merge;
 
-/// Most ranges that are joined, over all layers.
+/// Most ranges that are combined, over all layers.
 const WORK: usize = 1 << 27;
 
-/// Pairs `c <= b` that are reached after each layer, whose forms `order` names; `None` where it takes too long.
+/// The number of pairs `c <= b` reached after each layer; `order` holds each layer's index in
+/// `forms`. `None` if it would take too long.
 pub(super) fn pairs(forms: &[Form], order: &[usize], rows: u32) -> Option<Vec<u64>> {
     let mut reach = Reach {
         rows,
@@ -34,9 +35,9 @@ pub(super) fn pairs(forms: &[Form], order: &[usize], rows: u32) -> Option<Vec<u6
 #[derive(PartialEq, Eq)]
 struct Reach {
     rows: u32,
-    /// Distances `start..stop` that are reached, below `rows`.
+    /// Distances `start..stop` at which earlier blocks are reached, at most `rows`.
     back: Vec<(i32, i32)>,
-    /// Blocks before this one are reached by every block behind.
+    /// Blocks before this number are reached by every later block.
     first: u32,
 }
 
@@ -64,7 +65,7 @@ impl Reach {
 
     fn pairs(&self) -> u64 {
         let (rows, first) = (u64::from(self.rows), u64::from(self.first));
-        // Rows behind a distance d that reach a block from `first` on: rows - first - d.
+        // At distance d, rows - first - d rows reach a block that is not one of the first.
         let beyond = self.back.iter().map(|(start, stop)| {
             let left = |d: i32| (rows - first).saturating_sub(d as u64);
             let (from, to) = (left(*start), left(*stop));

@@ -1,21 +1,21 @@
-//! What layers of any kind reach, pair of blocks by pair.
+//! Composes layers of any kind, pair of blocks by pair.
 //!
-//! In:  the columns of every row of every layer. Out: the pairs reached after each layer.
+//! In:  the columns of every row of every layer. Out: the number of pairs reached after each layer.
 //!
-//! The layers form a layered graph: block `c` below a layer is joined to block `b` above
-//! it when row `b` reads `c`. For a strip of a few hundred blocks each block has a bit for
-//! those that it has heard of; strips do not depend on one another.
+//! The blocks `c` are divided into strips of `STRIP` blocks. For one strip, every block `b` holds a
+//! bit for each block of the strip: whether `b` reaches it. Strips do not depend on one another and
+//! are computed in parallel.
 
 use rayon::prelude::*;
 
-/// Words of a strip's row.
+/// 64-bit words that a block holds for a strip.
 const WORDS: usize = 8;
-/// Blocks of a strip.
+/// Blocks in a strip.
 const STRIP: u32 = 64 * WORDS as u32;
 
-/// The columns of every row, as ranges of blocks.
+/// The columns of every row, as half-open ranges of blocks.
 pub(super) struct Layer {
-    /// Where the ranges of each row begin, and the end of the last.
+    /// Where the ranges of each row start, then the end of the last row's.
     pub(super) offsets: Vec<usize>,
     pub(super) ranges: Vec<(u32, u32)>,
 }
@@ -26,9 +26,11 @@ impl Layer {
     }
 }
 
-/// Pairs `c <= b` that are reached after each layer, which `order` names.
+/// The number of pairs `c <= b` reached after each layer; `order` holds each layer's index in
+/// `layers`.
 ///
-/// No row of causal layers reads a later block.
+/// `causal` says that no row reads a later block. Rows before a strip are then skipped, because
+/// they never reach it.
 pub(super) fn pairs(layers: &[Layer], order: &[usize], rows: u32, causal: bool) -> Vec<u64> {
     let strips = (0..rows.div_ceil(STRIP)).into_par_iter();
     let strips = strips.map(|strip| {
@@ -42,7 +44,8 @@ pub(super) fn pairs(layers: &[Layer], order: &[usize], rows: u32, causal: bool) 
 
 type Bits = [u64; WORDS];
 
-/// The same for some of the columns; rows before `rows` reach none of them.
+/// The same for the pairs of one strip, `columns`. Only `rows` are computed: rows before them must
+/// not reach the strip.
 fn reached(
     layers: &[Layer],
     order: &[usize],
@@ -77,7 +80,7 @@ fn reached(
     composed.unwrap_or_default()
 }
 
-/// Bits of blocks up to `b`.
+/// How many blocks of the strip, up to block `b`, are set in the bits of block `b`.
 fn heard(bits: &Bits, b: u32, columns: &std::ops::Range<u32>) -> u64 {
     if b < columns.start {
         return 0;

@@ -24,7 +24,7 @@ fn leaf() -> impl Strategy<Value = Pattern> {
     ]
 }
 
-/// Patterns as they are written, and any others.
+/// Patterns of the usual shape, and arbitrary ones.
 fn pattern() -> impl Strategy<Value = Pattern> {
     let any = leaf().prop_recursive(3, 8, 2, |inner| {
         (0..3, inner.clone(), inner).prop_map(|(sign, a, b)| match sign {
@@ -52,8 +52,7 @@ fn context() -> impl Strategy<Value = Context> {
         })
 }
 
-/// Pairs reached after each layer, by walking from every block through a table of who reads
-/// whom.
+/// The number of pairs reached after each layer, from a table of which blocks each block reaches.
 fn walked(pattern: &Pattern, context: &Context, indices: &[u32]) -> Vec<u64> {
     let rows = context.rows() as usize;
     let mut knows: Vec<Vec<bool>> = (0..rows)
@@ -122,7 +121,7 @@ proptest! {
         if let Some(by_form) = by_form(&pattern, &context, &stages, &order) {
             prop_assert_eq!(by_form, by_pairs);
         }
-        // The diagram also takes forms without bits.
+        // The decision diagram also takes forms without bits.
         let forms = stages.iter().map(|stage| form::lower(&pattern, &at(&context, *stage)));
         if let Some(forms) = forms.collect::<Option<Vec<_>>>() {
             let forms: Vec<Form> = forms.into_iter().map(|(form, _)| form).collect();
@@ -151,7 +150,7 @@ fn the_usual_patterns_have_forms() {
     }
 }
 
-/// 2^28 tokens: all of it exact, in seconds and megabytes.
+/// Proofs at 2^28 tokens are exact and take seconds and megabytes.
 #[test]
 fn the_longest_sequences_are_proved() {
     let layers: Vec<u32> = (0..32).collect();
@@ -191,7 +190,7 @@ fn what_is_too_long_names_what_is_not() {
     let smaller = Context::new(128, 1 << 19, 0);
     assert!(lower(&random, &smaller, &indices).is_ok());
     assert!(is_short(&random, &Context::new(128, longest, 0), 8, 8));
-    // Far rows of a table end the form, and its rows bound its length.
+    // A table has no form, but a short one can be proved pair by pair.
     let leaf: Pattern = Leaf::Table {
         rows: vec![vec![0]; 4],
     }

@@ -1,11 +1,11 @@
-//! The vector operations the kernel is written in, once for each instruction set.
+//! The vector operations of which the kernel is made, implemented for each instruction set.
 //!
 //! In:  nothing. Out: [`Simd`] and its implementations.
 //!
-//! Invariants: the operations of a type may run only where its instructions exist;
-//! [`crate::Isa::compute`] is the one place that promises it. The functions
-//! are always inlined, so that a kernel compiled with the right target features
-//! contains the bare instructions.
+//! Invariants: the operations of a type may run only on a CPU that has its instructions;
+//! [`crate::Isa::compute`] is the only place that enters code which uses them. The functions
+//! are always inlined, so that a kernel compiled with the right target features contains
+//! the instructions without calls.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -19,11 +19,11 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
-/// One vector of f32 and what the kernel does with it.
+/// A vector of f32, and the operations of the kernel on it.
 ///
 /// # Safety
 /// Every function requires the instruction set that the implementing type names;
-/// `load` and `store` also require `N` valid elements, aligned to their own size.
+/// `load` and `store` also require `N` valid elements, aligned to the size of the vector.
 pub(crate) trait Simd: 'static {
     /// `N` numbers.
     type Vector: Copy;
@@ -31,7 +31,7 @@ pub(crate) trait Simd: 'static {
     type Mask: Copy;
     /// Elements of a vector.
     const N: usize;
-    /// Rows of two accumulators that the registers hold beside the operands.
+    /// Most rows of two accumulators each that fit the registers beside the operands.
     const ROWS: usize;
 
     unsafe fn splat(x: f32) -> Self::Vector;
@@ -40,17 +40,17 @@ pub(crate) trait Simd: 'static {
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// `a * b + c`; rounded once where the machine has that instruction.
+    /// `a * b + c`; rounded only once if the CPU has that instruction.
     unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// The larger; `b` where either is not a number.
+    /// The larger of the two; `b` if either is NaN.
     unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// To the nearest integer, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     unsafe fn round(x: Self::Vector) -> Self::Vector;
     /// `x * 2^n` for integers `n` in -126..=127 and normal results.
     unsafe fn scale_by_power(x: Self::Vector, n: Self::Vector) -> Self::Vector;
-    /// `a <= b`, false where either is not a number.
+    /// `a <= b`; false if either is NaN.
     unsafe fn at_most(a: Self::Vector, b: Self::Vector) -> Self::Mask;
-    /// `a < b`, false where either is not a number.
+    /// `a < b`; false if either is NaN.
     unsafe fn below(a: Self::Vector, b: Self::Vector) -> Self::Mask;
     unsafe fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     unsafe fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask;

@@ -1,4 +1,4 @@
-//! Plain arrays of four: what SSE2, NEON and the 128-bit set of WebAssembly hold.
+//! Plain arrays of four f32, which compilers map to SSE2, NEON and WebAssembly's 128-bit SIMD.
 
 #![expect(
     clippy::undocumented_unsafe_blocks,
@@ -10,7 +10,7 @@ use super::Simd;
 /// Requires nothing.
 pub(crate) enum Portable {}
 
-/// Fused only where that is one instruction; elsewhere it would be a library call.
+/// Whether a fused multiply-add is one instruction; elsewhere it would be a library call.
 const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
 #[inline(always)]
@@ -64,7 +64,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn round(x: [f32; 4]) -> [f32; 4] {
-        // Adding 1.5 * 2^23 leaves no bits for a fraction. Callers stay below 2^22.
+        // After adding 1.5 * 2^23, no bits are left for a fraction. The caller's numbers are below
+        // 2^22 in size.
         const SHIFT: f32 = 12_582_912.0;
         x.map(|x| (x + SHIFT) - SHIFT)
     }

@@ -1,21 +1,23 @@
-//! NVIDIA's architectures: what each has that kernels are chosen by, and whose code it runs.
+//! NVIDIA's architectures: the features by which kernels are chosen, and which code runs where.
 
 use super::Sm;
 
-/// What an architecture has, and all later ones up to the next row.
+/// The features of an architecture, and of all later ones up to the next row of
+/// [`ARCHITECTURES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Architecture {
-    /// 80 for 8.0.
+    /// Compute capability times ten: 80 for 8.0.
     pub version: u32,
-    /// Bytes of shared memory that a workgroup may ask for.
+    /// Most shared memory that a workgroup can ask for, in bytes.
     pub shared_bytes: u32,
-    /// Whether 16-bit floats are multiplied by `mma.sync`, 16x8x16.
+    /// Whether it has `mma.sync` for 16-bit floats with shape 16x8x16.
     pub matrix_units: bool,
-    /// Whether it has instructions that no other has (`sm_90a`).
+    /// Whether it has architecture-specific instructions, such as those of `sm_90a`.
     pub has_own: bool,
 }
 
-/// By version. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+/// All rows, sorted by version. Source: CUDA C++ Programming Guide, "Technical Specifications per
+/// Compute Capability".
 pub const ARCHITECTURES: &[Architecture] = &[
     row(75, 64, false, false), // Turing
     row(80, 163, true, false), // Ampere, A100
@@ -37,15 +39,17 @@ const fn row(version: u32, kibibytes: u32, matrix_units: bool, has_own: bool) ->
 }
 
 impl Sm {
-    /// What it has.
+    /// Its row of [`ARCHITECTURES`]: the last one that is no later, or the first row.
     pub fn architecture(self) -> &'static Architecture {
         let rows = ARCHITECTURES.iter().rev();
         let mut at_most = rows.filter(|row| row.version <= self.version);
         at_most.next().unwrap_or(&ARCHITECTURES[0])
     }
 
-    /// Whether a device of this capability executes machine code for `made`: of the same major version,
-    /// and no later minor one; with the suffix, of exactly this architecture.
+    /// Whether a device of this capability runs machine code (a cubin) made for `made`.
+    ///
+    /// The major version must be the same and the minor one no later; code with the suffix `a`
+    /// runs only on exactly its own version.
     pub fn executes(self, made: Self) -> bool {
         match made.arch_specific {
             true => made.version == self.version,
@@ -53,7 +57,8 @@ impl Sm {
         }
     }
 
-    /// Whether its driver compiles PTX for `made`: of no later architecture, and without the suffix.
+    /// Whether the driver of a device of this capability compiles PTX made for `made`: that of no
+    /// later version, and without the suffix `a`.
     pub fn compiles(self, made: Self) -> bool {
         !made.arch_specific && made.version <= self.version
     }

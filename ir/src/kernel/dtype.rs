@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum Dtype {
     /// 32-bit float.
     F32,
-    /// 16-bit IEEE float.
+    /// 16-bit IEEE 754 float.
     F16,
     /// bfloat16.
     Bf16,
@@ -23,7 +23,7 @@ impl Dtype {
         }
     }
 
-    /// The name in flags and JSON.
+    /// The name in command-line flags and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",

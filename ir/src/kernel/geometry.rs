@@ -1,26 +1,27 @@
-//! How a kernel cuts its work, and the grid of a launch.
+//! How a kernel divides its work, and the grid of a launch.
 
 use super::{KernelSpec, LaunchScalars, Phase};
 use serde::{Deserialize, Serialize};
 
-/// How a kernel cuts its work, hence how it is launched.
+/// How a kernel divides its work, and thereby how it is launched.
 ///
-/// Prefill grid: x = q tiles, y = q head, z = batch. The first row of blocks that
-/// holds a query is `q_offset / block`; each row of blocks has `ceil(block / q_tile)`
-/// tiles, of which the last may be short; tiles outside the queries do nothing.
-/// Decode grid: x = query, y = kv head, z = batch. Others: see [`Launch`].
+/// Grid of prefill kernels: x = q tile, y = q head, z = sequence. Tiles are counted from
+/// the start of row `q_offset / block`, the first one that has a query. Each row has
+/// `ceil(block / q_tile)` tiles, of which the last may be short; tiles without a query of
+/// the launch do nothing. Grid of decode kernels: x = query, y = kv head, z = sequence.
+/// Persistent kernels and clusters change these grids, see [`Launch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Geometry {
     /// Threads of a workgroup: x, y, z.
     pub threads: [u32; 3],
-    /// Queries in a tile.
+    /// Queries in a tile, in tokens.
     pub q_tile: u32,
-    /// Keys in a tile.
+    /// Keys in a tile, in tokens.
     pub k_tile: u32,
-    /// Bytes of shared memory.
+    /// Shared memory of a workgroup in bytes.
     pub shared_bytes: u32,
-    /// What it copies at a time, if it copies by tensor maps.
+    /// Boxes of the tensor maps; `None` for a kernel that takes no tensor maps.
     pub boxes: Option<Boxes>,
     /// How workgroups share the work.
     pub launch: Launch,
@@ -29,16 +30,16 @@ pub struct Geometry {
 /// How workgroups share the work of a launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Launch {
-    /// Each has one place of the grid.
+    /// One tile for each workgroup.
     #[default]
     Grid,
-    /// They stay for the whole launch.
+    /// A persistent kernel: each workgroup takes one item of work after the other.
     Resident(Resident),
-    /// They share the keys of a query.
+    /// Split-KV: the workgroups of a cluster share the keys of a query.
     Split(Split),
 }
 
-/// A geometry as JSON has it: `resident` or `split`, or neither.
+/// The JSON form of a geometry: has `resident`, or `split`, or neither.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     threads: [u32; 3],
@@ -92,71 +93,73 @@ impl From<Geometry> for Stored {
     }
 }
 
-/// What a kernel copies at a time by tensor maps of q, k, v and o, which it takes before its
-/// buffers.
+/// The boxes that a kernel copies by tensor maps (TMA) of q, k, v and o.
 ///
-/// They have rank 4, [B, H, length, D], are swizzled by 128 bytes, zero outside, in boxes of 64
-/// elements. Strides and addresses must be multiples of 16 bytes. The buffers of the four tensors
-/// come first among its buffers; the scalars come last, by value
-/// ([`LaunchScalars::by_value`]), and the logits of sinks in a buffer of their own.
+/// The tensor maps have rank 4 and shape `[B, H, length, D]`. A box has 64 elements of each vector.
+/// The maps swizzle by 128 bytes and fill with zero outside the tensor. Strides and addresses must
+/// be multiples of 16 bytes. Such a kernel takes its scalars by value
+/// ([`LaunchScalars::by_value`]) and the logits of sinks in a buffer of their own; the order of
+/// arguments is that of [`signature::of`](super::signature::of).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boxes {
-    /// Heads and tokens of a box of q; one of o has as many tokens, of one head.
+    /// Heads and tokens of a box of q. A box of o has the same number of tokens, but one head.
     pub q: [u32; 2],
-    /// Tokens of a box of k and v, of one head.
+    /// Tokens of a box of k or v, which has one head.
     pub k: u32,
 }
 
-/// A kernel whose workgroups stay for the whole launch, and take one item of work after
-/// the other.
+/// A persistent prefill kernel, whose clusters of workgroups take one item of work after the
+/// other.
 ///
-/// An item is a row of blocks, a kv head of a sequence, and `q_tile` queries of the row.
-/// Grid: as many workgroups as the device runs at once, a multiple of the cluster, no more
-/// than the cluster times the items. The scale must be positive.
+/// An item is a part of one row, for one kv head of one sequence. It has at most `q_tile` queries,
+/// and not necessarily all q heads of the GQA group for each of them. The grid has as many
+/// workgroups as the device runs at once, but no more than one cluster for each item, and is a
+/// multiple of the cluster size. The scale must be positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resident {
-    /// Items of a row of blocks, for each kv head.
+    /// Items of a row, for each kv head.
     pub items_per_row: u32,
-    /// Workgroups that share their copies.
+    /// Workgroups of a cluster, which share the copies of k and v: 1 or 2.
     pub cluster: u32,
 }
 
-/// A decode kernel with two entry points.
+/// A split-KV decode kernel, which has two entry points.
 ///
-/// By the one of its name, a cluster of workgroups shares a query and a kv head of a sequence;
-/// by that of [`second_entry`] a workgroup has them alone, which suits launches that have
-/// enough of them for the whole device. Grid: that of other decode kernels, in x times the
-/// cluster. Both give the same sums but for their order.
+/// A job is one query with one kv head of one sequence. At the first entry point, a cluster of
+/// workgroups shares the keys of a job, and x of the grid is multiplied by the cluster size. At
+/// the second one ([`second_entry`]), each job has one workgroup, and the grid is that of other
+/// decode kernels; this is faster if there are enough jobs to fill the device. The results differ
+/// only in the order of summation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Split {
-    /// Workgroups of a cluster.
+    /// Workgroups of a cluster: 1, 2, 4 or 8.
     pub cluster: u32,
 }
 
-/// Name of a [`Split`] kernel's second entry point, whose first is `entry`.
+/// Name of the second entry point of a [`Split`] kernel whose first one is `entry`.
 pub fn second_entry(entry: &str) -> String {
     format!("{entry}_alone")
 }
 
-/// The first line of a kernel's text: a comment that says how it is launched, so that what a manifest
-/// says of a file can be held against the file.
+/// The first line of a kernel's text: a comment with its geometry as JSON, so that a file can be
+/// compared with its entry in a manifest.
 pub(crate) fn heading(launched: &impl Serialize) -> String {
     let launched = serde_json::to_string(launched).expect("numbers and names have a JSON form");
     format!("// Launched by {launched}\n")
 }
 
-/// A grid for a device.
+/// The launch of a kernel on a given device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fitted {
-    /// Workgroups to launch.
+    /// Number of workgroups: x, y, z.
     pub grid: [u32; 3],
-    /// Whether by the [`second_entry`].
+    /// Whether to launch the [`second_entry`].
     pub alone: bool,
 }
 
 impl Geometry {
-    /// That of a kernel which copies by itself and takes the grid as it is. `tile`: queries and
-    /// keys.
+    /// The geometry of a kernel without tensor maps that has one workgroup for each tile; `tile`
+    /// is `[q_tile, k_tile]`.
     pub fn new(threads: [u32; 3], tile: [u32; 2], shared_bytes: u32) -> Self {
         let [q_tile, k_tile] = tile;
         Self {
@@ -169,12 +172,12 @@ impl Geometry {
         }
     }
 
-    /// The first line of the text of a kernel that is launched so.
+    /// The first line of the kernel's text: a comment that records this geometry.
     pub fn heading(&self) -> String {
         heading(self)
     }
 
-    /// What to launch on a device of so many processors, where [`Geometry::grid`] is `grid`.
+    /// The launch on a device with `processors` SMs; `grid` is the result of [`Geometry::grid`].
     pub fn fitted(&self, grid: [u32; 3], processors: u32) -> Fitted {
         let [x, y, z] = grid;
         let fitted = |grid, alone| Fitted { grid, alone };
@@ -186,8 +189,9 @@ impl Geometry {
             }
             Launch::Split(Split { cluster }) => {
                 let jobs = x.saturating_mul(y).saturating_mul(z);
-                // Clusters lie within groups of processors, and do not fill these: of 132 processors
-                // a tenth was seen to stay free. More of them would wait for others to end.
+                // The workgroups of a cluster run within one GPC, and clusters rarely fill a GPC:
+                // with 132 SMs, about a tenth of them was seen to stay idle. More clusters than
+                // fit would have to wait until others end.
                 match jobs.saturating_mul(cluster) >= processors * 9 / 10 {
                     true => fitted(grid, true),
                     false => fitted([x.saturating_mul(cluster), y, z], false),
@@ -196,9 +200,11 @@ impl Geometry {
         }
     }
 
-    /// Workgroups to launch for `spec` with these scalars and `batch` sequences; for a
-    /// [`Resident`] kernel the most of them, for a [`Split`] one those of its second entry
-    /// point, see [`Geometry::fitted`]. More than a `u32` counts are `u32::MAX`.
+    /// Number of workgroups for `spec` with these scalars and `batch` sequences, on any device:
+    /// x, y, z, each saturated at `u32::MAX`.
+    ///
+    /// For a [`Resident`] kernel this is the maximum, for a [`Split`] one the grid of its second
+    /// entry point; [`Geometry::fitted`] makes the grid of a device from it.
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
         match (spec.phase, self.launch) {
             (Phase::Prefill, Launch::Resident(resident)) => {
@@ -217,7 +223,7 @@ impl Geometry {
     }
 }
 
-/// Rows of blocks that hold a query.
+/// Number of rows that have a query.
 fn rows(spec: &KernelSpec, scalars: &LaunchScalars) -> u32 {
     let end = scalars.q_offset.saturating_add(scalars.q_len);
     end.div_ceil(spec.block) - scalars.q_offset / spec.block
@@ -227,7 +233,7 @@ fn rows(spec: &KernelSpec, scalars: &LaunchScalars) -> u32 {
 mod tests {
     use super::*;
 
-    /// 132 processors take clusters of 4 for up to 29 jobs, a tenth of them being out of reach.
+    /// With a tenth left out, 132 SMs have room for clusters of 4 up to 29 jobs.
     #[test]
     fn few_jobs_take_clusters_and_many_a_workgroup_each() {
         let split = Geometry {

@@ -1,4 +1,4 @@
-//! Kernels: what one is compiled for, how it is launched, what it is given, and what comes out.
+//! Kernels: specification, target, launch geometry and arguments, and the emitted result.
 
 mod architecture;
 mod dtype;
@@ -21,50 +21,52 @@ use serde::{Deserialize, Serialize};
 /// Name of the entry point of every kernel for a GPU.
 pub const ENTRY: &str = "butterfly_attention";
 
-/// What stands for it where the native kernel runs.
+/// Name that stands in place of an entry point for the native kernel of the CPU.
 pub const NATIVE_ENTRY: &str = "native";
 
-/// Bands of all rows, row after row.
+/// The bands of all rows, one row after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BandTable {
-    /// Bands of row `b` are `bands[offsets[b]..offsets[b + 1]]`; one more entry than rows.
+    /// Where each row's bands begin and end: those of row `b` are
+    /// `bands[offsets[b]..offsets[b + 1]]`. One more entry than there are rows.
     pub offsets: Vec<u32>,
-    /// `lo, hi, first, end` of each band.
+    /// The bands. A kernel reads each as four `i32`: `lo, hi, first, end`.
     pub bands: Vec<crate::Band>,
 }
 
-/// What a compiled kernel takes of the hardware, as its compiler reports it.
+/// The hardware resources that a compiled kernel uses, as its compiler reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// Registers of a thread.
+    /// Registers per thread.
     pub registers: u32,
-    /// Bytes of local memory of a thread, spilled registers and all else.
+    /// Local memory per thread in bytes, for spilled registers and everything else.
     pub stack_bytes: u32,
-    /// Bytes that the code stores to spill registers, each store counted once.
+    /// Bytes stored by register spills; each store instruction counts once.
     pub spill_store_bytes: u32,
-    /// Bytes that the code loads to get them back.
+    /// Bytes loaded to restore spilled registers; each load instruction counts once.
     pub spill_load_bytes: u32,
-    /// Bytes of shared memory of fixed size; those of [`Geometry::shared_bytes`] that
-    /// are asked for at launch are no part of it.
+    /// Shared memory of fixed size in bytes, without that which a launch asks for in addition
+    /// (see [`Geometry::shared_bytes`]).
     pub static_shared_bytes: u32,
 }
 
 /// The text or binary of one kernel for one target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// What it was made for.
+    /// What it computes.
     pub spec: KernelSpec,
     /// Where it runs.
     pub target: Target,
     /// Name of the entry point.
     pub entry: String,
-    /// How it is launched.
+    /// How it is launched; its arguments follow from this and the specification
+    /// (see [`signature::of`]).
     pub geometry: Geometry,
-    /// What it takes, where machine code was made whose compiler says so.
+    /// Its resources; `None` if it was not compiled to machine code, or the compiler did not
+    /// report them.
     pub resources: Option<Resources>,
-    /// File extension and content, the form that is launched last: `cu` then `cubin`.
-    /// Buffers in order: q, k, v, parameters (u32), and for [`Rows::Table`] offsets
-    /// (u32) and bands (i32, 4 for each), then o, lse (f32).
+    /// File extension and content of each form. The last one is the form that is launched, for
+    /// example first `cu`, then `cubin`.
     pub files: Vec<(String, Vec<u8>)>,
 }

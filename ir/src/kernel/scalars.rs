@@ -3,25 +3,25 @@
 use super::{Score, ScoreValues};
 use serde::{Deserialize, Serialize};
 
-/// The run-time scalars of a launch that every kernel takes, as words of 32 bits (signed and float
-/// values by their bits) at the places that [`scalar`] names.
+/// The run-time scalars that every kernel takes.
 ///
-/// Strides are in elements; the innermost dimension is contiguous.
+/// A kernel reads them as 32-bit words (the bits of signed and float values) at the indices that
+/// [`scalar`] names. Strides are in elements; the innermost dimension is contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaunchScalars {
-    /// Queries.
+    /// Queries of each sequence.
     pub q_len: u32,
-    /// Keys.
+    /// Keys of each sequence; unused room in the KV cache does not count.
     pub kv_len: u32,
     /// Absolute position of the first query.
     pub q_offset: u32,
     /// Number of kv heads.
     pub kv_heads: u32,
-    /// N: blocks of the capacity, which fixes the stages.
+    /// N, the number of blocks of the capacity, which fixes the stages.
     pub blocks: u32,
-    /// Index of the layer that picks the stage.
+    /// Picks the stage (see [`Context::index`](crate::Context::index)).
     pub index: u32,
-    /// Bits of the f32 factor on the logits.
+    /// Bits of the f32 scale of the logits.
     pub scale_bits: u32,
     /// Strides of q: batch, head, token.
     pub q_strides: [u64; 3],
@@ -29,16 +29,16 @@ pub struct LaunchScalars {
     pub k_strides: [u64; 3],
     /// Strides of v: batch, head, token.
     pub v_strides: [u64; 3],
-    /// Strides of o: batch, head, token. lse is contiguous [B, Hq, q_len].
+    /// Strides of o: batch, head, token. The LSE is contiguous, `[B, Hq, q_len]`.
     pub o_strides: [u64; 3],
 }
 
-/// Where each scalar stands among the words that a kernel is given.
+/// The index of each scalar among the words that a kernel is given.
 pub mod scalar {
     macro_rules! places {
         ($($place:literal $name:ident $what:literal)*) => {
             $(#[doc = $what] pub const $name: usize = $place;)*
-            /// All of them by name.
+            /// Name and index of every scalar.
             pub const ALL: &[(&str, usize)] = &[$((stringify!($name), $place)),*];
         };
     }
@@ -70,15 +70,17 @@ pub mod scalar {
 }
 
 impl LaunchScalars {
-    /// Words that every kernel is given.
+    /// Number of words that every kernel is given.
     pub const WORDS: usize = scalar::BATCH;
 
-    /// Words that are given by value: these, the number of sequences, the softcap, and one that is
-    /// not read, since CubeCL takes an even number.
+    /// Number of words given by value: the [`WORDS`](Self::WORDS), the number of sequences, the
+    /// softcap, and one that is not read, since CubeCL takes an even number.
     pub const BY_VALUE: usize = scalar::SOFTCAP + 2;
 
-    /// The parameter buffer for a kernel of `score`: these scalars and, as far as the kernel
-    /// reads them, the number of sequences, the softcap, and the logits of sinks.
+    /// The parameter buffer of a kernel without tensor maps that was compiled for `score`.
+    ///
+    /// It holds these scalars; then, unless the score is plain, the number of sequences and the
+    /// softcap; then, if the kernel has sinks, their logits.
     pub fn parameters(&self, score: Score, batch: u32, values: &ScoreValues<'_>) -> Vec<u32> {
         let mut words = self.words().to_vec();
         if !score.is_plain() {
@@ -91,7 +93,7 @@ impl LaunchScalars {
         words
     }
 
-    /// What kernels are given by value that copy by tensor maps.
+    /// The words that a kernel with tensor maps is given by value.
     pub fn by_value(&self, batch: u32, values: &ScoreValues<'_>) -> [u32; Self::BY_VALUE] {
         let mut words = [0; Self::BY_VALUE];
         words[..Self::WORDS].copy_from_slice(&self.words());
@@ -100,8 +102,10 @@ impl LaunchScalars {
         words
     }
 
-    /// The parameter buffer. Of strides it holds the low 32 bits: who launches makes sure that there
-    /// are no others, but for dimensions of length 1, whose strides are multiplied by zero.
+    /// The words that every kernel is given.
+    ///
+    /// They hold only the low 32 bits of strides. The launch checks that strides fit, except those
+    /// of dimensions of length 1, which kernels multiply by zero.
     pub fn words(&self) -> [u32; Self::WORDS] {
         let mut words = [0; Self::WORDS];
         for (place, word) in [

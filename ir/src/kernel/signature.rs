@@ -1,13 +1,13 @@
-//! What a kernel is given, in the order in which it is bound.
+//! The arguments of a kernel, in binding order.
 //!
-//! In:  what it is compiled for, and how it is launched. Out: one [`Binding`] for each argument.
+//! In:  the specification and the geometry of a kernel. Out: one [`Binding`] for each argument.
 //!
-//! Invariant: the only place that knows the order. Emitters declare these arguments, the manifest
-//! lists them, launches bind them.
+//! Invariant: this is the only place that defines the order. Emitters declare these arguments,
+//! manifests list them, launches bind them.
 
 use super::{Boxes, Geometry, KernelSpec, Rows};
 
-/// What an argument is.
+/// The meaning of an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Queries, `[B, Hq, q_len, D]`.
@@ -18,20 +18,20 @@ pub enum Role {
     V,
     /// Outputs, `[B, Hq, q_len, Dv]`.
     O,
-    /// Natural log-sum-exps, f32, `[B, Hq, q_len]`.
+    /// Log-sum-exp with natural log, f32, `[B, Hq, q_len]`.
     Lse,
-    /// Where each row's bands begin, for rows from a table.
+    /// Where each row's bands begin, if rows come from a table: u32, one more than rows.
     Offsets,
-    /// Bands, for rows from a table.
+    /// Bands, if rows come from a table: i32, `[bands, 4]`.
     Bands,
-    /// The words of [`scalar`](super::scalar).
+    /// The words that [`scalar`](super::scalar) names.
     Scalars,
-    /// Logits of sinks, f32, `[Hq]`, where they do not follow the scalars.
+    /// Logits of sinks, f32, `[Hq]`, if they do not follow the scalars.
     Sinks,
 }
 
 impl Role {
-    /// The name in manifests, messages and kernels.
+    /// The name in manifests, messages and the text of kernels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q => "q",
@@ -64,9 +64,9 @@ impl Role {
 /// How an argument reaches a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By a tensor map that shows boxes of so many sequences, heads, tokens and elements.
+    /// By a tensor map with boxes of this many sequences, heads, tokens and elements.
     Map([u32; 4]),
-    /// As the buffer behind a tensor map, which is bound together with it.
+    /// As the buffer behind a tensor map, which is bound in addition to the map.
     Mapped,
     /// As a buffer.
     Buffer,
@@ -77,16 +77,16 @@ pub enum Way {
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// What it is.
+    /// Its meaning.
     pub role: Role,
-    /// How it comes.
+    /// How it reaches the kernel.
     pub way: Way,
 }
 
-/// The arguments of the kernel of `spec` that is launched by `geometry`, in binding order.
+/// The arguments of the kernel of `spec` with `geometry`, in binding order.
 ///
-/// With tensor maps, these come first, then the tensors behind them, then buffers, then the scalars by
-/// value: the order in which CubeCL 0.10 binds them.
+/// A kernel with tensor maps takes the maps first, then the buffers behind them, then the other
+/// buffers, then the scalars by value. This is the order in which CubeCL 0.10 binds them.
 pub fn of(spec: &KernelSpec, geometry: &Geometry) -> Vec<Binding> {
     let with = |way: Way| move |role: Role| Binding { role, way };
     let table: &[Role] = match spec.rows {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::{Dtype, Phase, Score};
 
-    /// What tensor maps show is bound with them, the scalars by value at the end.
+    /// After the maps come the buffers behind them; the scalars come by value at the end.
     #[test]
     fn arguments_stand_in_binding_order() {
         let spec = |sinks| KernelSpec {

@@ -1,16 +1,17 @@
-//! What a kernel is compiled for.
+//! The specification of an attention kernel: everything that is fixed when it is compiled.
 
 use super::Dtype;
 use crate::RowProgram;
 use serde::{Deserialize, Serialize};
 
-/// Which of the attention kernels.
+/// Which of the two attention kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Many queries: one tile of queries of one head at a time.
+    /// For many queries: works on tiles of queries.
     Prefill,
-    /// Few queries: one query and one GQA group at a time, split over its keys.
+    /// For few queries: works on one query with one GQA group at a time, whose keys several
+    /// threads or workgroups share.
     Decode,
 }
 
@@ -28,49 +29,52 @@ impl Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rows {
-    /// Computed in registers.
+    /// Computed in registers from the number of the row.
     ClosedForm(RowProgram),
-    /// Read from a table made for one sequence length and stage (see [`BandTable`](crate::BandTable)).
+    /// Read from a table that was made for one sequence length and stage (see
+    /// [`BandTable`](crate::BandTable)).
     Table,
 }
 
-/// What a kernel does to logits beside scale and mask; the values come at run time.
+/// What a kernel does to logits besides scale and mask; the values come at run time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Score {
-    /// A logit `x` becomes `c tanh(x / c)`, which keeps it within `-c..c`.
+    /// Softcap: a scaled logit `x` becomes `c * tanh(x / c)`, which lies between `-c` and `c`.
     pub softcap: bool,
-    /// Each q head has one more logit, which takes weight and has no value.
+    /// Attention sinks: each q head has one more logit, which counts in the sum of weights but
+    /// has no value.
     pub sinks: bool,
 }
 
 impl Score {
-    /// Whether there is nothing to do.
+    /// Whether there is neither a softcap nor a sink.
     pub fn is_plain(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// The values for a [`Score`].
+/// The run-time values of a [`Score`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScoreValues<'a> {
-    /// c, positive.
+    /// The softcap c, positive and finite.
     pub softcap: Option<f32>,
-    /// The logit of each q head, `[Hq]`; it counts in lse.
+    /// The sink's logit of each q head, `[Hq]`; neither scaled nor capped. It counts in the LSE.
     pub sinks: Option<&'a [f32]>,
 }
 
 impl ScoreValues<'_> {
-    /// Whether `cap` can be a softcap.
+    /// Whether `cap` is a valid softcap: positive and finite.
     pub fn is_softcap(cap: f32) -> bool {
         cap > 0.0 && cap.is_finite()
     }
 
-    /// Whether `logit` can be that of a sink; minus infinity is none.
+    /// Whether `logit` is a valid logit of a sink: neither NaN nor infinity. Minus infinity is
+    /// valid and has no effect.
     pub fn is_sink(logit: f32) -> bool {
         logit < f32::INFINITY
     }
 
-    /// What a kernel has to be able to do.
+    /// The [`Score`] for which a kernel that takes these values is compiled.
     pub fn kind(&self) -> Score {
         Score {
             softcap: self.softcap.is_some(),
@@ -79,16 +83,16 @@ impl ScoreValues<'_> {
     }
 }
 
-/// Everything a kernel is specialised by.
+/// Everything by which an attention kernel is specialised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KernelSpec {
     /// Prefill or decode.
     pub phase: Phase,
-    /// D, the length of a q and k vector: a multiple of 8, at most 576.
+    /// D, the length of a q and k vector; on GPUs a multiple of 8, at most 576.
     pub head_dim: u32,
-    /// Dv, the length of a v and o vector: a multiple of 8, at most 576.
+    /// Dv, the length of a v and o vector; on GPUs a multiple of 8, at most 576.
     pub v_head_dim: u32,
-    /// q heads for each kv head.
+    /// q heads of a GQA group.
     pub group: u32,
     /// Element type of q, k, v and o.
     pub dtype: Dtype,
@@ -96,16 +100,16 @@ pub struct KernelSpec {
     pub block: u32,
     /// Which keys a row sees.
     pub rows: Rows,
-    /// What is done to logits beside scale and mask.
+    /// What is done to logits besides scale and mask.
     #[serde(default, skip_serializing_if = "Score::is_plain")]
     pub score: Score,
 }
 
 impl KernelSpec {
-    /// Most columns of an output that the registers of a warpgroup of Hopper hold.
+    /// Most columns of an output tile that fit the registers of one Hopper warpgroup.
     pub const WARPGROUP_COLUMNS: u32 = 256;
 
-    /// Whether q and k, or v and o, have more columns than that.
+    /// Whether D or Dv is above [`WARPGROUP_COLUMNS`](Self::WARPGROUP_COLUMNS).
     pub fn is_wide(&self) -> bool {
         self.head_dim.max(self.v_head_dim) > Self::WARPGROUP_COLUMNS
     }

@@ -1,27 +1,27 @@
-//! What a kernel runs on.
+//! Targets: the devices and languages for which kernels are made.
 
 use super::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What a kernel runs on.
+/// A kind of device, and the language of its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Target {
-    /// NVIDIA, by compute capability.
+    /// An NVIDIA GPU of this compute capability: CUDA C++, PTX and cubins.
     Cuda(Sm),
-    /// Vulkan 1.1 and later, by SPIR-V.
+    /// Vulkan 1.1 and later: SPIR-V.
     Vulkan,
-    /// WebGPU, by WGSL.
+    /// WebGPU: WGSL.
     Webgpu,
-    /// Apple, by the Metal shading language.
+    /// An Apple GPU: the Metal shading language.
     Metal,
-    /// The native tile kernel.
+    /// The native kernel of the CPU.
     Cpu,
 }
 
 impl Target {
-    /// Whether its language has an element type.
+    /// Whether the target's language has the element type `dtype`.
     pub fn has(self, dtype: Dtype) -> bool {
         match (self, dtype) {
             (Self::Vulkan | Self::Webgpu, Dtype::Bf16) => false,
@@ -33,12 +33,12 @@ impl Target {
     }
 }
 
-/// A CUDA compute capability with its architecture-specific suffix.
+/// A CUDA compute capability, with or without the architecture-specific suffix `a`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sm {
-    /// 80 for 8.0.
+    /// The compute capability times ten: 80 for 8.0.
     pub version: u32,
-    /// Whether the `a` feature set is meant (`sm_90a`).
+    /// Whether architecture-specific features are included (`sm_90a`).
     pub arch_specific: bool,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A target name that is not known.
+/// The name of an unknown target.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "unknown target `{0}`: give cuda:sm_80, cuda:sm_90a (or another cuda:sm_NN), vulkan, webgpu, metal or cpu"

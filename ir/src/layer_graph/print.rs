@@ -1,12 +1,12 @@
-//! The listing of a layer graph: one line for each node, with what it makes and moves.
+//! The text form of a layer graph: one line for each node, with shapes and memory traffic.
 
 use super::{Axis, LayerGraph, Node, Norm, Op, Rotation, Shape, Tokens, ValueId};
 use crate::model::RopeScaling;
 use std::fmt;
 
 impl fmt::Display for LayerGraph {
-    /// One node a line, as `results = step(operands)  shapes  bytes`; a free node has `-`
-    /// in place of bytes. Lengths are in tokens.
+    /// One line for each node: `results = op(operands)  shapes  bytes`. A free node has `-`
+    /// in place of bytes. q_len and kv_len are in tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kernels = self.kernels();
         writeln!(

@@ -131,7 +131,7 @@ fn traffic_counts_operands_results_and_the_log_sum_exp() {
     let graph = layer();
     let rows = 2 * 16 * 2;
     let append = graph.node_traffic(&graph.nodes[3]);
-    // k and v, read and written: the new rows alone.
+    // k and v are read and written, both only for the new tokens.
     assert_eq!(append.to_string(), format!("{} q_len", 4 * rows));
     let attend = graph.node_traffic(&graph.nodes[4]);
     assert_eq!(

@@ -1,26 +1,26 @@
-//! Bytes that nodes move, as functions of the two lengths.
+//! Memory traffic of nodes in bytes, as functions of q_len and kv_len.
 
 use super::{LayerGraph, Node, Op, Tokens, Value, ValueId};
 use serde::Serialize;
 use std::{fmt, iter};
 
-/// Bytes between a kernel and memory if it reads each operand once and writes each result
-/// once: `per_query · q_len + per_key · kv_len + fixed`, for one sequence.
+/// Memory traffic of a kernel in bytes, for one sequence, if it reads each operand once and
+/// writes each result once: `per_query · q_len + per_key · kv_len + fixed`.
 ///
-/// For attention this is the least any kernel moves when every key is seen by some query;
-/// how often rows of keys are read again depends on the pattern and is counted with it.
+/// For attention this is a lower bound if every key is seen by some query. How often keys are
+/// read again depends on the pattern, and is not counted here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
-    /// For each new token.
+    /// Bytes for each new token.
     pub per_query: u64,
-    /// For each token of the cache.
+    /// Bytes for each token in the cache, new ones included.
     pub per_key: u64,
-    /// Whatever the lengths: weights.
+    /// Bytes that do not depend on the lengths: weights.
     pub fixed: u64,
 }
 
 impl Traffic {
-    /// Bytes at given lengths in tokens.
+    /// Bytes for these lengths in tokens, saturated.
     pub fn at(&self, q_len: u32, kv_len: u32) -> u64 {
         let new = self.per_query.saturating_mul(q_len.into());
         let cached = self.per_key.saturating_mul(kv_len.into());
@@ -59,14 +59,14 @@ impl fmt::Display for Traffic {
 }
 
 impl LayerGraph {
-    /// Bytes that one node moves.
+    /// Bytes that one node reads from and writes to memory.
     pub fn node_traffic(&self, node: &Node) -> Traffic {
         let bytes = u64::from(self.dtype.bytes());
         let value = |id: &ValueId| self.value(*id);
         let rows = |value: &Value| of(value.shape.tokens, bytes * value.shape.row());
         let inputs = || node.inputs.iter().map(value).map(rows);
         let outputs = || node.outputs.iter().map(value).map(rows);
-        // The new rows alone, whatever else the cache holds.
+        // Only the new tokens are written to the cache.
         let appended = |id: &ValueId| of(Tokens::New, bytes * value(id).shape.row());
         let fixed = |elements: u64| Traffic {
             fixed: bytes.saturating_mul(elements),

@@ -1,17 +1,17 @@
-//! What every layer graph upholds. A failure is a bug of the pass before.
+//! The invariants of layer graphs. A violation is a bug of the pass that made the graph.
 //!
 //! - Each value is made by exactly one node, and read only by later ones: the order of the
 //!   nodes is a topological order, so there is no cycle.
-//! - Each value is read, and there is one output.
-//! - There is exactly one attend.
-//! - The shapes of what a node reads and makes fit its [`Op`].
+//! - Each value is read by at least one node.
+//! - There is exactly one attend node and exactly one output node.
+//! - The shapes of a node's inputs and outputs fit its [`Op`].
 
 use super::{Attend, Axis, LayerGraph, Node, NodeId, Norm, Op, Rotation, Shape, Tokens, ValueId};
 
-/// A broken invariant of a layer graph.
+/// A violated invariant of a layer graph.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
-    /// An id past the last value.
+    /// A node names a value that does not exist.
     #[error("node {} names %{}, but there are {values} values", node.0, value.0)]
     NoSuchValue {
         /// The node.
@@ -21,60 +21,60 @@ pub enum GraphError {
         /// Number of values.
         values: usize,
     },
-    /// Read before it is made: a cycle, or the wrong order.
+    /// A value is read before it is made: there is a cycle, or the order is wrong.
     #[error("node {} reads %{}, which no earlier node makes", node.0, value.0)]
     NotYetMade {
         /// The node.
         node: NodeId,
-        /// What it reads.
+        /// The value that it reads.
         value: ValueId,
     },
-    /// Made a second time.
+    /// A value is made by two nodes.
     #[error("node {} makes %{}, which an earlier node makes", node.0, value.0)]
     MadeTwice {
-        /// The node.
+        /// The second node.
         node: NodeId,
-        /// What it makes.
+        /// The value that it makes.
         value: ValueId,
     },
-    /// Made by no node, or read by none.
+    /// A value is made by no node, or read by none.
     #[error("%{} is {what}", value.0)]
     Loose {
         /// The value.
         value: ValueId,
-        /// What it lacks.
+        /// Which of the two.
         what: &'static str,
     },
-    /// Not exactly one.
+    /// A kind of node does not occur exactly once.
     #[error("there are {count} nodes `{what}`; there must be one")]
     Count {
-        /// Which.
+        /// The kind of node.
         what: &'static str,
-        /// How many there are.
+        /// Number of such nodes.
         count: usize,
     },
-    /// The wrong number of operands or results.
+    /// A node has the wrong number of inputs or outputs.
     #[error("node {} `{op}` reads {inputs} and makes {outputs} values", node.0)]
     Arity {
         /// The node.
         node: NodeId,
-        /// What it does.
+        /// Its operation.
         op: String,
-        /// Number of operands.
+        /// Number of inputs.
         inputs: usize,
-        /// Number of results.
+        /// Number of outputs.
         outputs: usize,
     },
-    /// Shapes that do not fit the operation.
+    /// The shapes of a node do not fit its operation.
     #[error("node {} `{op}` makes {} of {}", node.0, list(outputs), list(inputs))]
     Shapes {
         /// The node.
         node: NodeId,
-        /// What it does.
+        /// Its operation.
         op: String,
-        /// Shapes of the operands.
+        /// Shapes of the inputs.
         inputs: Vec<Shape>,
-        /// Shapes of the results.
+        /// Shapes of the outputs.
         outputs: Vec<Shape>,
     },
 }
@@ -82,7 +82,7 @@ pub enum GraphError {
 /// Checks every invariant of `graph`.
 ///
 /// # Errors
-/// [`GraphError`] for the first that is broken.
+/// [`GraphError`] for the first violation.
 pub fn verify(graph: &LayerGraph) -> Result<(), GraphError> {
     let count = graph.values.len();
     let (mut made, mut read) = (vec![false; count], vec![false; count]);
@@ -148,7 +148,7 @@ fn check_node(graph: &LayerGraph, id: NodeId, node: &Node) -> Result<(), GraphEr
     }
 }
 
-/// Whether the shapes fit; `None` where there are too many or too few.
+/// Whether the shapes fit the operation; `None` if the number of inputs or outputs is wrong.
 fn fits(op: &Op, inputs: &[Shape], outputs: &[Shape]) -> Option<bool> {
     let new = |shapes: &[Shape]| shapes.iter().all(|shape| shape.tokens == Tokens::New);
     Some(match (op, inputs, outputs) {

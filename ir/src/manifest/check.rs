@@ -1,6 +1,7 @@
-//! Whether a manifest says what this version would have written.
+//! Checks that a manifest could have been written by this version.
 //!
-//! Its digest tells a damaged file; this tells a whole one whose content cannot be relied on.
+//! A manifest's digest detects a damaged file. These checks detect an intact file whose content
+//! would break a launch, such as one of another version.
 
 use super::{
     FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, dense, grid_formulas,
@@ -11,11 +12,11 @@ use crate::{Rows, Target, key};
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// What a manifest says that cannot be.
+/// A wrong statement in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {what}")]
 pub struct ManifestError {
-    /// The member of the file.
+    /// The part of the manifest that is wrong.
     pub place: String,
     /// What is wrong with it.
     pub what: String,
@@ -29,11 +30,14 @@ fn wrong(place: impl fmt::Display, what: impl fmt::Display) -> ManifestError {
 }
 
 impl Manifest {
-    /// Checks everything that opening, choosing and launching rely on, but for the content of
-    /// files: ranges, and that what is derived is what this version derives.
+    /// Checks everything on which opening the folder, choosing a kernel and launching it rely,
+    /// except the content of files.
+    ///
+    /// Values must be in range, and derived values (keys, grids, arguments) must be those that
+    /// this version derives.
     ///
     /// # Errors
-    /// [`ManifestError`] for the first member that is not.
+    /// [`ManifestError`] for the first member that is wrong.
     pub fn check(&self) -> Result<(), ManifestError> {
         let sparsity = &self.sparsity;
         sparsity.check().map_err(|error| wrong("sparsity", error))?;
@@ -58,7 +62,8 @@ impl Manifest {
                 return Err(wrong(place, "is listed twice"));
             }
         }
-        // What runs dense is known from `dense` alone.
+        // A kernel belongs to the dense layers if its rows equal `dense`; all others must be of
+        // one pattern.
         let rows = self.kernels.iter().map(|kernel| &kernel.spec.rows);
         let mut own = rows.filter(|rows| Some(*rows) != self.dense.as_ref());
         if let Some(first) = own.next()
@@ -123,7 +128,7 @@ impl ProductEntry {
     }
 }
 
-/// Whether the last of a kernel's files is what `target` launches.
+/// Checks that the last of a kernel's files has a form that `target` launches.
 fn launched(files: &[FileEntry], target: Target) -> Result<(), String> {
     let forms: &[&str] = match target {
         Target::Cuda(_) => &["cubin", "cu"],

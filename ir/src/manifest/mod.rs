@@ -1,7 +1,7 @@
-//! What an artifact folder says of itself: `manifest.json`.
+//! The manifest: `manifest.json`, which describes an artifact folder.
 //!
-//! The file's last member, `digest`, is the BLAKE3 of the file as it would be with an
-//! empty digest, so that any changed byte is noticed.
+//! The last member of the file, `digest`, is the BLAKE3 of the same file with an empty
+//! digest, so that any changed byte is detected.
 
 mod check;
 
@@ -16,14 +16,14 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The schema that this version writes and reads.
+/// The schema version that this version of the crate writes and reads.
 pub const SCHEMA: u32 = 5;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Version of this format.
+    /// Version of the file format; [`SCHEMA`] when written by this version.
     pub schema: u32,
     /// Version of the compiler.
     pub compiler: String,
@@ -31,27 +31,27 @@ pub struct Manifest {
     pub pattern: String,
     /// The pattern as data.
     pub sparsity: Sparsity,
-    /// The model config it was compiled for.
+    /// The model config for which the folder was compiled.
     pub config: ConfigRef,
-    /// Which layers are replaced, and the index that picks each one's stage.
+    /// The swapped layers, first to last, each with the index that picks its stage.
     pub layers: Vec<SwappedLayer>,
     /// The longest sequence, in tokens, for which the pattern was checked.
     pub capacity: u32,
-    /// What the replaced layers reach at that length.
+    /// Facts proved about the swapped layers at that length.
     pub proof: Proof,
-    /// Rows of [`dense`] attention, where the folder holds kernels for layers that keep it.
+    /// Rows of [`dense()`] attention, if the folder holds kernels for layers that keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense: Option<Rows>,
     /// All kernels, sorted by target, then key.
     pub kernels: Vec<KernelEntry>,
-    /// Matrix products of linear layers, for targets that have a kernel of ours.
+    /// Matrix products of linear layers, for targets with generated kernels for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub products: Vec<ProductEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
     pub digest: String,
 }
 
-/// Causal attention over everything before: what layers do that keep their attention.
+/// Dense causal attention, as a pattern: the attention of layers that are not swapped.
 pub fn dense() -> Sparsity {
     Sparsity {
         block: 128,
@@ -62,7 +62,7 @@ pub fn dense() -> Sparsity {
     }
 }
 
-/// A model config by name and content.
+/// A model config, identified by name and content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigRef {
@@ -78,40 +78,41 @@ pub struct ConfigRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelEntry {
-    /// Content key: equal keys mean interchangeable kernels.
+    /// Content key (see [`key::of`](crate::key::of)).
     pub key: String,
     /// Where it runs.
     pub target: Target,
-    /// What it was made for.
+    /// What it computes.
     pub spec: KernelSpec,
     /// Name of the entry point.
     pub entry: String,
     /// Tile sizes and threads.
     pub geometry: Geometry,
-    /// Workgroups along x, y, z as formulas of the run-time scalars.
+    /// Workgroups along x, y, z, as formulas over the run-time scalars, for human readers.
     pub grid: [String; 3],
     /// The second entry point of a [`Split`] kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alone: Option<AloneEntry>,
-    /// Tensor maps and buffers in binding order.
+    /// Tensor maps, buffers and values in binding order.
     pub arguments: Vec<Argument>,
-    /// Registers of a thread, where it was compiled.
+    /// Registers per thread; `None` if it was not compiled to machine code.
     pub registers: Option<u32>,
-    /// Bytes of registers that a thread spills to memory, where it was compiled.
+    /// Bytes stored by register spills; `None` if it was not compiled to machine code.
     pub spills: Option<u32>,
     /// Its files; the last is the one that is launched.
     pub files: Vec<FileEntry>,
 }
 
-/// An entry point by which a workgroup has a query and a kv head alone.
+/// The second entry point of a [`Split`] kernel, at which one workgroup reads all keys of a query
+/// and kv head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AloneEntry {
     /// Its name.
     pub entry: String,
-    /// Workgroups along x, y, z.
+    /// Workgroups along x, y, z, as formulas over the run-time scalars.
     pub grid: [String; 3],
-    /// The launches that take it.
+    /// The condition under which a launch takes it, as a formula.
     pub when: String,
 }
 
@@ -128,7 +129,7 @@ pub struct ProductEntry {
 }
 
 impl Manifest {
-    /// Every file of the folder but the manifest.
+    /// Every file of the folder except the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
         let products = self.products.iter().flat_map(|product| &product.files);
         let kernels = self.kernels.iter().flat_map(|kernel| &kernel.files);
@@ -136,15 +137,15 @@ impl Manifest {
     }
 }
 
-/// One buffer of a kernel.
+/// One argument of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Argument {
     /// Its name.
     pub name: String,
-    /// Element type.
+    /// Element type; for a tensor map, with the words "tensor map of".
     pub dtype: String,
-    /// Dimensions, outermost first.
+    /// Dimensions, outermost first; for a tensor map, those of its boxes.
     pub shape: String,
     /// Whether the kernel writes it.
     pub output: bool,
@@ -154,15 +155,15 @@ pub struct Argument {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Path below the artifact folder, with `/`.
+    /// Path relative to the artifact folder, with `/` on every platform.
     pub path: String,
-    /// Length.
+    /// Length of the file.
     pub bytes: u64,
     /// BLAKE3 of the content.
     pub blake3: String,
 }
 
-/// The grid of `spec` as text: what [`Geometry::grid`] computes.
+/// The grid of a kernel as formulas: what [`Geometry::grid`] and [`Geometry::fitted`] compute.
 pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
     let (block, group) = (spec.block, spec.group);
     let rows = format!("(ceil((q_offset + q_len) / {block}) - floor(q_offset / {block}))");
@@ -195,8 +196,9 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
     }
 }
 
-/// The second entry point of a kernel whose first is `entry`, if it has one: when it is taken as
-/// [`Geometry::fitted`] decides.
+/// The second entry point of a kernel whose first one is `entry`; `None` if it has only one.
+///
+/// Its condition is the one by which [`Geometry::fitted`] decides.
 pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
     let Launch::Split(Split { cluster }) = geometry.launch else {
         return None;
@@ -208,7 +210,7 @@ pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
     })
 }
 
-/// The arguments of `spec` in binding order.
+/// The arguments of a kernel in binding order, in the form that manifests list.
 pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
     let listed = |Binding { role, way }: Binding| {
         let dtype = match role {
@@ -264,7 +266,7 @@ mod tests {
     use super::*;
     use crate::kernel::geometry::Fitted;
 
-    /// Where the manifest says so, and only there, `fitted` takes the second entry point.
+    /// `fitted` takes the second entry point exactly if the manifest's condition holds.
     #[test]
     fn a_second_entry_point_is_listed_as_it_is_taken() {
         let geometry = |launch| Geometry {

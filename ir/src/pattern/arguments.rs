@@ -1,10 +1,10 @@
 //! The arguments of a leaf in text.
 //!
-//! In:  a parser that stands behind the name of a leaf.
-//! Out: the leaf, its arguments within [`limits`]; the parser stands behind it.
+//! In:  a parser whose next token follows the name of a leaf.
+//! Out: the leaf, with arguments that passed [`limits`]; the parser has read all of it.
 //!
-//! Invariant: every leaf takes its arguments by position, by name, or both in that
-//! order; a leaf without arguments needs no parentheses.
+//! Invariant: every leaf takes its arguments by position, by name, or first by position
+//! and then by name; a leaf without arguments needs no parentheses.
 
 use super::diagnostic::{Diagnostic, did_you_mean, list, quote};
 use super::leaves::{Arguments, LeafName, Missing, Parameter, ParameterKind, Signature};
@@ -14,7 +14,7 @@ use super::parser::Parser;
 use super::{Leaf, PartnerRule};
 use std::ops::Range;
 
-/// Names of the design that this version does not read yet, and what to use meanwhile.
+/// Planned leaves that this version does not read yet, and what to use instead.
 pub(super) const PLANNED: [(&str, &str); 10] = [
     (
         "strided",
@@ -43,7 +43,7 @@ pub(super) const PLANNED: [(&str, &str); 10] = [
     ),
 ];
 
-/// Message and help for a word that is no leaf.
+/// Message and help for a word that is not a leaf.
 pub(super) fn unknown(name: &str) -> (String, Option<String>) {
     if let Some((_, meanwhile)) = PLANNED.iter().find(|(planned, _)| *planned == name) {
         let message = format!("`{name}` is known but not supported yet");
@@ -66,7 +66,7 @@ pub(super) fn rule(name: &str) -> Option<PartnerRule> {
         .find(|rule| rule.name() == name)
 }
 
-/// Reads the arguments of the leaf called `name`, which stands at `word`.
+/// Reads the arguments of the leaf called `name`; `word` is the place of the name.
 pub(super) fn parse(
     parser: &mut Parser,
     name: LeafName,
@@ -110,7 +110,7 @@ pub(super) fn parse(
     Ok(leaf)
 }
 
-/// Which parameter the next argument is for; steps over `name =`.
+/// Index of the parameter to which the next argument belongs; steps over `name =`.
 fn argument_index(
     parser: &mut Parser,
     leaf: LeafName,
@@ -202,7 +202,7 @@ fn value(
     Ok(())
 }
 
-/// `[ item , … ]`, a comma after the last one allowed.
+/// Reads `[ item , … ]`; a comma after the last item is allowed.
 fn bracketed<T>(
     parser: &mut Parser,
     what: &str,

@@ -3,8 +3,8 @@
 //! In:  plain numbers. Out: leaves, to combine with `|`, `&` and `-`.
 //!
 //! Invariant: the names are those of the text form, so that an expression means the
-//! same in both. Nothing is checked here: [`Sparsity::check`](super::Sparsity::check)
-//! does that once for the whole.
+//! same in both. Numbers are not checked here; [`Sparsity::check`](super::Sparsity::check)
+//! checks the whole pattern.
 //!
 //! ```
 //! use butterfly_ir::{build::*, PartnerRule, Sparsity};
@@ -38,12 +38,13 @@ pub fn window(tokens: u32) -> Pattern {
     Leaf::Window { tokens }.into()
 }
 
-/// Staged long-range partners; radix 2 and count 1 are the usual ones.
+/// Long-range partner blocks that change from stage to stage (see [`Leaf::Partner`]). Usual values
+/// are radix 2 and count 1.
 pub fn partner(rule: PartnerRule, radix: u32, count: u32) -> Pattern {
     Leaf::Partner { rule, radix, count }.into()
 }
 
-/// The first `blocks` blocks.
+/// The first `blocks` blocks, except those after the query's own.
 pub fn sink(blocks: u32) -> Pattern {
     Leaf::Sink { blocks }.into()
 }
@@ -53,7 +54,7 @@ pub fn sink_tokens(tokens: u32) -> Pattern {
     Leaf::SinkTokens { tokens }.into()
 }
 
-/// The first `blocks` blocks see every key and are seen by every query.
+/// Every query sees the first `blocks` blocks, and the queries in these see every key.
 pub fn global(blocks: u32) -> Pattern {
     Leaf::Global { blocks }.into()
 }

@@ -1,6 +1,6 @@
-//! A mistake in a pattern, shown where it stands.
+//! Error messages for patterns, which show the mistake in its line.
 //!
-//! In:  the file's name and text, a byte range of it, what is wrong.
+//! In:  name and text of a file, a byte range in it, a message.
 //! Out: one [`Diagnostic`], whose `Display` is the form that users see.
 //!
 //! Invariant: the span lies inside the text, on character boundaries and on one line.
@@ -12,8 +12,8 @@ use std::{ops::Range, sync::Arc};
 
 /// A mistake in the text or JSON of a pattern.
 ///
-/// Displays as the message, the place (line and column count from 1, columns in
-/// characters), the line itself, of a long one the part around the mistake, and carets
+/// Its `Display` has the message, the place (line and column from 1, columns counted in
+/// characters), the line (of a long line only the part around the mistake) and carets
 /// under the mistake:
 ///
 /// ```text
@@ -27,21 +27,21 @@ use std::{ops::Range, sync::Arc};
 pub struct Diagnostic {
     /// What is wrong, in one line.
     pub message: String,
-    /// What stands beside the carets; may be empty.
+    /// Text beside the carets; may be empty.
     pub label: String,
-    /// Name of the file, or whatever names the text to its writer.
+    /// Name of the file, or another name by which the user knows the text.
     pub file: Arc<str>,
     /// The whole text.
     pub text: Arc<str>,
-    /// The bytes of `text` to point at.
+    /// Byte range in `text` to point at.
     pub span: Range<usize>,
-    /// What to do instead.
+    /// Advice on how to correct it.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// A diagnostic without help; `span` is clipped to its first line, and a message or
-    /// label that repeats a long word to what can be read.
+    /// A diagnostic without help. `span` is clipped to its first line; a long message or label
+    /// is shortened.
     pub fn new(
         source: &Source,
         span: Range<usize>,
@@ -85,7 +85,7 @@ impl Diagnostic {
         let Ok(report) = term::emit_into_string(&term::Config::default(), &excerpt, &report) else {
             return format!("error: {}", self.message);
         };
-        // Our form has no empty line between the place and the text.
+        // Unlike the default form, ours has no empty line between the place and the text.
         let lines = report.lines().enumerate();
         let lines = lines.filter(|(number, line)| *number != 2 || line.trim() != "│");
         let lines: Vec<_> = lines.map(|(_, line)| line.trim_end()).collect();
@@ -96,7 +96,7 @@ impl Diagnostic {
 /// A named text that a pattern was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Name of the file, or whatever names the text to its writer.
+    /// Name of the file, or another name by which the user knows the text.
     pub name: Arc<str>,
     /// The whole text.
     pub text: Arc<str>,
@@ -127,7 +127,7 @@ impl Source {
     }
 }
 
-/// The nearest of `known` to a mistyped `word`, as advice.
+/// Advice for a mistyped `word`: the most similar of the `known` words, if any is similar.
 pub(crate) fn did_you_mean<'a>(
     word: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -151,11 +151,11 @@ pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.join(", ")
 }
 
-/// Characters of a message.
+/// Most characters of a line of a message.
 const MESSAGE: usize = 240;
 
-/// `text` with at most about `most` characters a line: the middle of a longer line is left
-/// out, as of a message that repeats a user's word or value.
+/// Shortens each line of `text` to about `most` characters, by replacing its middle with an
+/// ellipsis. This keeps messages readable that repeat a user's word or value.
 pub fn brief(text: &str, most: usize) -> String {
     let line = |line: &str| {
         let (head, tail) = (most * 3 / 4, most / 4);
@@ -174,10 +174,10 @@ pub fn brief(text: &str, most: usize) -> String {
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Characters of a user's word or value that a message repeats.
+/// Most characters of a user's word or value that a message repeats.
 const SHOWN: usize = 40;
 
-/// The first characters of `text`, and an ellipsis where that is not all of it.
+/// The first [`SHOWN`] characters of `text`, and an ellipsis if there are more.
 pub(crate) fn shorten(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
@@ -185,7 +185,7 @@ pub(crate) fn shorten(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// What the user wrote, in backquotes, no longer than a message can bear.
+/// Text that the user wrote, shortened and in backquotes.
 pub(crate) fn quote(text: &str) -> String {
     format!("`{}`", shorten(text))
 }

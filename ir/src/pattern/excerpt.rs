@@ -1,23 +1,23 @@
 //! The part of a text that a diagnostic shows.
 //!
-//! In:  a text and the bytes to point at, on one line. Out: that line, of a long one what
-//! stands around the place, with ellipses, under its own line and column numbers.
+//! In:  a text and a byte range to point at, within one line. Out: that line with its line and
+//! column number; of a long line, the part around the range, with ellipses.
 
 use codespan_reporting::files::{Error, Files, Location};
 use std::ops::Range;
 
-/// Characters of a line that are shown.
+/// Most characters of a line that are shown.
 const WIDTH: usize = 120;
-/// Characters before the place that are shown where the line begins further left.
+/// Characters that are shown before the range to point at, if that is far from the line's start.
 const BEFORE: usize = 40;
-/// Characters of a file's name that are shown, from its end.
+/// Most characters of a file's name that are shown: its last ones.
 const NAME: usize = 100;
 
-/// One line of a file, or the middle of one.
+/// One line of a file, or a part of it.
 pub(super) struct Excerpt {
     name: String,
     line: String,
-    /// The bytes of `line` to point at.
+    /// Byte range in `line` to point at.
     pub(super) span: Range<usize>,
     place: Location,
 }
@@ -62,7 +62,7 @@ fn middle(line: &str, column: usize, span: Range<usize>) -> (String, Range<usize
     (format!("{before}{}{after}", &line[start..end]), span)
 }
 
-/// A name, of a long one its end.
+/// A name; of a long one, only the end.
 fn end_of(name: &str) -> String {
     match name.char_indices().rev().nth(NAME) {
         Some((at, first)) => format!("…{}", &name[at + first.len_utf8()..]),

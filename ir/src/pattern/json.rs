@@ -1,14 +1,14 @@
 //! JSON ⇄ [`Sparsity`].
 //!
-//! Two forms: the *flat* one of older configurations, an object with a `rule`, and the
-//! *structured* one, an object with a `pattern`, which is what serde writes. The flat
-//! form says `causal & (local(L) | partner(rule, radix, count) | sink(S))`.
+//! There are two forms. The *flat* form of older configurations is an object with a `rule`, and
+//! means `causal & (local(L) | partner(rule, radix, count) | sink(S))`. The *structured* form is
+//! an object with a `pattern`; serde writes it.
 //!
-//! In:  text and the name to report it under.
-//! Out: a value that passes [`Sparsity::check`], or the field that is wrong.
+//! In:  text, and its name for error messages.
+//! Out: a value that passes [`Sparsity::check`], or a diagnostic for the field that is wrong.
 //!
-//! Invariants: fields of the flat form that we do not know are ignored, those of the
-//! structured one are errors; what [`to_flat`] writes, [`parse`] reads back as it was.
+//! Invariants: unknown fields are ignored in the flat form, and are errors in the structured
+//! one; [`parse`] reads text that [`to_flat`] wrote back to an equal value.
 
 use super::diagnostic::{Diagnostic, Source, did_you_mean, list, quote, shorten};
 use super::limits::{self, MAX_BLOCK, MAX_COUNT, MAX_RADIX};
@@ -17,15 +17,15 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::{RawValue, Value};
 use std::{collections::HashSet, fmt, ops::Range};
 
-/// Reads either JSON form, and keeps where each leaf was written: for the flat form the
-/// field's value, for the structured one the whole pattern.
+/// Reads either JSON form, and records the place of each leaf: in the flat form the value of
+/// its field, in the structured one the whole pattern.
 ///
 /// # Errors
-/// [`Diagnostic`] with the field, the value given and what is allowed.
+/// [`Diagnostic`] with the first wrong field, its value and the allowed values.
 pub fn parse(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
     let source = Source::new(name, text);
     limits::check_length(&source)?;
-    // A byte order mark is blank, as in pattern text.
+    // A byte order mark counts as blank, as in pattern text.
     let blanked = text
         .strip_prefix('\u{feff}')
         .map(|rest| format!("   {rest}"));
@@ -43,7 +43,7 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
     object.flat()
 }
 
-/// The flat JSON form, if `sparsity` has one.
+/// The flat JSON form of `sparsity`; `None` if it has none.
 pub fn to_flat(sparsity: &Sparsity) -> Option<String> {
     let Pattern::And(causal, body) = &sparsity.pattern else {
         return None;
@@ -83,7 +83,7 @@ pub fn to_flat(sparsity: &Sparsity) -> Option<String> {
     Some(json + "}")
 }
 
-/// A JSON object whose values are still text.
+/// A JSON object whose values are not parsed yet.
 struct Object<'a> {
     source: &'a Source,
     text: &'a str,
@@ -96,14 +96,14 @@ impl<'a> Object<'a> {
         field.map(|(_, value)| value.get())
     }
 
-    /// The bytes of a field's value.
+    /// The byte range of a field's value.
     fn span(&self, name: &str) -> Option<Range<usize>> {
         let value = self.raw(name)?;
         let start = value.as_ptr() as usize - self.text.as_ptr() as usize;
         Some(start..start + value.len())
     }
 
-    /// The first character of the object.
+    /// The byte range of the object's first character.
     fn start(&self) -> Range<usize> {
         let start = self.text.find('{').unwrap_or(0);
         start..start + 1
@@ -192,7 +192,7 @@ impl<'a> Object<'a> {
         Diagnostic::new(self.source, span, message, label)
     }
 
-    /// `field` is not what it must be.
+    /// The error for a field whose value is not what it `must` be.
     fn wrong(&self, field: &str, must: &str) -> Diagnostic {
         let given = self.raw(field).unwrap_or("nothing");
         let given = shorten(given);
@@ -205,7 +205,8 @@ impl<'a> Object<'a> {
     }
 
     fn value(&self, field: &str) -> Option<Value> {
-        // What serde_json finds too deep or too large is none of the values we take.
+        // A value that serde_json rejects, as too deep or too large, is none that we accept: a
+        // stand-in of the wrong type gives the usual error.
         let value = serde_json::from_str(self.raw(field)?);
         Some(value.unwrap_or(Value::Bool(false)))
     }
@@ -257,7 +258,7 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The fields of an object in order, each once.
+/// The fields of an object in order; a repeated field is an error.
 struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
@@ -289,7 +290,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
-/// What serde_json found wrong in `text[start..]`, at the place that it names.
+/// The error that serde_json found in `text[start..]`, as a diagnostic at the same place.
 fn syntax(source: &Source, start: usize, text: &str, error: &serde_json::Error) -> Diagnostic {
     let message = error.to_string();
     let message = match message.rfind(" at line ") {

@@ -1,13 +1,13 @@
-//! The leaves as text knows them: names, parameters, defaults and what they mean.
+//! The leaves in pattern text: names, parameters, defaults and meaning.
 //!
-//! In:  a word. Out: its [`LeafName`], whose signature says which arguments it takes.
+//! In:  a word. Out: its [`LeafName`], whose signature lists the arguments that it takes.
 //!
-//! Invariant: a new [`Leaf`] does not compile before it has a name here, and a new name
-//! not before it has a signature and a way to build its leaf.
+//! Invariant: a new [`Leaf`] does not compile until it has a name here, nor does a new
+//! name until it has a signature and a way to build its leaf.
 
 use super::{Leaf, PartnerRule};
 
-/// Names of leaves, listed once: the enum, the list of all and the words themselves.
+/// Makes the enum, the list of all names and the words from one list.
 macro_rules! names {
     ($($name:ident $word:literal,)*) => {
         /// The name of a leaf.
@@ -43,19 +43,19 @@ names! {
     None "none",
 }
 
-/// What stands in the parentheses of a leaf, and what the leaf means.
+/// The parameters of a leaf, and its meaning.
 pub(crate) struct Signature {
-    /// As shown in errors and in the reference.
+    /// The form that errors and the reference show.
     pub(crate) usage: &'static str,
     pub(crate) parameters: &'static [Parameter],
-    /// What it admits, for the reference.
+    /// The keys that it admits, as text for the reference.
     pub(crate) meaning: &'static str,
 }
 
 pub(crate) struct Parameter {
     pub(crate) name: &'static str,
     pub(crate) kind: ParameterKind,
-    /// The value where none is given.
+    /// The value if none is given; a parameter without a default is required.
     pub(crate) default: Option<u32>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Arguments {
     pub(crate) rows: Option<Vec<Vec<u32>>>,
 }
 
-/// The parameter that has no value.
+/// A required parameter that was not given.
 #[derive(Debug)]
 pub(crate) struct Missing(pub(crate) &'static str);
 
@@ -95,7 +95,7 @@ const fn parameter(name: &'static str, kind: ParameterKind, default: Option<u32>
 }
 
 impl LeafName {
-    /// The leaf called `word`.
+    /// The name that is written `word`.
     pub(crate) fn of_word(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|name| name.word() == word)
     }
@@ -170,10 +170,10 @@ impl LeafName {
         }
     }
 
-    /// The leaf of this name.
+    /// Builds the leaf of this name.
     ///
     /// # Errors
-    /// The first parameter that has neither a value nor a default.
+    /// [`Missing`] for the first required parameter that is not given.
     pub(crate) fn build(self, arguments: Arguments) -> Result<Leaf, Missing> {
         let Signature { parameters, .. } = self.signature();
         let number = |name: &'static str| {

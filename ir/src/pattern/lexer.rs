@@ -1,20 +1,20 @@
 //! Pattern text → tokens.
 //!
-//! In:  any text. Out: words, numbers and signs with their bytes; blanks, line ends and
-//! `#` comments are dropped; the last token is always [`Kind::End`], after the last one.
+//! In:  any text. Out: words, numbers and signs, each with its byte range; blanks, line ends and
+//! `#` comments are dropped. The last token is always [`Kind::End`].
 
 use std::ops::Range;
 
-/// What a token is; its text is `text[span]`.
+/// The kind of a token, whose text is `text[span]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A letter or `_`, then letters, digits and `_`.
     Word,
-    /// A digit, then letters, digits, `_` and `.`: the parser says which are numbers.
+    /// A digit, then letters, digits, `_` and `.`; the parser decides which of these are numbers.
     Number,
     /// One of `( ) [ ] , = | & -`.
     Sign(char),
-    /// Anything else; the parser decides whether it gets that far.
+    /// Any other character; an error only if the parser reaches it.
     Unknown(char),
     /// The end of the text.
     End,
@@ -36,7 +36,7 @@ pub(super) fn lex(text: &str) -> Vec<Token> {
         };
         let (kind, end) = match first {
             '#' => (None, run(|c| c != '\n')),
-            // A byte order mark is what some editors begin a file with.
+            // Some editors begin a file with a byte order mark.
             c if c.is_whitespace() || c == '\u{feff}' => (None, at + c.len_utf8()),
             c if c.is_ascii_digit() => {
                 let end = run(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
@@ -57,7 +57,7 @@ pub(super) fn lex(text: &str) -> Vec<Token> {
         }));
         at = end;
     }
-    // Errors at the end point behind the last token, not behind trailing blanks.
+    // Errors at the end point right after the last token, not after trailing blanks.
     let end = tokens.last().map_or(0, |token| token.span.end);
     tokens.push(Token {
         kind: Kind::End,

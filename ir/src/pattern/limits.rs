@@ -1,10 +1,10 @@
-//! Which values the arguments of a pattern may take.
+//! The allowed ranges of all numbers in a pattern.
 //!
 //! In:  a leaf, a block size, a list of layers.
 //! Out: nothing, or the argument and the value that is not allowed.
 //!
-//! Invariant: the only place that knows the ranges. Text, JSON and `Sparsity::check`
-//! all ask here, so a pattern that one form takes is a pattern that each form takes.
+//! Invariant: this is the only place that defines the ranges. Text, JSON and
+//! `Sparsity::check` all use it, so each form accepts the same patterns.
 
 use super::{Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity};
 
@@ -12,12 +12,12 @@ use super::{Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity};
 pub const MAX_BLOCK: u32 = 1 << 20;
 /// Largest radix of a staged partner.
 pub const MAX_RADIX: u32 = 1 << 16;
-/// Most digits that one partner leaf visits at a stage: no network has more stages.
+/// Most digits that one partner leaf visits at a stage; no network has more stages than this.
 pub const MAX_COUNT: u32 = 64;
-/// Most operators, or parentheses, around a leaf.
+/// Most operators, or parentheses, that are nested around a leaf.
 ///
-/// An operator takes two levels of JSON, of which serde_json reads 127: a pattern of this
-/// depth can be read from JSON, also where it lies inside a manifest.
+/// An operator takes two levels of JSON, and serde_json reads at most 127 levels. A pattern of
+/// this depth can therefore be read from JSON, even inside a manifest.
 pub const MAX_DEPTH: u32 = 50;
 /// Most leaves of a pattern.
 pub const MAX_LEAVES: usize = 256;
@@ -28,13 +28,14 @@ pub const MAX_LENGTH: usize = 16 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({given})")]
 pub struct LimitError {
-    /// Position in [`Pattern::leaves`]; `None` for the header.
+    /// Index of the leaf in [`Pattern::leaves`]; `None` for the header and for the pattern as a
+    /// whole.
     pub leaf: Option<usize>,
-    /// The argument, by its name in the text form.
+    /// Name of the argument in the text form; `pattern` for the pattern as a whole.
     pub argument: &'static str,
-    /// What is allowed.
+    /// The allowed values, as a sentence.
     pub message: String,
-    /// What was given instead.
+    /// The value that was given.
     pub given: String,
 }
 
@@ -50,7 +51,7 @@ impl LimitError {
 }
 
 impl Sparsity {
-    /// Checks what the types leave open; text and JSON have passed this already.
+    /// Checks that all values are in range; a value that was read from text or JSON is.
     ///
     /// # Errors
     /// [`LimitError`] for the first value out of range.
@@ -77,7 +78,7 @@ impl Sparsity {
     }
 }
 
-/// At most [`MAX_LENGTH`] bytes.
+/// Checks that a text has at most [`MAX_LENGTH`] bytes.
 pub(crate) fn check_length(source: &Source) -> Result<(), Diagnostic> {
     match source.text.len() {
         0..=MAX_LENGTH => Ok(()),
@@ -89,12 +90,12 @@ pub(crate) fn check_length(source: &Source) -> Result<(), Diagnostic> {
     }
 }
 
-/// 1 to [`MAX_BLOCK`].
+/// Checks that a block size is 1 to [`MAX_BLOCK`].
 pub(crate) fn check_block(block: u32) -> Result<(), LimitError> {
     within("block", "block", block, 1, MAX_BLOCK)
 }
 
-/// Strictly increasing.
+/// Checks that layers are strictly increasing.
 pub(crate) fn check_layers(layers: &[u32]) -> Result<(), LimitError> {
     match layers.windows(2).find(|pair| pair[0] >= pair[1]) {
         None => Ok(()),
@@ -106,7 +107,7 @@ pub(crate) fn check_layers(layers: &[u32]) -> Result<(), LimitError> {
     }
 }
 
-/// Every argument of `leaf`.
+/// Checks every argument of `leaf`.
 pub(crate) fn check_leaf(leaf: &Leaf) -> Result<(), LimitError> {
     match leaf {
         Leaf::Window { tokens } => within("tokens", "window", *tokens, 1, u32::MAX),
@@ -148,8 +149,8 @@ fn within(
     Err(LimitError::new(argument, message, format!("given {given}")))
 }
 
-/// Whether more than `most` operators stand above some leaf; without recursion, since
-/// nothing bounds a pattern that was built by operators in Rust.
+/// Whether a leaf is nested in more than `most` operators. Works without recursion, since a
+/// pattern built by operators in Rust can be arbitrarily deep.
 fn is_deeper(pattern: &Pattern, most: u32) -> bool {
     let mut open = vec![(pattern, 0)];
     while let Some((pattern, above)) = open.pop() {

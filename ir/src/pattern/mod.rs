@@ -1,8 +1,8 @@
 //! The sparsity IR: a small closed algebra of patterns, and its text and JSON forms.
 //!
 //! In:  text ([`text`]), JSON ([`json`]) or Rust expressions ([`build`]).
-//! Out: plain values; [`Sparsity::check`] says whether their numbers are in range, which
-//! holds for whatever was parsed.
+//! Out: plain values. [`Sparsity::check`] checks that their numbers are in range; values
+//! that were parsed have already passed it.
 
 mod arguments;
 pub mod build;
@@ -71,7 +71,7 @@ pub enum Leaf {
         /// How many consecutive digits are visited at each stage.
         count: u32,
     },
-    /// The first `blocks` blocks, as far as they do not lie after the query's own.
+    /// The first `blocks` blocks, except those after the query's own.
     Sink {
         /// Number of blocks.
         blocks: u32,
@@ -81,7 +81,7 @@ pub enum Leaf {
         /// Number of tokens.
         tokens: u32,
     },
-    /// Every query sees the first `blocks` blocks, and queries there see every key.
+    /// Every query sees the first `blocks` blocks, and the queries in these see every key.
     Global {
         /// Number of blocks.
         blocks: u32,
@@ -97,19 +97,19 @@ pub enum Leaf {
     None,
 }
 
-/// Which number of a layer picks its stage.
+/// Which number of a layer is the index that picks its stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageBy {
-    /// Position among the swapped layers.
+    /// Position of the layer among the swapped layers.
     #[default]
     SwappedIndex,
-    /// Absolute layer index, for comparison.
+    /// Index of the layer in the model; exists for comparison.
     LayerIndex,
 }
 
 impl StageBy {
-    /// Both, in the order of the documentation.
+    /// Both values, in the order of the documentation.
     pub const ALL: [Self; 2] = [Self::SwappedIndex, Self::LayerIndex];
 
     /// The name in text and JSON.
@@ -121,20 +121,21 @@ impl StageBy {
     }
 }
 
-/// A pattern with the block size and stage order it is read with.
+/// A pattern with its header: block size, order of stages, layers to swap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sparsity {
     /// Tokens in a block; at least 1.
     #[serde(default = "default_block")]
     pub block: u32,
-    /// Which number of a layer picks its stage.
+    /// Which number of a layer is the index that picks its stage.
     #[serde(default)]
     pub stage_by: StageBy,
-    /// Absolute indices of the layers to swap; `None` for every attention layer.
+    /// Indices in the model of the layers to swap, strictly increasing; `None` for every
+    /// attention layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swapped_layers: Option<Vec<u32>>,
-    /// Fixes the stage, whatever the layer.
+    /// One index for all layers, so that all have the same stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<u32>,
     /// The pattern.
@@ -142,7 +143,10 @@ pub struct Sparsity {
 }
 
 impl Sparsity {
-    /// The index that picks the stage of the layer `layer`, the swapped layer number `position`.
+    /// The index that picks the stage of a layer.
+    ///
+    /// `layer` is its index in the model, `position` its position among the swapped layers, both
+    /// from 0.
     pub fn index(&self, position: u32, layer: u32) -> u32 {
         match (self.stage, self.stage_by) {
             (Some(stage), _) => stage,
@@ -152,7 +156,7 @@ impl Sparsity {
     }
 }
 
-/// Block size when neither text nor JSON names one.
+/// Block size in tokens if neither text nor JSON gives one.
 pub const DEFAULT_BLOCK: u32 = 128;
 
 fn default_block() -> u32 {
@@ -160,7 +164,7 @@ fn default_block() -> u32 {
 }
 
 impl From<Pattern> for Sparsity {
-    /// The default header: blocks of [`DEFAULT_BLOCK`] tokens, every layer swapped.
+    /// Adds the default header: blocks of [`DEFAULT_BLOCK`] tokens, every attention layer swapped.
     fn from(pattern: Pattern) -> Self {
         Self {
             block: DEFAULT_BLOCK,
@@ -185,8 +189,8 @@ impl Pattern {
         leaves
     }
 
-    /// How many stages the pattern has over `blocks` blocks: the least common multiple
-    /// over its partner leaves, 1 without any.
+    /// Number of stages of the pattern over `blocks` blocks: the least common multiple of
+    /// the stage counts of its partner leaves, saturated; 1 if it has none.
     pub fn stage_count(&self, blocks: u32) -> u32 {
         self.leaves().into_iter().fold(1, |count, leaf| match leaf {
             Leaf::Partner { rule, radix, .. } => {
@@ -214,7 +218,7 @@ fn lcm(a: u32, b: u32) -> u32 {
 }
 
 impl Drop for Pattern {
-    /// Without recursion: nothing bounds the depth of what operators in Rust build.
+    /// Drops without recursion, since patterns built by operators in Rust can be arbitrarily deep.
     fn drop(&mut self) {
         let mut open = Vec::new();
         let part = |pattern: &mut Self, open: &mut Vec<Self>| match pattern {

@@ -1,35 +1,35 @@
-//! What reading a pattern gives, and which form a text has.
+//! The result of reading a pattern, and how the form of a text is recognised.
 //!
-//! In:  a pattern argument: text or JSON, and the name to report it under.
-//! Out: [`Parsed`], the value and where each of its leaves was written, for the errors
-//! of later passes.
+//! In:  a pattern argument: text or JSON, and its name for error messages.
+//! Out: [`Parsed`], the value and the place of each of its leaves, at which later passes
+//! report errors.
 
 use super::diagnostic::{Diagnostic, Source};
 use super::{Sparsity, json, text};
 use std::ops::Range;
 
-/// A sparsity with the places it was read from.
+/// A sparsity, with the text from which it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// The value.
     pub sparsity: Sparsity,
     /// Name and text.
     pub source: Source,
-    /// The bytes of each leaf, in the order of [`Pattern::leaves`](super::Pattern::leaves).
+    /// The byte range of each leaf, in the order of [`Pattern::leaves`](super::Pattern::leaves).
     pub leaves: Vec<Range<usize>>,
-    /// Whether there was any header line.
+    /// Whether the text has a header line; always true for JSON.
     pub has_header: bool,
 }
 
 impl Parsed {
-    /// A mistake that a later pass found in leaf number `leaf`.
+    /// The diagnostic for a mistake that a later pass found in leaf number `leaf`, from 0.
     pub fn at_leaf(&self, leaf: usize, message: &str, label: &str) -> Diagnostic {
         let span = self.leaves.get(leaf).cloned();
         let span = span.unwrap_or_else(|| self.expression());
         Diagnostic::new(&self.source, span, message, label)
     }
 
-    /// The bytes from the first leaf to the last, behind whatever header there is.
+    /// The byte range from the first leaf to the last, without the header.
     fn expression(&self) -> Range<usize> {
         match (self.leaves.first(), self.leaves.last()) {
             (Some(first), Some(last)) => first.start..last.end.max(first.end),
@@ -39,7 +39,7 @@ impl Parsed {
 }
 
 impl From<Sparsity> for Parsed {
-    /// Prints the value, so that errors about a pattern built by hand have a text to
+    /// Prints the value, so that errors about a pattern built in Rust have a text to
     /// point into.
     fn from(sparsity: Sparsity) -> Self {
         let source = Source::new("<pattern>", &sparsity.to_string());
@@ -56,11 +56,11 @@ impl From<Sparsity> for Parsed {
 }
 
 impl Sparsity {
-    /// Reads a pattern argument in whichever form it has: JSON when it begins with `{`
-    /// or is called `.json`, else pattern text.
+    /// Reads a pattern in any form: JSON if it begins with `{` or its name ends with `.json`,
+    /// else pattern text. `name` is the text's name in error messages.
     ///
     /// # Errors
-    /// [`Diagnostic`] at the first mistake, and for the older `.wf` form.
+    /// [`Diagnostic`] at the first mistake, and for the older `.wf` form, which is not read.
     pub fn parse_any(name: &str, text: &str) -> Result<Parsed, Diagnostic> {
         let body = text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
         let start = text.len() - body.len();

@@ -1,5 +1,5 @@
-//! The text of a pattern, read token by token: what the grammar (`text.rs`) and the arguments of
-//! leaves (`arguments.rs`) are read with.
+//! Reads the text of a pattern token by token, for the grammar (`text.rs`) and the arguments of
+//! leaves (`arguments.rs`).
 
 use super::diagnostic::{Diagnostic, Source, quote};
 use super::lexer::{Kind, Token, lex};
@@ -10,14 +10,14 @@ pub(super) struct Parser {
     pub(super) source: Source,
     tokens: Vec<Token>,
     at: usize,
-    /// Bytes of the leaves so far.
+    /// Byte ranges of the leaves that were read so far.
     pub(super) leaves: Vec<Range<usize>>,
-    /// How many are open.
+    /// Number of open parentheses.
     pub(super) parentheses: u32,
 }
 
 impl Parser {
-    /// At the first token.
+    /// A parser at the first token of `source`.
     pub(super) fn new(source: Source) -> Self {
         Self {
             tokens: lex(&source.text),
@@ -29,7 +29,7 @@ impl Parser {
     }
 
     pub(super) fn peek(&self) -> &Token {
-        // The end is never stepped over.
+        // Past the last token, this stays at `Kind::End`.
         &self.tokens[self.at.min(self.tokens.len() - 1)]
     }
 
@@ -37,7 +37,7 @@ impl Parser {
         &self.tokens[(self.at + 1).min(self.tokens.len() - 1)]
     }
 
-    /// The one stepped over last.
+    /// The token that was read last.
     pub(super) fn last(&self) -> Option<&Token> {
         self.tokens.get(self.at.checked_sub(1)?)
     }
@@ -56,7 +56,8 @@ impl Parser {
         found
     }
 
-    /// The sign that closes what was opened at `open`; `instead` may stand there too.
+    /// Reads the `sign` that closes the bracket at `open`. Errors list `instead` as what may also
+    /// follow here.
     pub(super) fn close(
         &mut self,
         sign: char,
@@ -73,7 +74,7 @@ impl Parser {
         Err(self.expected(&format!("{instead} or `{sign}`")))
     }
 
-    /// A whole number and its bytes.
+    /// Reads a whole number; returns its byte range as well.
     pub(super) fn number(&mut self, what: &str) -> Result<(u32, Range<usize>), Diagnostic> {
         let Token { kind, span } = self.peek().clone();
         if kind != Kind::Number {
@@ -127,7 +128,7 @@ impl Parser {
     }
 }
 
-/// What the writer of a stray sign may have meant.
+/// Advice for an unknown sign: what its writer may have meant.
 fn meant(sign: char) -> Option<&'static str> {
     match sign {
         '+' => Some("`a | b` joins two patterns"),

@@ -1,7 +1,7 @@
 //! Patterns as text.
 //!
 //! In:  a [`Pattern`] or [`Sparsity`]. Out: text that parses back to an equal value,
-//! with no more parentheses than that needs.
+//! with as few parentheses as possible.
 
 use super::leaves::LeafName;
 use super::{Leaf, Pattern, Sparsity, StageBy};
@@ -15,7 +15,8 @@ impl fmt::Display for Pattern {
             Self::And(a, b) => (a, '&', b),
             Self::Minus(a, b) => (a, '-', b),
         };
-        // Every operator is left-associative: only the right side needs more.
+        // Every operator is left-associative, so an equal operator needs parentheses only on the
+        // right.
         operand(f, a, strength(self))?;
         write!(f, " {sign} ")?;
         operand(f, b, strength(self) + 1)

@@ -1,7 +1,7 @@
 //! The pattern language on one page, as `butterfly help patterns` prints it.
 //!
-//! In:  nothing. Out: text made from the tables that the parser reads with, so that it
-//! names every leaf, rule, header line and limit that there is.
+//! In:  nothing. Out: text made from the same tables that the parser uses, so that it
+//! lists every leaf, rule, header line and limit.
 
 use super::leaves::{LeafName, Signature};
 use super::limits::{MAX_BLOCK, MAX_COUNT, MAX_DEPTH, MAX_LEAVES, MAX_RADIX};
@@ -9,7 +9,7 @@ use super::text::HeaderWord;
 use super::{DEFAULT_BLOCK, PartnerRule, arguments};
 use std::fmt::Write;
 
-/// Patterns that the page ends with; each parses.
+/// Example patterns on the page; a test parses each.
 const EXAMPLES: [(&str, &str); 6] = [
     (
         "causal & (local(1) | partner(causal_shift) | sink(1))",
@@ -37,7 +37,7 @@ const EXAMPLES: [(&str, &str); 6] = [
     ),
 ];
 
-/// What pattern text and the JSON forms may say: every leaf, rule, header line and limit.
+/// The reference of pattern text and flat JSON: every leaf, rule, header line and limit.
 pub fn reference() -> String {
     let mut page = String::from(
         "Patterns: which keys each query sees.\n\n\
@@ -47,7 +47,7 @@ pub fn reference() -> String {
          OPERATORS, which bind as in Rust: `-` first, then `&`, then `|`; group with ( and )\n",
     );
     let mut line = |left: &str, right: &str| {
-        // A string takes text.
+        // Writing to a string cannot fail.
         let _ = writeln!(page, "  {left:<37} {right}");
     };
     line("a | b", "pairs in either");
@@ -93,7 +93,7 @@ pub fn reference() -> String {
     page
 }
 
-/// The flat form with every default.
+/// The flat JSON form with the default of every field.
 const FLAT: &str = "{\"rule\": \"causal_shift\", \"block_size\": 128, \"local_window\": 1, \"sink\": 1,\n   \
      \"partner_count\": 1, \"radix\": 2, \"stage_by\": \"swapped_index\"}";
 
@@ -161,14 +161,14 @@ mod tests {
             Sparsity::parse("example", text).unwrap_or_else(|error| panic!("{error}"));
             assert!(page.contains(text.lines().next().expect("a line")));
         }
-        // The flat form with every default is the flat form with none.
+        // A flat form that spells out every default equals one that gives only the rule.
         let flat = Sparsity::parse_any("flat.json", FLAT).unwrap_or_else(|error| panic!("{error}"));
         let short = Sparsity::parse_any("flat.json", r#"{"rule": "causal_shift"}"#);
         assert_eq!(Ok(flat.sparsity), short.map(|parsed| parsed.sparsity));
         assert!(page.contains(FLAT));
     }
 
-    /// Each usage is what the parser takes: with the brackets, and with all in them left out.
+    /// The parser reads each usage, both with its optional arguments and without them.
     #[test]
     fn usages_are_read_as_they_are_written() {
         for name in LeafName::ALL {
@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    /// Text with its bracketed parts, or without them.
+    /// `text` without its brackets, and if not `keep`, without the bracketed parts.
     fn options(text: &str, keep: bool) -> String {
         let mut depth = 0;
         let kept = text.chars().filter(|sign| {

@@ -16,8 +16,8 @@
 //! right), so that text, `pattern!` and the operators on [`Pattern`] agree. Line ends
 //! count as blanks, `#` begins a comment.
 //!
-//! In:  text and the name to report it under.
-//! Out: a value that passes [`Sparsity::check`], and where each leaf was written.
+//! In:  text, and its name for error messages.
+//! Out: a value that passes [`Sparsity::check`], and the place of each leaf.
 //!
 //! Invariant: no text makes this panic or overflow the stack.
 
@@ -30,7 +30,7 @@ use super::{DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
 use std::ops::Range;
 
 impl Sparsity {
-    /// Reads pattern text; `name` is what errors call it.
+    /// Reads pattern text; `name` is its name in error messages.
     ///
     /// # Errors
     /// [`Diagnostic`] at the first mistake.
@@ -38,7 +38,7 @@ impl Sparsity {
         Ok(Self::parse_with_spans(name, text)?.sparsity)
     }
 
-    /// Reads pattern text, and keeps where each leaf was written.
+    /// Reads pattern text, and records the place of each leaf.
     ///
     /// # Errors
     /// [`Diagnostic`] at the first mistake.
@@ -107,7 +107,7 @@ struct Header {
     lines: u32,
 }
 
-/// A pattern and how many operators stand above its deepest leaf.
+/// A pattern, and the number of operators around its deepest leaf.
 type Deep = (Pattern, u32);
 
 #[derive(Clone, Copy)]
@@ -190,7 +190,7 @@ impl Parser {
         loop {
             let (layer, span) = self.number("a layer index")?;
             layers.push(layer);
-            // Looking at the last two is enough: those before have passed.
+            // Checking the last two is enough: earlier pairs have passed.
             let last = &layers[layers.len().saturating_sub(2)..];
             limits::check_layers(last).map_err(|error| self.limit(error, span))?;
             if !self.eat(',') {
@@ -207,7 +207,7 @@ impl Parser {
         })
     }
 
-    /// `next (operator next)*`, from left to right.
+    /// Reads `next (operator next)*`, which binds from left to right.
     fn chain(
         &mut self,
         operator: Operator,

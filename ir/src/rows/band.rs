@@ -1,8 +1,8 @@
-//! Bands: what one row of blocks sees, as a union of simple regions.
+//! Bands: simple regions whose union is the set of (query, key) pairs that a row sees.
 //!
-//! Every leaf of the pattern algebra, and every combination of leaves, is for the
-//! queries of one block a finite union of bands. Kernels of every target execute
-//! bands and nothing else, so a new leaf needs no new kernel.
+//! For the queries of one block, every leaf of the pattern algebra and every combination
+//! of leaves is a finite union of bands. Kernels of all targets execute bands and nothing
+//! else, so a new leaf needs no new kernel.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 /// any sequence, small enough that adding a position cannot overflow an `i32`.
 pub const UNBOUNDED: i32 = 1 << 30;
 
-/// Most tokens of a sequence: every position is then below [`UNBOUNDED`], and stays an `i32` when
-/// a limit is added to it.
+/// Most tokens of a sequence. Every position is then below [`UNBOUNDED`], and the sum of a position
+/// and a limit of a band fits an `i32`.
 pub const MAX_TOKENS: u32 = UNBOUNDED as u32 - 1;
 
 /// The (query, key) region `lo <= k < hi` and `q + first <= k < q + end`, in tokens.
 ///
-/// `lo` and `hi` are absolute key positions, `first` and `end` are relative to the
-/// query's absolute position. Half-open on the right throughout.
+/// `lo` and `hi` are absolute key positions; `first` and `end` are relative to the
+/// absolute position of the query. `lo` and `first` are inclusive, `hi` and `end` exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Band {
     /// First key.
@@ -51,17 +51,18 @@ impl Band {
         }
     }
 
-    /// [`Band::first`] of a window of `tokens` keys that ends with the query's own.
+    /// [`Band::first`] of a sliding window: `tokens` keys, of which the last is the query's own.
     pub fn window_first(tokens: u32) -> i32 {
         1 - i64::from(tokens).min(i64::from(UNBOUNDED) + 1) as i32
     }
 
-    /// No query sees a key through this band.
+    /// Whether the band holds no pair, because two of its limits exclude each other.
     pub fn is_empty(&self) -> bool {
         self.lo >= self.hi || self.first >= self.end
     }
 
-    /// Keys that query `q` sees through this band, as `start..end` (may be empty).
+    /// The keys of query `q` in this band, as `(start, end)`, end exclusive; empty if
+    /// `start >= end`.
     pub fn of_query(&self, q: i32) -> (i32, i32) {
         (self.lo.max(q + self.first), self.hi.min(q + self.end))
     }
@@ -72,8 +73,10 @@ impl Band {
         start <= k && k < end
     }
 
-    /// Keys seen by at least one query of `q0..=q1`: exactly this range, since the
-    /// ranges of consecutive queries touch when the band is not empty.
+    /// Keys seen by at least one query of `q0..=q1`, as `(start, end)`, end exclusive.
+    ///
+    /// The range is exact: in a band that is not empty, the ranges of consecutive queries
+    /// overlap or touch.
     pub fn seen_by_any(&self, q0: i32, q1: i32) -> (i32, i32) {
         if self.is_empty() {
             return (0, 0);
@@ -81,12 +84,12 @@ impl Band {
         (self.lo.max(q0 + self.first), self.hi.min(q1 + self.end))
     }
 
-    /// Keys seen by every query of `q0..=q1`.
+    /// Keys seen by every query of `q0..=q1`, as `(start, end)`, end exclusive.
     pub fn seen_by_all(&self, q0: i32, q1: i32) -> (i32, i32) {
         (self.lo.max(q1 + self.first), self.hi.min(q0 + self.end))
     }
 
-    /// The pairs in both.
+    /// The band of all pairs that are in both.
     pub fn intersect(&self, other: &Self) -> Self {
         Self {
             lo: self.lo.max(other.lo),
@@ -96,7 +99,8 @@ impl Band {
         }
     }
 
-    /// Whether every pair of `self` is in `other`, judged by the four limits alone.
+    /// Whether each of the four limits of `self` lies within that of `other`; every pair of
+    /// `self` is then in `other`.
     pub fn within(&self, other: &Self) -> bool {
         other.lo <= self.lo
             && self.hi <= other.hi
@@ -105,13 +109,14 @@ impl Band {
     }
 }
 
-/// Keys that query `q` sees through the union of `bands`: sorted, disjoint, non-touching ranges.
+/// Keys that query `q` sees through the union of `bands`, as half-open ranges: sorted, with a gap
+/// between each two.
 pub fn keys_of_query(bands: &[Band], q: i32) -> Vec<(i32, i32)> {
     let ranges = bands.iter().map(|band| band.of_query(q));
     merge(ranges.filter(|(start, end)| start < end).collect())
 }
 
-/// Sorts ranges and joins those that overlap or touch.
+/// Sorts half-open ranges and joins those that overlap or touch.
 pub fn merge(mut ranges: Vec<(i32, i32)>) -> Vec<(i32, i32)> {
     ranges.sort_unstable();
     let mut merged: Vec<(i32, i32)> = Vec::with_capacity(ranges.len());

@@ -1,7 +1,8 @@
-//! Kernels → a folder that has others of the same plan already.
+//! Adds kernels to an artifact folder that was made from the same plan.
 //!
-//! In:  a manifest and its files. Out: the folder with what it had and with these, as if all had
-//! been made at once: kernels have content keys, so that equal ones coincide.
+//! In:  a manifest and its files.
+//! Out: the folder with its old kernels and the new ones, the same as if all had been written at
+//! once: a kernel that is made twice has the same content key.
 
 use super::write::{check_replaceable, write_from};
 use super::{ArtifactError, Artifacts, MANIFEST};
@@ -9,15 +10,15 @@ use butterfly_ir::manifest::Manifest;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Adds kernels to an artifact folder, which is made where there is none.
+/// Adds kernels to an artifact folder; creates the folder if there is none.
 ///
-/// `files` are paths below `dir` and contents. Kernels that the folder has and `manifest` too are
-/// replaced. Gives the manifest that was written.
+/// `files` are pairs of a path relative to `dir` and its content. A new kernel replaces one with
+/// the same target and key, a new matrix product one with the same target and element type. Returns
+/// the merged manifest, whose `digest` is filled in only in the file.
 ///
 /// # Errors
-/// [`ArtifactError::NotTheSame`] where the folder was made for another pattern, config or capacity
-/// or by another version, those of [`Artifacts::open`], and those of [`super::write()`]; `dir` is then as
-/// it was.
+/// [`ArtifactError::NotTheSame`] if the folder was made for another pattern, config or capacity, or
+/// by another version of the compiler; also those of [`Artifacts::open`] and [`super::write()`].
 pub fn add(
     dir: &Path,
     manifest: &Manifest,
@@ -35,7 +36,8 @@ pub fn add(
         }
         all.extend(files.iter().cloned());
         let merged = merged(&there.manifest, manifest);
-        // A kernel that was made again may have fewer forms.
+        // Only the files that the merged manifest lists: a kernel that was made again may have
+        // fewer forms, such as no cubin.
         let files = merged.files().map(|file| {
             let content = all.get(&file.path).cloned().unwrap_or_default();
             (file.path.clone(), content)
@@ -45,7 +47,8 @@ pub fn add(
     })
 }
 
-/// The kernels of both, each once, in the order of a manifest.
+/// The kernels and products of both, without duplicates (`new` wins), in the order of a manifest:
+/// by target, then by key or element type.
 fn merged(there: &Manifest, new: &Manifest) -> Manifest {
     let mut kernels = new.kernels.clone();
     let is_new = |target, key: &str| {
@@ -73,10 +76,11 @@ fn merged(there: &Manifest, new: &Manifest) -> Manifest {
 }
 
 impl Artifacts {
-    /// Whether kernels of the plan that `manifest` is made from may stand beside these.
+    /// Checks that kernels of `manifest` can be added to this folder: that both were made for the
+    /// same pattern, config and capacity, by the same version of the compiler.
     ///
     /// # Errors
-    /// [`ArtifactError::NotTheSame`].
+    /// [`ArtifactError::NotTheSame`], which names the first difference.
     pub fn admits(&self, manifest: &Manifest) -> Result<(), ArtifactError> {
         let (there, given) = (&self.manifest, manifest);
         let differs = |what, there: &dyn ToString, given: &dyn ToString| {
@@ -109,7 +113,7 @@ impl Artifacts {
     }
 }
 
-/// A pattern in one line.
+/// A pattern's text on one line.
 pub(super) fn one_line(pattern: &str) -> String {
     pattern.split_whitespace().collect::<Vec<_>>().join(" ")
 }

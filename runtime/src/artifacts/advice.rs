@@ -1,6 +1,6 @@
-//! What a folder lacks → the command that adds it.
+//! Errors for missing kernels, with the command that adds them.
 //!
-//! Invariant: what is advised keeps the kernels that are there.
+//! Invariant: no command that is suggested removes kernels from the folder.
 
 use super::add::one_line;
 use super::{ArtifactError, Artifacts};
@@ -8,7 +8,8 @@ use butterfly_ir::{Dtype, KernelSpec, Phase, Target};
 use std::path::Path;
 
 impl Artifacts {
-    /// What adds kernels for `target` to these, in `dtype` or those that are made by default.
+    /// Tells the user how to add kernels for `target` to this folder, in `dtype` or, if that is
+    /// `None`, in the default element types.
     pub fn adding(&self, target: Target, dtype: Option<Dtype>) -> String {
         if let Some(dtype) = dtype.filter(|dtype| !target.has(*dtype)) {
             return format!("{target} has no {}: take f16 or f32", dtype.name());
@@ -33,7 +34,7 @@ impl Artifacts {
         )
     }
 
-    /// Why there is no kernel for `spec` on `target`.
+    /// The error for a `spec` that has no kernel on `target`.
     pub(super) fn missing(&self, spec: &KernelSpec, target: Target) -> ArtifactError {
         let dir = self.dir().to_path_buf();
         let heads = |spec: &KernelSpec| {
@@ -75,14 +76,14 @@ impl Artifacts {
         }
     }
 
-    /// The model that these were compiled for.
+    /// The model that the folder was compiled for: its config file and model type.
     pub fn model(&self) -> String {
         let config = &self.manifest.config;
         format!("{} ({})", config.file, config.model_type)
     }
 }
 
-/// A path as a shell takes it.
+/// A path, quoted for a shell where necessary.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@".contains(c);

@@ -1,8 +1,10 @@
-//! Bytes → one file, whole or not at all.
+//! Writes one file, completely or not at all.
 //!
-//! In:  a path and bytes. Out: the file, with the permissions of any new file or those that it
-//! had. Links are followed; what is neither a file nor a folder (a terminal, a pipe, `/dev/null`)
-//! is written to as it is.
+//! In:  a path and bytes.
+//! Out: the file. A new one gets default permissions, an existing one keeps its own.
+//!
+//! Symbolic links to files are followed. Anything that is neither a file nor a folder (a terminal,
+//! a pipe, `/dev/null`) is written to directly.
 
 use super::{ArtifactError, failed};
 use std::fs::{self, File};
@@ -10,15 +12,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Writes a file through a temporary one beside it, so that it appears whole or not at all.
+/// Writes a file atomically: to a temporary file in the same folder, which is then renamed.
 ///
 /// # Errors
-/// [`ArtifactError::Io`]; the file is then as it was.
+/// [`ArtifactError::Io`]; an existing file is then unchanged.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
     write(path, bytes).map_err(failed("write", path))
 }
 
-/// Finds out before long work whether [`write_file`] can create a file there; leaves nothing.
+/// Checks, before long work, whether [`write_file`] can create a file at `path`. Leaves no file
+/// behind.
 ///
 /// # Errors
 /// [`ArtifactError::Io`].
@@ -30,11 +33,11 @@ pub fn check_file(path: &Path) -> Result<(), ArtifactError> {
     check().map_err(failed("write", path))
 }
 
-/// What a path stands for.
+/// What a path refers to.
 enum Place {
-    /// A file that is there or may be created, where it really lies.
+    /// An existing file, with symbolic links resolved, or a path at which nothing exists yet.
     File(PathBuf),
-    /// Something that is only written to.
+    /// Anything else, such as a device or a pipe.
     Device,
 }
 
@@ -59,15 +62,15 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Ok(before) = fs::metadata(&path) {
         file.as_file().set_permissions(before.permissions())?;
     }
-    // Not through the temporary file itself, whose errors name it.
+    // Written through the inner `File`: errors of `NamedTempFile` name the temporary path.
     file.as_file_mut().write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(&path).map_err(|error| error.error)?;
     Ok(())
 }
 
-/// An empty file beside `path` with the permissions that the umask leaves, removed unless it is
-/// put in its place.
+/// An empty file in the folder of `path`, with the default permissions that the umask allows. It is
+/// deleted on drop unless it is persisted.
 fn temporary(path: &Path) -> io::Result<NamedTempFile> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
@@ -119,7 +122,7 @@ mod tests {
         assert_eq!(names(folder.path()), ["file"]);
     }
 
-    /// As any new file, or as it was.
+    /// A new file gets default permissions; an existing one keeps its own.
     #[cfg(unix)]
     #[test]
     fn permissions_and_links_are_kept() {

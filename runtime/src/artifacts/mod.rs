@@ -1,7 +1,8 @@
 //! Artifact folders: `manifest.json` and `kernels/`.
 //!
-//! In:  a manifest and its files, or a folder. Out: a folder that appears whole or not
-//! at all, or an [`Artifacts`] of which every byte was checked.
+//! In:  a manifest and its files, or a folder.
+//! Out: a folder that is written completely or not at all, or an [`Artifacts`] whose every byte was
+//! checked.
 
 mod add;
 mod advice;
@@ -26,33 +27,33 @@ pub const MANIFEST: &str = "manifest.json";
 /// Why artifacts could not be written, read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
-    /// The system refused an operation.
+    /// A file system operation failed.
     #[error("{}: cannot {what}: {error}{}", path.display(), way_out(error))]
     Io {
-        /// What was to be done.
+        /// The operation, as it follows "cannot".
         what: &'static str,
-        /// To which file.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// Somebody else writes to the same folder.
+    /// Another writer holds the lock of this folder.
     #[error("{}: another butterfly is writing there; wait for it, or choose another folder", .0.display())]
     Busy(PathBuf),
-    /// The output folder holds something else.
+    /// The output path exists, and is neither empty nor an artifact folder.
     #[error("{}: is not an artifact folder and not empty; choose another folder, or empty this one", .0.display())]
     Foreign(PathBuf),
-    /// The folder was made for another version.
+    /// The manifest has another schema version.
     #[error("{}: made by schema {found}, this version reads {expected}; compile again with `butterfly compile`", path.display())]
     Schema {
         /// The manifest.
         path: PathBuf,
-        /// Its schema.
+        /// Its schema version.
         found: u64,
-        /// What is read.
+        /// The schema version that this version of the crate reads.
         expected: u32,
     },
-    /// The manifest is not what was written.
+    /// The manifest or one of its files is invalid, or was changed after it was written.
     #[error("{}: {what}; compile again with `butterfly compile`", path.display())]
     Malformed {
         /// The file.
@@ -60,57 +61,57 @@ pub enum ArtifactError {
         /// What is wrong with it.
         what: String,
     },
-    /// No kernel runs on the device that is here.
+    /// The folder has no kernels that this NVIDIA device can run.
     #[error("{}: no kernels for {own} among {there:?}; {way_out}", dir.display())]
     Architecture {
         /// The artifact folder.
         dir: PathBuf,
         /// Compute capability of the device.
         own: Sm,
-        /// Those that there are kernels for.
+        /// Architectures that the folder has kernels for.
         there: Vec<String>,
-        /// What makes them.
+        /// How to get the missing kernels.
         way_out: String,
     },
-    /// The device does not say what it runs.
+    /// The compute capability of an NVIDIA device is not known.
     #[error("the device has no compute capability")]
     NoCapability,
-    /// A kernel's file is none.
+    /// A kernel cannot be launched: its file or its geometry is invalid for the device.
     #[error(transparent)]
     Image(#[from] LaunchError),
-    /// No kernel fits.
+    /// The folder has no kernel for this specification and target.
     #[error("no {target} kernel for {wanted} in {}; {way_out}", dir.display())]
     Missing {
         /// The artifact folder.
         dir: PathBuf,
         /// The target.
         target: Target,
-        /// What was asked for.
+        /// The kernel that was asked for.
         wanted: String,
-        /// What makes it.
+        /// How to get the missing kernel.
         way_out: String,
     },
-    /// No kernel has such heads: the folder was made for another model.
+    /// The folder was compiled for a model with other attention heads.
     #[error("{}: was compiled for {made_for}, not for {wanted}; {way_out}", dir.display())]
     OtherModel {
         /// The artifact folder.
         dir: PathBuf,
-        /// Its model.
+        /// The model that it was compiled for, and its heads.
         made_for: String,
-        /// The model or the heads that were asked for.
+        /// The heads that were asked for, and the model where it is known.
         wanted: String,
-        /// What makes a folder for these.
+        /// How to compile a folder for these.
         way_out: String,
     },
-    /// Layers that keep their attention, where the folder was made for a model that replaces all.
+    /// Dense attention was asked for, but the folder's pattern replaces every layer.
     #[error("{}: holds no kernels for layers that keep their attention, since its pattern replaces every layer; {way_out}", dir.display())]
     NoDense {
         /// The artifact folder.
         dir: PathBuf,
-        /// What makes them.
+        /// How to get the missing kernels.
         way_out: String,
     },
-    /// Kernels cannot be added to those of something else.
+    /// Kernels cannot be added, because the folder was compiled from other inputs.
     #[error("{}: its kernels are for another {what}: {there}, not {given}; leave --add out to replace them, or choose another folder", dir.display())]
     NotTheSame {
         /// The artifact folder.
@@ -119,7 +120,7 @@ pub enum ArtifactError {
         what: &'static str,
         /// What the folder was made for.
         there: String,
-        /// What was to be added.
+        /// What the new kernels were made for.
         given: String,
     },
 }
@@ -139,7 +140,7 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// Names the operation and the file of a failed system call.
+/// Makes an [`ArtifactError::Io`] of a failed system call on `path`.
 fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> ArtifactError {
     let path = path.into();
     move |error| ArtifactError::Io { what, path, error }

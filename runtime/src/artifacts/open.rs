@@ -1,4 +1,4 @@
-//! Folder → checked artifacts.
+//! Opens an artifact folder and checks it.
 
 use super::{ArtifactError, MANIFEST, failed};
 use butterfly_ir::manifest::{FileEntry, KernelEntry, Manifest, SCHEMA};
@@ -6,10 +6,10 @@ use butterfly_ir::{KernelSpec, Target};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Largest manifest and kernel that is read, in bytes.
+/// Largest manifest or kernel file that is read, in bytes.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// An artifact folder of which every byte was checked when it was opened.
+/// An artifact folder whose manifest and files were checked when it was opened.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     dir: PathBuf,
@@ -18,20 +18,23 @@ pub struct Artifacts {
     pub manifest: Manifest,
 }
 
-/// An artifact folder inside a program.
+/// An artifact folder that is embedded in a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Embedded {
-    /// Where it was when the program was made, for messages.
+    /// Path of the folder when the program was built, for messages.
     pub dir: &'static str,
     /// The text of its manifest.
     pub manifest: &'static str,
-    /// Paths below the folder, and contents.
+    /// The path of each file relative to the folder, and its content.
     pub files: &'static [(&'static str, &'static [u8])],
 }
 
 impl Artifacts {
-    /// Opens a folder: checks the schema, the manifest's digest, that its content is what this
-    /// version writes, and each file's length and digest.
+    /// Opens a folder and checks it.
+    ///
+    /// Checks the schema version and the digest of the manifest, that the manifest says what this
+    /// version would write, the length and digest of each file, and that the text of each kernel
+    /// begins with the geometry that the manifest has for it.
     ///
     /// # Errors
     /// [`ArtifactError::Schema`], [`ArtifactError::Malformed`], or [`ArtifactError::Io`].
@@ -45,7 +48,7 @@ impl Artifacts {
         })
     }
 
-    /// Opens a folder inside this program, with the same checks.
+    /// Opens a folder that is embedded in this program, with the checks of [`Artifacts::open`].
     ///
     /// # Errors
     /// As [`Artifacts::open`].
@@ -90,12 +93,12 @@ impl Artifacts {
         Ok(artifacts)
     }
 
-    /// Whether they lie in this program.
+    /// Whether the folder is embedded in this program.
     pub(super) fn is_embedded(&self) -> bool {
         self.embedded.is_some()
     }
 
-    /// The folder.
+    /// Path of the folder; of an embedded one, the path when the program was built.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -103,15 +106,16 @@ impl Artifacts {
     /// The kernel for `spec` on `target`.
     ///
     /// # Errors
-    /// [`ArtifactError::Missing`], which names the command that adds it, or
-    /// [`ArtifactError::OtherModel`].
+    /// [`ArtifactError::OtherModel`] if the folder's kernels have other heads, else
+    /// [`ArtifactError::Missing`], which names the command that adds the kernel.
     pub fn select(&self, spec: &KernelSpec, target: Target) -> Result<&KernelEntry, ArtifactError> {
         let fits = |kernel: &&KernelEntry| kernel.target == target && kernel.spec == *spec;
         let kernel = self.manifest.kernels.iter().find(fits);
         kernel.ok_or_else(|| self.missing(spec, target))
     }
 
-    /// The form of a kernel that is launched, read again and checked again.
+    /// Reads the form of a kernel that is launched (SPIR-V, WGSL, a cubin and so on), and checks it
+    /// again.
     ///
     /// # Errors
     /// As [`Artifacts::open`].
@@ -119,19 +123,20 @@ impl Artifacts {
         self.last(&kernel.key, &kernel.files)
     }
 
-    /// The last of some files, read again and checked again.
+    /// Reads the last of `files`, the form that is launched, and checks it again. `name` is for
+    /// messages.
     pub(super) fn last(&self, name: &str, files: &[FileEntry]) -> Result<Vec<u8>, ArtifactError> {
         self.read(files.last(), &format!("kernel {name}"))
     }
 
-    /// One of `what`'s files.
+    /// The content of `file`; if it is `None`, an error that `what` has no file.
     fn read(&self, file: Option<&FileEntry>, what: &str) -> Result<Vec<u8>, ArtifactError> {
         let path = self.dir.join(MANIFEST);
         let missing = || malformed(&path, &format!("{what} has no file"));
         self.content(file.ok_or_else(missing)?)
     }
 
-    /// The content of one of its files, read again and checked again.
+    /// Reads one of the folder's files, and checks its length and digest again.
     pub(super) fn content(&self, file: &FileEntry) -> Result<Vec<u8>, ArtifactError> {
         self.read_checked(&file.path, file.bytes, &file.blake3)
     }
@@ -228,7 +233,7 @@ fn seal(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
-/// The text with its last member empty.
+/// The text of a manifest with its last member, the digest, empty: the text that was hashed.
 fn unsealed(text: &str, digest: &str) -> String {
     match text.rsplit_once(&format!("\"digest\": \"{digest}\"")) {
         Some((before, after)) => format!("{before}\"digest\": \"\"{after}"),

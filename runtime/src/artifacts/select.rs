@@ -1,4 +1,4 @@
-//! Checked artifacts × device → kernels.
+//! Selects the kernels of an artifact folder that a device can run.
 
 use super::{ArtifactError, Artifacts};
 use crate::{Device, Loaded, Ready};
@@ -6,10 +6,11 @@ use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
 use butterfly_ir::{Dtype, Rows, Sm, Sparsity, Target};
 
 impl Device {
-    /// The target that suits a device best; `sm` is its compute capability, on NVIDIA.
+    /// The target to compile for, given a device. `sm` is the compute capability of an NVIDIA
+    /// device; other devices ignore it.
     ///
     /// # Errors
-    /// [`ArtifactError::NoCapability`] without one there.
+    /// [`ArtifactError::NoCapability`] for [`Device::Cuda`] without `sm`.
     pub fn target(self, sm: Option<Sm>) -> Result<Target, ArtifactError> {
         Ok(match self {
             Self::Vulkan => Target::Vulkan,
@@ -20,11 +21,13 @@ impl Device {
 }
 
 impl Artifacts {
-    /// The target whose kernels a device runs; for CUDA the newest of those whose machine code its
-    /// architecture executes, else of those whose PTX its driver compiles.
+    /// The target whose kernels of this folder a device runs.
+    ///
+    /// For CUDA, this is the newest architecture in the folder whose cubins the device executes,
+    /// else the newest one whose PTX its driver can compile.
     ///
     /// # Errors
-    /// [`ArtifactError::Architecture`] without any.
+    /// [`ArtifactError::Architecture`] if the folder has neither, and those of [`Device::target`].
     pub fn target_for(&self, device: Device, sm: Option<Sm>) -> Result<Target, ArtifactError> {
         let own = match device.target(sm)? {
             Target::Cuda(own) => own,
@@ -60,11 +63,15 @@ impl Artifacts {
         kernels.all(|kernel| ptx(kernel).is_some())
     }
 
-    /// What a device of capability `own`, on NVIDIA, takes of a kernel that was picked for it: PTX
-    /// where it does not execute the machine code, else what the folder has to be launched.
+    /// The image of a kernel to launch on a device; `own` is its compute capability, on NVIDIA.
+    ///
+    /// This is the kernel's PTX if the device does not execute its cubin, else
+    /// [`Artifacts::image`]. The kernel is one for the target that [`Artifacts::target_for`]
+    /// returned.
     ///
     /// # Errors
-    /// [`ArtifactError`] when the file cannot be read, or is not the one that was written.
+    /// [`ArtifactError::Io`] or [`ArtifactError::Malformed`] if the file cannot be read, or was
+    /// changed after it was written.
     pub fn image_for(
         &self,
         kernel: &KernelEntry,
@@ -76,7 +83,7 @@ impl Artifacts {
         }
     }
 
-    /// Element types of the kernels for `target`, each once.
+    /// Element types of the kernels for `target`, sorted and without duplicates.
     pub fn dtypes(&self, target: Target) -> Vec<Dtype> {
         let kernels = self.manifest.kernels.iter();
         let kernels = kernels.filter(|kernel| kernel.target == target);
@@ -86,10 +93,10 @@ impl Artifacts {
         dtypes
     }
 
-    /// All kernels that a device runs; none where the folder has none for it.
+    /// All kernels that a device runs, prepared for launching; empty if the folder has none for it.
     ///
     /// # Errors
-    /// As [`Artifacts::image`].
+    /// Those of [`Artifacts::image`], and [`ArtifactError::Image`].
     pub fn ready(&self, device: Device, sm: Option<Sm>) -> Result<Vec<Ready>, ArtifactError> {
         let Ok(target) = self.target_for(device, sm) else {
             return Ok(Vec::new());
@@ -101,10 +108,11 @@ impl Artifacts {
             .collect()
     }
 
-    /// All matrix products that a device runs.
+    /// All matrix products that a device runs, prepared for launching; empty if the folder has none
+    /// for it.
     ///
     /// # Errors
-    /// As [`Artifacts::image`].
+    /// Those of [`Artifacts::image`], and [`ArtifactError::Image`].
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub fn products(
         &self,
@@ -126,7 +134,7 @@ impl Artifacts {
     /// One kernel, prepared for launching.
     ///
     /// # Errors
-    /// As [`Artifacts::image_for`].
+    /// Those of [`Artifacts::image_for`], and [`ArtifactError::Image`].
     pub fn ready_one(
         &self,
         device: Device,
@@ -146,7 +154,8 @@ impl Artifacts {
         )?)
     }
 
-    /// Where the kernels of the pattern get their rows from.
+    /// The rows of the kernels for the pattern, rather than of those for layers that keep dense
+    /// attention; [`Rows::Table`] if the manifest names no rows.
     pub fn rows(&self) -> Rows {
         let dense = self.manifest.dense.as_ref();
         let mut rows = self.manifest.kernels.iter().map(|kernel| &kernel.spec.rows);
@@ -154,11 +163,12 @@ impl Artifacts {
         other.cloned().unwrap_or(Rows::Table)
     }
 
-    /// Causal attention for layers that keep it: its pattern and rows.
+    /// The pattern and rows of dense causal attention, for layers that the folder's pattern does
+    /// not replace.
     ///
     /// # Errors
-    /// [`ArtifactError::NoDense`] where the folder was made for a model whose layers are all
-    /// replaced.
+    /// [`ArtifactError::NoDense`] if the pattern replaces every layer, so that the folder has no
+    /// kernels for dense attention.
     pub fn dense(&self) -> Result<(Sparsity, Rows), ArtifactError> {
         let rows = self.manifest.dense.clone();
         let none = || ArtifactError::NoDense {
@@ -170,7 +180,7 @@ impl Artifacts {
     }
 }
 
-/// The PTX of a kernel for CUDA, where there is any.
+/// The PTX file of a kernel for CUDA, if it has one.
 fn ptx(kernel: &KernelEntry) -> Option<&FileEntry> {
     kernel.files.iter().find(|file| file.path.ends_with(".ptx"))
 }

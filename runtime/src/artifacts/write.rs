@@ -1,8 +1,8 @@
-//! Manifest and files → folder, whole or not at all.
+//! Writes an artifact folder, completely or not at all.
 //!
-//! Everything is written to a temporary folder beside the wanted one and renamed into
-//! place, under a lock. A writer that is killed leaves a temporary folder, which the
-//! next writer removes.
+//! Under a lock file, everything is written to a temporary folder beside the final one, which is
+//! then renamed into place. A writer that is killed leaves its temporary folder behind; the next
+//! writer removes it.
 
 use super::{ArtifactError, MANIFEST, failed};
 use butterfly_ir::manifest::Manifest;
@@ -11,13 +11,17 @@ use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Writes an artifact folder; one that is there is replaced in one step.
+/// Writes an artifact folder. On Linux, an existing one is replaced atomically if the file system
+/// can exchange two names; otherwise by two renames.
 ///
-/// `files` are paths below `dir` and contents. The manifest's digest is filled in.
+/// `files` are pairs of a path relative to `dir` and its content. The digest in the manifest's file
+/// is computed here.
 ///
 /// # Errors
-/// [`ArtifactError::Busy`] beside a second writer, [`ArtifactError::Foreign`] where `dir`
-/// holds something else, [`ArtifactError::Io`] for all else; `dir` is then as it was.
+/// [`ArtifactError::Busy`] while another writer holds the lock, [`ArtifactError::Foreign`] if `dir`
+/// is neither empty nor an artifact folder, [`ArtifactError::Malformed`] if `dir` has no name, and
+/// [`ArtifactError::Io`]. `dir` is then unchanged, unless the error came from one of the two
+/// renames or from deleting the replaced folder.
 pub fn write(
     dir: &Path,
     manifest: &Manifest,
@@ -29,7 +33,8 @@ pub fn write(
 /// A manifest, and the files that it names.
 type Content = (Manifest, Vec<(String, Vec<u8>)>);
 
-/// As [`write`], with the content that `make` gives when the folder is locked; gives its manifest.
+/// As [`write`], but calls `make` for the content once the folder is locked, and returns its
+/// manifest.
 pub(super) fn write_from(
     dir: &Path,
     make: impl FnOnce() -> Result<Content, ArtifactError>,
@@ -48,7 +53,8 @@ pub(super) fn write_from(
         .map_err(failed("create a temporary folder in", &place.parent))?;
     fill(temporary.path(), dir, &manifest, &files)?;
     swap(temporary.path(), dir, exists)?;
-    // After an exchange this removes the old artifacts; after a rename there is nothing left.
+    // After an exchange, this deletes the old artifacts; after a rename, there is nothing to
+    // delete.
     match temporary.close() {
         Ok(()) => Ok(manifest),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(manifest),
@@ -56,7 +62,7 @@ pub(super) fn write_from(
     }
 }
 
-/// Where a folder lies.
+/// The parent and the name of a folder.
 struct Place {
     parent: PathBuf,
     name: OsString,
@@ -78,7 +84,7 @@ impl Place {
         })
     }
 
-    /// A hidden name beside the folder.
+    /// The hidden name `.NAME.suffix`, for a file or folder beside this one.
     fn sibling(&self, suffix: &str) -> OsString {
         let mut name = OsString::from(".");
         name.push(&self.name);
@@ -106,7 +112,7 @@ impl Place {
     }
 }
 
-/// A lock file beside the folder, removed when done.
+/// A lock file beside the folder, deleted on drop.
 struct Lock {
     path: PathBuf,
     _file: File,
@@ -129,7 +135,7 @@ impl Lock {
                 }
                 Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
             }
-            // The writer before us may have removed the file between our open and lock.
+            // The previous writer may have deleted the file between our open and our lock.
             if is_same(&file, &path) {
                 return Ok(Self { path, _file: file });
             }
@@ -157,7 +163,8 @@ fn is_same(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// Whether `dir` is there; it may be replaced when it is empty or holds a manifest.
+/// Whether `dir` exists; an error if it exists but may not be replaced, because it is neither empty
+/// nor has a manifest.
 pub(super) fn check_replaceable(dir: &Path) -> Result<bool, ArtifactError> {
     match fs::symlink_metadata(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -197,7 +204,7 @@ fn fill(
             .and_then(|folder| folder.sync_all())
             .map_err(failed("sync", dir))?;
     }
-    // Temporary folders are private; artifacts are as readable as any new folder.
+    // Temporary folders are private to the user; artifacts get the permissions of any new folder.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -224,14 +231,14 @@ fn swap(temporary: &Path, dir: &Path, exists: bool) -> Result<(), ArtifactError>
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, temporary, CWD, dir, RenameFlags::EXCHANGE) {
             Ok(()) => return Ok(()),
-            // Some file systems cannot exchange.
+            // Not every file system can exchange two names.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
             Err(error) => return Err(failed("replace", dir)(error.into())),
         }
     }
     if exists {
-        // Inside the temporary folder's name space, so that a crash here leaves a leftover
-        // that the next writer removes.
+        // The old folder waits as `.NAME.old`. A crash between the renames leaves it there, and
+        // `remove_leftovers` does not look for this name.
         let aside = temporary.with_extension("old");
         fs::rename(dir, &aside).map_err(failed("move aside", dir))?;
         fs::rename(temporary, dir).map_err(failed("move into place", dir))?;

@@ -1,7 +1,9 @@
-//! Kernel × arguments → what is bound: the last check before unchecked kernels.
+//! Checks the arguments of a launch and lays them out for binding: the last check before kernels
+//! run, which have no bounds checks of their own.
 //!
-//! In:  a kernel, and host memory or device memory of any length. Out: lengths that reach as
-//! far as the strides and the rows do, or an error that names the argument.
+//! In:  a kernel, and arguments in host memory or device memory of any length.
+//! Out: buffers that are at least as long as the strides and the rows reach, or an error that names
+//! the argument.
 
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
@@ -9,11 +11,11 @@ use butterfly_ir::kernel::signature::{Binding, Role, Way};
 use butterfly_ir::{Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
-/// What a launch needs, checked but for the tensors and the rows.
+/// What a launch needs. The scalars have been checked; tensors and rows are checked against it.
 pub(super) struct Needs {
     /// Bytes of q, k, v and o up to the last element that is touched.
     pub(super) tensors: [u64; 4],
-    /// Number of values of lse.
+    /// Number of elements of lse, B x Hq x q_len.
     pub(super) results: u64,
     /// Scalars and sinks.
     pub(super) words: Words,
@@ -25,17 +27,17 @@ pub(super) struct Needs {
     pub(super) rows: u64,
 }
 
-/// The words of a launch.
+/// The scalars and sinks of a launch, as 32-bit words.
 pub(super) struct Words {
-    /// The scalars, in a buffer or by value.
+    /// The scalars, for a buffer or by value.
     pub(super) scalars: Vec<u32>,
-    /// The logits of sinks, where they do not follow the scalars.
+    /// The logits of sinks, if they have a buffer of their own rather than following the scalars.
     pub(super) sinks: Vec<u32>,
     by_value: bool,
 }
 
 impl Words {
-    /// What comes by value.
+    /// The words that are passed by value: the scalars, or none.
     pub(super) fn by_value(&self) -> &[u32] {
         match self.by_value {
             true => &self.scalars,
@@ -44,17 +46,17 @@ impl Words {
     }
 }
 
-/// What is bound, checked.
+/// The checked arguments of a launch from host memory.
 pub(super) struct Buffers<'a> {
-    /// What is read from buffers; each a positive multiple of [`ALIGN`] bytes.
+    /// The buffers that the kernel reads, each padded to a positive multiple of [`ALIGN`] bytes.
     pub(super) inputs: Vec<(Role, Cow<'a, [u8]>)>,
     /// The scalars.
     pub(super) words: Words,
-    /// Bytes of o and lse, as they are read.
+    /// Bytes of o and lse that are read back.
     pub(super) outputs: [usize; 2],
-    /// Workgroups; for some kernels the most of them, see `Geometry::fitted`.
+    /// Workgroups in x, y and z, before `Geometry::fitted` adapts them to the device.
     pub(super) grid: [u32; 3],
-    /// What its tensor maps show.
+    /// The tensors behind its tensor maps.
     pub(super) maps: Vec<Map>,
 }
 
@@ -66,8 +68,8 @@ impl Buffers<'_> {
     }
 }
 
-/// A tensor in memory, and the box of it that is copied at a time. Dimensions are
-/// [B, H, length, D]; strides are in elements.
+/// A tensor in memory, and the box of it that TMA copies at a time. Dimensions are
+/// `[B, H, length, D]`; strides are in elements.
 pub struct Map {
     pub(super) dtype: Dtype,
     pub(super) shape: [u32; 4],
@@ -75,17 +77,19 @@ pub struct Map {
     pub(super) tile: [u32; 4],
 }
 
-/// Bytes of the widest load, and more than any device asks a copy to be a multiple of.
+/// Buffers are padded to a multiple of this many bytes: the widest load of a kernel, and no less
+/// than the alignment that any device requires of a copy.
 const ALIGN: usize = 16;
 
-/// Elements that a tensor behind a tensor map may reach: strides of maps are less than 2^40 bytes.
+/// Most elements that a tensor behind a tensor map may span: strides of tensor maps are below 2^40
+/// bytes.
 const MOST_MAPPED: u64 = 1 << 39;
 
-/// Items that kernels whose workgroups stay for the launch count by signed 32-bit numbers, with room
-/// for a round of them beyond the last.
+/// Most items of work of a persistent kernel. It counts them with signed 32-bit numbers, and its
+/// workgroups may count one round past the last item.
 const MOST_ITEMS: u64 = 1 << 30;
 
-/// What `kernel` needs for a call on `device`.
+/// Checks the scalars of a call, and works out what `kernel` needs for it on `device`.
 pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<Needs, LaunchError> {
     let (spec, scalars) = (kernel.spec(), &call.scalars);
     let batch = call.batch;
@@ -104,13 +108,13 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
     let heads = u64::from(scalars.kv_heads) * u64::from(spec.group);
     let results = u128::from(batch) * u128::from(heads) * u128::from(scalars.q_len);
     let results = u64::try_from(results).unwrap_or(u64::MAX);
-    // Counted by signed 32-bit numbers in a kernel.
+    // Kernels count them with signed 32-bit numbers.
     limit("the number of results", results, i32::MAX as u64)?;
 
     let (hq, hkv) = (heads, scalars.kv_heads.into());
     let (q_len, kv_len) = (scalars.q_len.into(), scalars.kv_len.into());
-    // Tensor maps take any stride that a device's memory has room for, and kernels with them
-    // address o by 64 bits; the others count elements by 32.
+    // Tensor maps take any stride that fits a device's memory, and kernels that use them address o
+    // with 64 bits; the other kernels count elements with 32 bits.
     let geometry = kernel.geometry();
     let most = geometry.boxes.map_or(u64::from(u32::MAX), |_| MOST_MAPPED);
     let reach = |what, [b, h, t]: [u64; 3], heads: u64, tokens: u64, dim: u32| {
@@ -130,14 +134,15 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         reach("the length of v", scalars.v_strides, hkv, kv_len, dv)?,
         reach("the length of o", scalars.o_strides, hq, q_len, dv)?,
     ];
-    // Each by itself is 32 bits wide, in every kernel.
+    // Every kernel gets each stride of o as 32 bits. The stride of a dimension of 1 is multiplied
+    // by zero.
     let counts = [batch.into(), hq, q_len];
     for (stride, _) in scalars.o_strides.iter().zip(counts).filter(|(_, n)| *n > 1) {
         limit("a stride of o", *stride, u32::MAX.into())?;
     }
     check_copies(kernel, scalars, results)?;
     check_score(spec.score, &call.score, heads)?;
-    // Nothing to compute: no tiles, whatever the offset.
+    // Nothing to compute, so no workgroups, whatever q_offset is.
     let grid = match results {
         0 => [0; 3],
         _ => geometry.grid(spec, scalars, batch),
@@ -158,7 +163,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
     })
 }
 
-/// Whether a tensor reaches as far as its strides.
+/// Checks that a tensor has as many bytes as its strides reach.
 pub(super) fn long_enough(name: &'static str, given: u64, needed: u64) -> Result<(), LaunchError> {
     match given < needed {
         true => Err(LaunchError::Short {
@@ -170,7 +175,7 @@ pub(super) fn long_enough(name: &'static str, given: u64, needed: u64) -> Result
     }
 }
 
-/// Everything in host memory, as it is bound.
+/// Checks arguments in host memory, and returns them as they are bound.
 pub(super) fn buffers<'a>(
     device: Device,
     kernel: &Ready,
@@ -222,8 +227,8 @@ pub(super) fn buffers<'a>(
     })
 }
 
-/// The buffers of a kernel in binding order: those behind tensor maps, which are bound with them, and
-/// the others.
+/// The buffers of a kernel, in binding order: first those behind tensor maps, which are bound
+/// together with the maps, then the others.
 pub(super) fn in_order<T, E>(
     kernel: &Ready,
     mut of: impl FnMut(Role) -> Result<T, E>,
@@ -239,7 +244,8 @@ pub(super) fn in_order<T, E>(
     Ok((mapped, buffers))
 }
 
-/// What a kernel is given of rows, where it reads them from a table.
+/// The band table of a launch, if the kernel reads one. It is an error to give a table to a kernel
+/// with closed-form rows, or none to a kernel that needs one.
 pub(super) fn rows_of<T>(kernel: &Ready, given: Option<T>) -> Result<Option<T>, LaunchError> {
     match (&kernel.spec().rows, &given) {
         (Rows::ClosedForm(_), Some(_)) => Err(LaunchError::Rows("is not read by this kernel")),
@@ -248,7 +254,7 @@ pub(super) fn rows_of<T>(kernel: &Ready, given: Option<T>) -> Result<Option<T>, 
     }
 }
 
-/// The table that a kernel reads.
+/// The table, or an error if it is missing.
 pub(super) fn there<T>(table: Option<T>) -> Result<T, LaunchError> {
     table.ok_or(LaunchError::Rows("is missing"))
 }
@@ -264,8 +270,9 @@ pub(super) fn bands(table: &BandTable) -> Cow<'static, [u8]> {
     words(table.bands.iter().flat_map(limits))
 }
 
-/// Kernels that copy by tensor maps take strides that are multiples of 16 bytes, and some keys, where
-/// there are results; the masks of resident ones also a positive scale.
+/// Checks the extra preconditions of kernels with tensor maps: strides that are multiples of 16
+/// bytes; at least one key, if there are results; and for persistent kernels a positive scale, on
+/// which their masks rely.
 fn check_copies(kernel: &Ready, scalars: &LaunchScalars, results: u64) -> Result<(), LaunchError> {
     let geometry = kernel.geometry();
     if geometry.boxes.is_none() {
@@ -300,7 +307,7 @@ fn check_copies(kernel: &Ready, scalars: &LaunchScalars, results: u64) -> Result
     }
 }
 
-/// Scalars and sinks, as the kernel is given them.
+/// Scalars and sinks, in the form in which the kernel takes them.
 fn words_of(kernel: &Ready, call: &Call<'_>) -> Words {
     let (scalars, score) = (&call.scalars, &call.score);
     let mut bindings = kernel.signature().iter();
@@ -320,7 +327,7 @@ fn words_of(kernel: &Ready, call: &Call<'_>) -> Words {
     }
 }
 
-/// What the tensor maps of a kernel show.
+/// The tensors behind the tensor maps of a kernel, in binding order.
 fn maps(kernel: &Ready, call: &Call<'_>) -> Vec<Map> {
     let (spec, scalars) = (kernel.spec(), &call.scalars);
     let (q, kv) = (scalars.kv_heads * spec.group, scalars.kv_heads);
@@ -347,7 +354,7 @@ fn maps(kernel: &Ready, call: &Call<'_>) -> Vec<Map> {
     kernel.signature().iter().filter_map(map).collect()
 }
 
-/// Whether these are the values that the kernel reads.
+/// Checks that `values` are valid, and exactly those that the kernel reads. `heads` is Hq.
 fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(), LaunchError> {
     let wrong = |what: String| Err(LaunchError::Score(what));
     if values.kind() != score {
@@ -379,7 +386,8 @@ fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(),
     }
 }
 
-/// Whether a table has so many rows, and its offsets are ranges of its bands.
+/// Checks that a table has at least `rows` rows, and that its offsets never decrease and stay
+/// within its bands.
 pub(super) fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {
     let offsets = &table.offsets;
     if (offsets.len() as u64) <= rows {

@@ -1,14 +1,15 @@
-//! Cubins in CubeCL's cache on disk, the only place that its CUDA runtime takes compiled
-//! code from.
+//! Puts cubins into CubeCL's cache on disk, the only place from which its CUDA runtime takes
+//! compiled code.
 //!
-//! A server reads the cache once, when it is made. The key of an entry here holds the digest
-//! of its cubin, since the runtime's own keys know neither source nor architecture. A miss
-//! is an error for a cubin; CUDA text is compiled by CubeCL's NVRTC.
+//! A server reads the cache once, when it is created. CubeCL's own cache keys contain neither the
+//! source nor the architecture, so the keys of our entries contain the digest of the cubin.
+//! Launching a cubin that is not in the cache is an error; CUDA C++ is compiled by CubeCL with
+//! NVRTC.
 //!
-//! Which folder a new server reads stands in CubeCL's configuration, one for the whole process.
-//! [`seed`] sets it for good, a server of our own ([`with_cache`]) for as long as it takes to make
-//! one; both take turns. CubeCL itself knows no turns: whoever launches from host memory and
-//! opens other CUDA devices in one process opens these from one thread, or one after the other.
+//! The folder that a new server reads is part of CubeCL's configuration, which is global to the
+//! process. [`seed`] changes it permanently, [`with_cache`] only while it creates a server of ours;
+//! both hold the lock [`TURN`] meanwhile. CubeCL does not take this lock: a process that launches
+//! from host memory and also creates other CUDA servers must not do both at the same time.
 
 use super::bind::Map;
 use super::ready::{Code, Image};
@@ -38,13 +39,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Version of CubeCL that the entries are made for.
 const CUBECL: &str = "0.10.0";
 
-/// Lays the cubins of kernels and products where CubeCL's CUDA runtime finds them, for servers that are
-/// made later in this process: call it before the device is first used. Other kernels that
-/// such a server compiles are kept in the same folder, for the next start. Threads may call it at
-/// once, each with its own kernels: all of these are then found.
+/// Puts the cubins of kernels and products where CubeCL's CUDA runtime finds them.
+///
+/// Only servers that are created later in this process find them: call this before the device is
+/// first used. Other kernels that such a server compiles are kept in the same folder, for the next
+/// start of the program. Threads may call this concurrently, each with its own kernels; all of
+/// these are found afterwards.
 ///
 /// # Errors
-/// [`LaunchError::Missing`] without an NVIDIA driver, or where the folder cannot be written.
+/// [`LaunchError::Missing`] without an NVIDIA driver, or if the folder cannot be written.
 pub fn seed(kernels: &[Ready], products: &[ReadyProduct]) -> Result<(), LaunchError> {
     let device = Device::Cuda;
     let missing = |reason| LaunchError::Missing { device, reason };
@@ -60,7 +63,7 @@ pub fn seed(kernels: &[Ready], products: &[ReadyProduct]) -> Result<(), LaunchEr
     seed_at(&folder, images).map_err(missing)
 }
 
-/// [`seed`] with this folder.
+/// [`seed`] into `folder`.
 fn seed_at<'a>(folder: &Path, images: impl Iterator<Item = &'a Arc<Image>>) -> Result<(), String> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     store(folder, images)?;
@@ -68,8 +71,11 @@ fn seed_at<'a>(folder: &Path, images: impl Iterator<Item = &'a Arc<Image>>) -> R
     Ok(())
 }
 
-/// Where [`seed`] keeps compiled kernels: below `$BUTTERFLY_CACHE`, or the user's cache
-/// folder, by version, architecture and program, which CubeCL's keys do not know.
+/// The folder in which [`seed`] keeps compiled kernels, below `$BUTTERFLY_CACHE` or the user's
+/// cache folder.
+///
+/// Its name contains the version of CubeCL, the architecture of the device, and a digest of the
+/// program's size and time of change, since CubeCL's cache keys contain none of these.
 ///
 /// # Errors
 /// [`LaunchError::Missing`] without an NVIDIA driver.
@@ -93,7 +99,7 @@ pub fn seed_folder() -> Result<PathBuf, LaunchError> {
     Ok(root.join(format!("cubecl-{CUBECL}-{sm}-{}", &digest.to_hex()[..12])))
 }
 
-/// Same shape as the entries of the runtime's cache.
+/// Has the same fields as the entries of CubeCL's cache.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct CacheEntry {
     entrypoint_name: String,
@@ -106,7 +112,7 @@ pub(super) fn store<'a>(
     folder: &Path,
     images: impl Iterator<Item = &'a Arc<Image>>,
 ) -> Result<(), String> {
-    // The cache panics where it cannot be written.
+    // The cache panics if it cannot be written.
     run::caught(|| write_cache(folder, images))
 }
 
@@ -141,10 +147,11 @@ fn write_cache<'a>(
     Ok(())
 }
 
-/// Held by whoever changes the configuration, until it is as it should be for others.
+/// Held while CubeCL's configuration is changed, and until a temporary change is undone.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Has servers made from now on read their cache from `folder`. The caller has the [`TURN`].
+/// Makes servers that are created from now on read their cache from `folder`; returns the
+/// configuration before. The caller holds [`TURN`].
 fn configure(folder: &Path) -> Arc<CubeClRuntimeConfig> {
     let before = CubeClRuntimeConfig::get();
     let mut config = (*before).clone();
@@ -153,10 +160,10 @@ fn configure(folder: &Path) -> Arc<CubeClRuntimeConfig> {
     before
 }
 
-/// Calls `make` while servers that are made read their cache from `folder`; afterwards they read
-/// what they read before.
+/// Calls `make`, and lets servers that are created meanwhile read their cache from `folder`.
+/// Afterwards the configuration is as before.
 pub(super) fn with_cache<T>(folder: &Path, make: impl FnOnce() -> T) -> T {
-    /// Also where `make` panics.
+    /// Restores the configuration on drop, so also if `make` panics.
     struct Restore(Arc<CubeClRuntimeConfig>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -187,7 +194,7 @@ impl Launches for CudaRuntime {
     }
 }
 
-/// A finished kernel, as the runtime takes it.
+/// A finished kernel, as CubeCL's CUDA runtime takes it.
 #[derive(Clone, Debug)]
 pub(super) struct Task(Arc<Image>);
 
@@ -253,7 +260,7 @@ impl CubeTask<CudaCompiler> for Task {
     }
 }
 
-/// A representation that exists only to say how much shared memory there is.
+/// A kernel representation without code, which only tells CubeCL the size of the shared memory.
 fn representation(shared_bytes: usize, cube_dim: CubeDim) -> CudaComputeKernel {
     let word = Item::scalar(Elem::U32, true);
     let memory = SharedMemory::Array {
@@ -346,8 +353,8 @@ mod tests {
         config.compilation.cache.as_ref().map(CacheConfig::root)
     }
 
-    /// Threads that open artifacts, and others that make servers of their own meanwhile: these see
-    /// their own folder, and at the end all cubins lie where later servers look.
+    /// Some threads seed kernels while others create servers of their own. The latter see their own
+    /// folder, and in the end all cubins are where later servers look for them.
     #[test]
     fn many_threads_open_artifacts_at_once() {
         let seeded = tempfile::tempdir().expect("a folder");

@@ -1,8 +1,8 @@
-//! NVIDIA devices through CubeCL's CUDA runtime.
+//! Launches on NVIDIA devices through CubeCL's CUDA runtime.
 //!
-//! For kernels on host memory each gets a folder of its own, holding its cubin, and a
-//! server that is made on it (see [`cubins`]). Kernels on the tensors of others run on
-//! these others' server.
+//! For launches from host memory, each kernel gets a folder that holds only its cubin, and a server
+//! that uses this folder as its cache (see [`cubins`]). Launches on tensors of other code run on
+//! the server of these tensors (see [`super::shared`]).
 
 use super::bind::Buffers;
 use super::cubins::{self, Task};
@@ -16,7 +16,8 @@ use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::Handle;
 use std::sync::{Mutex, PoisonError};
 
-/// Servers by the kernel they were made for. Launches take turns, for their times.
+/// Servers, each with the kernel that it was created for. Locked during a launch, so that launches
+/// do not disturb each other's times.
 static OPEN: Mutex<Vec<(Task, ComputeClient<CudaRuntime>)>> = Mutex::new(Vec::new());
 
 pub(super) fn launch(
@@ -63,7 +64,7 @@ pub(super) fn launch(
             CudaRuntime::task(kernel.image_of(alone))
         })
     });
-    // Servers do not share memory.
+    // Free unused memory: other servers cannot use what this one has reserved.
     let _ = run::caught(|| {
         client.memory_cleanup();
         Ok(())
@@ -71,12 +72,12 @@ pub(super) fn launch(
     output.map_err(failed)
 }
 
-/// The first device, seen by the `server`-th server of ours. The runtime tells servers
-/// apart by type and index, and takes the device from the index alone.
+/// The first device, for the server of this number. CubeCL tells servers apart by type and index,
+/// but chooses the device only by the index.
 #[derive(Clone, Copy, Debug, Default)]
 struct Server(u16);
 
-/// The runtime's own devices are of type 0.
+/// The type of our first server. CubeCL's own devices have type 0.
 const FIRST_TYPE: u16 = 0x4200;
 
 impl CubeDevice for Server {
@@ -92,8 +93,8 @@ impl CubeDevice for Server {
     }
 }
 
-/// A server that has the cubin of `kernel` in its cache. The folder is gone afterwards: what
-/// is in it was read when the server was made.
+/// Creates a server that has the cubin of `kernel` in its cache. The cache folder is deleted
+/// afterwards: the server has read it when it was created.
 fn open_server(server: usize, kernel: &Ready) -> Result<ComputeClient<CudaRuntime>, String> {
     let server = u16::try_from(server)
         .ok()

@@ -1,29 +1,29 @@
-//! What NVIDIA's driver says of its first device, without a runtime.
+//! Asks NVIDIA's driver about its first device, without the CUDA runtime.
 
 use super::Found;
 use butterfly_ir::Sm;
 use std::ffi::{CStr, c_char, c_int};
 
-/// Numbers of `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*` in the driver's header.
+/// Values of `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*` in the driver's header, `cuda.h`.
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 
-/// Asks the driver for its first device.
+/// Asks the driver about its first device.
 pub(super) fn probe() -> Result<Found, String> {
     let name = if cfg!(windows) {
         "nvcuda.dll"
     } else {
         "libcuda.so.1"
     };
-    // SAFETY: the driver's library runs nothing of ours when it is opened, and these are
-    // its functions as its header declares them.
+    // SAFETY: loading the driver's library runs none of our code, and the function types below are
+    // those of its header.
     unsafe {
         let Ok(driver) = libloading::Library::new(name) else {
             return Err(format!(
                 "{name} is not installed; it comes with the NVIDIA driver"
             ));
         };
-        // Once initialised the driver must stay.
+        // Once initialised, the driver must not be unloaded.
         let driver = std::mem::ManuallyDrop::new(driver);
         let lacks = |error: libloading::Error| error.to_string();
         type Init = unsafe extern "C" fn(u32) -> c_int;

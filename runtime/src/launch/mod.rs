@@ -1,13 +1,15 @@
-//! Kernel × arguments → output: the only owner of devices.
+//! Launches kernels; the only owner of GPU devices.
 //!
-//! In:  a kernel as an artifact or an emitter holds it, and host memory. Out: o and lse
-//! in host memory, and how long the launches took; or an error, never a panic.
+//! In:  a kernel, from an artifact or an emitter, and its arguments in host memory.
+//! Out: o and lse in host memory, and the times of the launches; or an error, never a panic.
 //!
-//! Kernels run unchecked, so specification, geometry, and every length are checked before anything
-//! reaches a device. That the image is the kernel of its specification is not seen there: artifact
-//! folders hold digests for that, and are trusted as programs are.
-//! No compiler of a kernel language is called here for SPIR-V and cubin; WGSL is
-//! translated by the graphics library, as in a browser.
+//! Kernels run without bounds checks, so the specification, the geometry and every length are
+//! checked before anything reaches a device. Whether the image really is the kernel of its
+//! specification cannot be checked: the digests of an artifact folder detect damage, but a folder
+//! has to be trusted like a program.
+//!
+//! For SPIR-V and cubins no compiler of a kernel language is called here; WGSL is translated by the
+//! graphics library, as in a browser.
 
 #[cfg_attr(
     not(all(feature = "wgpu", feature = "cuda")),
@@ -50,19 +52,21 @@ use butterfly_ir::{
 };
 use std::fmt;
 
-/// What launches kernels. The native CPU kernel is not launched, but called.
+/// An interface to GPUs through which kernels are launched. The native CPU kernel needs none: it is
+/// a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Device {
     /// The best Vulkan device, running SPIR-V.
     Vulkan,
-    /// The best device of the system's graphics interface, running WGSL.
+    /// The best device of the system's graphics interface (Metal, Direct3D 12 or Vulkan), running
+    /// WGSL.
     Webgpu,
-    /// The first NVIDIA device, running a cubin.
+    /// The first NVIDIA device, running a cubin or PTX.
     Cuda,
 }
 
 impl Device {
-    /// All of them.
+    /// All devices, in the order in which they are preferred.
     pub const ALL: [Self; 3] = [Self::Cuda, Self::Vulkan, Self::Webgpu];
 
     /// The name in flags and JSON.
@@ -81,73 +85,77 @@ impl fmt::Display for Device {
     }
 }
 
-/// A kernel ready to launch: what an artifact or an emitter holds.
+/// A kernel as an artifact or an emitter holds it.
 #[derive(Clone, Copy, Debug)]
 pub struct Loaded<'a> {
-    /// Key of its content, the name of its files in an artifact folder.
+    /// Its content key, which is also the name of its files in an artifact folder.
     pub key: &'a str,
     /// Name of the entry point.
     pub entry: &'a str,
-    /// What it was made for.
+    /// The specification that it was compiled for.
     pub spec: &'a KernelSpec,
-    /// How it is launched.
+    /// Its tile sizes, and how it is launched.
     pub geometry: Geometry,
-    /// The words of a SPIR-V module (little-endian), WGSL text, a cubin, or CUDA C++.
+    /// The words of a SPIR-V module (little-endian), WGSL text, a cubin, PTX, or CUDA C++.
     pub image: &'a [u8],
 }
 
-/// Tensors in host memory, little-endian in the kernel's dtype, and scalars.
+/// The arguments of a launch from host memory.
 ///
-/// The strides in `scalars` say where an element is. A tensor may be longer than they
-/// reach, not shorter.
+/// Tensors are little-endian, in the kernel's element type, with the strides of `scalars`. A tensor
+/// may be longer than its strides reach, but not shorter.
 #[derive(Clone, Copy, Debug)]
 pub struct Arguments<'a> {
     /// The run-time scalars.
     pub scalars: LaunchScalars,
-    /// B: sequences.
+    /// B, the number of sequences.
     pub batch: u32,
-    /// Queries.
+    /// Queries, `[B, Hq, q_len, D]`.
     pub q: &'a [u8],
-    /// Keys.
+    /// Keys, `[B, Hkv, kv_len, D]`.
     pub k: &'a [u8],
-    /// Values.
+    /// Values, `[B, Hkv, kv_len, Dv]`.
     pub v: &'a [u8],
-    /// The bands, for [`Rows::Table`](butterfly_ir::Rows::Table) only.
+    /// The band table, if and only if the kernel's rows are
+    /// [`Rows::Table`](butterfly_ir::Rows::Table).
     pub rows: Option<&'a BandTable>,
-    /// The values for the kernel's [`Score`](butterfly_ir::Score), no more and no fewer.
+    /// Softcap and sink logits: exactly those that the kernel's [`Score`](butterfly_ir::Score) asks
+    /// for.
     pub score: ScoreValues<'a>,
 }
 
-/// The scalars of a launch, wherever its tensors are.
+/// The arguments of a launch other than its tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     /// The run-time scalars.
     pub scalars: LaunchScalars,
-    /// B: sequences.
+    /// B, the number of sequences.
     pub batch: u32,
-    /// The values for the kernel's [`Score`](butterfly_ir::Score), no more and no fewer.
+    /// Softcap and sink logits: exactly those that the kernel's [`Score`](butterfly_ir::Score) asks
+    /// for.
     pub score: ScoreValues<'a>,
 }
 
 /// What a launch wrote, and how long it took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// o in the kernel's dtype, up to the last element that its strides reach; 0 where
-    /// they reach nothing.
+    /// o, `[B, Hq, q_len, Dv]`, in the kernel's element type, up to the last element that its
+    /// strides reach; bytes in gaps between the strides are 0.
     pub o: Vec<u8>,
     /// Natural log-sum-exp, `[B, Hq, q_len]`; -inf where a query sees nothing.
     pub lse: Vec<f32>,
     /// Wall time of the first launch, which also loads the kernel, from submission until
     /// the device was idle again.
     pub first_milliseconds: f64,
-    /// The same of the timed launches; means of a few in a row where they are short.
+    /// The same for the timed launches. If they are short, each is the mean over a burst of
+    /// launches.
     pub milliseconds: Vec<f64>,
 }
 
 /// Why a kernel was not launched, or did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// A cargo feature is off.
+    /// The Cargo feature for the device is off.
     #[error("this build cannot launch on {device}: it was built without the feature `{feature}`")]
     NotBuilt {
         /// The device asked for.
@@ -155,15 +163,15 @@ pub enum LaunchError {
         /// The feature it needs.
         feature: &'static str,
     },
-    /// There is no such device.
+    /// There is no such device, or it cannot be used.
     #[error("no {device} device: {reason}")]
     Missing {
         /// The device asked for.
         device: Device,
-        /// What was not found.
+        /// Why it cannot be used.
         reason: String,
     },
-    /// A tensor ends before its last element.
+    /// A tensor is shorter than its strides reach.
     #[error("`{name}` holds {given} bytes, but its strides reach {needed}")]
     Short {
         /// The argument.
@@ -173,31 +181,31 @@ pub enum LaunchError {
         /// The least length in bytes.
         needed: u64,
     },
-    /// The specification or the geometry is none of a kernel for this device.
+    /// The specification or the geometry is invalid for this device.
     #[error("kernel {key} cannot be launched: {reason}")]
     Unfit {
         /// The kernel.
         key: String,
-        /// The field, and what it must be.
+        /// The field, and its allowed values.
         reason: ContractError,
     },
-    /// A kernel for one device, and the tensors of another.
+    /// The kernel is for another device than the one that holds the tensors.
     #[error("kernel {key} is for {made}, but the tensors are on {given}")]
     Elsewhere {
         /// The kernel.
         key: String,
-        /// Its device.
+        /// The device that it is for.
         made: Device,
-        /// That of the tensors.
+        /// The device of the tensors.
         given: Device,
     },
-    /// The rows do not fit the kernel or the queries.
+    /// The band table does not fit the kernel or the queries.
     #[error("the band table {0}")]
     Rows(&'static str),
-    /// Softcap or sinks do not fit the kernel.
+    /// Softcap or sinks do not fit the kernel, or are invalid.
     #[error("{0}")]
     Score(String),
-    /// More than the device or the kernels' 32-bit arithmetic can do.
+    /// A size is above a limit of the device, or of the index arithmetic of the kernel.
     #[error("{what} is {asked}, but {device} allows {available}")]
     Limit {
         /// The device asked for.
@@ -209,22 +217,22 @@ pub enum LaunchError {
         /// What there is.
         available: u64,
     },
-    /// The device lacks arithmetic or an extension.
+    /// The device or the kernel lacks something that the launch needs.
     #[error("{device} device cannot run kernel {key}: it lacks {what}")]
     Unsupported {
         /// The device asked for.
         device: Device,
         /// The kernel.
         key: String,
-        /// What is lacking.
+        /// What it lacks.
         what: String,
     },
-    /// The bytes are no kernel for this device.
+    /// The image is not a kernel for this device.
     #[error("kernel {key} is not {expected}")]
     Image {
         /// The kernel.
         key: String,
-        /// What the device runs.
+        /// The kind of image that the device runs.
         expected: &'static str,
     },
     /// The driver refused the kernel, or it did not finish.
@@ -234,16 +242,16 @@ pub enum LaunchError {
         device: Device,
         /// The kernel.
         key: String,
-        /// What the driver said.
+        /// The message of the driver, or of the library around it.
         reason: String,
     },
 }
 
-/// Runs `kernel` on `device`, once to load it and then `runs` times (at least once) for
-/// the clock, and returns what the last run wrote.
+/// Runs `kernel` on `device`, once to load it and then timed: `runs` measurements, at least one.
+/// Returns the results of the last launch.
 ///
 /// # Errors
-/// See [`LaunchError`]. Nothing is launched unless all arguments fit.
+/// See [`LaunchError`]. Nothing is launched unless all arguments have passed their checks.
 pub fn launch(
     device: Device,
     kernel: &Loaded<'_>,
@@ -268,7 +276,7 @@ pub fn launch(
     }
 }
 
-/// What [`launch`] would find.
+/// The result of looking for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapter {
     /// The device.
@@ -280,17 +288,17 @@ pub struct Adapter {
 /// A device that can be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// What its driver calls it.
+    /// Its name, as its driver reports it.
     pub name: String,
-    /// Whether it is a program on the CPU.
+    /// Whether it is a software implementation that runs on the CPU.
     pub software: bool,
     /// Its compute capability, on NVIDIA.
     pub sm: Option<Sm>,
-    /// Bytes of its memory, where its driver says so.
+    /// Size of its memory in bytes, if its driver reports it.
     pub memory: Option<u64>,
 }
 
-/// Looks for every device, without opening any.
+/// Looks for every device without opening one, in the order of [`Device::ALL`].
 pub fn adapters() -> Vec<Adapter> {
     let adapters = Device::ALL.into_iter().map(|device| Adapter {
         device,
@@ -299,10 +307,10 @@ pub fn adapters() -> Vec<Adapter> {
     adapters.collect()
 }
 
-/// Looks for a device, without opening it.
+/// Looks for a device without opening it.
 ///
 /// # Errors
-/// Why it cannot be used.
+/// The reason why it cannot be used.
 pub fn find(device: Device) -> Result<Found, String> {
     match device {
         Device::Vulkan | Device::Webgpu => {

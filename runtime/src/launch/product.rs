@@ -1,4 +1,4 @@
-//! Matrix products on a server that others use too.
+//! Launches matrix products on a CubeCL server that other code uses too.
 
 use super::bind::{Map, long_enough};
 use super::ready::{Code, Identity, Image};
@@ -9,7 +9,8 @@ use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{CubeCount, Handle, KernelArguments};
 use std::sync::Arc;
 
-/// Tiles that a kernel counts, with room for a round of workgroups beyond the last.
+/// Most tiles of a product. A kernel counts them with signed 32-bit numbers, and its workgroups may
+/// count one round past the last tile.
 const MOST_TILES: u64 = 1 << 30;
 
 /// A matrix product prepared for launching; clones share it.
@@ -19,22 +20,22 @@ pub struct ReadyProduct {
     product: Product,
 }
 
-/// Sizes of `c = a b^T`, and elements from one row to the next of each.
+/// Sizes and row strides of `c = a b^T`, with a `[M, K]`, b `[N, K]` and c `[M, N]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiply {
     /// M, N and K.
     pub shape: [u32; 3],
-    /// Those of a, b and c.
+    /// Row strides of a, b and c, in elements.
     pub rows: [u32; 3],
 }
 
 impl ReadyProduct {
-    /// The kernel whose cubin `image` is, or whose CUDA C++, which CubeCL compiles at the first
-    /// launch.
+    /// Checks and prepares a product. `image` is a cubin, PTX, or CUDA C++, which CubeCL compiles
+    /// at the first launch.
     ///
     /// # Errors
-    /// [`LaunchError::Image`] where its bytes are neither, [`LaunchError::Unfit`] where the tiles
-    /// are none.
+    /// [`LaunchError::Image`] if `image` is none of these, [`LaunchError::Unfit`] if a field of
+    /// `product` is invalid.
     pub fn new(product: Product, image: &[u8]) -> Result<Self, LaunchError> {
         let fits = product.check();
         fits.map_err(|reason| LaunchError::Unfit {
@@ -72,8 +73,8 @@ impl ReadyProduct {
         &self.image
     }
 
-    /// Whether it computes such a product: rows that start at multiples of 16 bytes, and no more
-    /// tiles than a signed 32-bit number counts.
+    /// Whether the kernel can compute this product: M, N and K are between 1 and 2^30 - 1, row
+    /// strides are multiples of 16 bytes, and c has at most 2^30 tiles.
     pub fn takes(&self, multiply: &Multiply) -> bool {
         let aligned = 16 / self.product.dtype.bytes();
         let small = multiply.shape.iter().all(|n| (1..1 << 30).contains(n));
@@ -82,16 +83,16 @@ impl ReadyProduct {
         small && aligned && self.tiles(m, n) <= MOST_TILES
     }
 
-    /// Tiles of c.
+    /// Number of tiles of c.
     fn tiles(&self, m: u32, n: u32) -> u64 {
         u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(self.product.n_tile))
     }
 
-    /// Launches it on the stream of `client`.
+    /// Launches the product on the stream of `client`, without waiting for it.
     ///
     /// # Errors
-    /// [`LaunchError::Short`] for a tensor that ends too early, [`LaunchError::Unsupported`]
-    /// where [`ReadyProduct::takes`] says no.
+    /// [`LaunchError::Short`] if a tensor is shorter than its rows reach,
+    /// [`LaunchError::Unsupported`] if [`ReadyProduct::takes`] returns false.
     pub fn launch<R: Launches>(
         &self,
         client: &ComputeClient<R>,

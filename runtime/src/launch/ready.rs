@@ -1,4 +1,4 @@
-//! Kernel → what a server takes: checked once, then shared by any number of launches.
+//! A kernel prepared for launching: checked once, then shared by any number of launches.
 
 use super::{Device, LaunchError, Loaded};
 use butterfly_ir::geometry::second_entry;
@@ -10,12 +10,12 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Ready {
     image: Arc<Image>,
-    /// The same by its second entry point, if it has one.
+    /// The same code with its second entry point, if it has one.
     alone: Option<Arc<Image>>,
     made_for: Arc<MadeFor>,
 }
 
-/// What a kernel was made for, and what it is given.
+/// What a kernel was compiled for, and its arguments.
 #[derive(Debug)]
 struct MadeFor {
     spec: KernelSpec,
@@ -23,7 +23,7 @@ struct MadeFor {
     signature: Vec<Binding>,
 }
 
-/// What a server takes of a kernel.
+/// A kernel with one of its entry points, as a CubeCL server needs it.
 #[derive(Debug)]
 pub struct Image {
     pub(super) device: Device,
@@ -32,7 +32,7 @@ pub struct Image {
     pub(super) code: Arc<Code>,
 }
 
-/// What no cache may mix up: key, entry point, and digest of the image.
+/// Identifies a kernel in caches, so that different images are never mixed up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub(super) key: String,
@@ -41,12 +41,12 @@ pub(super) struct Identity {
     pub(super) shared_bytes: u32,
 }
 
-/// A kernel in the form that a server takes.
+/// The code of a kernel, in the form that a CubeCL server takes.
 #[derive(Debug)]
 pub(super) enum Code {
     /// Machine code of an NVIDIA device, or PTX, which its driver compiles.
     Module(Vec<u8>),
-    /// CUDA C++, which CubeCL's NVRTC compiles at the first launch.
+    /// CUDA C++, which CubeCL compiles with NVRTC at the first launch.
     Cuda(String),
     Wgsl(String),
     SpirV {
@@ -56,7 +56,8 @@ pub(super) enum Code {
 }
 
 impl Code {
-    /// A cubin or CUDA C++, by how it begins, or PTX, by the directive that it has to have.
+    /// Tells the kinds of image apart: a cubin starts with the magic number of ELF, PTX has a
+    /// `.version` directive, and any other text is CUDA C++. `None` for other bytes.
     pub(super) fn of_cuda(image: &[u8]) -> Option<Self> {
         if image.starts_with(b"\x7fELF") {
             return Some(Self::Module(image.to_vec()));
@@ -74,11 +75,11 @@ impl Code {
 const SPIRV_MAGIC: u32 = 0x0723_0203;
 
 impl Ready {
-    /// Reads `kernel` as one for `device`.
+    /// Checks a kernel, and prepares it for launches on `device`.
     ///
     /// # Errors
-    /// [`LaunchError::Image`] where its bytes are none, [`LaunchError::Unfit`] where its geometry is
-    /// not one of its specification.
+    /// [`LaunchError::Unfit`] if its specification or geometry is invalid, [`LaunchError::Image`]
+    /// if its image is not a kernel for `device`.
     pub fn new(device: Device, kernel: &Loaded<'_>) -> Result<Self, LaunchError> {
         let image = |expected| LaunchError::Image {
             key: kernel.key.into(),
@@ -144,32 +145,32 @@ impl Ready {
         })
     }
 
-    /// Where it runs.
+    /// The device that it was prepared for.
     pub fn device(&self) -> Device {
         self.image.device
     }
 
-    /// Key of its content.
+    /// Its content key.
     pub fn key(&self) -> &str {
         &self.image.identity.key
     }
 
-    /// What it was made for.
+    /// The specification that it was compiled for.
     pub fn spec(&self) -> &KernelSpec {
         &self.made_for.spec
     }
 
-    /// How it is launched.
+    /// Its tile sizes, and how it is launched.
     pub fn geometry(&self) -> &Geometry {
         &self.made_for.geometry
     }
 
-    /// What it is given, in binding order.
+    /// Its arguments, in binding order.
     pub(super) fn signature(&self) -> &[Binding] {
         &self.made_for.signature
     }
 
-    /// What it is given in buffers, in binding order.
+    /// Those of its arguments that are buffers, in binding order.
     pub(super) fn buffers(&self) -> impl Iterator<Item = Role> {
         let bindings = self.signature().iter();
         let buffers = bindings.filter(|b| matches!(b.way, Way::Mapped | Way::Buffer));
@@ -180,19 +181,21 @@ impl Ready {
         &self.image
     }
 
-    /// What is launched: the first entry point, or the second where a workgroup is `alone`.
+    /// What to launch: the second entry point if `alone` (see `Fitted::alone`) and there is one,
+    /// else the first.
     pub(super) fn image_of(&self, alone: bool) -> &Arc<Image> {
         let second = self.alone.as_ref().filter(|_| alone);
         second.unwrap_or(&self.image)
     }
 
-    /// Of all entry points.
+    /// The images of all entry points.
     pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
         std::iter::once(&self.image).chain(&self.alone)
     }
 }
 
-/// The target whose kernels have such a geometry on `device`.
+/// The target whose rules apply to a geometry on `device`: on CUDA, those of sm_90a if the kernel
+/// copies by tensor maps, else those of sm_90.
 fn target(device: Device, geometry: &Geometry) -> Target {
     match device {
         Device::Vulkan => Target::Vulkan,

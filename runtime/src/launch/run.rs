@@ -1,4 +1,4 @@
-//! What all devices share around a launch: limits, uploading, timing, reading back.
+//! The steps around a launch that all devices share: limits, uploading, timing, reading back.
 
 use super::bind::{self, Buffers, padded};
 use super::{Device, LaunchError, Output, Ready};
@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-/// Without anything to compute, the output there is.
+/// The output of a launch that has nothing to compute; `None` for any other launch.
 pub(super) fn nothing(buffers: &Buffers<'_>) -> Option<Output> {
     buffers.grid.contains(&0).then(|| Output {
         o: vec![0; buffers.outputs[0]],
@@ -25,7 +25,8 @@ pub(super) fn nothing(buffers: &Buffers<'_>) -> Option<Output> {
     })
 }
 
-/// Numbers a device has, of which a launch asks for some.
+/// Checks a launch against the limits of a device. `largest` is the size of its largest buffer in
+/// bytes.
 pub(super) fn check_limits(
     device: Device,
     geometry: &Geometry,
@@ -62,7 +63,7 @@ pub(super) fn check_limits(
     Ok(())
 }
 
-/// Runs `f`, turning a panic below into its message.
+/// Runs `f`, and turns a panic in it into an error with the panic's message.
 pub(super) fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         Err(panic
@@ -73,23 +74,23 @@ pub(super) fn caught<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, Stri
     })
 }
 
-/// An even number of words as an argument that is no buffer.
+/// Packs an even number of 32-bit words into an argument that is passed by value.
 pub(super) fn by_value(words: &[u32]) -> MetadataBindingInfo {
     let pairs = words.chunks_exact(2);
     let data: Vec<u64> = pairs
         .map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32)
         .collect();
-    // None of it in a buffer.
+    // CubeCL puts what follows this offset into a buffer: here, nothing does.
     let all = data.len();
     MetadataBindingInfo::new(data, all)
 }
 
-/// Launches that are too short to time alone are timed in bursts of about this long.
+/// Launches that are too short to be timed one by one are timed in bursts of about this length.
 const BURST_MILLISECONDS: f64 = 2.0;
 
-/// Uploads, launches, reads back. `task` makes the same kernel each time, `maps` its tensor
-/// maps from the tensors behind them. The first launch loads the kernel; `runs` bursts of
-/// further launches are timed.
+/// Uploads the arguments, launches, and reads the results back. `task` makes the kernel for each
+/// launch, `maps` its tensor maps from the buffers behind them. The first launch loads the kernel;
+/// then `runs` bursts of launches are timed, at least one.
 pub(super) fn run<R: Runtime>(
     client: &ComputeClient<R>,
     (kernel, buffers): (&Ready, &Buffers<'_>),
@@ -97,7 +98,7 @@ pub(super) fn run<R: Runtime>(
     maps: impl Fn(&[Handle]) -> Vec<TensorMapBinding>,
     task: impl Fn() -> <R::Server as ComputeServer>::Kernel,
 ) -> Result<Output, String> {
-    // Zeros, so that what lies between the rows of o is always the same.
+    // Zeros, so that gaps between the rows of o are the same in every run.
     let outputs = buffers
         .outputs
         .map(|bytes| client.create_from_slice(&padded(Cow::Owned(vec![0; bytes]))));

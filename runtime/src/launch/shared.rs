@@ -1,8 +1,9 @@
-//! Launches on a server that others use too, such as the one behind Burn's tensors.
+//! Launches on a CubeCL server that other code uses too, such as the one behind Burn's tensors.
 //!
-//! In:  a prepared kernel and tensors where they lie. Out: a launch in the order of the
-//! client's stream; nothing is copied but the scalars, nothing waits. What the driver finds
-//! wrong comes up at the client's next synchronisation.
+//! In:  a prepared kernel, and tensors on the device.
+//! Out: a launch, in the order of the client's stream. Only scalars and sinks are copied, and
+//! nothing waits for the device. Errors of the driver are reported at the client's next
+//! synchronisation.
 
 use super::bind::{self, Map, long_enough};
 use super::ready::Image;
@@ -16,7 +17,7 @@ use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{ComputeServer, CubeCount, Handle, KernelArguments, TensorMapBinding};
 use std::sync::Arc;
 
-/// A runtime that takes finished kernels.
+/// A CubeCL runtime that can launch finished kernels.
 pub trait Launches: Runtime {
     /// The device behind a client.
     fn device(client: &ComputeClient<Self>) -> Device;
@@ -25,11 +26,11 @@ pub trait Launches: Runtime {
     #[doc(hidden)]
     fn task(image: &Arc<Image>) -> <Self::Server as ComputeServer>::Kernel;
 
-    /// Tensor maps of some tensors.
+    /// The tensor maps of `tensors`, described by `maps`.
     #[doc(hidden)]
     fn tensor_maps(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding>;
 
-    /// What to launch on this device.
+    /// The grid and the entry point to launch on this device.
     #[doc(hidden)]
     fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> Fitted;
 }
@@ -52,27 +53,28 @@ impl DeviceTable {
     }
 }
 
-/// Tensors on a device, each from its first element on.
+/// Tensors on a device. Each handle starts at the tensor's first element.
 #[derive(Clone, Copy, Debug)]
 pub struct Tensors<'a> {
-    /// Queries.
+    /// Queries, `[B, Hq, q_len, D]`.
     pub q: &'a Handle,
-    /// Keys.
+    /// Keys, `[B, Hkv, kv_len, D]`.
     pub k: &'a Handle,
-    /// Values.
+    /// Values, `[B, Hkv, kv_len, Dv]`.
     pub v: &'a Handle,
-    /// What the kernel writes.
+    /// Outputs, `[B, Hq, q_len, Dv]`, which the kernel writes.
     pub o: &'a Handle,
-    /// Natural log-sum-exp, f32, contiguous `[B, Hq, q_len]`.
+    /// Natural log-sum-exp, f32, contiguous `[B, Hq, q_len]`, which the kernel writes.
     pub lse: &'a Handle,
-    /// The bands, for [`Rows::Table`](butterfly_ir::Rows::Table) only.
+    /// The band table, if and only if the kernel's rows are
+    /// [`Rows::Table`](butterfly_ir::Rows::Table).
     pub rows: Option<&'a DeviceTable>,
 }
 
-/// Launches `kernel` on the stream of `client`.
+/// Launches `kernel` on the stream of `client`, without waiting for it.
 ///
 /// # Errors
-/// See [`LaunchError`]. Nothing is launched unless all arguments fit.
+/// See [`LaunchError`]. Nothing is launched unless all arguments have passed their checks.
 pub fn enqueue<R: Launches>(
     client: &ComputeClient<R>,
     kernel: &Ready,

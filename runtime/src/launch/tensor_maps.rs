@@ -1,4 +1,4 @@
-//! Tensors as the copy engine of NVIDIA devices since Hopper sees them.
+//! Tensor maps, which describe tensors to TMA, the copy engine of NVIDIA GPUs since Hopper.
 
 use super::bind::Map;
 use butterfly_ir::Dtype;
@@ -9,7 +9,7 @@ use cubecl_runtime::tma::{
     OobFill, TensorMapFormat, TensorMapInterleave, TensorMapPrefetch, TensorMapSwizzle, TiledArgs,
 };
 
-/// The tensor maps of as many tensors.
+/// One tensor map for each of `tensors`, described by `maps`.
 pub(super) fn bind(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding> {
     let binding = |(map, tensor): (&Map, &Handle)| {
         let dims = |dims: [u32; 4]| dims.map(|n| n as usize);

@@ -1,7 +1,9 @@
 //! Vulkan (SPIR-V) and WebGPU (WGSL) through CubeCL's wgpu runtime.
 //!
-//! The device is our own, with one buffer for each allocation: WGSL declares the inputs
-//! read-only, and wgpu refuses a buffer that is bound both for reading and for writing.
+//! Launches from host memory use a device that is opened here, with one wgpu buffer for each
+//! allocation. On the servers of other code, several arguments may be parts of one wgpu buffer,
+//! which allows only one kind of access; so the WGSL of our kernels declares all buffers
+//! read-write.
 
 use super::bind::{Buffers, Map};
 use super::ready::{Code, Image};
@@ -22,15 +24,15 @@ use cubecl_wgpu::{AutoCompiler, AutoRepresentation, RuntimeOptions, WgpuRuntime,
 use std::sync::{Arc, Mutex, PoisonError};
 use wgpu::{Adapter, Backend, DeviceType, Features};
 
-/// An open device. Launches take turns, so that times and errors are their own.
+/// An open device. Locked during a launch, so that times and errors belong to that launch.
 struct Opened {
     client: ComputeClient<WgpuRuntime>,
     features: Features,
-    /// What wgpu reports outside any call.
+    /// Errors that wgpu reports outside of any call.
     errors: Arc<Mutex<Vec<String>>>,
 }
 
-/// Vulkan and WebGPU share a device where they share an interface.
+/// Open devices by wgpu backend. Where WebGPU runs on Vulkan, both share a device.
 static OPEN: Mutex<Vec<(Backend, Opened)>> = Mutex::new(Vec::new());
 
 pub(super) fn launch(
@@ -128,7 +130,7 @@ fn backend(device: Device) -> Backend {
     }
 }
 
-/// The best adapter, a software one where there is no other.
+/// The best adapter; a software one only if there is no other.
 fn adapter(device: Device) -> Result<(wgpu::Instance, Adapter), String> {
     let backend = backend(device);
     if backend == Backend::Vulkan {
@@ -156,7 +158,7 @@ fn find_vulkan() -> Result<(), String> {
     } else {
         &["libvulkan.so.1", "libvulkan.so"]
     };
-    // SAFETY: the loader runs nothing of ours when it is opened.
+    // SAFETY: opening the loader runs none of our code.
     let open = |name: &&str| unsafe { libloading::Library::new(*name) }.is_ok();
     match names.iter().any(open) {
         true => Ok(()),
@@ -229,7 +231,7 @@ impl Launches for WgpuRuntime {
     }
 }
 
-/// A finished kernel, as the runtime takes it.
+/// A finished kernel, as CubeCL's wgpu runtime takes it.
 #[derive(Clone)]
 struct Task(Arc<Image>);
 
@@ -296,8 +298,7 @@ mod tests {
     use crate::Loaded;
     use butterfly_ir::{KernelSpec, Phase, Rows, Target};
 
-    /// What an artifact folder holds, and its digest, is what the device is given: nothing is
-    /// rewritten on the way.
+    /// The device is given exactly the bytes of the artifact folder, those that the digest is of.
     #[test]
     fn what_runs_is_what_the_artifact_holds() {
         for (device, target) in [
@@ -341,7 +342,7 @@ mod tests {
                     _ => given.source.into_bytes(),
                 };
                 assert_eq!(blake3::hash(&bytes), blake3::hash(image), "{device}");
-                // Nothing that wgpu would have to be told about.
+                // In WGSL no buffer is read-only: see the header of this file.
                 let text = String::from_utf8_lossy(&bytes);
                 assert!(device == Device::Vulkan || !text.contains("<storage, read>"));
             }

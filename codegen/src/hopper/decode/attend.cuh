@@ -1,21 +1,22 @@
 // ---- One query and all q heads of a kv head: scores, softmax and output of some tiles ----
 //
-// A team, one warp or all, takes tiles of 16 keys, and waits for no other team. Products are transposed:
-// keys, then columns of V, are their 16 rows, and q heads their 8 columns, because heads are few. Every
-// warp of a team has all scores, and a share of the output's columns.
+// A team, one warp or all, takes tiles of 16 keys and waits for no other team. Products are transposed:
+// their 16 rows are keys, then columns of V, and their 8 columns are q heads, because heads are few.
+// Every warp of a team computes all scores, and a share of the output's columns.
 
-// Which 16 columns of the output a warp has; the last may be too few for all warps.
+// The number of a warp's `tile`-th step of 16 output columns. The last may be too few for all warps.
 __device__ __forceinline__ int step_of(int tile, int warp) { return tile * TEAM + warp; }
 
 __device__ __forceinline__ bool has_columns(int step) {
   return V_COLUMNS % (TEAM * 16) == 0 || step * 16 < V_COLUMNS;
 }
 
+// A team's result for its tiles, as far as this thread holds it.
 struct Part {
-  // Of q heads `lane % 4 * 2` and the next of each 8: what weights are relative to, and their sum
-  // over this thread's keys.
+  // Of q heads `lane % 4 * 2` and the next in every 8: the base-2 logit that weights are relative to,
+  // and the sum of weights over this thread's keys.
   float base[HEAD_TILES][2], sum[HEAD_TILES][2];
-  // Of columns `lane / 4` and that plus 8 of each 16, two heads each.
+  // Output of the same two heads in columns `lane / 4` and `lane / 4 + 8` of every 16.
   float o[HEAD_TILES][COLUMN_TILES][4];
 
   __device__ __forceinline__ Part() {
@@ -34,12 +35,12 @@ struct Part {
   }
 };
 
-// Keys and values of a job, as tensor maps show them.
+// Tensor maps of keys and values, and the job's place in them.
 struct Keys {
   const TensorMap *k_map, *v_map;
   int kv_head, batch;
 
-  // Copies a tile, by one thread.
+  // Starts the copy of a tile; called by one thread.
   template <int BOXES>
   __device__ __forceinline__ void copy(const TensorMap* map, unsigned to, unsigned full, const Tile& tile) const {
     barrier_expect(full, BOXES * K_TILE * 128);
@@ -57,7 +58,8 @@ struct Keys {
   }
 };
 
-// Queries as second operands of products, two steps of 16 columns at once.
+// Queries as second operands of products, two steps of 16 columns at a time; kept in registers where
+// there is room.
 struct Queries {
   static constexpr int PAIRS = (D_STEPS + 1) / 2;
   unsigned kept[KEEP_QUERIES ? HEAD_TILES : 1][KEEP_QUERIES ? PAIRS : 1][4];
@@ -84,7 +86,8 @@ struct Queries {
   }
 };
 
-// Scores of a tile's keys: loads first, then products, in sums that do not wait for each other.
+// Scores of a tile's keys. Loads come before products, which add to several independent sums so that
+// they do not wait for each other.
 __device__ __forceinline__ void multiply_keys(const Shared& shared, const Queries& queries, unsigned k,
                                               unsigned piece, float (&s)[HEAD_TILES][4]) {
   constexpr int SUMS = HEAD_TILES == 1 ? 4 : 2;
@@ -114,8 +117,8 @@ __device__ __forceinline__ void multiply_keys(const Shared& shared, const Querie
     }
 }
 
-// Weights of `count` keys, as second operands of the next products. They are powers of two of logits
-// less a base, which follows the largest logit only where it falls behind: then outputs fade.
+// Weights of `count` keys, as second operands of the next products: 2^(logit - base). The base is
+// raised to the largest logit, and the output rescaled, only if it is behind by more than MOST_AHEAD.
 __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILES][4], int count, int lane,
                                       Part& part, unsigned (&p)[HEAD_TILES][2]) {
   const float scale = @scale;
@@ -125,8 +128,8 @@ __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILE
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int key = i / 2 * 8 + lane / 4;
-      // Queries of heads that there are not are whatever was in shared memory: they must not say when
-      // the outputs of others fade.
+      // Columns beyond the last head multiply whatever was in shared memory. They must not decide when
+      // the base is raised.
       const bool is_head = r * 8 + 8 <= GROUP || r * 8 + lane % 4 * 2 + i % 2 < GROUP;
       s[r][i] = key < count && is_head ? @logit : minus_infinity();
       behind |= s[r][i] > part.base[r][i % 2] + MOST_AHEAD;
@@ -141,7 +144,7 @@ __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILE
 #pragma unroll
         for (int distance = 4; distance < 32; distance *= 2)
           top = fmaxf(top, __shfl_xor_sync(~0u, top, distance));
-        // Nothing has faded that is zero.
+        // Nothing was seen yet, so there is nothing to rescale.
         fade[h] = top == minus_infinity() ? 1.0f : exp2_fast(part.base[r][h] - top);
         part.base[r][h] = top;
         part.sum[r][h] *= fade[h];
@@ -165,7 +168,7 @@ __device__ __forceinline__ void weigh(const Launch& launch, float (&s)[HEAD_TILE
   }
 }
 
-// Values of four times 16 columns, as first operands of products.
+// Values of four steps of 16 columns, as first operands of products.
 struct Values {
   unsigned a[4][4];
 
@@ -176,8 +179,8 @@ struct Values {
         load_transposed(a[i], v + at_step<K_TILE>(piece, step_of(first + i, warp)));
   }
 
-  // Makes values of keys from `count` on zero, which their weights alone would not where they are
-  // infinite or no numbers.
+  // Sets the values of keys from `count` on to zero. Weights of zero would not be enough where values
+  // are infinite or NaN.
   __device__ __forceinline__ void hide(int count, int lane) {
     if (count >= K_TILE) return;
 #pragma unroll
@@ -202,12 +205,13 @@ struct Values {
   }
 };
 
-// The tiles of a team on their way: how many keys they have, the current one first, and where it is.
+// A team's ring: the number of keys in each tile in flight, the current one first, and the slot and
+// phase bit of the current one.
 struct Ring {
   int counts[SLOTS];
   int slot, parity;
 
-  // The place of the next tile is that of the last one.
+  // Goes on to the next tile. A tile with `next` keys takes the slot of the current one.
   __device__ __forceinline__ void advance(int next) {
 #pragma unroll
     for (int i = 0; i + 1 < SLOTS; ++i) counts[i] = counts[i + 1];
@@ -219,7 +223,7 @@ struct Ring {
   }
 };
 
-// Starts the copies of the first tiles, before anything that can wait.
+// Starts the copies of the first tiles, before any work that can be done later.
 __device__ __forceinline__ Ring first_tiles(const Shared& shared, Tiles& tiles, const Keys& keys, int team,
                                             int warp) {
   Ring ring;
@@ -237,7 +241,7 @@ __device__ __forceinline__ Ring first_tiles(const Shared& shared, Tiles& tiles, 
   return ring;
 }
 
-// What a team finds in its tiles; `warp` of the team.
+// Computes a team's result over its tiles; `warp` is the number of this warp within the team.
 __device__ __forceinline__ void attend(const Shared& shared, const Launch& launch, Ring& ring, Tiles& tiles,
                                        const Keys& keys, int team, int warp, int lane, Part& part) {
   const unsigned k_piece = piece_of(lane % 16, lane / 16);
@@ -247,16 +251,16 @@ __device__ __forceinline__ void attend(const Shared& shared, const Launch& launc
   queries.keep(shared);
 #pragma unroll 1
   while (ring.counts[0] > 0) {
-    // While the current tile is on its way.
+    // Find the next tile while the current one is being copied.
     const Tile next = tiles.next();
     float s[HEAD_TILES][4];
     unsigned p[HEAD_TILES][2];
     barrier_wait(shared.k_full(team, ring.slot), ring.parity);
     multiply_keys(shared, queries, shared.k(team, ring.slot), k_piece, s);
-    // Then the place of the tile's keys is free, and below that of its values.
+    // From here on the slot of the tile's keys is free; that of its values is free further below.
     synchronize_team();
     if (next.count > 0 && warp == 0 && elect()) keys.copy_k(shared, next, team, ring.slot);
-    // The first values are loaded while their weights are found.
+    // The first values are loaded while their weights are computed.
     const unsigned v = shared.v(team, ring.slot);
     Values values;
     barrier_wait(shared.v_full(team, ring.slot), ring.parity);

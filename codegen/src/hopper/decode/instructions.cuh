@@ -1,10 +1,10 @@
 // ---- Instructions ----
 
-// What `createpolicy.fractional.L2::evict_first` for all accesses makes on sm_90. By value, because
-// that instruction becomes a read of constant memory.
+// The cache policy that `createpolicy.fractional.L2::evict_first` for all accesses creates on sm_90. It
+// is a constant because that instruction compiles to a read of constant memory.
 constexpr unsigned long long EVICT_FIRST = 0x12f0000000000000ull;
 
-// As `copy_box`, of what is not read again soon: it is the first to leave the cache.
+// As `copy_box`, for data that is not read again soon: it is evicted from L2 first.
 __device__ __forceinline__ void copy_box_once(unsigned to, const TensorMap* map, unsigned barrier,
                                               int column, int token, int head, int batch) {
   asm volatile(
@@ -30,7 +30,7 @@ __device__ __forceinline__ void load_transposed(unsigned (&x)[4], unsigned addre
                : "memory");
 }
 
-// A matrix of 8 rows of 8 elements, of which every thread has two of a row, transposed.
+// Transposes a matrix of 8 rows of 8 elements, of which every thread holds two of a row.
 __device__ __forceinline__ unsigned transposed(unsigned x) {
   unsigned y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
@@ -54,7 +54,7 @@ __device__ __forceinline__ void store_float(float* to, float x) {
   asm volatile("st.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
 }
 
-// The same place in the shared memory of block of threads `rank` of the cluster.
+// The same address in the shared memory of thread block `rank` of the cluster.
 __device__ __forceinline__ unsigned place_in(unsigned address, unsigned rank) {
   unsigned there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));

@@ -1,4 +1,4 @@
-// ---- A job: one query and a kv head of a sequence, by WIDTH blocks of threads ----
+// ---- A job: one query and one kv head of a sequence, computed by WIDTH thread blocks ----
 
 template <int WIDTH>
 __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* q_map,
@@ -7,7 +7,7 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   extern __shared__ unsigned char dynamic_shared[];
   const unsigned start = boxes_address(dynamic_shared);
   const Shared shared = {dynamic_shared + (start - shared_address(dynamic_shared)), start};
-  // The same in all lanes, as the compiler can see.
+  // Through `__shfl_sync`, so that the compiler knows that it is the same in all lanes.
   const int of_block = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int team = of_block / TEAM;
   const int warp = of_block % TEAM;
@@ -15,7 +15,7 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   const unsigned part = blockIdx.x % WIDTH, local = blockIdx.x / WIDTH;
   const unsigned kv_head = blockIdx.y, batch = blockIdx.z;
 
-  // Each team makes its own barriers. Queries come first, because they are waited for first.
+  // Each team initialises its own barriers. Queries are copied first, because they are needed first.
   if (warp == 0 && elect()) {
     if (team == 0) barrier_init(shared.q_full(), 1);
 #pragma unroll
@@ -43,7 +43,8 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   const Keys keys = {k_map, v_map, static_cast<int>(kv_head), static_cast<int>(batch)};
   Ring ring = first_tiles(shared, tiles, keys, team, warp);
 
-  // The rest while these are on their way; the compiler would leave it for the end.
+  // Computes addresses while the copies are in flight. Without the asm statement, the compiler would
+  // leave this for the end.
   const unsigned long long heads =
       static_cast<unsigned long long>(batch) * static_cast<unsigned>(launch.kv_heads) + kv_head;
   lse += heads * static_cast<unsigned>(GROUP * launch.q_len) + local;
@@ -51,7 +52,7 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
        static_cast<unsigned long long>(kv_head * GROUP) * launch.o_head +
        static_cast<unsigned long long>(local) * launch.o_token;
   asm volatile("" : "+l"(o), "+l"(lse));
-  // Others of the block see the barriers from here on.
+  // From here on, the whole thread block sees the barriers.
   __syncthreads();
 
   Part found;

@@ -1,8 +1,8 @@
-// ---- What teams, and blocks of a cluster, found becomes the output ----
+// ---- Merging the results of teams, and of a cluster's thread blocks, into the output ----
 
-// Leaves what the team found in shared memory.
+// Writes the team's result to shared memory.
 __device__ __forceinline__ void leave(const Shared& shared, const Part& part, int team, int warp, int lane) {
-  // Sums first: to go from lane to lane takes long, and would wait for the outputs.
+  // Sums first: their shuffles have a long latency, and would otherwise wait for the outputs.
   float sums[HEAD_TILES][2];
 #pragma unroll
   for (int r = 0; r < HEAD_TILES; ++r)
@@ -29,10 +29,10 @@ __device__ __forceinline__ void leave(const Shared& shared, const Part& part, in
     }
 }
 
-// Four columns of a row, over several parts of its keys; weights are relative to `top`.
+// Four columns of a row, merged over several parts of its keys; weights are relative to `top`.
 struct Merged { float top, sum, x[4]; };
 
-// `row_of(i)` gives top and sum of the `i`-th part, `output_of(i, c)` its `c`-th column.
+// Merges PARTS parts: `row_of(i)` gives top and sum of part i, `output_of(i, c)` its c-th column.
 template <int PARTS, typename RowOf, typename OutputOf>
 __device__ __forceinline__ Merged merged(RowOf row_of, OutputOf output_of) {
   float2 rows[PARTS];
@@ -71,8 +71,8 @@ __device__ __forceinline__ Merged merged_cluster(const Shared& shared, unsigned 
                          });
 }
 
-// The output of a job, of whose WIDTH blocks this is the `part`-th: each has a share of the columns,
-// four at a time.
+// Writes the output of a job. Each of its WIDTH thread blocks, of which this is number `part`, writes a
+// share of the columns, four at a time.
 template <int WIDTH>
 __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared, unsigned kv_head,
                                       unsigned part, Element* o, float* lse) {
@@ -81,7 +81,7 @@ __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared
     for (unsigned at = threadIdx.x; at < GROUP * FOURS; at += THREADS) {
       const unsigned row = at / FOURS, column = at % FOURS * 4;
       const Merged all = merged_teams(shared, row, column);
-      // In the place of the first team.
+      // Overwrites the first team's result.
 #pragma unroll
       for (int c = 0; c < 4; ++c) shared.output(0, row, column + c) = all.x[c];
       if (column == 0) shared.of_row(row) = make_float2(all.top, all.sum);
@@ -100,6 +100,6 @@ __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared
       store_float(lse + static_cast<unsigned long long>(row) * static_cast<unsigned>(launch.q_len),
                   total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity());
   }
-  // Shared memory must last until the others of the cluster have read it.
+  // Shared memory must not be given up before the others of the cluster have read it.
   if (WIDTH > 1) synchronize_cluster();
 }

@@ -1,26 +1,27 @@
 //! Decode for Hopper (sm_90a): CUDA C++ text from a `KernelSpec`.
 //!
-//! In:  a spec. Out: text and the numbers of its launch, or the reason why this generator does
-//! not make it.
+//! In:  a spec. Out: the text of a kernel and its launch geometry, or the reason why this generator
+//! does not take the spec.
 //!
 //! # How the kernel works
 //!
-//! A *job* is one query and all q heads of one kv head. The keys that the query sees are cut into
-//! tiles of 16, which teams take in turns. A team is a warp, or all of a block of threads where one
-//! could not hold the output. It has its tiles copied by the copy engine and computes them by
-//! itself, so that the copies of one hide the products of another. The q heads are the columns of `mma`
-//! products, so that k and v are read once for the group. At the end the teams of a block merge what
-//! they found.
+//! A *job* is one query and all q heads of one kv head. The keys that the query sees are divided
+//! into tiles of 16 keys, which teams take in turns. A *team* is a warp or, where one warp could
+//! not hold the output, all warps of a thread block. Each team starts the TMA copies of its own
+//! tiles and computes them without waiting for other teams, so that the copies of one hide the
+//! products of another. The q heads are the columns of `mma` products, so k and v are read once for
+//! the whole GQA group. At the end, the teams of a thread block merge their results.
 //!
-//! The text has two entry points. By the one, a cluster of blocks shares a job: each merges a share
-//! of the columns, which it reads from the shared memory of the others. By the other, for launches
-//! with many jobs, a block has a job of its own, lies on any processor, and waits for no other. Both
-//! are one launch with no memory in between, and the sums of each have one order.
+//! The text has two entry points. In the first, a cluster of thread blocks shares a job (split-KV):
+//! each merges a share of the output's columns, which it reads from the shared memory of the
+//! others. In the second, for launches with many jobs, each thread block has a job of its own, so
+//! it can run on any SM and waits for no other. Both are one launch without intermediate results
+//! in memory, and both add in a fixed order.
 //!
-//! # What a launch needs
+//! # Preconditions of a launch
 //!
-//! The arguments and tensor maps of a prefill kernel (see `super::prefill`), with boxes as
-//! `Geometry::boxes` says; the scale may be anything. Grid and entry point: `Geometry::fitted`.
+//! Arguments and tensor maps as for a prefill kernel (see `super::prefill`), with the boxes in
+//! `Geometry::boxes`; the scale may have any sign. `Geometry::fitted` gives grid and entry point.
 
 mod plan;
 
@@ -31,16 +32,17 @@ use crate::portable::ENTRY;
 use butterfly_ir::geometry::second_entry;
 use butterfly_ir::{Dtype, KernelSpec};
 
-/// The text of the kernel of `spec` by its plan.
+/// The text of the kernel of `spec`, with the numbers in `plan`.
 pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let kind = match spec.dtype {
         Dtype::Bf16 => "bf16",
         Dtype::F16 | Dtype::F32 => "f16",
     };
-    // A closed form without bands still has a list.
+    // An array in CUDA C++ must not be empty, even for a closed form without bands.
     let bands = plan.bands.max(1).to_string();
-    // Said to be alone, the compiler hoists more than fits; not said to be several, it may save
-    // registers for more of them.
+    // Where one thread block is to run per SM, the launch bounds do not say so: if they did, the
+    // compiler would hoist more than fits the registers. Where several are to run, they say how
+    // many: else the compiler may save registers for even more.
     let bounds = match plan.tuning.per_processor {
         1 => "THREADS".to_string(),
         several => format!("THREADS, {several}"),

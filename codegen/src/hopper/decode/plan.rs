@@ -1,4 +1,5 @@
-//! KernelSpec → the numbers of a decode kernel, or the reason why there is none.
+//! KernelSpec → the compile-time numbers of a Hopper decode kernel, or the reason why there is
+//! none.
 
 use super::super::source::{self, SHARED_LIMIT};
 use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Launch, Split};
@@ -8,41 +9,42 @@ const WARPS: u32 = 4;
 
 pub(super) const THREADS: u32 = WARPS * 32;
 
-/// Keys of a tile, the depth of a product.
+/// Keys of a tile: the depth of an `mma` product.
 pub(super) const K_TILE: u32 = 16;
 
-/// Sums of outputs that a thread may hold.
+/// Most output elements that a thread may hold in registers.
 const MOST_SUMS: u32 = 128;
 
-/// Bytes of a row of a box.
+/// Bytes in a row of a box.
 const BOX_ROW: u32 = 128;
 
-/// Bytes by which shared memory may have to move for boxes to start where they must.
+/// Bytes reserved to align the start of shared memory for swizzled boxes.
 const ALIGNMENT: u32 = 1024;
 
-/// Shared memory of a multiprocessor on sm_90, in bytes.
+/// Shared memory of an SM on sm_90, in bytes.
 const SHARED_OF_PROCESSOR: u32 = 233_472;
 
-/// Shared memory that each thread block takes beyond what it asks for.
+/// Bytes of shared memory that each thread block takes beyond those it requests.
 const SHARED_RESERVED: u32 = 1024;
 
-/// What can be chosen freely.
+/// Choices that affect only speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuning {
     /// Thread blocks of a cluster: a power of two, at most 8.
     pub(super) cluster: u32,
-    /// Thread blocks that a processor holds at once.
+    /// Thread blocks that an SM holds at once.
     pub(super) per_processor: u32,
-    /// Tiles of K and V in shared memory, of each team.
+    /// Slots of each team's ring in shared memory, each for a tile of K and V.
     pub(super) slots: u32,
 }
 
 impl Tuning {
-    /// The best known for `sizes`, from measurements on an H100. Where jobs are few, four blocks of
-    /// threads share one; with eight, clusters fill the device earlier. A second tile is on its way
-    /// for each team: more would arrive together at the end, and be computed after all copies.
-    /// More are taken only where outputs need the room. Where two blocks of a processor fit, they
-    /// hide each other's latency.
+    /// The best known choices for `sizes`, from measurements on an H100.
+    ///
+    /// A cluster is four thread blocks; with eight, fewer jobs would already fill the device. Each
+    /// team has two slots: with more, the last tiles would arrive together and be computed after
+    /// all copies are done. More slots are used only where outputs, which overwrite them, need the
+    /// room. Where two thread blocks fit on an SM, they hide each other's latency.
     fn of(sizes: &Sizes) -> Option<Self> {
         let mut all = [2, 3, 4, 1].into_iter().flat_map(|slots| {
             [2, 1].map(|per_processor| Self {
@@ -55,25 +57,25 @@ impl Tuning {
     }
 }
 
-/// Bytes of shared memory.
+/// Sizes of the data in shared memory and registers.
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
-    /// q heads of a group, rounded up to columns of products.
+    /// q heads of a group, rounded up to the 8 columns of a product.
     pub(super) rows: u32,
     /// Boxes of 64 columns: of q and k, and of v.
     pub(super) d_boxes: u32,
     pub(super) v_boxes: u32,
-    /// A tile of K and V.
+    /// Bytes of a slot: a tile of K and V.
     pub(super) slot: u32,
-    /// Warps of a team: one, or all.
+    /// Warps of a team: one, or all of a thread block.
     pub(super) team: u32,
-    /// Sums of outputs that a thread holds.
+    /// Output elements that a thread holds in registers.
     sums: u32,
-    /// Floats from a column of an output to the next, and from a row to the next, such that the
-    /// threads of a warp store to different banks.
+    /// Pitches of a team's output in shared memory, in floats: between a column and the next, and
+    /// between a row and the next. With these, the threads of a warp store to different banks.
     pub(super) column_pitch: u32,
     pub(super) o_pitch: u32,
-    /// What a team leaves: the outputs of a group.
+    /// Bytes of a team's output: that of a GQA group.
     output: u32,
 }
 
@@ -81,7 +83,8 @@ impl Sizes {
     fn of(spec: &KernelSpec) -> Self {
         let rows = spec.group.next_multiple_of(8);
         let (d_boxes, v_boxes) = (spec.head_dim.div_ceil(64), spec.v_head_dim.div_ceil(64));
-        // 8 columns of every row, each with all that lie a multiple of 8 from it.
+        // A row is stored as 8 runs of columns: those with the same remainder modulo 8 are
+        // consecutive.
         let column_pitch = spec.v_head_dim.div_ceil(8).next_multiple_of(8) + 4;
         let o_pitch = 8 * column_pitch + 8;
         let sums = |team: u32| rows / 8 * spec.v_head_dim.div_ceil(16 * team) * 4;
@@ -104,18 +107,19 @@ impl Sizes {
         WARPS / self.team
     }
 
-    /// Whether the queries stay in registers.
+    /// Whether the queries stay in registers for the whole job.
     pub(super) fn keeps_queries(&self, head_dim: u32) -> bool {
         self.rows / 8 * head_dim.div_ceil(16) <= 16
     }
 
-    /// Queries.
+    /// Bytes of the queries.
     fn queries(&self) -> u32 {
         self.rows * BOX_ROW * self.d_boxes
     }
 
-    /// Every team leaves two numbers for each row, and so does the block. There are barriers for
-    /// the queries, and for K and V of every slot.
+    /// Bytes of shared memory in all. For each row (q head), every team stores two floats, and so
+    /// does the thread block. There is an mbarrier for the queries, and one each for K and V of
+    /// every slot.
     fn all(&self, slots: u32) -> u32 {
         let slots = self.teams() * slots;
         let rows = 8 * self.rows * (self.teams() + 1);
@@ -125,23 +129,23 @@ impl Sizes {
     fn fits(&self, tuning: &Tuning) -> bool {
         let bytes = self.all(tuning.slots);
         let together = tuning.per_processor * (bytes + SHARED_RESERVED);
-        // Outputs take the place of tiles.
+        // A team's output overwrites its slots.
         self.output <= tuning.slots * self.slot
             && bytes <= SHARED_LIMIT
             && together <= SHARED_OF_PROCESSOR
     }
 }
 
-/// The numbers of a kernel.
+/// The compile-time numbers of a kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(super) tuning: Tuning,
     pub(super) sizes: Sizes,
     /// q heads of a group.
     group: u32,
-    /// Bands of a closed form; 0 for a table.
+    /// Number of bands of a closed form; 0 for a table.
     pub(super) bands: u32,
-    /// Offsets into shared memory.
+    /// Offsets into shared memory, in bytes.
     pub(super) slots_at: u32,
     pub(super) teams_at: u32,
     pub(super) rows_at: u32,
@@ -150,7 +154,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of `spec`, or why this generator does not make it.
+    /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         let tuning = Tuning::of(&Sizes::of(spec));
         Self::with(
@@ -159,7 +163,7 @@ impl Plan {
         )
     }
 
-    /// The plan with these choices.
+    /// The numbers for `spec` with this tuning.
     pub(super) fn with(spec: &KernelSpec, tuning: Tuning) -> Result<Self, &'static str> {
         if spec.dtype == Dtype::F32 {
             return Err("matrix units take 16-bit elements");

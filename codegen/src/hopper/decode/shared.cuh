@@ -1,6 +1,6 @@
-// ---- Shared memory: Q, tiles of K and V, and what teams leave ----
+// ---- Shared memory: Q, slots of K and V, and the results of teams ----
 
-// In bytes from `address`. Q, K and V lie in boxes of 64 columns, swizzled.
+// Offsets are bytes from `address`. Q, K and V are stored in swizzled boxes of 64 columns.
 struct Shared {
   unsigned char* bytes;
   unsigned address;
@@ -16,16 +16,16 @@ struct Shared {
     return q_full() + 8 + (team * SLOTS + slot) * 16;
   }
   __device__ __forceinline__ unsigned v_full(int team, int slot) const { return k_full(team, slot) + 8; }
-  // What the weights of a row are relative to, and their sum, as a team found them.
+  // A team's result for a row: the base-2 logit that its weights are relative to, and their sum.
   __device__ __forceinline__ float2& of_team(int team, int row) const {
     return reinterpret_cast<float2*>(bytes + TEAMS_AT)[team * ROWS + row];
   }
-  // The same of all teams together.
+  // The same for all teams together.
   __device__ __forceinline__ float2& of_row(int row) const {
     return reinterpret_cast<float2*>(bytes + ROWS_AT)[row];
   }
-  // Where a team leaves its output before it is divided by the sum, in floats from its tiles on, which
-  // are done with. Columns 8 apart lie side by side, because threads hold these.
+  // A team's output before the division by the sum overwrites the team's slots. This is the place of an
+  // element there, in floats. Columns that are 8 apart lie side by side, because a thread holds them.
   __device__ __forceinline__ static unsigned at_output(unsigned row, unsigned column) {
     return row * O_PITCH + column % 8 * COLUMN_PITCH + column / 8;
   }
@@ -34,12 +34,12 @@ struct Shared {
   }
 };
 
-// The first or second 16 of the first 32 bytes of a row of a box, in the order of the swizzle.
+// The swizzled offset of the first (`half` 0) or second 16 bytes of a row of a box.
 __device__ __forceinline__ unsigned piece_of(int row, int half) {
   return row * 128 + ((half ^ row % 8) << 4);
 }
 
-// The same of the 32 bytes at 16 columns from `16 * step` on, in boxes of BOX_ROWS rows.
+// The same for the 32 bytes of the 16 columns from `16 * step` on, in boxes of BOX_ROWS rows.
 template <int BOX_ROWS>
 __device__ __forceinline__ unsigned at_step(unsigned piece, int step) {
   return step / 4 * (BOX_ROWS * 128) + (piece ^ step % 4 << 5);

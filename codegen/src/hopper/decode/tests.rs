@@ -138,8 +138,9 @@ fn compiles_without_memory_for_arrays() {
     }
 }
 
-/// Writes kernels of the standard pattern as `bench/hopper/decode.py` reads them, the best known
-/// and those of `HOPPER_TUNING` (cluster, blocks of a processor and slots, as in `8,2,3 2,2,2`).
+/// Writes kernels of the standard pattern for `bench/hopper/decode.py`: with the best known tuning
+/// and with those in `HOPPER_TUNING` (cluster, thread blocks per SM and slots of each, as in
+/// `8,2,3 2,2,2`).
 #[test]
 #[ignore = "writes files: HOPPER_OUT=DIR cargo test -p butterfly-codegen --lib -- --ignored write_decode"]
 fn write_decode() {

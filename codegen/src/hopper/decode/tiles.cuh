@@ -1,10 +1,12 @@
-// ---- The tiles of a query's keys, and which of them this block of threads takes ----
+// ---- The tiles of a query's keys, and which of them a team takes ----
 //
-// A query sees the union of its bands, each an interval of keys. A key counts for the first
-// interval that has it, by start, then by number: what an interval keeps is then again one
-// interval, cut into tiles from its start. So a tile has no hidden keys but those after its end.
+// A query sees the union of its bands, each of which is an interval of keys. A key in several intervals
+// belongs to the first of them, by start and then by number. What remains of each interval is again one
+// interval, which is cut into tiles from its start. So the only hidden keys of a tile are those after
+// its end.
 
-// First key that a query sees of a band, and one past the last; on most sides only blocks bound it.
+// The first key of a band that a query sees, and one past the last. Most limits are those of blocks and
+// do not depend on the query.
 __device__ __forceinline__ int from_key(const Band& band, int query) {
   return band.first <= -UNBOUNDED ? band.lo : max(band.lo, query + band.first);
 }
@@ -13,18 +15,18 @@ __device__ __forceinline__ int to_key(const Band& band, int query) {
   return band.end >= UNBOUNDED ? band.hi : min(band.hi, query + band.end);
 }
 
-// `count` keys from `key` on; none at the end.
+// `count` keys from `key` on; a count of zero marks the end.
 struct Tile { int key, count; };
 
-// Every warp walks alone, and all alike: a lane holds one interval.
+// Every warp of a team goes through the same tiles by itself; each lane holds one interval.
 struct Tiles {
   const Bands& bands;
   const int query, lane;
-  // Teams that take the tiles in turns.
+  // The number of teams, which take the tiles in turns.
   const int step;
-  // Of this lane: its interval, the number of its tiles, and of those of lanes before it.
+  // This lane's interval, the number of its tiles, and the number of tiles of the lanes before it.
   int start, length, tiles, before;
-  // Bands of lanes from here, and the next tile to take, counted from the first of theirs.
+  // The band of lane 0, and the next tile to take, counted from the first tile of these lanes.
   int base, next_tile;
 
   __device__ __forceinline__ Tiles(const Bands& bands, int query, int lane, int rank, int step)
@@ -67,7 +69,7 @@ struct Tiles {
 
   __device__ __forceinline__ Tile next() {
     while (true) {
-      // At most one lane has it, and says so to all.
+      // At most one lane's interval has the next tile; it passes the tile on to all lanes.
       const int skipped = (next_tile - before) * K_TILE;
       const bool mine = before <= next_tile && skipped < length;
       const unsigned key = __reduce_max_sync(~0u, mine ? static_cast<unsigned>(start + skipped) : 0u);

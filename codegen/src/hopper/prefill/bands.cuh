@@ -1,19 +1,19 @@
-// ---- What a tile of queries sees: the union of its row's bands ----
+// ---- Keys that a tile of queries sees: the union of its row's bands ----
 
-// Flags of a tile: the last one of an item; seen by all queries; masked by all bands rather than by
-// the one whose number stands above bit BAND.
+// Flags of a tile. LAST: the last tile of an item. FULL: all queries see all of its keys. MANY: all
+// bands have to mask it; without MANY, only the band whose number is in the bits from BAND on.
 constexpr int LAST = 1, FULL = 2, MANY = 4, BAND = 8;
 
-// Whether tiles are so long that halves of them are skipped, and that there is time to find what
-// is seen of one before its scores are there.
+// Whether tiles are long enough for masks to skip halves of them, and for the mask of a tile to be
+// computed while its scores are still being multiplied.
 constexpr bool HALVES = K_TILE >= 128;
 
-// Of the queries q0..=q1, by a warp whose lanes hold the bands: lane `i` every 32nd from the i-th.
-// A closed form has fewer than 32.
+// The keys that the queries q0..=q1 see. A whole warp computes this, and its lanes share the bands:
+// lane i has bands i, i + 32 and so on. A closed form has fewer than 32.
 struct Seen {
   const Bands& bands;
   const int q0, q1, lane;
-  // Of the lane's first band: the keys that some query sees, and those that every query sees.
+  // Of the lane's first band: the keys that some query sees, and those that all queries see.
   int any_start, any_stop, all_start, all_stop;
 
   __device__ __forceinline__ Seen(const Bands& bands, int q0, int q1, int lane)
@@ -40,7 +40,8 @@ struct Seen {
     return __reduce_min_sync(~0u, next);
   }
 
-  // Whether every query sees every key of start..stop; may say no where many bands meet.
+  // Whether all queries see all keys of start..stop. May wrongly return false, never true: it joins
+  // only a few adjacent bands.
   __device__ __forceinline__ bool is_full(int start, int stop) const {
     int reach = start;
     for (int round = 0; round < 3; ++round) {
@@ -55,38 +56,38 @@ struct Seen {
     return false;
   }
 
-  // The flags that say which bands a partial tile has to be masked by: one, or all.
+  // The flags that say which bands have to mask a partial tile: one, or all.
   __device__ __forceinline__ int masking_bands(int k) const {
     const unsigned which = __ballot_sync(~0u, max(any_start, k) < min(any_stop, k + K_TILE));
     return bands.count() <= 32 && __popc(which) == 1 ? (__ffs(which) - 1) << BAND : MANY;
   }
 };
 
-// A thread owns two keys of every eight of a row of scores: how many of them, and of those of
-// tiles to come, lie before `limit`, which counts from its first key.
+// A thread owns two of every eight keys in a row of scores. Returns how many of its keys lie before
+// `limit`, which counts keys from the thread's first one and may lie beyond the tile.
 __device__ __forceinline__ int keys_before(int limit) {
   const int inside = max(limit, 0);
   return (inside >> 3) * 2 + min(inside & 7, 2);
 }
 
-// `count` bits from bit `first` on; those beyond the last one are left out.
+// A word with `count` bits set from bit `first` on; bits beyond the word are dropped.
 __device__ __forceinline__ unsigned bits(int first, int count) {
   unsigned x;
   asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(x) : "r"(first), "r"(count));
   return x;
 }
 
-// Bit i: query `q` sees the thread's i-th key through a band; the first key is `k`.
+// Bit i says whether query `q` sees the thread's i-th key through `band`; its first key is `k`.
 __device__ __forceinline__ unsigned keys_seen(const Band& band, int q, int k) {
   const int start = keys_before(max(band.lo, q + band.first) - k);
   const int stop = keys_before(min(band.hi, q + band.end) - k);
   return bits(start, max(stop - start, 0));
 }
 
-// What a thread's rows see of a tile that is masked.
+// The keys of a masked tile that a thread's two rows see.
 struct Sight {
   unsigned seen[2];
-  // Whether all rows of the warp see the first half, and none sees anything of the second.
+  // Whether all rows of the warp see all of the tile's first half, and none any of its second half.
   bool first_seen, second_hidden;
 
   __device__ __forceinline__ void compare_halves() {

@@ -1,9 +1,9 @@
 // ---- Consumer: a warpgroup that computes one unit of each item, or its share of one ----
 //
 // While the scores of a tile become weights, the values of the tile before it are being multiplied. At
-// the first tile of an item these belong to the item before, whose output is stored while the scores
-// are being multiplied. Every part is there once: what runs again and again has to fit the cache of
-// instructions.
+// the first tile of an item, that tile belongs to the item before, whose output is stored while the new
+// scores are being multiplied. The code of each step exists only once, because the main loop has to fit
+// the instruction cache.
 
 __device__ __forceinline__ void consume(const Launch& launch, const Shared& shared, int consumer,
                                         Element* output, float* lse) {
@@ -12,7 +12,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   const float scale = @scale;
 @cap_factor
   Slot slot;
-  // Items begun, and the first query of this consumer's unit of the last one.
+  // Number of items begun, and the first query of this consumer's unit in the last of them.
   int count = 0, token = 0;
   Bands bands;
   Softmax softmax;
@@ -41,13 +41,13 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.start();
     ++count;
   };
-  // The item is read again rather than kept: registers are few.
+  // The item is read again rather than kept, to save registers.
   auto end_item = [&] {
     const Item item = shared.item((count - 1) % HEADERS);
     store(launch, shared, item, unit_here(item), softmax, o, scale, consumer, (count - 1) % Q_SLOTS,
           warp, lane, output, lse);
   };
-  // Finds what the unit sees of a tile.
+  // Finds the keys of a tile that the unit's rows see.
   auto look = [&] {
     sight.second_hidden = false;
     if (tile.y & FULL) return;
@@ -64,26 +64,27 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     }
     sight.compare_halves();
   };
-  // The same, while scores are being multiplied.
+  // The same, where there is time for it while scores are being multiplied.
   auto look_ahead = [&] {
     if (HALVES) look();
   };
-  // Makes logits of scores, and hides those of keys that are not seen. Nothing reads the logits of a
-  // second half that is hidden.
+  // Masks the scores of keys that are not seen, after a softcap if there is one. A hidden second half
+  // is left as it is, because nothing reads it.
   auto hide = [&] {
 @cap
     if (!HALVES) look();
     if (!(tile.y & FULL)) mask(s, sight);
   };
 @products
-  // The products of a tile's scores are done: gives back its keys and, where no output will take
-  // their place, the queries after their last tile.
+  // When the products of a tile's scores are done: releases the slot of its keys and, after the last
+  // tile, that of the queries, unless the output will overwrite them.
   auto take_scores = [&](int keys) {
     add_scores(shared.slot(keys));
     release_slot(shared.empty(keys));
     if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
   };
-  // The first tile of an item says what weights are relative to; a part of it, if that will do.
+  // The first tile of an item decides which score weights are relative to: the largest of the tile or,
+  // in a long tile that is full, of its first sixteen keys, if no weight overflows then.
   auto first_weights = [&] {
     if (HALVES && tile.y & FULL) {
       softmax.guess(s, scale);
@@ -93,9 +94,9 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     softmax.weigh<HALVES>(s, scale, sight.second_hidden, p, added);
     softmax.add(added);
   };
-  // Consumers of several units give their products to the matrix units in turns, so that the
-  // softmax of each falls into the products of the others (FlashAttention-3, section 3.1). The first
-  // consumer has the first turn.
+  // Consumers with units of their own take turns at issuing products, so that the softmax of each
+  // runs during the products of the others (FlashAttention-3, section 3.1). The first consumer has the
+  // first turn.
   auto await_turn = [&] {
     if (UNITS > 1) synchronize(TURN_AT + consumer, 256);
   };
@@ -105,8 +106,8 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   if (UNITS > 1) arrive_if(consumer == UNITS - 1, TURN_AT, 256);
   auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
 
-  // The first tile of all. The lane that reads it is the one elected to give its slot back: checkers
-  // for races see that order, and none among lanes without a barrier.
+  // The very first tile. The lane that reads it is also the one that releases its slot: race checkers
+  // understand that order, but not one between lanes without a barrier.
   await();
   if (lane == 0) tile = shared.tile(slot.index);
   tile.x = __shfl_sync(~0u, tile.x, 0);
@@ -123,7 +124,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     slot.advance();
     hide();
     first_weights();
-    // Whether the values of the tile before are added to those of earlier tiles.
+    // Whether products with values are added to the output, or start it anew.
     bool accumulate = false;
     while (!(tile.y & LAST)) {
       await();
@@ -140,7 +141,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       mma_wait<1>(s);
       take_scores(keys);
       hide();
-      // Products take as long to be issued as to be done: a later wait gains nothing.
+      // Issuing products takes as long as computing them, so a later wait gains nothing.
       mma_wait<0>(o);
       keep_until_here(p);
       release_slot(shared.empty(slot.index));
@@ -158,7 +159,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
       accumulate = true;
     }
 
-    // Values first: the output is then stored while the next item's scores are multiplied.
+    // Values first, so that the output is stored while the next item's scores are being multiplied.
     const Slot values = slot;
     slot.advance();
     barrier_wait_all(shared.full(values.index), values.turn, shared.full(slot.index), slot.turn,
@@ -167,13 +168,13 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     await_turn();
     mma_fence();
     multiply_values(values.index, accumulate);
-    // After the last item, of whatever is there: a branch would hold up the products.
+    // After the last item this multiplies whatever is in the slots: a branch would delay the products.
     multiply_scores(count % Q_SLOTS);
     pass_turn();
     mma_wait<1>(o);
     keep_until_here(p);
     release_slot(shared.empty(values.index));
-    // Before the output, because it takes a while to come.
+    // Read before the output is stored, because of its latency.
     next = shared.item(count % HEADERS);
     end_item();
   }

@@ -27,8 +27,8 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
   }
   synchronize_cluster();
 
-  // Numbers of warps and warpgroups by `__shfl_sync`, because then the compiler can see that all
-  // lanes have the same.
+  // Warp and warpgroup numbers go through `__shfl_sync` so that the compiler knows that they are the
+  // same in all lanes.
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);

@@ -1,6 +1,6 @@
-// ---- Epilogue: what a unit's rows end with ----
+// ---- Epilogue: from sums to the output and log-sum-exp of a unit's rows ----
 
-// A thread's rows of the output: row `r` of two.
+// Query and q head of a row of the output; valid if the launch has that row.
 struct Place { int token, head; bool valid; };
 
 __device__ __forceinline__ Place place_of(const Launch& launch, const Item& item, const Unit& unit,
@@ -11,7 +11,7 @@ __device__ __forceinline__ Place place_of(const Launch& launch, const Item& item
           !unit.idle && of_group < GROUP && token >= 0 && token < launch.q_len};
 }
 
-// The row in memory.
+// The address of the row in memory.
 __device__ __forceinline__ Element* row_of(const Launch& launch, const Item& item,
                                            const Place& place, Element* output) {
   return output + static_cast<long long>(item.batch) * launch.o_batch +
@@ -19,10 +19,11 @@ __device__ __forceinline__ Element* row_of(const Launch& launch, const Item& ite
          static_cast<long long>(place.token) * launch.o_token;
 }
 
-// What a thread's rows end with: the largest logit, as a power of two, and the sum of weights.
+// Of a thread's two rows: the base-2 logit that weights are relative to, and the sum of weights, both
+// with the sink included.
 struct Ends { float highest[2], total[2]; };
 
-// `inverse`: what the outputs of the thread's rows are to be multiplied by.
+// Sets `inverse` to the factors that the outputs of the thread's rows have to be multiplied by.
 __device__ __forceinline__ Ends finish(const Launch& launch, const Item& item, const Unit& unit,
                                        const Softmax& softmax, float scale, int warp, int lane,
                                        float (&inverse)[2]) {
@@ -42,7 +43,7 @@ __device__ __forceinline__ Ends finish(const Launch& launch, const Item& item, c
   return ends;
 }
 
-// Writes the log-sum-exp; of four lanes with the same rows, each of two writes one.
+// Writes the log-sum-exp. Four lanes have the same two rows: each of the first two writes one.
 __device__ __forceinline__ void store_lse(const Launch& launch, const Item& item, const Unit& unit,
                                           const Ends& ends, int warp, int lane, float* lse) {
   const int r = lane % 2;

@@ -1,4 +1,4 @@
-//! The text of the matrix instructions, whose operands depend on the shape.
+//! The text of the wgmma instructions, whose operands depend on the spec.
 
 use butterfly_ir::Dtype;
 use std::fmt::Write;
@@ -19,7 +19,7 @@ pub(super) fn text(dtype: Dtype, k_tile: u32, v_columns: u32) -> String {
     text
 }
 
-/// A product of rows by rows, both in shared memory.
+/// A wgmma instruction that multiplies 64 rows by `columns` rows, both in shared memory.
 pub(in crate::hopper) fn instruction(name: &str, dtype: Dtype, columns: u32) -> String {
     let mut text = String::from("// ---- Matrix products of 64 rows, asynchronous ----\n\n");
     text += &function(

@@ -1,35 +1,38 @@
 //! Prefill for Hopper (sm_90a): CUDA C++ text from a `KernelSpec`.
 //!
-//! In:  a spec. Out: text and the numbers of its launch, or the reason why this generator does
-//! not make it.
+//! In:  a spec. Out: the text of a kernel and its launch geometry, or the reason why this generator
+//! does not take the spec.
 //!
 //! # How the kernel works
 //!
-//! A *unit* is 64 rows of scores: 64 queries of one q head, or fewer queries of several heads
-//! of a group where blocks are shorter. An *item* is a row of blocks, a kv head, and one unit
-//! for each consumer; the grid stays for the whole launch and takes items in a fixed order.
-//! One warp, the *producer*, evaluates the row's bands, finds the tiles of keys that any of
-//! the item's queries sees, and copies Q, K and V by the copy engine into shared memory, far
-//! ahead of the consumers and across items. Each *consumer* is a warpgroup with its unit's
-//! output in registers; the consumers of an item read the same tiles. Tiles that all queries
-//! see in full run without mask code; for the others 32 bits a row say which keys are seen.
-//! Two consumers give their products to the matrix units in turns. What they leave is copied to
-//! memory by warps beside the producer, from the place of the queries that it came from.
+//! A *unit* is 64 rows of scores: 64 queries of one q head or, where blocks are shorter, fewer
+//! queries of several heads of a GQA group. An *item* is a block row, a kv head, and as many units
+//! as a cluster computes at a time, one for each consumer. The kernel is persistent: its thread
+//! blocks take items in a fixed order.
 //!
-//! Where an output is too wide for a warpgroup's registers, two consumers share a unit: each
-//! multiplies half of the columns of Q and K, they add up the scores in shared memory, and each
+//! One warp, the *producer*, evaluates the row's bands, finds the tiles of keys that any query of
+//! the item sees, and copies Q, K and V by TMA into shared memory, far ahead of the consumers and
+//! across items. Each *consumer* is a warpgroup with its unit's output in registers; all consumers
+//! of an item read the same tiles. Tiles that all queries see completely take no mask code; for the
+//! others, each thread computes a bit mask of the keys that each of its rows sees. Consumers take
+//! turns at the matrix units, so that the softmax of one runs during the products of another. Where
+//! shared memory has room, a consumer writes its output over the queries that it came from, and
+//! warps next to the producer store it from there by TMA.
+//!
+//! Where an output is too wide for the registers of one warpgroup, two consumers share a unit: each
+//! multiplies half of the columns of Q and K, they add their scores through shared memory, and each
 //! multiplies its half of the columns of V.
 //!
-//! The fragments (`*.cuh`) are CUDA C++ over constants that [`text`] puts before them;
-//! `matrix.rs` writes what has another shape for each spec.
+//! The fragments (`*.cuh`) are CUDA C++ that refers to constants, which [`text`] writes before
+//! them; `matrix.rs` writes the instructions whose operands depend on the spec.
 //!
-//! # What a launch needs
+//! # Preconditions of a launch
 //!
-//! Beyond what the portable kernels need:
+//! In addition to those of the portable kernels:
 //!
 //! - **Arguments**, in order: tensor maps of q, k, v and o, by value; pointers to q, k and v,
-//!   which are not read (CubeCL passes the buffers behind tensor maps too), and to o; for tables
-//!   offsets and bands; logits of sinks, if there are any; lse; the scalars, by value
+//!   which are not read (CubeCL passes the buffers behind tensor maps too), and to o; for tables,
+//!   offsets and bands; sink logits, if there are any; lse; the scalars, by value
 //!   (`LaunchScalars::by_value`). This is the order in which CubeCL 0.10 binds `tensor_maps`, then
 //!   their buffers, then `buffers`, then `info`.
 //! - **Tensor maps**: tiled, rank 4, shape [B, H, length, D] with the strides of the buffer,
@@ -37,15 +40,16 @@
 //!   promotion of 128 bytes, zeros outside. Boxes, in the same order of dimensions:
 //!   q [1, [`Plan::unit_heads`], [`Plan::unit_tokens`], 64], k and v [1, 1, [`Plan::k_box`], 64],
 //!   o [1, 1, [`Plan::unit_tokens`], 64].
-//!   The base must lie at a multiple of 16 bytes, and so must all strides but the last; o is
-//!   stored in pieces of 16 bytes, so this holds for it too. Otherwise: the portable kernel.
-//! - **Grid**: [x, 1, 1] with x the smaller of the number of multiprocessors and of
-//!   `cluster * items` (see `schedule.cuh`), rounded down to a multiple of the cluster but no
-//!   less than one cluster. The cluster itself is an attribute of the text. Any multiple of
-//!   the cluster gives the same result.
-//! - **Shared memory**: `shared_bytes` of dynamic shared memory, above 48 KiB, so the limit of
-//!   the function has to be raised (CubeCL does).
-//! - The scale must be positive.
+//!   The base and all strides but the last must be multiples of 16 bytes. This holds for o as
+//!   well, which is stored in pieces of 16 bytes. Tensors that do not comply need the portable
+//!   kernel.
+//! - **Grid**: [x, 1, 1]. Any multiple of the cluster size gives the same result. Best is the
+//!   smaller of the number of SMs and of `cluster * items` (see `schedule.cuh`), rounded down to a
+//!   multiple of the cluster size, but at least one cluster. The cluster size itself is an
+//!   attribute in the text.
+//! - **Shared memory**: `shared_bytes` of dynamic shared memory. This exceeds 48 KiB, so the
+//!   function's limit has to be raised (CubeCL does so).
+//! - **Scale**: must be positive.
 
 mod matrix;
 mod plan;
@@ -56,7 +60,7 @@ pub(crate) use plan::Plan;
 use super::source;
 use butterfly_ir::KernelSpec;
 
-/// The text of the kernel of `spec` by its plan.
+/// The text of the kernel of `spec`, with the numbers in `plan`.
 pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     let entry = match plan.tuning.cluster {
         1 => include_str!("entry.cuh").replace("@cluster", ""),
@@ -64,7 +68,8 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
             include_str!("entry.cuh").replace("@cluster", &format!("__cluster_dims__({n}, 1, 1) "))
         }
     };
-    // With a softcap, scores are logits before they are masked.
+    // With a softcap, scores become logits before they are masked, so only the base of the
+    // logarithm is left for the factor.
     let (scale, cap) = match spec.score.softcap {
         false => ("launch.scale * 1.44269504f", ""),
         true => (

@@ -1,36 +1,38 @@
-//! KernelSpec → the numbers of a Hopper kernel, or the reason why there is none.
+//! KernelSpec → the compile-time numbers of a Hopper prefill kernel, or the reason why there is
+//! none.
 //!
-//! In:  any checked spec. Out: sizes that fit the registers and the shared memory of a
-//! multiprocessor; everything that the text is specialised by.
+//! In:  any checked spec. Out: all numbers by which the text is specialised; the kernel fits the
+//! registers and the shared memory of an SM.
 
 use super::super::source::{self, SHARED_LIMIT};
 use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Launch, Resident};
 
-/// Registers of a multiprocessor.
+/// Registers of an SM.
 const REGISTERS: u32 = 65_536;
 
-/// Rows of a matrix product, hence of a unit.
+/// Rows of a wgmma product, hence of a unit.
 pub(super) const UNIT_ROWS: u32 = 64;
 
-/// What can be chosen freely.
+/// Choices that affect only speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tuning {
-    /// Thread blocks that share tiles of K and V: 1 or 2.
+    /// Thread blocks of a cluster, which share tiles of K and V: 1 or 2.
     pub(crate) cluster: u32,
     /// Warpgroups that compute.
     pub(crate) consumers: u32,
-    /// Whether these share a unit, whose output is too wide for one; else each has its own.
+    /// Whether two consumers share one unit, whose output is too wide for the registers of one;
+    /// else each consumer has its own unit.
     pub(crate) shares_unit: bool,
     /// Keys of a tile: 32, 64 or 128.
     pub(crate) k_tile: u32,
-    /// Tiles of Q in shared memory for each consumer.
+    /// Slots for Q in shared memory, each for one item's queries.
     pub(crate) q_slots: u32,
 }
 
 impl Tuning {
-    /// The best known for the sizes of `spec` and the units of its rows, from measurements on
-    /// an H100 and an H200. Where the output is small four consumers fit, which hide each other's
-    /// softmax.
+    /// The best known choices for the head sizes of `spec` and its units per row, from measurements
+    /// on an H100 and an H200. Where the output is small, four consumers fit, which hide each
+    /// other's softmax.
     fn of(spec: &KernelSpec, units_per_row: u32) -> Self {
         let widest = spec.head_dim.max(spec.v_head_dim);
         if spec.is_wide() {
@@ -61,13 +63,14 @@ impl Tuning {
     }
 }
 
-/// How the rows of scores of a row of blocks are cut into units.
+/// How the scores of a block row are divided into units.
 struct Units {
+    /// Tokens and q heads of a unit.
     tokens: u32,
     heads: u32,
-    /// Units that the q heads of a kv head are.
+    /// Units that cover all q heads of a GQA group for the same tokens.
     of_heads: u32,
-    /// Units of a row.
+    /// Units that cover a block row.
     of_row: u32,
 }
 
@@ -86,28 +89,29 @@ impl Units {
     }
 }
 
-/// The numbers of a kernel.
+/// The compile-time numbers of a kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) tuning: Tuning,
     /// Tokens and q heads of a unit: 64 rows of scores.
     pub(crate) unit_tokens: u32,
     pub(crate) unit_heads: u32,
-    /// Units that the q heads of a kv head are, and those of a row of blocks.
+    /// Units that cover all q heads of a GQA group for the same tokens, and units of a block row.
     pub(crate) head_units: u32,
     pub(crate) units_per_row: u32,
-    /// Swizzled columns of 64 elements that a row of K and of V is.
+    /// Swizzled chunks of 64 columns in a row of Q and K, and in a row of V.
     pub(crate) d_chunks: u32,
     pub(crate) v_chunks: u32,
-    /// Tiles of K or V in the ring.
+    /// Slots of the ring, each for one tile of K or V.
     pub(crate) slots: u32,
-    /// Columns of the output that a consumer has.
+    /// Columns of the output that a consumer holds.
     pub(crate) o_columns: u32,
-    /// Whether the output is stored by copies, from the place of the queries.
+    /// Whether the output is stored by TMA, from the slot of the unit's queries; else from
+    /// registers.
     pub(crate) staged: bool,
-    /// Bands of a closed form; 0 for a table.
+    /// Number of bands of a closed form; 0 for a table.
     pub(crate) bands: u32,
-    /// Offsets into shared memory.
+    /// Offsets into shared memory, in bytes.
     pub(crate) ring_at: u32,
     pub(crate) barriers_at: u32,
     pub(crate) tiles_at: u32,
@@ -119,20 +123,21 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of `spec`, or why this generator does not make it.
+    /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         let units_per_row = Units::of(spec).map_or(1, |units| units.of_row);
         Self::with(spec, Tuning::of(spec, units_per_row))
     }
 
-    /// The plan with these choices.
+    /// The numbers for `spec` with this tuning.
     pub(super) fn with(spec: &KernelSpec, tuning: Tuning) -> Result<Self, &'static str> {
         if spec.dtype == Dtype::F32 {
             return Err("matrix units take 16-bit elements");
         }
         let o_columns = match tuning.shares_unit {
             false => spec.v_head_dim,
-            // Consumers have halves of swizzled columns of q and k, and as many of those of v.
+            // Each consumer multiplies half of every swizzled chunk of q and k, and half of the
+            // chunks of v.
             true if spec.head_dim.is_multiple_of(64) && spec.v_head_dim.is_multiple_of(128) => {
                 spec.v_head_dim / 2
             }
@@ -161,7 +166,7 @@ impl Plan {
                 bands_at + headers * bands * 16,
             )
         };
-        // The start is aligned by hand.
+        // The kernel aligns the start of shared memory to 1024 bytes.
         let room = SHARED_LIMIT - 1024;
         let slots = (1..=24)
             .rev()
@@ -171,9 +176,9 @@ impl Plan {
         let (tiles_at, items_at, bands_at, end) = small(slots);
         let barriers_at = ring_at + slots * slot_bytes;
 
-        // A block starts with an equal share for each thread; of these registers the consumers
-        // get the same each, in eights, and the producer's warpgroup the rest. Asking for more
-        // than there are would never be answered.
+        // A thread block starts with an equal number of registers for each thread, a multiple of
+        // 8. Of these, the producer's warpgroup keeps a few, and the consumers share the rest in
+        // multiples of 8. If they asked for more than there are, setmaxnreg would wait forever.
         let warpgroups = 1 + tuning.consumers;
         let started = REGISTERS / (128 * warpgroups) / 8 * 8 * warpgroups;
         let producer_registers = if tuning.consumers == 2 { 56 } else { 32 };
@@ -188,7 +193,8 @@ impl Plan {
             v_chunks,
             slots,
             o_columns,
-            // The next item's queries then have a place of their own.
+            // With two slots for queries, the next item's queries do not have to wait for the one
+            // from which the output is stored.
             staged: tuning.q_slots > 1 && v_chunks <= d_chunks,
             bands,
             ring_at,
@@ -202,7 +208,7 @@ impl Plan {
         })
     }
 
-    /// Keys of one copy of K or V.
+    /// Keys that a thread block copies at once: its share of a tile.
     pub(crate) fn k_box(&self) -> u32 {
         self.tuning.k_tile / self.tuning.cluster
     }
@@ -211,7 +217,7 @@ impl Plan {
     pub(crate) fn geometry(&self) -> Geometry {
         let tuning = &self.tuning;
         let units = tuning.cluster * tuning.units();
-        // Units of one row: all heads of some tokens, then those of the next ones.
+        // Units of a row are ordered by tokens: first all heads of the first tokens.
         let q_tile = self.unit_tokens * units.div_ceil(self.head_units);
         Geometry {
             boxes: Some(Boxes {
@@ -230,7 +236,7 @@ impl Plan {
         }
     }
 
-    /// One warpgroup of copies, and the consumers.
+    /// Threads of a thread block: the producer's warpgroup, and the consumers.
     pub(crate) fn threads(&self) -> u32 {
         128 * (1 + self.tuning.consumers)
     }

@@ -1,8 +1,8 @@
-// ---- Producer: one warp that keeps the copies going; its first lane starts them ----
+// ---- Producer: one warp that keeps copies in flight; one elected lane starts them ----
 //
-// Order of the ring, for each item: K of its first tile, then for each further tile its K and the
-// V of the tile before it, and V of the last one. Then comes a slot of nothing, for the item of no
-// batch.
+// Order of tiles in the ring, for each item: K of its first tile; then, for each further tile, its K
+// and the V of the tile before; then V of the last tile. After all items comes a slot without a copy,
+// for the item that marks the end.
 
 struct Slot {
   int index = 0;
@@ -20,7 +20,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
                                         const TensorMap* v_map, int lane) {
   Slot slot;
   int count = 0;
-  // Each block of threads of the cluster copies its part of a tile to all of them.
+  // Each thread block of the cluster copies its part of a tile to all of them.
   auto copy_tile = [&](const TensorMap* map, int chunks, int token, int head, int batch) {
     if (elect()) {
       barrier_expect(shared.full(slot.index), K_TILE * chunks * 128);
@@ -77,7 +77,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
       if (elect()) shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
-      // The place of queries is free later than those of keys.
+      // Keys first: the slot of the queries becomes free later than a slot of the ring.
       if (first) copy_queries(item, count++);
       else copy_values(item, v_token);
       first = false;
@@ -94,7 +94,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
   barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
   if (lane == 0) barrier_arrive(shared.full(slot.index));
   slot.advance();
-  // Shared memory must last until the whole cluster is done with it.
+  // Shared memory must not be given up before the whole cluster is done with it.
   if (CLUSTER > 1) {
     for (int i = 0; i < SLOTS; ++i) {
       barrier_wait(shared.empty(slot.index), slot.turn ^ 1);

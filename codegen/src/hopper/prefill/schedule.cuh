@@ -1,9 +1,9 @@
 // ---- Schedule: which items this cluster computes, in which order ----
 //
-// An item is a kv head, a row of blocks, and one unit of it for each consumer of a cluster, or for
-// all of a thread block where they share one. A
-// unit is 64 rows of scores: UNIT_TOKENS queries of UNIT_HEADS q heads. Long rows (the last ones) come first, and
-// rounds alternate in direction, so that every cluster gets the same share.
+// An item is a kv head, a block row, and one of its units for each consumer of the cluster, or for each
+// of its thread blocks where consumers share a unit. A unit is 64 rows of scores: UNIT_TOKENS queries
+// of UNIT_HEADS q heads. Items of late rows, which tend to be long, come first; rounds alternate in
+// direction, so that every cluster gets about the same share.
 
 struct Item { int token, chunk, kv_head, batch; };
 
@@ -31,7 +31,8 @@ __device__ __forceinline__ Item item_at(const Launch& launch, int index) {
   return item;
 }
 
-// A unit of an item, counted over the cluster. One beyond the last repeats it, and nothing is stored.
+// A unit of an item, numbered across the cluster. A number beyond the last unit repeats that unit, and
+// its output is not stored.
 struct Unit { int token, head; bool idle; };
 
 __device__ __forceinline__ Unit unit_of(const Item& item, int unit) {
@@ -41,7 +42,7 @@ __device__ __forceinline__ Unit unit_of(const Item& item, int unit) {
           index >= UNITS_PER_ROW};
 }
 
-// The positions of an item's first and last query; none where the first comes after the last.
+// Positions of an item's first and last query; if the first comes after the last, there is none.
 __device__ __forceinline__ int first_query(const Launch& launch, const Item& item) {
   return max(unit_of(item, 0).token, launch.q_offset);
 }
@@ -51,10 +52,10 @@ __device__ __forceinline__ int last_query(const Launch& launch, const Item& item
              launch.q_offset + launch.q_len) - 1;
 }
 
-// After the last item comes one of no batch.
+// The `batch` of the item that marks the end.
 constexpr int NO_BATCH = -1;
 
-// Takes the first item with queries of this cluster from round `round` on; false if there is none.
+// Finds this cluster's first item with queries from round `round` on; false if there is none.
 __device__ __forceinline__ bool next_item(const Launch& launch, int& round, Item& item) {
   const int items = item_count(launch);
   for (; round * static_cast<int>(gridDim.x / CLUSTER) < items; ++round) {

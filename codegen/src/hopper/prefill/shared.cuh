@@ -1,17 +1,17 @@
-// ---- Shared memory: Q, the ring of K and V, and what goes with them ----
+// ---- Shared memory: slots of Q, the ring of K and V, and their barriers and headers ----
 
-// Consumers may still read the item and the bands of as many items as there are slots for Q, and of
-// one more.
+// A header is an item and its bands. While the producer writes one, consumers may still read those of
+// as many items as there are slots for Q, and of one more.
 constexpr int HEADERS = Q_SLOTS + 2;
 
-// Numbers of the barriers of warps: one for the warps of each consumer, and one for its turns or for
-// all consumers.
+// Numbers of named barriers. From CONSUMER_AT on: one for the warps of each consumer. From TURN_AT on:
+// one for the turns of each consumer or, where consumers share a unit, one for all.
 constexpr int CONSUMER_AT = 1, TURN_AT = CONSUMER_AT + CONSUMERS;
 
 struct Shared {
   unsigned char* bytes;
   unsigned address;
-  // Which block of threads of the cluster this is.
+  // Rank of this thread block in the cluster.
   int rank;
 
   __device__ __forceinline__ unsigned q(int slot, int unit) const {
@@ -22,7 +22,7 @@ struct Shared {
   __device__ __forceinline__ unsigned empty(int i) const { return full(SLOTS + i); }
   __device__ __forceinline__ unsigned q_full(int i) const { return full(2 * SLOTS + i); }
   __device__ __forceinline__ unsigned q_empty(int i) const { return full(2 * SLOTS + Q_SLOTS + i); }
-  // A consumer's output is in the place of its queries.
+  // A consumer's output overwrites its queries.
   __device__ __forceinline__ unsigned o_full(int i, int consumer) const {
     return full(2 * SLOTS + 2 * Q_SLOTS + i * CONSUMERS + consumer);
   }

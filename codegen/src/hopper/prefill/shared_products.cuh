@@ -1,6 +1,6 @@
-  // Two consumers share the unit: each multiplies half of every 64 columns of Q and K, both add up
-  // what they have, and each multiplies half of the columns of V. So neither has more of the output
-  // than its registers hold, and no product is done twice.
+  // Two consumers share the unit. Each multiplies half of every 64 columns of Q and K, they add up
+  // their scores, and each multiplies half of the columns of V. So each holds only half of the output,
+  // and no product is computed twice.
   auto multiply_scores = [&](int q_slot) {
     const unsigned long long q = descriptor(shared.q(q_slot, 0) + consumer * 64, 16, 1024);
     const unsigned long long k = descriptor(shared.slot(slot.index) + consumer * 64, 16, 1024);
@@ -10,7 +10,7 @@
                  k + (t / 2 * K_TILE * 128 + t % 2 * 32) / 16, t > 0);
     mma_commit();
   };
-  // Adds the other consumer's half of the sums, by way of the place of the keys.
+  // Adds the other consumer's part of the scores, which is passed through the slot of the keys.
   auto add_scores = [&](unsigned place) {
     synchronize(TURN_AT, 256);
     const unsigned mine = place + (consumer * K_TILE / 8 * 128 + threadIdx.x % 128) * 16;
@@ -30,7 +30,7 @@
 #pragma unroll
       for (int j = 0; j < 4; ++j) s[4 * i + j] += __uint_as_float(x[j]);
     }
-    // The copy engine writes there next.
+    // TMA overwrites the slot next.
     fence_copies();
   };
   auto multiply_values = [&](int v_slot, bool accumulate) {

@@ -1,8 +1,8 @@
 // ---- Online softmax of a unit; a thread owns two rows of scores, eight apart ----
 
 struct Softmax {
-  // The logit that a row's weights are relative to, the same as a power of two, finite, and the
-  // sum of the weights of this thread's keys.
+  // Of each row: the score that its weights are relative to (its maximum so far, or a guess); the same
+  // as a base-2 logit, always finite; and the sum of the weights of this thread's keys.
   float top[2], offset[2], sum[2];
 
   __device__ __forceinline__ void start() {
@@ -10,8 +10,8 @@ struct Softmax {
     sum[0] = sum[1] = 0.0f;
   }
 
-  // Takes the largest logit of the first sixteen keys of a tile as the one that weights are relative
-  // to. A logit of the row is never too large for that, and `weigh` tells if it is too small.
+  // Makes weights relative to the largest score of a tile's first sixteen keys. A score of the row is
+  // never too large for that, and `weigh` detects if it is too small.
   __device__ __forceinline__ void guess(const float (&s)[K_TILE / 2], float scale) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -22,8 +22,8 @@ struct Softmax {
     }
   }
 
-  // Takes the largest logit so far as the one that weights are relative to; sums, and the output so
-  // far, fade. `half`: the second half of the scores is hidden.
+  // Makes weights relative to the largest score so far, and rescales the sums. The caller has to
+  // multiply the output so far by `fade`. `half`: the second half of the scores is hidden.
   __device__ __forceinline__ void raise(const float (&s)[K_TILE / 2], float scale, bool half,
                                         float (&fade)[2]) {
     float most[2][2] = {{s[0], s[1]}, {s[2], s[3]}};
@@ -47,9 +47,9 @@ struct Softmax {
     }
   }
 
-  // Scores become weights, two in a register, and `added` their sums. Returns whether they fit their
-  // type, and are relative to a logit of their row: else `raise` has to come first. To look at sums
-  // is cheaper than to look for the largest logit of every tile.
+  // Computes the weights of scores, two in a register, and their sums, `added`. Returns false if a
+  // weight may not fit its type, or if the row has seen no key so far: then `raise` has to come first.
+  // Looking at the sums is cheaper than looking for the largest score of every tile.
   template <bool MAY_HALVE>
   __device__ __forceinline__ bool weigh(const float (&s)[K_TILE / 2], float scale, bool half,
                                         unsigned (&p)[K_TILE / 4], float (&added)[2]) const {
@@ -92,7 +92,7 @@ struct Softmax {
   }
 };
 
-// Hides the keys that no band shows, but for those of a second half that is hidden from all.
+// Masks the keys that are not seen. A second half that no row of the warp sees is left as it is.
 __device__ __forceinline__ void mask(float (&s)[K_TILE / 2], const Sight& sight) {
   auto some = [&](int from, int to) {
 #pragma unroll

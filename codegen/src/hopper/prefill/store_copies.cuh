@@ -1,14 +1,14 @@
-// ---- Output of a unit, through the place of its queries and the copy engine ----
+// ---- Output of a unit, by TMA from the slot of its queries ----
 
-// Leaves the output where the unit's queries were, whose products are done. A warp beside the
-// producer copies it to memory from there.
+// Writes the output over the unit's queries, whose products are done. A warp next to the producer
+// stores it to memory from there.
 __device__ __forceinline__ void store(const Launch& launch, const Shared& shared, const Item& item,
                                       const Unit& unit, const Softmax& softmax,
                                       const float (&o)[O_COLUMNS / 2], float scale, int consumer,
                                       int q_slot, int warp, int lane, Element*, float* lse) {
   float inverse[2];
   const Ends ends = finish(launch, item, unit, softmax, scale, warp, lane, inverse);
-  // The products of the other warps read the same queries.
+  // Wait for the other warps, whose products read the same queries.
   synchronize(CONSUMER_AT + consumer, 128);
   const unsigned row = shared.q(q_slot, consumer) + (warp * 16 + lane % 16) * 128;
 #pragma unroll
@@ -21,14 +21,14 @@ __device__ __forceinline__ void store(const Launch& launch, const Shared& shared
     }
     store_matrices(row + j / 8 * 64 * 128 + ((j % 8 + lane / 16) ^ lane % 8) * 16, x);
   }
-  // By every thread that wrote, before it says so.
+  // By every thread that wrote, before it arrives.
   fence_copies();
   __syncwarp();
   if (elect()) barrier_arrive(shared.o_full(q_slot, consumer));
   store_lse(launch, item, unit, ends, warp, lane, lse);
 }
 
-// Copies the unit's rows without the copy engine, for the one unit that begins before the queries.
+// Stores the unit's rows without TMA, for a unit that starts before the first query of the launch.
 __device__ __forceinline__ void copy_rows(const Launch& launch, const Item& item, const Unit& unit,
                                           unsigned staging, Element* output, int lane) {
   constexpr int PIECES = O_COLUMNS / 8;
@@ -43,7 +43,8 @@ __device__ __forceinline__ void copy_rows(const Launch& launch, const Item& item
   }
 }
 
-// A warp for some consumers: copies what they leave, and gives the places of queries back.
+// Run by each warp next to the producer, for some of the consumers: stores their outputs, and releases
+// the slots of queries.
 __device__ __forceinline__ void write_outputs(const Launch& launch, const Shared& shared,
                                               const TensorMap* o_map, Element* output, int first,
                                               int step, int lane) {
@@ -58,7 +59,7 @@ __device__ __forceinline__ void write_outputs(const Launch& launch, const Shared
       const Unit unit = unit_of(item, shared.rank * UNITS + consumer);
       const unsigned staging = shared.q(q_slot, consumer);
       barrier_wait(shared.o_full(q_slot, consumer), turn);
-      // A copy writes nothing after the end of the tensor, but must not start before it.
+      // A TMA store clips rows beyond the end of the tensor, but must not start before its beginning.
       const int token = unit.token - launch.q_offset;
       if (token < 0) copy_rows(launch, item, unit, staging, output, lane);
       else if (lane == 0) {

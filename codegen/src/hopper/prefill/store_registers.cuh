@@ -1,10 +1,10 @@
-// ---- Output of a unit, from registers to memory ----
+// ---- Output of a unit, directly from registers to memory ----
 
 __device__ __forceinline__ void store(const Launch& launch, const Shared&, const Item& item,
                                       const Unit& unit, const Softmax& softmax,
                                       const float (&o)[O_COLUMNS / 2], float scale, int consumer,
                                       int, int warp, int lane, Element* output, float* lse) {
-  // Consumers that share a unit have its columns by turns.
+  // Consumers that share a unit hold consecutive ranges of its columns.
   const int first = UNITS < CONSUMERS ? consumer * O_COLUMNS : 0;
   float inverse[2];
   const Ends ends = finish(launch, item, unit, softmax, scale, warp, lane, inverse);

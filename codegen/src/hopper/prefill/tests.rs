@@ -32,7 +32,7 @@ fn kernel(spec: &KernelSpec) -> Result<Made, &'static str> {
     })
 }
 
-/// Name, pattern as the bench knows it, and spec.
+/// Name, pattern in the words of `bench/hopper`, and spec.
 fn cases() -> Vec<(String, &'static str, KernelSpec)> {
     let mut cases = Vec::new();
     for head_dim in [64, 128, 256] {
@@ -182,8 +182,8 @@ fn compiles_to_asynchronous_products_and_copies() {
     }
 }
 
-/// Consumers, k_tile, q_slots and cluster in the variable `HOPPER_TUNING`, as in
-/// `4,64,2,1 3,128,2,1`.
+/// Tunings from the environment variable `HOPPER_TUNING`: consumers, k_tile, q_slots and cluster of
+/// each, as in `4,64,2,1 3,128,2,1`.
 fn tunings() -> Vec<(String, plan::Tuning)> {
     let wanted = std::env::var("HOPPER_TUNING").unwrap_or_default();
     let tuning = |text: &str| {

@@ -1,15 +1,16 @@
-//! Matrix product of rows by rows: `c = a b^T`, a [M, K], b [N, K], c [M, N], all with their rows
-//! contiguous: what a linear layer computes with its weight as stored.
+//! The matrix product `c = a b^T` of a linear layer: `a` is [M, K], `b` is [N, K] (the layer's
+//! weight as stored) and `c` is [M, N]; the rows of all three are contiguous.
 //!
-//! A producer warp keeps a ring of tiles full by tensor maps; two consumers hold 64 x 256 of the
-//! output each in registers, and multiply the same tile of b (wgmma m64n256k16). Workgroups stay
-//! for the launch and take tiles in an order that keeps what they share in L2; copies of the
-//! next tile run while a tile is stored. The scheme is that of CUTLASS's persistent cooperative
-//! kernel (warp specialisation, sm_90).
+//! A producer warp fills a ring of tiles by TMA. Two consumer warpgroups each hold 64 x 256 of the
+//! output in registers, and multiply the same tile of b (wgmma m64n256k16). The kernel is
+//! persistent: workgroups take output tiles in an order that keeps shared operands in L2, and
+//! copies for the next tile run while a tile is stored. This is the scheme of CUTLASS's persistent
+//! cooperative kernel with warp specialisation for sm_90.
 //!
-//! Launch: tensor maps of a and b (rank 4, [1, 1, rows, K], boxes of 64 elements by 128 and 256
-//! rows, swizzled by 128 bytes), the buffers behind them, parameters M, N, K and elements from
-//! one row of c to the next, then c. Rows start at multiples of 16 bytes.
+//! Arguments of a launch, in order: tensor maps of a and b (rank 4, shape [1, 1, rows, K], boxes
+//! of 64 elements by 128 rows of a and 256 rows of b, 128-byte swizzle), the buffers behind them,
+//! c, and by value M, N, K and the number of elements from one row of c to the next. Rows start at
+//! multiples of 16 bytes.
 
 use super::prefill::instruction;
 use super::source;
@@ -21,11 +22,11 @@ const M_TILE: u32 = 128;
 const N_TILE: u32 = 256;
 /// Elements of K in a tile: 128 bytes.
 const K_TILE: u32 = 64;
-/// Tiles of a and b in flight.
+/// Slots of the ring, each for a tile of a and one of b.
 const SLOTS: u32 = 4;
-/// Bytes of one of them.
+/// Bytes of a slot.
 const SLOT_BYTES: u32 = (M_TILE + N_TILE) * K_TILE * 2;
-/// Bytes that alignment takes at most, and those of the barriers.
+/// Bytes for alignment, at most, and for the barriers.
 const REST: u32 = 1024 + 2 * SLOTS * 8;
 
 /// Name of the entry point.

@@ -1,4 +1,4 @@
-// ---- Work: tiles of the output, in bands of rows so that workgroups share a and b ----
+// ---- Work: tiles of the output, in strips of rows (BAND) so that thread blocks share a and b ----
 
 struct alignas(8) Shape { int m, n, k, c_row; };
 struct Tile { int m, n; };
@@ -104,7 +104,7 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, int consu
       for (int t = 0; t < K_TILE / 16; ++t)
         mma_rows(c, a + t * 32 / 16, b + t * 32 / 16, k > 0 || t > 0);
       mma_commit();
-      // The tile before is done once only this one's products are in flight.
+      // When only this slot's products are in flight, the slot before can be released.
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
       if (k > 0) release(before);
       before = ring.empty();

@@ -1,4 +1,4 @@
-//! What is refused, and in which words.
+//! Configs that are refused, and the messages.
 
 use super::*;
 

@@ -7,7 +7,7 @@ fn bad_json_has_these_diagnostics() {
     check_errors("doc.json", include_str!("bad_json.txt"));
 }
 
-/// Flat configurations and the text that says the same.
+/// Flat configurations, and the pattern text of the same meaning.
 #[test]
 fn flat_json_prints_as() {
     let cases = [

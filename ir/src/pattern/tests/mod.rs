@@ -1,4 +1,4 @@
-//! The text and JSON forms, held against tables of good and bad input.
+//! Tests of the text and JSON forms against tables of good and bad input.
 
 mod json;
 mod round_trip;
@@ -7,10 +7,10 @@ mod text;
 use super::Sparsity;
 use std::fmt::Write;
 
-/// Checks a file of cases against what `parse_any` says of each.
+/// Compares the diagnostics of `parse_any` with a file of cases.
 ///
-/// A case is its input, a line `-----`, and the whole diagnostic; a line `=====` stands
-/// between cases. `␉` stands for a tab and `␍` for a carriage return.
+/// A case is its input, a line `-----`, and the whole diagnostic; a line `=====` separates
+/// cases. In the input, `␉` means a tab and `␍` a carriage return.
 fn check_errors(name: &str, cases: &str) {
     let mut found = String::new();
     for case in cases.trim_end().split("\n=====\n") {

@@ -44,8 +44,8 @@ fn pattern() -> impl Strategy<Value = Pattern> {
         })
 }
 
-/// Patterns near the limit of depth, both sides of it: operators one upon the other, each
-/// on the left or on the right.
+/// Patterns with a depth just below and just above the limit: nested operators, each one in the
+/// left or the right operand of the next.
 fn deep() -> impl Strategy<Value = Pattern> {
     let operator = (0..3, any::<bool>(), leaf());
     (leaf(), vec(operator, 40..=limits::MAX_DEPTH as usize + 4)).prop_map(|(first, operators)| {
@@ -112,8 +112,8 @@ fn sparsity() -> impl Strategy<Value = Sparsity> {
 }
 
 proptest! {
-    /// One limit for text, JSON, a manifest and operators in Rust: what one form takes, each
-    /// form reads back as it was, and what one refuses each refuses.
+    /// Text, JSON, manifests and patterns built in Rust have the same limit of depth: each form
+    /// either reads a pattern back to an equal value, or all forms reject it.
     #[test]
     fn deep_patterns_are_read_from_each_form_or_from_none(pattern in deep()) {
         let sparsity = Sparsity::from(pattern);

@@ -7,7 +7,7 @@ fn bad_text_has_these_diagnostics() {
     check_errors("doc.pattern", include_str!("bad_text.txt"));
 }
 
-/// Expressions and how they print.
+/// Expressions, and how they are printed.
 #[test]
 fn good_text_prints_as() {
     let same = [
@@ -185,7 +185,7 @@ fn the_form_follows_the_content() {
     assert!(Sparsity::parse_any("a.json", "causal").is_err());
 }
 
-/// A pattern built by operators in Rust has no parser to bound it.
+/// A pattern built by operators in Rust is not limited by a parser.
 #[test]
 fn deep_expressions_are_an_error_and_no_overflow() {
     let deep = |depth| (0..depth).fold(causal(), |pattern, _| pattern & all());
@@ -209,7 +209,8 @@ fn deep_expressions_are_an_error_and_no_overflow() {
     assert!(Sparsity::parse("wide", &wide.to_string()).is_err());
 }
 
-/// A long line is shown around the mistake; long words, numbers and names are cut.
+/// Of a long line, the part around the mistake is shown; long words, numbers and names are
+/// shortened.
 #[test]
 fn long_input_has_short_messages() {
     let row = vec!["[0, 1, 2]"; 10_000].join(", ");
@@ -248,7 +249,7 @@ fn long_input_has_short_messages() {
         );
         assert!(error.contains("…"), "{error}");
     }
-    // What is pointed at is in the excerpt, under its own numbers.
+    // The excerpt contains the mistake, and has its line and column numbers.
     let text = format!("block 64\ncausal & table([{row}]) & windw(8) & causal");
     let error = Sparsity::parse_any("doc.pattern", &text).expect_err("a mistake");
     let column = 1 + text

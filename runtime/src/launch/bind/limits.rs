@@ -1,4 +1,4 @@
-//! What is let through to a device, at the limits: none is needed for that.
+//! Tests of the checks before a launch, at the limits. They need no device.
 
 use super::*;
 use crate::Loaded;
@@ -30,7 +30,7 @@ fn ready_of(spec: &KernelSpec, geometry: Geometry) -> Result<Ready, LaunchError>
     Ready::new(Device::Cuda, &loaded)
 }
 
-/// A kernel of the portable source, or of Hopper's.
+/// A kernel for [`PORTABLE`] or [`HOPPER`].
 fn ready(phase: Phase, target: &str) -> Ready {
     let target: Target = target.parse().expect("a target");
     let spec = spec(phase, Dtype::Bf16);
@@ -73,7 +73,8 @@ fn refused(kernel: &Ready, call: &Call<'_>, what: &str) {
     }
 }
 
-/// The same limit for every kernel: what they take for "no limit" is no position.
+/// Every kernel has the same limit: the number that stands for "no limit" in a band must not be a
+/// position.
 #[test]
 fn positions_end_where_kernels_mean_no_limit() {
     for (phase, target) in PHASES
@@ -81,7 +82,7 @@ fn positions_end_where_kernels_mean_no_limit() {
         .flat_map(|p| [(p, PORTABLE), (p, HOPPER)])
     {
         let kernel = ready(phase, target);
-        // One place for all tokens: only positions are asked about.
+        // All tokens at one address: only their positions matter here.
         let mut call = call(1, 1, MAX_TOKENS);
         call.scalars.k_strides = [0; 3];
         call.scalars.v_strides = [0; 3];
@@ -96,7 +97,7 @@ fn positions_end_where_kernels_mean_no_limit() {
     }
 }
 
-/// 17 heads of 2^20 keys of 256 elements: more than 32 bits count.
+/// 17 heads of 2^20 keys of 256 elements are more elements than 32 bits can count.
 #[test]
 fn large_caches_are_for_kernels_that_count_by_64_bits() {
     for phase in PHASES {
@@ -107,13 +108,13 @@ fn large_caches_are_for_kernels_that_count_by_64_bits() {
         let needs = needs(Device::Cuda, &ready(phase, HOPPER), &large).expect("fits");
         assert_eq!(needs.tensors[1..3], [2 * elements; 2]);
         assert_eq!(needs.maps[1].strides, [elements, 1 << 28, 256, 1]);
-        // The largest that 32 bits count.
+        // The most heads whose elements 32 bits can count.
         let just = call(1, 15, 1 << 20);
         assert!(super::needs(Device::Cuda, &ready(phase, PORTABLE), &just).is_ok());
     }
 }
 
-/// Sequences may lie as far apart as maps can say; o is found by strides of 32 bits each.
+/// Sequences may be as far apart as tensor maps can express, but each stride of o has 32 bits.
 #[test]
 fn strides_have_limits_of_their_own() {
     for phase in PHASES {
@@ -127,7 +128,7 @@ fn strides_have_limits_of_their_own() {
         call.scalars.k_strides[0] = 1 << 33;
         call.scalars.o_strides[0] = 1 << 32;
         refused(&kernel, &call, "a stride of o");
-        // That of a single sequence is multiplied by zero.
+        // The batch stride of a single sequence is multiplied by zero.
         call.batch = 1;
         assert!(needs(Device::Cuda, &kernel, &call).is_ok());
     }
@@ -171,7 +172,7 @@ fn no_keys_and_no_queries() {
     }
 }
 
-/// Every field that a launch relies on, wrong: an error that names it, and no launch.
+/// A geometry is refused if any one of the fields that a launch relies on is wrong.
 #[test]
 fn geometries_that_are_none_are_refused() {
     type Change = fn(&mut Geometry);
