@@ -4,7 +4,7 @@
 use crate::plan::KernelShape;
 use crate::{Counts, Plan};
 use burn::tensor::{DType, Shape};
-use butterfly_ir::{Dtype, Phase, ScoreValues};
+use butterfly_ir::{Dtype, Role, ScoreValues};
 use butterfly_ops::Operation as LayerOperation;
 
 /// One operation of a backend.
@@ -56,9 +56,9 @@ impl Attend {
         // No kernel is made for so many.
         let counted = |n| u32::try_from(n).unwrap_or(u32::MAX);
         KernelShape {
-            phase: match q[2] <= DECODE_QUERIES {
-                true => Phase::Decode,
-                false => Phase::Prefill,
+            role: match q[2] <= DECODE_QUERIES {
+                true => Role::Decode,
+                false => Role::Prefill,
             },
             head_dim: counted(q[3]),
             v_head_dim: counted(v[3]),

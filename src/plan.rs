@@ -11,7 +11,7 @@ use burn::tensor::DType;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
-use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Phase, Rows, Score, Sparsity, rows};
+use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
 use butterfly_ops::{Operation as LayerOperation, Products, Project, Storage};
 use butterfly_runtime::artifacts::Artifacts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -53,7 +53,7 @@ enum Source {
 /// What tells the kernels of a plan apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelShape {
-    pub(crate) phase: Phase,
+    pub(crate) role: Role,
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
     pub(crate) group: u32,
@@ -167,7 +167,7 @@ impl Plan {
 
     fn spec(&self, shape: KernelShape) -> KernelSpec {
         KernelSpec {
-            phase: shape.phase,
+            role: shape.role,
             head_dim: shape.head_dim,
             v_head_dim: shape.v_head_dim,
             group: shape.group,
@@ -213,10 +213,10 @@ impl Plan {
     pub(crate) fn native(&self, shape: KernelShape) -> Result<String, OperationError> {
         match &self.0.source {
             #[cfg(feature = "jit")]
-            Source::Jit => Ok(format!("native {}", shape.phase.name())),
+            Source::Jit => Ok(format!("native {}", shape.role.name())),
             Source::Artifacts(artifacts) => {
                 let entry = artifacts.select(&self.spec(shape), Target::Cpu)?;
-                Ok(format!("native {} {}", shape.phase.name(), entry.key))
+                Ok(format!("native {} {}", shape.role.name(), entry.key))
             }
         }
     }
@@ -332,7 +332,7 @@ fn emitted(device: Device, spec: &KernelSpec, target: Target) -> Result<Ready, O
     let emit = |error: butterfly_codegen::EmitError| OperationError::Emit(error.to_string());
     let kernel = butterfly_codegen::write(spec, target).map_err(emit)?;
     let key = butterfly_compiler::key::of(spec, target);
-    compiled::add(format!("{target} {} {key}", spec.phase.name()));
+    compiled::add(format!("{target} {} {key}", spec.role.name()));
     let none = || OperationError::Emit(format!("kernel {key} for {target} has no form to launch"));
     let (_, image) = kernel.files.last().ok_or_else(none)?;
     Ok(Ready::new(

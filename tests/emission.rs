@@ -9,33 +9,33 @@
 
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
-use butterfly_ir::{Dtype, KernelSpec, Launch, Phase, Rows, Score, Sm, Sparsity, Target};
+use butterfly_ir::{Dtype, KernelSpec, Launch, Role, Rows, Score, Sm, Sparsity, Target};
 use rspirv::binary::Disassemble;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-/// Name, pattern, phase, D, Dv, group and dtype of each plan; a `scored` one has softcap and sinks.
+/// Name, pattern, role, D, Dv, group and dtype of each plan; a `scored` one has softcap and sinks.
 #[rustfmt::skip]
 const PLANS: [Plan; 10] = [
-    ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 128, 128, 4, Dtype::F16),
-    ("butterfly_d64_f32", "block 64 causal & (local(1) | partner(xor) | sink(1))", Phase::Prefill, 64, 64, 1, Dtype::F32),
-    ("radix_3_d256", "causal & (local(1) | partner(causal_shift, radix=3, count=2))", Phase::Prefill, 256, 256, 4, Dtype::F16),
-    ("benes_d80", "block 16 causal & (local(0) | partner(benes) | sink(2))", Phase::Prefill, 80, 80, 2, Dtype::F32),
-    ("bit_reversal_d96", "block 32 causal & (local(2) | partner(bit_reversal))", Phase::Prefill, 96, 96, 8, Dtype::F16),
-    ("window_sinks", "window(1024) | causal & sink_tokens(4)", Phase::Prefill, 128, 128, 16, Dtype::F16),
-    ("difference", "causal & all - partner(random) - global(1) | window(1)", Phase::Prefill, 64, 64, 1, Dtype::F16),
-    ("mla_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Decode, 576, 512, 20, Dtype::F16),
-    ("scored_d64", "causal & window(4096)", Phase::Prefill, 64, 64, 4, Dtype::F16),
-    ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Phase::Decode, 128, 128, 4, Dtype::F32),
+    ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Prefill, 128, 128, 4, Dtype::F16),
+    ("butterfly_d64_f32", "block 64 causal & (local(1) | partner(xor) | sink(1))", Role::Prefill, 64, 64, 1, Dtype::F32),
+    ("radix_3_d256", "causal & (local(1) | partner(causal_shift, radix=3, count=2))", Role::Prefill, 256, 256, 4, Dtype::F16),
+    ("benes_d80", "block 16 causal & (local(0) | partner(benes) | sink(2))", Role::Prefill, 80, 80, 2, Dtype::F32),
+    ("bit_reversal_d96", "block 32 causal & (local(2) | partner(bit_reversal))", Role::Prefill, 96, 96, 8, Dtype::F16),
+    ("window_sinks", "window(1024) | causal & sink_tokens(4)", Role::Prefill, 128, 128, 16, Dtype::F16),
+    ("difference", "causal & all - partner(random) - global(1) | window(1)", Role::Prefill, 64, 64, 1, Dtype::F16),
+    ("mla_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Decode, 576, 512, 20, Dtype::F16),
+    ("scored_d64", "causal & window(4096)", Role::Prefill, 64, 64, 4, Dtype::F16),
+    ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Role::Decode, 128, 128, 4, Dtype::F32),
 ];
 
 /// Further ones for Hopper's own instructions.
 #[rustfmt::skip]
 const HOPPER_PLANS: [Plan; 3] = [
-    ("butterfly_d64", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 64, 64, 4, Dtype::Bf16),
-    ("mla_prefill", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Prefill, 576, 512, 20, Dtype::Bf16),
-    ("butterfly_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Phase::Decode, 128, 128, 4, Dtype::Bf16),
+    ("butterfly_d64", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Prefill, 64, 64, 4, Dtype::Bf16),
+    ("mla_prefill", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Prefill, 576, 512, 20, Dtype::Bf16),
+    ("butterfly_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Decode, 128, 128, 4, Dtype::Bf16),
 ];
 
 const SM_80: Target = Target::Cuda(Sm {
@@ -47,14 +47,14 @@ const SM_90A: Target = Target::Cuda(Sm {
     arch_specific: true,
 });
 
-type Plan = (&'static str, &'static str, Phase, u32, u32, u32, Dtype);
+type Plan = (&'static str, &'static str, Role, u32, u32, u32, Dtype);
 
 fn specs() -> Vec<(&'static str, KernelSpec)> {
     specs_of(&PLANS)
 }
 
 fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
-    let spec = |&(name, text, phase, head_dim, v_head_dim, group, dtype): &_| {
+    let spec = |&(name, text, role, head_dim, v_head_dim, group, dtype): &_| {
         let sparsity = Sparsity::parse(name, text).expect(name);
         let rows = plan::rows(&sparsity);
         assert_eq!(rows == Rows::Table, name.starts_with("table"), "{name}");
@@ -65,7 +65,7 @@ fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
                     softcap: name.starts_with("scored"),
                     sinks: name.starts_with("scored"),
                 },
-                phase,
+                role,
                 head_dim,
                 v_head_dim,
                 group,

@@ -5,12 +5,12 @@
 use crate::BuildError;
 use butterfly_ir::kernel::NATIVE_ENTRY;
 use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
-use butterfly_ir::{Geometry, Kernel, KernelSpec, Phase, Target, key};
+use butterfly_ir::{Geometry, Kernel, KernelSpec, Role, Target, key};
 
 /// Files as pairs of a path relative to the artifact folder and the content.
 pub type Files = Vec<(String, Vec<u8>)>;
 
-/// Makes one kernel: [`write`], [`assemble`], [`describe`].
+/// Makes one kernel: [`write()`], [`assemble`], [`describe`].
 ///
 /// # Errors
 /// [`BuildError::Kernel`] if the kernel cannot be made.
@@ -96,7 +96,7 @@ fn emit(_: &KernelSpec, target: Target) -> Result<Kernel, BuildError> {
 /// The geometry of the kernel that [`make`] makes, and the reason why this kernel was chosen.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn choice(spec: &KernelSpec, target: Target) -> Result<(Geometry, String), BuildError> {
     match target {
         Target::Cpu => Ok((geometry(spec), NATIVE.into())),
@@ -118,9 +118,9 @@ const NATIVE: &str = "native tile kernel: the lanes of a vector are queries, of 
 /// The native kernel chooses its tiles when it runs; for a manifest, they are a block of queries
 /// (one query in decode) and a block of keys.
 fn geometry(spec: &KernelSpec) -> Geometry {
-    let q_tile = match spec.phase {
-        Phase::Prefill => spec.block,
-        Phase::Decode => 1,
+    let q_tile = match spec.role {
+        Role::Prefill => spec.block,
+        Role::Decode => 1,
     };
     Geometry::new([1, 1, 1], [q_tile, spec.block], 0)
 }

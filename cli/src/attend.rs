@@ -8,7 +8,7 @@ use crate::source;
 use crate::tensors::{self, Tensor};
 use butterfly_compiler::{plan, work};
 use butterfly_ir::band::MAX_TOKENS;
-use butterfly_ir::{Dtype, KernelSpec, Phase, ScoreValues};
+use butterfly_ir::{Dtype, KernelSpec, Role, ScoreValues};
 use butterfly_runtime::artifacts::{Artifacts, check_file};
 use serde::Serialize;
 use std::path::Path;
@@ -100,10 +100,10 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let spec = KernelSpec {
         score: score.kind(),
         // For few queries, the decode kernel is chosen: it has a workgroup for each query.
-        phase: if q_len <= 4 {
-            Phase::Decode
+        role: if q_len <= 4 {
+            Role::Decode
         } else {
-            Phase::Prefill
+            Role::Prefill
         },
         head_dim: head_dim as u32,
         v_head_dim: v_head_dim as u32,

@@ -17,7 +17,7 @@ use butterfly_compiler::cost::{self, LayerShape, Limit, Machine};
 use butterfly_compiler::{plan, schedule, work};
 use butterfly_cpu::visited_pairs;
 use butterfly_ir::manifest::KernelEntry;
-use butterfly_ir::{Context, Dtype, KernelSpec, Pattern, Phase, Sparsity, Target, build};
+use butterfly_ir::{Context, Dtype, KernelSpec, Pattern, Role, Sparsity, Target, build};
 use butterfly_runtime::Device;
 use butterfly_runtime::artifacts::Artifacts;
 use serde::Serialize;
@@ -62,7 +62,7 @@ struct Row {
     within_tolerance: Option<bool>,
 }
 
-pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Failure> {
+pub(crate) fn run(phase: Role, command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
     let artifacts = command.artifacts.as_deref().map(Artifacts::open);
@@ -102,8 +102,8 @@ pub(crate) fn run(phase: Phase, command: &Command, json: bool) -> Result<(), Fai
         let layer = Layer::new(
             Shape {
                 q_len: match phase {
-                    Phase::Prefill => *tokens as usize,
-                    Phase::Decode => 1,
+                    Role::Prefill => *tokens as usize,
+                    Role::Decode => 1,
                 },
                 kv_len: *tokens as usize,
                 ..shape
@@ -164,14 +164,14 @@ fn cores() -> usize {
 }
 
 /// The kernel of a folder for `target` and `phase`, in the smallest element type that it has.
-fn from_folder(artifacts: &Artifacts, target: Target, phase: Phase) -> Result<KernelSpec, Failure> {
+fn from_folder(artifacts: &Artifacts, target: Target, phase: Role) -> Result<KernelSpec, Failure> {
     // Kernels for layers that keep dense attention are skipped.
     let sparsity = &artifacts.manifest.sparsity;
     let of_pattern = (sparsity.block, artifacts.rows());
     let fits = |k: &&KernelEntry| {
         let spec = &k.spec;
         k.target == target
-            && spec.phase == phase
+            && spec.role == phase
             && (spec.block, &spec.rows) == (of_pattern.0, &of_pattern.1)
     };
     let kernels = artifacts.manifest.kernels.iter().filter(fits);
@@ -187,7 +187,7 @@ fn from_folder(artifacts: &Artifacts, target: Target, phase: Phase) -> Result<Ke
     kernel.map(|kernel| kernel.spec.clone()).ok_or_else(none)
 }
 
-fn from_flags(command: &Command, sparsity: &Sparsity, phase: Phase) -> Result<KernelSpec, Failure> {
+fn from_flags(command: &Command, sparsity: &Sparsity, phase: Role) -> Result<KernelSpec, Failure> {
     let (q, kv) = (command.q_heads.unwrap_or(16), command.kv_heads);
     if !q.is_multiple_of(kv) {
         let message = format!("--q-heads {q} is no multiple of --kv-heads {kv}");
@@ -196,7 +196,7 @@ fn from_flags(command: &Command, sparsity: &Sparsity, phase: Phase) -> Result<Ke
     let head_dim = command.head_dim.unwrap_or(128);
     Ok(KernelSpec {
         score: Default::default(),
-        phase,
+        role: phase,
         head_dim,
         v_head_dim: head_dim,
         group: q / kv,
@@ -262,7 +262,7 @@ fn measured(
         Some((entry, _)) => entry.geometry,
         None => crate::kernel::choice(&chosen.spec, Target::Cpu)?.0,
     };
-    let (phase, q_len) = (chosen.spec.phase, layer.shape.q_len as u32);
+    let (phase, q_len) = (chosen.spec.role, layer.shape.q_len as u32);
     let from = context.kv_len - q_len;
     let mut schedule =
         schedule::lower(pattern, context, phase, &geometry, from).map_err(Failure::bad)?;

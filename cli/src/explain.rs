@@ -147,7 +147,7 @@ fn targets(
     (phase, q_len): (Phase, u32),
 ) -> Result<Vec<OnTarget>, Failure> {
     let kernels = lowered.plan.kernels.iter();
-    let kernels = kernels.filter(|kernel| kernel.spec.phase == phase);
+    let kernels = kernels.filter(|kernel| kernel.spec.role == phase.into());
     let shape = model.attention.kernel_shape(phase);
     let given = command.tflops.zip(command.bandwidth);
     // Targets with the same tiles have the same schedule.
@@ -160,7 +160,7 @@ fn targets(
             Some((_, schedule)) => *schedule,
             None => {
                 let (pattern, from) = (&lowered.plan.sparsity.pattern, context.kv_len - q_len);
-                let schedule = schedule::lower(pattern, context, phase, &geometry, from);
+                let schedule = schedule::lower(pattern, context, phase.into(), &geometry, from);
                 let schedule = schedule.map_err(Failure::bad)?;
                 schedules.push((tiles, schedule));
                 schedule
@@ -178,7 +178,7 @@ fn targets(
                 kv_len: context.kv_len,
                 dtype: spec.dtype,
             },
-            phase,
+            phase.into(),
             &geometry,
         );
         let machine = match given {

@@ -56,7 +56,7 @@ fn line(kernel: &KernelEntry) -> String {
         "{} {:<13} {:<7} {:<4} D {}/{} group {} block {} tile {}x{} threads {} shared {} B registers {} spills {}\n    {}\n",
         kernel.key,
         kernel.target.to_string(),
-        spec.phase.name(),
+        spec.role.name(),
         spec.dtype.name(),
         spec.head_dim,
         spec.v_head_dim,

@@ -35,7 +35,7 @@ mod tensors;
 mod topology;
 
 use args::{Args, Bench, Command};
-use butterfly_ir::Phase;
+use butterfly_ir::Role;
 use clap::{CommandFactory, Parser};
 use failure::Failure;
 use std::panic::{self, AssertUnwindSafe};
@@ -89,10 +89,10 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Attend(command) => attend::run(&command, json),
         Command::Bench {
             what: Bench::Attention(command),
-        } => bench::run(Phase::Prefill, &command, json),
+        } => bench::run(Role::Prefill, &command, json),
         Command::Bench {
             what: Bench::Decode(command),
-        } => bench::run(Phase::Decode, &command, json),
+        } => bench::run(Role::Decode, &command, json),
         #[cfg(feature = "models")]
         Command::Logits(command) => model::logits::run(&command, json),
         #[cfg(feature = "models")]

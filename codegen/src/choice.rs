@@ -3,7 +3,7 @@
 use crate::EmitError;
 use crate::emit::check;
 use crate::portable::uses_matrix_units;
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Role, Target};
 
 /// The kernel that [`emit`](crate::emit()) would make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,18 +20,18 @@ pub struct Choice {
 /// [`EmitError::Limit`] and [`EmitError::Unsupported`], as from [`emit`](crate::emit()).
 pub fn choose(spec: &KernelSpec, target: Target) -> Result<Choice, EmitError> {
     check(spec, target)?;
-    let reason = match (spec.phase, hopper(spec, target)) {
-        (Phase::Decode, Ok(())) => "Hopper decode: copies by tensor maps; a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once, or a workgroup alone where there are many; one launch, merged in shared memory".to_string(),
-        (Phase::Prefill, Ok(())) if spec.is_wide() => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; two warpgroups share the columns of an output that is too wide for the registers of one".to_string(),
-        (Phase::Prefill, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
-        (Phase::Decode, Err(why_not)) => format!(
+    let reason = match (spec.role, hopper(spec, target)) {
+        (Role::Decode, Ok(())) => "Hopper decode: copies by tensor maps; a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once, or a workgroup alone where there are many; one launch, merged in shared memory".to_string(),
+        (Role::Prefill, Ok(())) if spec.is_wide() => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; two warpgroups share the columns of an output that is too wide for the registers of one".to_string(),
+        (Role::Prefill, Ok(())) => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; the heads of a group share tiles of k and v".to_string(),
+        (Role::Decode, Err(why_not)) => format!(
             "portable decode: few queries, so a workgroup takes one query of all heads of a group, and splits its keys; no Hopper instructions: {why_not}"
         ),
-        (Phase::Prefill, Err(why_not)) if uses_matrix_units(spec, target) => format!(
+        (Role::Prefill, Err(why_not)) if uses_matrix_units(spec, target) => format!(
             "portable prefill on matrix units, 16x8x16: {} with a v head size of at most 256; no Hopper instructions: {why_not}",
             spec.dtype.name()
         ),
-        (Phase::Prefill, Err(_)) => format!(
+        (Role::Prefill, Err(_)) => format!(
             "portable prefill on scalar units: {}",
             why_scalar(spec, target)
         ),
@@ -74,7 +74,7 @@ mod tests {
     fn the_reason_follows_the_kernel() {
         let mut spec = KernelSpec {
             score: Default::default(),
-            phase: Phase::Prefill,
+            role: Role::Prefill,
             head_dim: 128,
             v_head_dim: 128,
             group: 4,
@@ -94,7 +94,7 @@ mod tests {
         assert!(reason(&spec, sm_80).contains("f32"));
         spec.dtype = Dtype::Bf16;
         assert!(choose(&spec, Target::Webgpu).is_err());
-        spec.phase = Phase::Decode;
+        spec.role = Role::Decode;
         assert!(reason(&spec, sm_80).contains("decode"));
     }
 }

@@ -11,7 +11,7 @@ mod random;
 #[path = "support/mod.rs"]
 mod support;
 
-use butterfly_ir::{Dtype, Phase, Target};
+use butterfly_ir::{Dtype, Role, Target};
 use support::{Case, cases, check};
 
 /// Checks a table of cases on the device, in every dtype.
@@ -132,8 +132,8 @@ fn random_shapes_and_patterns() {
 fn more_elements_than_32_bits_count() {
     let gpu = cuda::device();
     let own = gpu.own_target().expect("a Hopper GPU");
-    for phase in cases::PHASES {
-        large::check(phase, own, &|kernel, launch| gpu.launch(kernel, launch));
+    for role in cases::ROLES {
+        large::check(role, own, &|kernel, launch| gpu.launch(kernel, launch));
     }
 }
 
@@ -178,23 +178,23 @@ fn repeat(cases: fn(Target) -> Vec<Case>) {
 fn speed() {
     let gpu = cuda::device();
     let targets = [Some(gpu.target), gpu.own_target()];
-    for (phase, target) in cases::PHASES
+    for (role, target) in cases::ROLES
         .iter()
-        .flat_map(|phase| targets.map(|t| (*phase, t)))
+        .flat_map(|role| targets.map(|t| (*role, t)))
     {
         let Some(target) = target else { continue };
         for dtype in [Dtype::Bf16, Dtype::F32] {
             for (length, d) in [(8192, 128), (32768, 128), (32768, 64), (32768, 256)] {
-                let mut case = cases::case(phase, d);
+                let mut case = cases::case(role, d);
                 (case.target, case.spec.dtype) = (target, dtype);
                 (case.spec.block, case.spec.group, case.kv_heads) = (128, 4, 4);
                 (case.kv_len, case.capacity, case.index) = (length, length, 3);
-                case.q_len = if phase == Phase::Prefill { length } else { 1 };
+                case.q_len = if role == Role::Prefill { length } else { 1 };
                 case.q_offset = length - case.q_len;
                 let (kernel, launch) = support::prepare(&case, &support::tensors(&case));
                 let (_, _, time) = gpu.launch_often(&kernel, &launch, 50);
                 println!(
-                    "{phase:?} {target} {} T {length} D {d}: {time:?}",
+                    "{role:?} {target} {} T {length} D {d}: {time:?}",
                     dtype.name()
                 );
             }

@@ -3,7 +3,7 @@
 
 use butterfly_codegen::emit;
 use butterfly_ir::{
-    Atom, Bound, Dtype, KernelSpec, PartnerRule, Phase, RowProgram, Rows, Sm, SymbolicBand, Target,
+    Atom, Bound, Dtype, KernelSpec, PartnerRule, Role, RowProgram, Rows, Sm, SymbolicBand, Target,
 };
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -39,11 +39,11 @@ fn jobs() -> Vec<(KernelSpec, Target)> {
     let mut jobs = Vec::new();
     for target in [H100, Target::Vulkan, Target::Webgpu, Target::Metal] {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            for phase in [Phase::Prefill, Phase::Decode] {
+            for role in [Role::Prefill, Role::Decode] {
                 for rows in [Rows::ClosedForm(program.clone()), Rows::Table] {
                     let spec = KernelSpec {
                         score: Default::default(),
-                        phase,
+                        role,
                         head_dim: 128,
                         v_head_dim: 64,
                         group: 4,

@@ -4,7 +4,7 @@
 mod spec;
 
 use butterfly_codegen::{emit, nvrtc, ptx};
-use butterfly_ir::{Dtype, KernelSpec, Phase, Resources, Sm, Target};
+use butterfly_ir::{Dtype, KernelSpec, Resources, Role, Sm, Target};
 use object::elf::FileHeader64;
 use object::read::elf::ElfFile;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol, SymbolIndex};
@@ -72,15 +72,15 @@ fn agree(resources: Resources, cubin: &[u8], label: &str) {
 #[test]
 fn the_log_and_the_machine_code_agree() {
     for target in [SM_80, SM_90A] {
-        for (phase, dtype) in [
-            (Phase::Prefill, Dtype::F32),
-            (Phase::Prefill, Dtype::Bf16),
-            (Phase::Decode, Dtype::F16),
+        for (role, dtype) in [
+            (Role::Prefill, Dtype::F32),
+            (Role::Prefill, Dtype::Bf16),
+            (Role::Decode, Dtype::F16),
         ] {
-            let kernel = emit(&spec(phase, dtype, 128), target).expect("emits");
+            let kernel = emit(&spec(role, dtype, 128), target).expect("emits");
             let resources = kernel.resources.expect("a log that is understood");
             let (_, cubin) = kernel.files.last().expect("files");
-            agree(resources, cubin, &format!("{target} {phase:?} {dtype:?}"));
+            agree(resources, cubin, &format!("{target} {role:?} {dtype:?}"));
         }
     }
 }
@@ -88,7 +88,7 @@ fn the_log_and_the_machine_code_agree() {
 /// Launch bounds for four times as many threads leave a quarter of the registers, which spills.
 #[test]
 fn spills_are_seen() {
-    let spec = spec(Phase::Decode, Dtype::F16, 128);
+    let spec = spec(Role::Decode, Dtype::F16, 128);
     let kernel = emit(&spec, SM_80).expect("emits");
     let text = String::from_utf8(kernel.files[0].1.clone()).expect("utf-8");
     let crowded = text.replace("__launch_bounds__(512, 1)", "__launch_bounds__(1024, 2)");
@@ -110,9 +110,9 @@ fn next_to_nothing_spills() {
     for target in [SM_80, SM_90A] {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for head_dim in [64, 128, 256, 576] {
-                check(&spec(Phase::Prefill, dtype, head_dim), target, 64);
+                check(&spec(Role::Prefill, dtype, head_dim), target, 64);
                 for (group, most) in [(4, 0), (16, 80)] {
-                    let mut spec = spec(Phase::Decode, dtype, head_dim);
+                    let mut spec = spec(Role::Decode, dtype, head_dim);
                     spec.group = group;
                     check(&spec, target, most);
                 }
@@ -132,9 +132,9 @@ fn check(spec: &KernelSpec, target: Target, most: u32) {
     let spills = resources.spill_store_bytes;
     assert!(spills <= most, "{target} {spec:?}: {resources:?}");
     let on_matrix_units = spec.dtype != Dtype::F32
-        && match spec.phase {
-            Phase::Prefill => spec.head_dim <= 256,
-            Phase::Decode => target == SM_90A,
+        && match spec.role {
+            Role::Prefill => spec.head_dim <= 256,
+            Role::Decode => target == SM_90A,
         };
     let products = histogram.count("mma.sync") + histogram.count("wgmma.mma_async");
     assert_eq!(products > 0, on_matrix_units, "{target} {spec:?}");

@@ -5,7 +5,7 @@
 //! of kernel and hold for all cards of an architecture.
 
 use crate::cost::{Machine, Pace};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Launch, Phase, Sm, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Launch, Role, Sm, Target};
 use std::fmt;
 use std::str::FromStr;
 
@@ -54,12 +54,12 @@ impl Card {
         if spec.dtype == Dtype::F32 {
             return None;
         }
-        let kind = match (spec.phase, geometry.launch) {
-            (Phase::Prefill, Launch::Resident(_)) if spec.is_wide() => LATENT,
-            (Phase::Prefill, Launch::Resident(_)) => PREFILL,
-            (Phase::Prefill, Launch::Grid | Launch::Split(_)) => PORTABLE_PREFILL,
-            (Phase::Decode, Launch::Split(_)) => DECODE,
-            (Phase::Decode, Launch::Grid | Launch::Resident(_)) => PORTABLE_DECODE,
+        let kind = match (spec.role, geometry.launch) {
+            (Role::Prefill, Launch::Resident(_)) if spec.is_wide() => LATENT,
+            (Role::Prefill, Launch::Resident(_)) => PREFILL,
+            (Role::Prefill, Launch::Grid | Launch::Split(_)) => PORTABLE_PREFILL,
+            (Role::Decode, Launch::Split(_)) => DECODE,
+            (Role::Decode, Launch::Grid | Launch::Resident(_)) => PORTABLE_DECODE,
         };
         Some(Machine {
             name: format!("NVIDIA {}", self.name()),

@@ -6,7 +6,7 @@
 //! results that they are meant to predict.
 
 use crate::schedule::Schedule;
-use butterfly_ir::{Dtype, Geometry, Launch, Phase};
+use butterfly_ir::{Dtype, Geometry, Launch, Role};
 use serde::Serialize;
 
 /// The rates of a machine, as measured or as given by the user.
@@ -110,7 +110,7 @@ pub struct Prediction {
 
 /// Counts the work of one launch: `schedule` is that of one q head of one sequence, `shape` says
 /// how many of these there are.
-pub fn count(schedule: &Schedule, shape: &LayerShape, phase: Phase, geometry: &Geometry) -> Cost {
+pub fn count(schedule: &Schedule, shape: &LayerShape, role: Role, geometry: &Geometry) -> Cost {
     let heads = u64::from(shape.batch) * u64::from(shape.q_heads);
     let kv_heads = u64::from(shape.batch) * u64::from(shape.kv_heads);
     let dims = u64::from(shape.head_dim + shape.v_head_dim);
@@ -127,12 +127,12 @@ pub fn count(schedule: &Schedule, shape: &LayerShape, phase: Phase, geometry: &G
         bytes: row_bytes + dims * keys * kv_heads * dtype + queries * heads * 4,
         tile_pairs,
         row_bytes,
-        workgroups: match (phase, geometry.launch) {
-            (Phase::Prefill, Launch::Resident(resident)) => {
+        workgroups: match (role, geometry.launch) {
+            (Role::Prefill, Launch::Resident(resident)) => {
                 schedule.rows * u64::from(resident.items_per_row) * kv_heads
             }
-            (Phase::Prefill, Launch::Grid | Launch::Split(_)) => schedule.workgroups * heads,
-            (Phase::Decode, _) => schedule.workgroups * kv_heads,
+            (Role::Prefill, Launch::Grid | Launch::Split(_)) => schedule.workgroups * heads,
+            (Role::Decode, _) => schedule.workgroups * kv_heads,
         },
     }
 }
@@ -198,7 +198,7 @@ mod tests {
                 workgroups: 1,
                 ..Schedule::default()
             };
-            count(&schedule, &shape, Phase::Prefill, &geometry)
+            count(&schedule, &shape, Role::Prefill, &geometry)
         };
         let small = work(100);
         assert_eq!(

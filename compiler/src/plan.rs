@@ -20,7 +20,7 @@ pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dt
     let shape = shape.kernel_shape(phase);
     KernelSpec {
         score: Default::default(),
-        phase,
+        role: phase.into(),
         head_dim: shape.head_dim,
         v_head_dim: shape.v_head_dim,
         group: shape.group,

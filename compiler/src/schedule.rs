@@ -9,7 +9,7 @@ use crate::stretch::{self, MOST, TooManyRows};
 use crate::work;
 use butterfly_ir::band::merge;
 use butterfly_ir::topology::queries;
-use butterfly_ir::{Band, Context, Geometry, Launch, Pattern, Phase, rows};
+use butterfly_ir::{Band, Context, Geometry, Launch, Pattern, Role, rows};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -52,20 +52,20 @@ impl Schedule {
     }
 }
 
-/// Counts the work of the kernel of `phase` for the queries from position `from` to the last.
+/// Counts the work of the kernel of `role` for the queries from position `from` to the last.
 ///
 /// # Errors
 /// [`TooManyRows`] if more than [`MOST`] rows would have to be counted one by one.
 pub fn lower(
     pattern: &Pattern,
     context: &Context,
-    phase: Phase,
+    role: Role,
     geometry: &Geometry,
     from: u32,
 ) -> Result<Schedule, TooManyRows> {
-    let q_tile = match phase {
-        Phase::Prefill => geometry.q_tile,
-        Phase::Decode => 1,
+    let q_tile = match role {
+        Role::Prefill => geometry.q_tile,
+        Role::Decode => 1,
     };
     let kernel = Tiles {
         context,
@@ -249,17 +249,17 @@ mod tests {
     use super::*;
     use butterfly_ir::Sparsity;
 
-    fn schedule(pattern: &str, kv_len: u32, phase: Phase, from: u32) -> Schedule {
+    fn schedule(pattern: &str, kv_len: u32, role: Role, from: u32) -> Schedule {
         let sparsity = Sparsity::parse("test", pattern).expect("pattern");
         let context = Context::new(sparsity.block, kv_len, 0);
         let geometry = Geometry::new([1; 3], [16, 32], 0);
-        lower(&sparsity.pattern, &context, phase, &geometry, from).expect("few rows")
+        lower(&sparsity.pattern, &context, role, &geometry, from).expect("few rows")
     }
 
     #[test]
     fn dense_causal_by_hand() {
         // Tiles of 16 queries see 1, 1, 2, 2 tiles of keys; the last of each has a mask.
-        let dense = schedule("block 64 causal & all", 64, Phase::Prefill, 0);
+        let dense = schedule("block 64 causal & all", 64, Role::Prefill, 0);
         let by_hand = Schedule {
             rows: 1,
             workgroups: 4,
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn decode_takes_single_queries_and_ragged_ends() {
-        let one = schedule("block 64 causal & all", 70, Phase::Decode, 69);
+        let one = schedule("block 64 causal & all", 70, Role::Decode, 69);
         assert_eq!((one.workgroups, one.tiles, one.masked_tiles), (1, 3, 0));
         assert_eq!((one.keys, one.tile_pairs), (70, 96));
     }
@@ -286,7 +286,7 @@ mod tests {
         let sinks = schedule(
             "block 16 window(16) | causal & sink_tokens(1)",
             160,
-            Phase::Prefill,
+            Role::Prefill,
             144,
         );
         // One tile for the sink, one for the 31 keys of the windows.

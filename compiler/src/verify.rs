@@ -112,12 +112,12 @@ fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Resul
 mod tests {
     use super::*;
     use butterfly_ir::plan::SwappedLayer;
-    use butterfly_ir::{Dtype, Phase, Target};
+    use butterfly_ir::{Dtype, Role, Target};
 
     fn planned(text: &str) -> Plan {
         let sparsity = Sparsity::parse("test", text).expect("a pattern");
-        let spec = |phase| KernelSpec {
-            phase,
+        let spec = |role| KernelSpec {
+            role,
             head_dim: 64,
             v_head_dim: 64,
             group: 2,
@@ -126,11 +126,11 @@ mod tests {
             rows: plan::rows(&sparsity),
             score: Default::default(),
         };
-        let mut kernels = [Phase::Prefill, Phase::Decode]
-            .map(|phase| PlannedKernel {
-                key: key::of(&spec(phase), Target::Cpu),
+        let mut kernels = [Role::Prefill, Role::Decode]
+            .map(|role| PlannedKernel {
+                key: key::of(&spec(role), Target::Cpu),
                 target: Target::Cpu,
-                spec: spec(phase),
+                spec: spec(role),
             })
             .to_vec();
         kernels.sort_by(|a, b| a.key.cmp(&b.key));

@@ -8,9 +8,7 @@
 
 use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
-use crate::{
-    Atom, Bound, Dtype, KernelSpec, PartnerRule, Phase, Product, RowProgram, Rows, Target,
-};
+use crate::{Atom, Bound, Dtype, KernelSpec, PartnerRule, Product, Role, RowProgram, Rows, Target};
 
 /// Most threads of a workgroup, on any device.
 const MOST_THREADS: u32 = 1024;
@@ -166,21 +164,21 @@ impl Geometry {
         let threads = x.is_multiple_of(WARPGROUP) && (WARPGROUP..=MOST_THREADS).contains(&x);
         let expected = format!("a multiple of {WARPGROUP}, at most {MOST_THREADS}");
         demand(threads, "geometry.threads", x, expected)?;
-        match (spec.phase, self.launch) {
-            (Phase::Prefill, Launch::Resident(resident)) => {
+        match (spec.role, self.launch) {
+            (Role::Prefill, Launch::Resident(resident)) => {
                 self.check_resident(spec, boxes, resident)
             }
-            (Phase::Decode, Launch::Split(split)) => self.check_split(spec, boxes, split),
-            (Phase::Prefill, other) => demand(false, "the launch of geometry", other, "`resident`"),
-            (Phase::Decode, other) => demand(false, "the launch of geometry", other, "`split`"),
+            (Role::Decode, Launch::Split(split)) => self.check_split(spec, boxes, split),
+            (Role::Prefill, other) => demand(false, "the launch of geometry", other, "`resident`"),
+            (Role::Decode, other) => demand(false, "the launch of geometry", other, "`split`"),
         }
     }
 
     /// The native kernel divides its work itself, so its geometry has only one form.
     fn check_native(&self, spec: &KernelSpec) -> Checked {
-        let q_tile = match spec.phase {
-            Phase::Prefill => spec.block,
-            Phase::Decode => 1,
+        let q_tile = match spec.role {
+            Role::Prefill => spec.block,
+            Role::Decode => 1,
         };
         equal(
             "geometry",
@@ -196,9 +194,9 @@ impl Geometry {
         demand(threads, "geometry.threads", x, expected)?;
         let k_tile = matches!(self.k_tile, 16 | 32 | 64 | 128);
         demand(k_tile, "geometry.k_tile", self.k_tile, "16, 32, 64 or 128")?;
-        match spec.phase {
-            Phase::Decode => equal("geometry.q_tile", self.q_tile, 1),
-            Phase::Prefill => {
+        match spec.role {
+            Role::Decode => equal("geometry.q_tile", self.q_tile, 1),
+            Role::Prefill => {
                 // Without matrix units, each line of 16 or 32 threads computes four queries; with
                 // them, each warp computes 16.
                 let line = if spec.v_head_dim <= 256 { 16 } else { 32 };

@@ -27,9 +27,10 @@ pub mod topology;
 
 pub use contract::ContractError;
 pub use kernel::{
-    BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Phase, Resident,
-    Resources, Rows, Score, ScoreValues, Sm, Split, Target, geometry, scalar,
+    BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Resident,
+    Resources, Role, Rows, Score, ScoreValues, Sm, Split, Target, geometry, scalar,
 };
+pub use model::Phase;
 pub use pattern::build;
 pub use pattern::{Diagnostic, Leaf, LimitError, Parsed, Pattern, Source, Sparsity, StageBy};
 pub use product::Product;

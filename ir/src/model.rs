@@ -5,8 +5,28 @@
 //! number of q heads is a multiple of the number of kv heads, [`Rope::dims`] is even and no larger
 //! than the part of the head that is rotated.
 
-use crate::{Dtype, Phase};
+use crate::Dtype;
 use serde::Serialize;
+
+/// The two phases of generation; layers with latent attention differ between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The prompt, or a chunk of it: many queries.
+    Prefill,
+    /// One new token, or a few.
+    Decode,
+}
+
+impl Phase {
+    /// The name in reports and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
 
 /// The attention layers of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]

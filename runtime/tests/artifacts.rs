@@ -4,7 +4,7 @@ use butterfly_ir::kernel::ENTRY;
 use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
 use butterfly_ir::plan::{Proof, SwappedLayer};
 use butterfly_ir::{
-    Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Sparsity, Target, build, key,
+    Dtype, Geometry, KernelSpec, Role, RowProgram, Rows, Sparsity, Target, build, key,
 };
 use butterfly_runtime::Device;
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts, Embedded, add, write};
@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 fn spec() -> KernelSpec {
     KernelSpec {
         score: Default::default(),
-        phase: Phase::Prefill,
+        role: Role::Prefill,
         head_dim: 64,
         v_head_dim: 64,
         group: 4,

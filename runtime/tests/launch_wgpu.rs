@@ -2,7 +2,7 @@
 //! device there is (Mesa's software device is enough).
 
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Context, Dtype, KernelSpec, LaunchScalars, PartnerRule, Phase,
+    Atom, Band, BandTable, Bound, Context, Dtype, KernelSpec, LaunchScalars, PartnerRule, Role,
     RowProgram, Rows, SymbolicBand, Target, band::UNBOUNDED,
 };
 use butterfly_runtime::{Arguments, Device, LaunchError, Loaded, Output, adapters, launch};
@@ -49,7 +49,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(phase: Phase, dtype: Dtype, q_len: usize, kv_len: usize) -> Self {
+    fn new(role: Role, dtype: Dtype, q_len: usize, kv_len: usize) -> Self {
         let context = Context {
             block: BLOCK as u32,
             kv_len: kv_len as u32,
@@ -69,7 +69,7 @@ impl Case {
         Self {
             spec: KernelSpec {
                 score: Default::default(),
-                phase,
+                role,
                 head_dim: HEAD_DIM as u32,
                 v_head_dim: V_HEAD_DIM as u32,
                 group: GROUP as u32,
@@ -275,10 +275,10 @@ const DEVICES: [Device; 2] = [Device::Vulkan, Device::Webgpu];
 fn prefill_and_decode() {
     for device in DEVICES {
         demand(device);
-        check(device, &Case::new(Phase::Prefill, Dtype::F32, 205, 205));
-        check(device, &Case::new(Phase::Prefill, Dtype::F32, 51, 301));
-        check(device, &Case::new(Phase::Decode, Dtype::F32, 1, 333));
-        check(device, &Case::new(Phase::Decode, Dtype::F32, 3, 77));
+        check(device, &Case::new(Role::Prefill, Dtype::F32, 205, 205));
+        check(device, &Case::new(Role::Prefill, Dtype::F32, 51, 301));
+        check(device, &Case::new(Role::Decode, Dtype::F32, 1, 333));
+        check(device, &Case::new(Role::Decode, Dtype::F32, 3, 77));
     }
 }
 
@@ -286,8 +286,8 @@ fn prefill_and_decode() {
 fn half_precision_and_odd_lengths() {
     for device in DEVICES {
         demand(device);
-        check(device, &Case::new(Phase::Prefill, Dtype::F16, 101, 101));
-        check(device, &Case::new(Phase::Decode, Dtype::F16, 1, 99));
+        check(device, &Case::new(Role::Prefill, Dtype::F16, 101, 101));
+        check(device, &Case::new(Role::Decode, Dtype::F16, 1, 99));
     }
 }
 
@@ -295,8 +295,8 @@ fn half_precision_and_odd_lengths() {
 fn rows_from_a_table() {
     for device in DEVICES {
         demand(device);
-        for phase in [Phase::Prefill, Phase::Decode] {
-            let mut case = Case::new(phase, Dtype::F32, 70, 130);
+        for role in [Role::Prefill, Role::Decode] {
+            let mut case = Case::new(role, Dtype::F32, 70, 130);
             case.spec.rows = Rows::Table;
             check(device, &case);
         }
@@ -307,14 +307,14 @@ fn rows_from_a_table() {
 fn no_queries() {
     for device in DEVICES {
         demand(device);
-        let output = run(device, &Case::new(Phase::Prefill, Dtype::F32, 0, 40)).expect("runs");
+        let output = run(device, &Case::new(Role::Prefill, Dtype::F32, 0, 40)).expect("runs");
         assert_eq!((output.o.len(), output.lse.len()), (0, 0));
     }
 }
 
 #[test]
 fn errors_name_what_is_wrong() {
-    let mut case = Case::new(Phase::Prefill, Dtype::F32, 40, 40);
+    let mut case = Case::new(Role::Prefill, Dtype::F32, 40, 40);
     case.spec.rows = Rows::Table;
     case.table.offsets.pop();
     assert!(matches!(
@@ -322,7 +322,7 @@ fn errors_name_what_is_wrong() {
         Err(LaunchError::Rows(_))
     ));
 
-    let case = Case::new(Phase::Prefill, Dtype::F32, 40, 40);
+    let case = Case::new(Role::Prefill, Dtype::F32, 40, 40);
     let kernel = butterfly_codegen::emit(&case.spec, Target::Vulkan).expect("emits");
     let some = vec![0; 4 * BATCH * KV_HEADS * GROUP * 40 * HEAD_DIM];
     let attempt = |image: &[u8], k: &[u8], device: Device| {

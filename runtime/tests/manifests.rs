@@ -6,7 +6,7 @@ use butterfly_ir::manifest::{
 };
 use butterfly_ir::plan::{Proof, SwappedLayer};
 use butterfly_ir::{
-    Atom, Bound, Dtype, KernelSpec, Phase, RowProgram, Rows, Sparsity, SymbolicBand, Target, build,
+    Atom, Bound, Dtype, KernelSpec, Role, RowProgram, Rows, Sparsity, SymbolicBand, Target, build,
     key,
 };
 use butterfly_runtime::artifacts::{Artifacts, write};
@@ -45,9 +45,9 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
     let (mut kernels, mut all) = (Vec::new(), Vec::new());
     for target in ["webgpu", "vulkan", "metal", "cuda:sm_80", "cuda:sm_90a"] {
         let target: Target = target.parse().expect("a target");
-        for (phase, rows) in [(Phase::Prefill, rows()), (Phase::Decode, Rows::Table)] {
+        for (role, rows) in [(Role::Prefill, rows()), (Role::Decode, Rows::Table)] {
             let spec = KernelSpec {
-                phase,
+                role,
                 head_dim: 64,
                 v_head_dim: 64,
                 group: 4,

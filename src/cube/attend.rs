@@ -79,9 +79,9 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
         rows: rows.as_ref(),
     };
     enqueue(&q.client, &kernel, &call, &tensors)?;
-    let phase = kernel.spec().phase.name();
+    let role = kernel.spec().role.name();
     op.counts
-        .add(format!("{} {phase} {}", kernel.device(), kernel.key()));
+        .add(format!("{} {role} {}", kernel.device(), kernel.key()));
     Ok(vec![o, lse])
 }
 

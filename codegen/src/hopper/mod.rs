@@ -16,7 +16,7 @@ pub(crate) mod product;
 mod rows;
 mod source;
 
-use butterfly_ir::{Geometry, KernelSpec, Phase, Sm, Target};
+use butterfly_ir::{Geometry, KernelSpec, Role, Sm, Target};
 
 /// The architecture whose instructions the kernels use.
 pub(crate) const TARGET: Target = Target::Cuda(Sm {
@@ -34,9 +34,9 @@ pub(crate) enum Plan {
 impl Plan {
     /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
-        match spec.phase {
-            Phase::Prefill => prefill::Plan::new(spec).map(Self::Prefill),
-            Phase::Decode => decode::Plan::new(spec).map(Self::Decode),
+        match spec.role {
+            Role::Prefill => prefill::Plan::new(spec).map(Self::Prefill),
+            Role::Decode => decode::Plan::new(spec).map(Self::Decode),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Parts of the text that several Hopper kernels share.
 
-use butterfly_ir::kernel::signature::{self, Binding, Role, Way};
+use butterfly_ir::kernel::signature::{self, Binding, Operand, Way};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, LaunchScalars, Rows, scalar};
 use std::fmt::Write;
 
@@ -144,10 +144,10 @@ pub(super) fn entry(spec: &KernelSpec, geometry: &Geometry, text: &str) -> Strin
     let arguments: Vec<String> = signature.iter().map(declared).collect();
     let mut launch = String::new();
     for binding in &signature {
-        launch += match binding.role {
-            Role::Offsets => "\n  launch.offsets = offsets;",
-            Role::Bands => "\n  launch.table = bands;",
-            Role::Sinks => "\n  launch.sinks = sinks;",
+        launch += match binding.operand {
+            Operand::Offsets => "\n  launch.offsets = offsets;",
+            Operand::Bands => "\n  launch.table = bands;",
+            Operand::Sinks => "\n  launch.sinks = sinks;",
             _ => "",
         };
     }
@@ -157,16 +157,16 @@ pub(super) fn entry(spec: &KernelSpec, geometry: &Geometry, text: &str) -> Strin
 
 /// The declaration of an argument in CUDA C++. Buffers behind tensor maps are not used and get no
 /// name, except o.
-fn declared(Binding { role, way }: &Binding) -> String {
-    let name = role.name();
-    match (way, role) {
+fn declared(Binding { operand, way }: &Binding) -> String {
+    let name = operand.name();
+    match (way, operand) {
         (Way::Map(_), _) => format!("const __grid_constant__ TensorMap {name}_map"),
         (Way::Value, _) => "const __grid_constant__ Parameters parameters".into(),
-        (_, Role::O) => "Element* __restrict__ o".into(),
+        (_, Operand::O) => "Element* __restrict__ o".into(),
         (Way::Mapped, _) => "const void*".into(),
-        (Way::Buffer, Role::Lse) => "float* __restrict__ lse".into(),
-        (Way::Buffer, Role::Bands) => "const Band* __restrict__ bands".into(),
-        (Way::Buffer, Role::Sinks) => "const float* __restrict__ sinks".into(),
+        (Way::Buffer, Operand::Lse) => "float* __restrict__ lse".into(),
+        (Way::Buffer, Operand::Bands) => "const Band* __restrict__ bands".into(),
+        (Way::Buffer, Operand::Sinks) => "const float* __restrict__ sinks".into(),
         (Way::Buffer, _) => format!("const unsigned* __restrict__ {name}"),
     }
 }

@@ -3,7 +3,7 @@
 //! In:  a checked `KernelSpec`. Out: tile sizes whose shared memory fits the target.
 
 use butterfly_ir::rows::RowExpressions;
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, RowProgram, Rows, Score, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Role, RowProgram, Rows, Score, Target};
 
 /// Threads that compute the score of one key together in decode; divides every head size.
 pub(crate) const TEAM: u32 = 8;
@@ -66,13 +66,13 @@ impl Blueprint {
             stage_words: 0,
             operand_elements: 0,
         };
-        match spec.phase {
-            Phase::Prefill => {
+        match spec.role {
+            Role::Prefill => {
                 let matrix = has_matrix_units(target, spec.dtype);
                 let tiled = matrix.then(|| base.clone().matrix(target)).flatten();
                 tiled.unwrap_or_else(|| base.prefill(target))
             }
-            Phase::Decode => base.decode(target),
+            Role::Decode => base.decode(target),
         }
     }
 
@@ -187,10 +187,10 @@ impl Blueprint {
     }
 
     /// The launch geometry.
-    pub(crate) fn geometry(&self, phase: Phase) -> Geometry {
-        let q_tile = match phase {
-            Phase::Prefill => self.q_tile(),
-            Phase::Decode => 1,
+    pub(crate) fn geometry(&self, role: Role) -> Geometry {
+        let q_tile = match role {
+            Role::Prefill => self.q_tile(),
+            Role::Decode => 1,
         };
         Geometry::new(
             [self.threads(), 1, 1],

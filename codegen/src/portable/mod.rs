@@ -13,8 +13,8 @@ mod rows;
 mod score;
 
 use blueprint::Blueprint;
-use butterfly_ir::kernel::signature::{self, Binding, Role};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Phase, Rows, Target};
+use butterfly_ir::kernel::signature::{self, Binding, Operand};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Role, Rows, Target};
 use cubecl_core::compute::KernelBuilder;
 use cubecl_core::ir::{
     AddressType, ContiguousElements, DeviceProperties, HardwareProperties, MatrixLayout,
@@ -39,7 +39,7 @@ pub(crate) struct Definition {
 /// Expands the kernel of `spec` for `target`.
 pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
     let plan = Blueprint::new(spec, target);
-    let geometry = plan.geometry(spec.phase);
+    let geometry = plan.geometry(spec.role);
     let kernel = match spec.dtype {
         Dtype::F32 => expand::<f32>(spec, &plan),
         Dtype::F16 => expand::<half::f16>(spec, &plan),
@@ -48,13 +48,13 @@ pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
     Definition {
         kernel,
         geometry,
-        alone: spec.phase == Phase::Decode,
+        alone: spec.role == Role::Decode,
     }
 }
 
 /// The launch geometry of `spec` on `target`.
 pub(crate) fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
-    Blueprint::new(spec, target).geometry(spec.phase)
+    Blueprint::new(spec, target).geometry(spec.role)
 }
 
 /// Whether the kernel of `spec` multiplies on matrix units.
@@ -77,46 +77,48 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
     AddressType::U32.register(&mut builder.scope);
     let arg = ArrayCompilationArg { inplace: None };
     let (mut tensors, mut words, mut lse) = (BTreeMap::new(), BTreeMap::new(), None);
-    for Binding { role, .. } in signature::of(spec, &plan.geometry(spec.phase)) {
-        match role {
-            Role::Q | Role::K | Role::V => {
+    for Binding { operand, .. } in signature::of(spec, &plan.geometry(spec.role)) {
+        match operand {
+            Operand::Q | Operand::K | Operand::V => {
                 let tensor = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
-                tensors.insert(role, tensor);
+                tensors.insert(operand, tensor);
             }
-            Role::O => {
+            Operand::O => {
                 let tensor = <Array<F> as LaunchArg>::expand_output(&arg, &mut builder);
-                tensors.insert(role, tensor);
+                tensors.insert(operand, tensor);
             }
-            Role::Lse => lse = Some(<Array<f32> as LaunchArg>::expand_output(&arg, &mut builder)),
-            Role::Scalars | Role::Offsets | Role::Bands | Role::Sinks => {
+            Operand::Lse => {
+                lse = Some(<Array<f32> as LaunchArg>::expand_output(&arg, &mut builder))
+            }
+            Operand::Scalars | Operand::Offsets | Operand::Bands | Operand::Sinks => {
                 let buffer = <Array<u32> as LaunchArg>::expand(&arg, &mut builder);
-                words.insert(role, buffer);
+                words.insert(operand, buffer);
             }
         }
     }
-    let tensor = |role| tensors[&role].clone();
+    let tensor = |operand| tensors[&operand].clone();
     let (q, k, v, o) = (
-        tensor(Role::Q),
-        tensor(Role::K),
-        tensor(Role::V),
-        tensor(Role::O),
+        tensor(Operand::Q),
+        tensor(Operand::K),
+        tensor(Operand::V),
+        tensor(Operand::O),
     );
     let lse = lse.expect("every kernel writes lse");
-    let params = words[&Role::Scalars].clone();
+    let params = words[&Operand::Scalars].clone();
     // Closed forms have no table: the parameters stand in for its two buffers, which the kernel
     // then never reads.
-    let table = |role| words.get(&role).unwrap_or(&params).clone();
-    let (offsets, table) = (table(Role::Offsets), table(Role::Bands));
+    let table = |operand| words.get(&operand).unwrap_or(&params).clone();
+    let (offsets, table) = (table(Operand::Offsets), table(Operand::Bands));
     let scope = &mut builder.scope;
     let plan_of = plan.clone();
-    match spec.phase {
-        Phase::Prefill if plan.uses_matrix_units() => {
+    match spec.role {
+        Role::Prefill if plan.uses_matrix_units() => {
             matrix::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
         }
-        Phase::Prefill => {
+        Role::Prefill => {
             prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
         }
-        Phase::Decode => {
+        Role::Decode => {
             decode::decode::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
         }
     }

@@ -2,8 +2,8 @@
 
 use super::Case;
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, KernelSpec, PartnerRule, Phase,
-    RowProgram, Rows, Score, SymbolicBand, Target, band::UNBOUNDED,
+    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, KernelSpec, PartnerRule, Role, RowProgram,
+    Rows, Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
 /// A program with one band for each atom; `first` and `end` are the limits relative to the query.
@@ -44,11 +44,11 @@ pub(crate) fn butterfly() -> RowProgram {
 }
 
 /// A case from which others are made: one whole sequence of 200 tokens in f32.
-pub(crate) fn case(phase: Phase, head_dim: u32) -> Case {
+pub(crate) fn case(role: Role, head_dim: u32) -> Case {
     Case {
         spec: KernelSpec {
             score: Default::default(),
-            phase,
+            role,
             head_dim,
             v_head_dim: head_dim,
             group: 2,
@@ -72,10 +72,10 @@ pub(crate) fn case(phase: Phase, head_dim: u32) -> Case {
 }
 
 /// Both kinds of kernel.
-pub(crate) const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+pub(crate) const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 
 pub(crate) fn head_sizes(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for (d, dv) in [
             (64, 64),
             (80, 80),
@@ -85,7 +85,7 @@ pub(crate) fn head_sizes(check: &dyn Fn(Case)) {
             (576, 512),
             (8, 8),
         ] {
-            let mut case = case(phase, d);
+            let mut case = case(role, d);
             case.spec.v_head_dim = dv;
             (case.q_len, case.kv_len, case.capacity) = (75, 75, 75);
             check(case);
@@ -94,7 +94,7 @@ pub(crate) fn head_sizes(check: &dyn Fn(Case)) {
 }
 
 pub(crate) fn lengths_and_blocks(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for (length, block) in [
             (1, 128),
             (31, 32),
@@ -103,7 +103,7 @@ pub(crate) fn lengths_and_blocks(check: &dyn Fn(Case)) {
             (200, 17),
             (100, 8),
         ] {
-            let mut case = case(phase, 16);
+            let mut case = case(role, 16);
             case.spec.block = block;
             (case.q_len, case.kv_len, case.capacity) = (length, length, length);
             case.index = 1;
@@ -113,10 +113,10 @@ pub(crate) fn lengths_and_blocks(check: &dyn Fn(Case)) {
 }
 
 pub(crate) fn groups_batches_and_offsets(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for (group, kv_heads, batch) in [(1, 1, 1), (4, 2, 2), (3, 1, 2), (20, 1, 1)] {
             for (q_len, q_offset, capacity) in [(1, 199, 200), (45, 155, 400), (70, 100, 1000)] {
-                let mut case = case(phase, 24);
+                let mut case = case(role, 24);
                 case.spec.group = group;
                 (case.kv_heads, case.batch) = (kv_heads, batch);
                 (case.q_len, case.q_offset, case.capacity) = (q_len, q_offset, capacity);
@@ -137,10 +137,10 @@ pub(crate) fn every_rule_at_every_stage(check: &dyn Fn(Case)) {
         (PartnerRule::FixedStride, 2),
         (PartnerRule::Random, 2),
     ];
-    for phase in PHASES {
+    for role in ROLES {
         for (rule, radix) in rules {
             for index in 0..7 {
-                let mut case = case(phase, 8);
+                let mut case = case(role, 8);
                 case.spec.block = 8;
                 let atoms = [
                     partner(rule, radix, 0, 1),
@@ -186,9 +186,9 @@ pub(crate) fn windows_and_other_leaves(check: &dyn Fn(Case)) {
         ),
         (vec![], all),
     ];
-    for phase in PHASES {
+    for role in ROLES {
         for (atoms, (first, end)) in &cases {
-            let mut case = case(phase, 16);
+            let mut case = case(role, 16);
             case.spec.rows = Rows::ClosedForm(program(atoms, *first, *end));
             check(case);
         }
@@ -196,8 +196,8 @@ pub(crate) fn windows_and_other_leaves(check: &dyn Fn(Case)) {
 }
 
 pub(crate) fn tables(check: &dyn Fn(Case)) {
-    for phase in PHASES {
-        let mut case = case(phase, 32);
+    for role in ROLES {
+        let mut case = case(role, 32);
         let mut table = BandTable::default();
         table.offsets.push(0);
         for b in 0..case.kv_len.div_ceil(case.spec.block) as i32 {
@@ -220,9 +220,9 @@ pub(crate) fn tables(check: &dyn Fn(Case)) {
 
 /// Each kv head has its own bands, some none.
 pub(crate) fn bands_of_some_heads(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for (d, group) in [(64, 1), (128, 2)] {
-            let mut case = case(phase, d);
+            let mut case = case(role, d);
             (case.kv_heads, case.spec.group, case.batch) = (4, group, 2);
             let mut rows = butterfly();
             let run = |first, count| HeadRun { first, count };
@@ -236,9 +236,9 @@ pub(crate) fn bands_of_some_heads(check: &dyn Fn(Case)) {
 }
 
 pub(crate) fn large_heads(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for d in [64, 128, 256, 512] {
-            let mut case = case(phase, d);
+            let mut case = case(role, d);
             case.spec.block = 64;
             (case.q_len, case.q_offset) = (130, 70);
             check(case);
@@ -247,10 +247,10 @@ pub(crate) fn large_heads(check: &dyn Fn(Case)) {
 }
 
 pub(crate) fn softcaps_and_sinks(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for (softcap, sinks) in [(true, false), (false, true), (true, true)] {
             for (d, kv_heads) in [(64, 2), (128, 1)] {
-                let mut case = case(phase, d);
+                let mut case = case(role, d);
                 case.spec.score = Score { softcap, sinks };
                 (case.kv_heads, case.spec.group, case.q_len) = (kv_heads, 3, 77);
                 // Rows 2 and 3 see no key, only the sink.
@@ -272,10 +272,10 @@ pub(crate) fn softcaps_and_sinks(check: &dyn Fn(Case)) {
 
 /// Logits so far apart that weights relative to the logits of the first keys would overflow.
 pub(crate) fn sharp_logits(check: &dyn Fn(Case)) {
-    for phase in PHASES {
+    for role in ROLES {
         for d in [64, 128, 256] {
             for before in [1, u32::MAX] {
-                let mut case = case(phase, d);
+                let mut case = case(role, d);
                 case.sharpness = 20.0;
                 case.spec.block = 128;
                 case.spec.rows =

@@ -2,7 +2,7 @@
 //! queries see.
 
 use crate::support::{Case, Launch, Map, Run, cases, noise, seen};
-use butterfly_ir::{Dtype, LaunchScalars, Phase, Rows, Target};
+use butterfly_ir::{Dtype, LaunchScalars, Role, Rows, Target};
 use half::bf16;
 use std::collections::BTreeSet;
 
@@ -32,8 +32,8 @@ fn tensor(seed: u32, tokens: usize, there: impl Iterator<Item = usize> + Clone) 
 }
 
 /// Checks the last queries of a long sequence, with each head compared with an f64 reference.
-pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
-    let mut case: Case = cases::case(phase, DIM as u32);
+pub(crate) fn check(role: Role, target: Target, gpu: Run<'_>) {
+    let mut case: Case = cases::case(role, DIM as u32);
     (case.spec.dtype, case.spec.group, case.spec.block) = (Dtype::Bf16, 1, 128);
     case.spec.rows = Rows::ClosedForm(cases::butterfly());
     (case.target, case.kv_heads, case.index) = (target, HEADS as u32, 12);
@@ -105,7 +105,7 @@ pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
             let off = (f64::from(f32::from_le_bytes(bytes)) - end).abs();
             assert!(
                 off <= 1e-4,
-                "{phase:?}: lse of head {head}, query {query} is {off} off"
+                "{role:?}: lse of head {head}, query {query} is {off} off"
             );
             for c in 0..DIM {
                 let weighted = logits.iter().zip(&seen);
@@ -117,7 +117,7 @@ pub(crate) fn check(phase: Phase, target: Target, gpu: Run<'_>) {
                 let near = (got - want).abs() <= 1.6e-2;
                 assert!(
                     near,
-                    "{phase:?}: o of head {head}, query {query}, column {c} is {got}, not {want}"
+                    "{role:?}: o of head {head}, query {query}, column {c} is {got}, not {want}"
                 );
             }
         }

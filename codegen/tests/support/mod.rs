@@ -168,7 +168,7 @@ pub(crate) fn check(case: &Case, gpu: Run<'_>) {
     };
     let label = format!(
         "{:?} {} q_len {} kv_len {} q_offset {} capacity {} index {} {spec:?}",
-        spec.phase, case.target, case.q_len, case.kv_len, case.q_offset, case.capacity, case.index
+        spec.role, case.target, case.q_len, case.kv_len, case.q_offset, case.capacity, case.index
     );
     // lse is f32 for every dtype. One lost key of n equal ones would change it by about 1/n.
     let lse_tolerance = |lse: f64| 1e-4 + 1e-6 * lse.abs();

@@ -2,7 +2,7 @@
 
 use crate::support::{Case, cases};
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, PartnerRule, Phase, RowProgram, Rows,
+    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, PartnerRule, Role, RowProgram, Rows,
     Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
@@ -27,7 +27,7 @@ impl Source {
 /// Case `shape` of kernel `kernel`: equal numbers give equal cases.
 pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
     let mut from = Source(kernel.wrapping_mul(0x0100_0193));
-    let phase = from.of(&cases::PHASES);
+    let role = from.of(&cases::ROLES);
     let (d, dv) = from.of(&[
         (64, 64),
         (80, 80),
@@ -40,13 +40,13 @@ pub(crate) fn case(kernel: u32, shape: u32, target: Target) -> Case {
         (576, 512),
         (320, 256),
     ]);
-    let mut case = cases::case(phase, d);
+    let mut case = cases::case(role, d);
     case.target = target;
     case.spec.v_head_dim = dv;
     case.spec.dtype = from.of(&[Dtype::Bf16, Dtype::F16]);
-    case.spec.group = 1 + from.below(match phase {
-        Phase::Prefill => 16,
-        Phase::Decode => 32,
+    case.spec.group = 1 + from.below(match role {
+        Role::Prefill => 16,
+        Role::Decode => 32,
     });
     case.spec.block = from.of(&[16, 32, 64, 128, 256]);
     // Most cases have neither a softcap nor sinks.
@@ -232,17 +232,17 @@ type Sizes = (u32, u32, u32, Option<RowProgram>, [u32; 4]);
 /// The cases of these sizes, in both phases.
 fn of_sizes(target: Target, sizes: &[Sizes]) -> Vec<Case> {
     let mut all = Vec::new();
-    for phase in cases::PHASES {
+    for role in cases::ROLES {
         for (d, group, block, program, [batch, kv_heads, kv_len, q_len]) in sizes {
             let mut case = case(7, 1, target);
             let mut from = Source(d + group);
-            case.spec.phase = phase;
+            case.spec.role = role;
             (case.spec.head_dim, case.spec.v_head_dim) = (*d, *d);
             (case.spec.group, case.spec.block) = (*group, *block);
             case.spec.dtype = Dtype::Bf16;
             (case.batch, case.kv_heads) = (*batch, *kv_heads);
             (case.kv_len, case.capacity, case.index) = (*kv_len, *kv_len, 1);
-            case.q_len = if phase == Phase::Prefill { *q_len } else { 1 };
+            case.q_len = if role == Role::Prefill { *q_len } else { 1 };
             case.q_offset = case.kv_len - case.q_len;
             case.spec.rows = program.clone().map_or(Rows::Table, Rows::ClosedForm);
             case.table = rows(&mut from, case.kv_len, *block);

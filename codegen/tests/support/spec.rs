@@ -1,12 +1,12 @@
 //! A specification from which others are made.
 
-use butterfly_ir::{Dtype, KernelSpec, Phase, Rows};
+use butterfly_ir::{Dtype, KernelSpec, Role, Rows};
 
 /// Blocks of 128, groups of 4, rows from a table.
-pub(crate) fn spec(phase: Phase, dtype: Dtype, head_dim: u32) -> KernelSpec {
+pub(crate) fn spec(role: Role, dtype: Dtype, head_dim: u32) -> KernelSpec {
     KernelSpec {
         score: Default::default(),
-        phase,
+        role,
         head_dim,
         v_head_dim: head_dim,
         group: 4,

@@ -1,6 +1,6 @@
 //! How a kernel divides its work, and the grid of a launch.
 
-use super::{KernelSpec, LaunchScalars, Phase};
+use super::{KernelSpec, LaunchScalars, Role};
 use serde::{Deserialize, Serialize};
 
 /// How a kernel divides its work, and thereby how it is launched.
@@ -206,19 +206,19 @@ impl Geometry {
     /// For a [`Resident`] kernel this is the maximum, for a [`Split`] one the grid of its second
     /// entry point; [`Geometry::fitted`] makes the grid of a device from it.
     pub fn grid(&self, spec: &KernelSpec, scalars: &LaunchScalars, batch: u32) -> [u32; 3] {
-        match (spec.phase, self.launch) {
-            (Phase::Prefill, Launch::Resident(resident)) => {
+        match (spec.role, self.launch) {
+            (Role::Prefill, Launch::Resident(resident)) => {
                 let items = rows(spec, scalars)
                     .saturating_mul(resident.items_per_row)
                     .saturating_mul(scalars.kv_heads)
                     .saturating_mul(batch);
                 [resident.cluster.saturating_mul(items), 1, 1]
             }
-            (Phase::Prefill, Launch::Grid | Launch::Split(_)) => {
+            (Role::Prefill, Launch::Grid | Launch::Split(_)) => {
                 let tiles = rows(spec, scalars).saturating_mul(spec.block.div_ceil(self.q_tile));
                 [tiles, scalars.kv_heads.saturating_mul(spec.group), batch]
             }
-            (Phase::Decode, _) => [scalars.q_len, scalars.kv_heads, batch],
+            (Role::Decode, _) => [scalars.q_len, scalars.kv_heads, batch],
         }
     }
 }

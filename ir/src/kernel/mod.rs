@@ -3,6 +3,7 @@
 mod architecture;
 mod dtype;
 pub mod geometry;
+mod role;
 mod scalars;
 pub mod signature;
 mod spec;
@@ -11,9 +12,10 @@ mod target;
 pub use architecture::{ARCHITECTURES, Architecture};
 pub use dtype::Dtype;
 pub use geometry::{Boxes, Geometry, Launch, Resident, Split};
+pub use role::Role;
 pub use scalars::{LaunchScalars, scalar};
-pub use signature::{Binding, Role};
-pub use spec::{KernelSpec, Phase, Rows, Score, ScoreValues};
+pub use signature::{Binding, Operand};
+pub use spec::{KernelSpec, Rows, Score, ScoreValues};
 pub use target::{Sm, Target, UnknownTarget};
 
 use serde::{Deserialize, Serialize};

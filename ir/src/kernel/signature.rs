@@ -9,7 +9,7 @@ use super::{Boxes, Geometry, KernelSpec, Rows};
 
 /// The meaning of an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
+pub enum Operand {
     /// Queries, `[B, Hq, q_len, D]`.
     Q,
     /// Keys, `[B, Hkv, kv_len, D]`.
@@ -30,7 +30,7 @@ pub enum Role {
     Sinks,
 }
 
-impl Role {
+impl Operand {
     /// The name in manifests, messages and the text of kernels.
     pub fn name(self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ pub enum Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// Its meaning.
-    pub role: Role,
+    pub operand: Operand,
     /// How it reaches the kernel.
     pub way: Way,
 }
@@ -88,38 +88,38 @@ pub struct Binding {
 /// A kernel with tensor maps takes the maps first, then the buffers behind them, then the other
 /// buffers, then the scalars by value. This is the order in which CubeCL 0.10 binds them.
 pub fn of(spec: &KernelSpec, geometry: &Geometry) -> Vec<Binding> {
-    let with = |way: Way| move |role: Role| Binding { role, way };
-    let table: &[Role] = match spec.rows {
+    let with = |way: Way| move |operand: Operand| Binding { operand, way };
+    let table: &[Operand] = match spec.rows {
         Rows::ClosedForm(_) => &[],
-        Rows::Table => &[Role::Offsets, Role::Bands],
+        Rows::Table => &[Operand::Offsets, Operand::Bands],
     };
     let table = table.iter().copied();
     let Some(boxes) = geometry.boxes else {
-        let roles = [Role::Q, Role::K, Role::V, Role::Scalars].into_iter();
-        let roles = roles.chain(table).chain([Role::O, Role::Lse]);
+        let roles = [Operand::Q, Operand::K, Operand::V, Operand::Scalars].into_iter();
+        let roles = roles.chain(table).chain([Operand::O, Operand::Lse]);
         return roles.map(with(Way::Buffer)).collect();
     };
-    let tensors = [Role::Q, Role::K, Role::V, Role::O];
-    let maps = tensors.map(|role| Binding {
-        role,
-        way: Way::Map(boxes.of(role)),
+    let tensors = [Operand::Q, Operand::K, Operand::V, Operand::O];
+    let maps = tensors.map(|operand| Binding {
+        operand,
+        way: Way::Map(boxes.of(operand)),
     });
-    let sinks = spec.score.sinks.then_some(Role::Sinks);
-    let buffers = table.chain(sinks).chain([Role::Lse]);
+    let sinks = spec.score.sinks.then_some(Operand::Sinks);
+    let buffers = table.chain(sinks).chain([Operand::Lse]);
     let mut all = maps.to_vec();
     all.extend(tensors.map(with(Way::Mapped)));
     all.extend(buffers.map(with(Way::Buffer)));
-    all.push(with(Way::Value)(Role::Scalars));
+    all.push(with(Way::Value)(Operand::Scalars));
     all
 }
 
 impl Boxes {
     /// The box of a tensor, as sequences, heads, tokens and elements.
-    fn of(&self, role: Role) -> [u32; 4] {
+    fn of(&self, operand: Operand) -> [u32; 4] {
         let [heads, tokens] = self.q;
-        match role {
-            Role::Q => [1, heads, tokens, 64],
-            Role::O => [1, 1, tokens, 64],
+        match operand {
+            Operand::Q => [1, heads, tokens, 64],
+            Operand::O => [1, 1, tokens, 64],
             _ => [1, 1, self.k, 64],
         }
     }
@@ -128,13 +128,13 @@ impl Boxes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, Phase, Score};
+    use crate::{Dtype, Role, Score};
 
     /// After the maps come the buffers behind them; the scalars come by value at the end.
     #[test]
     fn arguments_stand_in_binding_order() {
         let spec = |sinks| KernelSpec {
-            phase: Phase::Prefill,
+            role: Role::Prefill,
             head_dim: 128,
             v_head_dim: 128,
             group: 4,
@@ -152,7 +152,7 @@ mod tests {
         };
         let text = |spec: &KernelSpec, geometry: &Geometry| {
             let named = of(spec, geometry).into_iter().map(|binding| {
-                let name = binding.role.name();
+                let name = binding.operand.name();
                 match binding.way {
                     Way::Map(_) => format!("{name}_map"),
                     Way::Mapped => format!("({name})"),

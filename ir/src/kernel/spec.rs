@@ -1,29 +1,8 @@
 //! The specification of an attention kernel: everything that is fixed when it is compiled.
 
-use super::Dtype;
+use super::{Dtype, Role};
 use crate::RowProgram;
 use serde::{Deserialize, Serialize};
-
-/// Which of the two attention kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// For many queries: works on tiles of queries.
-    Prefill,
-    /// For few queries: works on one query with one GQA group at a time, whose keys several
-    /// threads or workgroups share.
-    Decode,
-}
-
-impl Phase {
-    /// The name in reports and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        }
-    }
-}
 
 /// Where a kernel gets the bands of a row from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,7 +66,8 @@ impl ScoreValues<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KernelSpec {
     /// Prefill or decode.
-    pub phase: Phase,
+    #[serde(rename = "phase")]
+    pub role: Role,
     /// D, the length of a q and k vector; on GPUs a multiple of 8, at most 576.
     pub head_dim: u32,
     /// Dv, the length of a v and o vector; on GPUs a multiple of 8, at most 576.

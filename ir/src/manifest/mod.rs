@@ -8,10 +8,10 @@ mod check;
 pub use check::ManifestError;
 
 use crate::kernel::geometry::second_entry;
-use crate::kernel::signature::{self, Binding, Role, Way};
+use crate::kernel::signature::{self, Binding, Operand, Way};
 use crate::plan::{Proof, SwappedLayer};
 use crate::{
-    Geometry, KernelSpec, Launch, Leaf, Phase, Product, Resident, Rows, Score, Sparsity, Split,
+    Geometry, KernelSpec, Launch, Leaf, Product, Resident, Role, Rows, Score, Sparsity, Split,
     StageBy, Target,
 };
 use serde::{Deserialize, Serialize};
@@ -167,9 +167,9 @@ pub struct FileEntry {
 pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
     let (block, group) = (spec.block, spec.group);
     let rows = format!("(ceil((q_offset + q_len) / {block}) - floor(q_offset / {block}))");
-    match (spec.phase, geometry.launch) {
+    match (spec.role, geometry.launch) {
         (
-            Phase::Prefill,
+            Role::Prefill,
             Launch::Resident(Resident {
                 items_per_row,
                 cluster,
@@ -181,12 +181,12 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
             "1".into(),
             "1".into(),
         ],
-        (Phase::Prefill, Launch::Grid | Launch::Split(_)) => [
+        (Role::Prefill, Launch::Grid | Launch::Split(_)) => [
             format!("{rows} * {}", block.div_ceil(geometry.q_tile)),
             format!("kv_heads * {group}"),
             "batch".into(),
         ],
-        (Phase::Decode, _) => {
+        (Role::Decode, _) => {
             let x = match geometry.launch {
                 Launch::Split(Split { cluster }) => format!("{cluster} * q_len"),
                 Launch::Grid | Launch::Resident(_) => "q_len".into(),
@@ -212,29 +212,29 @@ pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
 
 /// The arguments of a kernel in binding order, in the form that manifests list.
 pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
-    let listed = |Binding { role, way }: Binding| {
-        let dtype = match role {
-            Role::Q | Role::K | Role::V | Role::O => spec.dtype.name(),
-            Role::Lse | Role::Sinks => "f32",
-            Role::Offsets | Role::Scalars => "u32",
-            Role::Bands => "i32",
+    let listed = |Binding { operand, way }: Binding| {
+        let dtype = match operand {
+            Operand::Q | Operand::K | Operand::V | Operand::O => spec.dtype.name(),
+            Operand::Lse | Operand::Sinks => "f32",
+            Operand::Offsets | Operand::Scalars => "u32",
+            Operand::Bands => "i32",
         };
         let (name, dtype, shape) = match way {
             Way::Map([b, h, t, d]) => (
-                format!("{}_map", role.name()),
+                format!("{}_map", operand.name()),
                 format!("tensor map of {dtype}"),
                 format!("boxes of {b}, {h}, {t}, {d}"),
             ),
             Way::Mapped | Way::Buffer | Way::Value => {
-                let shape = shape(role, way, spec.score).to_string();
-                (role.name().into(), dtype.into(), shape)
+                let shape = shape(operand, way, spec.score).to_string();
+                (operand.name().into(), dtype.into(), shape)
             }
         };
         Argument {
             name,
             dtype,
             shape,
-            output: role.is_output(),
+            output: operand.is_output(),
         }
     };
     signature::of(spec, geometry)
@@ -244,20 +244,20 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
 }
 
 /// The dimensions of an argument.
-fn shape(role: Role, way: Way, score: Score) -> &'static str {
-    match role {
-        Role::Q => "batch, q_heads, q_len, head_dim",
-        Role::K => "batch, kv_heads, kv_len, head_dim",
-        Role::V => "batch, kv_heads, kv_len, v_head_dim",
-        Role::O => "batch, q_heads, q_len, v_head_dim",
-        Role::Lse => "batch, q_heads, q_len",
-        Role::Offsets => "rows + 1",
-        Role::Bands => "bands, 4",
-        Role::Sinks => "q_heads",
-        Role::Scalars if way == Way::Value => "22 by value, from 19 on batch and softcap",
-        Role::Scalars if score.sinks => "21 + q_heads, from 19 on batch, softcap and sinks",
-        Role::Scalars if score.softcap => "21, from 19 on batch and softcap",
-        Role::Scalars => "19",
+fn shape(operand: Operand, way: Way, score: Score) -> &'static str {
+    match operand {
+        Operand::Q => "batch, q_heads, q_len, head_dim",
+        Operand::K => "batch, kv_heads, kv_len, head_dim",
+        Operand::V => "batch, kv_heads, kv_len, v_head_dim",
+        Operand::O => "batch, q_heads, q_len, v_head_dim",
+        Operand::Lse => "batch, q_heads, q_len",
+        Operand::Offsets => "rows + 1",
+        Operand::Bands => "bands, 4",
+        Operand::Sinks => "q_heads",
+        Operand::Scalars if way == Way::Value => "22 by value, from 19 on batch and softcap",
+        Operand::Scalars if score.sinks => "21 + q_heads, from 19 on batch, softcap and sinks",
+        Operand::Scalars if score.softcap => "21, from 19 on batch and softcap",
+        Operand::Scalars => "19",
     }
 }
 

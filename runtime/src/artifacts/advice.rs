@@ -4,7 +4,7 @@
 
 use super::add::one_line;
 use super::{ArtifactError, Artifacts};
-use butterfly_ir::{Dtype, KernelSpec, Phase, Target};
+use butterfly_ir::{Dtype, KernelSpec, Role, Target};
 use std::path::Path;
 
 impl Artifacts {
@@ -46,11 +46,11 @@ impl Artifacts {
             } = spec;
             format!("head size {head_dim}/{v_head_dim}, group {group}")
         };
-        let phase = |phase: Phase| {
+        let role = |role: Role| {
             let mut kernels = self.manifest.kernels.iter();
-            kernels.find(|kernel| kernel.spec.phase == phase)
+            kernels.find(|kernel| kernel.spec.role == role)
         };
-        let own = phase(spec.phase).map(|kernel| heads(&kernel.spec));
+        let own = role(spec.role).map(|kernel| heads(&kernel.spec));
         let pattern = one_line(&self.manifest.pattern);
         match own {
             Some(own) if own != heads(spec) => ArtifactError::OtherModel {
@@ -66,7 +66,7 @@ impl Artifacts {
                 target,
                 wanted: format!(
                     "{} of {}, {}, block {}",
-                    spec.phase.name(),
+                    spec.role.name(),
                     heads(spec),
                     spec.dtype.name(),
                     spec.block

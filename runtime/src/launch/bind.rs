@@ -7,7 +7,7 @@
 
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
-use butterfly_ir::kernel::signature::{Binding, Role, Way};
+use butterfly_ir::kernel::signature::{Binding, Operand, Way};
 use butterfly_ir::{Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues};
 use std::borrow::Cow;
 
@@ -49,7 +49,7 @@ impl Words {
 /// The checked arguments of a launch from host memory.
 pub(super) struct Buffers<'a> {
     /// The buffers that the kernel reads, each padded to a positive multiple of [`ALIGN`] bytes.
-    pub(super) inputs: Vec<(Role, Cow<'a, [u8]>)>,
+    pub(super) inputs: Vec<(Operand, Cow<'a, [u8]>)>,
     /// The scalars.
     pub(super) words: Words,
     /// Bytes of o and lse that are read back.
@@ -192,23 +192,23 @@ pub(super) fn buffers<'a>(
     if let Some(table) = table {
         check_table(table, needs.rows)?;
     }
-    let tensor = |role: Role, bytes: &'a [u8], needed| {
-        long_enough(role.name(), bytes.len() as u64, needed)?;
+    let tensor = |operand: Operand, bytes: &'a [u8], needed| {
+        long_enough(operand.name(), bytes.len() as u64, needed)?;
         Ok::<_, LaunchError>(padded(Cow::Borrowed(bytes)))
     };
     let mut inputs = Vec::new();
-    for role in kernel.buffers() {
-        let bytes = match role {
-            Role::Q => tensor(role, arguments.q, q)?,
-            Role::K => tensor(role, arguments.k, k)?,
-            Role::V => tensor(role, arguments.v, v)?,
-            Role::Offsets => padded(offsets(there(table)?)),
-            Role::Bands => padded(bands(there(table)?)),
-            Role::Scalars => padded(words(needs.words.scalars.iter().copied())),
-            Role::Sinks => padded(words(needs.words.sinks.iter().copied())),
-            Role::O | Role::Lse => continue,
+    for operand in kernel.buffers() {
+        let bytes = match operand {
+            Operand::Q => tensor(operand, arguments.q, q)?,
+            Operand::K => tensor(operand, arguments.k, k)?,
+            Operand::V => tensor(operand, arguments.v, v)?,
+            Operand::Offsets => padded(offsets(there(table)?)),
+            Operand::Bands => padded(bands(there(table)?)),
+            Operand::Scalars => padded(words(needs.words.scalars.iter().copied())),
+            Operand::Sinks => padded(words(needs.words.sinks.iter().copied())),
+            Operand::O | Operand::Lse => continue,
         };
-        inputs.push((role, bytes));
+        inputs.push((operand, bytes));
     }
     let bytes = |bytes: u64| {
         usize::try_from(bytes).map_err(|_| LaunchError::Limit {
@@ -231,13 +231,13 @@ pub(super) fn buffers<'a>(
 /// together with the maps, then the others.
 pub(super) fn in_order<T, E>(
     kernel: &Ready,
-    mut of: impl FnMut(Role) -> Result<T, E>,
+    mut of: impl FnMut(Operand) -> Result<T, E>,
 ) -> Result<(Vec<T>, Vec<T>), E> {
     let (mut mapped, mut buffers) = (Vec::new(), Vec::new());
-    for Binding { role, way } in kernel.signature() {
+    for Binding { operand, way } in kernel.signature() {
         match way {
-            Way::Mapped => mapped.push(of(*role)?),
-            Way::Buffer => buffers.push(of(*role)?),
+            Way::Mapped => mapped.push(of(*operand)?),
+            Way::Buffer => buffers.push(of(*operand)?),
             Way::Map(_) | Way::Value => {}
         }
     }
@@ -337,12 +337,16 @@ fn maps(kernel: &Ready, call: &Call<'_>) -> Vec<Map> {
         let Way::Map(tile) = binding.way else {
             return None;
         };
-        let ([batch, head, token], [heads, length, dim]) = match binding.role {
-            Role::Q => (scalars.q_strides, [q, q_len, d]),
-            Role::K => (scalars.k_strides, [kv, kv_len, d]),
-            Role::V => (scalars.v_strides, [kv, kv_len, dv]),
-            Role::O => (scalars.o_strides, [q, q_len, dv]),
-            Role::Lse | Role::Offsets | Role::Bands | Role::Scalars | Role::Sinks => return None,
+        let ([batch, head, token], [heads, length, dim]) = match binding.operand {
+            Operand::Q => (scalars.q_strides, [q, q_len, d]),
+            Operand::K => (scalars.k_strides, [kv, kv_len, d]),
+            Operand::V => (scalars.v_strides, [kv, kv_len, dv]),
+            Operand::O => (scalars.o_strides, [q, q_len, dv]),
+            Operand::Lse
+            | Operand::Offsets
+            | Operand::Bands
+            | Operand::Scalars
+            | Operand::Sinks => return None,
         };
         Some(Map {
             dtype: spec.dtype,

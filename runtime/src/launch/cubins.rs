@@ -325,11 +325,11 @@ fn representation(shared_bytes: usize, cube_dim: CubeDim) -> CudaComputeKernel {
 mod tests {
     use super::super::Loaded;
     use super::*;
-    use butterfly_ir::{Dtype, KernelSpec, Phase, Rows};
+    use butterfly_ir::{Dtype, KernelSpec, Role, Rows};
 
     fn kernel(key: &str) -> Ready {
         let spec = KernelSpec {
-            phase: Phase::Decode,
+            role: Role::Decode,
             head_dim: 64,
             v_head_dim: 64,
             group: 1,

@@ -2,7 +2,7 @@
 
 use super::{Device, LaunchError, Loaded};
 use butterfly_ir::geometry::second_entry;
-use butterfly_ir::kernel::signature::{self, Binding, Role, Way};
+use butterfly_ir::kernel::signature::{self, Binding, Operand, Way};
 use butterfly_ir::{Geometry, KernelSpec, Launch, Sm, Target};
 use std::sync::Arc;
 
@@ -171,10 +171,10 @@ impl Ready {
     }
 
     /// Those of its arguments that are buffers, in binding order.
-    pub(super) fn buffers(&self) -> impl Iterator<Item = Role> {
+    pub(super) fn buffers(&self) -> impl Iterator<Item = Operand> {
         let bindings = self.signature().iter();
         let buffers = bindings.filter(|b| matches!(b.way, Way::Mapped | Way::Buffer));
-        buffers.map(|binding| binding.role)
+        buffers.map(|binding| binding.operand)
     }
 
     pub(super) fn image(&self) -> &Arc<Image> {

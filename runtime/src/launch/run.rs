@@ -3,7 +3,7 @@
 use super::bind::{self, Buffers, padded};
 use super::{Device, LaunchError, Output, Ready};
 use butterfly_ir::Geometry;
-use butterfly_ir::kernel::signature::Role;
+use butterfly_ir::kernel::signature::Operand;
 use cubecl_common::future::block_on;
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
@@ -104,14 +104,14 @@ pub(super) fn run<R: Runtime>(
         .map(|bytes| client.create_from_slice(&padded(Cow::Owned(vec![0; bytes]))));
     let inputs = buffers.inputs.iter();
     let inputs: Vec<_> = inputs
-        .map(|(role, bytes)| (*role, client.create_from_slice(bytes)))
+        .map(|(operand, bytes)| (*operand, client.create_from_slice(bytes)))
         .collect();
-    let of = |role: Role| match role {
-        Role::O => Ok(outputs[0].clone()),
-        Role::Lse => Ok(outputs[1].clone()),
+    let of = |operand: Operand| match operand {
+        Operand::O => Ok(outputs[0].clone()),
+        Operand::Lse => Ok(outputs[1].clone()),
         _ => {
-            let input = inputs.iter().find(|(of, _)| *of == role);
-            let missing = || format!("`{}` is not bound", role.name());
+            let input = inputs.iter().find(|(of, _)| *of == operand);
+            let missing = || format!("`{}` is not bound", operand.name());
             input.map(|(_, handle)| handle.clone()).ok_or_else(missing)
         }
     };

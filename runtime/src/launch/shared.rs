@@ -9,7 +9,7 @@ use super::bind::{self, Map, long_enough};
 use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
 use butterfly_ir::geometry::Fitted;
-use butterfly_ir::kernel::signature::Role;
+use butterfly_ir::kernel::signature::Operand;
 use butterfly_ir::{BandTable, Geometry};
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
@@ -116,16 +116,16 @@ pub fn enqueue<R: Launches>(
     let of_table = |i: usize| Ok(bind::there(table)?.buffers[i].clone());
     let upload =
         |words: &[u32]| client.create_from_slice(&bind::padded(bind::words(words.iter().copied())));
-    let (mapped, buffers) = bind::in_order(kernel, |role| match role {
-        Role::Q => Ok(tensors.q.clone()),
-        Role::K => Ok(tensors.k.clone()),
-        Role::V => Ok(tensors.v.clone()),
-        Role::O => Ok(tensors.o.clone()),
-        Role::Lse => Ok(tensors.lse.clone()),
-        Role::Offsets => of_table(0),
-        Role::Bands => of_table(1),
-        Role::Scalars => Ok(upload(&needs.words.scalars)),
-        Role::Sinks => Ok(upload(&needs.words.sinks)),
+    let (mapped, buffers) = bind::in_order(kernel, |operand| match operand {
+        Operand::Q => Ok(tensors.q.clone()),
+        Operand::K => Ok(tensors.k.clone()),
+        Operand::V => Ok(tensors.v.clone()),
+        Operand::O => Ok(tensors.o.clone()),
+        Operand::Lse => Ok(tensors.lse.clone()),
+        Operand::Offsets => of_table(0),
+        Operand::Bands => of_table(1),
+        Operand::Scalars => Ok(upload(&needs.words.scalars)),
+        Operand::Sinks => Ok(upload(&needs.words.sinks)),
     })?;
     let arguments = KernelArguments::new()
         .with_tensor_maps(R::tensor_maps(&needs.maps, &mapped))

@@ -296,7 +296,7 @@ impl CubeTask<AutoCompiler> for Task {
 mod tests {
     use super::*;
     use crate::Loaded;
-    use butterfly_ir::{KernelSpec, Phase, Rows, Target};
+    use butterfly_ir::{KernelSpec, Role, Rows, Target};
 
     /// The device is given exactly the bytes of the artifact folder, those that the digest is of.
     #[test]
@@ -307,7 +307,7 @@ mod tests {
         ] {
             for rows in [Rows::Table, Rows::ClosedForm(Default::default())] {
                 let spec = KernelSpec {
-                    phase: Phase::Decode,
+                    role: Role::Decode,
                     head_dim: 16,
                     v_head_dim: 16,
                     group: 1,

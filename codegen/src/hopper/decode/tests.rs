@@ -1,11 +1,11 @@
 use super::*;
 use crate::hopper::patterns::{butterfly, everything, relative};
-use butterfly_ir::{Phase, RowProgram, Rows, Score, band::UNBOUNDED, manifest};
+use butterfly_ir::{Role, RowProgram, Rows, Score, band::UNBOUNDED, manifest};
 
 fn spec(head_dim: u32, v_head_dim: u32, group: u32, rows: RowProgram) -> KernelSpec {
     KernelSpec {
         score: Default::default(),
-        phase: Phase::Decode,
+        role: Role::Decode,
         head_dim,
         v_head_dim,
         group,

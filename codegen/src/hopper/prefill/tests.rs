@@ -1,12 +1,12 @@
 use super::*;
 use crate::hopper::patterns::{butterfly, everything, relative};
-use butterfly_ir::{Dtype, Geometry, Phase, RowProgram, Rows, Score, band::UNBOUNDED};
+use butterfly_ir::{Dtype, Geometry, Role, RowProgram, Rows, Score, band::UNBOUNDED};
 use std::fmt::Write;
 
 fn spec(head_dim: u32, group: u32, block: u32, rows: RowProgram) -> KernelSpec {
     KernelSpec {
         score: Default::default(),
-        phase: Phase::Prefill,
+        role: Role::Prefill,
         head_dim,
         v_head_dim: head_dim,
         group,

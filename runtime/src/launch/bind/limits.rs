@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::Loaded;
-use butterfly_ir::{Boxes, Geometry, KernelSpec, Phase, Split, Target};
+use butterfly_ir::{Boxes, Geometry, KernelSpec, Role, Split, Target};
 
-const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 
-fn spec(phase: Phase, dtype: Dtype) -> KernelSpec {
+fn spec(role: Role, dtype: Dtype) -> KernelSpec {
     KernelSpec {
-        phase,
+        role,
         head_dim: 256,
         v_head_dim: 256,
         group: 1,
@@ -31,9 +31,9 @@ fn ready_of(spec: &KernelSpec, geometry: Geometry) -> Result<Ready, LaunchError>
 }
 
 /// A kernel for [`PORTABLE`] or [`HOPPER`].
-fn ready(phase: Phase, target: &str) -> Ready {
+fn ready(role: Role, target: &str) -> Ready {
     let target: Target = target.parse().expect("a target");
-    let spec = spec(phase, Dtype::Bf16);
+    let spec = spec(role, Dtype::Bf16);
     ready_of(&spec, butterfly_codegen::geometry(&spec, target)).expect("a kernel")
 }
 
@@ -77,11 +77,8 @@ fn refused(kernel: &Ready, call: &Call<'_>, what: &str) {
 /// position.
 #[test]
 fn positions_end_where_kernels_mean_no_limit() {
-    for (phase, target) in PHASES
-        .into_iter()
-        .flat_map(|p| [(p, PORTABLE), (p, HOPPER)])
-    {
-        let kernel = ready(phase, target);
+    for (role, target) in ROLES.into_iter().flat_map(|p| [(p, PORTABLE), (p, HOPPER)]) {
+        let kernel = ready(role, target);
         // All tokens at one address: only their positions matter here.
         let mut call = call(1, 1, MAX_TOKENS);
         call.scalars.k_strides = [0; 3];
@@ -100,29 +97,29 @@ fn positions_end_where_kernels_mean_no_limit() {
 /// 17 heads of 2^20 keys of 256 elements are more elements than 32 bits can count.
 #[test]
 fn large_caches_are_for_kernels_that_count_by_64_bits() {
-    for phase in PHASES {
+    for role in ROLES {
         let large = call(1, 17, 1 << 20);
         let elements = 17u64 << 28;
         assert!(elements > u64::from(u32::MAX));
-        refused(&ready(phase, PORTABLE), &large, "the length of k");
-        let needs = needs(Device::Cuda, &ready(phase, HOPPER), &large).expect("fits");
+        refused(&ready(role, PORTABLE), &large, "the length of k");
+        let needs = needs(Device::Cuda, &ready(role, HOPPER), &large).expect("fits");
         assert_eq!(needs.tensors[1..3], [2 * elements; 2]);
         assert_eq!(needs.maps[1].strides, [elements, 1 << 28, 256, 1]);
         // The most heads whose elements 32 bits can count.
         let just = call(1, 15, 1 << 20);
-        assert!(super::needs(Device::Cuda, &ready(phase, PORTABLE), &just).is_ok());
+        assert!(super::needs(Device::Cuda, &ready(role, PORTABLE), &just).is_ok());
     }
 }
 
 /// Sequences may be as far apart as tensor maps can express, but each stride of o has 32 bits.
 #[test]
 fn strides_have_limits_of_their_own() {
-    for phase in PHASES {
-        let kernel = ready(phase, HOPPER);
+    for role in ROLES {
+        let kernel = ready(role, HOPPER);
         let mut call = call(2, 1, 64);
         call.scalars.k_strides[0] = 1 << 33;
         assert!(needs(Device::Cuda, &kernel, &call).is_ok());
-        refused(&ready(phase, PORTABLE), &call, "the length of k");
+        refused(&ready(role, PORTABLE), &call, "the length of k");
         call.scalars.k_strides[0] = 1 << 39;
         refused(&kernel, &call, "the length of k");
         call.scalars.k_strides[0] = 1 << 33;
@@ -136,7 +133,7 @@ fn strides_have_limits_of_their_own() {
 
 #[test]
 fn work_is_counted_before_it_wraps() {
-    let mut spec = spec(Phase::Prefill, Dtype::Bf16);
+    let mut spec = spec(Role::Prefill, Dtype::Bf16);
     (spec.block, spec.group) = (1 << 20, 32);
     let target = HOPPER.parse().expect("a target");
     let kernel = ready_of(&spec, butterfly_codegen::geometry(&spec, target)).expect("a kernel");
@@ -156,8 +153,8 @@ fn work_is_counted_before_it_wraps() {
 
 #[test]
 fn no_keys_and_no_queries() {
-    for phase in PHASES {
-        let kernel = ready(phase, HOPPER);
+    for role in ROLES {
+        let kernel = ready(role, HOPPER);
         let none = call(1, 1, 0);
         let error = needs(Device::Cuda, &kernel, &none)
             .err()
@@ -203,11 +200,8 @@ fn geometries_that_are_none_are_refused() {
             Launch::Grid => g.launch = Launch::Split(Split { cluster: 2 }),
         },
     ];
-    for (phase, target) in PHASES
-        .into_iter()
-        .flat_map(|p| [(p, PORTABLE), (p, HOPPER)])
-    {
-        let spec = spec(phase, Dtype::Bf16);
+    for (role, target) in ROLES.into_iter().flat_map(|p| [(p, PORTABLE), (p, HOPPER)]) {
+        let spec = spec(role, Dtype::Bf16);
         let good = butterfly_codegen::geometry(&spec, target.parse().expect("a target"));
         ready_of(&spec, good).expect("a kernel");
         for (i, change) in all.iter().enumerate() {
@@ -215,7 +209,7 @@ fn geometries_that_are_none_are_refused() {
             change(&mut geometry);
             let error = ready_of(&spec, geometry).expect_err("refused");
             let unfit = matches!(error, LaunchError::Unfit { .. });
-            assert!(unfit, "{i} of {phase:?} {target}: {error}");
+            assert!(unfit, "{i} of {role:?} {target}: {error}");
         }
     }
 }
