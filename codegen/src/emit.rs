@@ -115,9 +115,9 @@ pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
 pub(crate) fn hopper(
     spec: &KernelSpec,
     target: Target,
-) -> Result<crate::hopper::Plan, &'static str> {
+) -> Result<crate::hopper::Blueprint, &'static str> {
     match target == crate::hopper::TARGET {
-        true => crate::hopper::Plan::new(spec),
+        true => crate::hopper::Blueprint::new(spec),
         false => Err("they are of sm_90a"),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In:  a [`Problem`]. Out: [`Attention`], bitwise the same for any number of threads.
 
-use crate::{Attention, Isa, Problem, ProblemError, plan, scratch::Scratch, tile::Item};
+use crate::{Attention, Isa, Problem, ProblemError, query_tiles, scratch::Scratch, tile::Item};
 use std::sync::Mutex;
 
 /// Attention of every query over the keys in the bands of its row.
@@ -64,7 +64,7 @@ fn execute(
     fit(&mut into.o, rows * problem.v_head_dim);
     fit(&mut into.lse, rows);
     let lanes = lanes(isa, problem);
-    let tiles = plan::query_tiles(problem, lanes);
+    let tiles = query_tiles::query_tiles(problem, lanes);
     let mut items = items(problem, &tiles, &mut into.o, &mut into.lse);
     let threads = threads.unwrap_or_else(rayon::current_num_threads);
     let threads = threads.min(items.len());
@@ -103,8 +103,8 @@ fn fit(array: &mut Vec<f32>, len: usize) {
 /// As [`attend`].
 pub fn visited_pairs(problem: &Problem) -> Result<u64, ProblemError> {
     problem.check()?;
-    let tiles = plan::query_tiles(problem, lanes(Isa::best(), problem));
-    let pairs: u64 = tiles.iter().map(plan::QueryTile::pairs).sum();
+    let tiles = query_tiles::query_tiles(problem, lanes(Isa::best(), problem));
+    let pairs: u64 = tiles.iter().map(query_tiles::QueryTile::pairs).sum();
     Ok(pairs * (problem.batch * problem.kv_heads) as u64)
 }
 
@@ -120,7 +120,7 @@ fn next<'a>(queue: &Mutex<Vec<Item<'a>>>) -> Option<Item<'a>> {
 /// One item for every tile of every kv head of every sequence, with its part of the result.
 fn items<'a>(
     problem: &Problem,
-    tiles: &'a [plan::QueryTile],
+    tiles: &'a [query_tiles::QueryTile],
     o: &'a mut [f32],
     lse: &'a mut [f32],
 ) -> Vec<Item<'a>> {

@@ -23,9 +23,9 @@
 
 mod attend;
 mod isa;
-mod plan;
 mod problem;
 mod product;
+mod query_tiles;
 pub mod reference;
 mod scratch;
 mod simd;

@@ -133,6 +133,14 @@ pub enum ProblemError {
     /// The softcap is not a positive, finite number.
     #[error("the softcap is {0}, but must be positive and finite")]
     Softcap(String),
+    /// A sink's logit is NaN or positive infinity.
+    #[error("the sink of q head {head} is {given}, but must be a number below infinity")]
+    Sink {
+        /// The q head.
+        head: usize,
+        /// Its logit.
+        given: String,
+    },
     /// The CPU does not have the requested instruction set.
     #[error("this machine has no {0}")]
     Unavailable(crate::Isa),
@@ -235,6 +243,11 @@ impl Problem<'_> {
                 expected: self.q_heads,
                 given: sinks.len(),
             });
+        }
+        let mut sinks = self.score.sinks.into_iter().flatten().enumerate();
+        if let Some((head, sink)) = sinks.find(|(_, sink)| !ScoreValues::is_sink(**sink)) {
+            let given = sink.to_string();
+            return Err(ProblemError::Sink { head, given });
         }
         self.check_rows(end)
     }

@@ -17,8 +17,8 @@
 
 use crate::{
     Problem,
-    plan::{KEYS, Panel, QueryTile, Visit},
     product::{Left, product},
+    query_tiles::{KEYS, Panel, QueryTile, Visit},
     scratch::Scratch,
     simd::Simd,
     softmax, transpose,

@@ -398,6 +398,24 @@ fn write_when_asked() {
     }
 }
 
+/// Where two names cannot be exchanged, a writer moves the old folder aside. If it is killed then, the
+/// next one puts it back before anything else, and removes it once it is replaced.
+#[test]
+fn a_folder_that_was_moved_aside_is_put_back() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    let aside = root.path().join(".artifacts.old");
+    write_content(&dir, 10).expect("written");
+    fs::rename(&dir, &aside).expect("moved");
+    let (mut manifest, files) = content(20);
+    manifest.kernels[0].files[0].blake3 = "wrong".into();
+    assert!(write(&dir, &manifest, &files).is_err());
+    assert!(Artifacts::open(&dir).is_ok());
+    fs::create_dir(&aside).expect("another");
+    write_content(&dir, 20).expect("written");
+    assert_eq!(names(root.path()), ["artifacts"]);
+}
+
 #[test]
 fn a_killed_writer_leaves_the_old_artifacts_and_no_litter() {
     let root = tempfile::tempdir().expect("root");

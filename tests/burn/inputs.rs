@@ -93,7 +93,8 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
         }
         2 => {
             may_grow = vec![(0, 0), (0, 1), (1, 0)];
-            any_rank = vec![0];
+            // The weight has a type of its own.
+            (any_type, any_rank) = (vec![0], vec![0]);
             let inputs = vec![
                 (vec![batch, tokens, 8 * heads], dtype),
                 (vec![3 * more, 8 * heads], dtype),

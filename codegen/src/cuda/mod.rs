@@ -49,7 +49,7 @@ pub(crate) fn print(definition: Definition) -> Result<String, String> {
     let text = kernel
         .to_string()
         .replacen("#include <cuda_runtime.h>\n", "", 1);
-    match definition.alone {
+    match definition.one_per_sm {
         true => bound_registers(&text, threads),
         false => Ok(text),
     }

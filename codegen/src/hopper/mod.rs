@@ -26,33 +26,33 @@ pub(crate) const TARGET: Target = Target::Cuda(Sm {
 
 /// The compile-time numbers of an attention kernel for Hopper.
 #[derive(Clone, Debug)]
-pub(crate) enum Plan {
-    Prefill(prefill::Plan),
-    Decode(decode::Plan),
+pub(crate) enum Blueprint {
+    Prefill(prefill::Blueprint),
+    Decode(decode::Blueprint),
 }
 
-impl Plan {
+impl Blueprint {
     /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         match spec.role {
-            Role::Prefill => prefill::Plan::new(spec).map(Self::Prefill),
-            Role::Decode => decode::Plan::new(spec).map(Self::Decode),
+            Role::Prefill => prefill::Blueprint::new(spec).map(Self::Prefill),
+            Role::Decode => decode::Blueprint::new(spec).map(Self::Decode),
         }
     }
 
     /// The text of the kernel of `spec`, from which these numbers were made.
     pub(crate) fn text(&self, spec: &KernelSpec) -> String {
         match self {
-            Self::Prefill(plan) => prefill::text(spec, plan),
-            Self::Decode(plan) => decode::text(spec, plan),
+            Self::Prefill(blueprint) => prefill::text(spec, blueprint),
+            Self::Decode(blueprint) => decode::text(spec, blueprint),
         }
     }
 
     /// How the kernel is launched.
     pub(crate) fn geometry(&self) -> Geometry {
         match self {
-            Self::Prefill(plan) => plan.geometry(),
-            Self::Decode(plan) => plan.geometry(),
+            Self::Prefill(blueprint) => blueprint.geometry(),
+            Self::Decode(blueprint) => blueprint.geometry(),
         }
     }
 }

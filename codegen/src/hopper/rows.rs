@@ -227,7 +227,7 @@ fn bare(text: &str) -> &str {
 /// A value in terms of its operands' texts.
 fn expression(value: &Value, texts: &BTreeMap<ValueId, String>) -> String {
     let of = |x: &ValueId| texts[x].as_str();
-    let alone = |x: &ValueId| bare(&texts[x]).to_string();
+    let plain = |x: &ValueId| bare(&texts[x]).to_string();
     match value {
         Value::Constant(number) => format!("{number}u"),
         Value::Input(input) => match input {
@@ -239,7 +239,7 @@ fn expression(value: &Value, texts: &BTreeMap<ValueId, String>) -> String {
         },
         Value::Apply(function, x, y) => {
             let infix = |sign: &str| format!("({} {sign} {})", of(x), of(y));
-            let call = |name: &str| format!("{name}({}, {})", alone(x), alone(y));
+            let call = |name: &str| format!("{name}({}, {})", plain(x), plain(y));
             match function {
                 Function::Add => infix("+"),
                 Function::Subtract => infix("-"),
@@ -253,9 +253,9 @@ fn expression(value: &Value, texts: &BTreeMap<ValueId, String>) -> String {
                 Function::Remainder => call("remainder_of"),
             }
         }
-        Value::Digits { of: x, radix } => format!("digits_of({}, {radix}u)", alone(x)),
-        Value::Power { radix, exponent } => format!("power_of({radix}u, {})", alone(exponent)),
-        Value::Reversed(x) => format!("__brev({})", alone(x)),
+        Value::Digits { of: x, radix } => format!("digits_of({}, {radix}u)", plain(x)),
+        Value::Power { radix, exponent } => format!("power_of({radix}u, {})", plain(exponent)),
+        Value::Reversed(x) => format!("__brev({})", plain(x)),
         Value::Choose {
             less: [x, y],
             then,

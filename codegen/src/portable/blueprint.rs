@@ -36,7 +36,7 @@ pub(crate) struct Blueprint {
     /// Words of shared memory: those for weights and reductions, then those for operands (in
     /// decode: for partial products).
     pub(crate) p_words: u32,
-    pub(crate) stage_words: u32,
+    pub(crate) operand_words: u32,
     /// Elements of the kernel's dtype in shared memory; not 0 exactly where matrix units are used.
     pub(crate) operand_elements: u32,
 }
@@ -63,7 +63,7 @@ impl Blueprint {
             v_cols: 0,
             v_slices: 0,
             p_words: 0,
-            stage_words: 0,
+            operand_words: 0,
             operand_elements: 0,
         };
         match spec.role {
@@ -149,7 +149,7 @@ impl Blueprint {
         self.v_cols = self.v_head_dim.div_ceil(self.tx);
         self.v_slices = (self.tx / self.v_head_dim.next_power_of_two()).max(1);
         self.p_words = self.rows * (self.k_tile + 1 + REDUCERS);
-        self.stage_words = self.rows * self.k_tile * (TEAM + 1);
+        self.operand_words = self.rows * self.k_tile * (TEAM + 1);
         self
     }
 
@@ -163,7 +163,7 @@ impl Blueprint {
         };
         let slice = [32, 16, 8].into_iter().find(fits).unwrap_or(8);
         self.d_slice = slice;
-        self.stage_words = least.max(rows * (slice + 1));
+        self.operand_words = least.max(rows * (slice + 1));
         self
     }
 
@@ -183,7 +183,7 @@ impl Blueprint {
     }
 
     fn shared_bytes(&self) -> u32 {
-        4 * (self.p_words + self.stage_words) + 2 * self.operand_elements
+        4 * (self.p_words + self.operand_words) + 2 * self.operand_elements
     }
 
     /// The launch geometry.

@@ -25,29 +25,29 @@ pub(crate) fn decode<F: Float>(
     table: &Array<u32>,
     o: &mut Array<F>,
     lse: &mut Array<f32>,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) {
-    let rows = comptime!(plan.rows);
-    let group = comptime!(plan.group);
-    let threads = comptime!(plan.tx);
-    let k_tile = comptime!(plan.k_tile);
-    let k_pitch = comptime!(plan.k_tile + 1);
-    let d_slice = comptime!(plan.d_slice);
-    let unroll = comptime!(plan.d_slice / TEAM);
-    let v_cols = comptime!(plan.v_cols);
-    let parts = comptime!(plan.v_slices);
+    let rows = comptime!(blueprint.rows);
+    let group = comptime!(blueprint.group);
+    let threads = comptime!(blueprint.tx);
+    let k_tile = comptime!(blueprint.k_tile);
+    let k_pitch = comptime!(blueprint.k_tile + 1);
+    let d_slice = comptime!(blueprint.d_slice);
+    let unroll = comptime!(blueprint.d_slice / TEAM);
+    let v_cols = comptime!(blueprint.v_cols);
+    let parts = comptime!(blueprint.v_slices);
     // Keys that all teams together read at a time.
-    let abreast = comptime!(plan.tx / TEAM);
-    let passes = comptime!(plan.k_tile / abreast);
+    let abreast = comptime!(blueprint.tx / TEAM);
+    let rounds = comptime!(blueprint.k_tile / abreast);
     // Threads side by side across the columns, and keys in each part.
-    let across = comptime!(plan.tx / plan.v_slices);
-    let part_keys = comptime!(plan.k_tile / plan.v_slices);
+    let across = comptime!(blueprint.tx / blueprint.v_slices);
+    let part_keys = comptime!(blueprint.k_tile / blueprint.v_slices);
     let v_unroll = comptime!(part_keys.min(8));
     // Each row is reduced by REDUCERS threads over `span` keys each; their results start at
     // `reduced`.
-    let span = comptime!(plan.k_tile / REDUCERS);
-    let reduced = comptime!(plan.rows * k_pitch);
-    let stage = comptime!(plan.p_words);
+    let span = comptime!(blueprint.k_tile / REDUCERS);
+    let reduced = comptime!(blueprint.rows * k_pitch);
+    let operands_at = comptime!(blueprint.p_words);
 
     let q_len = params[scalar::Q_LEN];
     let kv_len = params[scalar::KV_LEN];
@@ -68,29 +68,30 @@ pub(crate) fn decode<F: Float>(
     let row = rows::of_block(
         params,
         offsets,
-        at_query / comptime!(plan.block),
+        at_query / comptime!(blueprint.block),
         kv_head,
-        plan.clone(),
+        blueprint.clone(),
     );
     let member = t % TEAM;
     let team_key = t / TEAM;
     let col = t % across;
     let part = t / across;
 
-    let mut shared =
-        SharedMemory::<f32>::new(comptime!((plan.p_words + plan.stage_words) as usize));
-    let n_rows = comptime!(plan.rows as usize);
-    let n_acc = comptime!((plan.rows * plan.v_cols) as usize);
+    let mut shared = SharedMemory::<f32>::new(comptime!(
+        (blueprint.p_words + blueprint.operand_words) as usize
+    ));
+    let n_rows = comptime!(blueprint.rows as usize);
+    let n_acc = comptime!((blueprint.rows * blueprint.v_cols) as usize);
     let mut top = Array::<f32>::new(n_rows);
     let mut sum = Array::<f32>::new(n_rows);
     let mut s = Array::<f32>::new(n_rows);
-    let mut dots = Array::<f32>::new(comptime!((plan.rows * passes) as usize));
-    let mut left = Array::<f32>::new(comptime!((plan.rows * unroll) as usize));
+    let mut dots = Array::<f32>::new(comptime!((blueprint.rows * rounds) as usize));
+    let mut left = Array::<f32>::new(comptime!((blueprint.rows * unroll) as usize));
     let mut right = Array::<f32>::new(comptime!(unroll.max(v_unroll) as usize));
     let mut acc = Array::<f32>::new(n_acc);
     let mut seen = Array::<u32>::new(1usize);
 
-    for chunk in 0..comptime!(plan.group.div_ceil(plan.rows)) {
+    for chunk in 0..comptime!(blueprint.group.div_ceil(blueprint.rows)) {
         let first = chunk * rows;
         let head = kv_head * group + first;
         #[unroll]
@@ -103,16 +104,16 @@ pub(crate) fn decode<F: Float>(
             acc[i] = 0.0f32;
         }
 
-        let mut next = rows::next_key(&row, table, query, query, 0i32.runtime(), plan.clone());
+        let mut next = rows::next_key(&row, table, query, query, 0i32.runtime(), blueprint.clone());
         while next < UNBOUNDED {
             let k0 = u32::cast_from(next);
 
             // Scores: each member of a team multiplies its part of the head.
             #[unroll]
-            for i in 0..comptime!((rows * passes) as usize) {
+            for i in 0..comptime!((rows * rounds) as usize) {
                 dots[i] = 0.0f32;
             }
-            for slice in 0..comptime!(plan.head_dim / plan.d_slice) {
+            for slice in 0..comptime!(blueprint.head_dim / blueprint.d_slice) {
                 let d0 = slice * d_slice + member;
                 #[unroll]
                 for r in 0..rows {
@@ -125,7 +126,7 @@ pub(crate) fn decode<F: Float>(
                     }
                 }
                 #[unroll]
-                for pass in 0..passes {
+                for pass in 0..rounds {
                     let at = min(k0 + team_key + comptime!(pass * abreast), kv_len - 1u32);
                     #[unroll]
                     for u in 0..unroll {
@@ -137,7 +138,7 @@ pub(crate) fn decode<F: Float>(
                     for r in 0..rows {
                         #[unroll]
                         for u in 0..unroll {
-                            dots[comptime!((r * passes + pass) as usize)] +=
+                            dots[comptime!((r * rounds + pass) as usize)] +=
                                 left[comptime!((r * unroll + u) as usize)] * right[u as usize];
                         }
                     }
@@ -146,10 +147,10 @@ pub(crate) fn decode<F: Float>(
             #[unroll]
             for r in 0..rows {
                 #[unroll]
-                for pass in 0..passes {
+                for pass in 0..rounds {
                     let key = team_key + comptime!(r * k_tile + pass * abreast);
-                    shared[(stage + key * comptime!(TEAM + 1) + member) as usize] =
-                        dots[comptime!((r * passes + pass) as usize)];
+                    shared[(operands_at + key * comptime!(TEAM + 1) + member) as usize] =
+                        dots[comptime!((r * rounds + pass) as usize)];
                 }
             }
             sync_cube();
@@ -160,7 +161,7 @@ pub(crate) fn decode<F: Float>(
                     table,
                     query,
                     next + i32::cast_from(t),
-                    plan.clone(),
+                    blueprint.clone(),
                     comptime!(Grid {
                         rows: 1,
                         q_step: 0,
@@ -171,14 +172,14 @@ pub(crate) fn decode<F: Float>(
                 );
                 #[unroll]
                 for r in 0..rows {
-                    let from = stage + (t + comptime!(r * k_tile)) * comptime!(TEAM + 1);
+                    let from = operands_at + (t + comptime!(r * k_tile)) * comptime!(TEAM + 1);
                     let mut total = 0.0f32.runtime();
                     #[unroll]
                     for i in 0..TEAM {
                         total += shared[(from + i) as usize];
                     }
                     let mut logit = total * scale;
-                    if comptime!(plan.score.softcap) {
+                    if comptime!(blueprint.score.softcap) {
                         logit = score::capped(logit, params);
                     }
                     s[r as usize] = select(seen[0] == 1u32, logit, HIDDEN.runtime());
@@ -231,7 +232,7 @@ pub(crate) fn decode<F: Float>(
                 #[unroll]
                 for c in 0..v_cols {
                     let column = col + comptime!(c * across);
-                    if column < comptime!(plan.v_head_dim) {
+                    if column < comptime!(blueprint.v_head_dim) {
                         #[unroll]
                         for u in 0..v_unroll {
                             let at = min(k0 + key + u, kv_len - 1u32);
@@ -255,8 +256,8 @@ pub(crate) fn decode<F: Float>(
                 table,
                 query,
                 query,
-                next + comptime!(plan.k_tile as i32),
-                plan.clone(),
+                next + comptime!(blueprint.k_tile as i32),
+                blueprint.clone(),
             );
         }
 
@@ -282,7 +283,7 @@ pub(crate) fn decode<F: Float>(
         if comptime!(parts > 1) {
             #[unroll]
             for r in 0..rows {
-                shared[(t + comptime!(stage + r * threads)) as usize] = acc[r as usize];
+                shared[(t + comptime!(operands_at + r * threads)) as usize] = acc[r as usize];
             }
         }
         sync_cube();
@@ -298,7 +299,7 @@ pub(crate) fn decode<F: Float>(
                 let mut merged = 0.0f32.runtime();
                 for i in 0..parts {
                     let from = i * across + col;
-                    merged += shared[(from + comptime!(stage + r * threads)) as usize];
+                    merged += shared[(from + comptime!(operands_at + r * threads)) as usize];
                 }
                 acc[r as usize] = merged;
             }
@@ -309,11 +310,11 @@ pub(crate) fn decode<F: Float>(
         for r in 0..rows {
             if first + r < group && part == 0u32 {
                 let total = sum[r as usize];
-                let end = score::end(top[r as usize], total, params, head + r, plan.clone());
+                let end = score::end(top[r as usize], total, params, head + r, blueprint.clone());
                 #[unroll]
                 for c in 0..v_cols {
                     let column = col + comptime!(c * across);
-                    if column < comptime!(plan.v_head_dim) {
+                    if column < comptime!(blueprint.v_head_dim) {
                         let x = acc[comptime!((r * v_cols + c) as usize)] * end.factor;
                         o[(o_base + (head + r) * o_head + column) as usize] = F::cast_from(x);
                     }

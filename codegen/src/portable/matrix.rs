@@ -31,17 +31,17 @@ pub(crate) fn prefill<F: Float>(
     table: &Array<u32>,
     o: &mut Array<F>,
     lse: &mut Array<f32>,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) {
-    let q_tile = comptime!(plan.q_tile());
-    let k_tile = comptime!(plan.k_tile);
-    let block = comptime!(plan.block);
-    let threads = comptime!(plan.threads());
-    let head_dim = comptime!(plan.head_dim);
-    let v_head_dim = comptime!(plan.v_head_dim);
+    let q_tile = comptime!(blueprint.q_tile());
+    let k_tile = comptime!(blueprint.k_tile);
+    let block = comptime!(blueprint.block);
+    let threads = comptime!(blueprint.threads());
+    let head_dim = comptime!(blueprint.head_dim);
+    let v_head_dim = comptime!(blueprint.v_head_dim);
     // Row pitches in shared memory, and where each operand starts, in elements.
-    let d_pad = comptime!(plan.head_dim.next_multiple_of(16));
-    let v_pad = comptime!(plan.v_head_dim.next_multiple_of(16));
+    let d_pad = comptime!(blueprint.head_dim.next_multiple_of(16));
+    let v_pad = comptime!(blueprint.v_head_dim.next_multiple_of(16));
     let d_pitch = comptime!(d_pad + 8);
     let v_pitch = comptime!(v_pad + 8);
     let k_at = comptime!(q_tile * d_pitch);
@@ -56,7 +56,7 @@ pub(crate) fn prefill<F: Float>(
     let q_offset = params[scalar::Q_OFFSET];
     let scale = f32::reinterpret(params[scalar::SCALE]);
 
-    let tiles = comptime!(plan.block.div_ceil(plan.q_tile()));
+    let tiles = comptime!(blueprint.block.div_ceil(blueprint.q_tile()));
     let b = q_offset / block + CUBE_POS_X / tiles;
     let base = b * block + CUBE_POS_X % tiles * q_tile;
     let stop = min(min(base + q_tile, b * block + block), q_offset + q_len);
@@ -66,14 +66,14 @@ pub(crate) fn prefill<F: Float>(
         let q0 = i32::cast_from(begin);
         let q1 = i32::cast_from(stop) - 1i32;
         let head = CUBE_POS_Y;
-        let kv_head = head / comptime!(plan.group);
+        let kv_head = head / comptime!(blueprint.group);
         // Rows are counted by absolute position, so `q_base` may wrap below zero; adding a
         // position wraps it back.
         let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + head * params[scalar::Q_HEAD]
             - q_offset * params[scalar::Q_TOKEN];
         let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
         let v_base = CUBE_POS_Z * params[scalar::V_BATCH] + kv_head * params[scalar::V_HEAD];
-        let row = rows::of_block(params, offsets, b, kv_head, plan.clone());
+        let row = rows::of_block(params, offsets, b, kv_head, blueprint.clone());
         let t = UNIT_POS;
         let lane = t % 32u32;
         let first_row = t / 32u32 * 16u32;
@@ -89,7 +89,7 @@ pub(crate) fn prefill<F: Float>(
         let k_across = lane / 8u32 % 2u32 * 8u32;
 
         let mut operands =
-            SharedMemory::<F>::new_aligned(comptime!(plan.operand_elements as usize), 32usize);
+            SharedMemory::<F>::new_aligned(comptime!(blueprint.operand_elements as usize), 32usize);
         let mma = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
 
         let mut top = Array::<f32>::new(2usize);
@@ -124,7 +124,7 @@ pub(crate) fn prefill<F: Float>(
             }),
         );
 
-        let mut next = rows::next_key(&row, table, q0, q1, 0i32.runtime(), plan.clone());
+        let mut next = rows::next_key(&row, table, q0, q1, 0i32.runtime(), blueprint.clone());
         while next < UNBOUNDED {
             let k0 = u32::cast_from(next);
             sync_cube();
@@ -204,7 +204,7 @@ pub(crate) fn prefill<F: Float>(
                 #[unroll]
                 for h in 0..2usize {
                     let mut pair = tile[h] * Vector::new(scale);
-                    if comptime!(plan.score.softcap) {
+                    if comptime!(blueprint.score.softcap) {
                         #[unroll]
                         for i in 0..2usize {
                             pair[i] = score::capped(pair[i], params);
@@ -221,7 +221,7 @@ pub(crate) fn prefill<F: Float>(
                 q1,
                 next,
                 next + comptime!(k_tile as i32),
-                plan.clone(),
+                blueprint.clone(),
             );
             if !full {
                 rows::mark_seen(
@@ -230,7 +230,7 @@ pub(crate) fn prefill<F: Float>(
                     table,
                     i32::cast_from(base + first_row + r),
                     next + i32::cast_from(column),
-                    plan.clone(),
+                    blueprint.clone(),
                     comptime!(Grid {
                         rows: 2,
                         q_step: 8,
@@ -337,7 +337,7 @@ pub(crate) fn prefill<F: Float>(
                 q0,
                 q1,
                 next + comptime!(k_tile as i32),
-                plan.clone(),
+                blueprint.clone(),
             );
         }
 
@@ -347,11 +347,11 @@ pub(crate) fn prefill<F: Float>(
         for h in 0..2usize {
             let mut total = sum[h] + plane_shuffle_xor(sum[h], 1u32);
             total += plane_shuffle_xor(total, 2u32);
-            let end = score::end(top[h], total, params, head, plan.clone());
+            let end = score::end(top[h], total, params, head, blueprint.clone());
             let of_tile = first_row + r + comptime!(8 * h as u32);
             let at_query = base + of_tile;
             if column == 0u32 && at_query >= begin && at_query < stop {
-                let heads = params[scalar::KV_HEADS] * comptime!(plan.group);
+                let heads = params[scalar::KV_HEADS] * comptime!(blueprint.group);
                 lse[((CUBE_POS_Z * heads + head) * q_len + at_query - q_offset) as usize] = end.lse;
             }
             #[unroll]

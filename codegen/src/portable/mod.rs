@@ -33,22 +33,22 @@ pub(crate) struct Definition {
     /// Whether one workgroup may use all registers of an SM. So it is for decode, which keeps many
     /// loads in flight and has few workgroups.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
-    pub(crate) alone: bool,
+    pub(crate) one_per_sm: bool,
 }
 
 /// Expands the kernel of `spec` for `target`.
 pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
-    let plan = Blueprint::new(spec, target);
-    let geometry = plan.geometry(spec.role);
+    let blueprint = Blueprint::new(spec, target);
+    let geometry = blueprint.geometry(spec.role);
     let kernel = match spec.dtype {
-        Dtype::F32 => expand::<f32>(spec, &plan),
-        Dtype::F16 => expand::<half::f16>(spec, &plan),
-        Dtype::Bf16 => expand::<half::bf16>(spec, &plan),
+        Dtype::F32 => expand::<f32>(spec, &blueprint),
+        Dtype::F16 => expand::<half::f16>(spec, &blueprint),
+        Dtype::Bf16 => expand::<half::bf16>(spec, &blueprint),
     };
     Definition {
         kernel,
         geometry,
-        alone: spec.role == Role::Decode,
+        one_per_sm: spec.role == Role::Decode,
     }
 }
 
@@ -70,14 +70,14 @@ pub(crate) fn rows_fit(spec: &KernelSpec) -> bool {
     }
 }
 
-fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> KernelDefinition {
+fn expand<F: Float + CubeElement>(spec: &KernelSpec, blueprint: &Blueprint) -> KernelDefinition {
     let mut builder = KernelBuilder::default();
     builder.runtime_properties(TargetProperties { mma: registers() });
     builder.device_properties(&properties());
     AddressType::U32.register(&mut builder.scope);
     let arg = ArrayCompilationArg { inplace: None };
     let (mut tensors, mut words, mut lse) = (BTreeMap::new(), BTreeMap::new(), None);
-    for Binding { operand, .. } in signature::of(spec, &plan.geometry(spec.role)) {
+    for Binding { operand, .. } in signature::of(spec, &blueprint.geometry(spec.role)) {
         match operand {
             Operand::Q | Operand::K | Operand::V => {
                 let tensor = <Array<F> as LaunchArg>::expand(&arg, &mut builder);
@@ -110,21 +110,21 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, plan: &Blueprint) -> Kernel
     let table = |operand| words.get(&operand).unwrap_or(&params).clone();
     let (offsets, table) = (table(Operand::Offsets), table(Operand::Bands));
     let scope = &mut builder.scope;
-    let plan_of = plan.clone();
+    let blueprint = blueprint.clone();
     match spec.role {
-        Role::Prefill if plan.uses_matrix_units() => {
-            matrix::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
+        Role::Prefill if blueprint.uses_matrix_units() => {
+            matrix::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, blueprint)
         }
         Role::Prefill => {
-            prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
+            prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, blueprint)
         }
         Role::Decode => {
-            decode::decode::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, plan_of)
+            decode::decode::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, blueprint)
         }
     }
     builder.build(
         KernelSettings::default()
-            .cube_dim(CubeDim::new_1d(plan.threads()))
+            .cube_dim(CubeDim::new_1d(blueprint.threads()))
             .address_type(AddressType::U32)
             .kernel_name(ENTRY),
     )

@@ -24,32 +24,32 @@ pub(crate) fn prefill<F: Float>(
     table: &Array<u32>,
     o: &mut Array<F>,
     lse: &mut Array<f32>,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) {
-    let tx_count = comptime!(plan.tx);
-    let ty_count = comptime!(plan.ty);
-    let rows = comptime!(plan.rows);
-    let q_tile = comptime!(plan.q_tile());
-    let k_tile = comptime!(plan.k_tile);
-    let cols = comptime!(plan.k_tile / plan.tx);
-    let d_slice = comptime!(plan.d_slice);
-    let d_pitch = comptime!(plan.d_slice + 1);
-    let k_pitch = comptime!(plan.k_tile + 1);
-    let red_pitch = comptime!(plan.tx + 1);
-    let v_cols = comptime!(plan.v_cols);
-    let v_width = comptime!(plan.v_cols * plan.tx);
-    let v_slices = comptime!(plan.v_slices);
-    let threads = comptime!(plan.threads());
-    let block = comptime!(plan.block);
-    let stage = comptime!(plan.p_words);
-    let k_stage = comptime!(plan.p_words + plan.q_tile() * (plan.d_slice + 1));
+    let tx_count = comptime!(blueprint.tx);
+    let ty_count = comptime!(blueprint.ty);
+    let rows = comptime!(blueprint.rows);
+    let q_tile = comptime!(blueprint.q_tile());
+    let k_tile = comptime!(blueprint.k_tile);
+    let cols = comptime!(blueprint.k_tile / blueprint.tx);
+    let d_slice = comptime!(blueprint.d_slice);
+    let d_pitch = comptime!(blueprint.d_slice + 1);
+    let k_pitch = comptime!(blueprint.k_tile + 1);
+    let red_pitch = comptime!(blueprint.tx + 1);
+    let v_cols = comptime!(blueprint.v_cols);
+    let v_width = comptime!(blueprint.v_cols * blueprint.tx);
+    let v_slices = comptime!(blueprint.v_slices);
+    let threads = comptime!(blueprint.threads());
+    let block = comptime!(blueprint.block);
+    let operands_at = comptime!(blueprint.p_words);
+    let keys_at = comptime!(blueprint.p_words + blueprint.q_tile() * (blueprint.d_slice + 1));
 
     let q_len = params[scalar::Q_LEN];
     let kv_len = params[scalar::KV_LEN];
     let q_offset = params[scalar::Q_OFFSET];
     let scale = f32::reinterpret(params[scalar::SCALE]);
 
-    let tiles = comptime!(plan.block.div_ceil(plan.q_tile()));
+    let tiles = comptime!(blueprint.block.div_ceil(blueprint.q_tile()));
     let b = q_offset / block + CUBE_POS_X / tiles;
     let base = b * block + CUBE_POS_X % tiles * q_tile;
     let stop = min(min(base + q_tile, b * block + block), q_offset + q_len);
@@ -59,7 +59,7 @@ pub(crate) fn prefill<F: Float>(
         let q0 = i32::cast_from(begin);
         let q1 = i32::cast_from(stop) - 1i32;
         let head = CUBE_POS_Y;
-        let kv_head = head / comptime!(plan.group);
+        let kv_head = head / comptime!(blueprint.group);
         // Rows are counted by absolute position, so `q_base` may wrap below zero; adding a
         // position wraps it back.
         let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + head * params[scalar::Q_HEAD]
@@ -67,32 +67,33 @@ pub(crate) fn prefill<F: Float>(
         let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
         let v_base = CUBE_POS_Z * params[scalar::V_BATCH] + kv_head * params[scalar::V_HEAD];
 
-        let row = rows::of_block(params, offsets, b, kv_head, plan.clone());
+        let row = rows::of_block(params, offsets, b, kv_head, blueprint.clone());
         let t = UNIT_POS;
         let tx = t % tx_count;
         let ty = t / tx_count;
 
-        let mut shared =
-            SharedMemory::<f32>::new(comptime!((plan.p_words + plan.stage_words) as usize));
-        let n_rows = comptime!(plan.rows as usize);
+        let mut shared = SharedMemory::<f32>::new(comptime!(
+            (blueprint.p_words + blueprint.operand_words) as usize
+        ));
+        let n_rows = comptime!(blueprint.rows as usize);
         let mut top = Array::<f32>::new(n_rows);
         let mut sum = Array::<f32>::new(n_rows);
         let mut acc = Array::<f32>::new(comptime!(
-            (plan.rows * plan.v_cols * plan.v_slices) as usize
+            (blueprint.rows * blueprint.v_cols * blueprint.v_slices) as usize
         ));
-        let mut s = Array::<f32>::new(comptime!((plan.rows * cols) as usize));
-        let mut seen = Array::<u32>::new(comptime!((plan.rows * cols) as usize));
+        let mut s = Array::<f32>::new(comptime!((blueprint.rows * cols) as usize));
+        let mut seen = Array::<u32>::new(comptime!((blueprint.rows * cols) as usize));
         #[unroll]
         for r in 0..n_rows {
             top[r] = HIDDEN;
             sum[r] = 0.0f32;
         }
         #[unroll]
-        for i in 0..comptime!((plan.rows * plan.v_cols * plan.v_slices) as usize) {
+        for i in 0..comptime!((blueprint.rows * blueprint.v_cols * blueprint.v_slices) as usize) {
             acc[i] = 0.0f32;
         }
 
-        let mut next = rows::next_key(&row, table, q0, q1, 0i32.runtime(), plan.clone());
+        let mut next = rows::next_key(&row, table, q0, q1, 0i32.runtime(), blueprint.clone());
         while next < UNBOUNDED {
             let k0 = u32::cast_from(next);
 
@@ -101,7 +102,7 @@ pub(crate) fn prefill<F: Float>(
             for i in 0..comptime!((rows * cols) as usize) {
                 s[i] = 0.0f32;
             }
-            for slice in 0..comptime!(plan.head_dim / plan.d_slice) {
+            for slice in 0..comptime!(blueprint.head_dim / blueprint.d_slice) {
                 let d0 = slice * d_slice;
                 sync_cube();
                 for i in range_stepped(t, comptime!(q_tile * d_slice), threads) {
@@ -114,7 +115,7 @@ pub(crate) fn prefill<F: Float>(
                             q[(q_base + at * params[scalar::Q_TOKEN] + d0 + d) as usize],
                         );
                     }
-                    shared[(stage + r * d_pitch + d) as usize] = x;
+                    shared[(operands_at + r * d_pitch + d) as usize] = x;
                 }
                 for i in range_stepped(t, comptime!(k_tile * d_slice), threads) {
                     let r = i / d_slice;
@@ -126,7 +127,7 @@ pub(crate) fn prefill<F: Float>(
                             k[(k_base + at * params[scalar::K_TOKEN] + d0 + d) as usize],
                         );
                     }
-                    shared[(k_stage + r * d_pitch + d) as usize] = x;
+                    shared[(keys_at + r * d_pitch + d) as usize] = x;
                 }
                 sync_cube();
                 for d in 0..d_slice {
@@ -134,11 +135,11 @@ pub(crate) fn prefill<F: Float>(
                     #[unroll]
                     for r in 0..rows {
                         left[r as usize] =
-                            shared[(stage + (ty + r * ty_count) * d_pitch + d) as usize];
+                            shared[(operands_at + (ty + r * ty_count) * d_pitch + d) as usize];
                     }
                     #[unroll]
                     for c in 0..cols {
-                        let right = shared[(k_stage + (tx + c * tx_count) * d_pitch + d) as usize];
+                        let right = shared[(keys_at + (tx + c * tx_count) * d_pitch + d) as usize];
                         #[unroll]
                         for r in 0..rows {
                             let i = comptime!((r * cols + c) as usize);
@@ -151,7 +152,7 @@ pub(crate) fn prefill<F: Float>(
             #[unroll]
             for i in 0..comptime!((rows * cols) as usize) {
                 let mut logit = s[i] * scale;
-                if comptime!(plan.score.softcap) {
+                if comptime!(blueprint.score.softcap) {
                     logit = score::capped(logit, params);
                 }
                 s[i] = logit;
@@ -162,8 +163,8 @@ pub(crate) fn prefill<F: Float>(
                 q0,
                 q1,
                 next,
-                next + comptime!(plan.k_tile as i32),
-                plan.clone(),
+                next + comptime!(blueprint.k_tile as i32),
+                blueprint.clone(),
             );
             if !full {
                 rows::mark_seen(
@@ -172,12 +173,12 @@ pub(crate) fn prefill<F: Float>(
                     table,
                     i32::cast_from(base + ty),
                     next + i32::cast_from(tx),
-                    plan.clone(),
+                    blueprint.clone(),
                     comptime!(Grid {
-                        rows: plan.rows,
-                        q_step: plan.ty,
+                        rows: blueprint.rows,
+                        q_step: blueprint.ty,
                         cols,
-                        k_step: plan.tx,
+                        k_step: blueprint.tx,
                         k_run: 1,
                     }),
                 );
@@ -239,7 +240,7 @@ pub(crate) fn prefill<F: Float>(
             #[unroll]
             for slice in 0..v_slices {
                 let first = comptime!(slice * v_width);
-                let width = comptime!(v_width.min(plan.v_head_dim - first));
+                let width = comptime!(v_width.min(blueprint.v_head_dim - first));
                 if comptime!(slice > 0) {
                     sync_cube();
                 }
@@ -253,7 +254,7 @@ pub(crate) fn prefill<F: Float>(
                             v[(v_base + at * params[scalar::V_TOKEN] + first + c) as usize],
                         );
                     }
-                    shared[(stage + r * v_width + c) as usize] = x;
+                    shared[(operands_at + r * v_width + c) as usize] = x;
                 }
                 sync_cube();
                 for kk in 0..k_tile {
@@ -264,7 +265,8 @@ pub(crate) fn prefill<F: Float>(
                     }
                     #[unroll]
                     for c in 0..v_cols {
-                        let right = shared[(stage + kk * v_width + tx + c * tx_count) as usize];
+                        let right =
+                            shared[(operands_at + kk * v_width + tx + c * tx_count) as usize];
                         #[unroll]
                         for r in 0..rows {
                             let i =
@@ -279,8 +281,8 @@ pub(crate) fn prefill<F: Float>(
                 table,
                 q0,
                 q1,
-                next + comptime!(plan.k_tile as i32),
-                plan.clone(),
+                next + comptime!(blueprint.k_tile as i32),
+                blueprint.clone(),
             );
         }
 
@@ -300,24 +302,24 @@ pub(crate) fn prefill<F: Float>(
             }
             if at >= begin && at < stop {
                 let local = at - q_offset;
-                let end = score::end(top[r as usize], total, params, head, plan.clone());
+                let end = score::end(top[r as usize], total, params, head, blueprint.clone());
                 let o_base = CUBE_POS_Z * params[scalar::O_BATCH]
                     + head * params[scalar::O_HEAD]
                     + local * params[scalar::O_TOKEN];
                 #[unroll]
                 for i in 0..comptime!(v_cols * v_slices) {
-                    let col = tx + comptime!(i * plan.tx);
+                    let col = tx + comptime!(i * blueprint.tx);
                     let x = acc[comptime!((r * v_cols * v_slices + i) as usize)] * end.factor;
-                    if comptime!((i + 1) * plan.tx <= plan.v_head_dim) {
+                    if comptime!((i + 1) * blueprint.tx <= blueprint.v_head_dim) {
                         o[(o_base + col) as usize] = F::cast_from(x);
                     } else {
-                        if col < comptime!(plan.v_head_dim) {
+                        if col < comptime!(blueprint.v_head_dim) {
                             o[(o_base + col) as usize] = F::cast_from(x);
                         }
                     }
                 }
                 if tx == 0u32 {
-                    let heads = params[scalar::KV_HEADS] * comptime!(plan.group);
+                    let heads = params[scalar::KV_HEADS] * comptime!(blueprint.group);
                     lse[((CUBE_POS_Z * heads + head) * q_len + local) as usize] = end.lse;
                 }
             }

@@ -33,14 +33,14 @@ pub(crate) fn of_block(
     offsets: &Array<u32>,
     b: u32,
     kv_head: u32,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) -> Row {
     let kv_len = i32::cast_from(params[scalar::KV_LEN]);
     let mut closed = Sequence::<Limits>::new();
     let mut from = 0u32.runtime();
     let mut to = 0u32.runtime();
-    if comptime!(plan.rows_in_registers.is_some()) {
-        let rows = comptime!(plan.rows_in_registers.clone().unwrap_or_default());
+    if comptime!(blueprint.rows_in_registers.is_some()) {
+        let rows = comptime!(blueprint.rows_in_registers.clone().unwrap_or_default());
         let mut values = Sequence::<u32>::new();
         let count = comptime!(rows.values.len());
         #[unroll]
@@ -162,10 +162,10 @@ pub(crate) fn next_key(
     q0: i32,
     q1: i32,
     cursor: i32,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) -> i32 {
     let mut next = UNBOUNDED.runtime();
-    if comptime!(plan.rows_in_registers.is_some()) {
+    if comptime!(blueprint.rows_in_registers.is_some()) {
         let bands = row.closed.len();
         #[unroll]
         for i in 0..bands {
@@ -196,10 +196,10 @@ pub(crate) fn is_full(
     q1: i32,
     start: i32,
     stop: i32,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) -> bool {
     let mut reach = start;
-    if comptime!(plan.rows_in_registers.is_some()) {
+    if comptime!(blueprint.rows_in_registers.is_some()) {
         let bands = row.closed.len();
         // Each round passes at least one meeting of two bands.
         let rounds = comptime!(if bands < 3 { bands } else { 3 });
@@ -234,7 +234,7 @@ pub(crate) fn mark_seen(
     table: &Array<u32>,
     q: i32,
     k: i32,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
     #[comptime] grid: Grid,
 ) {
     let pairs = comptime!((grid.rows * grid.cols) as usize);
@@ -242,7 +242,7 @@ pub(crate) fn mark_seen(
     for i in 0..pairs {
         seen[i] = 0u32;
     }
-    if comptime!(plan.rows_in_registers.is_some()) {
+    if comptime!(blueprint.rows_in_registers.is_some()) {
         let bands = row.closed.len();
         #[unroll]
         for i in 0..bands {

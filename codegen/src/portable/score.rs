@@ -43,12 +43,12 @@ pub(crate) fn end(
     sum: f32,
     params: &Array<u32>,
     head: u32,
-    #[comptime] plan: Blueprint,
+    #[comptime] blueprint: Blueprint,
 ) -> End {
     let mut highest = top;
     let mut total = sum;
     let mut fade = 1.0f32.runtime();
-    if comptime!(plan.score.sinks) {
+    if comptime!(blueprint.score.sinks) {
         let at = head + comptime!(scalar::SINKS as u32);
         let sink = f32::reinterpret(params[at as usize]);
         if sink > top || sum > 0.0f32 {

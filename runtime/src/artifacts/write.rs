@@ -52,7 +52,7 @@ pub(super) fn write_from(
         .tempdir_in(&place.parent)
         .map_err(failed("create a temporary folder in", &place.parent))?;
     fill(temporary.path(), dir, &manifest, &files)?;
-    swap(temporary.path(), dir, exists)?;
+    swap(temporary.path(), dir, &place, exists)?;
     // After an exchange, this deletes the old artifacts; after a rename, there is nothing to
     // delete.
     match temporary.close() {
@@ -93,8 +93,18 @@ impl Place {
         name
     }
 
-    /// Removes the temporary folders of writers that were killed; the caller holds the lock.
+    /// Removes the temporary folders of writers that were killed, and puts back a folder that one of
+    /// them had moved aside; the caller holds the lock.
     fn remove_leftovers(&self) -> Result<(), ArtifactError> {
+        let (aside, dir) = (
+            self.parent.join(self.sibling("old")),
+            self.parent.join(&self.name),
+        );
+        match (aside.exists(), dir.exists()) {
+            (true, false) => fs::rename(&aside, &dir).map_err(failed("put back", &dir))?,
+            (true, true) => fs::remove_dir_all(&aside).map_err(failed("remove", &aside))?,
+            (false, _) => {}
+        }
         let prefix = self.sibling("tmp-");
         let entries = fs::read_dir(&self.parent).map_err(failed("list", &self.parent))?;
         for entry in entries {
@@ -225,7 +235,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Puts `temporary` in the place of `dir`.
-fn swap(temporary: &Path, dir: &Path, exists: bool) -> Result<(), ArtifactError> {
+fn swap(temporary: &Path, dir: &Path, place: &Place, exists: bool) -> Result<(), ArtifactError> {
     #[cfg(target_os = "linux")]
     if exists {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -237,9 +247,7 @@ fn swap(temporary: &Path, dir: &Path, exists: bool) -> Result<(), ArtifactError>
         }
     }
     if exists {
-        // The old folder waits as `.NAME.old`. A crash between the renames leaves it there, and
-        // `remove_leftovers` does not look for this name.
-        let aside = temporary.with_extension("old");
+        let aside = place.parent.join(place.sibling("old"));
         fs::rename(dir, &aside).map_err(failed("move aside", dir))?;
         fs::rename(temporary, dir).map_err(failed("move into place", dir))?;
         return fs::remove_dir_all(&aside).map_err(failed("remove", aside));

@@ -23,27 +23,27 @@
 //! Arguments and tensor maps as for a prefill kernel (see `super::prefill`), with the boxes in
 //! `Geometry::boxes`; the scale may have any sign. `Geometry::fitted` gives grid and entry point.
 
-mod plan;
+mod blueprint;
 
-pub(crate) use plan::Plan;
+pub(crate) use blueprint::Blueprint;
 
 use super::source;
 use crate::portable::ENTRY;
 use butterfly_ir::geometry::second_entry;
 use butterfly_ir::{Dtype, KernelSpec};
 
-/// The text of the kernel of `spec`, with the numbers in `plan`.
-pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
+/// The text of the kernel of `spec`, with the numbers in `blueprint`.
+pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
     let kind = match spec.dtype {
         Dtype::Bf16 => "bf16",
         Dtype::F16 | Dtype::F32 => "f16",
     };
     // An array in CUDA C++ must not be empty, even for a closed form without bands.
-    let bands = plan.bands.max(1).to_string();
+    let bands = blueprint.bands.max(1).to_string();
     // Where one thread block is to run per SM, the launch bounds do not say so: if they did, the
     // compiler would hoist more than fits the registers. Where several are to run, they say how
     // many: else the compiler may save registers for even more.
-    let bounds = match plan.tuning.per_processor {
+    let bounds = match blueprint.tuning.per_processor {
         1 => "THREADS".to_string(),
         several => format!("THREADS, {several}"),
     };
@@ -53,7 +53,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
             .replace("@cluster", cluster)
             .replace("@width", width)
             .replace("@bounds", &bounds);
-        source::entry(spec, &plan.geometry(), &text)
+        source::entry(spec, &blueprint.geometry(), &text)
     };
     let (scale, logit) = match spec.score.softcap {
         false => ("launch.scale * 1.44269504f", "s[r][i] * scale"),
@@ -63,7 +63,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         ),
     };
     let parts = [
-        constants(spec, plan),
+        constants(spec, blueprint),
         source::ARITHMETIC.to_string(),
         source::COPIES.to_string(),
         include_str!("instructions.cuh").replace("@kind", kind),
@@ -83,37 +83,37 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
     parts.join("\n")
 }
 
-fn constants(spec: &KernelSpec, plan: &Plan) -> String {
+fn constants(spec: &KernelSpec, blueprint: &Blueprint) -> String {
     let mut text = source::Constants::of("decode", spec);
     for (name, value) in [
-        ("BANDS", plan.bands),
-        ("THREADS", plan::THREADS),
-        ("CLUSTER", plan.tuning.cluster),
-        ("K_TILE", plan::K_TILE),
-        ("SLOTS", plan.tuning.slots),
-        ("ROWS", plan.sizes.rows),
-        ("HEAD_TILES", plan.sizes.rows / 8),
+        ("BANDS", blueprint.bands),
+        ("THREADS", blueprint::THREADS),
+        ("CLUSTER", blueprint.tuning.cluster),
+        ("K_TILE", blueprint::K_TILE),
+        ("SLOTS", blueprint.tuning.slots),
+        ("ROWS", blueprint.sizes.rows),
+        ("HEAD_TILES", blueprint.sizes.rows / 8),
         ("D_STEPS", spec.head_dim.div_ceil(16)),
         ("V_COLUMNS", spec.v_head_dim),
-        ("TEAM", plan.sizes.team),
-        ("TEAMS", plan.sizes.teams()),
+        ("TEAM", blueprint.sizes.team),
+        ("TEAMS", blueprint.sizes.teams()),
         (
             "KEEP_QUERIES",
-            u32::from(plan.sizes.keeps_queries(spec.head_dim)),
+            u32::from(blueprint.sizes.keeps_queries(spec.head_dim)),
         ),
         (
             "COLUMN_TILES",
-            spec.v_head_dim.div_ceil(16 * plan.sizes.team),
+            spec.v_head_dim.div_ceil(16 * blueprint.sizes.team),
         ),
-        ("D_BOXES", plan.sizes.d_boxes),
-        ("V_BOXES", plan.sizes.v_boxes),
-        ("SLOTS_AT", plan.slots_at),
-        ("SLOT_BYTES", plan.sizes.slot),
-        ("TEAMS_AT", plan.teams_at),
-        ("COLUMN_PITCH", plan.sizes.column_pitch),
-        ("O_PITCH", plan.sizes.o_pitch),
-        ("ROWS_AT", plan.rows_at),
-        ("BARRIERS_AT", plan.barriers_at),
+        ("D_BOXES", blueprint.sizes.d_boxes),
+        ("V_BOXES", blueprint.sizes.v_boxes),
+        ("SLOTS_AT", blueprint.slots_at),
+        ("SLOT_BYTES", blueprint.sizes.slot),
+        ("TEAMS_AT", blueprint.teams_at),
+        ("COLUMN_PITCH", blueprint.sizes.column_pitch),
+        ("O_PITCH", blueprint.sizes.o_pitch),
+        ("ROWS_AT", blueprint.rows_at),
+        ("BARRIERS_AT", blueprint.barriers_at),
     ] {
         text.add(name, value);
     }

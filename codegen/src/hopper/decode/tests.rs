@@ -64,8 +64,8 @@ fn cases() -> Vec<(String, KernelSpec)> {
 #[test]
 fn texts_are_complete() {
     for (name, spec) in cases() {
-        let plan = Plan::new(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
-        let text = text(&spec, &plan);
+        let blueprint = Blueprint::new(&spec).unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        let text = text(&spec, &blueprint);
         for mark in [
             "@arguments",
             "@bands",
@@ -83,7 +83,7 @@ fn texts_are_complete() {
         ] {
             assert!(!text.contains(mark), "{name}: {mark} is left");
         }
-        assert!(plan.shared_bytes <= 232_448, "{name}");
+        assert!(blueprint.shared_bytes <= 232_448, "{name}");
     }
 }
 
@@ -91,8 +91,8 @@ fn texts_are_complete() {
 fn makes_every_group_of_up_to_32_heads() {
     for d in [8, 64, 80, 96, 128, 192, 256] {
         for group in 1..=32 {
-            let plan = Plan::new(&spec(d, d, group, butterfly()));
-            assert!(plan.is_ok(), "{d} {group}: {plan:?}");
+            let blueprint = Blueprint::new(&spec(d, d, group, butterfly()));
+            assert!(blueprint.is_ok(), "{d} {group}: {blueprint:?}");
         }
     }
 }
@@ -115,7 +115,7 @@ fn refuses_what_it_does_not_make() {
             ..plain.clone()
         },
     ] {
-        assert!(Plan::new(&change).is_err());
+        assert!(Blueprint::new(&change).is_err());
     }
 }
 
@@ -126,9 +126,9 @@ fn compiles_without_memory_for_arrays() {
     let nvrtc = search.nvrtc.as_ref();
     let nvrtc = nvrtc.expect("NVRTC; scripts/test installs and names one");
     for (name, spec) in cases() {
-        let plan = Plan::new(&spec).unwrap();
+        let blueprint = Blueprint::new(&spec).unwrap();
         let compiled = nvrtc
-            .compile(&text(&spec, &plan), "sm_90a")
+            .compile(&text(&spec, &blueprint), "sm_90a")
             .unwrap_or_else(|log| panic!("{name}: {log}"));
         let ptx = String::from_utf8_lossy(&compiled.ptx);
         let count = |word: &str| ptx.matches(word).count();
@@ -146,13 +146,13 @@ fn compiles_without_memory_for_arrays() {
 fn write_decode() {
     let folder = std::env::var("HOPPER_OUT").expect("HOPPER_OUT names a folder");
     let wanted = std::env::var("HOPPER_TUNING").unwrap_or_default();
-    let tunings: Vec<plan::Tuning> = (wanted.split_whitespace())
+    let tunings: Vec<blueprint::Tuning> = (wanted.split_whitespace())
         .map(|text| {
             let numbers = text.split(',').map(|n| n.parse().expect("a number"));
             let [cluster, per_processor, slots] = numbers.collect::<Vec<u32>>()[..] else {
                 panic!("three numbers, not {text}");
             };
-            plan::Tuning {
+            blueprint::Tuning {
                 cluster,
                 per_processor,
                 slots,
@@ -162,19 +162,21 @@ fn write_decode() {
     let mut kernels = Vec::new();
     for head_dim in [64, 128, 256] {
         let spec = spec(head_dim, head_dim, 4, butterfly());
-        let best = Plan::new(&spec).unwrap();
-        let others = tunings.iter().filter_map(|t| Plan::with(&spec, *t).ok());
-        for plan in [best].into_iter().chain(others) {
-            let plan::Tuning {
+        let best = Blueprint::new(&spec).unwrap();
+        let others = tunings
+            .iter()
+            .filter_map(|t| Blueprint::with(&spec, *t).ok());
+        for blueprint in [best].into_iter().chain(others) {
+            let blueprint::Tuning {
                 cluster,
                 per_processor,
                 slots,
-            } = plan.tuning;
+            } = blueprint.tuning;
             let name = format!("decode_d{head_dim}_c{cluster}b{per_processor}s{slots}");
-            std::fs::write(format!("{folder}/{name}.cu"), text(&spec, &plan)).unwrap();
+            std::fs::write(format!("{folder}/{name}.cu"), text(&spec, &blueprint)).unwrap();
             kernels.push(serde_json::json!({
                 "name": name, "entry": ENTRY, "spec": spec,
-                "alone": manifest::alone(ENTRY, &plan.geometry()), "geometry": plan.geometry(), "files": [{"path": format!("{name}.cubin")}],
+                "alone": manifest::alone(ENTRY, &blueprint.geometry()), "geometry": blueprint.geometry(), "files": [{"path": format!("{name}.cubin")}],
             }));
         }
     }

@@ -81,7 +81,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   auto take_scores = [&](int keys) {
     add_scores(shared.slot(keys));
     release_slot(shared.empty(keys));
-    if (!STAGED && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
+    if (!STORED_BY_COPY && tile.y & LAST) release(shared.q_empty((count - 1) % Q_SLOTS));
   };
   // The first tile of an item decides which score weights are relative to: the largest of the tile or,
   // in a long tile that is full, of its first sixteen keys, if no weight overflows then.
@@ -96,15 +96,15 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   };
   // Consumers with units of their own take turns at issuing products, so that the softmax of each
   // runs during the products of the others (FlashAttention-3, section 3.1). The first consumer has the
-  // first turn.
+  // first phase.
   auto await_turn = [&] {
-    if (UNITS > 1) synchronize(TURN_AT + consumer, 256);
+    if (UNITS > 1) synchronize(ORDER_AT + consumer, 256);
   };
   auto pass_turn = [&] {
-    if (UNITS > 1) arrive(TURN_AT + (consumer + 1) % UNITS, 256);
+    if (UNITS > 1) arrive(ORDER_AT + (consumer + 1) % UNITS, 256);
   };
-  if (UNITS > 1) arrive_if(consumer == UNITS - 1, TURN_AT, 256);
-  auto await = [&] { barrier_wait(shared.full(slot.index), slot.turn); };
+  if (UNITS > 1) arrive_if(consumer == UNITS - 1, ORDER_AT, 256);
+  auto await = [&] { barrier_wait(shared.full(slot.index), slot.phase); };
 
   // The very first tile. The lane that reads it is also the one that releases its slot: race checkers
   // understand that order, but not one between lanes without a barrier.
@@ -162,7 +162,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
     // Values first, so that the output is stored while the next item's scores are being multiplied.
     const Slot values = slot;
     slot.advance();
-    barrier_wait_all(shared.full(values.index), values.turn, shared.full(slot.index), slot.turn,
+    barrier_wait_all(shared.full(values.index), values.phase, shared.full(slot.index), slot.phase,
                      shared.q_full(count % Q_SLOTS), count / Q_SLOTS & 1);
     tile = shared.tile(slot.index);
     await_turn();

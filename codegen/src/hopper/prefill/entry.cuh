@@ -15,7 +15,7 @@ extern "C" __global__ void @cluster__launch_bounds__(THREADS, 1)
     }
     for (int i = 0; i < Q_SLOTS; ++i) {
       barrier_init(shared.q_full(i), 1);
-      barrier_init(shared.q_empty(i), STAGED ? CONSUMERS : CONSUMERS * 4);
+      barrier_init(shared.q_empty(i), STORED_BY_COPY ? CONSUMERS : CONSUMERS * 4);
       for (int w = 0; w < CONSUMERS; ++w) barrier_init(shared.o_full(i, w), 4);
     }
     fence_barriers();

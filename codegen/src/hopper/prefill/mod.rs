@@ -38,8 +38,8 @@
 //! - **Tensor maps**: tiled, rank 4, shape [B, H, length, D] with the strides of the buffer,
 //!   16-bit type of the spec, element strides 1, no interleave, swizzle of 128 bytes, L2
 //!   promotion of 128 bytes, zeros outside. Boxes, in the same order of dimensions:
-//!   q [1, [`Plan::unit_heads`], [`Plan::unit_tokens`], 64], k and v [1, 1, [`Plan::k_box`], 64],
-//!   o [1, 1, [`Plan::unit_tokens`], 64].
+//!   q [1, [`Blueprint::unit_heads`], [`Blueprint::unit_tokens`], 64], k and v [1, 1, [`Blueprint::k_box`], 64],
+//!   o [1, 1, [`Blueprint::unit_tokens`], 64].
 //!   The base and all strides but the last must be multiples of 16 bytes. This holds for o as
 //!   well, which is stored in pieces of 16 bytes. Tensors that do not comply need the portable
 //!   kernel.
@@ -51,18 +51,18 @@
 //!   function's limit has to be raised (CubeCL does so).
 //! - **Scale**: must be positive.
 
+mod blueprint;
 mod matrix;
-mod plan;
 
+pub(crate) use blueprint::Blueprint;
 pub(super) use matrix::instruction;
-pub(crate) use plan::Plan;
 
 use super::source;
 use butterfly_ir::KernelSpec;
 
-/// The text of the kernel of `spec`, with the numbers in `plan`.
-pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
-    let entry = match plan.tuning.cluster {
+/// The text of the kernel of `spec`, with the numbers in `blueprint`.
+pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
+    let entry = match blueprint.tuning.cluster {
         1 => include_str!("entry.cuh").replace("@cluster", ""),
         n => {
             include_str!("entry.cuh").replace("@cluster", &format!("__cluster_dims__({n}, 1, 1) "))
@@ -81,7 +81,7 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         false => "",
         true => "  const float cap_factor = 2.0f * 1.44269504f * launch.scale / launch.softcap;\n",
     };
-    let products = match plan.tuning.shares_unit {
+    let products = match blueprint.tuning.shares_unit {
         true => include_str!("shared_products.cuh"),
         false => include_str!("products.cuh"),
     };
@@ -91,11 +91,11 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         .replace("@cap_factor\n", cap_factor)
         .replace("@cap\n", cap);
     let parts = [
-        constants(spec, plan),
+        constants(spec, blueprint),
         source::ARITHMETIC.to_string(),
         source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
-        matrix::text(spec.dtype, plan.tuning.k_tile, plan.o_columns),
+        matrix::text(spec.dtype, blueprint.tuning.k_tile, blueprint.o_columns),
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),
         include_str!("bands.cuh").to_string(),
@@ -105,54 +105,56 @@ pub(super) fn text(spec: &KernelSpec, plan: &Plan) -> String {
         include_str!("softmax.cuh").to_string(),
         source::STORES.to_string(),
         source::with_sink(spec, include_str!("epilogue.cuh")),
-        match plan.staged {
+        match blueprint.stored_by_copy {
             true => include_str!("store_copies.cuh").to_string(),
             false => include_str!("store_registers.cuh").to_string(),
         },
         consumer,
-        source::entry(spec, &plan.geometry(), &entry),
+        source::entry(spec, &blueprint.geometry(), &entry),
     ];
     parts.join("\n")
 }
 
-fn constants(spec: &KernelSpec, plan: &Plan) -> String {
+fn constants(spec: &KernelSpec, blueprint: &Blueprint) -> String {
     let mut text = source::Constants::of("prefill", spec);
     let mut constant = |name, value| text.add(name, value);
-    let tuning = plan.tuning;
-    constant("BANDS", plan.bands);
-    constant("THREADS", plan.threads());
+    let tuning = blueprint.tuning;
+    constant("BANDS", blueprint.bands);
+    constant("THREADS", blueprint.threads());
     constant("CLUSTER", tuning.cluster);
     constant("CONSUMERS", tuning.consumers);
     constant("UNITS", tuning.units());
-    constant("PRODUCER_REGISTERS", plan.producer_registers);
-    constant("CONSUMER_REGISTERS", plan.consumer_registers);
-    constant("UNIT_TOKENS", plan.unit_tokens);
-    constant("UNIT_HEADS", plan.unit_heads);
-    constant("HEAD_UNITS", plan.head_units);
-    constant("UNITS_PER_ROW", plan.units_per_row);
+    constant("PRODUCER_REGISTERS", blueprint.producer_registers);
+    constant("CONSUMER_REGISTERS", blueprint.consumer_registers);
+    constant("UNIT_TOKENS", blueprint.unit_tokens);
+    constant("UNIT_HEADS", blueprint.unit_heads);
+    constant("HEAD_UNITS", blueprint.head_units);
+    constant("UNITS_PER_ROW", blueprint.units_per_row);
     constant(
         "ITEMS_PER_ROW",
-        plan.units_per_row.div_ceil(tuning.cluster * tuning.units()),
+        blueprint
+            .units_per_row
+            .div_ceil(tuning.cluster * tuning.units()),
     );
     constant("K_TILE", tuning.k_tile);
     constant("K_PART", tuning.k_tile / tuning.cluster);
     constant("D_STEPS", spec.head_dim.div_ceil(16));
-    constant("O_COLUMNS", plan.o_columns);
-    constant("D_CHUNKS", plan.d_chunks);
-    constant("V_CHUNKS", plan.v_chunks);
-    constant("SLOTS", plan.slots);
+    constant("O_COLUMNS", blueprint.o_columns);
+    constant("D_CHUNKS", blueprint.d_chunks);
+    constant("V_CHUNKS", blueprint.v_chunks);
+    constant("SLOTS", blueprint.slots);
     constant("Q_SLOTS", tuning.q_slots);
-    constant("STAGED", plan.staged.into());
-    constant("Q_BYTES", plan::UNIT_ROWS * plan.d_chunks * 128);
+    constant("STORED_BY_COPY", blueprint.stored_by_copy.into());
+    constant("Q_BYTES", blueprint::UNIT_ROWS * blueprint.d_chunks * 128);
     constant(
         "SLOT_BYTES",
-        tuning.k_tile * plan.d_chunks.max(plan.v_chunks) * 128,
+        tuning.k_tile * blueprint.d_chunks.max(blueprint.v_chunks) * 128,
     );
-    constant("RING_AT", plan.ring_at);
-    constant("BARRIERS_AT", plan.barriers_at);
-    constant("TILES_AT", plan.tiles_at);
-    constant("ITEMS_AT", plan.items_at);
-    constant("BANDS_AT", plan.bands_at);
+    constant("RING_AT", blueprint.ring_at);
+    constant("BARRIERS_AT", blueprint.barriers_at);
+    constant("TILES_AT", blueprint.tiles_at);
+    constant("ITEMS_AT", blueprint.items_at);
+    constant("BANDS_AT", blueprint.bands_at);
     text.finish("// What a thread's weights of a row of a tile may sum up to, and each be, in any type.\nconstexpr float MOST = 32768.0f;\n")
 }
 

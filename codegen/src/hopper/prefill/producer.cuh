@@ -6,11 +6,11 @@
 
 struct Slot {
   int index = 0;
-  unsigned turn = 0;
+  unsigned phase = 0;
   __device__ __forceinline__ void advance() {
     if (++index == SLOTS) {
       index = 0;
-      turn ^= 1;
+      phase ^= 1;
     }
   }
 };
@@ -33,7 +33,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     slot.advance();
   };
   auto copy_values = [&](const Item& item, int token) {
-    barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+    barrier_wait(shared.empty(slot.index), slot.phase ^ 1);
     copy_tile(v_map, V_CHUNKS, token, item.kv_head, item.batch);
   };
   auto copy_queries = [&](const Item& item, int count) {
@@ -74,7 +74,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       const int next = seen.next_key(k + K_TILE);
       int flags = next == UNBOUNDED ? LAST : 0;
       flags |= seen.is_full(k, k + K_TILE) ? FULL : seen.masking_bands(k);
-      barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+      barrier_wait(shared.empty(slot.index), slot.phase ^ 1);
       if (elect()) shared.tile(slot.index) = make_int2(k, flags);
       copy_tile(k_map, D_CHUNKS, k, item.kv_head, item.batch);
       // Keys first: the slot of the queries becomes free later than a slot of the ring.
@@ -91,13 +91,13 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     shared.item(count % HEADERS).batch = NO_BATCH;
     barrier_arrive(shared.q_full(count % Q_SLOTS));
   }
-  barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+  barrier_wait(shared.empty(slot.index), slot.phase ^ 1);
   if (lane == 0) barrier_arrive(shared.full(slot.index));
   slot.advance();
   // Shared memory must not be given up before the whole cluster is done with it.
   if (CLUSTER > 1) {
     for (int i = 0; i < SLOTS; ++i) {
-      barrier_wait(shared.empty(slot.index), slot.turn ^ 1);
+      barrier_wait(shared.empty(slot.index), slot.phase ^ 1);
       slot.advance();
     }
   }

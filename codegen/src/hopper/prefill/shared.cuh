@@ -4,9 +4,9 @@
 // as many items as there are slots for Q, and of one more.
 constexpr int HEADERS = Q_SLOTS + 2;
 
-// Numbers of named barriers. From CONSUMER_AT on: one for the warps of each consumer. From TURN_AT on:
+// Numbers of named barriers. From CONSUMER_AT on: one for the warps of each consumer. From ORDER_AT on:
 // one for the turns of each consumer or, where consumers share a unit, one for all.
-constexpr int CONSUMER_AT = 1, TURN_AT = CONSUMER_AT + CONSUMERS;
+constexpr int CONSUMER_AT = 1, ORDER_AT = CONSUMER_AT + CONSUMERS;
 
 struct Shared {
   unsigned char* bytes;

@@ -12,7 +12,7 @@
   };
   // Adds the other consumer's part of the scores, which is passed through the slot of the keys.
   auto add_scores = [&](unsigned place) {
-    synchronize(TURN_AT, 256);
+    synchronize(ORDER_AT, 256);
     const unsigned mine = place + (consumer * K_TILE / 8 * 128 + threadIdx.x % 128) * 16;
     const unsigned other = mine + (1 - 2 * consumer) * K_TILE / 8 * 128 * 16;
 #pragma unroll
@@ -22,7 +22,7 @@
       for (int j = 0; j < 4; ++j) x[j] = __float_as_uint(s[4 * i + j]);
       store_shared(mine + i * 128 * 16, x);
     }
-    synchronize(TURN_AT, 256);
+    synchronize(ORDER_AT, 256);
 #pragma unroll
     for (int i = 0; i < K_TILE / 8; ++i) {
       unsigned x[4];

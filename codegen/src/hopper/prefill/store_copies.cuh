@@ -50,15 +50,15 @@ __device__ __forceinline__ void write_outputs(const Launch& launch, const Shared
                                               int step, int lane) {
   for (int count = 0;; ++count) {
     const int q_slot = count % Q_SLOTS;
-    const unsigned turn = count / Q_SLOTS & 1;
-    barrier_wait(shared.q_full(q_slot), turn);
+    const unsigned phase = count / Q_SLOTS & 1;
+    barrier_wait(shared.q_full(q_slot), phase);
     const Item item = shared.item(count % HEADERS);
     if (item.batch == NO_BATCH) break;
 #pragma unroll 1
     for (int consumer = first; consumer < CONSUMERS; consumer += step) {
       const Unit unit = unit_of(item, shared.rank * UNITS + consumer);
       const unsigned staging = shared.q(q_slot, consumer);
-      barrier_wait(shared.o_full(q_slot, consumer), turn);
+      barrier_wait(shared.o_full(q_slot, consumer), phase);
       // A TMA store clips rows beyond the end of the tensor, but must not start before its beginning.
       const int token = unit.token - launch.q_offset;
       if (token < 0) copy_rows(launch, item, unit, staging, output, lane);

@@ -20,15 +20,15 @@ fn spec(head_dim: u32, group: u32, block: u32, rows: RowProgram) -> KernelSpec {
 struct Made {
     text: String,
     geometry: Geometry,
-    plan: Plan,
+    blueprint: Blueprint,
 }
 
 fn kernel(spec: &KernelSpec) -> Result<Made, &'static str> {
-    let plan = Plan::new(spec)?;
+    let blueprint = Blueprint::new(spec)?;
     Ok(Made {
-        text: text(spec, &plan),
-        geometry: plan.geometry(),
-        plan,
+        text: text(spec, &blueprint),
+        geometry: blueprint.geometry(),
+        blueprint,
     })
 }
 
@@ -184,7 +184,7 @@ fn compiles_to_asynchronous_products_and_copies() {
 
 /// Tunings from the environment variable `HOPPER_TUNING`: consumers, k_tile, q_slots and cluster of
 /// each, as in `4,64,2,1 3,128,2,1`.
-fn tunings() -> Vec<(String, plan::Tuning)> {
+fn tunings() -> Vec<(String, blueprint::Tuning)> {
     let wanted = std::env::var("HOPPER_TUNING").unwrap_or_default();
     let tuning = |text: &str| {
         let numbers: Vec<u32> = text
@@ -194,7 +194,7 @@ fn tunings() -> Vec<(String, plan::Tuning)> {
         let [consumers, k_tile, q_slots, cluster] = numbers[..] else {
             panic!("four numbers, not {text}");
         };
-        let tuning = plan::Tuning {
+        let tuning = blueprint::Tuning {
             cluster,
             consumers,
             shares_unit: false,
@@ -216,13 +216,13 @@ fn write_texts() {
     let folder = std::env::var("HOPPER_OUT").expect("HOPPER_OUT names a folder");
     let mut list = String::new();
     for (name, pattern, spec) in cases().into_iter().filter(|case| case.1 != "none") {
-        let best = kernel(&spec).unwrap().plan;
+        let best = kernel(&spec).unwrap().blueprint;
         let others = tunings().into_iter().filter_map(|(suffix, tuning)| {
-            let plan = Plan::with(&spec, tuning).ok()?;
-            Some((format!("{name}{suffix}"), plan))
+            let blueprint = Blueprint::with(&spec, tuning).ok()?;
+            Some((format!("{name}{suffix}"), blueprint))
         });
-        for (name, plan) in [(name.clone(), best)].into_iter().chain(others) {
-            let text = text(&spec, &plan);
+        for (name, blueprint) in [(name.clone(), best)].into_iter().chain(others) {
+            let text = text(&spec, &blueprint);
             std::fs::write(format!("{folder}/{name}.cu"), text).unwrap();
             let _ = writeln!(
                 list,
@@ -234,11 +234,11 @@ fn write_texts() {
                 spec.group,
                 spec.dtype.name(),
                 spec.block,
-                plan.threads(),
-                plan.shared_bytes,
-                plan.k_box(),
-                plan.unit_tokens,
-                plan.unit_heads,
+                blueprint.threads(),
+                blueprint.shared_bytes,
+                blueprint.k_box(),
+                blueprint.unit_tokens,
+                blueprint.unit_heads,
                 spec.rows == Rows::Table,
             );
         }

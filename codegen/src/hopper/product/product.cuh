@@ -20,7 +20,7 @@ __device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
 struct Ring {
   unsigned address;
   int index = 0;
-  unsigned turn = 0;
+  unsigned phase = 0;
   __device__ __forceinline__ unsigned a() const { return address + index * SLOT_BYTES; }
   __device__ __forceinline__ unsigned b() const { return a() + M_TILE * 128; }
   __device__ __forceinline__ unsigned full() const { return address + SLOTS * SLOT_BYTES + index * 8; }
@@ -28,7 +28,7 @@ struct Ring {
   __device__ __forceinline__ void advance() {
     if (++index == SLOTS) {
       index = 0;
-      turn ^= 1;
+      phase ^= 1;
     }
   }
 };
@@ -40,7 +40,7 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Ten
   for (int i = blockIdx.x; i < tiles_of(shape); i += gridDim.x) {
     const Tile tile = tile_at(shape, i);
     for (int k = 0; k < shape.k; k += K_TILE) {
-      barrier_wait(ring.empty(), ring.turn ^ 1);
+      barrier_wait(ring.empty(), ring.phase ^ 1);
       barrier_expect(ring.full(), SLOT_BYTES);
       copy_box(ring.a(), a_map, ring.full(), k, tile.m, 0, 0);
       copy_box(ring.b(), b_map, ring.full(), k, tile.n, 0, 0);
@@ -96,7 +96,7 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, int consu
     const Tile tile = tile_at(shape, i);
     unsigned before = 0;
     for (int k = 0; k < shape.k; k += K_TILE) {
-      barrier_wait(ring.full(), ring.turn);
+      barrier_wait(ring.full(), ring.phase);
       const unsigned long long a = descriptor(ring.a() + consumer * 64 * 128, 16, 1024);
       const unsigned long long b = descriptor(ring.b(), 16, 1024);
       mma_fence();
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     prefetch_map(&b_map);
   }
   ring.index = 0;
-  ring.turn = 0;
+  ring.phase = 0;
   __syncthreads();
 
   if (threadIdx.x < 128) {

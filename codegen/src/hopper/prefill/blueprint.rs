@@ -91,7 +91,7 @@ impl Units {
 
 /// The compile-time numbers of a kernel.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Blueprint {
     pub(crate) tuning: Tuning,
     /// Tokens and q heads of a unit: 64 rows of scores.
     pub(crate) unit_tokens: u32,
@@ -108,7 +108,7 @@ pub(crate) struct Plan {
     pub(crate) o_columns: u32,
     /// Whether the output is stored by TMA, from the slot of the unit's queries; else from
     /// registers.
-    pub(crate) staged: bool,
+    pub(crate) stored_by_copy: bool,
     /// Number of bands of a closed form; 0 for a table.
     pub(crate) bands: u32,
     /// Offsets into shared memory, in bytes.
@@ -122,7 +122,7 @@ pub(crate) struct Plan {
     pub(crate) consumer_registers: u32,
 }
 
-impl Plan {
+impl Blueprint {
     /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         let units_per_row = Units::of(spec).map_or(1, |units| units.of_row);
@@ -195,7 +195,7 @@ impl Plan {
             o_columns,
             // With two slots for queries, the next item's queries do not have to wait for the one
             // from which the output is stored.
-            staged: tuning.q_slots > 1 && v_chunks <= d_chunks,
+            stored_by_copy: tuning.q_slots > 1 && v_chunks <= d_chunks,
             bands,
             ring_at,
             barriers_at,

@@ -138,7 +138,7 @@ impl Sizes {
 
 /// The compile-time numbers of a kernel.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Blueprint {
     pub(super) tuning: Tuning,
     pub(super) sizes: Sizes,
     /// q heads of a group.
@@ -153,7 +153,7 @@ pub(crate) struct Plan {
     pub(super) shared_bytes: u32,
 }
 
-impl Plan {
+impl Blueprint {
     /// The numbers for `spec`, or the reason why this generator does not take it.
     pub(crate) fn new(spec: &KernelSpec) -> Result<Self, &'static str> {
         let tuning = Tuning::of(&Sizes::of(spec));
