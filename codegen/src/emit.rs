@@ -1,12 +1,13 @@
 //! KernelSpec × Target → Kernel: checks, expansion, printing.
 //!
 //! In:  any spec. Out: a kernel with all of its files, or an error that says what to ask for
-//! instead. CubeCL's printers panic on features that they do not support, so `check` refuses those
+//! instead. CubeCL's printers panic on features that they do not support, so `choice` refuses those
 //! beforehand; a panic after it is a bug of this crate and becomes an error.
 
 use crate::EmitError;
+use crate::choice::{self, Blueprint};
 use crate::portable::{self, Definition};
-use butterfly_ir::{Dtype, Geometry, Kernel, KernelSpec, Target};
+use butterfly_ir::{Dtype, Kernel, KernelSpec, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
@@ -34,17 +35,20 @@ pub fn emit(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
 /// [`EmitError::NotHere`] for [`Target::Cpu`]; [`EmitError::NotBuilt`] without the cargo feature of
 /// the target; [`EmitError::Internal`] for a bug.
 pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
-    check(spec, target)?;
-    let (files, geometry): (Files, Geometry) = match target {
+    let blueprint = choice::blueprint(spec, target)?;
+    let geometry = blueprint.geometry(spec);
+    let heading = geometry.heading();
+    let files: Files = match target {
         Target::Cuda(_) => {
             #[cfg(feature = "cuda")]
             {
-                let (text, geometry) = match hopper(spec, target) {
-                    Ok(plan) => (plan.text(spec), plan.geometry()),
-                    Err(_) => print(spec, target, crate::cuda::print)?,
+                let text = match &blueprint {
+                    Blueprint::Hopper(blueprint) => blueprint.text(spec),
+                    Blueprint::Portable { blueprint, .. } => {
+                        print(spec, target, blueprint, crate::cuda::print)?
+                    }
                 };
-                let text = geometry.heading() + &text;
-                (vec![("cu".to_string(), text.into_bytes())], geometry)
+                vec![("cu".to_string(), (heading + &text).into_bytes())]
             }
             #[cfg(not(feature = "cuda"))]
             return Err(not_built(target, "cuda"));
@@ -52,11 +56,9 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
         Target::Vulkan | Target::Webgpu => {
             #[cfg(feature = "wgpu")]
             {
-                let (text, geometry) = print(spec, target, |definition| {
-                    crate::wgpu::print(definition, target)
-                })?;
-                let text = geometry.heading() + &text;
-                (crate::wgpu::files(text, target)?, geometry)
+                let printer = |definition| crate::wgpu::print(definition, target);
+                let text = print(spec, target, blueprint.portable(), printer)?;
+                crate::wgpu::files(heading + &text, target)?
             }
             #[cfg(not(feature = "wgpu"))]
             return Err(not_built(target, "wgpu"));
@@ -64,9 +66,8 @@ pub fn write(spec: &KernelSpec, target: Target) -> Result<Kernel, EmitError> {
         Target::Metal => {
             #[cfg(feature = "metal")]
             {
-                let (text, geometry) = print(spec, target, crate::metal::print)?;
-                let text = geometry.heading() + &text;
-                (vec![("metal".to_string(), text.into_bytes())], geometry)
+                let text = print(spec, target, blueprint.portable(), crate::metal::print)?;
+                vec![("metal".to_string(), (heading + &text).into_bytes())]
             }
             #[cfg(not(feature = "metal"))]
             return Err(not_built(target, "metal"));
@@ -95,30 +96,6 @@ pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
         #[cfg(not(feature = "cuda"))]
         Target::Cuda(_) => Ok(kernel),
         Target::Vulkan | Target::Webgpu | Target::Metal | Target::Cpu => Ok(kernel),
-    }
-}
-
-/// The launch geometry of the kernel that [`emit`] would make, without making it.
-///
-/// `target` must be able to run `spec`: [`choose`](crate::choose) checks that.
-pub fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
-    #[cfg(feature = "cuda")]
-    if let Ok(plan) = hopper(spec, target) {
-        return plan.geometry();
-    }
-    portable::geometry(spec, target)
-}
-
-/// The numbers of a kernel with Hopper's own instructions, or the reason why the portable kernel
-/// is emitted instead.
-#[cfg(feature = "cuda")]
-pub(crate) fn hopper(
-    spec: &KernelSpec,
-    target: Target,
-) -> Result<crate::hopper::Blueprint, &'static str> {
-    match target == crate::hopper::TARGET {
-        true => crate::hopper::Blueprint::new(spec),
-        false => Err("they are of sm_90a"),
     }
 }
 
@@ -158,55 +135,19 @@ fn not_built(target: Target, feature: &'static str) -> EmitError {
     EmitError::NotBuilt { target, feature }
 }
 
-/// Refuses specs that cannot be emitted.
-pub(crate) fn check(spec: &KernelSpec, target: Target) -> Result<(), EmitError> {
-    let limit = |what, given: u32, ok: bool, limit| match ok {
-        true => Ok(()),
-        false => Err(EmitError::Limit {
-            what,
-            given: u64::from(given),
-            limit,
-        }),
-    };
-    let dim = |d: u32| d > 0 && d <= 576 && d.is_multiple_of(8);
-    let dims = "a multiple of 8, at most 576";
-    limit("head_dim", spec.head_dim, dim(spec.head_dim), dims)?;
-    limit("v_head_dim", spec.v_head_dim, dim(spec.v_head_dim), dims)?;
-    limit("group", spec.group, spec.group > 0, "at least 1")?;
-    let block = (1..=1 << 24).contains(&spec.block);
-    limit("block", spec.block, block, "between 1 and 16777216")?;
-    if !portable::rows_fit(spec) {
-        return Err(EmitError::Unsupported {
-            target,
-            what: "room in registers for more than 64 bands a row".to_string(),
-            instead: "use rows from a table".to_string(),
-        });
-    }
-    match (target, spec.dtype) {
-        (Target::Vulkan | Target::Webgpu, Dtype::Bf16) => Err(EmitError::Unsupported {
-            target,
-            what: "bf16 arithmetic".to_string(),
-            instead: "use f16 or f32".to_string(),
-        }),
-        (Target::Cuda(_) | Target::Metal, Dtype::Bf16)
-        | (_, Dtype::F16 | Dtype::F32)
-        | (Target::Cpu, Dtype::Bf16) => Ok(()),
-    }
-}
-
 /// Expands and prints a portable kernel under the lock; a panic becomes an error.
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "metal"))]
 fn print(
     spec: &KernelSpec,
     target: Target,
+    blueprint: &portable::Blueprint,
     printer: impl Fn(Definition) -> Result<String, String>,
-) -> Result<(String, Geometry), EmitError> {
+) -> Result<String, EmitError> {
     let _one_at_a_time = EXPANSION.lock().unwrap_or_else(PoisonError::into_inner);
     let internal = |message| EmitError::Internal { target, message };
     let printed = catch_unwind(AssertUnwindSafe(|| {
-        let definition = portable::define(spec, target);
-        let geometry = definition.geometry;
-        printer(definition).map(|text| (crate::canonical::canonicalize(&text), geometry))
+        let definition = portable::define(spec, blueprint);
+        printer(definition).map(|text| crate::canonical::canonicalize(&text))
     }));
     match printed {
         Ok(text) => text.map_err(internal),

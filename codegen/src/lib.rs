@@ -38,7 +38,7 @@ pub use butterfly_ir::{Kernel, KernelSpec, Target};
 pub use choice::{Choice, choose};
 #[cfg(feature = "cuda")]
 pub use cuda::{nvrtc, ptx};
-pub use emit::{assemble, emit, geometry, write};
+pub use emit::{assemble, emit, write};
 #[cfg(feature = "cuda")]
 pub use emit::{assemble_product, product};
 pub use error::EmitError;

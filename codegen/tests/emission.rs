@@ -48,7 +48,9 @@ fn shared_memory_fits_every_target() {
                 for (group, block) in [(1, 128), (5, 16), (64, 64)] {
                     let mut spec = spec(role, Dtype::F32, head_dim);
                     (spec.group, spec.block) = (group, block);
-                    let geometry = butterfly_codegen::geometry(&spec, target);
+                    let geometry = butterfly_codegen::choose(&spec, target)
+                        .expect("a choice")
+                        .geometry;
                     let threads: u32 = geometry.threads.iter().product();
                     assert!(geometry.shared_bytes <= limit, "{spec:?}: {geometry:?}");
                     assert!((32..=512).contains(&threads), "{spec:?}: {geometry:?}");

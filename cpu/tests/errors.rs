@@ -98,9 +98,14 @@ fn errors_name_the_argument() {
     for (bad, given) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let mut sinks = vec![f32::NEG_INFINITY; problem.q_heads];
         sinks[1] = bad;
-        let message =
-            format!("the sink of q head 1 is {given}, but must be a number below infinity");
-        assert_eq!(text(score(None, Some(&sinks))), message);
+        let score = ScoreValues {
+            softcap: None,
+            sinks: Some(&sinks),
+        };
+        assert_eq!(
+            text(Problem { score, ..problem }),
+            format!("the sink of q head 1 is {given}, but must be a number below infinity")
+        );
     }
     let none = attend(&problem, Some(0)).unwrap_err();
     assert_eq!(none, ProblemError::Zero { name: "threads" });

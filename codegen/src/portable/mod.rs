@@ -12,9 +12,9 @@ mod prefill;
 mod rows;
 mod score;
 
-use blueprint::Blueprint;
+pub(crate) use blueprint::Blueprint;
 use butterfly_ir::kernel::signature::{self, Binding, Operand};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, Role, Rows, Target};
+use butterfly_ir::{Dtype, Geometry, KernelSpec, Role, Rows};
 use cubecl_core::compute::KernelBuilder;
 use cubecl_core::ir::{
     AddressType, ContiguousElements, DeviceProperties, HardwareProperties, MatrixLayout,
@@ -36,30 +36,18 @@ pub(crate) struct Definition {
     pub(crate) one_per_sm: bool,
 }
 
-/// Expands the kernel of `spec` for `target`.
-pub(crate) fn define(spec: &KernelSpec, target: Target) -> Definition {
-    let blueprint = Blueprint::new(spec, target);
-    let geometry = blueprint.geometry(spec.role);
+/// Expands the kernel of `spec`, whose blueprint is `blueprint`.
+pub(crate) fn define(spec: &KernelSpec, blueprint: &Blueprint) -> Definition {
     let kernel = match spec.dtype {
-        Dtype::F32 => expand::<f32>(spec, &blueprint),
-        Dtype::F16 => expand::<half::f16>(spec, &blueprint),
-        Dtype::Bf16 => expand::<half::bf16>(spec, &blueprint),
+        Dtype::F32 => expand::<f32>(spec, blueprint),
+        Dtype::F16 => expand::<half::f16>(spec, blueprint),
+        Dtype::Bf16 => expand::<half::bf16>(spec, blueprint),
     };
     Definition {
         kernel,
-        geometry,
+        geometry: blueprint.geometry(spec.role),
         one_per_sm: spec.role == Role::Decode,
     }
-}
-
-/// The launch geometry of `spec` on `target`.
-pub(crate) fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
-    Blueprint::new(spec, target).geometry(spec.role)
-}
-
-/// Whether the kernel of `spec` multiplies on matrix units.
-pub(crate) fn uses_matrix_units(spec: &KernelSpec, target: Target) -> bool {
-    Blueprint::new(spec, target).uses_matrix_units()
 }
 
 /// Whether a kernel can evaluate the rows of `spec`: the bands of a closed form must fit registers.
@@ -110,16 +98,16 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, blueprint: &Blueprint) -> K
     let table = |operand| words.get(&operand).unwrap_or(&params).clone();
     let (offsets, table) = (table(Operand::Offsets), table(Operand::Bands));
     let scope = &mut builder.scope;
-    let blueprint = blueprint.clone();
+    let own = blueprint.clone();
     match spec.role {
         Role::Prefill if blueprint.uses_matrix_units() => {
-            matrix::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, blueprint)
+            matrix::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, own)
         }
         Role::Prefill => {
-            prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, blueprint)
+            prefill::prefill::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, own)
         }
         Role::Decode => {
-            decode::decode::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, blueprint)
+            decode::decode::expand::<F>(scope, q, k, v, params, offsets, table, o, lse, own)
         }
     }
     builder.build(

@@ -30,11 +30,16 @@ fn ready_of(spec: &KernelSpec, geometry: Geometry) -> Result<Ready, LaunchError>
     Ready::new(Device::Cuda, &loaded)
 }
 
+fn geometry(spec: &KernelSpec, target: Target) -> Geometry {
+    let choice = butterfly_codegen::choose(spec, target);
+    choice.expect("a spec that the target runs").geometry
+}
+
 /// A kernel for [`PORTABLE`] or [`HOPPER`].
 fn ready(role: Role, target: &str) -> Ready {
     let target: Target = target.parse().expect("a target");
     let spec = spec(role, Dtype::Bf16);
-    ready_of(&spec, butterfly_codegen::geometry(&spec, target)).expect("a kernel")
+    ready_of(&spec, geometry(&spec, target)).expect("a kernel")
 }
 
 const PORTABLE: &str = "cuda:sm_90";
@@ -136,7 +141,7 @@ fn work_is_counted_before_it_wraps() {
     let mut spec = spec(Role::Prefill, Dtype::Bf16);
     (spec.block, spec.group) = (1 << 20, 32);
     let target = HOPPER.parse().expect("a target");
-    let kernel = ready_of(&spec, butterfly_codegen::geometry(&spec, target)).expect("a kernel");
+    let kernel = ready_of(&spec, geometry(&spec, target)).expect("a kernel");
     let mut call = call(1 << 14, 2, 64);
     for strides in [
         &mut call.scalars.q_strides,
@@ -202,7 +207,7 @@ fn geometries_that_are_none_are_refused() {
     ];
     for (role, target) in ROLES.into_iter().flat_map(|p| [(p, PORTABLE), (p, HOPPER)]) {
         let spec = spec(role, Dtype::Bf16);
-        let good = butterfly_codegen::geometry(&spec, target.parse().expect("a target"));
+        let good = geometry(&spec, target.parse().expect("a target"));
         ready_of(&spec, good).expect("a kernel");
         for (i, change) in all.iter().enumerate() {
             let mut geometry = good;
