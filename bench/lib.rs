@@ -1,9 +1,9 @@
-//! What the measurements share: cases, inputs and the clock.
+//! Shared by the measurements: cases, inputs and timing.
 //!
-//! In:  shapes. Out: owned arrays and band tables, seconds.
+//! In:  shapes. Out: arrays, band tables, and times in seconds.
 //!
-//! Invariant: the same inputs in every run; nothing here depends on the compiler, so that
-//! a kernel is measured apart from the passes that feed it.
+//! Invariant: the inputs are the same in every run. Nothing here depends on the compiler, so that
+//! kernels are measured independently of its passes.
 
 use butterfly_cpu::Problem;
 use butterfly_ir::{
@@ -11,18 +11,18 @@ use butterfly_ir::{
 };
 use std::time::Instant;
 
-/// Tokens in a block of every case.
+/// Block size of every case, in tokens.
 pub const BLOCK: u32 = 128;
-/// Hq of every case.
+/// Number of q heads of every case.
 pub const Q_HEADS: usize = 16;
-/// Hkv of every case.
+/// Number of kv heads of every case.
 pub const KV_HEADS: usize = 4;
 
-/// The arrays of one case: one sequence, 16 query heads over 4 kv heads.
+/// The inputs of one case: one sequence with [`Q_HEADS`] q heads and [`KV_HEADS`] kv heads.
 pub struct Case {
-    /// T: queries and keys.
+    /// Number of tokens: both queries and keys.
     pub tokens: usize,
-    /// D and Dv.
+    /// Head size of q, k and v.
     pub dim: usize,
     q: Vec<f32>,
     k: Vec<f32>,
@@ -30,7 +30,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Numbers in -1..1, the same in every run.
+    /// A case with pseudo-random inputs in `-1..1`, the same in every run.
     pub fn new(tokens: usize, dim: usize) -> Self {
         Self {
             tokens,
@@ -41,7 +41,7 @@ impl Case {
         }
     }
 
-    /// Attention over `rows`.
+    /// The attention problem of this case with the bands in `rows`.
     pub fn problem<'a>(&'a self, rows: &'a BandTable) -> Problem<'a> {
         Problem {
             score: Default::default(),
@@ -64,7 +64,7 @@ impl Case {
     }
 }
 
-/// `len` numbers in -1..1 by a linear congruence.
+/// `len` pseudo-random numbers in `-1..1`, from a linear congruential generator.
 pub fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
@@ -74,7 +74,7 @@ pub fn numbers(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// `causal & (local(1) | partner(causal_shift) | sink(1))` at stage 3.
+/// The bands of `causal & (local(1) | partner(causal_shift) | sink(1))` at stage 3.
 pub fn standard_rows(tokens: usize) -> BandTable {
     let atoms = vec![
         Atom::Local {
@@ -105,7 +105,7 @@ pub fn standard_rows(tokens: usize) -> BandTable {
     )
 }
 
-/// `causal`.
+/// The bands of dense causal attention.
 pub fn causal_rows(tokens: usize) -> BandTable {
     let band = SymbolicBand {
         lo: vec![],
@@ -136,17 +136,17 @@ fn table(tokens: usize, program: &RowProgram) -> BandTable {
     table
 }
 
-/// Seconds that `work` takes.
+/// The time that `work` takes, in seconds.
 pub fn seconds<T>(work: impl FnOnce() -> T) -> f64 {
     let start = Instant::now();
     std::hint::black_box(work());
     start.elapsed().as_secs_f64()
 }
 
-/// The middle value; of an even number, the upper of the two.
+/// The median; of an even number of values, the upper of the two in the middle.
 ///
 /// # Panics
-/// When there are none.
+/// If `values` is empty.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,4 +1,5 @@
-//! Kernels inside the program: `build.rs` compiled them, and nothing is compiled or read here.
+//! Runs attention with kernels that are embedded in the program: `build.rs` compiled them, and the
+//! program neither compiles kernels nor reads files.
 
 use burn::tensor::{Distribution, Tensor};
 use burn_flex::Flex;

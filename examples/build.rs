@@ -1,4 +1,4 @@
-//! Compiles the kernels that `aot.rs` holds: for every target, in the types that models run in.
+//! Compiles the kernels that `aot.rs` embeds: for every target, in the default element types.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .capacity(32768)
         .module("kernels")?;
 
-    // For the test of embedding a folder by its path, which a program would write out.
+    // `tests/embedded.rs` embeds the same folder by its path. The path is only known here, so the
+    // macro call is generated; a program would write it out.
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let folder = out.join("kernels").display().to_string();
     let embed = format!("butterfly::include_artifacts!({folder:?})\n");

@@ -1,5 +1,5 @@
-//! A text and what comes after it: `generate DIR PROMPT`, with a Hugging Face folder of GPT-2,
-//! Llama, Qwen3 or Qwen3.5. Its attention layers follow a pattern.
+//! Continues a text with a model whose attention layers follow a pattern: `generate DIR PROMPT`,
+//! where `DIR` is a Hugging Face folder of GPT-2, Llama, Qwen3 or Qwen3.5.
 
 use burn_flex::Flex;
 use butterfly::{Dtype, Plan, pattern};
@@ -7,7 +7,7 @@ use butterfly_models::{Chat, Folder, Logits, Model, Policy, Sampler, Sampling};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// New tokens.
+/// Number of tokens to generate.
 const TOKENS: usize = 32;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,5 +1,5 @@
-//! A pattern in the source, what a stack of layers reaches with it, and attention over
-//! one of the layers on the CPU.
+//! Writes a pattern with `pattern!`, proves what a stack of layers reaches with it, and runs the
+//! attention of one layer on the CPU.
 
 use butterfly_compiler::{prove, work};
 use butterfly_cpu::{Problem, attend};

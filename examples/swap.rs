@@ -1,4 +1,5 @@
-//! The attention of an existing Burn model, replaced by a pattern: same weights, one field.
+//! Replaces the attention of an existing Burn model by attention with a pattern: the weights stay,
+//! and only one field of the model changes.
 
 use burn::nn::attention::generate_autoregressive_mask;
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
@@ -7,7 +8,7 @@ use burn::tensor::Distribution;
 use burn_flex::Flex;
 use butterfly::{Attention, OperationError, Plan, Sparsity, pattern};
 
-/// One block of a model as it was.
+/// A block of the model with Burn's own attention.
 fn dense<B: Backend>(attention: &MultiHeadAttention<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
     let [batch, tokens, _] = x.dims();
     let mask = generate_autoregressive_mask(batch, tokens, &x.device());
@@ -23,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let x = Tensor::random([1, 1000, 128], Distribution::Default, &device);
     let before = dense(&attention, x.clone());
 
-    // The swap: the same layer by a pattern, with the weights that it has.
+    // The swap: the same layer, with the same weights, by a pattern.
     let swap = |sparsity: Sparsity| {
         let plan = Plan::new(sparsity)?;
         Ok::<_, OperationError>(Attention::replace(attention.clone(), plan, 0))

@@ -1,5 +1,5 @@
-//! Artifacts of the default targets and element types inside a program: by the module that a build
-//! script makes, and by `include_artifacts!` of a folder.
+//! Embeds artifacts of the default targets and element types in a program, in both ways: by the
+//! module that a build script makes, and by `include_artifacts!` of a folder.
 
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_flex::Flex;
@@ -32,7 +32,7 @@ fn default_artifacts_open_and_run() {
             let has = kernels.any(|kernel| kernel.target.to_string() == target);
             assert!(has, "no kernels for {target}");
         }
-        // Files of matrix products are files of the folder too.
+        // The files of matrix products are embedded too.
         assert_eq!(manifest.products.len(), 1);
         assert_eq!(manifest.files().count(), embedded.files.len());
         for dtype in [DType::F32, DType::BF16] {
@@ -41,7 +41,7 @@ fn default_artifacts_open_and_run() {
     }
 }
 
-/// One layer of the shape that the kernels are made for, in their two types for the CPU.
+/// Runs one layer of the shape that the kernels are made for, in element type `dtype` on the CPU.
 fn runs(plan: &Plan, dtype: DType) {
     let device = Default::default();
     let random = |heads| {

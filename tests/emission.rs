@@ -1,11 +1,12 @@
-//! Kernels as snapshots, for every plan of one table and every text target; each is also
-//! given to the checker of its language.
+//! Snapshots of the emitted kernels, for every plan of a table and every target with a text form.
+//! Each kernel is also checked with a tool of its language:
 //!
-//! CUDA: NVRTC to a cubin for sm_80 and sm_90a. WGSL: naga's validator, which `emit`
-//! itself demands. SPIR-V: naga's validator and `spirv-val`. MSL: there is no Metal
-//! compiler off a Mac; the text is parsed and type-checked as C++ against the stand-in
-//! for Metal's library in `tests/metal`, which knows the names and types that the
-//! kernels use but not Metal's address-space rules.
+//! - CUDA is compiled by NVRTC to cubins for sm_80 and sm_90a.
+//! - WGSL is validated by naga, inside `emit`.
+//! - SPIR-V is validated by naga and `spirv-val`.
+//! - MSL is parsed and type-checked as C++ against the stand-in for Metal's library in
+//!   `tests/metal`, since Metal's compiler only runs on a Mac. The stand-in has the names and types
+//!   that the kernels use, but not Metal's address-space rules.
 
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
@@ -15,7 +16,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-/// Name, pattern, role, D, Dv, group and dtype of each plan; a `scored` one has softcap and sinks.
+/// Name, pattern, role, D, Dv, GQA group and dtype of each plan. Plans with `scored` in their name
+/// also have softcap and sinks.
 #[rustfmt::skip]
 const PLANS: [Plan; 10] = [
     ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Prefill, 128, 128, 4, Dtype::F16),
@@ -30,7 +32,7 @@ const PLANS: [Plan; 10] = [
     ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Role::Decode, 128, 128, 4, Dtype::F32),
 ];
 
-/// Further ones for Hopper's own instructions.
+/// Further plans for the Hopper generator.
 #[rustfmt::skip]
 const HOPPER_PLANS: [Plan; 3] = [
     ("butterfly_d64", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Prefill, 64, 64, 4, Dtype::Bf16),
@@ -78,7 +80,7 @@ fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
     plans.iter().map(spec).collect()
 }
 
-/// The content of the file with `extension` of the compiled kernel.
+/// Compiles the kernel, and returns its file with `extension`.
 fn file(spec: &KernelSpec, target: Target, extension: &str) -> Vec<u8> {
     content(emit(spec, target), extension)
 }
@@ -109,7 +111,7 @@ fn snapshot(language: &str, name: &str, text: &str) {
 #[test]
 fn cuda() {
     for (name, mut spec) in specs() {
-        // CUDA takes the bf16 of the checkpoints where the others take f16.
+        // On CUDA, some of the plans are tested in bf16, as in most checkpoints, instead of f16.
         if spec.dtype == Dtype::F16 && spec.head_dim.is_multiple_of(128) {
             spec.dtype = Dtype::Bf16;
         }
@@ -121,7 +123,7 @@ fn cuda() {
     }
 }
 
-/// How often each instruction stands in the code for sm_80.
+/// Histogram of the PTX instructions for sm_80.
 #[test]
 fn ptx() {
     for (name, spec) in specs() {
@@ -130,7 +132,7 @@ fn ptx() {
     }
 }
 
-/// How often each instruction stands in machine code, by its name without modifiers.
+/// Histogram of the SASS instructions of a cubin, by name without modifiers.
 fn machine_code(cubin: &[u8]) -> BTreeMap<String, u32> {
     let nvdisasm = std::env::var("NVDISASM").expect("NVDISASM; scripts/test installs and sets it");
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -164,7 +166,7 @@ fn machine_code(cubin: &[u8]) -> BTreeMap<String, u32> {
     counts
 }
 
-/// The kernels of Hopper's own instructions: text, instructions, registers; no spills.
+/// The kernels of the Hopper generator: text, instructions and registers; no register spills.
 #[test]
 fn hopper() {
     let mut made = 0;
@@ -198,7 +200,7 @@ fn hopper() {
     assert!(made >= 8, "only {made} plans have Hopper kernels");
 }
 
-/// The matrix product of linear layers: text, instructions, registers; no spills.
+/// The matrix product for linear layers: text, instructions and registers; no register spills.
 #[test]
 fn hopper_product() {
     let (product, text) = butterfly_codegen::product(Dtype::Bf16).expect("a kernel");
@@ -271,7 +273,7 @@ fn metal() {
     }
 }
 
-/// Runs a checker that must be there and must be content.
+/// Runs a checker, which must be installed and must succeed.
 fn run(tool: &str, command: &mut Command, name: &str) {
     let output = command
         .output()

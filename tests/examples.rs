@@ -1,4 +1,4 @@
-//! The examples run, and say what they show.
+//! Runs the examples, and checks what they print.
 
 use butterfly_tests::fixture;
 use std::process::Command;

@@ -1,16 +1,16 @@
-//! What the integration tests share: where fixtures are, and the flat patterns in them.
+//! Helpers of the integration tests: paths of fixtures, their patterns, and comparing numbers.
 
 use butterfly_ir::{Leaf, PartnerRule, Pattern};
 use std::path::PathBuf;
 
-/// A file below `tests/fixtures`.
+/// The path of a file below `tests/fixtures`.
 pub fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("fixtures")
         .join(path)
 }
 
-/// `causal & (local(local) | partner(rule, radix, count) | sink(sink))`.
+/// The pattern `causal & (local(local) | partner(rule, radix, count) | sink(sink))`.
 pub fn butterfly(local: u32, rule: PartnerRule, radix: u32, count: u32, sink: u32) -> Pattern {
     let far = Pattern::from(Leaf::Partner { rule, radix, count });
     let near = Pattern::from(Leaf::Local {
@@ -38,10 +38,10 @@ pub fn floats(path: &std::path::Path, name: &str) -> Vec<f32> {
     }
 }
 
-/// Whether `|got - want| <= atol + rtol * |want|` everywhere; equal infinities agree.
+/// Checks that `|got - want| <= atol + rtol * |want|` for all values; equal infinities agree.
 ///
 /// # Errors
-/// The first value that is off.
+/// A message with the first value that is off, or with the lengths if they differ.
 pub fn close(got: &[f32], want: &[f32], atol: f32, rtol: f32) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{} values, expected {}", got.len(), want.len()));

@@ -18,7 +18,8 @@ fn covers_in_exactly_the_logarithm(radix: u32) {
         let layers = depth(radix, blocks);
         let proof = prove::lower(&pattern, &context, &(0..layers as u32).collect::<Vec<_>>())
             .expect("a proof");
-        // `full_at` is the first depth that covers: not one layer fewer does.
+        // `full_at` is the first depth with full coverage, so this also says that fewer layers do
+        // not suffice.
         assert_eq!(
             proof.full_at,
             Some(layers),

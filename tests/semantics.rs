@@ -1,4 +1,4 @@
-//! Every lowering says of each (query, key) pair what the definition says.
+//! Every lowering agrees with the definition, `sees`, on every pair of a query and a key.
 
 use butterfly_compiler::{classify, resolve, work};
 use butterfly_ir::rows::{self, Stream};

@@ -1,4 +1,4 @@
-//! Golden block rows, computed by other software.
+//! Block rows against golden ones that other software computed.
 
 use butterfly_compiler::classify;
 use butterfly_ir::{Context, PartnerRule, stage};
@@ -57,7 +57,8 @@ fn every_golden_row_is_reproduced() {
                     .iter()
                     .map(|row| row.blocks.iter().map(|x| x.block).collect())
                     .collect();
-                // The golden rows list sinks that lie after the row's own block; the causal mask hides them.
+                // The golden rows also list sinks later than the row's own block, which the causal
+                // mask hides.
                 let clipped = stage.rows.iter().enumerate();
                 let want: Vec<Vec<u32>> = clipped
                     .map(|(b, row)| row.iter().copied().filter(|c| *c <= b as u32).collect())

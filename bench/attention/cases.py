@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 BLOCK = 128
 Q_HEADS, KV_HEADS = 16, 4
-# The layer that is measured; its index is that of the stage.
+# The index of the layer that is measured, and so its stage.
 LAYER = 3
 
 
@@ -39,7 +39,7 @@ class Pattern:
 STANDARD = Pattern("butterfly", "causal & (local(1) | partner(causal_shift) | sink(1))", standard)
 WINDOW = Pattern("window 1024", "window(1024)", window(1024))
 DENSE = Pattern("dense", "causal & all", causal)
-# Every block by the bands of a sparse pattern.
+# Dense attention, but made of the bands of a sparse pattern.
 COVER = Pattern("dense by bands", "causal & (local(1) | partner(causal_shift) | sink(128))", causal)
 
 
@@ -49,7 +49,7 @@ def degree(blocks):
 
 @dataclass(frozen=True)
 class Row:
-    """A prefill of `tokens` tokens; `bar` in ms, `ratio` the least against FlexAttention."""
+    """A prefill of `tokens` tokens; `bar` and `floor` are in ms, `ratio` is the least speed-up over FlexAttention."""
 
     pattern: Pattern
     tokens: int

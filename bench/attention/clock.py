@@ -5,7 +5,7 @@ ROUNDS = 11
 
 
 class Times:
-    """Milliseconds of one call, by round."""
+    """The time of one call in milliseconds, in each round."""
 
     def __init__(self, rounds):
         self.rounds = rounds
@@ -14,9 +14,9 @@ class Times:
 
 
 def captured(runs, target_ms):
-    """A graph of calls that take about `target_ms` together, so that the host is not measured, and
-    their number. `runs` are calls on different inputs, which take turns so that none of them waits
-    in the cache."""
+    """A CUDA graph of calls that together take about `target_ms`, and their number. A graph keeps the
+    host's time out of the measurement. `runs` are calls on different inputs, which take turns so
+    that inputs are not still in the cache."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for run in runs:
@@ -40,9 +40,9 @@ def replay(call):
 
 
 def measure(contestants, target_ms=6.0):
-    """Times by name. All take turns in every round, so that each meets the same clocks: a device
-    that works hard for milliseconds lowers them. Between turns the cache is filled with other data,
-    for some calls would leave theirs there for the next."""
+    """Times by name. All contestants take turns in every round, so that all run at the same clock
+    rates: a device under full load lowers them within milliseconds. Between turns the cache is filled
+    with other data, so that no contestant profits from the data of the one before it."""
     graphs = {name: captured(runs, target_ms) for name, runs in contestants.items()}
     rounds = {name: [] for name in graphs}
     other = torch.zeros(1 << 26, device="cuda")

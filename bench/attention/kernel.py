@@ -15,7 +15,7 @@ def check(status, what):
 
 
 def tensor_map(x, box):
-    """Of x [B, H, T, D]; the box in the same order of dimensions."""
+    """The tensor map of x [B, H, T, D]; `box` has the same order of dimensions."""
     raw = (C.c_uint64 * 32)()
     at = (C.addressof(raw) + 63) & ~63
     sizes = (C.c_uint64 * 4)(*reversed(x.shape))
@@ -37,7 +37,7 @@ class Kernel:
         path = next(file["path"] for file in entry["files"] if file["path"].endswith(".cubin"))
         module = C.c_void_p()
         check(cuda.cuModuleLoadData(C.byref(module), open(f"{folder}/{path}", "rb").read()), "cuModuleLoadData")
-        # By entry point: a decode kernel has a second one, for many jobs.
+        # The functions by entry point: a decode kernel has a second one, for many jobs.
         points = [entry, entry["alone"]] if entry.get("alone") else [entry]
         self.functions = [C.c_void_p() for _ in points]
         for function, point in zip(self.functions, points):
@@ -47,13 +47,13 @@ class Kernel:
 
 
 def kernels(folder):
-    """By target and phase."""
+    """The kernels of a folder by target and phase."""
     manifest = json.load(open(f"{folder}/manifest.json"))
     return {(e["target"], e["spec"]["phase"]): Kernel(folder, e) for e in manifest["kernels"]}
 
 
 class Launch:
-    """The arguments of one launch; outputs are poisoned until `run`."""
+    """The arguments of one launch; outputs are NaN until `run`."""
 
     def __init__(self, kernel, q, k, v, offset, index):
         self.kernel, self.q, self.k, self.v = kernel, q, k, v
@@ -82,13 +82,13 @@ class Launch:
         elif spec["phase"] == "prefill":
             self.grid = (rows * -(-block // geometry["q_tile"]), heads, batch)
         elif split:
-            # A cluster shares a job where there are few.
+            # With few jobs, the workgroups of a cluster share each of them.
             alone = q_len * kv_heads * batch * split["cluster"] >= processors * 9 // 10
             self.function = kernel.functions[alone]
             self.grid = (q_len if alone else split["cluster"] * q_len, kv_heads, batch)
         else:
             self.grid = (q_len, kv_heads, batch)
-        # What tensor maps show comes first; then the scalars come by value, with batch and softcap.
+        # Tensor maps and pointers come first, then the scalars by value, with batch and softcap.
         if boxes:
             self.buffers, by_value = [q, k, v, self.o, self.lse], [(C.c_uint32 * 22)(*words, batch)]
         else:

@@ -1,4 +1,4 @@
-"""What others make of the same rows, through torch."""
+"""The same cases by other software, through torch."""
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -18,11 +18,11 @@ def flex_calls(inputs, sees):
 
 
 def dense_calls(inputs, backend):
-    """Dense causal attention: `cudnn` or `fa2`; keys and values repeated beforehand where the backend wants it."""
+    """Dense causal attention by the backend `cudnn` or `fa2`."""
     which = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}[backend]
 
     def call(q, k, v):
-        # One query at the end sees all keys.
+        # A single query at the end sees all keys; `is_causal` would place it at the start.
         with sdpa_kernel(which):
             return scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
 
@@ -30,11 +30,11 @@ def dense_calls(inputs, backend):
 
 
 def machine(measure):
-    """What the device reaches: TFLOP/s of a matmul, TB/s read and written by a copy."""
+    """The device's rates: TFLOP/s of a matmul, TB/s of a copy (bytes read and written)."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     x = torch.randn(1 << 28, device="cuda")
     y = torch.empty_like(x)
-    # A kernel: the copy engine is slower.
+    # The copy is a kernel, since the copy engine is slower.
     times = measure({"matmul": [lambda: a @ b], "copy": [lambda: torch.mul(x, 1.0, out=y)]})
     return {"matmul_tflops": 2 * 8192**3 / times["matmul"].median / 1e9,
             "copy_tb_per_s": 2 * x.numel() * 4 / times["copy"].median / 1e9}

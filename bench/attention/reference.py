@@ -4,13 +4,13 @@ import torch
 
 
 def some_queries(tokens):
-    """Positions of the first, some middle and the last queries, over borders of blocks."""
+    """Positions of the first, some middle and the last queries."""
     parts = [range(0, 40), range(tokens // 2 - 20, tokens // 2 + 20), range(tokens - 40, tokens)]
     return torch.tensor(sorted({t for part in parts for t in part if 0 <= t < tokens}), device="cuda")
 
 
 def error(o, lse, q, k, v, sees, positions, rows):
-    """Relative error of the queries `rows`, which stand at `positions`: of o by the norm, of lse the largest."""
+    """The worst relative error of o (by norms) and absolute error of lse, of the queries `rows` at `positions`."""
     torch.backends.cuda.matmul.allow_tf32 = False
     mask = sees(positions[:, None], torch.arange(k.shape[2], device="cuda")[None])
     group = q.shape[1] // k.shape[1]
@@ -23,6 +23,6 @@ def error(o, lse, q, k, v, sees, positions, rows):
             wanted = torch.softmax(scores, -1) @ values
             found = ((o[b, head][rows].float() - wanted).norm() / wanted.norm()).item()
             found_lse = (lse[b, head][rows] - torch.logsumexp(scores, -1)).abs().max().item() if lse is not None else 0.0
-            # NaN never passes.
+            # A NaN counts as an infinite error.
             worst = [max(w, f) if f == f else float("inf") for w, f in zip(worst, (found, found_lse))]
     return worst

@@ -76,7 +76,7 @@ def decodes(results):
 
 
 def overhead(results):
-    """Of the bands of a sparse pattern that covers everything, round by round against dense ones."""
+    """Compares a sparse pattern that covers every block with dense attention, round by round."""
     rows = {row["pattern"]: row["times"]["butterfly"] for row in results["prefill"]}
     if "dense by bands" not in rows:
         return "not run"

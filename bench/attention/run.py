@@ -16,12 +16,12 @@ from clock import measure
 from kernel import Launch, kernels
 
 TARGETS = ("cuda:sm_90a", "cuda:sm_90")
-# Inputs that take turns: together more than the cache holds.
+# The inputs that take turns should have about this size together: more than the L2 cache holds.
 ROTATE_BYTES = 256 << 20
 
 
 class Butterfly:
-    """The command, and a config for each head size."""
+    """Runs the `butterfly` command, with a config for each head size."""
 
     def __init__(self, binary, folder):
         self.binary, self.folder, self.made = binary, folder, {}
@@ -85,7 +85,7 @@ OURS = {"butterfly": "cuda:sm_90a", "portable": "cuda:sm_90"}
 
 
 def prefill(butterfly, rows):
-    """Rows of one shape, all contestants of all of them in turns."""
+    """Measures the rows of one shape; all contestants of all rows take turns."""
     first = rows[0]
     inputs = [tensors(1, first.tokens, first.head_dim)]
     size = sum(x.numel() * 2 for x in inputs[0])
@@ -126,13 +126,14 @@ def decode(butterfly, rows):
     _, told = butterfly.explain(STANDARD, head_dim, row.tokens, "decode", row.batch)
     made = butterfly.kernels(STANDARD, head_dim)
     result = {"tokens": row.tokens, "batch": row.batch, "bar": row.bar, "times": {}}
-    # Where one set fills the memory, positions far apart: only the first block is read again.
+    # If there is memory for few inputs only, queries take turns at positions far apart instead. Of
+    # the keys, these share only the sink block.
     step = 32 * 128
     places = [row.tokens - 1 - i * step for i in range(min(16 // sets or 1, row.tokens // step or 1))]
     runs = {}
     for name, target in OURS.items():
         if name == "portable" and inputs[0][1].numel() >= 1 << 32:
-            continue  # It counts elements in 32 bits, and the command refuses such a launch.
+            continue  # This kernel counts elements in 32 bits; the command refuses such a launch.
         launches = [Launch(made[target, "decode"], *x, place, LAYER) for place in places for x in inputs]
         runs[name] = [launch.run for launch in launches]
         runs[name][0]()
@@ -149,7 +150,7 @@ def decode(butterfly, rows):
 
 
 def shapes(options):
-    """Rows that are measured together, by name."""
+    """The groups of rows that are measured together, by name."""
     groups = {}
     for row in ROWS:
         groups.setdefault(f"{row.group} {row.tokens} D {row.head_dim}", (prefill, []))[1].append(row)

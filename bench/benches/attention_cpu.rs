@@ -1,8 +1,8 @@
-//! The native kernel beside the fastest matrix product of a well-kept crate, and sparse
-//! beside dense attention.
+//! Compares the native kernel with the matrix products of the `gemm` and `matrixmultiply` crates,
+//! and sparse with dense attention.
 //!
-//! Criterion times each piece. The comparison that matters is then made in rounds that
-//! interleave the pieces, so that a change of clock or load meets all of them alike.
+//! Criterion first times each separately. The comparisons that matter are then made in rounds in
+//! which all take turns, so that a change of clock rate or load affects them alike.
 
 use butterfly_bench::{Case, causal_rows, median, numbers, seconds, standard_rows};
 use butterfly_cpu::{Attention, Isa, Problem, attend, attend_into, visited_pairs};
@@ -12,7 +12,7 @@ const GEMM: usize = 1024;
 const GEMM_FLOP: f64 = 2.0 * (GEMM * GEMM * GEMM) as f64;
 const ROUNDS: usize = 15;
 
-/// Share of the matrix product's rate that the kernel has to reach.
+/// Share of the faster matrix product's rate that the kernel has to reach.
 const RATE_BAR: f64 = 0.60;
 /// Speed-up over dense that sparse attention has to reach at T = 32768.
 const SPEEDUP_BAR: f64 = 15.0;
@@ -32,10 +32,10 @@ impl Matrices {
         }
     }
 
-    /// The `gemm` crate, row-major, on all threads of the rayon pool.
+    /// A product by the `gemm` crate, row-major, on all threads of the rayon pool.
     fn gemm(&mut self) {
         let n = GEMM as isize;
-        // SAFETY: three n x n row-major matrices, the result is not aliased.
+        // SAFETY: all three are row-major n x n matrices, and `c` does not alias `a` and `b`.
         unsafe {
             gemm::gemm(
                 GEMM,
@@ -61,7 +61,7 @@ impl Matrices {
         }
     }
 
-    /// The `matrixmultiply` crate, row-major, on as many threads as it takes itself.
+    /// A product by the `matrixmultiply` crate, row-major, on as many threads as it chooses.
     fn matrixmultiply(&mut self) {
         let n = GEMM as isize;
         // SAFETY: as above.
@@ -86,7 +86,7 @@ impl Matrices {
     }
 }
 
-/// FLOP of the visited tiles: two products, a multiplication and an addition each.
+/// FLOP of the visited tiles: two products, each with a multiplication and an addition per element.
 fn flop(problem: &Problem) -> f64 {
     let pairs = visited_pairs(problem).expect("the case is well formed");
     pairs as f64 * 2.0 * (problem.head_dim + problem.v_head_dim) as f64
@@ -96,7 +96,7 @@ fn run(problem: &Problem) -> Attention {
     attend(problem, None).expect("the case is well formed")
 }
 
-/// Into memory that is there already, as the matrix products have it.
+/// As [`run`], but into memory that is already allocated, as for the matrix products.
 fn run_into(problem: &Problem, into: &mut Attention) {
     attend_into(problem, None, into).expect("the case is well formed");
 }
@@ -121,7 +121,7 @@ fn pieces(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Prints the rate against that of the matrix products, in interleaved rounds.
+/// Prints the kernel's rate beside that of the matrix products.
 fn rate() {
     let mut matrices = Matrices::new();
     let (case, rows) = (Case::new(8192, 128), standard_rows(8192));
@@ -130,7 +130,7 @@ fn rate() {
     let mut result = run(&problem);
     let mut times = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
-        // About the same time for each, so that a burst of other load hits no one alone.
+        // Each takes about the same time, so that a burst of other load hits none more than others.
         times[0].extend((0..8).map(|_| seconds(|| matrices.gemm())));
         times[1].extend((0..8).map(|_| seconds(|| matrices.matrixmultiply())));
         times[2].push(seconds(|| run_into(&problem, &mut result)));
@@ -198,7 +198,7 @@ fn verdict(holds: bool) -> &'static str {
 }
 
 fn main() {
-    // `--test` asks only whether everything runs; `--bars` leaves out the pieces.
+    // `--test` only checks that everything runs; `--bars` leaves out Criterion's part.
     let asked = |flag: &str| std::env::args().any(|arg| arg == flag);
     if !asked("--bars") {
         let mut criterion = Criterion::default().configure_from_args();

@@ -33,7 +33,7 @@ def width(blocks):
 
 
 def seen(case, q, kv_len, index):
-    """Which keys the queries at positions q see."""
+    """The mask of the keys that the queries at positions q see."""
     k = torch.arange(kv_len, device="cuda")
     mask = k[None] <= q[:, None]
     if case["pattern"] == "window1024":
@@ -47,7 +47,7 @@ def seen(case, q, kv_len, index):
 
 
 def bands(case, kv_len, index):
-    """The table of the butterfly pattern."""
+    """The band table of `causal & (local(1) | partner(causal_shift) | sink(1))`: row offsets and bands."""
     block, offsets, rows = case["block"], [0], []
     blocks = -(-kv_len // block)
     shift = 1 << (index % width(blocks))
@@ -59,7 +59,7 @@ def bands(case, kv_len, index):
 
 
 class Launch:
-    """Inputs on the device, poisoned outputs, and the arguments of a launch."""
+    """Inputs and outputs on the device, and the arguments of a launch."""
 
     def __init__(self, case, batch, kv_heads, q_len, kv_len, index, tokens_first=False):
         dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float16
@@ -98,7 +98,7 @@ class Launch:
                                   stream, self.arguments, None), "cuLaunchKernel")
 
     def errors(self, rows=None):
-        """Relative error of o, absolute error of lse, against f32."""
+        """Relative error of o and absolute error of lse against attention in f32."""
         rows = torch.arange(self.q.shape[2], device="cuda") if rows is None else rows
         mask = seen(self.case, rows + self.offset, self.k.shape[2], self.index)
         worst = [0.0, 0.0]
@@ -182,7 +182,7 @@ def main():
     torch.zeros(1, device="cuda")
     for case in map(json.loads, open(f"{options.folder}/list.jsonl")):
         if not options.names or case["name"] in options.names:
-            signal.alarm(30)  # a kernel that never ends ends the process
+            signal.alarm(30)  # ends the process if a kernel does not end
             run(options.folder, case, options.random)
     signal.alarm(0)
 

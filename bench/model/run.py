@@ -28,7 +28,7 @@ def butterfly(options):
 
 
 def peer(options):
-    """The same shapes by transformers; None where it is not here."""
+    """The same shapes by transformers; None if it is not installed."""
     try:
         import torch, transformers
     except ImportError as error:

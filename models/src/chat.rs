@@ -1,4 +1,4 @@
-//! Text ↔ tokens, and conversations by the folder's template.
+//! Text ↔ tokens, and conversation → prompt by the folder's chat template.
 
 use crate::ModelError;
 use crate::special::ChatFiles;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// The text of this turn.
     pub content: String,
 }
 
@@ -27,14 +27,15 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// Reads `tokenizer.json`; the template from `chat_template.jinja` or `tokenizer_config.json`
-    /// (of several the one called `default`); the names of special tokens from
-    /// `tokenizer_config.json` and `special_tokens_map.json`.
+    /// Reads the tokenizer and the chat template of a folder.
     ///
-    /// Truncation and padding that `tokenizer.json` asks for are left out.
+    /// The tokenizer comes from `tokenizer.json`, without the truncation and padding that the file
+    /// may ask for. The template comes from `chat_template.jinja` or, if there is none, from
+    /// `tokenizer_config.json` (of several templates, the one named `default`). The names of
+    /// special tokens come from `tokenizer_config.json` and `special_tokens_map.json`.
     ///
     /// # Errors
-    /// [`ModelError`] that names the file.
+    /// A [`ModelError`] that names the file which cannot be read or used.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -43,32 +44,36 @@ impl Chat {
         })
     }
 
-    /// The tokens of a text; with `special` also those that begin every text.
+    /// Tokenizes a text; with `special`, adds the special tokens that the tokenizer puts around
+    /// every text, such as a begin-of-text token.
     ///
     /// # Errors
-    /// [`ModelError::Text`].
+    /// [`ModelError::Text`] if the tokenizer fails on this text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ModelError> {
         self.tokenizer.encode(text, special)
     }
 
-    /// The text of tokens, without special ones.
+    /// The text of `tokens`; special tokens are skipped.
     ///
     /// # Errors
-    /// [`ModelError::Text`].
+    /// [`ModelError::Text`] if the tokenizer fails on these tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, ModelError> {
         self.tokenizer.decode(tokens)
     }
 
-    /// The text of tokens that come one by one.
+    /// A decoder for tokens that arrive one by one.
     pub fn stream(&self) -> Stream<'_> {
         Stream::new(&self.tokenizer)
     }
 
-    /// A conversation as the model was trained on it, up to where its answer begins: what
-    /// transformers gives for it, without tools and documents.
+    /// Renders a conversation as a prompt with the folder's chat template, up to where the model's
+    /// answer begins.
+    ///
+    /// The result is that of `apply_chat_template` in transformers with `add_generation_prompt`,
+    /// and without tools and documents.
     ///
     /// # Errors
-    /// [`ModelError::Text`] without a template, or where it fails.
+    /// [`ModelError::Text`] if the folder has no template, or the template fails.
     pub fn apply(&self, messages: &[Message]) -> Result<String, ModelError> {
         let Some((path, text)) = &self.files.template else {
             return Err(ModelError::Text {

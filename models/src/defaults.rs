@@ -1,29 +1,31 @@
-//! `generation_config.json`: what a folder says of how its model goes on with a text.
+//! `generation_config.json`: a folder's settings for generating text.
 //!
-//! The tokens that end a text are taken from it. How tokens are chosen is the caller's to say, so
-//! that the same command gives the same text; what the file asks for beyond that is listed, for the
-//! user to see.
+//! Only the tokens that end a text are taken from it. How tokens are sampled is up to the caller,
+//! so that the same command gives the same text; settings of the file that are not followed are
+//! listed, so that the user can be told.
 
 use crate::ModelError;
 use crate::folder::read;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What `generation_config.json` says.
+/// The contents of `generation_config.json` that bear on the generated text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults {
-    /// Tokens that end a text, where it names any; an empty list where it says that none does.
+    /// The tokens that end a text (`eos_token_id`): `None` if the file does not mention them, an
+    /// empty list if it says that no token ends a text.
     pub ends: Option<Vec<u32>>,
-    /// How to choose tokens, name and value; nothing where the most likely one is to be taken.
+    /// Sampling settings by name, as in [`Sampling`](crate::Sampling); empty if `do_sample` is not
+    /// true, which means that the most likely token is taken.
     pub sampling: Vec<(String, Value)>,
-    /// Other settings that change the text, and that there is no flag for.
+    /// Other settings that would change the text, and that this crate does not support.
     pub ignored: Vec<(String, Value)>,
 }
 
-/// Settings of sampling that [`crate::Sampling`] has too.
+/// Sampling settings that [`crate::Sampling`] has too.
 const SAMPLING: [&str; 3] = ["temperature", "top_k", "top_p"];
 
-/// Settings that change the text, with the values that change nothing.
+/// Unsupported settings that change the text, each with the values at which it changes nothing.
 const OTHERS: [(&str, &[f64]); 22] = [
     ("bad_words_ids", &[]),
     ("begin_suppress_tokens", &[]),
@@ -50,7 +52,7 @@ const OTHERS: [(&str, &[f64]); 22] = [
 ];
 
 impl Defaults {
-    /// Reads `generation_config.json`, which need not be there.
+    /// Reads `generation_config.json`; a missing file gives the default.
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
         if !path.exists() {
             return Ok(Self::default());
@@ -88,7 +90,8 @@ impl Defaults {
     }
 }
 
-/// A token, a list of tokens, or none.
+/// The tokens of `eos_token_id`: one token, a list of tokens, or null. `None` if it is anything
+/// else.
 fn ends(value: &Value) -> Option<Vec<u32>> {
     let token = |value: &Value| u32::try_from(value.as_u64()?).ok();
     match value {
@@ -105,7 +108,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Defaults, ModelError> {
         let path = std::env::temp_dir().join(format!("generation-{}.json", std::process::id()));
-        // One file for all cases, which run one after the other in one test.
+        // All cases share one file: they run one after the other in one test.
         std::fs::write(&path, text).expect("written");
         let read = Defaults::open(&path);
         std::fs::remove_file(&path).expect("removed");

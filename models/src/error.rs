@@ -1,25 +1,25 @@
-//! Why a model was not loaded, or did not run.
+//! Errors of loading and running a model.
 
 use butterfly::OperationError;
 use std::path::PathBuf;
 
-/// What is wrong with a model folder, or with what it is asked to do.
+/// What is wrong with a model folder, or with a request to its model.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The system refused to read a file.
+    /// A file cannot be read.
     #[error("{}: cannot read: {error}{hint}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
-        /// What to do.
+        /// Advice to the user, appended to the message; may be empty.
         hint: &'static str,
     },
-    /// A config that is refused.
+    /// The `config.json` is not accepted.
     #[error(transparent)]
     Config(#[from] butterfly_compiler::config::ConfigError),
-    /// A file that is not what its name says.
+    /// A file whose contents are not what its name promises.
     #[error("{}: {what}", path.display())]
     File {
         /// The file.
@@ -27,43 +27,43 @@ pub enum ModelError {
         /// What is wrong, and what to do.
         what: String,
     },
-    /// Tensors that are not there, or not as they should be.
+    /// Tensors that are missing, or have a wrong shape or element type.
     #[error("{}: {} of the model's tensors cannot be used:\n{}\ndownload the folder again, or give the config.json that belongs to these weights", dir.display(), problems.len(), listed(problems))]
     Tensors {
         /// The folder.
         dir: PathBuf,
-        /// One line for each.
+        /// One line for each tensor.
         problems: Vec<String>,
     },
-    /// A model that is known to the compiler, but does not run yet.
+    /// A model family that the compiler knows, but whose layers this crate does not have yet.
     #[error("{}: `model_type` {family} cannot be run yet: its kernels can be compiled, its layers are not written; give gpt2, llama, qwen3 or qwen3_5", path.display())]
     Family {
-        /// The config.
+        /// The `config.json`.
         path: PathBuf,
-        /// `model_type`.
+        /// Its `model_type`.
         family: &'static str,
     },
     /// A layer with a step that does not run yet.
     #[error("this layer cannot be run yet: {0}; its kernels can be compiled")]
     Layer(String),
-    /// Tokens that the model does not know.
+    /// A token outside the model's vocabulary.
     #[error(
         "token {token} at position {position}: the model has {vocabulary} tokens; use its own tokenizer"
     )]
     Token {
         /// The token.
         token: u32,
-        /// Where it stands.
+        /// Its position in the sequence, counted from 0.
         position: usize,
-        /// How many there are.
+        /// Number of tokens in the vocabulary.
         vocabulary: usize,
     },
-    /// More tokens than were planned for.
+    /// More tokens than the state's capacity.
     #[error("{tokens} tokens are more than the capacity of {capacity}; give a larger --capacity")]
     Capacity {
-        /// Tokens in all.
+        /// Tokens of a sequence, those before this chunk included.
         tokens: usize,
-        /// What was planned for.
+        /// The state's capacity, in tokens of a sequence.
         capacity: usize,
     },
     /// More positions than the model has an embedding for.
@@ -71,25 +71,25 @@ pub enum ModelError {
         "{tokens} tokens are more than the {positions} positions that the model has an embedding for; shorten the prompt"
     )]
     Positions {
-        /// Tokens in all.
+        /// Tokens of a sequence, those before this chunk included.
         tokens: usize,
-        /// Positions.
+        /// Number of positions with an embedding.
         positions: usize,
     },
-    /// A chunk that is no token for each text, or the same number for all.
+    /// A chunk that is empty, or that cannot be divided evenly among the sequences of the batch.
     #[error(
         "{tokens} tokens are no chunk for {batch} texts: give each of them the same number, at least 1"
     )]
     Chunk {
-        /// Tokens of all texts.
+        /// Tokens of all sequences together.
         tokens: usize,
-        /// Texts.
+        /// Number of sequences.
         batch: usize,
     },
-    /// A state that does not go with the model.
+    /// A state that does not fit the model, or that was lost when a device failed.
     #[error("the state {0}; begin with a new one of this model and policy")]
     State(&'static str),
-    /// A template or tokenizer that fails.
+    /// A chat template or tokenizer that cannot be used, or that failed.
     #[error("{}: {what}", path.display())]
     Text {
         /// The file.
@@ -97,12 +97,12 @@ pub enum ModelError {
         /// What is wrong.
         what: String,
     },
-    /// A kernel that is missing or failed.
+    /// An operation failed: a kernel is missing, its inputs do not fit, or the device failed.
     #[error(transparent)]
     Operation(#[from] OperationError),
 }
 
-/// The first problems, and how many more.
+/// The first problems, one a line, and the number of the others.
 fn listed(problems: &[String]) -> String {
     const MOST: usize = 20;
     let mut text: Vec<String> = problems

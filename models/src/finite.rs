@@ -1,4 +1,4 @@
-//! Weights that are not finite, for who has seen logits that are not.
+//! Finds weights that are not finite, to explain logits that are not finite.
 
 use crate::Folder;
 use crate::loader::numbers;
@@ -6,30 +6,33 @@ use butterfly::Dtype;
 use half::{bf16, f16};
 use std::fmt;
 
-/// A tensor with numbers that no model can compute with.
+/// A weight tensor that holds NaN or infinity, or becomes infinite in the model's element type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotFinite {
-    /// Its name.
+    /// The tensor's name.
     pub tensor: String,
-    /// How many of its numbers are not finite.
+    /// The number of its elements that are not finite.
     pub count: usize,
-    /// Where the first of them stands.
+    /// The indices of the first of them.
     pub at: Vec<usize>,
-    /// What is stored there.
+    /// The value stored there.
     pub stored: f32,
-    /// The element type that cannot hold it, where it is finite as it is stored.
+    /// The element type whose range the stored value exceeds; `None` if the stored value itself is
+    /// not finite.
     pub beyond: Option<Dtype>,
 }
 
 impl Folder {
-    /// The first tensor by name that holds numbers which are not finite, or, as the elements of
-    /// a matrix, are not in `dtype`. Reads all tensors until then.
+    /// The first tensor, in order of names, with an element that is not finite: as an element of
+    /// type `dtype` in matrices, as f32 in all other tensors.
+    ///
+    /// Reads every tensor up to that one.
     pub fn not_finite(&self, dtype: Dtype) -> Option<NotFinite> {
         let mut names: Vec<&String> = self.names().collect();
         names.sort_unstable();
         names.into_iter().find_map(|name| {
             let view = self.tensor(name)?;
-            // Vectors are read as f32.
+            // The loader reads all but matrices as f32.
             let dtype = if view.shape.len() == 2 {
                 dtype
             } else {
@@ -64,7 +67,7 @@ fn rounded(x: f32, dtype: Dtype) -> f32 {
     }
 }
 
-/// The indices of the element at `place` of a tensor as it lies in memory.
+/// The indices of the element at offset `place` of a contiguous tensor.
 fn index(mut place: usize, shape: &[usize]) -> Vec<usize> {
     let mut at = vec![0; shape.len()];
     for (at, size) in at.iter_mut().zip(shape).rev() {

@@ -9,29 +9,30 @@ use butterfly_compiler::{config, family};
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
 use std::path::{Path, PathBuf};
 
-/// An opened folder.
+/// An opened model folder: its config, and its memory-mapped weights.
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
     /// The attention layers.
     pub config: ModelConfig,
-    /// All other sizes. Of tied embeddings and an output projection of its own, what the
-    /// weights are: see [`own_output`](Self::own_output).
+    /// All other sizes. Whether the output projection is tied to the embedding is decided by the
+    /// weights, not by the config: see [`own_output`](Self::own_output). The tokens that end a
+    /// text are those of `generation_config.json`, if it names them.
     pub sizes: ModelSizes,
-    /// What `generation_config.json` says; the tokens that end a text are in `sizes` already.
+    /// The settings of `generation_config.json`.
     pub defaults: Defaults,
     shards: Shards,
     own_output: bool,
 }
 
-/// The output projection, which stands beside the model.
+/// The output projection; unlike all other tensors it has no prefix in its name.
 pub(crate) const OUTPUT: &str = "lm_head.weight";
 
 impl Folder {
-    /// Opens a folder: its config, and where each tensor lies.
+    /// Opens a folder: reads its config and maps its weights.
     ///
     /// # Errors
-    /// [`ModelError`] that names the file.
+    /// A [`ModelError`] that names the file which cannot be read or used.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let (config, mut sizes) = read_config(&dir.join("config.json"))?;
         let defaults = Defaults::open(&dir.join("generation_config.json"))?;
@@ -55,13 +56,13 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Whether the weights have an output projection that is not the embedding, though the config
-    /// ties the two. As in transformers from 5.0 on, the weights decide.
+    /// Whether the weights hold an output projection that differs from the embedding although the
+    /// config ties the two. It is then used: as in transformers from 5.0 on, the weights decide.
     pub fn own_output(&self) -> bool {
         self.own_output
     }
 
-    /// What stands before the names of all tensors but the output projection.
+    /// The prefix of the names of all tensors except the output projection.
     pub(crate) fn prefix(&self) -> &'static str {
         let any = |start: &str| self.names().any(|name| name.starts_with(start));
         let prefixes = family::of(self.config.family).prefixes;
@@ -69,8 +70,8 @@ impl Folder {
         first.or(prefixes.last()).copied().unwrap_or_default()
     }
 
-    /// The whole name of the embedding of tokens. Where it is tied and only the output projection
-    /// is there, that is it.
+    /// The full name of the token embedding. If the two matrices are tied and the folder holds only
+    /// the output projection, this is the name of the output projection.
     pub(crate) fn embedding(&self) -> String {
         let name = family::of(self.config.family).embedding;
         let name = format!("{}{name}", self.prefix());
@@ -81,7 +82,7 @@ impl Folder {
         }
     }
 
-    /// The folder.
+    /// The path of the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -98,7 +99,8 @@ impl Folder {
 /// Reads a `config.json`: the attention layers, and all other sizes.
 ///
 /// # Errors
-/// [`ModelError`] that names the file and the field.
+/// A [`ModelError`] that names the file and, where there is one, the field;
+/// [`ModelError::Family`] for a model that can be compiled for but not run.
 pub fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError> {
     let text = read(path, "; give a Hugging Face model folder")?;
     let name = path.display().to_string();
@@ -108,7 +110,7 @@ pub fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError>
     Ok((config, sizes))
 }
 
-/// Whether the layers of a family are written.
+/// Checks that this crate has the layers of a family.
 fn supported(family: Family, path: &Path) -> Result<(), ModelError> {
     match family::of(family).runs {
         true => Ok(()),

@@ -1,41 +1,41 @@
-//! What a model takes of a device's memory, before anything is put there.
+//! Estimates the device memory of a run before anything is allocated.
 
 use butterfly::Dtype;
 use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::Phase;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 
-/// Bytes that a run needs; what is more than 64 bits count is as much as they do.
+/// The memory that a run needs, in bytes; each figure saturates at `u64::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Weights.
     pub weights: u64,
-    /// Keys, values and states of all layers.
+    /// KV caches and recurrent states of all layers.
     pub caches: u64,
-    /// The tensors of one chunk that are there at the same time, about.
+    /// The tensors of one chunk that exist at the same time, estimated.
     pub activations: u64,
-    /// The logits that are made at once.
+    /// The logits that are computed at once.
     pub logits: u64,
 }
 
-/// How much a model is given to do.
+/// The sizes of a run, in sequences and in tokens of each sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Texts of one length.
+    /// Number of sequences; all have the same length.
     pub batch: u64,
-    /// Tokens of each.
+    /// Tokens that the caches of a sequence have room for.
     pub capacity: u64,
-    /// Tokens of each that are taken at a time.
+    /// Tokens of a sequence that one call of the model takes.
     pub chunk: u64,
-    /// Tokens of each whose logits are made at once.
+    /// Tokens of a sequence whose logits are computed at once.
     pub logits: u64,
 }
 
 impl Footprint {
-    /// Of a model in element type `dtype`.
+    /// Estimates a run of a model whose weights, KV caches and logits are of type `dtype`.
     pub fn new(config: &ModelConfig, sizes: &ModelSizes, dtype: Dtype, extent: Extent) -> Self {
-        // In 128 bits: two sizes of 32 bits, times up to 4096 layers, 576 elements of a head and
-        // 4 bytes, leave room for a factor of a million.
+        // 128 bits hold the product of two 32-bit sizes, up to 4096 layers, 576 elements of a head
+        // and 4 bytes with a factor of a million to spare.
         let wide = |n: u64| u128::from(n);
         let heads = config.attention.kernel_shape(Phase::Prefill);
         let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(wide32);
@@ -62,14 +62,15 @@ impl Footprint {
             + full * (rows * hidden + q * dim * hidden)
             + recurrent * (linear_rows * hidden + values * hidden);
         let bytes = wide32(dtype.bytes());
-        // A feed-forward layer holds both halves and their product; linear attention its rows,
-        // and in f32 what is convolved and what is read.
+        // A feed-forward layer holds gate, up projection and their product; linear attention holds
+        // its projections and output, and in f32 the convolved rows and the values that are read
+        // from the state.
         let feed_forward = bytes * 3 * inner;
         let attention = bytes * (rows + 2 * q * dim);
         let recurrence = bytes * (linear_rows + values) + 4 * (linear_rows + values);
         let stream = 2 * 4 * hidden + 2 * bytes * hidden;
         let widest = feed_forward.max(attention).max(recurrence);
-        // Cosines and sines of each position.
+        // A cosine and a sine in f32 for each pair of rotated dimensions.
         let rotation = 4 * config.rope.map_or(0, |rope| wide32(rope.dims));
         let Extent {
             batch,
@@ -94,7 +95,7 @@ impl Footprint {
         }
     }
 
-    /// All of it.
+    /// The sum of all parts.
     pub fn total(&self) -> u64 {
         let parts = [self.weights, self.caches, self.activations, self.logits];
         parts.into_iter().fold(0, u64::saturating_add)
@@ -125,14 +126,14 @@ mod tests {
             logits: 1,
         };
         let footprint = Footprint::new(&model, &sizes, Dtype::Bf16, extent);
-        // 8.03 billion parameters; 128 KiB for each token.
+        // 8.03 billion parameters; 128 KiB of keys and values for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
         assert_eq!(footprint.caches, 8192 * 131_072);
         assert!(footprint.activations > 8192 * 3 * 14336 * 2);
         assert_eq!(footprint.logits, 2 * 128_256);
     }
 
-    /// The largest sizes that a config can give.
+    /// With the largest sizes that a config may have.
     #[test]
     fn nothing_overflows() {
         let most = u32::MAX - 255;

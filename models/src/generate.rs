@@ -3,16 +3,17 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How a token is chosen.
+/// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides logits; 0 takes the largest.
+    /// Logits are divided by this; 0 always takes the largest logit.
     pub temperature: f32,
-    /// Of the most likely tokens only so many; 0 for all.
+    /// Only this number of the most likely tokens can be drawn; 0 for no limit.
     pub top_k: usize,
-    /// Of the most likely tokens those that make up this share; 1 for all.
+    /// Only the fewest most likely tokens can be drawn whose probabilities add up to this share (of
+    /// the `top_k` tokens); 1 for no limit.
     pub top_p: f32,
-    /// The same numbers give the same text.
+    /// Seed of the random numbers: the same seed gives the same text.
     pub seed: u64,
 }
 
@@ -27,7 +28,7 @@ impl Default for Sampling {
     }
 }
 
-/// Draws tokens.
+/// Draws one token after another.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -35,7 +36,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the start of its sequence.
+    /// A sampler at the start of its sequence of random numbers.
     pub fn new(sampling: Sampling) -> Self {
         Self {
             sampling,
@@ -43,7 +44,10 @@ impl Sampler {
         }
     }
 
-    /// The next token for as many logits as there are tokens.
+    /// Chooses the next token from its logits, one for each token of the vocabulary.
+    ///
+    /// # Panics
+    /// If `logits` is empty and the temperature is above 0.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         let Sampling {
             temperature,
@@ -80,7 +84,7 @@ impl Sampler {
     }
 }
 
-/// The first of the largest.
+/// The index of the largest logit; of several, the first.
 fn largest(logits: &[f32]) -> u32 {
     let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
     (0..logits.len()).fold(0, better) as u32

@@ -1,12 +1,15 @@
 //! Language models in Burn, from Hugging Face folders.
 //!
-//! Owns: weights, the layers around attention, the caches of a running text, tokens and
-//! their choice. In: a folder with `config.json`, safetensors and `tokenizer.json`, and a
-//! [`Policy`] that says which layers follow a pattern. Out: logits, and text.
+//! This crate owns the weights, the layers around attention, KV caches and recurrent states,
+//! tokenizers, chat templates and sampling. In: a folder with `config.json`, safetensors and
+//! `tokenizer.json`, and a [`Policy`] that gives each attention layer its pattern and kernels.
+//! Out: logits, and text.
 //!
-//! Invariants: a model is loaded whole or not at all, with every tensor that is missing,
-//! wrongly shaped or unused known by name; every attention layer runs what its policy says,
-//! and counts it; logits of a prompt do not depend on how it is cut into chunks.
+//! Invariants:
+//! - A model is loaded completely or not at all. The error names every tensor that is missing or
+//!   has a wrong shape; unused tensors are returned by name.
+//! - Every attention layer runs the plan that its policy names, and counts its launches.
+//! - With a fixed capacity, the logits of a prompt do not depend on how it is cut into chunks.
 
 mod chat;
 mod decoder;

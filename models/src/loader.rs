@@ -1,8 +1,8 @@
-//! Names → tensors on the device, or random ones of the same shapes.
+//! Tensor names → tensors on the device; without a folder, random tensors of the same shapes.
 //!
-//! In:  a folder, or none. Out: weights in the model's element type, norms in f32. What is
-//! missing or wrongly shaped is collected, so that one error names all of it. A first pass
-//! compares names and shapes alone, so that nothing is read of a folder that is refused.
+//! In:  a folder, or none. Out: weights in the model's element type, norms in f32. Tensors that
+//! are missing or have a wrong shape are collected, so that one error names all of them. A first
+//! pass only compares names, shapes and types, so that no weights of a refused folder are read.
 
 use crate::shards::View;
 use crate::{Folder, ModelError};
@@ -13,23 +13,23 @@ use half::{bf16, f16};
 use safetensors::tensor::Dtype as StoredDtype;
 use std::collections::HashSet;
 
-/// Tensors of the folder that the model does not use, by name.
+/// The names of the folder's tensors that the model does not use, sorted.
 pub type Unused = Vec<String>;
 
-/// What is done with the tensors that a model asks for.
+/// What a pass over the model's tensors does with each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
-    /// Names, shapes and types are compared with those of the folder. Nothing is read or
-    /// allocated, and every tensor that is given has one number.
+    /// Compares name, shape and type with those in the folder. No weights are read or allocated:
+    /// the model gets placeholders of one element.
     Check,
-    /// They are read, or drawn where there is no folder.
+    /// Reads the tensor, or draws it at random if there is no folder.
     Load,
 }
 
 pub(crate) struct Loader<'a, B: Backend> {
     pass: Pass,
     folder: Option<&'a Folder>,
-    /// Before each name, as in `model.`.
+    /// Prefix of each name, such as `model.`.
     prefix: &'a str,
     device: &'a B::Device,
     dtype: DType,
@@ -37,7 +37,7 @@ pub(crate) struct Loader<'a, B: Backend> {
     problems: Vec<String>,
 }
 
-/// Numbers that a random weight is drawn with.
+/// Standard deviation of random weights.
 const DEVIATION: f64 = 0.02;
 
 impl<'a, B: Backend> Loader<'a, B> {
@@ -59,7 +59,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
     }
 
-    /// The rows of several matrices [rows, columns] below one another, in the model's type.
+    /// Several matrices `[rows, columns]`, stacked along their rows, in the model's element type.
     pub(crate) fn matrix(&mut self, parts: &[(String, usize)], columns: usize) -> Tensor<B, 2> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
         if self.folder.is_none() && self.pass == Pass::Load {
@@ -73,19 +73,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.upload(bytes, [rows, columns], self.dtype)
     }
 
-    /// The embedding of tokens [vocabulary, hidden].
+    /// The token embedding `[vocabulary, hidden]`.
     pub(crate) fn embedding(&mut self, sizes: &ModelSizes) -> Tensor<B, 2> {
         let name = self.folder.map(Folder::embedding).unwrap_or_default();
         let part = (format!("/{name}"), sizes.vocabulary as usize);
         self.matrix(&[part], sizes.hidden as usize)
     }
 
-    /// A matrix that is stored as [columns, rows], as [rows, columns].
+    /// A matrix `[rows, columns]` that is stored as `[columns, rows]`.
     pub(crate) fn transposed(&mut self, name: &str, rows: usize, columns: usize) -> Tensor<B, 2> {
         let stored = self.matrix(&[(name.to_string(), columns)], rows);
         match self.pass {
             Pass::Check => stored,
-            // Laid out anew once, so that every matrix is read the same way.
+            // Copied once to be contiguous, so that kernels read every matrix the same way.
             Pass::Load => {
                 let data = stored.transpose().into_data();
                 Tensor::from_data(data, (self.device, self.dtype))
@@ -93,18 +93,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
     }
 
-    /// The weights of a convolution along each channel, stored as [channels, 1, taps], as
-    /// [taps, channels] in f32.
+    /// The weights of a depthwise convolution as `[taps, channels]` in f32; they are stored as
+    /// `[channels, 1, taps]`.
     pub(crate) fn convolution(&mut self, name: &str, channels: usize, taps: usize) -> Tensor<B, 2> {
         let stored = self.vector(name, &[channels, 1, taps], 0.0);
         let at_tap = |tap| stored.iter().skip(tap).step_by(taps).copied();
         self.floats((0..taps).flat_map(at_tap).collect(), [taps, channels])
     }
 
-    /// A vector in f32, and `plus` on each of its numbers; empty where shapes are checked.
+    /// The elements of a tensor in f32, in the order of storage, with `plus` added to each; empty
+    /// in the checking pass.
     pub(crate) fn vector(&mut self, name: &str, shape: &[usize], plus: f32) -> Vec<f32> {
         if self.folder.is_none() && self.pass == Pass::Load {
-            // A norm that keeps its input, whatever is stored.
+            // As the weight of a norm this is the identity, so `plus` is not added.
             return vec![1.0; shape.iter().product()];
         }
         let mut bytes = Vec::new();
@@ -113,13 +114,13 @@ impl<'a, B: Backend> Loader<'a, B> {
         numbers.map(|b| f32::from_le_bytes(*b) + plus).collect()
     }
 
-    /// A vector in f32 on the device.
+    /// The weight of a norm in f32, with `plus` added to each element.
     pub(crate) fn norm(&mut self, name: &str, length: usize, plus: f32) -> Tensor<B, 1> {
         let numbers = self.vector(name, &[length], plus);
         self.floats(numbers, [length])
     }
 
-    /// Numbers on the device, in f32.
+    /// Uploads numbers as an f32 tensor.
     pub(crate) fn floats<const D: usize>(
         &self,
         numbers: Vec<f32>,
@@ -131,12 +132,12 @@ impl<'a, B: Backend> Loader<'a, B> {
         Tensor::from_data(TensorData::new(numbers, shape), (self.device, DType::F32))
     }
 
-    /// A vector in the model's type.
+    /// Several vectors, one after another, in the model's element type; zeros without a folder.
     pub(crate) fn bias(&mut self, parts: &[(String, usize)]) -> Tensor<B, 1> {
         self.rounded(parts, self.dtype)
     }
 
-    /// A vector rounded to the model's type, in `dtype`.
+    /// As [`bias`](Self::bias): rounded to the model's element type, but stored as `dtype`.
     pub(crate) fn rounded(&mut self, parts: &[(String, usize)], dtype: DType) -> Tensor<B, 1> {
         let mut numbers = Vec::new();
         for (name, length) in parts {
@@ -153,7 +154,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         Tensor::from_data(data.convert_dtype(dtype), (self.device, dtype))
     }
 
-    /// What stands for a tensor while shapes are checked.
+    /// The one-element tensor that stands for a weight in the checking pass.
     fn placeholder<const D: usize>(&self) -> Tensor<B, D> {
         let data = TensorData::new(vec![0.0f32], [1; D]).convert_dtype(self.dtype);
         Tensor::from_data(data, (self.device, self.dtype))
@@ -172,8 +173,9 @@ impl<'a, B: Backend> Loader<'a, B> {
         Tensor::from_data(data, (self.device, dtype))
     }
 
-    /// Appends a tensor's bytes in `dtype`; after a slash its name is whole. In the first pass, checks
-    /// that this can be done.
+    /// Appends the bytes of a tensor, converted to `dtype`; the checking pass only checks that this
+    /// can be done. The prefix is put before `name`, unless it begins with a slash: the rest is
+    /// then the full name.
     fn read(&mut self, name: &str, shape: &[usize], dtype: DType, into: &mut Vec<u8>) {
         let Some(folder) = self.folder else {
             return;
@@ -202,7 +204,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.taken.insert(whole);
     }
 
-    /// All names that the model does not use, if the rest was there.
+    /// The names that the model does not use, or an error with all problems found so far.
     pub(crate) fn finish(self) -> Result<Unused, ModelError> {
         let Some(folder) = self.folder else {
             return Ok(Vec::new());
@@ -220,8 +222,8 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 }
 
-/// Tensors that belong to other parts of a checkpoint: vision, further predicted tokens,
-/// masks and frequencies that are computed, an output projection that is tied.
+/// Whether a tensor is expected to be unused: vision towers, multi-token prediction heads, masks
+/// and rotary frequencies that are computed instead, a tied output projection.
 fn known(name: &str) -> bool {
     let parts = [
         "visual.",
@@ -234,7 +236,7 @@ fn known(name: &str) -> bool {
         || name == "lm_head.weight"
 }
 
-/// Whether two tensors hold the same numbers in the same places.
+/// Whether two tensors have the same shape and elements, whatever the types they are stored in.
 pub(crate) fn same(a: View<'_>, b: View<'_>) -> bool {
     if a.dtype == b.dtype || a.shape != b.shape {
         return a.shape == b.shape && a.bytes == b.bytes;
@@ -245,8 +247,8 @@ pub(crate) fn same(a: View<'_>, b: View<'_>) -> bool {
     numbers(a).eq(numbers(b))
 }
 
-/// The numbers of a tensor in f32, some at a time since it may be large; none where they are of
-/// a type that is not [`readable`].
+/// The elements of a tensor in f32, in pieces, since it may be large; none if its type is not
+/// [`readable`].
 pub(crate) fn numbers(view: View<'_>) -> impl Iterator<Item = Vec<f32>> {
     const TOGETHER: usize = 4096;
     let bytes = if readable(view.dtype) {
@@ -263,13 +265,13 @@ pub(crate) fn numbers(view: View<'_>) -> impl Iterator<Item = Vec<f32>> {
     })
 }
 
-/// Whether numbers of this type are converted.
+/// Whether [`convert`] takes this type.
 fn readable(dtype: StoredDtype) -> bool {
     use StoredDtype::{BF16, F16, F32};
     [F32, F16, BF16].contains(&dtype)
 }
 
-/// Appends numbers of a [`readable`] type in another.
+/// Converts elements from a [`readable`] type and appends them to `into`.
 fn convert(from: StoredDtype, bytes: &[u8], to: DType, into: &mut Vec<u8>) {
     let same = matches!(
         (from, to),

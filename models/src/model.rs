@@ -1,4 +1,4 @@
-//! A whole model: tokens → logits.
+//! A complete language model: tokens → logits.
 
 use crate::decoder::Decoder;
 use crate::folder::OUTPUT;
@@ -16,7 +16,7 @@ use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 /// A language model on a device.
 #[derive(Clone, Debug)]
 pub struct Model<B: Backend> {
-    /// Its attention layers.
+    /// The attention layers.
     pub config: ModelConfig,
     /// All other sizes.
     pub sizes: ModelSizes,
@@ -39,21 +39,21 @@ fn element(dtype: Dtype) -> DType {
     }
 }
 
-/// Of which tokens logits are wanted.
+/// The tokens of a chunk whose logits are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
-    /// All of the chunk.
+    /// All tokens of each sequence.
     All,
-    /// The last one.
+    /// The last token of each sequence.
     Last,
 }
 
 impl<B: AttentionBackend> Model<B> {
-    /// The model of a folder in element type `dtype`, and the tensors there that it does not
-    /// use.
+    /// Loads the model of a folder in element type `dtype`. Also returns the names of the folder's
+    /// tensors that it does not use.
     ///
     /// # Errors
-    /// [`ModelError::Tensors`] with every tensor that is missing or wrongly shaped.
+    /// [`ModelError::Tensors`] with every tensor that is missing or has a wrong shape or type.
     pub fn load(
         folder: &Folder,
         dtype: Dtype,
@@ -63,19 +63,19 @@ impl<B: AttentionBackend> Model<B> {
         Self::build(Some(folder), &folder.config, &folder.sizes, dtype, device)
     }
 
-    /// Whether a folder has the tensors that its config asks for. Takes no memory, however large
-    /// these would be.
+    /// Checks that a folder has the tensors that its config asks for, without reading them or
+    /// allocating memory for them.
     ///
     /// # Errors
-    /// Those of [`load`](Self::load).
+    /// As [`load`](Self::load).
     pub fn check(folder: &Folder, device: &B::Device) -> Result<(), ModelError> {
         let mut loader = Loader::new(Pass::Check, Some(folder), device, DType::F32);
         Self::parts(&mut loader, &folder.config, &folder.sizes)?;
         loader.finish().map(|_| ())
     }
 
-    /// A model of the shapes of a config, as [`read_config`](crate::read_config) gives it, with
-    /// random weights.
+    /// A model with random weights of the shapes of a config, as returned by
+    /// [`read_config`](crate::read_config).
     ///
     /// # Errors
     /// [`ModelError::Layer`] for a family that does not run yet.
@@ -108,7 +108,7 @@ impl<B: AttentionBackend> Model<B> {
         Ok((model, unused))
     }
 
-    /// Its layers, and the output projection.
+    /// The layers, and the output projection.
     fn parts(
         loader: &mut Loader<'_, B>,
         config: &ModelConfig,
@@ -128,16 +128,16 @@ impl<B: AttentionBackend> Model<B> {
         Ok((inner, head))
     }
 
-    /// Where its weights are.
+    /// The device that holds the weights.
     pub fn device(&self) -> &B::Device {
         &self.device
     }
 
-    /// Caches for `batch` texts of one length.
+    /// Empty caches and recurrent states for `batch` sequences of equal length.
     ///
-    /// With a `capacity` the stages of patterns are those of so many tokens throughout, so
-    /// that decode and chunks see what one prefill of the whole text sees. Without one they
-    /// follow the text as it grows, and its logits differ from those of one prefill.
+    /// `capacity` is the largest length of a sequence, in tokens, and fixes the stages of patterns:
+    /// decode and chunks then see what one prefill of the whole text sees. Without it the number of
+    /// stages follows the length of the text so far, and logits differ from those of one prefill.
     pub fn state(&self, batch: usize, capacity: Option<usize>, policy: &Policy) -> State<B> {
         let layers = policy.layers.iter();
         let blocks = layers.map(|layer| match layer {
@@ -158,14 +158,17 @@ impl<B: AttentionBackend> Model<B> {
         }
     }
 
-    /// The next tokens of each text, one row of `tokens` for each → logits [B, T, V], or
-    /// [B, 1, V] for the last alone, in the model's element type.
+    /// Runs the next chunk of each sequence.
+    ///
+    /// `tokens` holds B rows of T tokens, where B is the batch of `state`. Returns logits
+    /// `[B, T, V]`, or `[B, 1, V]` for [`Logits::Last`], in the model's element type.
     ///
     /// # Errors
     /// [`ModelError::Token`], [`ModelError::Chunk`], [`ModelError::State`],
-    /// [`ModelError::Capacity`], [`ModelError::Positions`] before anything runs, or
-    /// [`ModelError::Operation`]. The state is then as it was; where a device failed, it is lost and
-    /// says so when it is next used.
+    /// [`ModelError::Capacity`] or [`ModelError::Positions`] before anything runs;
+    /// [`ModelError::Operation`] if an operation fails. The state is then as it was before the
+    /// call. Only if the device itself fails is the state lost: its next use is a
+    /// [`ModelError::State`].
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -196,7 +199,8 @@ impl<B: AttentionBackend> Model<B> {
         result
     }
 
-    /// Whether a state and a policy are of this model, and the state of one position.
+    /// Checks that state and policy fit this model, and that all caches of the state have the same
+    /// length.
     fn check_state(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
         let kinds = &self.config.layers;
         let other = || ModelError::State("or the policy was made for another model");
@@ -275,7 +279,7 @@ mod tests {
         logits.into_data().into_vec().expect("f32")
     }
 
-    /// The last layer with a cache fails, after all others have taken the chunk.
+    /// The last layer with a KV cache fails, after the layers before it have taken the chunk.
     #[test]
     fn a_state_survives_a_chunk_that_fails() {
         for name in ["gpt2", "llama", "qwen3_5"] {
@@ -335,7 +339,7 @@ mod tests {
         assert!(run(&mut others, &policy, &[1]).contains("another model"));
         let mut own = model.state(1, None, &policy);
         assert!(run(&mut own, &other_policy, &[1]).contains("another model"));
-        // As after a device that failed.
+        // The state of a device that has failed: caches shorter than the position says.
         own.position = 3;
         assert!(run(&mut own, &policy, &[1]).contains("lost"));
     }

@@ -1,32 +1,33 @@
-//! Which attention layers follow a pattern, and which keep theirs.
+//! Which attention layers follow a pattern, and which keep their own attention.
 
 use crate::ModelError;
 use butterfly::{Counts, OperationError, Plan, Sparsity};
 use butterfly_compiler::config;
 use butterfly_ir::model::{LayerKind, ModelConfig};
 
-/// What the attention of each layer runs.
+/// The attention that each layer of a model runs.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// One entry for each layer; `None` where there is no attention.
+    /// One entry for each layer of the model; `None` for layers without softmax attention.
     pub layers: Vec<Option<LayerPolicy>>,
 }
 
-/// What one attention layer runs.
+/// The attention that one layer runs.
 #[derive(Clone, Debug)]
 pub struct LayerPolicy {
-    /// Its pattern and kernels.
+    /// The layer's pattern and kernels.
     pub plan: Plan,
-    /// Picks the stage.
+    /// The index that picks the stage, unless the pattern fixes it: stage = index modulo the number
+    /// of stages.
     pub index: u32,
     /// Whether the pattern replaces the layer's own, causal attention.
     pub swapped: bool,
-    /// Its launches.
+    /// Counts the launches of this layer's kernels.
     pub counts: Counts,
 }
 
 impl Policy {
-    /// Every layer keeps its attention.
+    /// Every attention layer keeps its own, causal attention, which `plan` computes.
     pub fn dense(model: &ModelConfig, plan: &Plan) -> Self {
         let layers = model.layers.iter().map(|kind| match kind {
             LayerKind::LinearAttention => None,
@@ -42,11 +43,12 @@ impl Policy {
         }
     }
 
-    /// The layers that `sparsity` names follow `plan` (all, where it names none), the others
-    /// run `dense`, which is asked for only if there are such.
+    /// The attention layers that `sparsity` names follow `plan`; if it names none, all do. The
+    /// others run the plan that `dense` makes, which is called only if there are others.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a layer that cannot be replaced, and those of `dense`.
+    /// [`ModelError::Config`] for a layer that cannot be replaced; the error of `dense` as
+    /// [`ModelError::Operation`].
     pub fn new(
         model: &ModelConfig,
         plan: &Plan,
@@ -71,13 +73,14 @@ impl Policy {
         Ok(policy)
     }
 
-    /// A plan of the artifacts that all layers share: products come from there.
+    /// The plan of the first attention layer. All layers share its artifacts, from which kernels
+    /// for matrix products are taken.
     pub(crate) fn plan(&self) -> Option<&Plan> {
         let mut layers = self.attention();
         layers.next().map(|(_, layer)| &layer.plan)
     }
 
-    /// The attention layers by index.
+    /// The attention layers, each with its index in the model.
     pub fn attention(&self) -> impl Iterator<Item = (usize, &LayerPolicy)> {
         let layers = self.layers.iter().enumerate();
         layers.filter_map(|(i, layer)| Some((i, layer.as_ref()?)))

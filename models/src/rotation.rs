@@ -1,12 +1,12 @@
-//! Positions → cosines and sines.
+//! RoPE: positions → cosines and sines.
 
 use butterfly_ir::model::{Rope, RopeScaling};
 use std::f64::consts::TAU;
 
-/// The angle by which each pair turns from one position to the next.
+/// The angle, in radians, by which each pair of dimensions turns from one position to the next.
 ///
 /// # Source
-/// RoFormer, arXiv:2104.09864; the scaling of Llama 3.1 as its reference code has it.
+/// RoFormer, arXiv:2104.09864; `Llama3` scaling as in the reference code of Llama 3.1.
 pub(crate) fn frequencies(rope: &Rope) -> Vec<f64> {
     let pairs = rope.dims / 2;
     let plain = (0..pairs).map(|i| {
@@ -30,7 +30,7 @@ pub(crate) fn frequencies(rope: &Rope) -> Vec<f64> {
     scaled.collect()
 }
 
-/// Cosines, then sines, of each position: [positions, 2 * pairs].
+/// The cosines of all pairs, then their sines, for each position: `[positions, 2 * pairs]`.
 pub(crate) fn table(frequencies: &[f64], positions: std::ops::Range<usize>) -> Vec<f32> {
     let mut table = Vec::with_capacity(positions.len() * 2 * frequencies.len());
     for position in positions {

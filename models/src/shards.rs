@@ -1,8 +1,8 @@
-//! The safetensors files of a folder.
+//! The memory-mapped safetensors files of a folder.
 //!
 //! In:  a folder with `model.safetensors`, or with an index and the files it names.
-//! Out: every tensor by name, mapped and not read. Files that are truncated, too long or
-//! malformed, and what index and files say differently, are found here.
+//! Out: every tensor by name, mapped but not read. Errors here are files that are truncated, too
+//! long or malformed, and disagreements between the index and the files.
 
 use crate::ModelError;
 use crate::folder::read;
@@ -11,14 +11,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// Files and what lies in them.
+/// The mapped files of a folder, and the tensors in them.
 #[derive(Debug)]
 pub(crate) struct Shards {
     tensors: HashMap<String, Stored>,
     maps: Vec<memmap2::Mmap>,
 }
 
-/// Where a tensor lies.
+/// The location of a tensor; `bytes` are offsets in its file.
 #[derive(Clone, Debug)]
 struct Stored {
     file: usize,
@@ -27,7 +27,7 @@ struct Stored {
     bytes: std::ops::Range<usize>,
 }
 
-/// A tensor in its file.
+/// A tensor as it is stored in its file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'a> {
     pub(crate) dtype: Dtype,
@@ -35,18 +35,18 @@ pub(crate) struct View<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// Names of tensors by the file that an index finds them in.
+/// The tensors of an index: names by file.
 type Assigned = BTreeMap<String, Vec<String>>;
 
-/// Largest header of a safetensors file, as the format's own library has it.
+/// Largest header of a safetensors file, in bytes: the limit of the `safetensors` crate.
 const MOST_HEADER: u64 = 100_000_000;
 
 impl Shards {
-    /// Maps the files of a folder. With an index, a tensor is the one in the file that the index
-    /// names for it; what else the files hold is not there.
+    /// Maps the files of a folder. With an index, each tensor is taken from the file that the index
+    /// names for it; tensors of the files that the index does not name are ignored.
     ///
     /// # Errors
-    /// [`ModelError`] that names the file, and the tensor where there is one.
+    /// A [`ModelError`] that names the file and, where there is one, the tensor.
     pub(crate) fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut shards = Self {
             tensors: HashMap::new(),
@@ -81,7 +81,8 @@ impl Shards {
         Ok(shards)
     }
 
-    /// A tensor of the file that is mapped next, whose data begins at `start`.
+    /// Adds a tensor of the file that will be pushed to `maps` next; the file's data begins at byte
+    /// `start`.
     fn add(&mut self, name: String, info: &TensorInfo, start: usize) {
         let (from, to) = info.data_offsets;
         let stored = Stored {
@@ -107,7 +108,7 @@ impl Shards {
     }
 }
 
-/// What an index says.
+/// Reads an index.
 fn assigned(path: &Path) -> Result<Assigned, ModelError> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -134,7 +135,8 @@ fn assigned(path: &Path) -> Result<Assigned, ModelError> {
     }
 }
 
-/// A file, where its data begins, and what lies there: from one end to the other, without gaps.
+/// Maps a file. Returns the mapping, the byte at which its data begins, and its tensors, which fill
+/// the rest of the file without gaps.
 fn map(path: &Path, hint: &'static str) -> Result<(memmap2::Mmap, usize, Metadata), ModelError> {
     let io = |error| ModelError::Io {
         path: PathBuf::from(path),
@@ -146,8 +148,8 @@ fn map(path: &Path, hint: &'static str) -> Result<(memmap2::Mmap, usize, Metadat
         what: format!("{what}; download it again"),
     };
     let file = File::open(path).map_err(io)?;
-    // SAFETY: the mapping is read only; a file that somebody changes meanwhile would give
-    // other numbers, as reading it would.
+    // SAFETY: the mapping is read-only. If another process writes to the file meanwhile, the
+    // weights change, as they would if the file were read.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
     let length = map
         .first_chunk::<8>()

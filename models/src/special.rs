@@ -1,21 +1,20 @@
-//! What `tokenizer_config.json` and its neighbours say for chat templates: the template, and the
-//! special tokens by the names that it calls them by.
+//! A folder's chat template, and the special tokens under the names that templates use for them.
 //!
-//! They are read as transformers does: `chat_template.jinja` comes before `tokenizer_config.json`;
-//! `special_tokens_map.json` counts where `tokenizer_config.json` has no `added_tokens_decoder`; a
-//! token that is null has no name.
+//! Files are read as transformers reads them: `chat_template.jinja` takes precedence over the
+//! template in `tokenizer_config.json`; `special_tokens_map.json` is read only if
+//! `tokenizer_config.json` has no `added_tokens_decoder`; a token that is null is left out.
 
 use crate::ModelError;
 use crate::folder::read;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// What a folder says for chat templates.
+/// The chat template and the special tokens of a folder.
 #[derive(Clone, Debug)]
 pub(crate) struct ChatFiles {
-    /// The template's file and text.
+    /// The file that holds the template, and the template's text.
     pub(crate) template: Option<(PathBuf, String)>,
-    /// Special tokens, `bos_token` among them.
+    /// Names and texts of special tokens, such as `bos_token` and `<s>`.
     pub(crate) names: Vec<(String, String)>,
 }
 
@@ -35,7 +34,7 @@ impl ChatFiles {
         if let Some(Value::Object(extra)) = config.remove("extra_special_tokens") {
             config.extend(extra);
         }
-        // A token is its text, or an object that holds it.
+        // A token is given as its text, or as an object with the text in `content`.
         let text = |value: &Value| {
             let text = value.get("content").unwrap_or(value);
             text.as_str().map(str::to_string)
@@ -51,7 +50,7 @@ impl ChatFiles {
     }
 }
 
-/// The object in a file that need not be there.
+/// The JSON object in a file; `None` if there is no such file.
 fn object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     if !path.exists() {
         return Ok(None);
@@ -63,7 +62,7 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     })
 }
 
-/// A template, or the one called `default` of several.
+/// The text of `chat_template`; of several templates, the one called `default`.
 fn template(path: &Path, value: Option<Value>) -> Result<Option<String>, ModelError> {
     let wrong = |what: &str| ModelError::Text {
         path: path.to_path_buf(),

@@ -1,18 +1,18 @@
-//! What a running text keeps from one chunk to the next.
+//! The state of a model between two chunks of its sequences.
 
 use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::KvCache;
 
-/// The caches of every layer, for texts of one length each.
+/// KV caches and recurrent states of every layer, for a batch of sequences of equal length.
 #[derive(Clone, Debug)]
 pub struct State<B: Backend> {
     pub(crate) layers: Vec<LayerState<B>>,
     pub(crate) batch: usize,
     pub(crate) position: usize,
     pub(crate) capacity: Option<usize>,
-    /// Measures what is run with this state.
+    /// Measures the calls of [`Model::forward`](crate::Model::forward) with this state.
     pub profile: Profile,
 }
 
@@ -22,19 +22,19 @@ pub(crate) enum LayerState<B: Backend> {
     Linear(LinearState<B>),
 }
 
-/// What linear attention keeps: the same for any number of tokens.
+/// The recurrent state of linear attention; its size does not depend on the number of tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct LinearState<B: Backend> {
-    /// The last rows before the convolution [B, taps - 1, channels].
+    /// The last inputs of the convolution, `[B, taps - 1, channels]`.
     pub(crate) rows: Tensor<B, 3>,
-    /// [B, Hv, Dk, Dv] in f32.
+    /// The state of the delta rule, `[B, Hv, Dk, Dv]` in f32.
     pub(crate) memory: Tensor<B, 4>,
 }
 
-/// A state as it was before a chunk.
+/// A snapshot of a state before a chunk, to go back to if the chunk fails.
 #[derive(Debug)]
 pub(crate) struct Mark<B: Backend> {
-    /// Of each layer with linear attention.
+    /// The state of each layer with linear attention; `None` for the others.
     linear: Vec<Option<LinearState<B>>>,
     position: usize,
 }
@@ -54,17 +54,19 @@ impl<B: Backend> LinearState<B> {
 }
 
 impl<B: Backend> State<B> {
-    /// Tokens so far.
+    /// Number of tokens of each sequence so far.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// Tokens that fix the stages of patterns; `None` where they grow with the text.
+    /// The capacity, in tokens of a sequence, that fixes the stages of patterns; `None` if the
+    /// stages follow the length of the text.
     pub fn capacity(&self) -> Option<usize> {
         self.capacity
     }
 
-    /// What a chunk that fails has to leave: linear attention by handles, caches by their length.
+    /// A snapshot of the state, without copying any tensor: recurrent states are kept as further
+    /// handles to the same tensors; KV caches only grow, so their length is enough.
     pub(crate) fn mark(&self) -> Mark<B> {
         let layers = self.layers.iter();
         Mark {
@@ -78,7 +80,7 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// Forgets what came since.
+    /// Undoes everything since `mark`.
     pub(crate) fn back_to(&mut self, mark: Mark<B>) {
         self.position = mark.position;
         for (layer, linear) in self.layers.iter_mut().zip(mark.linear) {
@@ -90,7 +92,8 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// The capacity for patterns once `tokens` more have come.
+    /// The capacity with which patterns take a chunk of `tokens` tokens: the fixed one or, without
+    /// one, the length of the text with the chunk.
     pub(crate) fn capacity_for(&self, tokens: usize) -> Result<usize, ModelError> {
         let needed = self.position + tokens;
         match self.capacity {

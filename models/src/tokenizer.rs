@@ -1,8 +1,8 @@
 //! `tokenizer.json`: text ↔ tokens.
 //!
-//! Invariants: all of a text becomes tokens, and nothing else does, whatever the file says of
-//! truncation and padding, which are for batches of training. The library behind it panics on some
-//! files; this is an error that names the file.
+//! Invariants: the whole text is tokenized, without truncation or padding; the file's settings for
+//! these are meant for training batches and ignored. The `tokenizers` crate panics on some
+//! malformed files; here this is an error that names the file.
 
 use crate::ModelError;
 use crate::folder::read;
@@ -13,7 +13,7 @@ use tokenizers::{
     PreTokenizerWrapper,
 };
 
-/// A tokenizer, and the file that it is from.
+/// A tokenizer, and the file it was read from.
 #[derive(Clone, Debug)]
 pub(crate) struct Tokenizer {
     path: PathBuf,
@@ -41,7 +41,8 @@ impl Tokenizer {
             path: path.to_path_buf(),
             tokenizer,
         };
-        // Much of what is wrong shows at any text; to know it now spares loading the weights.
+        // Most defects of a tokenizer show with any text. Finding them now saves the user the time
+        // of loading the weights first.
         let tried = guarded(|| {
             let encoded = opened.tokenizer.encode_fast("A b, 1.", true)?;
             opened.tokenizer.decode(encoded.get_ids(), true)
@@ -52,7 +53,7 @@ impl Tokenizer {
         Ok(opened)
     }
 
-    /// The tokens of a text; with `special` also those that begin every text.
+    /// Tokenizes a text; with `special`, adds the special tokens around every text.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ModelError> {
         let encoded = guarded(|| self.tokenizer.encode_fast(text, special));
         let encoded = encoded.map_err(|said| self.wrong("this text", said))?;
@@ -60,7 +61,7 @@ impl Tokenizer {
         Ok(encoded.get_ids().to_vec())
     }
 
-    /// The text of tokens, without special ones.
+    /// The text of `tokens`; special tokens are skipped.
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, ModelError> {
         let text = guarded(|| self.tokenizer.decode(tokens, true));
         let text = text.map_err(|said| self.wrong("these tokens", said))?;
@@ -75,13 +76,13 @@ impl Tokenizer {
     }
 }
 
-/// The text of tokens that come one by one, where each takes the time of its own text.
+/// Decodes tokens that arrive one by one; each is decoded once.
 pub struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     tokens: Vec<u32>,
-    /// None after it failed: what follows then comes with the end.
+    /// `None` once it has failed: [`finish`](Self::finish) then returns the rest of the text.
     decoder: Option<Decoder<'a>>,
-    /// Bytes of the text that were given out.
+    /// Bytes of the text that were returned so far.
     given: usize,
 }
 
@@ -104,7 +105,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// What a token adds. A part of a character waits for the other parts.
+    /// Adds a token, and returns the text that it completes. This is empty as long as the token
+    /// ends within a character.
     pub fn push(&mut self, token: u32) -> String {
         self.tokens.push(token);
         let step = self
@@ -124,11 +126,11 @@ impl<'a> Stream<'a> {
         text
     }
 
-    /// What is still missing, a part of a character among it, which shows as `\u{fffd}`; and the
-    /// whole text.
+    /// The text that [`push`](Self::push) has not returned yet, and the whole text. An incomplete
+    /// character at the end is shown as `\u{fffd}`.
     ///
     /// # Errors
-    /// [`ModelError::Text`].
+    /// [`ModelError::Text`] if the tokenizer fails on the tokens.
     pub fn finish(self) -> Result<(String, String), ModelError> {
         let whole = self.tokenizer.decode(&self.tokens)?;
         let rest = whole.get(self.given..).unwrap_or_default().to_string();

@@ -1,4 +1,4 @@
-//! Keys and values: they grow by blocks, and errors leave them as they were.
+//! KV caches: they grow by whole blocks, and errors leave them unchanged.
 
 use crate::{Fused, Vulkan, numbers, random};
 use burn::prelude::*;
@@ -22,7 +22,8 @@ fn append() -> Append {
     }
 }
 
-/// Keys appended in chunks are the keys appended at once, and older copies keep theirs.
+/// Appending in chunks gives the same keys and values as appending at once, and does not change
+/// older clones of the cache.
 pub(crate) fn grows<B: AttentionBackend>(device: &B::Device) {
     let rows = random::<B, 3>([2, 90, 128], device);
     let norms = [random::<B, 1>([16], device), random::<B, 1>([16], device)];
@@ -63,7 +64,7 @@ fn caches_grow_by_blocks() {
     grows::<Fused>(&WgpuDevice::Cpu);
 }
 
-/// After every kind of wrong input the cache is what it was, and goes on.
+/// After every kind of wrong input the cache is unchanged, and can still be appended to.
 fn survives<B: AttentionBackend>(device: &B::Device) {
     let norms = [random::<B, 1>([16], device), random::<B, 1>([16], device)];
     let rotation = random::<B, 2>([5, 8], device);
@@ -87,7 +88,7 @@ fn survives<B: AttentionBackend>(device: &B::Device) {
     let other_batch = rows([3, 5, 128]);
     let half = x.clone().cast(DType::F16);
     let wrong: [([Tensor<B, 3>; 3], Option<&_>, Option<&_>, Append); 9] = [
-        // A shape, of each tensor.
+        // Wrong shape of each tensor.
         (
             [narrow.clone(), x.clone(), x.clone()],
             Some(&norms),
@@ -107,7 +108,7 @@ fn survives<B: AttentionBackend>(device: &B::Device) {
             append(),
         ),
         (three.clone(), Some(&wide_norms), Some(&rotation), append()),
-        // An element type.
+        // Wrong element type.
         (
             [x.clone(), half.clone(), x.clone()],
             Some(&norms),
@@ -120,7 +121,7 @@ fn survives<B: AttentionBackend>(device: &B::Device) {
             Some(&rotation),
             append(),
         ),
-        // A tensor that is missing, and one too many.
+        // A missing tensor, and one too many.
         (three.clone(), None, Some(&rotation), append()),
         (
             three.clone(),
@@ -131,7 +132,7 @@ fn survives<B: AttentionBackend>(device: &B::Device) {
                 ..append()
             },
         ),
-        // A number.
+        // Wrong number in `Append`.
         (
             three,
             Some(&norms),
@@ -160,7 +161,7 @@ fn a_cache_survives_wrong_inputs() {
     survives::<Fused>(&WgpuDevice::Cpu);
 }
 
-/// Whatever the backend says no to.
+/// As above, for a backend that refuses every operation.
 #[test]
 fn a_cache_survives_a_backend_that_refuses() {
     type B = burn::backend::Autodiff<Flex>;

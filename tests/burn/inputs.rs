@@ -1,5 +1,5 @@
-//! Random inputs of every operation: right ones run alike on every backend, however they lie in
-//! memory; wrong ones are errors, never a launch or a panic.
+//! Random inputs of every operation. Valid inputs give the same results on every backend, whatever
+//! their strides; invalid ones are errors, and neither launch nor panic.
 
 use crate::{Fused, Vulkan, sparsity};
 use burn::prelude::*;
@@ -12,16 +12,16 @@ use butterfly::{Append, Attend, AttentionBackend, Counts, Delta, Operation, Plan
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-/// An operation, and inputs that fit it exactly: no row is longer than it must be.
+/// An operation, and the smallest inputs that it accepts.
 #[derive(Clone, Debug)]
 struct Case {
     operation: Operation,
     inputs: Vec<(Vec<usize>, DType)>,
-    /// Dimensions of inputs that may be larger.
+    /// Dimensions that may be larger: input and dimension.
     may_grow: Vec<(usize, usize)>,
-    /// Inputs whose element type is their own choice.
+    /// Inputs whose element type does not depend on the others.
     any_type: Vec<usize>,
-    /// Inputs that may have a dimension more.
+    /// Inputs of any rank.
     any_rank: Vec<usize>,
 }
 
@@ -34,7 +34,7 @@ impl Case {
     }
 }
 
-/// `n` are small numbers, at least 1.
+/// The case of a kind of operation; the sizes in `n` are small, and at least 1.
 fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
     let [batch, tokens, heads, group, more] = n;
     let f32 = DType::F32;
@@ -185,7 +185,7 @@ fn cases(dtypes: &'static [DType]) -> impl Strategy<Value = Case> {
         .prop_map(|(kind, n, flags, dtype)| case(kind, n, flags, dtype))
 }
 
-/// One thing wrong with a case, picked by number.
+/// Breaks one thing of a case: `way` says what kind, `pick` says which input.
 fn broken(mut case: Case, way: usize, pick: usize) -> Case {
     let count = case.inputs.len();
     let i = pick % count;
@@ -199,8 +199,7 @@ fn broken(mut case: Case, way: usize, pick: usize) -> Case {
                 .unwrap_or((0, case.inputs[0].0.len() - 1));
             case.inputs[i].0[d] += 1;
         }
-        // The last dimension is nowhere free to shrink, but of the values of attention, of a
-        // gate's halves, and of rows in steps.
+        // A shorter last dimension. For attention it is that of q, since v may have any head size.
         1 => match case.operation {
             Operation::Attend(_) => case.inputs[0].0[3] -= 1,
             _ => case.inputs[i].0[rank - 1] -= 1,
@@ -229,13 +228,13 @@ fn broken(mut case: Case, way: usize, pick: usize) -> Case {
     case
 }
 
-/// Numbers that are the same on every backend.
+/// Values that are the same on every backend.
 fn values(shape: &[usize], seed: usize) -> Vec<f32> {
     let at = |i: usize| ((i * 37 + seed * 101) % 199) as f32 / 199.0 - 0.5;
     (0..shape.iter().product()).map(at).collect()
 }
 
-/// A tensor of any rank, its last two dimensions swapped in memory if it is to be `strided`.
+/// A tensor of any rank; with `strided`, its last two dimensions are swapped in memory.
 fn tensor<B: Backend>(
     (shape, dtype): &(Vec<usize>, DType),
     seed: usize,
@@ -317,7 +316,7 @@ fn right_inputs_run_however_they_lie() {
     let result = runner.run(&(cases, 0..256usize), |(case, strided)| {
         let want = outputs::<Flex>(&case, 0, &Default::default());
         let got = outputs::<Flex>(&case, strided, &Default::default());
-        // Sums of a product may be taken in another order.
+        // Matrix products may add in another order.
         let dtype = case.inputs.last().expect("an input").1;
         assert_close(&got, &want, dtype, "strided");
         Ok(())
@@ -362,7 +361,7 @@ fn wrong_inputs_are_errors() {
             let i = pick % case.inputs.len();
             let free = match way {
                 2 => case.any_rank.contains(&i),
-                // Backends take no tensor without dimensions.
+                // Backends do not support tensors of rank 0.
                 3 => case.any_rank.contains(&i) || case.inputs[i].0.len() < 2,
                 4 => case.any_type.contains(&i),
                 _ => false,
@@ -379,7 +378,7 @@ fn wrong_inputs_are_errors() {
     result.expect("wrong inputs");
 }
 
-/// Numbers inside operations that are zero, too large or no numbers.
+/// Parameters of operations that are zero, too large or NaN.
 #[test]
 fn wrong_numbers_are_errors() {
     let huge = usize::MAX;
@@ -574,7 +573,7 @@ fn wrong_numbers_are_errors() {
     }
 }
 
-/// Nothing to compute is computed.
+/// Inputs without tokens are valid.
 #[test]
 fn no_tokens_run() {
     for kind in 0..8 {

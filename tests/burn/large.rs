@@ -1,4 +1,4 @@
-//! Caches of 2^32 elements, which take 17 GB of a GPU.
+//! KV caches of 2^32 elements, which take 17 GB of GPU memory.
 
 use crate::numbers;
 use burn::prelude::*;
@@ -13,7 +13,8 @@ const HEADS: usize = 16;
 const ROOM: usize = 1 << 20;
 const DIM: usize = 256;
 
-/// Caches of zeros with ones in the place of the last token, and its queries, ones too.
+/// The queries of the last token, all ones, and caches of zeros to which ones were appended as keys
+/// and values of the last token.
 fn appended() -> [Tensor<Cuda, 4>; 3] {
     let device = Default::default();
     let append = Append {
@@ -47,13 +48,13 @@ fn cuda_appends_beyond_32_bits() {
             numbers(&part)
         };
         assert!(tokens(ROOM - 1, ROOM).iter().all(|x| *x == 1.0));
-        // Where indices of 32 bits would have written, and its neighbours.
+        // The place where 32-bit indices would have written, and the neighbours of the last token.
         assert!(tokens(0, 8).iter().all(|x| *x == 0.0));
         assert!(tokens(ROOM - 8, ROOM - 1).iter().all(|x| *x == 0.0));
     }
 }
 
-/// The last key outweighs all others.
+/// The last key has nearly all the weight, so the output is its value.
 #[test]
 #[ignore = "needs an NVIDIA GPU of 40 GB: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_attends_beyond_32_bits() {

@@ -1,4 +1,5 @@
-//! Attention on Burn tensors: every backend against the f64 reference, and what surrounds it.
+//! Attention on Burn tensors: every backend against the f64 reference, and the module and
+//! operations around it.
 
 mod cache;
 mod inputs;
@@ -39,7 +40,7 @@ fn numbers<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Vec<f32> {
     x.to_data().convert::<f32>().into_vec().expect("f32")
 }
 
-/// The reference for q, k and v with room for more keys than there are.
+/// The f64 reference for the first `kv_len` of the keys and values in `k` and `v`.
 fn reference<B: Backend>(
     [q, k, v]: [&Tensor<B, 4>; 3],
     sparsity: &Sparsity,
@@ -85,7 +86,8 @@ fn close(got: &[f32], want: &[f64], what: &str) {
     }
 }
 
-/// Prefill, a chunk in the middle and decode, with a capacity and room beyond the keys.
+/// Prefill, a chunk in the middle and decode, with a capacity and caches that have room for more
+/// keys.
 fn agrees<B: AttentionBackend>(device: &B::Device) {
     for table in [false, true] {
         let sparsity = match table {
@@ -140,8 +142,8 @@ fn fusion_agrees_with_the_reference() {
     agrees::<Fused>(&WgpuDevice::Cpu);
 }
 
-/// Operations around attention stay in order: what goes in was computed just before, what
-/// comes out is used right after.
+/// Attention is ordered with the operations around it: its inputs are computed just before, and its
+/// output is used right after.
 fn keeps_order<B: AttentionBackend>(device: &B::Device) {
     let plan = Plan::new(sparsity()).expect("a plan");
     let x = random::<B, 4>([1, 4, 100, 16], device);
@@ -173,7 +175,7 @@ fn operations_keep_their_order() {
     keeps_order::<Fused>(&WgpuDevice::Cpu);
 }
 
-/// Rows of a chunk are bit for bit those of the whole prefill.
+/// The outputs of a chunk are bit for bit those of a prefill of the whole text.
 fn chunks_are_exact<B: AttentionBackend>(device: &B::Device) {
     let plan = Plan::new(sparsity()).expect("a plan");
     let q = random::<B, 4>([1, 4, 160, 16], device);
@@ -288,8 +290,8 @@ fn gradients_are_refused() {
     assert!(matches!(result, Err(OperationError::Gradients("attend"))));
 }
 
-/// Linear layers on every kernel there is for them, against f64: of rows of `dtype` with a weight that
-/// is stored in `stored`.
+/// Matrix products of linear layers against f64, in sizes that use each of their kernels: of rows of
+/// `dtype` with a weight that is stored in `stored`.
 fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, most: f64) {
     for (m, n, k) in [
         (1, 300, 256),
@@ -367,7 +369,7 @@ fn cuda_agrees_with_the_reference() {
     chunks_are_exact::<Cuda>(&device);
 }
 
-/// A plan is made of what could be read from text.
+/// `Plan::new` refuses the same values that the parser of pattern text refuses.
 #[test]
 fn patterns_out_of_range_make_no_plan() {
     use butterfly_ir::build::{all, causal, window};

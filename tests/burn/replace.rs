@@ -1,4 +1,5 @@
-//! Every field of a module that is replaced: honoured, as Burn's own module computes, or refused.
+//! `Attention::replace` for every field of Burn's module: the results are those of Burn's own
+//! module, or the field is refused.
 
 use crate::{numbers, random};
 use burn::module::Param;
@@ -11,7 +12,7 @@ use butterfly::{Attention, OperationError, Plan};
 
 const SHAPE: [usize; 3] = [2, 70, 64];
 
-/// A module whose parameters are all random, biases too.
+/// A module with random weights and biases.
 fn module(config: &MultiHeadAttentionConfig) -> MultiHeadAttention<Flex> {
     let device = Default::default();
     let mut module = config.init::<Flex>(&device);
@@ -30,7 +31,7 @@ fn config() -> MultiHeadAttentionConfig {
     MultiHeadAttentionConfig::new(64, 4)
 }
 
-/// Burn's module under a causal mask.
+/// The output of Burn's module with a causal mask.
 fn own(module: &MultiHeadAttention<Flex>, x: &Tensor<Flex, 3>) -> Vec<f32> {
     let mask = generate_autoregressive_mask::<Flex>(SHAPE[0], SHAPE[1], &x.device());
     let input = MhaInput::self_attn(x.clone()).mask_attn(mask);
@@ -88,7 +89,7 @@ fn quiet_softmax() {
     agrees(config().with_quiet_softmax(true));
 }
 
-/// Dropout acts where gradients are tracked, and these are refused.
+/// Dropout changes nothing without gradients; backends that track gradients are refused.
 #[test]
 fn dropout() {
     agrees(config().with_dropout(0.9));
@@ -114,7 +115,7 @@ fn min_float() {
     }
 }
 
-/// A text padded at its end needs no mask.
+/// With padding at the end of a text, no mask is needed: the outputs of its tokens are the same.
 #[test]
 fn masks_of_padding() {
     let x = random::<Flex, 3>(SHAPE, &Default::default());

@@ -1,5 +1,4 @@
-//! Artifact folders through the command: what is damaged is refused, and no compiler
-//! leaves a folder half-written.
+//! Artifact folders: damaged ones are refused, and `compile` never leaves one half-written.
 
 use butterfly_tests::fixture;
 use std::path::Path;
@@ -96,7 +95,7 @@ fn damaged_folders() {
     refused(&dir, &[&name]);
     std::fs::remove_file(&kernel).expect("removed");
     refused(&dir, &[&name]);
-    // Compiling again mends it.
+    // Compiling again repairs it.
     made(&dir);
     whole(&dir);
     refused(&root.path().join("none"), &["none", "manifest.json"]);
@@ -104,7 +103,7 @@ fn damaged_folders() {
 
 #[test]
 fn folders_that_cannot_be_written() {
-    // Not even root may create folders there.
+    // Not even root can create folders in /proc.
     let run = compile(Path::new("/proc/butterfly/artifacts"))
         .output()
         .expect("runs");
@@ -125,8 +124,8 @@ fn a_full_disk() {
         env!("CARGO_BIN_EXE_butterfly"),
         fixture("configs/gpt2.json").display()
     );
-    // A file system of 16 kB in a name space of its own; where that is not allowed, a
-    // limit on the size of a file stands in for it.
+    // A full disk: a file system of 16 kB in a mount namespace of its own or, where that is not
+    // permitted, a limit on file sizes.
     let mounted = format!(
         "mount -t tmpfs -o size=16k tmpfs '{here}' && {{ ({inner} '{here}/artifacts'); code=$?; ls -A '{here}'; exit $code; }}"
     );
@@ -197,7 +196,7 @@ fn a_killed_compiler_leaves_the_old_folder() {
         interrupted >= 2,
         "no compiler was interrupted in the middle"
     );
-    // The next one is not locked out, clears up, and makes the same bytes.
+    // The next `compile` gets the lock, removes the leftovers, and makes the same bytes.
     made(&dir);
     assert!(litter(root.path()).is_empty());
     assert_eq!(
@@ -217,7 +216,7 @@ fn on_model(command: &str, model: &str, artifacts: &Path, more: &[&str]) -> Outp
     run.output().expect("runs")
 }
 
-/// `compile` with the flags of the model named in `fixtures/models`, and no others.
+/// Compiles for a model of `fixtures/models`, with only a pattern and the flags in `more`.
 fn compiled(model: &str, dir: &Path, more: &[&str]) {
     let run = Command::new(env!("CARGO_BIN_EXE_butterfly"))
         .arg("compile")
@@ -236,7 +235,7 @@ fn compiled(model: &str, dir: &Path, more: &[&str]) {
     assert!(run.status.success(), "{}", said(&run));
 }
 
-/// Targets and element types of a folder.
+/// The targets and element types of a folder's kernels.
 fn held(dir: &Path) -> Vec<(String, String)> {
     let text = std::fs::read(dir.join("manifest.json")).expect("manifest");
     let manifest: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
@@ -252,7 +251,7 @@ fn held(dir: &Path) -> Vec<(String, String)> {
 
 const TOKENS: [&str; 5] = ["--tokens", "1,2,3", "--max-new-tokens", "3", "--ignore-end"];
 
-/// What is compiled without any flag runs without any flag.
+/// Artifacts that were compiled without flags run without flags.
 #[test]
 fn defaults_fit_together() {
     let root = tempfile::tempdir().expect("root");
@@ -267,13 +266,13 @@ fn defaults_fit_together() {
         assert_eq!(report["compiled_kernels"], serde_json::json!([]));
         assert!(!said(&run).contains("kernels"), "{}", said(&run));
     }
-    // The model's own type is there as well.
+    // The folder also has kernels in the model's own type.
     let flags = [&TOKENS[..], &["--device", "cpu", "--dtype", "bf16"]].concat();
     let run = on_model("generate", "llama", &dir, &flags);
     assert!(run.status.success(), "{}", said(&run));
 }
 
-/// Where a folder holds other types than the default, these run, and it is said.
+/// If a folder lacks the default type, a run uses a type that the folder has, and says so.
 #[test]
 fn what_is_there_runs() {
     let root = tempfile::tempdir().expect("root");
@@ -288,7 +287,7 @@ fn what_is_there_runs() {
     assert!(said(&run).contains(note), "{}", said(&run));
 }
 
-/// The command that an error names adds what was missing, and keeps all else.
+/// The command that an error advises adds the missing kernels and keeps all others.
 #[test]
 fn advice_adds() {
     let root = tempfile::tempdir().expect("root");
@@ -319,7 +318,7 @@ fn advice_adds() {
     assert_eq!(now.len(), before.len() + 1);
     whole(&dir);
 
-    // As if all had been made at once.
+    // The folder is the same as one that was made for these types from the start.
     let at_once = root.path().join("at once");
     compiled("llama", &at_once, &["--target", "metal", "--dtype", "bf16"]);
     let cpu = ["--target", "cpu", "--dtype", "f32,bf16,f16", "--add"];
@@ -327,7 +326,7 @@ fn advice_adds() {
     let text = |dir: &Path| std::fs::read(dir.join("manifest.json")).expect("manifest");
     assert!(text(&dir) == text(&at_once));
 
-    // Without it, what is lost is said.
+    // Without `--add`, a note lists the kernels that are lost.
     let run = Command::new("sh")
         .args(["-c", &script.replace(" --add", "")])
         .output()
@@ -337,7 +336,7 @@ fn advice_adds() {
     assert_eq!(held(&dir), [("cpu".to_string(), "f16".to_string())]);
 }
 
-/// Both models are named, and there is no advice that replaces the folder.
+/// The error names both models, and does not advise a command that would replace the folder.
 #[test]
 fn artifacts_of_another_model() {
     let root = tempfile::tempdir().expect("root");

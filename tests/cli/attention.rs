@@ -4,7 +4,7 @@ use butterfly_tests::{close, fixture, floats};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Every case below `tests/fixtures/attention`, by the path of its JSON.
+/// The JSON file of every case in `tests/fixtures/attention`.
 fn cases() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(fixture("attention")).expect("fixtures");
     let paths = entries.map(|entry| entry.expect("entry").path());
@@ -39,7 +39,7 @@ fn attend(case: &Path, inputs: &Path, output: &Path, more: &[&str]) -> serde_jso
 /// Absolute and relative tolerance.
 type Within = (f32, f32);
 
-/// How a device computes, and how near it has to come.
+/// The element type of the inputs, and the tolerances of o and lse.
 struct Precision {
     dtype: &'static str,
     o: Within,
@@ -109,9 +109,9 @@ fn inputs(case: &Path, precision: &Precision, folder: &Path) -> PathBuf {
     }
 }
 
-/// The log-sum-exps of the inputs as they are after rounding: those of the fixture, or else of
-/// the f32 kernel on the same numbers. The fixture's own move by more than a lost key when
-/// keys are rounded.
+/// The log-sum-exps to expect: for f32 those of the fixture, else those that the f32 kernel
+/// computes from the rounded inputs. The fixture's would not do, since rounding the keys changes
+/// them by more than a missing key does.
 fn exact_lse(case: &Path, precision: &Precision, folder: &Path) -> Vec<f32> {
     let from = case.with_extension("safetensors");
     if precision.dtype == "f32" {
@@ -149,7 +149,7 @@ fn rounded(from: &Path, to: &Path, dtype: safetensors::Dtype) -> PathBuf {
     to.to_path_buf()
 }
 
-/// The tensors of `from` and a vector `sinks`, in f32.
+/// Copies the tensors of `from`, and adds a vector `sinks` in f32.
 fn with_sinks(from: &Path, to: &Path, sinks: &[f32]) {
     let bytes = std::fs::read(from).expect("file");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
@@ -162,8 +162,8 @@ fn with_sinks(from: &Path, to: &Path, sinks: &[f32]) {
     std::fs::write(to, whole).expect("written");
 }
 
-/// A sink takes its share of all weights, whatever the keys: `o` fades by
-/// `exp(lse - lse')`, where lse' counts it.
+/// A sink logit takes a share of the weights of a query, whatever its keys: `o` becomes smaller by
+/// the factor `exp(lse - lse')`, where lse' includes the sink.
 fn sinks_fade(device: &str, precision: &Precision) {
     let folder = tempfile::tempdir().expect("folder");
     let path = |name: &str| folder.path().join(name);
@@ -201,7 +201,7 @@ fn sinks_fade(device: &str, precision: &Precision) {
             close(&floats(&path("o"), name), &want, within.0, within.1)
                 .unwrap_or_else(|error| panic!("{} {name}: {error}", case.display()));
         }
-        // A high cap changes little.
+        // A softcap far above the logits changes little.
         let high = ["--device", device, "--softcap", "1000"];
         attend(&case, &inputs, &path("o"), &high);
         close(
@@ -232,7 +232,7 @@ fn softcap_and_sinks_on_cuda() {
     }
 }
 
-/// Compiles artifacts for a one-layer model of the shapes of `case`.
+/// Compiles artifacts for a model of one layer with the shapes of `case`.
 fn compile(case: &Path, kernels: &Path, precision: &Precision, target: &str) {
     let meta: serde_json::Value =
         serde_json::from_slice(&std::fs::read(case).expect("case")).expect("json");
@@ -299,7 +299,7 @@ fn cuda() {
         within_tolerance("cuda", precision, None);
         within_tolerance("cuda", precision, Some("cuda:sm_80,cuda:sm_90a,cpu"));
     }
-    // Newer devices compile the PTX.
+    // On newer devices the driver compiles the PTX of the sm_80 kernels.
     within_tolerance("cuda", &BF16, Some("cuda:sm_80,cpu"));
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 const PATTERN: &str = "causal & (local(1) | partner(causal_shift) | sink(1))";
 
 fn butterfly(threads: &str, args: &[&str]) -> Output {
-    // Text forms only: NVRTC has its own test, and takes most of the time.
+    // Without NVRTC, only texts are made: it has its own test, and would take most of the time.
     let mut command = Command::new(env!("CARGO_BIN_EXE_butterfly"));
     command
         .args(args)
@@ -19,7 +19,7 @@ fn butterfly(threads: &str, args: &[&str]) -> Output {
         .expect("runs")
 }
 
-/// Every file below `dir` by its path.
+/// The content of every file below `dir`, by path.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for folder in [dir.to_path_buf(), dir.join("kernels")] {
@@ -129,7 +129,7 @@ fn with_nvrtc_the_binaries_are_the_same_twice_and_their_registers_are_known() {
     assert_eq!(once, on("1", "twice"));
     let manifest: serde_json::Value =
         serde_json::from_slice(&once["manifest.json"]).expect("manifest");
-    // Linear layers on Hopper.
+    // The matrix product for linear layers on Hopper.
     assert_eq!(manifest["products"][0]["product"]["dtype"], "bf16");
     for kernel in manifest["kernels"].as_array().expect("kernels") {
         let registers = kernel["registers"].as_u64().expect("registers");
@@ -138,7 +138,8 @@ fn with_nvrtc_the_binaries_are_the_same_twice_and_their_registers_are_known() {
     }
 }
 
-/// A pattern that fixes the stage does so for plan, proof and module, as for every other command.
+/// A `stage` in the pattern's header holds in the plan, the proof and the generated module, as in
+/// every other command.
 #[test]
 fn a_stage_in_the_header_is_that_of_every_layer() {
     let root = tempfile::tempdir().expect("root");
@@ -231,7 +232,7 @@ fn bad_configs_and_patterns() {
     refuses(&llama, "block 0 causal", &["at least 1"]);
 }
 
-/// What `--verify` does is a pass with a time; without optimisation it always runs.
+/// `--verify` adds a pass, which `--timings` lists; debug builds always run it.
 #[test]
 fn plans_are_verified() {
     let root = tempfile::tempdir().expect("root");

@@ -1,5 +1,5 @@
-//! Which compilers attention from artifacts calls, as CubeCL's own log tells: none, and what runs is
-//! what the folder holds.
+//! Attention from artifacts calls no compiler, and runs exactly the kernels of the folder. CubeCL's
+//! compilation log is the evidence.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,8 +17,8 @@ fn butterfly(arguments: &[&str], log: Option<&Path>) {
     assert!(run.status.success(), "{arguments:?}: {said}");
 }
 
-/// Texts that CubeCL took to a compiler, or to the device, while attention ran from artifacts, and
-/// the kernels that the folder holds in the form `extension`.
+/// Runs attention from artifacts. Gives the kernel texts in CubeCL's log, which it passed to a
+/// compiler or to the device, and the folder's kernel files with `extension`.
 fn texts(target: &str, device: &str, dtype: &str, extension: &str) -> (Vec<String>, Vec<Vec<u8>>) {
     let root = tempfile::tempdir().expect("root");
     let path = |name: &str| root.path().join(name);
@@ -103,7 +103,7 @@ fn texts(target: &str, device: &str, dtype: &str, extension: &str) -> (Vec<Strin
     )
 }
 
-/// WGSL is given to the graphics library as the folder has it.
+/// WGSL is passed to the graphics library as it is in the folder.
 #[test]
 fn webgpu_runs_the_text_of_the_folder() {
     let (texts, kernels) = texts("webgpu", "webgpu", "f32", "wgsl");
@@ -116,14 +116,14 @@ fn webgpu_runs_the_text_of_the_folder() {
     );
 }
 
-/// SPIR-V has no text: nothing else is taken to a compiler either.
+/// SPIR-V is binary, so the logged text is empty, and nothing else is passed to a compiler.
 #[test]
 fn vulkan_calls_no_compiler() {
     let (texts, kernels) = texts("vulkan", "vulkan", "f32", "spv");
     assert_eq!((texts.as_slice(), kernels.len()), (&[String::new()][..], 2));
 }
 
-/// Cubins lie in CubeCL's cache: not even the log's first line is written.
+/// Cubins come from CubeCL's cache, so nothing is logged at all.
 #[test]
 #[ignore = "needs an NVIDIA GPU and NVRTC: cargo test -p butterfly-cli --test compilers -- --ignored cuda"]
 fn cuda_calls_no_compiler() {

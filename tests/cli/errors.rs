@@ -12,7 +12,7 @@ fn butterfly(args: &[&str]) -> Output {
         .expect("runs")
 }
 
-/// Runs a command that must fail with code 2 and say every one of `parts`.
+/// Runs a command that must fail with code 2 and print every one of `parts`.
 fn refuses(args: &[&str], parts: &[&str]) {
     let run = butterfly(args);
     let message = String::from_utf8_lossy(&run.stderr);
@@ -76,7 +76,7 @@ fn the_guilty_leaf_is_pointed_at() {
             ":3:10",
             "sink(0)",
         ),
-        // Each side has keys, but no key in common.
+        // Both sides admit keys, but none in common.
         (
             "# head\n\nblock 16\ncausal & (sink(1) - local(0))",
             ":4:21",
@@ -270,7 +270,7 @@ fn attend_inputs() {
         &[&attend[..], &["--check"]].concat(),
         &["`q`", "NaN", "[0, 0, 0, 0]"],
     );
-    // Without --check they show in the outputs, or the logits leave the range of f32.
+    // Without --check the outputs are not finite, or the logits exceed the range of f32.
     let exits_1 = |parts: &[&str]| {
         let run = butterfly(&attend);
         let error = String::from_utf8_lossy(&run.stderr);

@@ -1,4 +1,4 @@
-//! `butterfly logits`, `generate`, `eval` and `bench`: whole models from folders.
+//! `butterfly logits`, `generate`, `eval` and `bench` on whole models from folders.
 
 use butterfly_tests::{close, fixture, floats};
 use std::fs;
@@ -17,7 +17,7 @@ fn good(args: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
-/// What a refused command says; it exits with 2 and writes nothing.
+/// The messages of a command that is refused: it must exit with 2.
 fn bad(args: &[&str]) -> String {
     let output = butterfly(args);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -33,11 +33,11 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
 }
 
-/// A copy of a model's folder, to spoil.
+/// A copy of a model folder, to be changed by a test.
 fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
     for file in ["config.json", "model.safetensors", "expected.safetensors"] {
-        // Written anew, since the original may be read-only.
+        // Not `fs::copy`: the original may be read-only.
         let bytes = fs::read(model(name).join(file)).expect("a fixture");
         fs::write(folder.path().join(file), bytes).expect("written");
     }
@@ -77,8 +77,8 @@ fn logits_match_other_software() {
     }
 }
 
-/// Artifacts give the same numbers, kernels for kept layers among them, and what they lack
-/// is an error that names the command.
+/// Artifacts, which include kernels for layers that keep their attention, give the same logits as
+/// kernels made at first use. A missing kernel is an error that names the command which makes it.
 #[test]
 fn artifacts_replace_the_compiler() {
     let folder = tempfile::tempdir().expect("folder");
@@ -112,7 +112,7 @@ fn artifacts_replace_the_compiler() {
         inputs,
         &["--device", "vulkan", "--pattern", text(&json)],
     );
-    // Prefill by the pattern, and of layers that keep their attention.
+    // Two prefill kernels: of the pattern, and of the layers that keep their attention.
     assert_eq!(report["compiled_kernels"].as_array().map(Vec::len), Some(2));
     let dir = model("llama");
     let inputs = dir.join(inputs);
@@ -125,7 +125,7 @@ fn artifacts_replace_the_compiler() {
     assert!(!output.exists());
 }
 
-/// With the capacity of the whole text, a shorter prompt sees the stages of the whole.
+/// With the capacity of the whole text, a shorter prompt runs the same stages as the whole text.
 #[test]
 fn capacity_keeps_stages() {
     let json = model("qwen3").join("sparse_bitrev_bs8.json");
@@ -175,7 +175,7 @@ fn capacity_keeps_stages() {
         said.contains("stages of the pattern are those of 21 tokens"),
         "{said}"
     );
-    // Inside and on the border of a block of 8.
+    // On the border of a block of 8, and inside one.
     for length in [40, 43] {
         let row = &want[(length - 1) * 256..length * 256];
         let best = (0..256).fold(0, |best, i| if row[i] > row[best] { i } else { best });
@@ -210,10 +210,10 @@ fn text_goes_on_and_repeats_by_seed() {
     let seeded = |seed| run(&[&hot[..], &[seed]].concat())["tokens"].clone();
     assert_eq!(seeded("1"), seeded("1"));
     assert_ne!(seeded("1"), seeded("2"));
-    // The chunks of the prompt draw nothing.
+    // No random number is drawn for the chunks of the prompt.
     let chunked = run(&[&hot[..], &["1", "--chunk", "5"]].concat());
     assert_eq!(seeded("1"), chunked["tokens"]);
-    // "user: Blocks attend<end>\nassistant:"
+    // The byte tokens of "user: Blocks attend<end>\nassistant:".
     assert_eq!(run(&["--chat"])["prompt_tokens"], 6 + 13 + 5 + 1 + 10);
     let streamed = butterfly(&[&base[..], &more].concat());
     let shown = String::from_utf8_lossy(&streamed.stdout).into_owned();
@@ -246,7 +246,7 @@ fn text_goes_on_and_repeats_by_seed() {
     assert!(report["kl_divergence"].as_f64().expect("a number") > 0.0);
     assert_eq!(report["needles"].as_array().expect("needles").len(), 4);
     assert!(fs::read_to_string(plot).expect("a plot").contains("<rect"));
-    // Dense beside itself is the same.
+    // The pattern `causal` is dense attention.
     let same = good(&[&args[..], &["--pattern", "causal"]].concat());
     assert!(same["kl_divergence"].as_f64().expect("a number").abs() < 1e-9);
     assert_eq!(same["top1_agreement"], 1.0);
@@ -358,7 +358,7 @@ fn folders_that_are_wrong_say_how() {
         &["index.json", "outside the folder"],
     );
 
-    // A config that asks for other shapes than the weights have.
+    // A config with other shapes than the weights.
     let folder = copy("llama");
     let config = folder.path().join("config.json");
     let original = fs::read_to_string(&config).expect("config");
@@ -457,7 +457,7 @@ fn long_prompts_are_warned_of() {
         output.status.success() && error.contains("warning: 101 tokens are more than the 64"),
         "{error}"
     );
-    // GPT-2 has no embedding for more.
+    // More tokens than GPT-2 has position embeddings.
     let folder = copy("gpt2");
     let many: Vec<String> = (0..130).map(|i| i.to_string()).collect();
     let error = bad(&[

@@ -1,5 +1,5 @@
-//! Where results go: pipes that are closed, disks that are full, places that cannot be written,
-//! permissions of what is written, and what is said on stderr.
+//! The outputs of commands: closed pipes, full disks, paths that cannot be written, permissions of
+//! written files, and messages on stderr.
 
 use butterfly_tests::fixture;
 use std::fs;
@@ -22,14 +22,14 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
 }
 
-/// The writing end of a pipe that nobody reads.
+/// The writing end of a pipe whose reading end is closed.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     writer.into()
 }
 
-/// Artifacts of a small model, for the CPU.
+/// Compiles artifacts of a small model, for the CPU.
 fn artifacts(dir: &Path) {
     let config = fixture("models/llama/config.json");
     let args = ["compile", text(&config), "--pattern", PATTERN];
@@ -76,7 +76,7 @@ fn nobody_reads() {
             "{args:?}"
         );
     }
-    // A check that does not hold and bad input are no less so when nobody reads.
+    // Exit codes 1 and 2 stay the same if stdout is closed.
     let leak = [
         "prove",
         "--pattern",
@@ -90,7 +90,7 @@ fn nobody_reads() {
         let run = butterfly(args).stdout(closed()).output().expect("runs");
         assert_eq!(run.status.code(), Some(code), "{}", said(&run));
     }
-    // Nor when nobody reads errors and notes.
+    // All exit codes stay the same if stderr is closed.
     let compile = [
         "compile",
         text(&config),
@@ -106,7 +106,7 @@ fn nobody_reads() {
     }
 }
 
-/// A text that nobody reads any more is not gone on with.
+/// Generation stops when nobody reads its text any more.
 #[test]
 fn generation_ends_with_its_reader() {
     let model = fixture("models/llama");
@@ -155,7 +155,7 @@ fn results_that_cannot_be_printed() {
     }
 }
 
-/// Commands that write, each with where: a file, or a folder.
+/// Command lines that write a file to `output`.
 fn writers(output: &Path) -> Vec<Vec<String>> {
     let own = |args: &[&str]| args.iter().map(ToString::to_string).collect();
     let inputs = fixture("attention/dense_causal.safetensors");
@@ -186,7 +186,7 @@ fn writers(output: &Path) -> Vec<Vec<String>> {
     ]
 }
 
-/// A model's folder with a tokenizer, and a text.
+/// Makes a model folder with a tokenizer, and a text; gives the arguments of `eval` for them.
 fn evaluation(root: &Path, plot: &Path) -> Vec<String> {
     for (from, name) in [
         ("models/llama", "config.json"),
@@ -218,7 +218,7 @@ fn evaluation(root: &Path, plot: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Every file is whole or not there; the message names it, and says what to do.
+/// No partial file is left; the message names the path, and says what to do.
 #[test]
 fn places_that_cannot_be_written() {
     let root = tempfile::tempdir().expect("root");
@@ -253,7 +253,7 @@ fn places_that_cannot_be_written() {
     assert_eq!(fs::read_dir(&folder).expect("folder").count(), 0);
     assert_eq!(fs::read(&file).expect("file"), b"mine");
 
-    // An artifact folder in the place of a file.
+    // An artifact folder where there is a file.
     let config = fixture("models/llama/config.json");
     let args = [
         "compile",
@@ -273,7 +273,7 @@ fn places_that_cannot_be_written() {
         "{}",
         said(&run)
     );
-    // Two configs of one name.
+    // Two configs with the same name.
     let again = root.path().join("config.json");
     fs::copy(&config, &again).expect("copied");
     let args = [
@@ -294,14 +294,15 @@ fn places_that_cannot_be_written() {
     assert_eq!(fs::read_dir(&folder).expect("folder").count(), 0);
 }
 
-/// What lies there stays as it was when there is no room for the new one.
+/// An existing file is unchanged if there is no room for the new one.
 #[test]
 fn disks_that_are_full() {
     let root = tempfile::tempdir().expect("root");
     let output = root.path().join("output.safetensors");
     fs::write(&output, "before").expect("written");
     for args in writers(&output) {
-        // No file may grow beyond a kilobyte.
+        // Limits every file to one block of `ulimit`, 512 or 1024 bytes, which stands in for a full
+        // disk.
         let script = format!(
             "trap '' XFSZ; ulimit -f 1; exec '{}' \"$@\"",
             env!("CARGO_BIN_EXE_butterfly")
@@ -322,7 +323,7 @@ fn disks_that_are_full() {
     }
 }
 
-/// As the umask says, like the files of any other program.
+/// Output files have the permissions that the umask leaves, as those of other programs do.
 #[cfg(unix)]
 #[test]
 fn permissions_follow_the_umask() {
@@ -378,7 +379,7 @@ fn permissions_follow_the_umask() {
     }
 }
 
-/// Mesa's Vulkan layer says so as an error, wherever nobody is logged in.
+/// Mesa prints an error about `XDG_RUNTIME_DIR` where nobody is logged in; the command hides it.
 #[test]
 fn nothing_is_said_of_a_desktop_that_is_not_there() {
     for set in [None, Some(""), Some("relative")] {
@@ -396,7 +397,7 @@ fn nothing_is_said_of_a_desktop_that_is_not_there() {
     }
 }
 
-/// On a terminal a prompt shows how far it has been read.
+/// On a terminal, the progress of reading a prompt is shown.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_prompt_shows_its_progress() {
@@ -405,7 +406,7 @@ fn a_prompt_shows_its_progress() {
         env!("CARGO_BIN_EXE_butterfly"),
         text(&fixture("models/llama"))
     );
-    // `script` gives it a terminal.
+    // `script` runs the command on a terminal.
     let run = Command::new("script")
         .args(["-qec", &command, "/dev/null"])
         .env("TERM", "xterm")

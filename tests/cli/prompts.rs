@@ -1,4 +1,4 @@
-//! What becomes of a prompt: tokenizers, chat templates, and what ends a text.
+//! Prompts: tokenizers, chat templates, and the tokens that end a text.
 
 use butterfly_tests::fixture;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ fn butterfly(args: &[&str]) -> Output {
     command.output().expect("runs")
 }
 
-/// A model's folder with a tokenizer of bytes, to spoil.
+/// A copy of a model folder with a byte tokenizer, to be changed by a test.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
     for from in [
@@ -23,7 +23,7 @@ fn folder() -> tempfile::TempDir {
     ] {
         let from = fixture(from);
         let name = from.file_name().expect("a name");
-        // Written anew, since the original may be read-only.
+        // Not `fs::copy`: the original may be read-only.
         let bytes = fs::read(&from).expect("a fixture");
         fs::write(folder.path().join(name), bytes).expect("written");
     }
@@ -43,7 +43,8 @@ fn report(dir: &Path, more: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
-/// What a refused command says: one line on stderr, one object on stdout, exit code 2.
+/// The message of a command that is refused: one line on stderr, one object on stdout, and exit
+/// code 2.
 fn refused(dir: &Path, more: &[&str]) -> String {
     let output = generate(dir, &[more, &["--json"]].concat());
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -133,7 +134,7 @@ fn tokenizers_that_are_wrong_are_named() {
         let start = format!("{}: is no tokenizer", path.display());
         assert!(said.starts_with(&start), "{name} {value}: {said}");
     }
-    // Patterns that match nothing may be used or refused, but never end the process.
+    // Patterns that match the empty text may be used or refused, but must not crash the process.
     for (name, value) in [
         (
             "normalizer",
@@ -176,10 +177,10 @@ fn generation_config_says_what_ends_a_text() {
     let free = report(folder.path(), &args);
     let tokens = free["tokens"].as_array().expect("tokens").clone();
     assert_eq!(tokens.len(), 6);
-    // The model's own config ends the text at once.
+    // With this token, the model's own config ends the text at once.
     change(&config, json!({"eos_token_id": tokens[0]}));
     assert_eq!(report(folder.path(), &args)["tokens"], json!([]));
-    // A list here wins, with more tokens or with none.
+    // `generation_config.json` takes precedence over it.
     for ends in [json!([255, tokens[3]]), json!(tokens[3])] {
         change(&generation, json!({"eos_token_id": ends}));
         let first = tokens.iter().position(|token| *token == tokens[3]);
@@ -193,7 +194,7 @@ fn generation_config_says_what_ends_a_text() {
         assert_eq!(free["tokens"].as_array(), Some(&tokens));
         assert_eq!(free["ended"], false);
     }
-    // A file that does not speak of it changes nothing.
+    // Without `eos_token_id` in the file, the config's token ends the text; a note lists the rest.
     let sampling =
         json!({"do_sample": true, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1});
     fs::write(&generation, sampling.to_string()).expect("written");
@@ -213,7 +214,7 @@ fn generation_config_says_what_ends_a_text() {
     );
 }
 
-/// What is streamed is the text, to its last byte, however it is cut.
+/// The streamed text is complete to its last byte, even where it ends within a character.
 #[test]
 fn the_last_half_of_a_character_is_shown() {
     let folder = folder();
@@ -248,7 +249,8 @@ fn templates_come_from_where_transformers_takes_them() {
             .expect("a number")
     };
     let template = |text: &str| change(&config, json!({"chat_template": text}));
-    // Nothing is right of a null, and of a text its length in bytes.
+    // Every byte of a prompt is one token. A null token renders as nothing, a token of text as its
+    // text.
     template("{{ bos_token }}{{ eos_token }}{{ messages[0].content }}");
     assert_eq!(length("Hi"), 5 + 2);
     template("{{ tools is none and documents is none and bos_token is not defined }}");
@@ -257,7 +259,7 @@ fn templates_come_from_where_transformers_takes_them() {
         "{% if true %}\n  {% if true %}\n{{ messages[0].content }}\n  {% endif %}\n{% endif %}\n",
     );
     assert_eq!(length("Hi"), 3);
-    // The map counts where the config has no tokens of its own.
+    // `special_tokens_map.json` is used if the config has no tokens of its own.
     template("{{ bos_token }}");
     fs::write(
         at("special_tokens_map.json"),
@@ -297,7 +299,7 @@ fn templates_come_from_where_transformers_takes_them() {
         said.contains("chat_template.jinja: its chat template refuses"),
         "{said}"
     );
-    // The text of this value has no end, in any memory.
+    // The text of this value is too long for any memory: it doubles 90 times.
     let twice = "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}";
     fs::write(at("chat_template.jinja"), twice).expect("written");
     let said = refused(folder.path(), &chat);

@@ -1,4 +1,4 @@
-//! What the reporting commands print.
+//! The output of the commands that report.
 
 use std::process::{Command, Output};
 
@@ -220,7 +220,7 @@ fn explain_shows_both_graphs_and_every_target() {
         let found = targets.iter().find(|t| t["target"] == name);
         found.unwrap_or_else(|| panic!("no {name}"))
     };
-    // What is seen is the same everywhere; how it is tiled is not.
+    // The visible pairs are the same on every target; only the tiling differs.
     for target in targets {
         assert_eq!(
             target["cost"]["exact_flop"],
@@ -268,7 +268,7 @@ fn explain_shows_both_graphs_and_every_target() {
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("[3, 7, 11"));
 }
 
-/// Decode waits for memory, which is not the same on all cards.
+/// Decode is bound by memory, whose bandwidth differs between cards.
 #[test]
 fn explain_predicts_for_a_card() {
     let on = |more: &[&str]| {
@@ -338,7 +338,7 @@ fn compile_prints_stages_and_times() {
         (names.first(), names.last()),
         (Some(&"swap"), Some(&"pack"))
     );
-    // What was proved is in the manifest.
+    // The manifest holds the proof.
     let manifest = object(&["inspect", "--json", dir]);
     assert_eq!(
         manifest["proof"]["coverage"].as_array().map(Vec::len),

@@ -1,4 +1,4 @@
-//! Weights, configs and tokens that do not fit together, or hold what nobody can compute with.
+//! Weights, configs and tokens that do not fit together, and weights that are not finite.
 
 use butterfly_tests::{close, fixture, floats};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Runs the command in 2 GB of address space, far less than any of the sizes asked for below.
+/// Runs the command with 2 GiB of address space, far less than any size that the tests ask for.
 fn butterfly(args: &[&str]) -> Output {
     Command::new("sh")
         .args(["-c", "ulimit -v 2097152; exec \"$0\" \"$@\""])
@@ -21,7 +21,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What a command says that ends with `code`.
+/// The messages of a command that must end with `code`.
 fn ends(code: i32, args: &[&str]) -> String {
     let output = butterfly(args);
     let error = said(&output);
@@ -61,14 +61,14 @@ fn write(path: &Path, tensors: &Tensors) {
     fs::write(path, bytes).expect("written");
 }
 
-/// A copy of a model's folder, to change.
+/// A copy of a model folder, to be changed by a test.
 struct Copy(tempfile::TempDir);
 
 impl Copy {
     fn of(name: &str) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         for file in ["config.json", "model.safetensors", "expected.safetensors"] {
-            // Written anew, since the original may be read-only.
+            // Not `fs::copy`: the original may be read-only.
             let bytes = fs::read(fixture("models").join(name).join(file)).expect("a fixture");
             fs::write(folder.path().join(file), bytes).expect("written");
         }
@@ -95,7 +95,7 @@ impl Copy {
         self
     }
 
-    /// `butterfly logits`, of which `code` is expected.
+    /// Runs `butterfly logits`, which must end with `code`; gives its messages.
     fn logits(&self, code: i32, more: &[&str]) -> String {
         let [inputs, output] = ["expected.safetensors", "out.safetensors"].map(|f| self.path(f));
         let args = [
@@ -109,7 +109,7 @@ impl Copy {
         ends(code, &[&args[..], &output, more].concat())
     }
 
-    /// Whether the logits were those that the fixture expects.
+    /// Whether the logits are those of the fixture.
     fn as_expected(&self) -> bool {
         let want = floats(&self.path("expected.safetensors"), "logits");
         close(
@@ -136,7 +136,7 @@ impl Copy {
     }
 }
 
-/// Sets the number at `at` of a tensor.
+/// Sets element `at` of a tensor.
 fn set(tensors: &mut Tensors, name: &str, at: usize, x: f32) {
     let (dtype, _, bytes) = tensors.get_mut(name).expect(name);
     match dtype {
@@ -162,7 +162,7 @@ fn numbers_that_are_not_finite_are_said() {
             "download the weights again",
         ];
         has(&copy.logits(1, &[]), &parts);
-        // The file is there to look at, and says what is wrong.
+        // The output is written all the same, with the logits that are not finite.
         let written = floats(&copy.path("out.safetensors"), "logits");
         assert!(written.iter().any(|x| !x.is_finite()));
         has(&copy.generate(1, &[]), &parts);
@@ -201,7 +201,7 @@ fn numbers_that_are_not_finite_are_said() {
     }
 }
 
-/// Finite weights can take the layers between out of the range of a type.
+/// Finite weights can make activations exceed the range of an element type.
 #[test]
 fn numbers_beyond_a_type_are_said() {
     let copy = Copy::of("llama");
@@ -227,8 +227,8 @@ const TIED: [&str; 2] = [
     "\"tie_word_embeddings\": true",
 ];
 
-/// As transformers 5 has it: two different matrices are not tied whatever the config says, and
-/// one matrix serves for both under either name.
+/// As in transformers 5: two different matrices are not tied, whatever the config says; if there is
+/// only one, it serves as both under either name.
 #[test]
 fn weights_decide_what_is_tied() {
     let copy = Copy::of("llama");
@@ -259,7 +259,7 @@ fn weights_decide_what_is_tied() {
         close(&got, &want, 0.0, 0.0).expect("the same");
     };
     again(equal.config(TIED[0], TIED[1]));
-    // The same numbers in another type.
+    // The same values, stored in another type.
     again(equal.change("model.safetensors", |all| {
         let (dtype, shape, bytes) = all[embedding].clone();
         assert_eq!(dtype, Dtype::BF16);
@@ -349,7 +349,7 @@ fn the_index_decides() {
     let (mut first, mut second) = (all.clone(), all.clone());
     let last = "model.layers.3.mlp.up_proj.weight";
     first.remove(last);
-    // In both shards; the numbers of the second are others.
+    // This tensor is in both shards, with other values in the second.
     second.get_mut(GATE).expect("there").2.fill(0x77);
     let index = |of: &dyn Fn(&str) -> &'static str| {
         let map: BTreeMap<&String, &str> = all.keys().map(|name| (name, of(name))).collect();
@@ -394,7 +394,7 @@ fn the_index_decides() {
     has(&copy.logits(2, &[]), &["index.json", "names no tensors"]);
 }
 
-/// Each of these would take gigabytes if anything were allocated before shapes are compared.
+/// Each of these configs would take gigabytes if memory were allocated before shapes are compared.
 #[test]
 fn shapes_are_compared_before_memory_is_taken() {
     for (model, from, to, parts) in [

@@ -1,11 +1,11 @@
-//! What the tests of models share: the fixtures, and running a model over one.
+//! Shared by the tests of models: the fixtures, and running a model on them.
 
 use butterfly::{AttentionBackend, Dtype, Plan, Sparsity};
 use butterfly_models::{Folder, Logits, Model, ModelError, Policy, State};
 use butterfly_tests::{fixture, floats};
 use std::path::{Path, PathBuf};
 
-/// The models, and how far from their reference f32 logits may be, as the fixtures say.
+/// The models, and the fixtures' tolerance for their logits in f32.
 pub(crate) const MODELS: [(&str, f32); 5] = [
     ("gpt2", 2e-4),
     ("llama", 2e-4),
@@ -14,7 +14,7 @@ pub(crate) const MODELS: [(&str, f32); 5] = [
     ("qwen3_5_wrapped", 1e-3),
 ];
 
-/// One model and one pattern, with what other software computed.
+/// One model with one pattern, and the logits that other software computed.
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) tokens: Vec<u32>,
@@ -26,7 +26,7 @@ pub(crate) fn folder(model: &str) -> PathBuf {
     fixture("models").join(model)
 }
 
-/// The model without a pattern, and with every pattern there is.
+/// The model without a pattern, and with every pattern of the fixtures.
 pub(crate) fn cases(model: &str) -> Vec<Case> {
     let dir = folder(model);
     let entries = std::fs::read_dir(&dir).expect("fixtures");
@@ -88,7 +88,7 @@ pub(crate) fn policy<B: AttentionBackend>(model: &Model<B>, case: &Case) -> Poli
     }
 }
 
-/// All logits, with the text cut into chunks of at most `chunk` tokens.
+/// The logits of all tokens, with the text cut into chunks of at most `chunk` tokens.
 pub(crate) fn logits<B: AttentionBackend>(
     model: &Model<B>,
     policy: &Policy,

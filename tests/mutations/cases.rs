@@ -1,4 +1,4 @@
-//! Which files there are, and which commands read them.
+//! The files that are mutated, and the commands that read them.
 
 use crate::mutate;
 use butterfly_tests::fixture;
@@ -7,13 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What commands are told to write: a file or a folder.
+/// The name of the output of every command, a file or a folder.
 pub(crate) const OUTPUT: &str = "out";
 
 type Mutate = fn(&mut Rng, &mut Vec<u8>);
 type Files = Vec<(String, Vec<u8>)>;
 
-/// Valid files, the one among them that is mutated, and the commands that read it.
+/// Valid files, the one of them that is mutated, and the commands that read it.
 struct Base {
     kind: &'static str,
     name: String,
@@ -23,7 +23,7 @@ struct Base {
     commands: Vec<Vec<String>>,
 }
 
-/// A command in a folder of files, one of which may be mutated.
+/// A command, and the files in its folder, one of which may be mutated.
 pub(crate) struct Case {
     pub(crate) kind: &'static str,
     pub(crate) name: String,
@@ -43,26 +43,27 @@ impl Case {
         }
     }
 
-    /// What the command read.
+    /// The content of the file that is mutated.
     pub(crate) fn mutated(&self) -> &[u8] {
         let found = self.files.iter().find(|(name, _)| name == self.mutated);
         &found.expect("one of the files").1
     }
 
-    /// Keeps the files for a look at them, and says where.
+    /// Writes the files to `folder`, to be looked at later, and describes the case.
     pub(crate) fn keep(&self, folder: &Path) -> String {
         self.lay(folder);
         format!("{} ({}) in {}", self.kind, self.name, folder.display())
     }
 
-    /// Files in `folder` that were not laid there and are no output.
+    /// Files in `folder` that are neither inputs nor outputs: leftovers of the command.
     pub(crate) fn left(&self, folder: &Path) -> Vec<PathBuf> {
         let laid = |path: &Path| {
             self.files
                 .iter()
                 .any(|(name, _)| Path::new(name).starts_with(path))
         };
-        // The lock beside an artifact folder stays: removing it would let two writers in.
+        // The lock file beside an artifact folder stays: without it, two writers could both hold
+        // the lock.
         let lock = format!(".{OUTPUT}.lock");
         let expected = |path: &Path| {
             [OUTPUT, "stdout", "stderr", &lock]
@@ -87,7 +88,7 @@ impl Case {
     }
 }
 
-/// Everything that is mutated.
+/// All valid files that are mutated, with their commands.
 pub(crate) struct Corpus(Vec<Base>);
 
 impl Corpus {
@@ -106,7 +107,7 @@ impl Corpus {
         Self(bases)
     }
 
-    /// The case of a seed: each kind equally often.
+    /// The case of a seed. All kinds are equally frequent.
     pub(crate) fn case(&self, seed: u64) -> Case {
         let mut rng = Rng::with_seed(seed);
         let mut kinds: Vec<_> = self.0.iter().map(|base| base.kind).collect();
@@ -123,7 +124,7 @@ impl Corpus {
             .iter_mut()
             .find(|(name, _)| name == base.mutated)
             .expect("one of the files");
-        // One change alone goes deepest.
+        // A single change often gets furthest into the program, so it is the most frequent.
         for _ in 0..rng.choice([1, 1, 1, 2, 3]).unwrap_or(1) {
             match rng.u8(0..8) {
                 0 => mutate::bytes(&mut rng, bytes),
@@ -139,7 +140,7 @@ impl Corpus {
         }
     }
 
-    /// Every base with every command, unharmed.
+    /// Every base with every command, without mutation.
     pub(crate) fn unharmed(&self) -> impl Iterator<Item = Case> {
         self.0.iter().flat_map(|base| {
             base.commands
@@ -148,7 +149,8 @@ impl Corpus {
         })
     }
 
-    /// Files of `known/<kind>`, each in the place of the mutated one of the kind's first base.
+    /// The files in `known/<kind>`, each in place of the mutated file of the first base of that
+    /// kind, with every command.
     pub(crate) fn known(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for kind in folders(&here("known")) {
@@ -204,7 +206,7 @@ fn seed(name: &str) -> Vec<u8> {
     read(&here("seeds").join(name))
 }
 
-/// The words of a command line; `{}` stands for the pattern of most commands.
+/// The words of a command line; `{}` stands for a pattern.
 fn command(line: &str) -> Vec<String> {
     const PATTERN: &str = "block 16 causal & (local(1) | partner(causal_shift) | sink(1))";
     let words = line.split_whitespace();
@@ -219,7 +221,7 @@ fn commands(lines: &[&str]) -> Vec<Vec<String>> {
 
 const MODELS: [&str; 5] = ["gpt2", "llama", "qwen3", "qwen3_5", "qwen3_5_wrapped"];
 
-/// A model's folder `m`, tokens for it in `ids.safetensors`, and a text.
+/// A model folder `m`, tokens for it in `ids.safetensors`, and a text in `book.txt`.
 fn model(name: &str) -> Files {
     let from = fixture("models").join(name);
     let tokenizer = fixture("tokenizer");
@@ -243,7 +245,7 @@ fn model(name: &str) -> Files {
     ]
 }
 
-/// `input_ids` [2, 24].
+/// A safetensors file with `input_ids` of shape `[2, 24]`.
 fn ids() -> Vec<u8> {
     let ids: Vec<u8> = (0..48i64)
         .flat_map(|i| (i * 5 % 200).to_le_bytes())
@@ -329,7 +331,7 @@ fn generation_config() -> Base {
     }
 }
 
-/// Configs with weights, and configs of real models without.
+/// Configs of small models with weights, and configs of real models without.
 fn configs() -> impl Iterator<Item = Base> {
     let small = MODELS.into_iter().map(|name| Base {
         kind: "config",
@@ -403,7 +405,7 @@ fn attention_inputs() -> impl Iterator<Item = Base> {
         })
 }
 
-/// The weights of a model in two files, and the index that says what is where.
+/// The weights of a model in two files, with an index.
 fn index() -> Base {
     let mut files = model("qwen3");
     let at = files
@@ -507,7 +509,7 @@ fn patterns() -> impl Iterator<Item = Base> {
             "explain m/config.json --pattern FILE --target cpu",
             "logits --model m --inputs ids.safetensors --output out --pattern FILE --device cpu",
         ];
-        // Differences have no short proof at that length, and say so.
+        // A pattern with differences cannot be proved at that length; the command reports it.
         let lines = lines
             .into_iter()
             .filter(|line| name != "algebra.pattern" || !line.contains("268435456"));

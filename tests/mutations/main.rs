@@ -1,14 +1,16 @@
-//! Mutated files through the commands.
+//! Runs the commands on mutated files.
 //!
-//! In:  valid files of every kind that a user may hand over (`seeds`, fixtures, artifacts made
-//! here), a number of cases and a first seed. Out: nothing, or a list of what went wrong, with
-//! the mutated files kept in `target/mutations`.
+//! In:  valid files of every kind that a user may provide (`seeds`, fixtures, artifacts made
+//! here), a number of cases and a first seed. Out: nothing, or a list of faults, with the mutated
+//! files kept in `target/tmp/mutations`.
 //!
-//! What holds for every file, however broken: the command ends within its time and memory, with
-//! exit code 0, 1 or 2; it says why when that is not 0; no panic; with `--json` stdout is one
-//! object; exit code 0 means finite results, and 2 that nothing was left at the output.
+//! However broken a file is, these hold for the command that reads it:
+//! - It ends within its limits of time and memory, with exit code 0, 1 or 2, and never panics.
+//! - If the exit code is not 0, stderr says why.
+//! - With `--json`, stdout is one JSON object.
+//! - With exit code 0, results are finite; with 2, there is no output. No other files are left.
 //!
-//! A case is its seed: the same seed gives the same file and command. More of them:
+//! A case is determined by its seed: the same seed gives the same file and command. To run more:
 //!
 //! ```sh
 //! BUTTERFLY_MUTATIONS=10000 BUTTERFLY_MUTATIONS_FIRST=0 cargo test --release -p butterfly-cli --test mutations
@@ -23,7 +25,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Cases without `BUTTERFLY_MUTATIONS`: what takes well below a minute.
+/// Number of cases without `BUTTERFLY_MUTATIONS`; they take well below a minute.
 const CASES: u64 = 400;
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -81,7 +83,7 @@ fn mutated_files_get_an_answer() {
         faults.len(),
         faults.join("\n")
     );
-    // Most mutations should get past the parser of JSON, or little is tested.
+    // If most commands failed, for example in the JSON parser, little would be tested.
     let good: u64 = codes
         .iter()
         .filter(|((_, code), _)| *code == 0)
@@ -93,7 +95,7 @@ fn mutated_files_get_an_answer() {
     );
 }
 
-/// Files that once broke a command.
+/// Files that once broke a command no longer do.
 #[test]
 fn known_breakers_get_an_answer() {
     let corpus = Corpus::new();
@@ -104,7 +106,8 @@ fn known_breakers_get_an_answer() {
     }
 }
 
-/// Without mutation every command of every kind succeeds: else a mutant proves nothing.
+/// Without mutation every command of every kind succeeds; otherwise its mutations would test
+/// nothing.
 #[test]
 fn what_is_not_mutated_runs() {
     let corpus = Corpus::new();

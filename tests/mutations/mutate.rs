@@ -1,12 +1,12 @@
-//! Valid files → files that are a little wrong.
+//! Valid files → slightly broken files.
 //!
-//! In:  bytes and a generator of random numbers. Out: bytes. By what a file is: any bytes, JSON,
-//! safetensors (a header that is JSON, and data), the text of a pattern.
+//! In:  the bytes of a file, and a random number generator. Out: mutated bytes. There is a function
+//! for each kind of file: any bytes, JSON, safetensors (a JSON header, and data), and pattern text.
 
 use fastrand::Rng;
 use serde_json::{Map, Number, Value};
 
-/// Numbers at which something tends to break.
+/// Numbers at which programs tend to break.
 const NUMBERS: [&str; 24] = [
     "0",
     "1",
@@ -59,7 +59,7 @@ const WORDS: [&str; 22] = [
     "linear_attention",
 ];
 
-/// Flips, cuts, repeats and inserts, wherever it hits.
+/// Flips a bit, or cuts, repeats or inserts bytes, at a random place.
 pub(crate) fn bytes(rng: &mut Rng, bytes: &mut Vec<u8>) {
     let at = rng.usize(0..=bytes.len());
     let end = (at + rng.usize(0..64)).min(bytes.len());
@@ -79,7 +79,8 @@ pub(crate) fn bytes(rng: &mut Rng, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Changes a value, or its place, somewhere in a JSON document; what is none stays as it is.
+/// Changes, adds, removes or renames one value of a JSON document. Bytes that are not JSON are left
+/// unchanged.
 pub(crate) fn json(rng: &mut Rng, bytes: &mut Vec<u8>) {
     if let Ok(mut root) = serde_json::from_slice(bytes) {
         change(rng, &mut root);
@@ -87,8 +88,8 @@ pub(crate) fn json(rng: &mut Rng, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Walks down by chance, so that what lies near the root changes as often as one of a
-/// thousand entries of a vocabulary.
+/// Changes a value found by a random walk from the root. This way a value near the root is as
+/// likely to change as a vocabulary of a thousand entries.
 fn change(rng: &mut Rng, value: &mut Value) {
     let deeper = rng.u8(0..8) > 0;
     match value {
@@ -149,7 +150,7 @@ fn any(rng: &mut Rng) -> Value {
         2 => Value::Array(Vec::new()),
         3 => Value::Object(Map::new()),
         4 => {
-            // Deeper than recursive readers and printers go.
+            // Deeper than recursive parsers and printers permit.
             let depth = rng.usize(1..200);
             (0..depth).fold(Value::Null, |inner, _| Value::Array(vec![inner]))
         }
@@ -162,7 +163,7 @@ fn any(rng: &mut Rng) -> Value {
     }
 }
 
-/// Changes the header, its length, or the data; what is no safetensors file as bytes.
+/// Changes the header, its length, or the data. A file that is not safetensors is mutated as bytes.
 pub(crate) fn safetensors(rng: &mut Rng, bytes: &mut Vec<u8>) {
     let length = bytes.first_chunk::<8>().map(|x| u64::from_le_bytes(*x));
     let length = length.and_then(|x| usize::try_from(x).ok());
@@ -190,7 +191,8 @@ pub(crate) fn safetensors(rng: &mut Rng, bytes: &mut Vec<u8>) {
     }
 }
 
-/// A NaN or an infinity, as f32 and, read as pairs, as bf16.
+/// Writes NaN or infinity to a few places; each pattern of 4 bytes is one as an f32, and two as
+/// bf16.
 fn not_finite(rng: &mut Rng, data: &mut [u8]) {
     let words = data.len() / 4;
     for _ in 0..rng.usize(1..4) {
@@ -204,7 +206,7 @@ fn not_finite(rng: &mut Rng, data: &mut [u8]) {
     }
 }
 
-/// Other values of the same size, as integers and as floats.
+/// Flips bits other than the two highest of a byte, which keeps most integers and floats in range.
 fn small(rng: &mut Rng, data: &mut [u8]) {
     for _ in 0..rng.usize(1..9).min(data.len()) {
         let at = rng.usize(0..data.len());
@@ -270,7 +272,7 @@ pub(crate) fn pattern(rng: &mut Rng, bytes: &mut Vec<u8>) {
     *bytes = parts.concat().into_bytes();
 }
 
-/// Words, numbers, and everything else a character each.
+/// Splits a text into words, numbers, and single other characters.
 fn split(text: &str) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     let mut last = None;

@@ -1,4 +1,4 @@
-//! A case → the command's exit code, or what it did that no command may.
+//! Runs a case: gives the command's exit code, or the rule that it broke.
 
 use crate::cases::Case;
 use butterfly_tests::floats;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a command may take on a file of a few kilobytes.
+/// Limits of a command on files of a few kilobytes: seconds, and KiB of address space.
 const SECONDS: u64 = 5;
 const KIBIBYTES: u64 = 8 << 20;
 
-/// Where the files of a case that failed stay.
+/// The folder in which the files of a failed case are kept.
 pub(crate) fn kept(seed: u64) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     target.join("mutations").join(seed.to_string())
@@ -23,13 +23,13 @@ pub(crate) fn judge(case: &Case) -> Result<i32, String> {
     case.lay(folder.path());
     let (out, err) = (folder.path().join("stdout"), folder.path().join("stderr"));
     let file = |path| File::create(path).map_err(|error| error.to_string());
-    // The shell sets the limit on memory, for this process alone.
+    // The shell sets the memory limit, for this process only.
     let mut child = Command::new("sh")
         .args(["-c", &format!("ulimit -v {KIBIBYTES}; exec \"$0\" \"$@\"")])
         .arg(env!("CARGO_BIN_EXE_butterfly"))
         .args(&case.args)
         .current_dir(folder.path())
-        // Which asks for what a panic prints.
+        // With it set, a panic prints a backtrace.
         .env_remove("RUST_BACKTRACE")
         .stdin(Stdio::null())
         .stdout(file(&out)?)
@@ -95,7 +95,8 @@ fn ends(case: &Case, code: i32, stdout: &str, stderr: &str, folder: &Path) -> Re
     }
 }
 
-/// Numbers of a safetensors output; the log-sum-exp of a query without a key is -infinity.
+/// Checks that all numbers of a safetensors output are finite. Only `lse` may be -infinity, for a
+/// query without a key.
 fn finite(output: &Path) -> Result<(), String> {
     let bytes = fs::read(output).map_err(|error| error.to_string())?;
     let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;

@@ -1,9 +1,9 @@
-//! JSON as Python's `json.dumps` writes it, which is what `tojson` means in chat templates.
+//! The `tojson` filter of chat templates: JSON as Python's `json.dumps` writes it.
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Deepest nesting, as in Python.
+/// Deepest nesting that is written, like Python's recursion limit.
 const DEEPEST: usize = 1000;
 
 /// `value | tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -53,7 +53,7 @@ pub(super) fn filter(
 struct Writer<'a> {
     state: &'a State<'a, 'a>,
     out: String,
-    /// How much of the text fuel was taken for.
+    /// Bytes of `out` that fuel was taken for.
     paid: usize,
     ascii: bool,
     sorted: bool,
@@ -68,7 +68,8 @@ impl Writer<'_> {
         if depth > DEEPEST {
             return Err(wrong(format!("a value nests deeper than {DEEPEST}")));
         }
-        // What holds one list twice, and that one list twice, is short to make and long to write.
+        // A list that holds another list twice, which holds a third one twice, and so on, is cheap
+        // to build, but its text doubles with each level: so writing takes fuel too.
         if self.out.len() >= self.paid + 64 {
             let fuel = (self.out.len() - self.paid) as u64 / 64;
             self.state.consume_fuel(fuel)?;
@@ -177,7 +178,8 @@ fn number(value: &Value) -> String {
         Err(_) => value.to_string(),
         Ok(x) if x.is_nan() => "NaN".into(),
         Ok(x) if x.is_infinite() => if x > 0.0 { "Infinity" } else { "-Infinity" }.into(),
-        // Rust changes to exponents where Python does, and writes these shorter.
+        // Rust and Python switch to exponents at the same numbers, but Python writes a sign and at
+        // least two digits.
         Ok(x) => match format!("{x:?}").split_once('e') {
             None => format!("{x:?}"),
             Some((digits, exponent)) => {

@@ -1,10 +1,11 @@
-//! Python's methods of text, lists and dicts, where minijinja's library of them has none or differs.
+//! Python's methods of strings, lists and dicts that `minijinja_contrib::pycompat` lacks, or where
+//! it differs from Python.
 
 use minijinja::value::{Kwargs, Rest, Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// Calls a method of a value.
+/// Calls a method of a value: one of this file, or else of `pycompat`.
 pub(super) fn call(
     state: &mut State,
     value: &Value,
@@ -130,7 +131,8 @@ fn wrong(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
-/// What Python counts as white space: what Unicode does, and four separators.
+/// Whether Python counts a character as white space: Unicode's white space, and the four ASCII
+/// separators.
 fn blank(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
@@ -164,7 +166,7 @@ fn split(text: &str, arguments: &[Value], right: bool) -> Result<Value, Error> {
         true => -1,
         false => i64::try_from(most)?,
     };
-    // Parts are one more than places to split at.
+    // `maxsplit` counts splits; there is one part more.
     let most = usize::try_from(most).map_or(usize::MAX, |most| most.saturating_add(1));
     let parts: Vec<&str> = match (by.as_str(), right) {
         (Some(""), _) => return Err(wrong("empty separator".into())),
@@ -183,7 +185,8 @@ fn split(text: &str, arguments: &[Value], right: bool) -> Result<Value, Error> {
             while !rest.is_empty() {
                 let end = rest.find(blank).filter(|_| parts.len() + 1 < most);
                 let (part, after) = rest.split_at(end.unwrap_or(rest.len()));
-                // The last part keeps what ends it only where parts are counted.
+                // With `maxsplit` reached, `end` is `None`: the last part is the whole rest, with
+                // its white space.
                 parts.push(part);
                 rest = after.trim_start_matches(blank);
             }
@@ -206,7 +209,7 @@ fn split(text: &str, arguments: &[Value], right: bool) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// `splitlines(keepends=False)`, at all the line ends that Python knows.
+/// `splitlines(keepends=False)`, at all line ends that Python knows.
 fn lines(text: &str, arguments: &[Value]) -> Result<Value, Error> {
     let (keep,): (Option<bool>,) = from_args(arguments)?;
     let ends = |c: char| {
@@ -246,7 +249,7 @@ fn title(text: &str) -> String {
     out
 }
 
-/// Text in the middle, or at one side, of `width` characters.
+/// `ljust`, `rjust`, `center` and `zfill`: pads a text to `width` characters.
 fn padded(state: &State, text: &str, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     let (width, fill): (i64, Option<char>) = from_args(arguments)?;
     let width = usize::try_from(width).unwrap_or(0);
@@ -262,15 +265,16 @@ fn padded(state: &State, text: &str, name: &str, arguments: &[Value]) -> Result<
             format!("{sign}{}{digits}", "0".repeat(missing))
         }
         _ => {
-            // Python puts the odd one to the left where the width is odd.
+            // Of an odd number of fill characters Python puts the extra one on the left if the
+            // width is odd, else on the right.
             let left = missing / 2 + (missing & width & 1);
             format!("{}{text}{}", of(left), of(missing - left))
         }
     }))
 }
 
-/// Takes the fuel that `str.format` needs at most: each field could hold the longest value, in the
-/// largest width.
+/// Takes the fuel for the longest result that `str.format` could have: every field as long as the
+/// longest value or the largest number in the format.
 fn afford(state: &mut State, text: &str, arguments: &[Value]) -> Result<(), Error> {
     let fields = text.matches('{').count();
     let digits = text.split(|c: char| !c.is_ascii_digit());

@@ -1,12 +1,12 @@
-//! Chat templates: Jinja2 as transformers sets it up.
+//! Chat templates: Jinja2 as transformers configures it.
 //!
 //! In: a template's text, and the values that it may use. Out: the text of a prompt.
 //!
-//! The engine is minijinja. What it has no syntax for is rewritten before it sees the text
-//! (`source`); Python's methods that it lacks are in `methods`, Python's JSON in `json`.
+//! The engine is minijinja. Syntax that it does not have is rewritten before it sees the text
+//! (`source`); Python's methods that it lacks are in `methods`, Python's JSON is in `json`.
 //!
-//! Invariant: a template is somebody else's program, so its work is bounded. Text and fuel have
-//! limits, and it runs on a stack that no nesting within these limits exhausts.
+//! Invariant: a template is an untrusted program, so its work is bounded. Its text, fuel and time
+//! have limits, and its stack is large enough for any nesting within these limits.
 
 mod json;
 mod methods;
@@ -24,27 +24,27 @@ use std::time::Duration;
 
 /// Longest text of a template, in bytes; published ones have up to 20,000.
 const LONGEST: usize = 256 << 10;
-/// Fuel of a template: instructions, and one more for every 64 bytes that it makes. Published
-/// templates use some thousands.
+/// Fuel of one rendering: one unit for each instruction, and one more for every 64 bytes of text
+/// that is made. Published templates use some thousands.
 const FUEL: u64 = 1 << 20;
-/// Longest time of a template; published ones take some milliseconds.
+/// Longest time of one rendering; published templates take some milliseconds.
 const LONGEST_TIME: Duration = Duration::from_secs(3);
-/// The thread that renders has this stack, in bytes. What fuel and [`LONGEST`] let a template nest
+/// Stack of the rendering thread, in bytes. The deepest nesting that fuel and [`LONGEST`] permit
 /// takes up to half of it.
 const STACK: usize = 512 << 20;
 
-/// A chat template that was found to be well formed.
+/// A chat template whose syntax was checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
-    /// As minijinja takes it.
+    /// The text after [`source::translate`], as minijinja takes it.
     text: String,
 }
 
 impl Template {
-    /// Takes a template's text.
+    /// Checks a template's text.
     ///
     /// # Errors
-    /// What is wrong with it, and in which line.
+    /// A message that says what is wrong with the text, and in which line.
     pub(crate) fn new(text: &str) -> Result<Self, String> {
         if text.len() > LONGEST {
             return Err(format!(
@@ -60,12 +60,12 @@ impl Template {
         })
     }
 
-    /// The prompt that the template makes of `values`, at a date and time.
+    /// Renders the template with `values`; `now` is the time that `strftime_now` shows.
     ///
     /// # Errors
-    /// Why it fails, and in which line.
+    /// A message that says why the template fails, and in which line.
     pub(crate) fn render(&self, values: &Value, now: Zoned) -> Result<String, String> {
-        // A long conversation may cost as much as its own length.
+        // Work may grow with the length of the conversation.
         let length = values.to_string().len() as u64;
         let fuel = FUEL + length;
         let (text, values) = (self.text.clone(), values.clone());
@@ -73,10 +73,12 @@ impl Template {
     }
 }
 
-/// Runs what nests as deeply as a template asks on a thread with [`STACK`], for [`LONGEST_TIME`].
+/// Runs `work`, whose recursion is as deep as a template nests, on a thread with a stack of
+/// [`STACK`], and waits for it at most [`LONGEST_TIME`].
 ///
-/// What is not done by then is left to itself: fuel ends it, but for a value that holds itself twice
-/// over many times, whose text the engine writes without taking fuel.
+/// A thread that takes longer is abandoned, not stopped. It ends when its fuel is used up, with one
+/// exception: the engine takes no fuel for writing the text of a value, which doubles with each
+/// level of a list that holds another list twice.
 fn apart<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, String> {
@@ -85,7 +87,7 @@ fn apart<T: Send + 'static>(
     let thread = thread.spawn(move || {
         let done = crate::guard::guarded(work);
         let done = done.map_err(|said| format!("its chat template fails: {said}"));
-        // Nobody waits for what comes too late.
+        // Fails if nobody waits for the result any more.
         let _ = sender.send(done.and_then(|done| done.map_err(|error| say(&error))));
     });
     thread.map_err(|error| format!("its chat template was not run: {error}"))?;
@@ -96,7 +98,7 @@ fn apart<T: Send + 'static>(
     })
 }
 
-/// What went wrong, and where.
+/// The message of an error, with its line if that is known.
 fn say(error: &Error) -> String {
     let line = error
         .line()
@@ -111,7 +113,8 @@ fn say(error: &Error) -> String {
     format!("its chat template fails{line}: {}{detail}", error.kind())
 }
 
-/// Jinja2 with the whitespace rules, filters and functions that transformers gives to templates.
+/// An environment with the white-space rules, filters and functions that transformers gives to
+/// templates. A `fuel` of 0 means no limit.
 fn environment(fuel: u64, now: Zoned) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     let mut syntax = SyntaxConfig::builder();
@@ -134,12 +137,13 @@ fn environment(fuel: u64, now: Zoned) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// What a template raised by `raise_exception`.
+/// The message that a template gave to `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refused(String);
 
-/// Python's `%`: text is formatted, numbers leave a remainder of the divisor's sign.
+/// Python's `%`: formats if the left side is a string; between numbers it gives the remainder with
+/// the sign of the divisor.
 fn modulo(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
     if left.as_str().is_some() {
         let mut values = vec![left.clone()];

@@ -1,22 +1,25 @@
-//! Jinja2 that minijinja does not read → the same in what it reads.
+//! Rewrites Jinja2 syntax that minijinja does not support.
 //!
-//! `{% generation %}` marks what an assistant says, for training; to a prompt it is a scope, which
-//! is what `{% with %}` makes. `a % b` formats where `a` is text, which minijinja's operator does
-//! not, so that it becomes a call of [`MODULO`]. Lines stay where they are.
+//! - `{% generation %}` marks the assistant's turns, for training. In a prompt it is no more than a
+//!   scope, so it becomes `{% with %}`.
+//! - `a % b` formats if `a` is a string, which minijinja's operator does not do, so it becomes a
+//!   call of [`MODULO`].
+//!
+//! Line numbers do not change, so that errors name the right line.
 
-/// The function that takes the place of `%`.
+/// The name of the function that replaces `%`.
 pub(super) const MODULO: &str = "__modulo__";
 
-/// Most words and signs of one tag. Published templates have up to some hundreds, and the engine's
-/// time and stack grow with the depth of an expression.
+/// Most tokens of one tag. Published templates have up to some hundreds; the limit exists because
+/// the engine's time and stack grow with the depth of an expression.
 const MOST: usize = 2048;
 
 /// Rewrites a template.
 ///
 /// # Errors
-/// A tag that is too long.
+/// A message with the line of a tag that has more than [`MOST`] tokens.
 pub(super) fn translate(text: &str) -> Result<String, String> {
-    // Jinja2 reads every kind of line end as one.
+    // As Jinja2 does with all line ends.
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
@@ -42,7 +45,7 @@ pub(super) fn translate(text: &str) -> Result<String, String> {
             out.push_str(&text[start..at]);
             continue;
         }
-        // A tag that does not end is the engine's to report.
+        // The engine reports a tag that does not end.
         let Some(tag) = Tag::read(&text, start, close) else {
             break;
         };
@@ -63,7 +66,7 @@ pub(super) fn translate(text: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Where `{% endraw %}` begins, after `from`.
+/// Where the first `{% endraw %}` after `from` begins, or the end of the text.
 fn end_of_raw(text: &str, from: usize) -> usize {
     let mut tags = text[from..].match_indices("{%").map(|(at, _)| from + at);
     let ends = |at: &usize| {
@@ -73,7 +76,7 @@ fn end_of_raw(text: &str, from: usize) -> usize {
     tags.find(ends).unwrap_or(text.len())
 }
 
-/// What stands between the braces of a tag.
+/// A tag, `{{ … }}` or `{% … %}`, and the tokens between its braces.
 struct Tag {
     start: usize,
     end: usize,
@@ -89,7 +92,7 @@ struct Token {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// A name, keywords among them, or a number.
+    /// A name, a keyword or a number.
     Word,
     Text,
     Open,
@@ -98,7 +101,7 @@ enum Kind {
 }
 
 impl Tag {
-    /// Reads the tag at `start`, up to `close` where no bracket is open.
+    /// Reads the tag at `start`, up to the first `close` outside of brackets and quoted text.
     fn read(text: &str, start: usize, close: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         let mut at = start + 2;
@@ -111,7 +114,7 @@ impl Tag {
             let rest = &text[at..];
             let first = rest.chars().next()?;
             let sign = usize::from(matches!(first, '-' | '+'));
-            // Reading on would only take time where there are too many parts already.
+            // A tag with too many tokens will be refused: no need to read the rest.
             if (depth == 0 && rest[sign..].starts_with(close)) || tokens.len() > MOST {
                 let end = at + sign + close.len();
                 return Some(Self { start, end, tokens });
@@ -150,13 +153,13 @@ impl Tag {
         }
     }
 
-    /// The word that a `{% … %}` begins with.
+    /// The first token of the tag, which is the name of a `{% … %}` tag.
     fn name<'a>(&self, text: &'a str) -> Option<&'a str> {
         let first = self.tokens.first()?;
         Some(&text[first.start..first.end])
     }
 
-    /// Writes the tag with what takes the place of its parts.
+    /// Writes the tag with its replacements.
     fn write(&self, text: &str, out: &mut String) {
         let words: Vec<&str> = self.tokens.iter().map(|t| &text[t.start..t.end]).collect();
         let block = text[self.start..].starts_with("{%");
@@ -186,7 +189,8 @@ impl Tag {
     }
 }
 
-/// The length of a quoted text, quotes included.
+/// The length of the quoted text that `text` begins with, quotes included; `None` if it does not
+/// end.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -200,22 +204,22 @@ fn quoted(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// Where calls of [`MODULO`] begin and end, for each token.
+/// Where calls of [`MODULO`] begin and end: one entry for each token.
 struct Calls {
-    /// How many begin before it.
+    /// How many calls begin before the token.
     opened: Vec<usize>,
-    /// Whether it separates the two arguments.
+    /// Whether the token is a `%` that becomes the comma between the two arguments.
     commas: Vec<bool>,
-    /// How many end after it.
+    /// How many calls end after the token.
     closed: Vec<usize>,
 }
 
-/// An expression, or what stands within a bracket.
+/// The state of reading one level of brackets.
 #[derive(Clone, Copy)]
 struct Level {
-    /// The token that the product which is being read begins with.
+    /// The first token of the current product: operands joined by `*`, `/`, `//` and `%`.
     product: usize,
-    /// Whether the right side of a `%` is being read.
+    /// Whether the right operand of a `%` is being read.
     right: bool,
 }
 
@@ -230,7 +234,7 @@ impl Calls {
             product: usize::from(block),
             right: false,
         }];
-        // Whether an operand has ended, so that what follows is an operator.
+        // Whether the last token ended an operand, so that a sign is a binary operator.
         let mut operand = false;
         for (i, token) in tokens.iter().enumerate() {
             let Some(level) = levels.last_mut() else {
@@ -287,5 +291,5 @@ impl Calls {
     }
 }
 
-/// Words that end a product.
+/// Keywords that end a product.
 const KEYWORDS: [&str; 6] = ["and", "else", "if", "in", "not", "or"];

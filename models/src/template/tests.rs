@@ -3,7 +3,7 @@ use butterfly_tests::fixture;
 use std::fs;
 use std::time::Instant;
 
-/// The clock of `expected.py`.
+/// The time that `expected.py` renders with.
 fn now() -> Zoned {
     let time = jiff::civil::datetime(2024, 7, 6, 15, 4, 5, 0);
     time.to_zoned(jiff::tz::TimeZone::UTC).expect("a time")
@@ -22,7 +22,7 @@ fn render(text: &str, values: Value) -> Result<String, String> {
     Template::new(text)?.render(&values, now())
 }
 
-/// What a template fails with, in good time.
+/// The error of a template that must fail, and within twice the time limit.
 fn refused(text: &str) -> String {
     let started = Instant::now();
     let error = render(text, Value::from_pairs::<_, &str, Value>([])).expect_err(text);
@@ -105,7 +105,7 @@ fn failures_say_where() {
     assert!(refused(&" ".repeat(LONGEST + 1)).contains("at most"));
 }
 
-/// Long loops, large texts, and what grows twofold at each step.
+/// Long loops, large texts, and values whose text doubles with each step.
 #[test]
 fn work_is_bounded() {
     let long = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
@@ -137,7 +137,7 @@ fn work_is_bounded() {
     }
 }
 
-/// What nests deeply runs to its end, or is refused; the stack holds it.
+/// Deep nesting is either rendered or refused; the stack does not overflow.
 #[test]
 fn nesting_is_bounded() {
     let fill = |most: usize, start: &str, part: &str, end: &str| {
@@ -168,7 +168,7 @@ fn nesting_is_bounded() {
     ] {
         for most in [2048, LONGEST] {
             let template = fill(most, start, part, end);
-            // Whatever comes of it: a stack that overflows ends the process.
+            // Any result will do: a stack overflow would end the process.
             let _ = render(&template, Value::from_pairs::<_, &str, Value>([]));
         }
     }

@@ -1,6 +1,6 @@
-"""Small tokenizers of every kind of model, for mutations: 256 tokens at most, as the test models have.
+"""Makes small tokenizers of every kind, to be mutated. They have at most 256 tokens, like the test models.
 
-Needs: pip install tokenizers sentencepiece protobuf. Writes tokenizer_*.json beside itself.
+Needs: pip install tokenizers sentencepiece protobuf. Writes tokenizer_*.json beside this file.
 """
 
 import base64
@@ -53,7 +53,7 @@ def byte_fallback():
 
 
 def charsmap_of(replacements):
-    """The trie that sentencepiece makes of these replacements."""
+    """The precompiled character map that sentencepiece makes of these replacements."""
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder) / "rules.tsv"
         points = lambda text: " ".join(f"{ord(c):04X}" for c in text)
