@@ -4,7 +4,7 @@ use crate::{KernelSpec, Target};
 
 /// Version of the emitters; to be increased whenever they write a different kernel for the same
 /// specification.
-pub const CODEGEN_VERSION: u32 = 11;
+pub const CODEGEN_VERSION: u32 = 12;
 
 /// The content key of the kernel of `spec` for `target`; kernels with equal keys are
 /// interchangeable.

@@ -24,7 +24,7 @@ pub struct NotFinite {
 
 impl Folder {
     /// The first tensor, in order of names, with an element that is not finite: as an element of
-    /// type `dtype` in matrices, as f32 in all other tensors.
+    /// type `dtype` in matrices and biases, as f32 in all other tensors.
     ///
     /// Reads every tensor up to that one.
     pub fn not_finite(&self, dtype: Dtype) -> Option<NotFinite> {
@@ -32,11 +32,10 @@ impl Folder {
         names.sort_unstable();
         names.into_iter().find_map(|name| {
             let view = self.tensor(name)?;
-            // The loader reads all but matrices as f32.
-            let dtype = if view.shape.len() == 2 {
-                dtype
-            } else {
-                Dtype::F32
+            // The loader reads all but matrices and biases as f32.
+            let dtype = match view.shape.len() == 2 || name.ends_with(".bias") {
+                true => dtype,
+                false => Dtype::F32,
             };
             let [mut count, mut place] = [0, 0];
             let mut first = None;

@@ -209,6 +209,13 @@ fn numbers_beyond_a_type_are_said() {
     let parts = [&format!("weights `{GATE}` hold 1 numbers that f16 cannot hold")[..]];
     has(&copy.logits(1, &["--dtype", "f16"]), &parts);
 
+    // A bias is rounded as matrices are.
+    let copy = Copy::of("gpt2");
+    let bias = "transformer.h.0.mlp.c_fc.bias";
+    copy.change("model.safetensors", |all| set(all, bias, 3, 1e30));
+    let parts = [&format!("weights `{bias}` hold 1 numbers that f16 cannot hold")[..]];
+    has(&copy.logits(1, &["--dtype", "f16"]), &parts);
+
     let copy = Copy::of("llama");
     copy.change("model.safetensors", |all| {
         (0..64).for_each(|i| set(all, "model.norm.weight", i, 6e4));
