@@ -1,4 +1,4 @@
-//! Attention for users of Burn: as a function, and as a module that replaces another.
+//! Attention for users of Burn: as a function, and as a module that replaces Burn's own.
 
 use crate::{Attend, AttentionBackend, Counts, Operation, OperationError, Plan, run};
 use burn::module::Module;
@@ -7,37 +7,42 @@ use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 
-/// What a call of [`attention`] takes beside tensors; the default is that of training and
-/// prefill: as many queries as keys, or the last of them, stage 0.
+/// The parameters of a call of [`attention`] that are not tensors.
+///
+/// The default suits training and prefill: all keys of k are read, the queries are the last
+/// `q_len` tokens of the sequence, and the stage is 0.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
-    /// Picks the stage of the butterfly network: the layer's position among those replaced. A
-    /// pattern that fixes the stage keeps it.
+    /// Picks the stage of the butterfly network: the layer's position among the replaced layers,
+    /// from 0. Ignored if the pattern fixes its stage.
     pub index: u32,
-    /// Keys that count; all that k has room for where `None`.
+    /// Number of keys to read, in tokens: the first `kv_len` of k and v, which may have room for
+    /// more. `None` reads all of them.
     pub kv_len: Option<usize>,
-    /// Absolute position of the first query; `kv_len - q_len` where `None`.
+    /// Absolute position of the first query; `None` stands for `kv_len - q_len`.
     pub q_offset: Option<usize>,
-    /// Tokens that fix the stages, at least `kv_len`; `kv_len` where `None`. Set it to the
-    /// longest sequence for decode and chunked prefill to see what one prefill sees.
+    /// Number of tokens from which the stages are derived, at least `kv_len`; `None` stands for
+    /// `kv_len`. Set it to the final length of the sequence, so that decode and chunked prefill see
+    /// the same keys as one prefill of the whole sequence.
     pub capacity: Option<usize>,
-    /// Factor on the logits; `1 / sqrt(D)` where `None`.
+    /// Factor on the logits; `None` stands for `1 / sqrt(D)`.
     pub scale: Option<f32>,
-    /// Bends logits into `-c..c`.
+    /// Soft limit `c` on the logits: `c * tanh(logit / c)`, after the scale.
     pub softcap: Option<f32>,
-    /// One more logit for each q head.
+    /// Attention sinks: for each q head one more logit, which takes part in the softmax without a
+    /// value.
     pub sinks: Option<Vec<f32>>,
-    /// Where launches are counted.
+    /// Counts the launches of this call, by kernel.
     pub counts: Counts,
 }
 
 /// Attention by the pattern of `plan`: q [B, Hq, q_len, D], k [B, Hkv, kv_len, D],
 /// v [B, Hkv, kv_len, Dv] → o [B, Hq, q_len, Dv].
 ///
-/// Some strided inputs are copied, as [the crate](crate) says.
+/// Some strided inputs are copied first; [the crate](crate) lists them.
 ///
 /// # Errors
-/// [`OperationError`] when the inputs do not fit or there is no kernel.
+/// [`OperationError`] when the inputs do not fit together or there is no kernel for them.
 pub fn attention<B: AttentionBackend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -48,8 +53,8 @@ pub fn attention<B: AttentionBackend>(
     attention_with_lse(q, k, v, plan, call).map(|(o, _)| o)
 }
 
-/// [`attention`], and the natural log-sum-exp of the logits [B, Hq, q_len] in f32: -inf where
-/// a query sees nothing.
+/// [`attention`] that also returns the log-sum-exp of the logits, [B, Hq, q_len] in f32: natural
+/// log, -inf where a query sees no key.
 ///
 /// # Errors
 /// As [`attention`].
@@ -92,7 +97,7 @@ pub fn attention_with_lse<B: AttentionBackend>(
 /// Sizes of an [`Attention`] module.
 #[derive(Config, Debug)]
 pub struct AttentionConfig {
-    /// Elements of a token.
+    /// Elements of a token's row.
     pub d_model: usize,
     /// Query heads.
     pub n_heads: usize,
@@ -103,11 +108,11 @@ pub struct AttentionConfig {
     pub bias: bool,
 }
 
-/// Self-attention by a pattern, with its four projections: the place of Burn's
-/// `MultiHeadAttention` in a causal model.
+/// Self-attention by a pattern, with its four projections: replaces Burn's `MultiHeadAttention` in
+/// a causal model.
 ///
-/// What a query sees is the plan's to say: there are no masks. Under a causal pattern texts padded
-/// at their ends need none, because no token sees what follows it.
+/// The plan's pattern decides which keys a query sees; masks are not supported. Sequences padded at
+/// their end need no mask under a causal pattern, because no token sees a later one.
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
     /// [d_model, Hq * D].
@@ -121,20 +126,21 @@ pub struct Attention<B: Backend> {
     n_heads: usize,
     n_kv_heads: usize,
     quiet_softmax: bool,
-    /// The logit of what is masked, in the module that was replaced.
+    /// The logit that the replaced module gave to masked keys.
     min_float: f64,
-    /// Picks the stage of the butterfly network.
+    /// Picks the stage of the butterfly network: the layer's position among the replaced layers.
     pub index: u32,
     #[module(skip)]
     plan: Plan,
 }
 
-/// The largest logit of a masked key that certainly has no weight beside those of other keys: in
-/// f32 weights end 104 below the largest logit.
+/// The largest `min_float` that is accepted as a mask. In f32 a softmax weight underflows to 0 once
+/// its logit is 104 below the largest one; this bound leaves real logits ample room above that.
 const MASKED: f64 = -1e3;
 
 impl AttentionConfig {
-    /// Fresh weights; `index` is the position of the layer among those replaced.
+    /// A module with freshly initialised weights; `index` is the position of the layer among the
+    /// replaced layers, from 0.
     pub fn init<B: Backend>(&self, plan: Plan, index: u32, device: &B::Device) -> Attention<B> {
         let head_dim = self.d_model / self.n_heads.max(1);
         let linear = |from, to| {
@@ -158,11 +164,12 @@ impl AttentionConfig {
 }
 
 impl<B: Backend> Attention<B> {
-    /// The place of `other`, with its weights; causal, and by the pattern of `plan`.
+    /// Replaces `other`: takes over its weights and attends by the pattern of `plan`.
     ///
-    /// `quiet_softmax` becomes a sink of logit 0 for each head, for which artifacts need kernels
-    /// with sinks. Dropout acts in training alone, which [`OperationError::Gradients`] refuses.
-    /// A `min_float` above -1000 would give masked keys weight: [`Attention::forward`] refuses it.
+    /// `quiet_softmax` becomes a sink of logit 0 for each head; artifacts then have to hold kernels
+    /// with sinks. Dropout is left out: it acts only in training, which fails with
+    /// [`OperationError::Gradients`]. With a `min_float` above -1000 the replaced module could give
+    /// masked keys weight, so [`Attention::forward`] refuses it.
     pub fn replace(other: MultiHeadAttention<B>, plan: Plan, index: u32) -> Self {
         Self {
             n_heads: other.n_heads,
@@ -183,8 +190,9 @@ impl<B: AttentionBackend> Attention<B> {
     /// x [B, T, d_model] → [B, T, d_model].
     ///
     /// # Errors
-    /// As [`attention`]; [`OperationError::Argument`] where projections do not divide into heads, or
-    /// the module that was replaced has a `min_float` that masks nothing.
+    /// As [`attention`]; [`OperationError::Argument`] if a projection's width is not a multiple of
+    /// its heads, a projection does not fit the rows, or the replaced module's `min_float` is too
+    /// large to mask.
     pub fn forward(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
         if self.min_float > MASKED || self.min_float.is_nan() {
             return Err(argument(format!(
@@ -209,7 +217,7 @@ impl<B: AttentionBackend> Attention<B> {
     }
 }
 
-/// [B, T, n] → [B, heads, T, D].
+/// Projects x and splits the result into heads: [B, T, n] → [B, heads, T, D].
 fn heads<B: Backend>(
     linear: &Linear<B>,
     name: &str,
@@ -228,7 +236,7 @@ fn heads<B: Backend>(
     Ok(rows.swap_dims(1, 2))
 }
 
-/// The layer, if it takes rows like those of x.
+/// The layer, if it takes rows as long as those of x.
 fn fits<'a, B: Backend>(
     linear: &'a Linear<B>,
     name: &str,

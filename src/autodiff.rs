@@ -1,4 +1,4 @@
-//! Burn's decorator for gradients: refused until the backward kernels are here.
+//! Burn's `Autodiff` backend: every operation is refused until there are backward kernels.
 
 use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::backend::autodiff::Autodiff;

@@ -8,30 +8,32 @@ use burn::tensor::{DType, Shape};
 /// A Burn backend with Butterfly's kernels.
 ///
 /// Implemented for `CubeBackend` on the CUDA and wgpu runtimes, for `Flex` on the CPU, for
-/// `Fusion` over either, and for `Autodiff`, which refuses.
+/// `Fusion` over either, and for `Autodiff`, which refuses every operation.
 pub trait AttentionBackend: Backend {
-    /// Finds or makes what an operation on such inputs needs, without running it.
+    /// Checks that an operation can run on inputs of these shapes and element types, and prepares
+    /// its kernel, without running it.
     ///
     /// # Errors
-    /// When the inputs do not fit, are more than kernels can index or a device has room for, or
-    /// when there is no kernel.
+    /// When the inputs do not fit together, are larger than kernels can index or the device has
+    /// memory for, or when there is no kernel.
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],
         device: &Self::Device,
     ) -> Result<(), OperationError>;
 
-    /// Runs an operation on inputs that were found to fit.
+    /// Runs an operation on checked inputs.
     ///
     /// # Errors
-    /// As [`AttentionBackend::prepare`], before anything has run, or when the device fails.
+    /// Those of [`AttentionBackend::prepare`], before anything has run; or when the device fails.
     fn execute(checked: Checked<'_, Self>) -> Result<Vec<FloatTensor<Self>>, OperationError>;
 }
 
 /// Checks the inputs, then runs the operation.
 ///
 /// # Errors
-/// [`OperationError`]; nothing has run then.
+/// [`OperationError`] if the inputs do not fit, before anything has run; else as
+/// [`AttentionBackend::execute`].
 pub fn run<B: AttentionBackend>(
     operation: &Operation,
     inputs: Vec<FloatTensor<B>>,

@@ -1,4 +1,4 @@
-//! Keys and values of the tokens so far.
+//! The KV cache: keys and values of the tokens so far.
 
 use crate::{Append, AttentionBackend, Operation, OperationError, run};
 use burn::prelude::*;
@@ -6,14 +6,14 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
 use butterfly_ops::Operation as LayerOperation;
 
-/// Keys and values of one attention layer, [B, Hkv, room, D] each, in place.
+/// Keys and values of one attention layer, [B, Hkv, room, D] each, appended to in place.
 ///
-/// Room grows by whole blocks, which copies what is there; with the capacity given to
-/// [`KvCache::new`] it does not grow. A clone shares the memory until one of the two appends, which
-/// copies it.
+/// When the room does not suffice, it grows to a larger whole number of blocks, which copies the
+/// tokens so far. Up to the capacity given to [`KvCache::new`] it never has to. A clone shares the
+/// memory until one of the two appends; that append copies it first.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
-    /// `None` only while an operation has them, and after one that failed on the device.
+    /// `None` only while an operation owns the tensors, and after one that failed on the device.
     stored: Option<[Tensor<B, 4>; 2]>,
     len: usize,
     block: usize,
@@ -24,7 +24,10 @@ pub struct KvCache<B: Backend> {
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache with room for `capacity` tokens, rounded up to blocks of `block`.
+    /// An empty cache with room for `capacity` tokens, rounded up to whole blocks of `block`
+    /// tokens.
+    ///
+    /// `sizes` are [B, Hkv, D]; `options` give the device and the element type.
     pub fn new(
         sizes: [usize; 3],
         capacity: usize,
@@ -34,7 +37,8 @@ impl<B: Backend> KvCache<B> {
         let options = options.into();
         let block = block.max(1);
         let (room, device) = (whole_blocks(capacity, block), options.device.clone());
-        // Of exactly this size: it stays, and is most of what a long text takes.
+        // A persistent allocation has exactly this size: the cache lives long, and is most of the
+        // memory that a long sequence takes.
         let stored = B::memory_persistent_allocations(&device, options, |options| {
             empty(sizes, room, options)
         });
@@ -48,7 +52,7 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Tokens so far.
+    /// Number of tokens so far.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -58,12 +62,13 @@ impl<B: Backend> KvCache<B> {
         self.len == 0
     }
 
-    /// Tokens that there is room for.
+    /// Number of tokens that there is room for, those so far included.
     pub fn room(&self) -> usize {
         self.stored.as_ref().map_or(0, |[k, _]| k.dims()[2])
     }
 
-    /// Keys and values, of which the first [`KvCache::len`] tokens are meaningful.
+    /// Keys and values, [B, Hkv, room, D] each; only the first [`KvCache::len`] tokens are
+    /// meaningful.
     pub fn tensors(&self) -> [Tensor<B, 4>; 2] {
         let stored = self.stored.clone();
         stored.unwrap_or_else(|| self.empty(self.block))
@@ -78,17 +83,17 @@ impl<B: Backend> KvCache<B> {
         empty(self.sizes, room, (&self.device, self.dtype))
     }
 
-    /// The room once `tokens` more have come.
+    /// The room that the cache needs for `tokens` more tokens.
     fn room_for(&self, tokens: usize) -> usize {
         let needed = self.len.saturating_add(tokens);
         match needed <= self.room() {
             true => self.room(),
-            // By half again, so that many small steps copy each token a few times only.
+            // Grows by half at least, so that many small appends copy each token only a few times.
             false => whole_blocks(needed.max(self.len + self.len / 2), self.block),
         }
     }
 
-    /// Keys and values with so much room; what is there is copied when it does not suffice.
+    /// Moves keys and values out, with at least this room; copies them if they have less.
     fn take(&mut self, room: usize) -> [Tensor<B, 4>; 2] {
         let Some([k, v]) = self.stored.take() else {
             return self.empty(room);
@@ -107,15 +112,17 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: AttentionBackend> KvCache<B> {
-    /// Takes the heads out of rows of projections q, k, v [B, T, …], as `append` says, and
-    /// appends keys and values; returns q [B, Hq, T, D].
+    /// Splits rows of the projections q, k and v [B, T, …] into heads as `append` describes,
+    /// appends the keys and values, and returns q [B, Hq, T, D].
     ///
-    /// `norms` are the weights of q and k `[D]`, `rotation` the cosines and sines of the
-    /// positions [T, dims], all f32.
+    /// The position in `append` is ignored: tokens are written from [`KvCache::len`] on. `norms`
+    /// are the norm weights of q and k, `[D]` each; `rotation` holds the cosines, then the sines of
+    /// each position, [T, rotated]. All of them are f32.
     ///
     /// # Errors
-    /// [`OperationError`] when the inputs do not fit or there is no room for them: the cache is
-    /// then as it was. When a device fails it is empty.
+    /// [`OperationError`] when the inputs do not fit or exceed a limit of the device; the cache is
+    /// unchanged then. If the device fails while the operation runs, the cache is empty
+    /// afterwards.
     pub fn append(
         &mut self,
         [q, k, v]: [Tensor<B, 3>; 3],
@@ -138,7 +145,7 @@ impl<B: AttentionBackend> KvCache<B> {
         others.extend(rotation.map(|rotation| primitive(rotation.clone().into_primitive())));
         self.check(&operation, &inputs, room, &others)?;
 
-        // Of a failure beyond this point nothing is left but an empty cache.
+        // A failure beyond this point leaves the cache empty.
         let caches = self.take(room);
         let len = std::mem::take(&mut self.len);
         inputs.extend(caches.map(|cache| primitive(cache.into_primitive())));
@@ -152,7 +159,7 @@ impl<B: AttentionBackend> KvCache<B> {
         Ok(q)
     }
 
-    /// Whether the operation will run, while the cache is still where it was.
+    /// Checks that the operation can run, before the tensors are moved out of the cache.
     fn check(
         &self,
         operation: &Operation,
@@ -180,7 +187,7 @@ impl<B: AttentionBackend> KvCache<B> {
     }
 }
 
-/// Keys and values with nothing in them.
+/// Uninitialised keys and values.
 fn empty<B: Backend>(
     [batch, heads, dim]: [usize; 3],
     room: usize,
@@ -191,7 +198,7 @@ fn empty<B: Backend>(
     [empty(), empty()]
 }
 
-/// Room for at least so many tokens and at least one.
+/// The smallest whole number of blocks for `tokens` tokens, and for at least one, in tokens.
 fn whole_blocks(tokens: usize, block: usize) -> usize {
     let tokens = tokens.max(1);
     tokens.checked_next_multiple_of(block).unwrap_or(tokens)

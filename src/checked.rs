@@ -1,19 +1,20 @@
-//! An operation with its inputs, found to fit: what backends rely on.
+//! An operation with inputs that were found to fit: the only thing that backends execute.
 
 use crate::{Operation, OperationError};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape, TensorMetadata};
 
-/// An operation and inputs that fit it and lie on one device. There is no other way to one than
-/// [`Checked::new`], so that nothing unchecked reaches a kernel.
+/// An operation and inputs that fit it and are on one device.
+///
+/// [`Checked::new`] is the only constructor, so no unchecked input reaches a kernel.
 #[derive(Debug)]
 pub struct Checked<'a, B: Backend> {
     pub(crate) operation: &'a Operation,
     pub(crate) inputs: Vec<FloatTensor<B>>,
     /// Shape and element type of each input.
     pub(crate) shapes: Vec<(Shape, DType)>,
-    /// And of each output.
+    /// Shape and element type of each output.
     pub(crate) outputs: Vec<(Shape, DType)>,
 }
 

@@ -1,10 +1,11 @@
-//! Which kernels this process has made: none, where all come from artifacts.
+//! Which kernels this process has generated itself: none if all of them come from artifacts.
 
 use std::sync::{Mutex, PoisonError};
 
 static MADE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Kernels that were made in this process, in the order in which they were first needed.
+/// Names of the kernels that this process has generated itself, in the order in which they were
+/// first needed. The small kernels of the crate `ops`, which CubeCL compiles, are not among them.
 pub fn compiled() -> Vec<String> {
     MADE.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

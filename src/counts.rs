@@ -1,9 +1,9 @@
-//! Which kernels ran how often.
+//! How often each kernel was launched.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counts launches by kernel; clones count together.
+/// Counts launches by kernel. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Counts(Arc<Mutex<BTreeMap<String, u64>>>);
 

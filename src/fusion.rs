@@ -1,6 +1,8 @@
-//! Burn's fusing decorator: an operation becomes one of its stream's, and runs in its place.
+//! Burn's `Fusion` backend: an operation is registered in the stream of its inputs as a custom
+//! operation, and runs when the stream reaches it.
 //!
-//! Shapes are checked and the kernel is found before anything is registered; nothing waits.
+//! Shapes are checked and the kernel is prepared before the operation is registered, so most errors
+//! are returned at once. Nothing waits for the device.
 
 use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::tensor::ops::FloatTensor;
@@ -45,7 +47,7 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     }
 }
 
-/// An operation in its stream.
+/// An operation that waits in its stream.
 #[derive(Debug)]
 struct Deferred<B> {
     ir: CustomOpIr,
@@ -60,7 +62,8 @@ impl<B: FusionBackend + AttentionBackend> Execute<B::FusionRuntime> for Deferred
     ) {
         let inputs = self.ir.inputs.iter();
         let inputs = inputs.map(|ir| handles.get_float_tensor::<B>(ir)).collect();
-        // Shapes and kernel were found right before; what is left is a device that fails.
+        // Shapes and kernel were checked before registration; only the device can still fail, and
+        // a stream has no way to return an error.
         let outputs = Checked::new(&self.operation, inputs).and_then(B::execute);
         let outputs = match outputs {
             Ok(outputs) => outputs,

@@ -1,21 +1,23 @@
 //! Block-sparse attention for Burn models.
 //!
-//! Owns: Burn tensors on their way to kernels. In: a [`Plan`] (a pattern, and kernels from
-//! an artifact folder, from the program itself, or made at first use), and tensors of any
-//! backend that is an [`AttentionBackend`]. Out: tensors of the same backend.
+//! Owns: passing Burn tensors to kernels. In: a [`Plan`] (a pattern, and kernels from an artifact
+//! folder, from the program itself, or made at first use), and tensors of any backend that
+//! implements [`AttentionBackend`]. Out: tensors of the same backend.
 //!
-//! Invariants: nothing waits for a launch; launches are in the order of the backend's stream; what
-//! does not fit is an error before anything runs; a kernel that is not there is an error, and nothing
-//! becomes dense attention by itself.
+//! Invariants: no call waits for a launch; launches keep the order of the backend's stream; inputs
+//! that do not fit are an error before anything runs; a missing kernel is an error, never a silent
+//! fallback to dense attention.
 //!
-//! Inputs are used where they lie when their elements do so in order. These are copied first:
-//! - on CubeCL's backends q, k, v and rows of projections whose last dimension is not contiguous
-//!   (a transposed one), or whose strides are no 32-bit numbers; other views, such as
-//!   `swap_dims(1, 2)` of heads, are not. All other inputs (of norms, gates, products, the delta rule's
-//!   state) whose elements do not lie in order;
-//! - on the CPU every input whose elements do not lie in order, and f16 and bf16 inputs of
-//!   attention, which become f32;
-//! - a [`KvCache`] that a clone shares, when one of the two appends, and one that has to grow.
+//! Contiguous inputs are used in place. These are copied first:
+//! - on CubeCL's backends, q, k and v of attention if their last dimension is not contiguous (as
+//!   after a transpose). The rows of projections that [`Append`] and [`Delta`] read, for the same
+//!   reason or if they span more elements than 32 bits count. Other views of these inputs, such as
+//!   `swap_dims(1, 2)` of heads, are used in place. All other inputs (of norms, gates and matrix
+//!   products, and the delta rule's state) if they are not contiguous;
+//! - on the CPU, every input that is not contiguous, and f16 and bf16 inputs of attention, which
+//!   are converted to f32;
+//! - a [`KvCache`] that shares its memory with a clone, when one of the two appends, and one that
+//!   has to grow.
 //!
 //! ```
 //! use burn::tensor::{Distribution, Tensor};
@@ -34,7 +36,7 @@
 //! ```
 
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
-// Without any backend there is nobody to run anything.
+// Without any backend nothing calls the code that runs operations.
 #![cfg_attr(
     not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
     allow(dead_code, unused_imports)

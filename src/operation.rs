@@ -1,5 +1,6 @@
-//! What a backend is asked to do: plain data, checked against its inputs before it runs
-//! (`shapes.rs`, `checked.rs`). What surrounds attention is defined in the crate `ops`.
+//! The operations that a backend executes: plain data, checked against the inputs before anything
+//! runs (`shapes.rs`, `checked.rs`). The operations around attention are defined in the crate
+//! `ops`.
 
 use crate::plan::KernelShape;
 use crate::{Counts, Plan};
@@ -10,10 +11,10 @@ use butterfly_ops::Operation as LayerOperation;
 /// One operation of a backend.
 #[derive(Clone, Debug)]
 pub enum Operation {
-    /// q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv]
+    /// Attention: q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv]
     /// → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32.
     Attend(Attend),
-    /// What is computed around it; the type of each variant says what its inputs and outputs are.
+    /// An operation around attention; the type of each variant documents its inputs and outputs.
     Layer(LayerOperation),
 }
 
@@ -32,28 +33,31 @@ pub struct Attend {
     pub index: u32,
     /// Absolute position of the first query.
     pub q_offset: usize,
-    /// Keys that there are; k and v may have room for more.
+    /// Number of keys, in tokens; k and v may have room for more.
     pub kv_len: usize,
-    /// Tokens that fix the number of blocks and with it the stages.
+    /// Number of tokens from which the number of blocks, and with it the stages, are derived; at
+    /// least `kv_len`.
     pub capacity: usize,
     /// Factor on the logits.
     pub scale: f32,
-    /// Bends logits into `-c..c`.
+    /// Soft limit `c` on the logits: `c * tanh(logit / c)`, after the scale.
     pub softcap: Option<f32>,
-    /// One more logit for each q head.
+    /// Attention sinks: for each q head one more logit, which takes part in the softmax without a
+    /// value.
     pub sinks: Option<Vec<f32>>,
-    /// Where launches are counted.
+    /// Counts the launches, by kernel.
     pub counts: Counts,
 }
 
-/// Queries up to which a workgroup takes one of them, with all its keys.
+/// Calls with up to this many queries run the decode kernel, which takes one query at a time;
+/// others run the prefill kernel, which takes tiles of queries.
 const DECODE_QUERIES: usize = 4;
 
 impl Attend {
-    /// What the kernel has to be made for.
+    /// The properties that select the kernel.
     pub(crate) fn shape(&self, inputs: &[(Shape, DType)]) -> KernelShape {
         let [q, k, v] = [0, 1, 2].map(|i| inputs[i].0.to_vec());
-        // No kernel is made for so many.
+        // Saturating is enough: no kernel is made for sizes near u32::MAX, so they are refused.
         let counted = |n| u32::try_from(n).unwrap_or(u32::MAX);
         KernelShape {
             role: match q[2] <= DECODE_QUERIES {

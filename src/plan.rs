@@ -1,7 +1,7 @@
-//! A pattern, and where the kernels for it come from.
+//! A pattern, and the source of its kernels.
 //!
-//! In:  a pattern alone, an artifact folder, or files inside the program. Out: kernels for a
-//! device and a shape, each prepared once; what rows of blocks see (`tables.rs`).
+//! In:  a pattern without artifacts, an artifact folder, or files inside the program. Out: kernels
+//! for a device and a shape, each prepared once; tables of the bands that rows see (`tables.rs`).
 
 #[cfg(all(feature = "jit", any(feature = "cuda", feature = "vulkan")))]
 use crate::compiled;
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use butterfly_runtime::artifacts::Embedded;
 
-/// What attention layers run: one pattern, and the source of its kernels. Clones share it.
+/// A pattern that attention layers run, and the source of its kernels. Clones share it.
 #[derive(Clone)]
 pub struct Plan(Arc<Inner>);
 
@@ -34,13 +34,13 @@ struct Inner {
     source: Source,
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     ready: Mutex<HashMap<(Target, KernelShape), Ready>>,
-    /// By stage.
+    /// Band tables, by stage.
     #[cfg(feature = "cpu")]
     tables: Tables<u32, Arc<BandTable>>,
-    /// By device and stage.
+    /// Band tables in device memory, by device and stage.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     on_device: Tables<(String, u32), butterfly_runtime::DeviceTable>,
-    /// Those among the artifacts for the NVIDIA device.
+    /// The matrix products among the artifacts that run on the NVIDIA device.
     products: Products,
 }
 
@@ -50,7 +50,7 @@ enum Source {
     Artifacts(Box<Artifacts>),
 }
 
-/// What tells the kernels of a plan apart.
+/// The properties in which the kernels of a plan differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelShape {
     pub(crate) role: Role,
@@ -65,8 +65,8 @@ impl Plan {
     /// A plan whose kernels are made when they are first needed.
     ///
     /// # Errors
-    /// [`OperationError::Pattern`] for a value out of range. Patterns of `pattern!`, text and JSON
-    /// have none.
+    /// [`OperationError::Pattern`] for a value out of range, which only patterns built by hand can
+    /// have: `pattern!`, text and JSON are checked when they are parsed.
     #[cfg(feature = "jit")]
     pub fn new(sparsity: Sparsity) -> Result<Self, OperationError> {
         sparsity.check()?;
@@ -79,20 +79,20 @@ impl Plan {
         Self(Arc::new(Inner::new(sparsity, rows, Source::Jit)))
     }
 
-    /// Causal attention without a pattern, by the same kernels.
+    /// Dense causal attention, by the same kind of kernels, made when they are first needed.
     #[cfg(feature = "jit")]
     pub fn dense() -> Self {
         Self::jit(butterfly_ir::manifest::dense())
     }
 
-    /// The plan of an artifact folder, every byte of which is checked.
+    /// The plan of an artifact folder, whose files are all checked against their digests.
     ///
-    /// On a machine with an NVIDIA device this has to come before the device is first used:
-    /// CubeCL reads compiled kernels only when it opens one.
+    /// On a machine with an NVIDIA device, call this before the device is first used: CubeCL reads
+    /// compiled kernels only when it opens a device.
     ///
     /// # Errors
-    /// [`OperationError::Artifact`], or [`OperationError::Launch`] where compiled kernels
-    /// cannot be laid ready.
+    /// [`OperationError::Artifact`] if the folder is not valid, or [`OperationError::Launch`] if
+    /// its compiled kernels cannot be written to CubeCL's cache.
     pub fn open(dir: &Path) -> Result<Self, OperationError> {
         Self::from_artifacts(Artifacts::open(dir)?)
     }
@@ -121,10 +121,11 @@ impl Plan {
         Ok(Self(Arc::new(plan)))
     }
 
-    /// Causal attention by the kernels of the same artifacts, for layers that keep it.
+    /// The plan of dense causal attention from the same source of kernels, for layers that keep
+    /// their attention.
     ///
     /// # Errors
-    /// [`OperationError::Artifact`] where the folder holds none.
+    /// [`OperationError::Artifact`] if the artifacts hold no kernels for it.
     pub fn dense_of(&self) -> Result<Self, OperationError> {
         match &self.0.source {
             #[cfg(feature = "jit")]
@@ -147,7 +148,7 @@ impl Plan {
         &self.0.sparsity
     }
 
-    /// The artifacts, if kernels come from there.
+    /// The artifacts, if the kernels come from artifacts.
     pub fn artifacts(&self) -> Option<&Artifacts> {
         match &self.0.source {
             #[cfg(feature = "jit")]
@@ -156,8 +157,8 @@ impl Plan {
         }
     }
 
-    /// The product of rows with a dense weight of elements of `dtype`, by kernels of the plan where it
-    /// has any for the device.
+    /// The operation that multiplies rows by a dense weight of elements of `dtype`, with the plan's
+    /// own kernels where it has any for the device.
     pub fn project(&self, dtype: DType) -> LayerOperation {
         LayerOperation::Project(Project {
             storage: Storage::Dense(dtype),
@@ -178,7 +179,7 @@ impl Plan {
         }
     }
 
-    /// The kernel for `shape` on a device; `sm` is its compute capability, on NVIDIA.
+    /// The kernel for `shape` on a device; `sm` is the device's compute capability, on NVIDIA.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     pub(crate) fn kernel(
         &self,
@@ -221,7 +222,7 @@ impl Plan {
         }
     }
 
-    /// What the rows of blocks that hold the queries see.
+    /// A table with at least the rows that the queries of a call are in.
     #[cfg(feature = "cpu")]
     pub(crate) fn table(&self, attend: &Attend, q_len: usize) -> Arc<BandTable> {
         let (stage, wanted) = self.wanted(attend, q_len);
@@ -230,7 +231,7 @@ impl Plan {
         self.0.tables.get(stage, wanted, make)
     }
 
-    /// The same on a device, for kernels that read a table.
+    /// The same in device memory, for kernels that read a table; `None` for a closed form.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     pub(crate) fn device_table<R: butterfly_runtime::Launches>(
         &self,
@@ -252,7 +253,7 @@ impl Plan {
         Some(self.0.on_device.get(key, wanted, make))
     }
 
-    /// The stage of a call, and the rows that its queries are in.
+    /// The stage of a call, and the rows of blocks that its queries are in.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "positions were checked to stay below 2^30"
@@ -295,7 +296,8 @@ impl Inner {
         }
     }
 
-    /// Lays compiled kernels ready for an NVIDIA device, if there is one; returns the products.
+    /// Writes compiled kernels to CubeCL's cache if there is an NVIDIA device; returns the kernels
+    /// for matrix products among the artifacts.
     #[cfg(feature = "cuda")]
     fn seed(&self) -> Result<Vec<butterfly_runtime::ReadyProduct>, OperationError> {
         let artifacts = match &self.source {
@@ -326,7 +328,7 @@ impl fmt::Debug for Plan {
     }
 }
 
-/// Writes the kernel; what a driver or its library makes of it comes at the first launch.
+/// Generates the kernel's text. The driver or its library compiles it at the first launch.
 #[cfg(all(feature = "jit", any(feature = "cuda", feature = "vulkan")))]
 fn emitted(device: Device, spec: &KernelSpec, target: Target) -> Result<Ready, OperationError> {
     let emit = |error: butterfly_codegen::EmitError| OperationError::Emit(error.to_string());
@@ -347,7 +349,7 @@ fn emitted(device: Device, spec: &KernelSpec, target: Target) -> Result<Ready, O
     )?)
 }
 
-/// The products of a plan: those of its artifacts, and others made when they are needed.
+/// The products of a plan: those of its artifacts; others are generated when they are needed.
 #[cfg(feature = "cuda")]
 fn products(ready: &[butterfly_runtime::ReadyProduct]) -> Products {
     #[cfg(feature = "jit")]
@@ -356,13 +358,13 @@ fn products(ready: &[butterfly_runtime::ReadyProduct]) -> Products {
     Products::new(ready, None)
 }
 
-/// Without CUDA there are none.
+/// Without CUDA there are no generated products.
 #[cfg(not(feature = "cuda"))]
 fn products(_: &[()]) -> Products {
     Products::default()
 }
 
-/// The product for an element type, made once for the process: it depends on nothing but the type.
+/// The product for an element type, generated once per process: it depends only on the type.
 #[cfg(all(feature = "jit", feature = "cuda"))]
 fn made(dtype: Dtype) -> Result<Option<butterfly_runtime::ReadyProduct>, OperationError> {
     static MADE: Mutex<Vec<butterfly_runtime::ReadyProduct>> = Mutex::new(Vec::new());

@@ -1,9 +1,9 @@
-//! Whether the inputs of an operation fit, and the shapes of its outputs: the one place for it,
-//! whatever the backend.
+//! Shape checks: whether the inputs of an operation fit, and the shapes of its outputs, in one
+//! place for all backends.
 //!
-//! In:  an operation, and shape and element type of every input. Out: those of the outputs, or what
-//! does not fit. Where the inputs lie is checked by [`Checked`](crate::Checked), what a device has
-//! no room for by its backend.
+//! In:  an operation, and shape and element type of every input. Out: shape and element type of
+//! every output, or an error that names the input that does not fit. Devices of inputs are checked
+//! by [`Checked`](crate::Checked), the limits of a device by its backend.
 
 use crate::{Attend, Operation, OperationError};
 use burn::tensor::{DType, Shape};
@@ -12,7 +12,7 @@ use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ops::{Inputs, Outputs};
 
 impl Operation {
-    /// Shapes and element types of the outputs, if the inputs fit.
+    /// Shape and element type of each output, if the inputs fit.
     ///
     /// # Errors
     /// [`OperationError::Shape`], [`OperationError::Argument`] or [`OperationError::Dtype`].
@@ -90,7 +90,7 @@ fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
     ])
 }
 
-/// What is done to logits.
+/// Checks the scale, the softcap and the sinks.
 fn score(inputs: &Inputs<'_>, attend: &Attend, q_heads: usize) -> Result<(), OperationError> {
     if !attend.scale.is_finite() {
         return Err(inputs.argument(format!("the scale is {}", attend.scale)));

@@ -1,26 +1,29 @@
-//! What rows of blocks see, kept where it may be asked for again.
+//! A cache of band tables, for the native CPU kernel and for GPU kernels without a closed form.
 //!
-//! In:  the rows that the queries of a call are in. Out: a table that holds at least these. A
-//! table is as long as its text, and a text without a capacity asks for another after every token.
-//! So only the rows of the queries are made; all of them once a capacity comes again, because it
-//! then is that of a whole text. A few of the latest tables are kept, the others forgotten.
+//! In:  the rows that the queries of a call are in. Out: a table that holds at least these rows.
+//!
+//! A whole table has a row for each block of the capacity. Decode without a set capacity has a new
+//! capacity after every token, so that a whole table for each would be wasted: the first call with
+//! some capacity makes only the rows of its queries. A second call with the same capacity that asks
+//! for other rows shows that the capacity stays, and makes the whole table. The most recently used
+//! tables are kept.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// How many whole tables are kept: more than a network has stages.
+/// How many whole tables are kept: more than a butterfly network has stages.
 const WHOLE: usize = 64;
-/// How many tables of some rows are kept for each key, for texts that take turns.
+/// How many partial tables are kept for each key, for sequences that are decoded in turns.
 const PARTS: usize = 4;
 
-/// The latest tables of a plan, by `K` and by capacity.
+/// The most recently used tables of a plan, by a key `K` and the capacity.
 #[derive(Debug)]
 pub(crate) struct Tables<K, T>(Mutex<Vec<Made<K, T>>>);
 
 /// Which rows of a table are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// Tokens that fix the table.
+    /// Number of tokens that the table is made for.
     pub(crate) capacity: u32,
     /// Rows of blocks that hold the queries.
     pub(crate) rows: Range<u32>,
@@ -44,7 +47,7 @@ impl<K, T> Default for Tables<K, T> {
 }
 
 impl<K: PartialEq, T: Clone> Tables<K, T> {
-    /// A table with the rows that are wanted, as `make` makes it of some rows.
+    /// A table that holds at least the wanted rows; `make` makes a table of the rows it is given.
     pub(crate) fn get(&self, key: K, wanted: Wanted, make: impl FnOnce(Range<u32>) -> T) -> T {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = kept
@@ -110,7 +113,7 @@ mod tests {
                 assert_eq!(made, row..row + 1);
             }
             let kept = tables.0.lock().expect("no panic before").len();
-            // One is whole: that of the first block.
+            // A sequence of one block has a whole table: that of its only row.
             assert!(kept <= 3 * PARTS + WHOLE, "{kept}");
         }
         let kept = tables.0.into_inner().expect("no panic before");

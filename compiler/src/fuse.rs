@@ -1,35 +1,35 @@
 //! Layer graph → layer graph with fewer kernels and less traffic.
 //!
-//! In:  any graph that passes [`butterfly_ir::layer_graph::verify`]. Out: one that passes
-//! it too, computes the same, and has no step left that one of the rules below removes;
-//! fusing it again changes nothing.
+//! In:  any graph that passes [`butterfly_ir::layer_graph::verify`]. Out: a graph that passes it
+//! too, computes the same, and to which none of the rules below applies; fusing it again changes
+//! nothing.
 //!
-//! 1. A step without effect goes: a factor of 1, a rotation of no elements, a split into
-//!    one part.
-//! 2. A factor on q goes into the attend, whose kernel has a factor on the logits anyway:
-//!    rounded q stays as the model defines it.
-//! 3. Norm, rotation and append in a row become one prologue: one pass over the new rows,
-//!    straight into the cache.
-//! 4. The prologue of q joins that of k and v where both do the same: one kernel makes the heads of
-//!    all three.
+//! 1. Steps without effect are removed: a factor of 1, a rotation of no elements, a split into one
+//!    part.
+//! 2. A factor on q moves into the attend node, whose kernel multiplies the logits by a factor
+//!    anyway. So q is not rounded once more.
+//! 3. Consecutive norm, rotation and append become one prologue: one kernel reads the new rows once
+//!    and writes them straight into the cache.
+//! 4. The prologue of q is joined with that of k and v if both do the same: one kernel then makes
+//!    the heads of all three.
 //!
-//! A norm whose result goes into a matrix product stays as it is. Each node that is left and is not
+//! A norm whose result goes into a matrix product stays as it is. Each remaining node that is not
 //! free is one kernel when a model runs (`models/src/layers/program.rs`).
 
 use butterfly_ir::layer_graph::{LayerGraph, Node, Op, ValueId};
 
-/// Fuses prologues and epilogues of `graph`.
+/// Fuses the steps around attention in `graph`.
 pub fn lower(graph: &LayerGraph) -> LayerGraph {
     let mut graph = graph.clone();
     let mut nodes = std::mem::take(&mut graph.nodes);
     let rules: [fn(&mut Vec<Node>) -> bool; 3] = [drop_identity, fold_scale, merge_prologue];
-    // Each change removes a node, or gives one a form that no rule matches.
+    // This ends: each change removes a node, or turns one into a prologue, which it then stays.
     while rules.iter().any(|rule| rule(&mut nodes)) {}
     join_heads(&mut graph, &mut nodes);
     renumber(&graph, nodes)
 }
 
-/// Rule 1: readers of the result read the operand.
+/// Rule 1: removes a node without effect; readers of its result read its operand instead.
 fn drop_identity(nodes: &mut Vec<Node>) -> bool {
     let identity = |node: &Node| match &node.op {
         Op::Scale { factor } => *factor == 1.0,
@@ -56,14 +56,15 @@ fn drop_identity(nodes: &mut Vec<Node>) -> bool {
     true
 }
 
-/// Rule 2.
+/// Rule 2: moves a factor on q into the attend node.
 fn fold_scale(nodes: &mut Vec<Node>) -> bool {
     let found = nodes.iter().enumerate().find_map(|(at, node)| {
         let Op::Scale { factor } = node.op else {
             return None;
         };
         let reader = only_reader(nodes, node.outputs[0])?;
-        // The first operand alone: what is read as q and as k is not ours to scale.
+        // Only if it is read as q. `only_reader` has ruled out that the same value is read as k
+        // too.
         let is_q =
             matches!(nodes[reader].op, Op::Attend(_)) && nodes[reader].inputs[0] == node.outputs[0];
         is_q.then_some((at, reader, factor))
@@ -79,7 +80,7 @@ fn fold_scale(nodes: &mut Vec<Node>) -> bool {
     true
 }
 
-/// Rule 3: gives a step the form of a prologue, or joins two in a row.
+/// Rule 3: turns a step into a prologue, or joins two consecutive prologues.
 fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
     for at in 0..nodes.len() {
         let node = &nodes[at];
@@ -104,7 +105,7 @@ fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
             | Op::Unabsorb
             | Op::Output => {
                 if let Some(reader) = reader.filter(|reader| join(nodes, at, *reader)) {
-                    // What the joined node reads is made before the later of the two.
+                    // The later node stays: all inputs of both are made before it.
                     let first = nodes[at].inputs[0];
                     nodes[reader].inputs[0] = first;
                     nodes.remove(at);
@@ -119,7 +120,8 @@ fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
     false
 }
 
-/// Puts the steps of node `at` before those of `reader`, if they go together.
+/// Adds the steps of prologue `at` to those of `reader`, which follow them, if one prologue can
+/// hold both. Returns whether it has done so.
 fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
     let Op::Prologue {
         norm: first_norm,
@@ -134,7 +136,7 @@ fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
     let Op::Prologue { norm, rope, .. } = &mut nodes[reader].op else {
         return false;
     };
-    // A prologue has one norm before one rotation.
+    // A prologue is at most one norm, then at most one rotation.
     let in_order = norm.is_none() && (first_rope.is_none() || rope.is_none());
     if leads && in_order {
         *norm = first_norm;
@@ -143,7 +145,7 @@ fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
     leads && in_order
 }
 
-/// Rule 4.
+/// Rule 4: joins the prologue of q with that of k and v.
 fn join_heads(graph: &mut LayerGraph, nodes: &mut Vec<Node>) {
     let attends = |node: &Node| matches!(&node.op, Op::Attend(attend) if !attend.v_in_k);
     let Some(attend) = nodes.iter().position(attends) else {
@@ -164,7 +166,7 @@ fn join_heads(graph: &mut LayerGraph, nodes: &mut Vec<Node>) {
     else {
         return;
     };
-    // q comes through a prologue of its own, or as it is projected.
+    // q comes from a prologue of its own or, without norm and rotation, straight from a projection.
     let same = Op::Prologue {
         norm,
         rope,
@@ -193,7 +195,7 @@ fn join_heads(graph: &mut LayerGraph, nodes: &mut Vec<Node>) {
     }
 }
 
-/// The node that reads `value`, if there is one and it does so once.
+/// The only node that reads `value`, if it reads it only once.
 fn only_reader(nodes: &[Node], value: ValueId) -> Option<usize> {
     let reads = |node: &Node| node.inputs.iter().filter(|x| **x == value).count();
     let mut readers = nodes.iter().enumerate().filter(|(_, node)| reads(node) > 0);
@@ -206,7 +208,7 @@ fn replace(nodes: &mut [Node], from: ValueId, to: ValueId) {
     inputs.filter(|x| **x == from).for_each(|x| *x = to);
 }
 
-/// `nodes` with their values numbered in the order in which they are made.
+/// The graph of `nodes`, with values numbered in the order in which they are made.
 fn renumber(graph: &LayerGraph, nodes: Vec<Node>) -> LayerGraph {
     let LayerGraph {
         family,

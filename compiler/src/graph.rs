@@ -1,9 +1,9 @@
-//! Model config → the graph of one attention layer, one node for each step that the
-//! model's definition names.
+//! Model config → the graph of one attention layer, with one node for each step of the model's
+//! definition.
 //!
 //! In:  a [`ModelConfig`] that upholds its invariants. Out: a [`LayerGraph`] that passes
-//! [`butterfly_ir::layer_graph::verify`]; nothing is fused, and steps without effect are
-//! still there.
+//! [`butterfly_ir::layer_graph::verify`]. Nothing is fused, and steps without effect are not yet
+//! removed.
 
 use crate::family::{self, Layer};
 use butterfly_ir::Phase;
@@ -12,13 +12,14 @@ use butterfly_ir::layer_graph::{
 };
 use butterfly_ir::model::{AttentionShape, KernelShape, LayerKind, ModelConfig};
 
-/// Added to the mean square in the norms of latents, whatever the config says.
+/// Added to the mean square in the norms of latents. The model's definition fixes it, whatever
+/// epsilon the config gives.
 const LATENT_EPS: f64 = 1e-6;
 
-/// A layer that has no attention graph.
+/// Why a layer has no attention graph.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// Past the last layer.
+    /// The model has no such layer.
     #[error("there is no layer {layer}: the model has {layers}, counted from 0")]
     NoSuchLayer {
         /// What was asked for.
@@ -26,7 +27,7 @@ pub enum BuildError {
         /// Layers of the model.
         layers: usize,
     },
-    /// Recurrent.
+    /// The layer has linear attention.
     #[error("layer {layer} has linear attention, which is not swapped and has no graph")]
     LinearLayer {
         /// What was asked for.
@@ -94,7 +95,8 @@ struct Latent {
 }
 
 impl Builder<'_> {
-    /// Grouped queries (arXiv:2305.13245), with whatever the config adds.
+    /// Grouped-query attention (arXiv:2305.13245), with the output gate, norms and rotation that
+    /// the config asks for.
     fn grouped(&mut self) {
         let KernelShape {
             q_heads,
@@ -199,7 +201,7 @@ impl Builder<'_> {
         self.step(Op::Projection, &[], new(name, heads, width))
     }
 
-    /// A node whose result is as its operand.
+    /// A node whose result has the name and shape of its operand.
     fn keep(&mut self, op: Op, x: ValueId) -> ValueId {
         let value = self.graph.value(x).clone();
         self.step(op, &[x], value)
@@ -215,7 +217,7 @@ impl Builder<'_> {
         self.keep(Op::Norm(norm), x)
     }
 
-    /// Rotary positions from element `first`, where the model has them.
+    /// Rotary embedding from element `first` of each head on, if the model has one.
     fn rope(&mut self, x: ValueId, first: u32) -> ValueId {
         match self.config.rope {
             Some(rope) => self.keep(Op::Rope(Rotation { first, rope }), x),

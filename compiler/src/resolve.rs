@@ -1,17 +1,18 @@
-//! Pattern → closed form: the bands of every row at once, for any length and stage.
+//! Pattern → closed form: the bands of all rows at once, for any length and stage.
 //!
-//! In:  a `Pattern`. Out: a [`RowProgram`] if every leaf has a closed form.
-//! Invariant: its bands hold the pairs that [`butterfly_ir::rows`] gives row by row.
+//! In:  a `Pattern`. Out: a [`RowProgram`] if every leaf has a closed form and there are not too
+//! many bands. Invariant: in each row its bands hold the same pairs as those of
+//! [`butterfly_ir::rows::row`].
 
 use butterfly_ir::band::UNBOUNDED;
 use butterfly_ir::{Atom, Band, Bound, Leaf, Pattern, RowProgram, SymbolicBand};
 
-/// Bands above which a closed form costs a kernel more registers than a table costs it
-/// reads.
+/// Most bands of a closed form. With more, a kernel loses more by the registers that they take than
+/// by reading a table.
 pub const MAX_SYMBOLIC_BANDS: usize = 32;
 
-/// The closed form of `pattern`, or `None` where a leaf has none (`table`) or the
-/// expression needs more than [`MAX_SYMBOLIC_BANDS`] bands.
+/// The closed form of `pattern`; `None` if a leaf has none (`table`) or the pattern needs more than
+/// [`MAX_SYMBOLIC_BANDS`] bands.
 pub fn closed_form(pattern: &Pattern) -> Option<RowProgram> {
     let mut atoms = Vec::new();
     let bands = symbolic(pattern, &mut atoms)?;
@@ -65,7 +66,7 @@ fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>
         }],
         Leaf::Local { before, after } => vec![of(Atom::Local { before, after })],
         Leaf::Partner { rule, radix, count } => {
-            // More digits than a network over any i32 sequence can have only repeat.
+            // No network has as many stages as this, so further offsets would only repeat.
             let offsets = 0..count.min(64);
             offsets
                 .flat_map(|offset| {
@@ -89,7 +90,7 @@ fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>
     })
 }
 
-/// The band without limits.
+/// The band of all pairs.
 fn everything() -> SymbolicBand {
     SymbolicBand {
         lo: vec![],
@@ -118,8 +119,8 @@ fn product(a: &[SymbolicBand], b: &[SymbolicBand]) -> Vec<SymbolicBand> {
     absorb(bands.filter(|band| !never(band)).collect())
 }
 
-/// Whether the band is empty in every row: its relative limits cross, or it lies both
-/// before and after one atom.
+/// Whether the band is empty in every row: its relative limits cross, or its keys would have to be
+/// before and after the same end of an atom, or before its start and after its stop.
 fn never(band: &SymbolicBand) -> bool {
     let crossed = |lo: &Bound| match lo {
         Bound::Stop(i) => band
@@ -131,7 +132,7 @@ fn never(band: &SymbolicBand) -> bool {
     band.first >= band.end || band.lo.iter().any(crossed)
 }
 
-/// Drops bands that lie within another by their limits alone.
+/// Drops bands that lie within another one, as far as their symbolic limits show it.
 fn absorb(bands: Vec<SymbolicBand>) -> Vec<SymbolicBand> {
     let within = |x: &SymbolicBand, y: &SymbolicBand| {
         y.lo.iter().all(|b| x.lo.contains(b))

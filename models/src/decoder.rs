@@ -1,4 +1,5 @@
-//! Llama, Qwen3 and Qwen3.5: norm, attention of either kind, norm, gated feed-forward.
+//! Llama, Qwen3 and Qwen3.5: each layer is a norm, softmax or linear attention, a norm, and a gated
+//! feed-forward layer.
 
 use crate::ModelError;
 use crate::layers::{self, Attention, GatedMlp, LinearAttention, add_norm, embed, norm};
@@ -12,7 +13,7 @@ use butterfly::AttentionBackend;
 use butterfly_compiler::family;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 
-/// All layers between embedding and output projection.
+/// The model from the embedding to the last norm; the output projection is not part of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Decoder<B: Backend> {
     embedding: Tensor<B, 2>,
@@ -121,9 +122,10 @@ impl<B: AttentionBackend> Decoder<B> {
             let data = TensorData::new(table, [tokens, 2 * self.frequencies.len()]);
             Tensor::from_data(data, (&device, DType::F32))
         });
-        // The residual stream is f32, whatever the layers compute in.
+        // The residual stream is f32, whatever element type the layers compute in.
         let mut x = embed(&self.embedding, ids).cast(DType::F32);
-        // What the layer before has added last, still beside the residual stream.
+        // The output of the previous feed-forward layer, not yet added to the residual stream: the
+        // next norm adds it in the same kernel.
         let mut pending: Option<Tensor<B, 3>> = None;
         for (i, layer) in self.layers.iter().enumerate() {
             let normed;
@@ -156,7 +158,7 @@ impl<B: AttentionBackend> Decoder<B> {
         Ok(self.join(x, pending, &self.norm)?.1)
     }
 
-    /// Adds what is pending, and norms.
+    /// Adds the pending output, if any, to the residual stream x; returns the sum and its norm.
     fn join(
         &self,
         x: Tensor<B, 3>,

@@ -43,7 +43,7 @@ impl<B: Backend> LayerNorm<B> {
         }
     }
 
-    /// Of the residual stream, in `dtype`.
+    /// Layer norm of the residual stream; the result is in `dtype`.
     fn forward(&self, x: Tensor<B, 3>, dtype: DType) -> Tensor<B, 3> {
         let x = x.clone() - x.mean_dim(2);
         let variance = x.clone().powi_scalar(2).mean_dim(2);
@@ -53,7 +53,7 @@ impl<B: Backend> LayerNorm<B> {
     }
 }
 
-/// The approximation of gelu by tanh that GPT-2 was trained with.
+/// The tanh approximation of gelu, with which GPT-2 was trained.
 fn gelu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let inner = x.clone() + x.clone().powi_scalar(3) * 0.044_715;
     let root = (2.0 / std::f64::consts::PI).sqrt();
@@ -72,7 +72,7 @@ impl<B: AttentionBackend> Gpt2<B> {
         let embedding = loader.embedding(sizes);
         let count = config.max_positions as usize;
         let positions = loader.matrix(&[("wpe.weight".into(), count)], hidden);
-        // Stored as [in, out].
+        // GPT-2 stores projections as [in, out].
         let projection = |loader: &mut Loader<'_, B>, at: String, to, from| {
             let weight = loader.transposed(&format!("{at}.weight"), to, from);
             let bias = loader.bias(&[(format!("{at}.bias"), to)]);
@@ -146,7 +146,7 @@ impl<B: AttentionBackend> Gpt2<B> {
             .clone()
             .slice([state.position..end, 0..hidden]);
         let dtype = x.dtype();
-        // The residual stream is f32, whatever the layers compute in.
+        // The residual stream is f32, whatever element type the layers compute in.
         let mut x = x.cast(DType::F32) + at.unsqueeze::<3>().cast(DType::F32);
         for (i, layer) in self.layers.iter().enumerate() {
             let (LayerState::Attention(cache), Some(policy)) =

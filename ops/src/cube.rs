@@ -1,5 +1,7 @@
 //! The operations on CubeCL's runtimes: small kernels that work on whole rows, written once in CubeCL
-//! for all of them.
+//! for all runtimes.
+//!
+//! In CubeCL's terms a *unit* is a thread, a *plane* a warp or subgroup, a *cube* a workgroup.
 
 use crate::{Limits, Operation, OperationError, delta, gate, heads, linear, norm};
 use ::cubecl::client::ComputeClient;
@@ -15,11 +17,11 @@ use butterfly_runtime::{Device, LaunchError, Launches, find};
 use half::{bf16, f16};
 use std::sync::OnceLock;
 
-/// Whether a device can run `operation` on `inputs`, which fit it and give `outputs`.
+/// Checks that a device can run `operation` on `inputs`, which fit it and give `outputs`.
 ///
 /// # Errors
-/// [`OperationError::Limit`]; [`OperationError::Argument`] for an element type or sizes of heads
-/// that the device has no kernels for.
+/// [`OperationError::Limit`] if a tensor is too large; [`OperationError::Argument`] for an element
+/// type, a number of heads or a head size that the device has no kernels for.
 pub fn check(
     operation: &Operation,
     inputs: &[(Shape, DType)],
@@ -34,7 +36,7 @@ pub fn check(
         },
         device,
     };
-    // Caches are there already.
+    // Outputs that need new memory: the caches of `Append` are updated in place.
     let mut new = outputs;
     match operation {
         Operation::Append(op) => {
@@ -44,17 +46,17 @@ pub fn check(
         Operation::Delta(op) => op.limits(&limits)?,
         Operation::Norm(_) | Operation::AddNorm(_) => norm::limits(&limits)?,
         Operation::Gated(_) | Operation::GateOutput(_) => gate::limits(&limits)?,
-        // Takes another kernel where one counts too little.
+        // `project` chooses a kernel that can index the product.
         Operation::Project(_) => {}
     }
     limits.element_types(outputs)?;
     limits.memory(new)
 }
 
-/// Runs `operation` on inputs that fit it, on a device that [`check`] has found to have room.
+/// Runs `operation` on inputs that fit it, on a device for which [`check`] has passed.
 ///
 /// # Errors
-/// Where the device fails, or a product's kernel cannot be made or launched.
+/// If a kernel for a matrix product cannot be made or launched.
 pub fn run<R: CubeRuntime + Launches>(
     operation: &Operation,
     inputs: Vec<CubeTensor<R>>,
@@ -82,10 +84,10 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
     })
 }
 
-/// Compute capability of the NVIDIA device, asked for once.
+/// Compute capability of the NVIDIA device, queried once per process.
 ///
 /// # Errors
-/// [`OperationError::Launch`] where there is none.
+/// [`OperationError::Launch`] if there is no such device.
 pub fn capability() -> Result<Sm, OperationError> {
     static FOUND: OnceLock<Result<Sm, String>> = OnceLock::new();
     let ask = || {
@@ -100,8 +102,8 @@ pub fn capability() -> Result<Sm, OperationError> {
         .map_err(|reason| OperationError::Launch(LaunchError::Missing { device, reason }))
 }
 
-/// The tensor with the elements of its rows side by side, none of them further from the first than
-/// 32 bits count. It nearly always is so; else it is copied.
+/// The tensor with a contiguous last dimension and elements whose offsets fit 32 bits; it is rarely
+/// necessary to copy it.
 pub(crate) fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let (shape, strides) = (x.meta.shape(), x.meta.strides());
     let steps = shape.iter().zip(strides.iter());
@@ -115,7 +117,7 @@ pub(crate) fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     }
 }
 
-/// A new tensor whose elements lie in order.
+/// A new contiguous tensor on the device of `like`, uninitialised.
 pub fn empty<R: CubeRuntime>(
     like: &CubeTensor<R>,
     shape: impl Into<Shape>,
@@ -127,10 +129,10 @@ pub fn empty<R: CubeRuntime>(
     CubeTensor::new_contiguous(client, device, shape, handle, dtype)
 }
 
-/// The whole buffer from a tensor's first element on, as a kernel's argument.
+/// The whole buffer from a tensor's first element on, as an argument of a kernel.
 ///
 /// # Safety
-/// Kernels that index it compute their own bounds.
+/// Kernels that are launched without bounds checks must not index past the end of the buffer.
 pub(crate) unsafe fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     let bytes = usize::try_from(x.handle.size_in_used()).expect("a buffer fits the address space");
     let length = bytes / x.dtype.size();
@@ -138,7 +140,8 @@ pub(crate) unsafe fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), length) }
 }
 
-/// So many workgroups, in two dimensions where one has no room for them.
+/// A grid of at least `count` workgroups: two-dimensional, and possibly with a few more, if one
+/// dimension cannot hold them.
 pub(crate) fn grid(count: u32) -> CubeCount {
     const MOST: u32 = 65_535;
     match count <= MOST {
@@ -147,7 +150,8 @@ pub(crate) fn grid(count: u32) -> CubeCount {
     }
 }
 
-/// Units of a plane, on devices where all planes are of one size and sum among themselves; else 0.
+/// Units of a plane, on devices where all planes have the same size and can sum over their units;
+/// else 0.
 pub(crate) fn plane<R: CubeRuntime>(client: &ComputeClient<R>) -> u32 {
     let properties = client.properties();
     let (least, most) = (
@@ -160,8 +164,8 @@ pub(crate) fn plane<R: CubeRuntime>(client: &ComputeClient<R>) -> u32 {
     }
 }
 
-/// Sum over the `n` units of a workgroup, in a fixed order, by planes of `plane` units where
-/// that is not 0. `shared` has room for `n` numbers.
+/// Sum over the `n` units of a workgroup, in a fixed order; uses sums over planes of `plane` units
+/// if `plane` is not 0. `shared` has room for `n` numbers.
 #[cube]
 #[allow(clippy::manual_is_multiple_of)] // Kernels have operators and no methods.
 pub(crate) fn sum_of_units(

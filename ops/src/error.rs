@@ -1,10 +1,10 @@
-//! Why an operation was not run.
+//! The error of operations.
 
 use butterfly_ir::LimitError;
 use butterfly_runtime::LaunchError;
 use butterfly_runtime::artifacts::ArtifactError;
 
-/// What is wrong with an operation or its surroundings.
+/// Why an operation was not run.
 #[derive(Debug, thiserror::Error)]
 pub enum OperationError {
     /// A tensor does not fit the others, or the operation.
@@ -19,15 +19,15 @@ pub enum OperationError {
         /// What was expected.
         expected: String,
     },
-    /// A number does not fit.
+    /// An argument has a value that the operation cannot take.
     #[error("{operation}: {what}")]
     Argument {
         /// The operation.
         operation: &'static str,
-        /// What is wrong, and what would be right.
+        /// The value, and what was expected.
         what: String,
     },
-    /// More elements, tokens or sequences than a kernel can count or a device has room for.
+    /// More elements, tokens or sequences than a kernel can index or a device has memory for.
     #[error(
         "{operation}: `{tensor}` has {given} {what}, but this device takes at most {limit}; give fewer tokens at a time (--chunk)"
     )]
@@ -36,14 +36,14 @@ pub enum OperationError {
         operation: &'static str,
         /// The tensor.
         tensor: &'static str,
-        /// What is counted.
+        /// The quantity that is too large, such as `tokens`.
         what: &'static str,
-        /// How many there are.
+        /// The tensor's value of it.
         given: u64,
-        /// How many there may be.
+        /// The largest value that is accepted.
         limit: u64,
     },
-    /// An element type that has no kernels.
+    /// There are no kernels for an element type.
     #[error("{operation}: tensors of {given}; cast them to f32, f16 or bf16")]
     Dtype {
         /// The operation.
@@ -54,10 +54,10 @@ pub enum OperationError {
     /// A pattern with a value out of range.
     #[error("pattern: {0}")]
     Pattern(#[from] LimitError),
-    /// There is no such kernel.
+    /// The artifacts are not valid, or hold no kernel for the operation.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// The kernel could not be made.
+    /// The kernel could not be generated.
     #[error("{0}")]
     Emit(String),
     /// The kernel could not be launched.

@@ -1,7 +1,7 @@
 //! The operations on Burn's CPU backend.
 //!
-//! Sums are f32 whatever the element type; threads share rows or heads, never a sum, so that
-//! results do not depend on their number.
+//! Sums are f32 for every element type. Work is divided among threads by rows or heads, and no sum
+//! is split between threads, so results do not depend on the number of threads.
 
 use crate::{Operation, delta, gate, heads, linear, norm};
 use burn::tensor::{DType, Element, Shape};
@@ -31,11 +31,11 @@ fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexT
     }
 }
 
-/// An element type in memory.
+/// An element type as tensors store it.
 pub trait Stored: Element + bytemuck::Pod + Send + Sync {
-    /// The number.
+    /// The element as f32.
     fn get(self) -> f32;
-    /// The nearest number of the type.
+    /// The nearest number of this type.
     fn put(value: f32) -> Self;
 }
 
@@ -66,7 +66,7 @@ impl Stored for bf16 {
     }
 }
 
-/// All elements in order; copied where they are not so already.
+/// All elements in order; copied if the tensor is not contiguous.
 pub fn elements<E: Stored>(x: &FlexTensor) -> Cow<'_, [E]> {
     match x.as_slice::<E>() {
         Some(elements) => Cow::Borrowed(elements),
@@ -74,7 +74,7 @@ pub fn elements<E: Stored>(x: &FlexTensor) -> Cow<'_, [E]> {
     }
 }
 
-/// A tensor with these elements in order.
+/// A contiguous tensor of these elements.
 pub fn tensor<E: Stored>(elements: Vec<E>, shape: impl Into<Shape>) -> FlexTensor {
     let bytes = burn::tensor::Bytes::from_elems(elements);
     FlexTensor::new(bytes, Layout::contiguous(shape.into()), E::dtype())

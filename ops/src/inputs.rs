@@ -1,13 +1,12 @@
-//! The inputs of an operation as far as they are checked before anything runs: names, shapes and
-//! element types.
+//! The inputs of an operation as shape checks see them: names, shapes and element types.
 
 use crate::OperationError;
 use burn::tensor::{DType, Shape};
 
-/// Shape and element type of each output, or what does not fit.
+/// Shape and element type of each output, or an error that names what does not fit.
 pub type Outputs = Result<Vec<(Shape, DType)>, OperationError>;
 
-/// Shape and element type of every input, with what errors call them.
+/// Shape, element type and name of every input of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// Name of the operation.
@@ -19,7 +18,7 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Whether there are as many as there are names.
+    /// Checks that there are as many inputs as names.
     ///
     /// # Errors
     /// [`OperationError::Argument`].
@@ -40,7 +39,7 @@ impl Inputs<'_> {
         self.inputs[i].0.as_slice()
     }
 
-    /// That input `i` has another shape than `expected`.
+    /// The error that input `i` does not have the `expected` shape.
     pub fn wrong(&self, i: usize, expected: String) -> OperationError {
         OperationError::Shape {
             operation: self.operation,
@@ -50,7 +49,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// That something else than a shape is wrong.
+    /// The error that something other than a shape is wrong.
     pub fn argument(&self, what: String) -> OperationError {
         OperationError::Argument {
             operation: self.operation,
@@ -58,7 +57,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// The element type of input `i`, one that there are kernels for.
+    /// The element type of input `i`, if there are kernels for it.
     ///
     /// # Errors
     /// [`OperationError::Dtype`].
@@ -66,7 +65,7 @@ impl Inputs<'_> {
         self.kernels_for(self.inputs[i].1)
     }
 
-    /// Whether there are kernels for an element type.
+    /// Returns `dtype` if there are kernels for it: f32, f16 and bf16.
     ///
     /// # Errors
     /// [`OperationError::Dtype`].
@@ -80,7 +79,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// Whether input `i` has this shape.
+    /// Checks that input `i` has this shape.
     ///
     /// # Errors
     /// [`OperationError::Shape`].
@@ -91,7 +90,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// Whether input `i` has this element type.
+    /// Checks that input `i` has this element type.
     ///
     /// # Errors
     /// [`OperationError::Argument`].
@@ -103,10 +102,10 @@ impl Inputs<'_> {
         }
     }
 
-    /// Whether these inputs have this element type.
+    /// Checks that these inputs all have this element type.
     ///
     /// # Errors
-    /// [`OperationError::Argument`] for the first that has not.
+    /// [`OperationError::Argument`] for the first that has another.
     pub fn all_have(
         &self,
         inputs: impl IntoIterator<Item = usize>,
@@ -115,7 +114,7 @@ impl Inputs<'_> {
         inputs.into_iter().try_for_each(|i| self.has(i, dtype))
     }
 
-    /// The length of the rows of input `i`, at least 1.
+    /// The size of the last dimension of input `i`, at least 1.
     ///
     /// # Errors
     /// [`OperationError::Shape`].
@@ -126,7 +125,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// The sizes of input `i`, which has `N` dimensions.
+    /// The shape of input `i`, if it has `N` dimensions.
     ///
     /// # Errors
     /// [`OperationError::Shape`].
@@ -135,7 +134,7 @@ impl Inputs<'_> {
         shape.map_err(|_| self.wrong(i, format!("{N} dimensions")))
     }
 
-    /// Whether none of the numbers is 0.
+    /// Checks that none of the named numbers is 0.
     ///
     /// # Errors
     /// [`OperationError::Argument`] for the first that is.
@@ -149,7 +148,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// Whether `epsilon` can be added to a mean square.
+    /// Checks that `epsilon` is finite and not negative.
     ///
     /// # Errors
     /// [`OperationError::Argument`].
@@ -164,7 +163,7 @@ impl Inputs<'_> {
     }
 }
 
-/// The shape with rows of `n` elements.
+/// The shape with `n` in place of its last dimension.
 pub(crate) fn with_rows(shape: &[usize], n: usize) -> Shape {
     let mut shape = shape.to_vec();
     if let Some(last) = shape.last_mut() {

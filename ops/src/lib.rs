@@ -1,14 +1,14 @@
-//! What models compute around attention, on the CPU and on every runtime of CubeCL.
+//! The operations that models compute around attention, on the CPU and on every runtime of CubeCL.
 //!
-//! Owns: the operations (one folder each: what it is, the shapes that fit, its kernels), and
+//! Owns: the operations (a folder each, with its definition, its shape checks and its kernels), and
 //! [`OperationError`]. In: an [`Operation`] and tensors of a backend. Out: tensors of the same backend.
 //!
-//! Invariants: sums are f32 in a fixed order, so that the same inputs give the same bits; kernels
-//! run on inputs that [`Operation::outputs`] has found to fit, and on a device that has room for
-//! them. Attention and patterns are not known here.
+//! Invariants: our kernels sum in f32 in a fixed order, so that the same inputs give the same bits;
+//! kernels run only on inputs that [`Operation::outputs`] accepts, and within the limits of the
+//! device. This crate knows neither attention nor patterns.
 
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
-// Without any backend there is nobody to run anything.
+// Without any backend nothing calls the code that runs operations.
 #![cfg_attr(
     not(any(feature = "cpu", feature = "cuda", feature = "vulkan")),
     allow(dead_code, unused_imports)

@@ -1,28 +1,28 @@
-//! What kernels can count, and what a device has room for.
+//! Limits of kernels and devices: index width, grid size, element types, memory.
 //!
-//! In:  inputs whose shapes fit. Out: nothing, or an error that names the tensor. Kernels of rows
-//! index in 32 bits; a cache may be larger where the device addresses in 64.
+//! In:  inputs whose shapes fit. Out: nothing, or an error that names the tensor. Kernels index
+//! rows with 32 bits; a KV cache may be larger on devices with 64-bit addresses.
 
 use crate::{Inputs, OperationError};
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
 
-/// Inputs of an operation on a device.
+/// The inputs of an operation, and the device that is to run it.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits<'a> {
-    /// The inputs, whose shapes fit.
+    /// The inputs; their shapes were checked.
     pub inputs: Inputs<'a>,
     /// The device.
     pub device: &'a DeviceProperties,
 }
 
-/// The most that 32 bits count.
+/// The largest number of 32 bits.
 pub const MOST: u64 = u32::MAX as u64;
-/// Workgroups in each of the two dimensions over which rows are spread.
+/// Most workgroups in each of the two grid dimensions over which rows are spread.
 const GRID: u64 = 65_535;
 
 impl Limits<'_> {
-    /// Whether `given` of what is counted of a tensor are no more than `limit`.
+    /// Checks that a quantity of a tensor, described by `what`, is at most `limit`.
     ///
     /// # Errors
     /// [`OperationError::Limit`].
@@ -55,7 +55,7 @@ impl Limits<'_> {
         self.inputs.shape(i)
     }
 
-    /// Whether 32 bits count the elements of these inputs.
+    /// Checks that the elements of each of these inputs can be indexed with 32 bits.
     ///
     /// # Errors
     /// [`OperationError::Limit`].
@@ -65,14 +65,14 @@ impl Limits<'_> {
             .try_for_each(|i| self.at_most(self.name(i), "elements", product(self.dims(i)), MOST))
     }
 
-    /// A workgroup for each row.
+    /// Checks kernels that index all inputs with 32 bits and run a workgroup for each row of x.
     pub(crate) fn rows(&self) -> Result<(), OperationError> {
         self.counted(0..self.inputs.inputs.len())?;
         let x = self.dims(0);
         self.at_most("x", "rows", product(&x[..x.len() - 1]), GRID * GRID)
     }
 
-    /// A workgroup for each token, head and sequence.
+    /// Checks that a grid with a workgroup for each token, head and sequence fits the device.
     pub(crate) fn grid(&self, heads: usize) -> Result<(), OperationError> {
         let (batch, tokens) = (self.dims(0)[0], self.dims(0)[1]);
         let (x, y, z) = self.device.hardware.max_cube_count;
@@ -86,7 +86,7 @@ impl Limits<'_> {
         }
     }
 
-    /// Whether the device has the element types of the inputs and of `outputs`.
+    /// Checks that the device supports the element types of the inputs and of `outputs`.
     ///
     /// # Errors
     /// [`OperationError::Argument`].
@@ -102,7 +102,7 @@ impl Limits<'_> {
         Ok(())
     }
 
-    /// Whether the device has room for each of `outputs`, which are one buffer each.
+    /// Checks that each of `outputs` fits the largest buffer of the device.
     ///
     /// # Errors
     /// [`OperationError::Limit`].
@@ -115,13 +115,13 @@ impl Limits<'_> {
     }
 }
 
-/// The product of sizes, or the largest number where it is larger.
+/// The product of sizes, saturating at `u64::MAX`.
 pub fn product(numbers: &[usize]) -> u64 {
     let numbers = numbers.iter().map(|n| *n as u64);
     numbers.fold(1, u64::saturating_mul)
 }
 
-/// Shapes at the limits, without data: as an NVIDIA device has them, and as WebGPU has.
+/// Shapes at the limits of an NVIDIA device and of WebGPU, without data.
 #[cfg(all(test, feature = "vulkan"))]
 mod tests {
     use super::*;
@@ -149,7 +149,7 @@ mod tests {
         device((65_535, 65_535, 65_535), 1 << 31, false)
     }
 
-    /// What the shapes, which fit, come to on a device.
+    /// The error message for inputs that fit, if the device cannot run them.
     #[track_caller]
     fn said(
         operation: &Operation,
@@ -175,7 +175,7 @@ mod tests {
         result.err().map(|error| error.to_string())
     }
 
-    /// The delta rule of Qwen3.5-9B, whose rows have 12,352 elements.
+    /// The delta rule of Qwen3.5-9B, whose projection rows have 12,352 elements.
     fn delta(tokens: usize, device: &DeviceProperties) -> Option<String> {
         let delta = Delta {
             k_heads: 16,
@@ -270,7 +270,7 @@ mod tests {
         );
     }
 
-    /// Results that are one buffer.
+    /// A result is one buffer.
     #[test]
     fn memory_of_results() {
         let project = Operation::Project(Project::of(DType::F16));

@@ -1,21 +1,21 @@
-//! The operations as one type: plain data, checked against its inputs before it runs.
+//! All operations as one type: plain data, checked against the inputs before anything runs.
 
 use crate::inputs::{Inputs, Outputs};
 use crate::{Activation, AddNorm, Append, Delta, GateOutput, Norm, Project};
 use burn::tensor::{DType, Shape};
 
-/// One operation; the type of each variant says what its inputs and outputs are.
+/// One operation; the type of each variant documents its inputs and outputs.
 #[derive(Clone, Debug)]
 pub enum Operation {
-    /// Rows times a weight.
+    /// The product of rows and a weight.
     Project(Project),
-    /// Norm of rows.
+    /// The norm of rows.
     Norm(Norm),
     /// A sum and its norm.
     AddNorm(AddNorm),
-    /// Heads out of projections, into the cache.
+    /// Splits projections into heads, and appends keys and values to the cache.
     Append(Append),
-    /// A gate in a feed-forward layer.
+    /// The gate of a feed-forward layer.
     Gated(Activation),
     /// A gate on the output of attention.
     GateOutput(GateOutput),
@@ -49,7 +49,7 @@ impl Operation {
         }
     }
 
-    /// Shapes and element types of the outputs, if the inputs fit.
+    /// Shape and element type of each output, if the inputs fit.
     ///
     /// # Errors
     /// [`OperationError::Shape`](crate::OperationError::Shape),
@@ -73,7 +73,7 @@ impl Operation {
         }
     }
 
-    /// The element type that kernels of the operation differ by.
+    /// The element type that selects the kernel of the operation.
     pub(crate) fn element(&self, inputs: &[DType]) -> DType {
         match self {
             Self::Norm(norm) => norm.dtype,

@@ -1,4 +1,4 @@
-//! Attention by a kernel of the plan, where the tensors lie.
+//! Attention by a kernel of the plan, on the device that holds the tensors.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -15,7 +15,7 @@ use butterfly_ops::cube::{capability, empty};
 use butterfly_runtime::{Call, Device, Launches, Ready, Tensors, enqueue};
 use cubecl::client::ComputeClient;
 
-/// The kernel for such inputs on the device of `client`.
+/// The kernel for inputs of these shapes and element types on the device of `client`.
 pub(super) fn kernel<R: CubeRuntime + Launches>(
     op: &Attend,
     inputs: &[(Shape, DType)],
@@ -45,7 +45,7 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     let [batch, q_heads, q_len, _] = dims(&q);
     let [_, kv_heads, _, _] = dims(&k);
     let v_head_dim = dims(&v)[3];
-    // Heads of a token side by side, as the projection behind takes them.
+    // In memory [B, q_len, Hq, Dv], as the output projection reads it without a copy.
     let mut o = empty(&q, [batch, q_len, q_heads, v_head_dim], q.dtype);
     o.meta.swap(1, 2);
     let lse = empty(&q, [batch, q_heads, q_len], DType::F32);
@@ -90,8 +90,8 @@ fn dims<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
     [shape[0], shape[1], shape[2], shape[3]]
 }
 
-/// The tensor with the elements of its rows side by side, as kernels read them. It nearly always
-/// is so; else it is copied.
+/// The tensor with a contiguous last dimension, as kernels require; it is rarely necessary to copy
+/// it.
 fn dense_heads<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     match x.meta.strides()[3] == 1 {
         true => x,
@@ -99,8 +99,9 @@ fn dense_heads<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     }
 }
 
-/// Elements from one sequence, head and token to the next. Where there is but one, no kernel
-/// steps, and any number that every kernel takes will do.
+/// Strides in elements from one sequence, head and token to the next. The stride of a dimension of
+/// size 1 is multiplied by 0 only, so it is replaced by a number that every kernel accepts where it
+/// would be too large.
 fn strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [u64; 3] {
     const NO_STEP: usize = 1 << 31;
     let (shape, strides) = (x.meta.shape(), x.meta.strides());

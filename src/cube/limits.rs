@@ -1,4 +1,4 @@
-//! What attention can count on a device.
+//! Limits of attention kernels on a device.
 //!
 //! In:  shapes that fit. Out: nothing, or an error that names the tensor.
 
@@ -8,7 +8,8 @@ use butterfly_ir::band::UNBOUNDED;
 use butterfly_ops::{Inputs, Limits, MOST, product};
 use cubecl::ir::DeviceProperties;
 
-/// Strides are 32-bit numbers, of a tensor whose elements lie in order too.
+/// Checks that the strides of contiguous tensors of these shapes fit 32 bits, which every kernel
+/// takes.
 pub(super) fn check(
     attend: &Attend,
     inputs: &[(Shape, DType)],
@@ -50,7 +51,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Shapes at the limits, without data, as an NVIDIA device has them.
+/// Shapes at the limits of an NVIDIA device, without data.
 #[cfg(all(test, feature = "vulkan"))]
 mod tests {
     use super::*;
@@ -96,7 +97,7 @@ mod tests {
             .map(|error| error.to_string())
     }
 
-    /// Strides are what must fit: that of the only sequence is never stepped by.
+    /// Strides have to fit 32 bits, not the number of elements: a dimension of size 1 needs none.
     #[test]
     fn strides_of_attention() {
         assert_eq!(attend([1, 16, 1 << 20], &nvidia()), None);

@@ -1,4 +1,4 @@
-//! Burn's CubeCL backends: attention by the kernels of a plan, the rest by those of `ops`.
+//! Burn's CubeCL backends: attention runs kernels of a plan, other operations those of `ops`.
 
 mod attend;
 mod limits;
@@ -48,7 +48,7 @@ where
     }
 }
 
-/// Whether a device can run `operation` on `inputs`, which fit it and give `outputs`.
+/// Checks that a device can run `operation` on `inputs`, which fit it and give `outputs`.
 fn check(
     operation: &Operation,
     inputs: &[(Shape, DType)],

@@ -7,7 +7,7 @@ use butterfly_cpu::Problem;
 use butterfly_ops::flex::{Stored, elements, tensor};
 use std::borrow::Cow;
 
-/// The kernel, by name.
+/// The name of the kernel, if the plan has one for such inputs.
 pub(super) fn kernel(op: &Attend, inputs: &[(Dims, DType)]) -> Result<String, OperationError> {
     op.plan.native(op.shape(inputs))
 }
@@ -60,7 +60,7 @@ pub(super) fn attend<E: Stored>(
     ])
 }
 
-/// The elements as f32, in place where they are.
+/// The elements as f32; f32 elements are borrowed, others are converted.
 fn floats<E: Stored>(elements: &[E]) -> Cow<'_, [f32]> {
     match bytemuck::try_cast_slice(elements) {
         Ok(floats) if E::dtype() == DType::F32 => Cow::Borrowed(floats),

@@ -1,4 +1,4 @@
-//! Burn's CPU backend: attention by the native kernel, the rest by `ops`.
+//! Burn's CPU backend: attention runs the native kernel, other operations those of `ops`.
 
 mod attend;
 

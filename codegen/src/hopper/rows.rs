@@ -1,11 +1,13 @@
-//! The text that evaluates the rows: `butterfly_ir::rows::RowExpressions` as CUDA C++, or a table.
+//! The CUDA C++ that gives the bands of a row: `butterfly_ir::rows::RowExpressions` evaluated in
+//! registers, or a table in memory.
 
 use butterfly_ir::Rows;
 use butterfly_ir::rows::{Function, Input, RowExpressions, Value, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// Struct `Bands` with `bands_of`, and `write_bands`, which fills the list that they read.
+/// The text: the struct `Bands` with `bands_of`, the struct `Stages` with `stages_of`, and
+/// `write_bands`, which writes the list that `Bands` reads in closed form.
 pub(super) fn text(rows: &Rows, block: u32) -> String {
     match rows {
         Rows::Table => TABLE.to_string(),
@@ -116,8 +118,8 @@ fn closed_form(rows: &RowExpressions) -> String {
     text + "}\n"
 }
 
-/// The values that are computed once a launch and kept in registers: those that rows read, that are
-/// the same for all of them, and that take a division or a loop.
+/// The values that are computed once per launch and kept in registers: values that rows read, that
+/// are the same for all rows, and that need a division or a loop.
 fn fields(rows: &RowExpressions) -> BTreeSet<ValueId> {
     let varies = rows.varies();
     let mut slow: Vec<bool> = Vec::with_capacity(rows.values.len());
@@ -143,7 +145,7 @@ fn fields(rows: &RowExpressions) -> BTreeSet<ValueId> {
         .collect()
 }
 
-/// What is computed once a launch.
+/// The text of `Stages` and `stages_of`: the values that are computed once per launch.
 fn stages(rows: &RowExpressions, fields: &BTreeSet<ValueId>) -> String {
     let (lines, texts) = Body::new(rows, fields.iter().copied().collect(), &BTreeSet::new()).text();
     let names: Vec<String> = fields.iter().map(|x| format!("x{}", x.0)).collect();
@@ -164,7 +166,7 @@ fn stages(rows: &RowExpressions, fields: &BTreeSet<ValueId>) -> String {
 struct Body<'a> {
     rows: &'a RowExpressions,
     roots: Vec<ValueId>,
-    /// Values that are there already, in `stages`.
+    /// Values that the function finds in `stages`.
     given: &'a BTreeSet<ValueId>,
 }
 
@@ -173,7 +175,8 @@ impl<'a> Body<'a> {
         Self { rows, roots, given }
     }
 
-    /// A line for each value that is read more than once, and the expression of each root.
+    /// Statements for the values that are read more than once, and the expression of each value,
+    /// roots without outer parentheses.
     fn text(&self) -> (String, BTreeMap<ValueId, String>) {
         let mut uses: BTreeMap<ValueId, u32> = BTreeMap::new();
         for x in &self.roots {
@@ -210,10 +213,10 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Without the parentheses around the whole.
+/// The text without parentheses around the whole of it.
 fn bare(text: &str) -> &str {
     let inner = text.strip_prefix('(').and_then(|x| x.strip_suffix(')'));
-    // The first one closes at the end, not before.
+    // The opening parenthesis must close at the end, not before.
     let balanced = |x: &&str| {
         let mut depth = 0;
         x.chars().all(|c| {

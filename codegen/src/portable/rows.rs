@@ -1,5 +1,5 @@
-//! What the queries of one block row see, on the device: the bands of
-//! `butterfly_ir::rows::RowExpressions` in registers, or those of a table in memory.
+//! The bands of a row on the device: `butterfly_ir::rows::RowExpressions` evaluated in registers,
+//! or a table in memory.
 
 use super::blueprint::Blueprint;
 use butterfly_ir::rows::{Function, Input, Value};
@@ -7,7 +7,7 @@ use butterfly_ir::{RowProgram, band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
 
-/// A `butterfly_ir::Band`.
+/// The limits of a `butterfly_ir::Band` on the device.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Limits {
     lo: i32,
@@ -16,8 +16,8 @@ pub(crate) struct Limits {
     end: i32,
 }
 
-/// The bands of one row: `closed` known at compile time in number, or entries
-/// `from..to` of a table.
+/// The bands of one row: `closed`, whose number is known at compile time, or the entries `from..to`
+/// of a table.
 #[derive(CubeType)]
 pub(crate) struct Row {
     closed: Sequence<Limits>,
@@ -73,7 +73,7 @@ pub(crate) fn of_block(
     }
 }
 
-/// One value of the expressions, from those before it.
+/// Computes one value of the expressions from earlier ones.
 #[cube]
 fn compute(
     params: &Array<u32>,
@@ -141,7 +141,7 @@ fn compute(
     }
 }
 
-/// Entry `i` of the table.
+/// Entry `i` of the table, limited to keys of `0..kv_len`.
 #[cube]
 fn read(table: &Array<u32>, row: &Row, i: u32) -> Limits {
     let at = (i * 4u32) as usize;
@@ -153,8 +153,8 @@ fn read(table: &Array<u32>, row: &Row, i: u32) -> Limits {
     }
 }
 
-/// The first key at or after `cursor` that a query of `q0..=q1` may see;
-/// `UNBOUNDED` if there is none.
+/// The first key at or after `cursor` that a query of `q0..=q1` may see; `UNBOUNDED` if there is
+/// none.
 #[cube]
 pub(crate) fn next_key(
     row: &Row,
@@ -186,8 +186,8 @@ fn visit(band: Limits, q0: i32, q1: i32, cursor: i32) -> i32 {
     select(start < stop, start, UNBOUNDED.runtime())
 }
 
-/// Whether every query of `q0..=q1` sees every key of `start..stop`; may say no
-/// where many bands meet.
+/// Whether every query of `q0..=q1` sees every key of `start..stop`. May return false for such keys
+/// if it takes several bands to cover them; true is always right.
 #[cube]
 pub(crate) fn is_full(
     row: &Row,
@@ -201,7 +201,7 @@ pub(crate) fn is_full(
     let mut reach = start;
     if comptime!(blueprint.rows_in_registers.is_some()) {
         let bands = row.closed.len();
-        // Each round passes at least one meeting of two bands.
+        // Each round extends the covered range by at least one band, if any band continues it.
         let rounds = comptime!(if bands < 3 { bands } else { 3 });
         #[unroll]
         for _ in 0..rounds {
@@ -225,8 +225,8 @@ fn extend(band: Limits, q0: i32, q1: i32, reach: i32) -> i32 {
     select(start <= reach, max(reach, stop), reach)
 }
 
-/// Sets `seen[i]` to 1 for each of the pairs of the grid at `(q, k)` that is in a band, the
-/// others to 0.
+/// Sets `seen[i]` to 1 for each pair `i` of the grid at `(q, k)` that is in a band, and to 0 for
+/// the others.
 #[cube]
 pub(crate) fn mark_seen(
     seen: &mut Array<u32>,
@@ -287,7 +287,7 @@ fn mark_band(seen: &mut Array<u32>, band: Limits, q: i32, k: i32, #[comptime] gr
     }
 }
 
-/// Whether a row program is small enough to live in registers.
+/// Whether a row program is small enough to be evaluated in registers.
 pub(crate) fn fits_registers(program: &RowProgram) -> bool {
     program.bands.len() <= 64 && program.atoms.len() <= 64
 }

@@ -1,5 +1,5 @@
-//! What layer graphs compute, in f64: fusing must not change it, and expanded and absorbed
-//! latent attention must agree.
+//! An interpreter of layer graphs in f64. Tests with it check that fusing does not change the
+//! result, and that expanded and absorbed latent attention agree.
 
 use super::lower;
 use super::tests::model;
@@ -13,7 +13,7 @@ const TOKENS: usize = 5;
 /// [token][head][element]
 type Tensor = Vec<Vec<Vec<f64>>>;
 
-/// Element `i` of weight or input `name`: fixed, without pattern, in -1..1.
+/// Element `i` of the weight or input `name`: pseudo-random in -1..1, the same in every run.
 fn noise(name: &str, i: usize) -> f64 {
     let seed = name
         .bytes()
@@ -60,7 +60,7 @@ fn rotate(rotation: &Rotation, x: &mut Tensor) {
     }
 }
 
-/// What the output node reads, when every token is new and attention is causal.
+/// The value that the output node reads, if every token is new and attention is causal.
 fn run(graph: &LayerGraph) -> Tensor {
     let mut values: Vec<Tensor> = Vec::new();
     let (mut projections, mut norms) = (0, 0);
@@ -72,7 +72,7 @@ fn run(graph: &LayerGraph) -> Tensor {
             .collect();
         let shapes: Vec<Shape> = node.outputs.iter().map(|x| graph.value(*x).shape).collect();
         let mut outputs = inputs.clone();
-        // The order of norms and projections is the model's, before fusing and after.
+        // Weights are named by the order of norms and projections, which fusing keeps.
         let mut norm_into = |norm: &Norm, x: &mut Tensor| {
             norms += 1;
             normalise(norm, &format!("norm {norms}"), x);
@@ -215,7 +215,7 @@ fn small(name: &str) -> ModelConfig {
         },
     };
     if let Some(rope) = &mut config.rope {
-        // Partial where the model's is: 64 of 256.
+        // A partial rotation if the model has one: 64 of 256 elements.
         let partial = rope.dims == 64 && !rope.interleaved;
         rope.dims = if partial { 8 } else { 16 };
     }

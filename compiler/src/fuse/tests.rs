@@ -6,7 +6,7 @@ use butterfly_ir::layer_graph::{
 use butterfly_ir::model::{Family, ModelConfig, Rope, RopeScaling};
 use butterfly_ir::{Dtype, Phase};
 
-/// Name of the config, the layer and the phase to list, and the listings.
+/// Config, layer and phase of each graph to list, and its listings before and after fusing.
 const LISTINGS: [(&str, u32, Phase, &str); 7] = [
     ("gpt2", 0, Phase::Prefill, include_str!("listings/gpt2.txt")),
     (
@@ -164,7 +164,7 @@ fn steps_without_effect_go() {
 
 #[test]
 fn what_is_read_twice_is_not_fused() {
-    // A rotated k that a second node reads as well must still be made.
+    // A rotated k that a second node reads too must stay a value of the graph.
     let mut graph = built("llama-3.1-8b", 0, Phase::Prefill);
     let rotated = graph
         .nodes

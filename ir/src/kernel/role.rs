@@ -1,16 +1,19 @@
-//! The roles of kernels: what one of them computes.
+//! The roles of kernels: which computation a kernel performs.
 
 use crate::model::Phase;
 use serde::{Deserialize, Serialize};
 
-/// What a kernel computes. Every `match` on it is without a default, so that the compiler lists what
-/// a further role, such as a gradient, has to say.
+/// The computation that a kernel performs.
+///
+/// No `match` on a role has a default arm, so that the Rust compiler lists every place to edit for
+/// a further role, such as a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Attention of many queries: one tile of queries of one head at a time.
     Prefill,
-    /// Attention of few queries: one query and one GQA group at a time, split over its keys.
+    /// Attention of few queries: one query of one GQA group at a time, with the work split over its
+    /// keys.
     Decode,
 }
 
@@ -25,7 +28,7 @@ impl Role {
 }
 
 impl From<Phase> for Role {
-    /// The attention kernel of a phase.
+    /// The role of the attention kernel that runs in a phase.
     fn from(phase: Phase) -> Self {
         match phase {
             Phase::Prefill => Self::Prefill,

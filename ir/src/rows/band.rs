@@ -1,4 +1,4 @@
-//! Bands: simple regions whose union is the set of (query, key) pairs that a row sees.
+//! Bands: simple regions whose union is the set of (query, key) pairs of a row.
 //!
 //! For the queries of one block, every leaf of the pattern algebra and every combination
 //! of leaves is a finite union of bands. Kernels of all targets execute bands and nothing
@@ -6,12 +6,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Stands for "no limit" in [`Band::first`] (negated) and [`Band::end`]: larger than
-/// any sequence, small enough that adding a position cannot overflow an `i32`.
+/// Stands for "no limit" in [`Band::end`] and, negated, in [`Band::first`]: larger than any
+/// position, and small enough that adding a position does not overflow an `i32`.
 pub const UNBOUNDED: i32 = 1 << 30;
 
-/// Most tokens of a sequence. Every position is then below [`UNBOUNDED`], and the sum of a position
-/// and a limit of a band fits an `i32`.
+/// Largest number of tokens of a sequence, so that every position is below [`UNBOUNDED`] and the
+/// sum of a position and a limit of a band fits an `i32`.
 pub const MAX_TOKENS: u32 = UNBOUNDED as u32 - 1;
 
 /// The (query, key) region `lo <= k < hi` and `q + first <= k < q + end`, in tokens.
@@ -31,7 +31,7 @@ pub struct Band {
 }
 
 impl Band {
-    /// All keys in `lo..hi`, whatever the query.
+    /// The keys `lo..hi`, for every query.
     pub fn keys(lo: i32, hi: i32) -> Self {
         Self {
             lo,
@@ -41,7 +41,7 @@ impl Band {
         }
     }
 
-    /// All keys in `q + first .. q + end` among `0..kv_len`.
+    /// The keys of `q + first .. q + end` that lie in `0..kv_len`.
     pub fn relative(first: i32, end: i32, kv_len: i32) -> Self {
         Self {
             lo: 0,
@@ -51,12 +51,12 @@ impl Band {
         }
     }
 
-    /// [`Band::first`] of a sliding window: `tokens` keys, of which the last is the query's own.
+    /// [`Band::first`] of a sliding window of `tokens` keys, the query's own included.
     pub fn window_first(tokens: u32) -> i32 {
         1 - i64::from(tokens).min(i64::from(UNBOUNDED) + 1) as i32
     }
 
-    /// Whether the band holds no pair, because two of its limits exclude each other.
+    /// Whether the band is empty because `lo..hi` or `first..end` is.
     pub fn is_empty(&self) -> bool {
         self.lo >= self.hi || self.first >= self.end
     }
@@ -89,7 +89,7 @@ impl Band {
         (self.lo.max(q1 + self.first), self.hi.min(q0 + self.end))
     }
 
-    /// The band of all pairs that are in both.
+    /// The band of the pairs that are in both bands.
     pub fn intersect(&self, other: &Self) -> Self {
         Self {
             lo: self.lo.max(other.lo),
@@ -99,8 +99,8 @@ impl Band {
         }
     }
 
-    /// Whether each of the four limits of `self` lies within that of `other`; every pair of
-    /// `self` is then in `other`.
+    /// Whether each of the four limits of `self` is at least as tight as that of `other`; then
+    /// every pair of `self` is in `other`.
     pub fn within(&self, other: &Self) -> bool {
         other.lo <= self.lo
             && self.hi <= other.hi
@@ -109,8 +109,8 @@ impl Band {
     }
 }
 
-/// Keys that query `q` sees through the union of `bands`, as half-open ranges: sorted, with a gap
-/// between each two.
+/// Keys that query `q` sees through the union of `bands`, as sorted half-open ranges with gaps
+/// between them.
 pub fn keys_of_query(bands: &[Band], q: i32) -> Vec<(i32, i32)> {
     let ranges = bands.iter().map(|band| band.of_query(q));
     merge(ranges.filter(|(start, end)| start < end).collect())

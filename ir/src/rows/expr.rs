@@ -1,10 +1,10 @@
-//! The limits of bands as integer expressions: what a kernel computes in registers for its row.
+//! The limits of bands as integer expressions, which a kernel evaluates in registers for its row.
 //!
 //! In:  values pushed by [`super::lower`] and [`super::transpose`]. Out: a list in which each value
-//! reads earlier ones, its evaluator, and what printers need to know of it.
+//! reads only earlier ones, an evaluator, and the properties that code generators need.
 //!
-//! Invariants: all values are `u32` and wrap around; no divisor is zero, no shift reaches 32; what
-//! ends up in a limit is a position of at most [`UNBOUNDED`](super::band::UNBOUNDED) plus a block.
+//! Invariants: all values are `u32` and wrap around; no divisor is zero, no shift reaches 32; every
+//! limit is a position of at most [`UNBOUNDED`](super::band::UNBOUNDED) plus the size of a block.
 
 use super::band::Band;
 use super::stream::Stream;
@@ -14,24 +14,24 @@ use super::stream::Stream;
 pub struct ValueId(pub u32);
 
 impl ValueId {
-    /// The same as an index.
+    /// The position as an index.
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// A number that the launch or the place of the row gives.
+/// A number that a kernel knows from the launch or from the row it works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// Number of the block: of the query block for rows, of the kv block for columns.
+    /// Number of the block, from 0: of the query block for rows, of the kv block for columns.
     Block,
-    /// The kv head.
+    /// Number of the kv head, from 0.
     KvHead,
     /// Number of keys, in tokens.
     KvLen,
-    /// N, the number of blocks that fixes the stages.
+    /// N, the number of blocks from which the stages are derived.
     Blocks,
-    /// Index of the layer, before it is reduced to a stage.
+    /// Index that picks the stage, not yet reduced modulo the number of stages.
     Index,
 }
 
@@ -52,16 +52,16 @@ pub enum Function {
     Minimum,
     /// The larger one.
     Maximum,
-    /// Bits in which they differ.
+    /// Bitwise exclusive or.
     Xor,
-    /// The first, shifted to higher bits by the second.
+    /// The first, shifted left by the second.
     ShiftLeft,
-    /// The first, shifted to lower bits by the second.
+    /// The first, shifted right by the second; zeros come in.
     ShiftRight,
 }
 
 impl Function {
-    /// The function of two known numbers.
+    /// Applies the function to two known numbers.
     fn of(self, x: u32, y: u32) -> u32 {
         match self {
             Self::Add => x.wrapping_add(y),
@@ -78,16 +78,16 @@ impl Function {
     }
 }
 
-/// One value.
+/// One value of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     /// A number known when the kernel is made.
     Constant(u32),
-    /// A number of the launch or the row.
+    /// An input.
     Input(Input),
     /// A function of two values.
     Apply(Function, ValueId, ValueId),
-    /// Digits of a value in base `radix`; 0 for the value 0.
+    /// Number of digits of a value in base `radix`; 0 for the value 0.
     Digits {
         /// The value.
         of: ValueId,
@@ -105,17 +105,17 @@ pub enum Value {
     Reversed(ValueId),
     /// `then` if the first of `less` is less than the second, else `otherwise`.
     Choose {
-        /// What is compared.
+        /// The two values to compare.
         less: [ValueId; 2],
-        /// Taken if it is less.
+        /// The result if the first is less.
         then: ValueId,
-        /// Taken if it is not.
+        /// The result if it is not.
         otherwise: ValueId,
     },
 }
 
 impl Value {
-    /// The values that it reads, in the order of its fields.
+    /// The values that this one reads, in the order of its fields.
     pub fn operands(&self) -> impl Iterator<Item = ValueId> + use<> {
         let [a, b, c, d] = match *self {
             Self::Constant(_) | Self::Input(_) => [None; 4],
@@ -135,24 +135,25 @@ impl Value {
 
 /// The limits of one band; the fields are those of [`Band`].
 ///
-/// By rows they bound the keys of the queries of a block. By columns the roles are exchanged: they
-/// bound the queries that see the keys of a block.
+/// In expressions of rows they bound the keys that the queries of a block see. In expressions of
+/// columns ([`transpose`](super::transpose())) the roles are exchanged: they bound the queries that
+/// see the keys of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// First position.
     pub lo: ValueId,
     /// One past the last position.
     pub hi: ValueId,
-    /// First position relative to the query (by columns: to the key).
+    /// First position relative to the query (for columns: to the key).
     pub first: i32,
-    /// One past the last position relative to the query (by columns: to the key).
+    /// One past the last position relative to the query (for columns: to the key).
     pub end: i32,
-    /// By columns, the keys of the block that the band holds, where a limit in tokens cuts it:
-    /// first, and one past the last.
+    /// For columns whose block is cut by a limit in tokens: the first key that the band holds, and
+    /// one past the last. `None`: all keys of the block.
     pub keys: Option<[ValueId; 2]>,
 }
 
-/// What the inputs are.
+/// The values of all inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inputs {
     /// [`Input::Block`].
@@ -170,16 +171,17 @@ pub struct Inputs {
 /// The bands of any row (or column), for any sequence length, stage and kv head.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RowExpressions {
-    /// Each reads earlier ones.
+    /// The values; each reads only earlier ones.
     pub values: Vec<Value>,
-    /// The bands; their union is what is seen.
+    /// The bands; their union holds the pairs that are seen.
     pub bands: Vec<Limits>,
-    /// What the positions of keys count.
+    /// The unit in which positions of keys count.
     pub stream: Stream,
 }
 
 impl RowExpressions {
-    /// Whether each value differs between the rows of a launch; those that do not are computed once.
+    /// For each value, whether it differs between the rows of a launch. Kernels compute the others
+    /// only once.
     pub fn varies(&self) -> Vec<bool> {
         let mut varies: Vec<bool> = Vec::with_capacity(self.values.len());
         for value in &self.values {
@@ -190,7 +192,7 @@ impl RowExpressions {
         varies
     }
 
-    /// How often each value is read, by values and by limits.
+    /// How often each value is read, by other values and by limits.
     pub fn uses(&self) -> Vec<u32> {
         let mut uses = vec![0; self.values.len()];
         let operands = self.values.iter().flat_map(Value::operands);
@@ -204,12 +206,12 @@ impl RowExpressions {
         uses
     }
 
-    /// All values, in their order.
+    /// Evaluates all values, in their order.
     pub fn evaluate(&self, inputs: &Inputs) -> Vec<u32> {
         evaluate(&self.values, inputs)
     }
 
-    /// The bands at these inputs, empty ones left out.
+    /// The bands at these inputs, without empty ones.
     pub fn bands(&self, inputs: &Inputs) -> Vec<Band> {
         let values = self.evaluate(inputs);
         let bands = self.bands.iter().map(|limits| limits.known(&values));
@@ -218,7 +220,7 @@ impl RowExpressions {
 }
 
 impl Limits {
-    /// The band, once the values are known.
+    /// The band, given all values.
     pub(super) fn known(&self, values: &[u32]) -> Band {
         let position = |x: ValueId| values[x.index()].cast_signed();
         Band {
@@ -258,7 +260,8 @@ fn evaluate(values: &[Value], inputs: &Inputs) -> Vec<u32> {
     known
 }
 
-/// A list of values under construction: equal values are one, and what is known is computed.
+/// A list of values under construction. Equal values are pushed once, and functions of constants
+/// are evaluated at once.
 #[derive(Default)]
 pub(super) struct Builder {
     values: Vec<Value>,
@@ -289,7 +292,7 @@ impl Builder {
         }
     }
 
-    /// The same with a number known when the kernel is made.
+    /// [`Builder::apply`] with a constant as the second value.
     pub(super) fn with(&mut self, function: Function, x: ValueId, number: u32) -> ValueId {
         let number = self.constant(number);
         self.apply(function, x, number)
@@ -325,7 +328,7 @@ impl Builder {
         }
     }
 
-    /// The expressions of `bands`, without values that nothing reads.
+    /// The expressions of `bands`, without values that no limit needs.
     pub(super) fn finish(self, bands: Vec<Limits>, stream: Stream) -> RowExpressions {
         let mut whole = RowExpressions {
             values: self.values,
@@ -367,7 +370,7 @@ impl Builder {
         whole
     }
 
-    /// Two values once the inputs are known.
+    /// Evaluates two values.
     pub(super) fn evaluate(&self, of: [ValueId; 2], inputs: &Inputs) -> [u32; 2] {
         let values = evaluate(&self.values, inputs);
         of.map(|x| values[x.index()])
@@ -380,7 +383,7 @@ impl Builder {
         }
     }
 
-    /// Whether `x` is a remainder by `y` already.
+    /// Whether `x` is already a remainder modulo `y`.
     fn is_remainder(&self, x: ValueId, y: ValueId) -> bool {
         let Value::Apply(Function::Remainder, _, by) = self.values[x.index()] else {
             return false;
@@ -394,7 +397,7 @@ impl Builder {
             self.values.push(value);
             self.values.len() - 1
         });
-        // Patterns have limits (`pattern/limits.rs`) that keep the list short.
+        // `pattern/limits.rs` keeps the list short enough for the search and the cast.
         ValueId(at as u32)
     }
 }

@@ -1,6 +1,6 @@
-//! Closed form → expressions: how each range is computed.
+//! Closed form → integer expressions: how the range of each atom is computed.
 //!
-//! In:  a [`RowProgram`] that passes its check, the block size, what a key stands for. Out:
+//! In:  a [`RowProgram`] that passes its check, the block size, the stream of keys. Out:
 //! [`RowExpressions`] whose bands are those of the row.
 
 use super::band::UNBOUNDED;
@@ -9,10 +9,10 @@ use super::program::{Atom, Bound, Heads, RowProgram};
 use super::stage::PartnerRule;
 use super::stream::Stream;
 
-/// Stands for a block that there is not: larger than the number of any block.
+/// Stands for a block that does not exist: larger than the number of any block.
 pub(super) const ABSENT: u32 = u32::MAX;
 
-/// The bands of `program` by rows of `block` tokens, over the keys of `stream`.
+/// The bands of `program` for rows of `block` tokens, over the keys of `stream`.
 pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpressions {
     let mut builder = Builder::default();
     let ranges: Vec<[ValueId; 2]> = program
@@ -32,7 +32,7 @@ pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpr
         let lo = lo.fold(none, |lo, x| builder.apply(Function::Maximum, lo, x));
         let hi = band.hi.iter().map(of);
         let hi = hi.fold(kv_len, |hi, x| builder.apply(Function::Minimum, hi, x));
-        // Keys that stand for several tokens are within when all of these are.
+        // A key that stands for several tokens is in the band if all of its tokens are.
         let up = builder.with(Function::Add, lo, stream.stride - 1);
         let lo = builder.with(Function::Divide, up, stream.stride);
         let hi = builder.with(Function::Divide, hi, stream.stride);
@@ -48,7 +48,7 @@ pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpr
 }
 
 impl Builder {
-    /// First token of an atom in the row, and one past its last; both 0 where it is empty.
+    /// First token of an atom's range, and one past its last; both 0 if the range is empty.
     pub(super) fn range(&mut self, atom: &Atom, block: u32) -> [ValueId; 2] {
         let none = self.constant(0);
         let b = self.input(Input::Block);
@@ -70,7 +70,7 @@ impl Builder {
             } => {
                 let digit = self.digit(rule, radix, offset);
                 let partner = self.partner(rule, radix, step, digit);
-                // Neither after the row's own block nor past the last one.
+                // Neither after the row's own block nor past the last block.
                 let next = self.with(Function::Add, b, 1);
                 let blocks = self.input(Input::Blocks);
                 let end = self.apply(Function::Minimum, next, blocks);
@@ -90,7 +90,7 @@ impl Builder {
         }
     }
 
-    /// The tokens of block `x` if it is below `end`, else none.
+    /// The token range of block `x` if `x < end`, else two zeros.
     pub(super) fn whole_block(&mut self, x: ValueId, end: ValueId, block: u32) -> [ValueId; 2] {
         let none = self.constant(0);
         let start = self.with(Function::Multiply, x, block);
@@ -98,7 +98,7 @@ impl Builder {
         [start, stop].map(|limit| self.choose([x, end], limit, none))
     }
 
-    /// Digits of block numbers, at least one: `stage::width`.
+    /// Number of digits of block numbers, at least one, as `stage::width` defines it.
     pub(super) fn width(&mut self, radix: u32) -> ValueId {
         let blocks = self.input(Input::Blocks);
         let blocks = self.with(Function::Maximum, blocks, 1);
@@ -107,7 +107,7 @@ impl Builder {
         self.with(Function::Maximum, digits, 1)
     }
 
-    /// Which digit a partner differs in, at the stage of the launch: `stage::digit`.
+    /// The digit that a partner changes at the stage of the launch, as `stage::digit` defines it.
     pub(super) fn digit(&mut self, rule: PartnerRule, radix: u32, offset: u32) -> ValueId {
         let width = self.width(radix);
         let (count, turn) = match rule {
@@ -135,8 +135,8 @@ impl Builder {
         }
     }
 
-    /// The partner of the row's block, before it is held against the blocks that there are:
-    /// `stage::partner`.
+    /// The partner of the row's block as `stage::partner` defines it, but not yet checked to be an
+    /// earlier block of the sequence.
     fn partner(&mut self, rule: PartnerRule, radix: u32, step: u32, digit: ValueId) -> ValueId {
         let b = self.input(Input::Block);
         let (none, absent) = (self.constant(0), self.constant(ABSENT));
@@ -166,7 +166,7 @@ impl Builder {
         }
     }
 
-    /// The block with one bit flipped, which is its partner's partner.
+    /// The row's block number with one bit flipped. The function is its own inverse.
     pub(super) fn flipped(&mut self, rule: PartnerRule, radix: u32, digit: ValueId) -> ValueId {
         let b = self.input(Input::Block);
         let one = self.constant(1);
@@ -183,14 +183,14 @@ impl Builder {
         self.apply(Function::ShiftRight, whole, unused)
     }
 
-    /// `hi` in the kv heads of a band, 0 in others.
+    /// `hi` for the kv heads of a band; 0 for the others, which makes the band empty.
     pub(super) fn in_heads(&mut self, heads: &Heads, hi: ValueId) -> ValueId {
         let Heads::Some(heads) = heads else {
             return hi;
         };
         let (head, none) = (self.input(Input::KvHead), self.constant(0));
-        // Of each run of heads, whether the head is in it: one comparison, since before the run the
-        // difference wraps around.
+        // One comparison decides whether the head is in a run, since the difference wraps around to
+        // a large number for heads before it.
         heads.iter().fold(none, |limit, run| {
             let past = self.with(Function::Subtract, head, run.first);
             let count = self.constant(run.count);

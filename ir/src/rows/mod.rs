@@ -1,18 +1,18 @@
-//! Rows: which keys the queries of one block see, from a pattern to what kernels execute.
+//! Rows: which keys the queries of one block see, from patterns to the bands that kernels execute.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `band` | [`Band`](crate::Band), the region that every kernel executes, with its numbers known |
+//! | `band` | [`Band`](crate::Band), the region that every kernel executes, with known limits |
 //! | `stage` | the rules by which a block finds its partner |
-//! | `program` | [`RowProgram`](crate::RowProgram), the closed form of a pattern as artifacts hold it: ranges by name |
-//! | `expr` | [`RowExpressions`], the same as integer expressions; their evaluator |
+//! | `program` | [`RowProgram`](crate::RowProgram), the closed form of a pattern as artifacts hold it: named ranges |
+//! | `expr` | [`RowExpressions`], the closed form as integer expressions; their evaluator |
 //! | `lower` | from `program` to `expr`: the only place that knows how a range is computed |
-//! | `transpose` | the same by columns: which queries see the keys of a block |
+//! | `transpose` | the closed form by columns: which queries see the keys of a block |
 //! | `stream` | [`Stream`], keys that stand for several tokens |
 //! | `table` | the bands of one row directly from a pattern, for patterns without a closed form |
 //!
-//! A kernel's printer for a language knows the few operations of `expr` and no leaf, so a new leaf
-//! is a new range in `lower` and nothing else.
+//! Code generators know the few operations of `expr`, but no leaf of the pattern algebra: a new
+//! leaf needs a new range in `lower`, and no change in a kernel.
 
 pub mod band;
 mod expr;

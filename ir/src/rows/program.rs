@@ -1,8 +1,8 @@
 //! The closed form of a pattern: bands whose limits are computed from the row number.
 //!
-//! A kernel evaluates the atoms of its row once, in registers, and from them the
-//! limits of each band: no index bytes, no planning time, at any sequence length. This is the form
-//! that artifacts hold; [`RowProgram::lower`] says how its limits are computed.
+//! A kernel evaluates the atoms of its row once, in registers, and from them the limits of each
+//! band. So it reads no index from memory, and nothing is prepared for a sequence length. Artifacts
+//! hold this form; [`RowProgram::lower`] turns it into expressions.
 
 use super::band::Band;
 use super::expr::{Builder, Inputs, RowExpressions};
@@ -12,7 +12,7 @@ use super::stream::Stream;
 use crate::sees::Context;
 use serde::{Deserialize, Serialize};
 
-/// A key range `[start, stop)` that depends on the query block `b` and run-time scalars only.
+/// A key range `[start, stop)` that depends only on the query block `b` and run-time scalars.
 ///
 /// Starts and stops are in tokens; an absent partner is the range `[0, 0)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,9 +31,9 @@ pub enum Atom {
         rule: PartnerRule,
         /// The radix.
         radix: u32,
-        /// Which of the consecutive digits.
+        /// Which of the consecutive digits of the stage, from 0.
         offset: u32,
-        /// Multiple of the digit's weight, `1..radix`.
+        /// Multiple of the digit's weight, in `1..radix`.
         step: u32,
     },
     /// The first `blocks` blocks up to `b`.
@@ -59,7 +59,8 @@ pub enum Atom {
 }
 
 impl Atom {
-    /// The range in tokens for query block `b`: start, and one past the last; both 0 if it is empty.
+    /// The range for query block `b`, in tokens: start, and one past the last; both 0 if it is
+    /// empty.
     pub fn range(&self, b: u32, context: &Context) -> (i32, i32) {
         let mut builder = Builder::default();
         let range = builder.range(self, context.block);
@@ -68,7 +69,7 @@ impl Atom {
     }
 }
 
-/// One end of an atom's range, by the atom's position in [`RowProgram::atoms`].
+/// One end of an atom's range; the number is the atom's position in [`RowProgram::atoms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
@@ -78,8 +79,8 @@ pub enum Bound {
     Stop(u32),
 }
 
-/// A [`Band`] whose `lo` is the largest of `lo` (at least 0) and whose `hi` is the
-/// smallest of `hi` (at most `kv_len`).
+/// A [`Band`] with symbolic limits: its `lo` is the largest of the bounds in `lo` and 0, its `hi`
+/// the smallest of the bounds in `hi` and `kv_len`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SymbolicBand {
     /// Lower limits, sorted, without repeats.
@@ -90,19 +91,19 @@ pub struct SymbolicBand {
     pub first: i32,
     /// As in [`Band::end`].
     pub end: i32,
-    /// The kv heads that see through the band.
+    /// The kv heads that the band applies to.
     #[serde(default, skip_serializing_if = "Heads::is_all")]
     pub heads: Heads,
 }
 
-/// The kv heads that something holds for.
+/// A set of kv heads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Heads {
     /// Every head.
     #[default]
     All,
-    /// Those in one of the runs.
+    /// The heads in one of the runs.
     Some(Vec<HeadRun>),
 }
 
@@ -111,7 +112,7 @@ pub enum Heads {
 pub struct HeadRun {
     /// The first one.
     pub first: u32,
-    /// How many.
+    /// Number of heads.
     pub count: u32,
 }
 
@@ -121,34 +122,36 @@ impl Heads {
     }
 }
 
-/// What every row sees, for any sequence length and stage.
+/// The closed form of a pattern: the bands of every row, for any sequence length and stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowProgram {
     /// The ranges to compute, each once.
     pub atoms: Vec<Atom>,
-    /// Their union is what the row sees; bands may overlap.
+    /// The bands, which may overlap; a row sees their union.
     pub bands: Vec<SymbolicBand>,
 }
 
 impl RowProgram {
-    /// How the bands of a row are computed, for blocks of `block` tokens and a key for each token.
+    /// The expressions that compute the bands of a row, for blocks of `block` tokens and one key
+    /// per token.
     pub fn lower(&self, block: u32) -> RowExpressions {
         lower(self, block, Stream::TOKENS)
     }
 
-    /// The same over the keys of `stream`: a band holds a key if it holds all tokens of the key.
+    /// [`RowProgram::lower`] over the keys of `stream`: a band holds a key if it holds all tokens
+    /// that the key stands for.
     pub fn lower_stream(&self, block: u32, stream: Stream) -> RowExpressions {
         lower(self, block, stream)
     }
 
-    /// The bands of row `b` for kv head `kv_head`, empty ones left out.
+    /// The bands of row `b` for kv head `kv_head`, without empty ones.
     pub fn bands(&self, b: u32, kv_head: u32, context: &Context) -> Vec<Band> {
         let expressions = self.lower(context.block);
         expressions.bands(&inputs(b, kv_head, context))
     }
 }
 
-/// What the expressions of a row (or column) read.
+/// The inputs of the expressions of a row or column.
 pub(super) fn inputs(block: u32, kv_head: u32, context: &Context) -> Inputs {
     Inputs {
         block,

@@ -1,4 +1,4 @@
-//! Stages of the butterfly network: which partner a block has at which stage.
+//! Stages of the butterfly network: the partner of a block at each stage.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum PartnerRule {
     /// Flip one bit.
     Xor,
-    /// Flip one bit, bits visited up and down again as in a Beneš network.
+    /// Flip one bit; stages visit the bits upwards, then downwards, as in a Beneš network.
     Benes,
     /// Flip one bit of the bit-reversed block number.
     BitReversal,
@@ -16,7 +16,7 @@ pub enum PartnerRule {
     CausalShift,
     /// Step back by one.
     FixedStride,
-    /// A hash of block and bit.
+    /// An earlier block, chosen by a hash of block and bit.
     Random,
 }
 
@@ -44,7 +44,7 @@ impl PartnerRule {
     }
 }
 
-/// Smallest `w >= 1` with `radix^w >= blocks`; 1 when there is at most one block.
+/// The smallest `w >= 1` with `radix^w >= blocks`: the number of digits of block numbers.
 pub fn width(blocks: u32, radix: u32) -> u32 {
     let mut width = 0;
     let mut reach = 1u64;
@@ -55,7 +55,7 @@ pub fn width(blocks: u32, radix: u32) -> u32 {
     width.max(1)
 }
 
-/// How many stages the network of `rule` over `blocks` blocks has.
+/// Number of stages of the network of `rule` over `blocks` blocks.
 pub fn stage_count(rule: PartnerRule, blocks: u32, radix: u32) -> u32 {
     let width = width(blocks, radix);
     match rule {
@@ -90,11 +90,11 @@ pub fn digit(rule: PartnerRule, stage: u32, offset: u32, width: u32) -> u32 {
     }
 }
 
-/// Partner number `step` (1..radix; always 1 for rules without a radix) of block
-/// `block` for `digit`; `None` if there is none, it lies outside `0..blocks`, or
-/// after `block`.
+/// Partner number `step` of block `block` for `digit`; `None` if there is none, or if it lies
+/// outside `0..blocks` or after `block`.
 ///
-/// The rules are those of design.md, section 3.
+/// `step` is in `1..radix`, and always 1 for rules without a radix. The rules are those of
+/// design.md, section 3.
 pub fn partner(
     rule: PartnerRule,
     block: u32,

@@ -1,18 +1,20 @@
-//! Streams of keys: what one key of a kernel stands for.
+//! Streams of keys: how many tokens one key of a kernel stands for.
 
 use super::band::{Band, UNBOUNDED};
 
-/// Keys that stand for `stride` consecutive tokens each: 1 for the keys of the tokens themselves, a
-/// block's size for summaries of blocks. Key `j` stands for the tokens `j * stride ..
-/// (j + 1) * stride`, and a query sees it through a band exactly when it sees all of them.
+/// A sequence of keys that stand for `stride` consecutive tokens each.
+///
+/// The stride is 1 for the keys of the tokens themselves, and the block size for summaries of
+/// blocks. Key `j` stands for the tokens `j * stride .. (j + 1) * stride`, and a query sees it
+/// through a band exactly when it sees all of these tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stream {
-    /// Tokens of a key, at least 1.
+    /// Number of tokens that a key stands for, at least 1.
     pub stride: u32,
 }
 
 impl Stream {
-    /// A key for each token.
+    /// One key per token.
     pub const TOKENS: Self = Self { stride: 1 };
 
     /// The keys `start..end` that the query at token `q` sees through `band`, whose `lo` and `hi`
@@ -21,7 +23,7 @@ impl Stream {
         let stride = self.stride.cast_signed();
         let start = match band.first {
             first if first <= -UNBOUNDED => 0,
-            // Rounded up: a key before is not whole.
+            // Rounded up: of an earlier key the query does not see all tokens.
             first => -(-(q + first)).div_euclid(stride),
         };
         let end = match band.end {

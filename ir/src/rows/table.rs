@@ -2,8 +2,9 @@
 //!
 //! In:  any pattern, a context with at least one key, a row that holds a token.
 //! Out: bands whose union holds a (query, key) pair of the row exactly when
-//! [`sees`](crate::sees()) does. It lies here and not with the compiler's passes because the
-//! runtime makes the tables of patterns without a closed form, from nothing but an artifact.
+//! [`sees`](crate::sees()) is true for it. The code is here and not among the compiler's passes
+//! because programs that only run artifacts make tables too, for the native CPU kernel and for
+//! patterns without a closed form.
 
 use super::band::UNBOUNDED;
 use crate::sees::partners;
@@ -11,12 +12,12 @@ use crate::topology::queries;
 use crate::{Atom, Band, BandTable, Context, Leaf, Pattern};
 use std::ops::Range;
 
-/// The bands of every row, as a kernel without a closed form reads them.
+/// The bands of every row, as kernels without a closed form read them.
 pub fn table(pattern: &Pattern, context: &Context) -> BandTable {
     table_of(pattern, context, 0..context.rows())
 }
 
-/// The same of some rows alone: those before are empty, those after are not there.
+/// A table of the bands of `rows` only: earlier rows are empty, later ones are missing.
 pub fn table_of(pattern: &Pattern, context: &Context, rows: Range<u32>) -> BandTable {
     let mut table = BandTable {
         offsets: vec![0; rows.start as usize + 1],
@@ -29,8 +30,8 @@ pub fn table_of(pattern: &Pattern, context: &Context, rows: Range<u32>) -> BandT
     table
 }
 
-/// The bands of row `b`. They may overlap, but none lies within another, and limits that cannot
-/// bind for a query of the row are left out.
+/// The bands of row `b`. They may overlap. A `first` or `end` that excludes no key for any query of
+/// the row is replaced by no limit.
 pub fn row(pattern: &Pattern, context: &Context, b: u32) -> Vec<Band> {
     let (q0, q1) = queries(context, b);
     let row = RowOf {
@@ -154,8 +155,8 @@ impl RowOf<'_> {
         ]
     }
 
-    /// Tightens to the row's queries, then drops what is empty or within another band
-    /// and joins neighbours.
+    /// Tightens bands to the row's queries, drops empty ones and those within another band, and
+    /// joins neighbours.
     fn simplify(&self, bands: Vec<Band>) -> Vec<Band> {
         let bands = bands.into_iter().filter_map(|band| self.tighten(band));
         let bands: Vec<Band> = bands.collect();
@@ -197,10 +198,10 @@ impl RowOf<'_> {
     }
 }
 
-/// Bands above which each is compared with its neighbours only.
+/// With more bands than this, a band is compared only with its neighbours in sorted order.
 const MANY: usize = 64;
 
-/// Joins bands that differ in their keys only, and touch.
+/// Sorts bands by relative limits, then by keys, and joins neighbours whose union is a band.
 fn sweep(mut bands: Vec<Band>) -> Vec<Band> {
     bands.sort_unstable_by_key(|band| (band.first, band.end, band.lo));
     bands.dedup_by(|next, band| match join(band, next) {
@@ -214,7 +215,7 @@ fn sweep(mut bands: Vec<Band>) -> Vec<Band> {
     bands
 }
 
-/// The union of two bands where that is one band.
+/// The union of two bands, if it is a band.
 fn join(a: &Band, b: &Band) -> Option<Band> {
     if a.within(b) {
         return Some(*b);

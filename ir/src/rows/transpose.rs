@@ -2,12 +2,13 @@
 //!
 //! In:  a [`RowProgram`] that passes its check, the block size. Out: [`RowExpressions`] whose input
 //! `Block` is a kv block, and whose bands bound queries; their union holds a (query, key) pair of
-//! the column exactly when the bands of the rows do. That is what the gradients of k and v walk.
+//! the column exactly when the bands of the rows do. Kernels for the gradients of k and v need this
+//! form.
 //!
-//! A limit of a range is monotone in the row, so that it turns into one of the queries: the keys of
-//! block `c` reach `start` of `local(before)` in the rows up to `c + before`. Partners are the
-//! exception. Where a band lies within a partner's block, the rows are the blocks that have `c` as
-//! their partner: one, by the inverse of the rule.
+//! A limit of a key range is monotone in the row, so it turns into a limit on the queries: the keys
+//! of block `c` are at or after the start of `local(before)` in the rows up to `c + before`.
+//! Partners are the exception. If a band lies within the partner's block, the rows are the blocks
+//! that have `c` as their partner; there is at most one, which the inverse of the rule gives.
 
 use super::band::{Band, UNBOUNDED};
 use super::expr::{Builder, Function, Input, Limits, RowExpressions, ValueId};
@@ -20,7 +21,7 @@ use crate::sees::Context;
 /// One band of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
-    /// Queries by key: the roles of [`Band`] exchanged.
+    /// The queries that see a key: a [`Band`] with the roles of query and key exchanged.
     pub queries: Band,
     /// The keys that the band holds, `first..end` in tokens.
     pub keys: (i32, i32),
@@ -35,8 +36,8 @@ impl Column {
 }
 
 impl RowExpressions {
-    /// The bands of column `c` for kv head `kv_head`, empty ones left out; of expressions that
-    /// [`transpose`] has made.
+    /// The bands of column `c` for kv head `kv_head`, without empty ones. The expressions have to
+    /// be made by [`transpose`].
     pub fn columns(&self, c: u32, kv_head: u32, context: &Context) -> Vec<Column> {
         let values = self.evaluate(&inputs(c, kv_head, context));
         let position = |x: ValueId| values[x.index()].cast_signed();
@@ -52,8 +53,8 @@ impl RowExpressions {
     }
 }
 
-/// The bands of `program` by columns of `block` tokens; `None` where a partner has no inverse, as
-/// for `random`, or a band excludes a partner's block.
+/// The bands of `program` by columns of `block` tokens; `None` if a partner rule has no inverse, as
+/// `random`, or a band is limited by a partner's block without lying within it.
 pub fn transpose(program: &RowProgram, block: u32) -> Option<RowExpressions> {
     let mut builder = Builder::default();
     let mut bands = Vec::with_capacity(program.bands.len());
@@ -124,7 +125,7 @@ impl Builder {
         })
     }
 
-    /// The keys of the column are at or after the start of `atom`.
+    /// Limits the region to rows in which the column's keys are at or after the start of `atom`.
     fn not_before_start(&mut self, region: &mut Region, atom: &Atom, block: u32) {
         match *atom {
             Atom::Local { before, .. } => {
@@ -132,12 +133,12 @@ impl Builder {
                 region.hi = self.apply(Function::Minimum, region.hi, last);
             }
             Atom::Sink { .. } | Atom::Tokens { .. } | Atom::Columns { .. } | Atom::Rows { .. } => {}
-            // Together with its stop, or not at all.
+            // `within_partner` handles start and stop together.
             Atom::Partner { .. } => {}
         }
     }
 
-    /// They are before the stop of `atom`.
+    /// Limits the region to rows in which the column's keys are before the stop of `atom`.
     fn before_stop(&mut self, region: &mut Region, atom: &Atom, block: u32) {
         let c = self.input(Input::Block);
         match *atom {
@@ -162,7 +163,7 @@ impl Builder {
         }
     }
 
-    /// They are at or after the stop of `atom`.
+    /// Limits the region to rows in which the column's keys are at or after the stop of `atom`.
     fn not_before_stop(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         let (c, none) = (self.input(Input::Block), self.constant(0));
         match *atom {
@@ -171,7 +172,7 @@ impl Builder {
                 region.hi = self.apply(Function::Minimum, region.hi, last);
             }
             Atom::Sink { blocks } => {
-                // In the first columns, the rows before the column's own block.
+                // For the first `blocks` columns, only the rows before the column's own block.
                 let own = self.with(Function::Multiply, c, block);
                 let (count, all) = (self.constant(blocks), self.constant(UNBOUNDED as u32));
                 let last = self.choose([c, count], own, all);
@@ -194,14 +195,14 @@ impl Builder {
         Some(())
     }
 
-    /// They are before the start of `atom`.
+    /// Limits the region to rows in which the column's keys are before the start of `atom`.
     fn before_start(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         match *atom {
             Atom::Local { before, .. } => {
                 let first = self.end_of(before, block);
                 region.lo = self.apply(Function::Maximum, region.lo, first);
             }
-            // These start at the first key.
+            // These start at the first key, so no key is before them.
             Atom::Sink { .. } | Atom::Tokens { .. } | Atom::Columns { .. } | Atom::Rows { .. } => {
                 region.hi = self.constant(0);
             }
@@ -210,7 +211,7 @@ impl Builder {
         Some(())
     }
 
-    /// The rows that have the column as their partner.
+    /// Limits the region to the row that has the column as its partner.
     fn within_partner(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         let &Atom::Partner {
             rule,
@@ -227,7 +228,7 @@ impl Builder {
         let row = match rule {
             PartnerRule::Xor | PartnerRule::Benes | PartnerRule::BitReversal => {
                 let row = self.flipped(rule, radix, digit);
-                // A partner after the row's own block is none.
+                // A row has no partner after its own block.
                 self.choose([row, c], absent, row)
             }
             PartnerRule::CausalShift => {
@@ -248,7 +249,7 @@ impl Builder {
         Some(())
     }
 
-    /// Nothing is seen of columns from `blocks` on.
+    /// Makes the region empty for columns from `blocks` on.
     fn only_columns(&mut self, region: &mut Region, blocks: u32) {
         let (c, count, none) = (
             self.input(Input::Block),
@@ -258,7 +259,7 @@ impl Builder {
         region.hi = self.choose([c, count], region.hi, none);
     }
 
-    /// The first token of the block `back` blocks before the column, at least 0.
+    /// The first token of the block that is `back` blocks before the column; 0 if there is none.
     fn start_of(&mut self, back: u32, block: u32) -> ValueId {
         let c = self.input(Input::Block);
         let back = self.with(Function::Minimum, c, back);
@@ -266,7 +267,7 @@ impl Builder {
         self.with(Function::Multiply, row, block)
     }
 
-    /// One past the last token of the block `on` blocks after the column.
+    /// One past the last token of the block that is `on` blocks after the column.
     fn end_of(&mut self, on: u32, block: u32) -> ValueId {
         let c = self.input(Input::Block);
         let own = self.with(Function::Multiply, c, block);

@@ -1,4 +1,4 @@
-//! Softmax attention with its projections.
+//! Softmax attention layers: projections, norms, rotation, cache, attention, gate.
 
 use super::program::{Program, Step};
 use super::{PROJECTIONS, Projection, around, one, primitive};
@@ -10,10 +10,10 @@ use burn::prelude::*;
 use butterfly::ops::Operation;
 use butterfly::{AttentionBackend, Call, KvCache, attention};
 
-/// Softmax attention with its projections: a program, and the weights that its steps read.
+/// A softmax attention layer: a program, and the weights that its steps read.
 #[derive(Clone, Debug)]
 pub(crate) struct Attention<B: Backend> {
-    /// The projections of the program, below one another.
+    /// The projections of the program, stacked into one matrix.
     pub(crate) rows: Projection<B>,
     pub(crate) output: Projection<B>,
     pub(crate) norms: Option<[Tensor<B, 1>; 2]>,
@@ -21,7 +21,8 @@ pub(crate) struct Attention<B: Backend> {
 }
 
 impl<B: AttentionBackend> Attention<B> {
-    /// The attention at `at` of a model whose projections are stored as q, k, v and o.
+    /// Loads the attention whose weights begin with `at`, from a model that stores the projections
+    /// q, k, v and o separately.
     pub(crate) fn load(
         loader: &mut Loader<'_, B>,
         at: &str,
@@ -58,7 +59,7 @@ impl<B: AttentionBackend> Attention<B> {
         }
     }
 
-    /// An empty cache.
+    /// An empty cache with room for `capacity` tokens.
     pub(crate) fn cache(
         &self,
         batch: usize,
@@ -86,7 +87,7 @@ impl<B: AttentionBackend> Attention<B> {
         let plan = Some(&policy.plan);
         let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
         let width = self.program.q_heads * self.program.head_dim;
-        // Between the steps: q, then o.
+        // The value that one step hands to the next: q, then o.
         let (mut q, mut o): (Option<Tensor<B, 4>>, Option<Tensor<B, 3>>) = (None, None);
         let lost = "graphs are verified: each step comes after what it reads";
         for step in &self.program.steps {

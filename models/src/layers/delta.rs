@@ -9,10 +9,10 @@ use butterfly::ops::{Delta, Operation};
 use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_ir::model::LinearShape;
 
-/// Gated delta rule with its projections.
+/// A linear attention layer: the gated delta rule with its projections.
 #[derive(Clone, Debug)]
 pub(crate) struct LinearAttention<B: Backend> {
-    /// q, k and v, z, b and a, below one another.
+    /// The projections q, k, v, z, b and a, stacked into one matrix.
     rows: Projection<B>,
     output: Projection<B>,
     /// [taps, channels].

@@ -19,7 +19,7 @@ impl<B: Backend> Projection<B> {
 }
 
 impl<B: AttentionBackend> Projection<B> {
-    /// [B, T, in] → [B, T, out], by the products of a plan's artifacts where there are such.
+    /// [B, T, in] → [B, T, out], by the plan's kernels for matrix products where it has any.
     pub(crate) fn forward(
         &self,
         x: Tensor<B, 3>,

@@ -8,10 +8,10 @@ use butterfly::ops::{Activation, Operation};
 use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_ir::model::ModelSizes;
 
-/// `silu(gate(x)) * up(x)`, down.
+/// A gated feed-forward layer: `down(silu(gate(x)) * up(x))`.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedMlp<B: Backend> {
-    /// gate above up.
+    /// gate and up, stacked into one matrix in this order.
     inner: Projection<B>,
     down: Projection<B>,
 }

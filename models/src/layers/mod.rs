@@ -1,4 +1,4 @@
-//! The parts that layers are made of, a file each.
+//! The parts of which layers are built, one per file.
 
 mod attention;
 mod delta;
@@ -18,10 +18,10 @@ use butterfly::ops::{AddNorm, Norm, Operation};
 use butterfly::{AttentionBackend, OperationError, run};
 use butterfly_ir::model::ModelConfig;
 
-/// What the attention layers of a model execute.
+/// The program that the attention layers of a model execute.
 ///
 /// # Errors
-/// [`ModelError::Layer`].
+/// [`ModelError::Layer`] if a part of the layer has no step yet.
 pub(crate) fn program(config: &ModelConfig) -> Result<program::Program, ModelError> {
     program::of(config).map_err(ModelError::Layer)
 }
@@ -38,7 +38,7 @@ fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> burn::tensor::ops::
     x.into_primitive().tensor()
 }
 
-/// The results of an operation around attention.
+/// Runs an operation around attention and returns its outputs.
 fn around<B: AttentionBackend>(
     operation: Operation,
     inputs: Vec<burn::tensor::ops::FloatTensor<B>>,
@@ -85,5 +85,5 @@ fn one<B: Backend, const D: usize>(
     Ok(float(output.expect("one output")))
 }
 
-/// What matrix products count as in a profile.
+/// The name under which a profile counts matrix products.
 const PROJECTIONS: &str = "projections";

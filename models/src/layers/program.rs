@@ -1,8 +1,8 @@
 //! Fused layer graph → the steps that an attention layer executes.
 //!
-//! In:  a graph of grouped attention that `fuse` has lowered, whose projections lie below one another
-//! in one matrix, in the order of their nodes. Out: one [`Step`] for each of its kernels, in order.
-//! So a layer runs what `butterfly explain` prints.
+//! In:  a graph of grouped attention that `fuse` has lowered; its projections are stacked into one
+//! matrix, in the order of their nodes. Out: one [`Step`] for each of the graph's kernels, in
+//! order. So a layer runs the kernels that `butterfly explain` prints.
 
 use butterfly::Append;
 use butterfly::ops::GateOutput;
@@ -15,34 +15,35 @@ use std::collections::BTreeMap;
 /// One kernel of an attention layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Heads out of projections, k and v into the cache.
+    /// Splits the projections into heads, and appends k and v to the cache.
     Heads(Append),
-    /// q over the cache → o.
+    /// Attention of q over the cache.
     Attend {
         /// Factor on the logits.
         scale: f32,
     },
-    /// o times a gate among the projections.
+    /// Multiplies o by a gate from the projections.
     Gate(GateOutput),
 }
 
-/// What an attention layer executes.
+/// The steps of an attention layer, and the shapes of its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Program {
     pub(crate) steps: Vec<Step>,
-    /// Rows of each projection, in the order in which they lie below one another.
+    /// Rows of each projection, in the order in which they are stacked.
     pub(crate) projections: Vec<usize>,
     pub(crate) q_heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
-    /// Whether q and k are normalised, and what is added to the stored weights then.
+    /// If q and k are normalised, the number to add to the stored norm weights: 1 if these are
+    /// stored as differences from 1, else 0.
     pub(crate) norm: Option<f32>,
 }
 
-/// The program of the attention layers of a model, which are alike.
+/// The program of the attention layers of a model. It is made from the first one: they are alike.
 ///
 /// # Errors
-/// What of the layer has no step yet.
+/// A message that names the part of the layer that has no step yet.
 pub(crate) fn of(config: &ModelConfig) -> Result<Program, String> {
     let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
     let layer = config.layers.iter().position(full).unwrap_or_default();
@@ -50,11 +51,11 @@ pub(crate) fn of(config: &ModelConfig) -> Result<Program, String> {
     lower(&fuse::lower(&graph.map_err(|error| error.to_string())?))
 }
 
-/// Where the heads of a value lie in a row of projections, in elements.
+/// The place of a value's heads in a row of projections, in elements.
 #[derive(Clone, Copy)]
 struct Place {
     start: usize,
-    /// From one head to the next.
+    /// From the start of one head to the next.
     step: usize,
 }
 
@@ -84,7 +85,7 @@ fn lower(graph: &LayerGraph) -> Result<Program, String> {
             Op::Gate => {
                 let gate = places.get(&node.inputs[1]).ok_or_else(unknown)?;
                 let head_dim = graph.value(node.inputs[1]).shape.width as usize;
-                // The gate of each head lies behind its q, at the begin of the rows.
+                // `GateOutput` expects rows that begin with q and gate of each head in turn.
                 if (gate.start, gate.step) != (head_dim, 2 * head_dim) {
                     return Err(unknown());
                 }
@@ -142,8 +143,8 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
     let [q_shape, k_shape, v_shape] = [q, k, v].map(|x| graph.value(x).shape);
     let head_dim = q_shape.width as usize;
     let [q, k, v] = [places.get(&q)?, places.get(&k)?, places.get(&v)?];
-    // The kernel takes whole heads of one size, norms the whole of them, and rotates from their first
-    // element on, in halves.
+    // The kernel takes heads of one size, normalises whole heads, and rotates from the first
+    // element on, halves against each other.
     let whole = norm.is_none_or(|norm| norm.span.first == 0 && norm.span.len == q_shape.width);
     let halves = rope.is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
     let alike = k_shape == v_shape && k_shape.width == q_shape.width;
@@ -172,7 +173,7 @@ mod tests {
         config::read(&file, &json).expect("a config")
     }
 
-    /// The steps are the graph's kernels, in prefill and in decode.
+    /// The steps are the kernels of the fused graph, in prefill and in decode.
     #[test]
     fn each_kernel_of_the_fused_graph_is_a_step() {
         for name in ["gpt2", "llama-3.1-8b", "qwen3-8b", "qwen3.5-9b"] {
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(program.norm, Some(1.0));
     }
 
-    /// What has no step is named.
+    /// The error names the layer that has no steps.
     #[test]
     fn latent_attention_has_no_program_yet() {
         let error = of(&model("glm-4.7-flash")).expect_err("no program");

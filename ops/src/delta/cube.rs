@@ -1,5 +1,6 @@
-//! The gated delta rule: mix the channels of all tokens, walk the tokens with the state in
-//! registers (`walk.rs`), then norm and gate all tokens.
+//! The gated delta rule in three kernels: convolve and normalise all tokens (`mix`), walk the
+//! tokens in order with the state in registers (`walk.rs`), then norm and gate all tokens
+//! (`finish`).
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -16,14 +17,15 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 
-/// Columns of the state in a workgroup.
+/// Columns of the state that a workgroup owns.
 const COLUMNS: u32 = 32;
-/// Units that share columns, on devices with shuffles, and how many columns: each number of q
-/// and k that is read from shared memory serves as many.
+/// Units that share columns of the state, on devices with plane shuffles.
 const PARTS: u32 = 8;
+/// Columns that these units share: each element of q and k that is read from shared memory is used
+/// for all of them.
 const EACH: u32 = 2;
 
-/// Whether the kernels can be made for such heads on a device.
+/// Checks that the kernels can be made for such heads on a device; else says why not.
 pub(crate) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), String> {
     let lanes = LANES as usize;
     if !op.k_dim.is_multiple_of(lanes) || !op.channels().is_multiple_of(lanes) {
@@ -140,8 +142,8 @@ pub(crate) fn delta<R: CubeRuntime, F: FloatElement>(
     vec![out, kept, new_state]
 }
 
-/// Convolution and silu; q and k are brought to length one, q also to the scale of logits.
-/// One head of one token in a workgroup.
+/// Convolution and silu; then q and k are normalised to length 1, and q is multiplied by
+/// `1 / sqrt(Dk)`. A workgroup computes one head of one token.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn mix<F: Float>(
@@ -175,7 +177,7 @@ fn mix<F: Float>(
     let mut sum = 0.0f32;
     #[unroll]
     for tap in 0..taps {
-        // Position of the tap, `taps - 1` ahead so that it is not negative.
+        // The tap's token plus `taps - 1`, which is never negative.
         let ahead = token + tap;
         let weight = convolution[(tap * channels + channel) as usize];
         if ahead >= before {
@@ -205,7 +207,8 @@ fn mix<F: Float>(
     }
     if unit < dim {
         mixed[((sequence * tokens + token) * channels + channel) as usize] = value;
-        // The last rows of all, those before included, are what the next call begins with.
+        // The next call starts from the last `taps - 1` rows, which may include rows of earlier
+        // calls.
         if token == 0u32 {
             #[unroll]
             for row in 0..before {
@@ -222,7 +225,7 @@ fn mix<F: Float>(
     }
 }
 
-/// Norm over a head, times its gate. One head of one token in a workgroup.
+/// The norm of a head, times its gate. A workgroup computes one head of one token.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn finish<F: Float>(

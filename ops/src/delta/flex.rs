@@ -22,7 +22,7 @@ pub(crate) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTen
     let (dk, dv, group) = (op.k_dim, op.v_dim, op.v_heads / op.k_heads);
     let keys = op.k_heads * dk;
 
-    // Rows of q, k and v before the first are those of the calls before.
+    // Rows of q, k and v at negative tokens are those of earlier calls.
     let before = |b: usize, token: isize, c: usize| -> f32 {
         match usize::try_from(token) {
             Ok(token) => rows[(b * tokens + token) * width + c].get(),
@@ -97,7 +97,7 @@ pub(crate) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTen
         }
     });
 
-    // Heads of a token side by side.
+    // From [B, Hv, T, Dv] to [B, T, Hv, Dv].
     let mut out = vec![E::put(0.0); o.len()];
     for (i, head) in o.chunks(dv).enumerate() {
         let (b, h, token) = (i / tokens / op.v_heads, i / tokens % op.v_heads, i % tokens);

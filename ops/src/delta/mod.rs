@@ -1,4 +1,4 @@
-//! The gated delta rule: linear attention with a state in place of a cache.
+//! The gated delta rule: linear attention with a state of fixed size in place of a KV cache.
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
@@ -17,38 +17,45 @@ use burn::tensor::DType;
 /// The linear attention of Qwen3.5: causal convolution, silu, normalised q and k, the gated
 /// delta rule, gated norm (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv:2412.06464).
 ///
-/// Inputs: rows [B, T, ≥ width] with q, k (`k_heads` of `k_dim`), v (`v_heads` of `v_dim`),
-/// the output gate z (as v), b and a (`v_heads` each) one after the other; convolution
-/// [taps, channels], decay -exp(A_log) `[Hv]`, dt_bias `[Hv]`, norm weight `[Dv]`, all f32; the
-/// last `taps - 1` rows of q, k, v [B, taps - 1, channels] and the state [B, Hv, Dk, Dv], f32.
-/// Outputs: [B, T, Hv * Dv], the rows and the state after the last token.
+/// Inputs, in order:
+/// - rows of projections [B, T, n], n at least [`Delta::width`]: q and k (`k_heads` heads of
+///   `k_dim` each), v (`v_heads` of `v_dim`), the output gate z (as v), b and a (`v_heads` elements
+///   each), one after the other;
+/// - in f32: the convolution [taps, channels], the decay -exp(A_log) `[Hv]`, dt_bias `[Hv]`, the
+///   norm weight `[Dv]`;
+/// - the `taps - 1` rows of q, k and v before the first token, [B, taps - 1, channels], in the type
+///   of the projections;
+/// - the state [B, Hv, Dk, Dv] in f32.
+///
+/// Outputs: the result [B, T, Hv * Dv], and the last rows and the state after the last token, to be
+/// given to the next call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Delta {
     /// Heads of q and k; each serves `v_heads / k_heads` heads of v.
     pub k_heads: usize,
     /// Heads of v.
     pub v_heads: usize,
-    /// Dk.
+    /// Dk, elements of a head of q or k.
     pub k_dim: usize,
-    /// Dv.
+    /// Dv, elements of a head of v.
     pub v_dim: usize,
-    /// Taps of the convolution.
+    /// Taps of the convolution, at least 2.
     pub taps: usize,
     /// Added to the mean square in the gated norm.
     pub epsilon: f32,
 }
 
 impl Delta {
-    /// Added to the square of the length of q and k, before they are brought to length one.
+    /// Added to the squared length of q and k when they are normalised to length 1.
     pub(crate) const LENGTH_EPSILON: f32 = 1e-6;
 
-    /// Channels of the convolution.
+    /// Channels of the convolution: the elements of q, k and v.
     pub fn channels(&self) -> usize {
         let keys = self.k_heads.saturating_mul(self.k_dim);
         keys.saturating_mul(2).saturating_add(self.values())
     }
 
-    /// Elements of a row of projections.
+    /// Elements of a row of projections that the operation reads.
     pub fn width(&self) -> usize {
         let gates = self.v_heads.saturating_mul(2);
         let values = self.channels().saturating_add(self.values());

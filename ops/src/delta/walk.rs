@@ -1,18 +1,19 @@
 //! The gated delta rule's walk over tokens.
 //!
-//! It is one token after the other, so that a chunk, a whole prompt and a single token are the
-//! same sums. Columns of the state do not know each other: a unit owns one, in registers, or
-//! some neighbours share a few and meet by shuffles where the device has them.
+//! Tokens are processed one after the other, so that results do not depend on how a prompt is cut
+//! into chunks. The columns of the state are independent of one another: a unit owns one column in
+//! registers or, on devices with plane shuffles, a few neighbouring units share a few columns and
+//! sum by shuffles.
 
 use crate::cube::sigmoid;
 use ::cubecl::prelude::*;
 
 /// Elements of a vector.
 pub(super) const LANES: u32 = 4;
-/// Tokens whose q, k and v are in shared memory at once.
+/// Tokens whose q, k and v are in one of the two buffers in shared memory.
 const STAGE: u32 = 8;
 
-/// What the kernels are specialised by.
+/// The compile-time parameters of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub(super) k_heads: u32,
@@ -22,7 +23,7 @@ pub(super) struct Shape {
     pub(super) taps: u32,
     /// Units that share a column.
     pub(super) parts: u32,
-    /// Columns that they share.
+    /// Columns that these units share.
     pub(super) each: u32,
     pub(super) columns: u32,
     pub(super) plane: u32,
@@ -34,34 +35,34 @@ impl Shape {
         2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
     }
 
-    /// Units of a workgroup that walks.
+    /// Units of a workgroup of [`walk`].
     pub(super) fn units(&self) -> u32 {
         self.columns / self.each * self.parts
     }
 }
 
-/// Vectors of q and k in a stage.
+/// Vectors of q and k in one buffer.
 fn stage_vectors(shape: &Shape) -> u32 {
     STAGE * 2 * shape.k_dim / LANES
 }
 
-/// Shared memory of a workgroup that walks, for heads of k of `k_dim` elements.
+/// Bytes of shared memory of a workgroup of [`walk`], for heads of k of `k_dim` elements.
 pub(super) fn shared_bytes(k_dim: usize, columns: usize) -> usize {
     let stage = STAGE as usize;
     4 * (2 * stage * 2 * k_dim + 2 * stage * columns + 4 * stage)
 }
 
-/// Of these, the share of a unit.
+/// Vectors of q and k that each unit loads into a buffer.
 fn key_loads(shape: &Shape) -> u32 {
     stage_vectors(shape).div_ceil(shape.units())
 }
 
-/// Numbers of v in a stage, the share of a unit.
+/// Elements of v that each unit loads into a buffer.
 fn value_loads(shape: &Shape) -> u32 {
     (STAGE * shape.columns).div_ceil(shape.units())
 }
 
-/// Sum of a vector over the units that share a column.
+/// Sum of a vector's elements over the units that share a column.
 #[cube]
 fn sum_of_parts<N: Size>(x: Vector<f32, N>, #[comptime] shape: Shape) -> f32 {
     let mut sum = (x[0] + x[1]) + (x[2] + x[3]);
@@ -72,7 +73,7 @@ fn sum_of_parts<N: Size>(x: Vector<f32, N>, #[comptime] shape: Shape) -> f32 {
     sum
 }
 
-/// Vectors of q and k that a unit brings into shared memory.
+/// Loads the vectors of q and k that the unit will store in shared memory.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn load_keys<N: Size>(
@@ -95,7 +96,7 @@ fn load_keys<N: Size>(
         );
         let token = min(first + number / comptime!(2 * vectors), last_token);
         let within = number % comptime!(2 * vectors);
-        // q of all heads, then k of all heads.
+        // A row holds q of all heads, then k of all heads.
         let of_k = within / vectors;
         let at = base
             + token * channels
@@ -106,7 +107,7 @@ fn load_keys<N: Size>(
     }
 }
 
-/// One number of v that a unit brings into shared memory.
+/// Loads one element of v that the unit will store in shared memory.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn load_value<N: Size>(
@@ -134,7 +135,8 @@ fn load_value<N: Size>(
     )
 }
 
-/// How much of the state a token keeps, and how much of its value it learns.
+/// One of a token's two gates: for `which` 0 the factor by which the state decays, for 1 beta, the
+/// factor on the update.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn load_gate<F: Float>(
@@ -158,7 +160,9 @@ fn load_gate<F: Float>(
     select(which == 0u32, (decay * step).exp(), sigmoid(b))
 }
 
-/// All tokens of some columns of a head's state in a workgroup.
+/// Walks all tokens; a workgroup owns some columns of one head's state.
+///
+/// While one buffer of tokens is processed, the next one is loaded.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn walk<F: Float, N: Size>(
@@ -180,7 +184,7 @@ pub(super) fn walk<F: Float, N: Size>(
     let vectors = comptime!(shape.k_dim / LANES);
     let per_stage = comptime!(stage_vectors(&shape));
     let stage_values = comptime!(STAGE * shape.columns);
-    // Vectors of a column of the state that a unit owns; the parts take turns.
+    // Vectors of a column of the state that a unit owns: the units that share it take them in turn.
     let owned = comptime!(shape.k_dim / LANES / shape.parts);
     let each = comptime!(shape.each);
 
@@ -188,7 +192,7 @@ pub(super) fn walk<F: Float, N: Size>(
     let first_column = CUBE_POS_X * columns;
     let unit = UNIT_POS;
     let part = unit % parts;
-    // Its columns, among those of the workgroup.
+    // First of its columns, within those of the workgroup.
     let own = unit / parts * each;
     let state_base =
         (sequence * comptime!(shape.v_heads) + head) * comptime!(shape.k_dim * shape.v_dim);
@@ -228,7 +232,8 @@ pub(super) fn walk<F: Float, N: Size>(
     let mut by_q = Array::<Vector<f32, N>>::new(comptime!(shape.each as usize));
 
     let stages = tokens.div_ceil(STAGE);
-    // One turn more than there are stages: the first only loads.
+    // Each turn loads a buffer and processes the one before: the first turn only loads, the last
+    // only processes.
     for turn in 0..stages + 1u32 {
         let first = turn * STAGE;
         if turn < stages {

@@ -69,7 +69,7 @@ pub(crate) fn gate_output<R: CubeRuntime, F: FloatElement>(
     let [o, rows] = take(inputs);
     let out = empty(&o, o.shape(), F::dtype());
     let (n, width) = (o.shape()[2], rows.shape()[2]);
-    // Heads and rows divide into vectors alike, or everything goes one by one.
+    // Vectors are used only if both heads and rows divide into them.
     let lanes = lanes(head_dim).min(lanes(width));
     let count = (out.meta.num_elements() / lanes) as u32;
     let vectors = |elements: usize| (elements / lanes) as u32;
@@ -94,7 +94,7 @@ pub(crate) fn gate_output<R: CubeRuntime, F: FloatElement>(
     vec![out]
 }
 
-/// Sizes are in vectors.
+/// `count`, `own`, `width` and `head_dim` are in vectors.
 #[cube(launch_unchecked)]
 fn gate_output_kernel<F: Float, N: Size>(
     o: &Array<Vector<F, N>>,
@@ -118,7 +118,7 @@ fn gate_output_kernel<F: Float, N: Size>(
 
 #[cube]
 fn sigmoid_of<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    // CubeCL writes no vector with a sign for CUDA.
+    // CubeCL cannot emit the negation of a vector for CUDA.
     let negative = Vector::<f32, N>::new(0.0f32) - x;
     let one = Vector::<f32, N>::new(1.0f32);
     one / (one + negative.exp())

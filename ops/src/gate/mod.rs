@@ -1,4 +1,4 @@
-//! Gates: of feed-forward layers, and of the output of attention.
+//! Gates of feed-forward layers and of the output of attention.
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
@@ -11,18 +11,21 @@ use crate::Limits;
 use crate::OperationError;
 use crate::inputs::{Inputs, Outputs, with_rows};
 
-/// The function of a gate: [gate | x] […, 2 n] → activation(gate) * x […, n].
+/// The activation of a feed-forward gate: rows `[gate | x]` […, 2 n] → activation(gate) * x […, n].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// x / (1 + exp(-x)).
     Silu,
 }
 
-/// o [B, T, Hq * D], projection rows [B, T, …] with [query | gate] of D each for each head first
-/// → o * sigmoid(gate) (Gated Attention, arXiv:2505.06708).
+/// The gate on the output of attention: o [B, T, Hq * D] → o * sigmoid(gate) (Gated Attention,
+/// arXiv:2505.06708).
+///
+/// The second input is rows of projections [B, T, n], n at least 2 * Hq * D, which begin with
+/// `[query | gate]` for each head, D elements each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GateOutput {
-    /// D.
+    /// D, elements of a head.
     pub head_dim: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Heads out of projections, and into the cache: norm, rotation and append in one kernel.
+//! From projections to heads: norm, rotation and append to the cache, in one kernel.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -16,7 +16,7 @@ use burn_cubecl::{CubeRuntime, FloatElement};
 /// Units that share a head.
 const UNITS: u32 = 64;
 
-/// What the kernel is specialised by.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
     q_heads: u32,
@@ -36,7 +36,7 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
     let rows = [next(), next(), next()].map(dense_rows);
-    // In place, unless somebody else still holds what was there.
+    // The caches are updated in place, unless another tensor still shares their memory.
     let caches = [next(), next()].map(|cache| match cache.can_mut() {
         true => into_contiguous(cache),
         false => cache.copy(),
@@ -108,7 +108,7 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
     vec![q, k, v]
 }
 
-/// x of a head at `at`, divided by its root mean square where that is asked for.
+/// Element `at` of a head, normalised and weighted if `normed`.
 #[cube]
 fn scaled<F: Float>(
     rows: &Array<F>,
@@ -125,7 +125,7 @@ fn scaled<F: Float>(
     x
 }
 
-/// Writes one head of one token, rotated.
+/// Writes one head of one token, after its norm and rotation.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn write_head<F: Float>(
@@ -174,8 +174,8 @@ fn write_head<F: Float>(
     }
 }
 
-/// One token of one head in a workgroup. Rows are indexed in 32 bits, caches by addresses, which
-/// may have 64.
+/// A workgroup computes one head of one token. Rows are indexed with 32 bits, q and the caches with
+/// 32 or 64, depending on the size of the caches.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 fn heads_kernel<F: Float>(

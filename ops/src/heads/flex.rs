@@ -1,4 +1,4 @@
-//! Heads out of projections, and into the cache.
+//! From projections to heads, and to the cache.
 
 use crate::Append;
 use crate::flex::{Stored, elements, tensor};
@@ -9,7 +9,8 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
     let rows = [next(), next(), next()];
-    // In place where nobody else holds them and their elements lie in order.
+    // The caches are updated in place if they are contiguous and no other tensor shares their
+    // memory.
     let mut caches = [next(), next()].map(|cache| cache.to_contiguous());
     let norms = op.norm.map(|epsilon| (epsilon, [next(), next()]));
     let rotation = (op.rotated > 0).then(&mut next);
@@ -22,7 +23,7 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
         (*epsilon, [elements::<f32>(q), elements::<f32>(k)])
     });
     let rotation = rotation.as_ref().map(|x| elements::<f32>(x));
-    // One head of one token, ready for attention.
+    // One head of one token, after its norm and rotation.
     let head = |which: usize, row: &[E], start: usize, token: usize| -> Vec<f32> {
         let mut x: Vec<f32> = row[start..start + d].iter().map(|x| x.get()).collect();
         if let (Some((epsilon, weights)), 0 | 1) = (&norms, which) {

@@ -1,4 +1,4 @@
-//! Heads out of projections, and into the cache: norm, rotation and append.
+//! From projections to heads: norm, rotation, and append to the cache.
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
@@ -16,26 +16,33 @@ use burn::tensor::{DType, Shape};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::band::UNBOUNDED;
 
-/// Heads out of projections: norm, rotation, and the keys and values into the cache.
+/// Splits projections into heads, normalises and rotates q and k, and appends keys and values to
+/// the cache.
 ///
-/// Inputs q, k and v are rows [B, T, n]; they may be one tensor.
+/// Inputs, in order: rows of projections that hold q, k and v, [B, T, n] each (they may be one
+/// tensor); the k cache and the v cache, [B, Hkv, room, D] each; if there is a norm, the weights of
+/// q and k, `[D]` each in f32; if heads are rotated, the cosines, then the sines of each token,
+/// [T, rotated] in f32. Outputs: q [B, Hq, T, D] and the two caches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Append {
-    /// Hq.
+    /// Hq, number of q heads.
     pub q_heads: usize,
-    /// Hkv.
+    /// Hkv, number of kv heads.
     pub kv_heads: usize,
-    /// D.
+    /// D, elements of a head.
     pub head_dim: usize,
-    /// Elements from one head of q to the next: `head_dim`, or more where a gate lies between.
+    /// Elements from the start of one q head to the next: `head_dim`, or more if a gate lies
+    /// between them.
     pub q_step: usize,
-    /// Where q, k and v begin in their rows.
+    /// First elements of q, k and v within their rows.
     pub starts: [usize; 3],
-    /// Absolute position of the first token.
+    /// Absolute position of the first token: where the cache is written.
     pub position: usize,
-    /// Whether q and k are divided by their root mean square; what is added to its square.
+    /// If set, each head of q and k is divided by its root mean square and multiplied by a weight;
+    /// the number is added to the mean square.
     pub norm: Option<f32>,
-    /// How many leading elements of a head are rotated, in halves.
+    /// Number of leading elements of a head that are rotated, 0 for none: element `i` of the first
+    /// half with element `i` of the second.
     pub rotated: usize,
 }
 

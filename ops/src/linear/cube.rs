@@ -1,8 +1,8 @@
-//! Linear layers: rows by rows of a weight.
+//! Linear layers: rows times the rows of a weight.
 //!
-//! On NVIDIA a few rows are multiplied by a kernel that reads the weight once, many rows of
-//! 16-bit floats by Hopper's matrix instructions, and f32 without matrix units, which would
-//! round it to 10 bits. Everything else is Burn's own product.
+//! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once; many rows
+//! of 16-bit floats by a generated kernel with Hopper's matrix instructions; f32 without tensor
+//! cores, which would round it to TF32, 10 bits of mantissa. Everything else is Burn's own product.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -29,7 +29,7 @@ use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 use half::{bf16, f16};
 
-/// Rows up to which the weight is read once by scalar code.
+/// Most rows for which the kernel is used that reads the weight once, without tensor cores.
 const FEW: usize = 8;
 /// Elements in a load: 16 bytes.
 const LANES: usize = 8;
@@ -55,7 +55,7 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     }
     let rows = reshaped(x, [m, k]);
     let device = R::device(&rows.client);
-    // Vectors of a weight are counted in 32 bits.
+    // That kernel indexes the vectors of the weight and the result with 32 bits.
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
     let Storage::Dense(stored) = op.storage;
     let same = stored == F::dtype();
@@ -82,18 +82,18 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     )])
 }
 
-/// Whether 32 bits count so many rows of so many elements.
+/// Whether 32 bits can index `rows` rows of `row` elements.
 fn counts(rows: usize, row: usize) -> bool {
     rows.checked_mul(row)
         .is_some_and(|n| u32::try_from(n).is_ok())
 }
 
-/// The same elements in order, in another shape.
+/// A contiguous tensor in another shape.
 fn reshaped<R: CubeRuntime>(x: CubeTensor<R>, shape: [usize; 2]) -> CubeTensor<R> {
     CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }
 
-/// The weight as a right factor: [K, N], its columns contiguous.
+/// The weight as the right factor of a product: a [K, N] view with contiguous columns.
 fn transposed<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
     let (shape, strides) = (weight.meta.shape(), weight.meta.strides());
     let meta = Metadata::new([shape[1], shape[0]], [strides[1], strides[0]]);
@@ -106,7 +106,7 @@ fn transposed<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
     )
 }
 
-/// Of factors of two types: in f32, of which the result is rounded.
+/// The product of factors of two types: computed in f32, then rounded to `dtype`.
 fn rounded<R: CubeRuntime + Launches>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -171,7 +171,8 @@ fn on_hopper<R: CubeRuntime + Launches>(
     Ok(None)
 }
 
-/// By the kernel for Hopper, where this is one and the rows start at multiples of 16 bytes.
+/// The product by the generated kernel, if the device is a Hopper GPU and the kernel takes the
+/// shape; rows have to start at multiples of 16 bytes.
 #[cfg(feature = "cuda")]
 fn on_hopper<R: CubeRuntime + Launches>(
     x: &CubeTensor<R>,
@@ -239,7 +240,7 @@ fn few_rows<R: CubeRuntime, F: FloatElement, W: FloatElement>(
     y
 }
 
-/// One row of the weight in a plane, times all rows of x.
+/// Each plane multiplies one row of the weight by all rows of x.
 #[cube(launch_unchecked)]
 fn few_rows_kernel<F: Float, W: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -252,7 +253,7 @@ fn few_rows_kernel<F: Float, W: Float, N: Size>(
     #[comptime] at_once: u32,
 ) {
     let column = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * PLANES + UNIT_POS_Y;
-    // The whole plane.
+    // The same for all units of a plane.
     if column < columns {
         let start = column * vectors;
         let mut sums = Array::<f32>::new(comptime!(m as usize));

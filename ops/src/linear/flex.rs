@@ -33,14 +33,14 @@ fn multiply(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
     Flex::float_matmul(x, Flex::float_swap_dims(weight, 0, 1))
 }
 
-/// Elements of a panel of the weight, as f32 small enough for the cache of a core.
+/// Elements of a panel of the weight. Converted to f32, a panel fits the cache of a core.
 const PANEL: usize = 1 << 16;
 
-/// The same for bf16 and for factors of two types; of these Burn would first make f32 out of the whole
-/// weight, for each product.
+/// The product for bf16 and for factors of two types. Burn's own would first convert the whole
+/// weight to f32, for each product.
 ///
-/// Here threads take panels of the weight's rows, so that it is read from memory once and as it is
-/// stored. More rows of x want larger panels, since each product packs them anew.
+/// Here each thread takes panels of the weight's rows, so that the weight is read from memory once,
+/// in its stored type. More rows of x need larger panels, since x is packed anew for each panel.
 fn in_panels<E: Stored, W: Stored>(x: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
     let ([rows, k], n) = (x.shape().dims(), weight.shape()[0]);
     if rows * k * n == 0 {
@@ -69,7 +69,7 @@ fn in_panels<E: Stored, W: Stored>(x: &FlexTensor, weight: &FlexTensor) -> FlexT
 mod tests {
     use super::*;
 
-    /// Products agree with f64 on the same numbers, whatever the shape and the two types.
+    /// Products agree with f64 on the same numbers, for all shapes and pairs of types.
     #[test]
     fn products_of_all_types() {
         products::<bf16, bf16>(8);
@@ -81,7 +81,7 @@ mod tests {
         products::<f32, f16>(24);
     }
 
-    /// Of rows of E, which has so many bits, with a weight of W.
+    /// Rows of `E`, whose results have this many bits of precision, times a weight of `W`.
     fn products<E: Stored, W: Stored>(bits: i32) {
         let number = |seed: usize| {
             let mixed = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -16,25 +16,25 @@ use butterfly_runtime::ReadyProduct;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-/// x […, K], weight [N, K] → x weight^T […, N] in x's type.
+/// A linear layer: x […, K], weight [N, K] → x weight^T […, N] in x's type.
 #[derive(Clone, Debug)]
 pub struct Project {
-    /// How the weight lies in memory.
+    /// How the weight is stored.
     pub storage: Storage,
     /// Kernels for products of 16-bit floats on Hopper.
     pub products: Products,
 }
 
-/// How a weight lies in memory, whatever type the activations have.
+/// How a weight is stored; independent of the element type of the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// Its elements in order, in f32, f16 or bf16. Where that is not the type of x, the products are
-    /// summed in f32 all the same and only the result is rounded to x's type.
+    /// Contiguous elements in f32, f16 or bf16. If that is not the type of x, products are still
+    /// summed in f32, and only the result is rounded to x's type.
     Dense(DType),
 }
 
 impl Project {
-    /// By a dense weight of elements of `dtype`, without generated kernels.
+    /// A linear layer with a dense weight of elements of `dtype`, without generated kernels.
     pub fn of(dtype: DType) -> Self {
         Self {
             storage: Storage::Dense(dtype),
@@ -54,11 +54,12 @@ impl Project {
     }
 }
 
-/// Makes the kernel for products of an element type; `None` where there is none.
+/// Generates the kernel for products of an element type; `None` if there is none for it.
 #[cfg(feature = "cuda")]
 pub type MakeProduct = fn(Dtype) -> Result<Option<ReadyProduct>, OperationError>;
 
-/// Kernels for matrix products on an NVIDIA device, one for each element type. Clones share them.
+/// Generated kernels for matrix products on an NVIDIA device, one for each element type. Clones
+/// share them.
 #[derive(Clone, Debug, Default)]
 pub struct Products {
     #[cfg(feature = "cuda")]
@@ -69,7 +70,7 @@ pub struct Products {
 
 #[cfg(feature = "cuda")]
 impl Products {
-    /// Those that are `ready`; `make` gives the ones that are not among them.
+    /// The kernels in `ready`; `make` generates missing ones.
     pub fn new(ready: &[ReadyProduct], make: Option<MakeProduct>) -> Self {
         Self {
             ready: ready.into(),

@@ -14,7 +14,7 @@ use burn_cubecl::{CubeRuntime, FloatElement};
 
 /// Units that share a row.
 pub(crate) const UNITS: u32 = 256;
-/// Elements that a unit loads at once, where rows divide into so many.
+/// Elements that a unit loads at once, if rows divide into that many.
 const LANES: usize = 4;
 
 pub(crate) fn norm<R: CubeRuntime, F: FloatElement>(
@@ -23,7 +23,7 @@ pub(crate) fn norm<R: CubeRuntime, F: FloatElement>(
 ) -> Vec<CubeTensor<R>> {
     let [x, weight] = take(inputs);
     let out = empty(&x, x.shape(), F::dtype());
-    // Nothing is added, and no sum written: any tensors will do.
+    // Without an addition y and the sum are not accessed: any tensors will do.
     launch_norm::<R, F>([&x, &out, &weight, &x, &out], epsilon, false);
     vec![out]
 }
@@ -39,7 +39,7 @@ pub(crate) fn add_norm<R: CubeRuntime, F: FloatElement>(
     vec![sum, out]
 }
 
-/// The first inputs, with their elements in order.
+/// The first `N` inputs, made contiguous.
 pub(crate) fn take<R: CubeRuntime, const N: usize>(
     inputs: Vec<CubeTensor<R>>,
 ) -> [CubeTensor<R>; N] {
@@ -47,7 +47,7 @@ pub(crate) fn take<R: CubeRuntime, const N: usize>(
     std::array::from_fn(|_| inputs.next().expect("the inputs were counted"))
 }
 
-/// How many elements of rows of `n` are loaded at once.
+/// How many elements a unit loads at once from rows of `n` elements.
 pub(crate) fn lanes(n: usize) -> usize {
     match n.is_multiple_of(LANES) {
         true => LANES,
@@ -87,7 +87,7 @@ fn launch_norm<R: CubeRuntime, F: FloatElement>(
     }
 }
 
-/// One row in a workgroup.
+/// A workgroup computes one row.
 #[cube(launch_unchecked)]
 fn norm_kernel<F: Float, N: Size>(
     x: &Array<Vector<f32, N>>,
@@ -104,13 +104,13 @@ fn norm_kernel<F: Float, N: Size>(
 ) {
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
     let row = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
-    // The whole workgroup, so that nobody waits for it.
+    // The whole workgroup ends, so that no unit waits at a barrier for another.
     if row >= rows {
         terminate!();
     }
     let vectors = comptime!(n / lanes);
     let start = row * vectors;
-    // Every unit keeps what it has read, so that rows are read once.
+    // Each unit keeps its elements in registers, so that rows are read once.
     let own = comptime!(vectors.div_ceil(UNITS));
     let mut values = Array::<Vector<f32, N>>::new(comptime!(own as usize));
     let mut squares = Vector::<f32, N>::new(0.0f32);

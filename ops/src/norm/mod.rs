@@ -12,7 +12,7 @@ use crate::OperationError;
 use crate::inputs::{Inputs, Outputs};
 use burn::tensor::DType;
 
-/// x […, H] and weight `[H]`, both f32 → x / rms(x) * weight in `dtype`.
+/// The RMS norm: x […, H] and weight `[H]`, both f32 → x / rms(x) * weight in `dtype`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
     /// Added to the mean square.
@@ -21,8 +21,8 @@ pub struct Norm {
     pub dtype: DType,
 }
 
-/// x […, H] in f32, y […, H] in any type, weight `[H]` in f32 → x + y in f32, and its norm as by
-/// [`Norm`] in y's type.
+/// A sum and its norm: x […, H] in f32, y […, H] in any float type, weight `[H]` in f32 → x + y in
+/// f32, and its [`Norm`] in y's type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AddNorm {
     /// Added to the mean square.
@@ -52,7 +52,7 @@ impl AddNorm {
     }
 }
 
-/// A workgroup for each row.
+/// Checks the limits of the norm kernels, which run a workgroup for each row.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) fn limits(limits: &Limits<'_>) -> Result<(), OperationError> {
     limits.rows()
