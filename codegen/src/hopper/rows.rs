@@ -2,11 +2,11 @@
 //! registers, or a table in memory.
 
 use butterfly_ir::Rows;
-use butterfly_ir::rows::{Function, Input, RowExpressions, Value, ValueId};
+use butterfly_ir::rows::{Expr, ExprId, Function, Input, RowExpressions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// The text: the struct `Bands` with `bands_of`, the struct `Stages` with `stages_of`, and
+/// The text: the struct `Bands` with `bands_of`, the struct `PerLaunch` with `per_launch_of`, and
 /// `write_bands`, which writes the list that `Bands` reads in closed form.
 pub(super) fn text(rows: &Rows, block: u32) -> String {
     match rows {
@@ -35,11 +35,11 @@ __device__ __forceinline__ Bands bands_of(const Launch& launch, int b, const Ban
   return {launch.table + from, static_cast<int>(launch.offsets[b + 1] - from), launch.kv_len};
 }
 
-struct Stages {};
+struct PerLaunch {};
 
-__device__ __forceinline__ Stages stages_of(const Launch&) { return {}; }
+__device__ __forceinline__ PerLaunch per_launch_of(const Launch&) { return {}; }
 
-__device__ __forceinline__ void write_bands(const Launch&, const Stages&, unsigned, unsigned, Band*) {}
+__device__ __forceinline__ void write_bands(const Launch&, const PerLaunch&, unsigned, unsigned, Band*) {}
 ";
 
 const CLOSED: &str = "\
@@ -84,28 +84,28 @@ __device__ __forceinline__ unsigned remainder_of(unsigned x, unsigned y) { retur
 
 fn closed_form(rows: &RowExpressions) -> String {
     let mut text = CLOSED.to_string();
-    let has = |of: fn(&Value) -> bool| rows.values.iter().any(of);
+    let has = |of: fn(&Expr) -> bool| rows.values.iter().any(of);
     for (helper, used) in [
-        (DIGITS, has(|x| matches!(x, Value::Digits { .. }))),
-        (POWER, has(|x| matches!(x, Value::Power { .. }))),
+        (DIGITS, has(|x| matches!(x, Expr::Digits { .. }))),
+        (POWER, has(|x| matches!(x, Expr::Power { .. }))),
         (
             REMAINDER,
-            has(|x| matches!(x, Value::Apply(Function::Remainder, ..))),
+            has(|x| matches!(x, Expr::Apply(Function::Remainder, ..))),
         ),
     ] {
         text += if used { helper } else { "" };
     }
     let fields = fields(rows);
-    text += &stages(rows, &fields);
+    text += &per_launch(rows, &fields);
     let limits = rows.bands.iter().flat_map(|band| [band.lo, band.hi]);
     let (lines, texts) = Body::new(rows, limits.collect(), &fields).text();
-    text += "__device__ __forceinline__ void write_bands(const Launch& launch, const Stages& stages, unsigned b,
+    text += "__device__ __forceinline__ void write_bands(const Launch& launch, const PerLaunch& per_launch, unsigned b,
                                             unsigned kv_head, Band* list) {\n";
     text += &lines;
     for (i, band) in rows.bands.iter().enumerate() {
-        let limit = |x: ValueId| match rows.values[x.index()] {
-            Value::Constant(number) => number.to_string(),
-            Value::Input(Input::KvLen) => "launch.kv_len".into(),
+        let limit = |x: ExprId| match rows.values[x.index()] {
+            Expr::Constant(number) => number.to_string(),
+            Expr::Input(Input::KvLen) => "launch.kv_len".into(),
             _ => format!("int({})", texts[&x]),
         };
         let (lo, hi) = (limit(band.lo), limit(band.hi));
@@ -120,18 +120,16 @@ fn closed_form(rows: &RowExpressions) -> String {
 
 /// The values that are computed once per launch and kept in registers: values that rows read, that
 /// are the same for all rows, and that need a division or a loop.
-fn fields(rows: &RowExpressions) -> BTreeSet<ValueId> {
+fn fields(rows: &RowExpressions) -> BTreeSet<ExprId> {
     let varies = rows.varies();
     let mut slow: Vec<bool> = Vec::with_capacity(rows.values.len());
     for value in &rows.values {
         let own = match value {
-            Value::Digits { .. } | Value::Power { .. } => true,
-            Value::Apply(function, ..) => {
+            Expr::Digits { .. } | Expr::Power { .. } => true,
+            Expr::Apply(function, ..) => {
                 matches!(function, Function::Divide | Function::Remainder)
             }
-            Value::Constant(_) | Value::Input(_) | Value::Reversed(_) | Value::Choose { .. } => {
-                false
-            }
+            Expr::Constant(_) | Expr::Input(_) | Expr::Reversed(_) | Expr::Choose { .. } => false,
         };
         slow.push(own || value.operands().any(|x| slow[x.index()]));
     }
@@ -145,8 +143,8 @@ fn fields(rows: &RowExpressions) -> BTreeSet<ValueId> {
         .collect()
 }
 
-/// The text of `Stages` and `stages_of`: the values that are computed once per launch.
-fn stages(rows: &RowExpressions, fields: &BTreeSet<ValueId>) -> String {
+/// The text of `PerLaunch` and `per_launch_of`: the values that are computed once per launch.
+fn per_launch(rows: &RowExpressions, fields: &BTreeSet<ExprId>) -> String {
     let (lines, texts) = Body::new(rows, fields.iter().copied().collect(), &BTreeSet::new()).text();
     let names: Vec<String> = fields.iter().map(|x| format!("x{}", x.0)).collect();
     let declared = match names.is_empty() {
@@ -155,8 +153,8 @@ fn stages(rows: &RowExpressions, fields: &BTreeSet<ValueId>) -> String {
     };
     let values: Vec<&str> = fields.iter().map(|x| texts[x].as_str()).collect();
     format!(
-        "// What is the same for all rows of a launch.\nstruct Stages {{{declared}}};\n\n\
-         __device__ __forceinline__ Stages stages_of(const Launch& launch) {{\n{lines}  \
+        "// What is the same for all rows of a launch.\nstruct PerLaunch {{{declared}}};\n\n\
+         __device__ __forceinline__ PerLaunch per_launch_of(const Launch& launch) {{\n{lines}  \
          return {{{}}};\n}}\n\n",
         values.join(", ")
     )
@@ -165,25 +163,25 @@ fn stages(rows: &RowExpressions, fields: &BTreeSet<ValueId>) -> String {
 /// The statements of a function that computes some values.
 struct Body<'a> {
     rows: &'a RowExpressions,
-    roots: Vec<ValueId>,
-    /// Values that the function finds in `stages`.
-    given: &'a BTreeSet<ValueId>,
+    roots: Vec<ExprId>,
+    /// Values that the function finds in `per_launch`.
+    given: &'a BTreeSet<ExprId>,
 }
 
 impl<'a> Body<'a> {
-    fn new(rows: &'a RowExpressions, roots: Vec<ValueId>, given: &'a BTreeSet<ValueId>) -> Self {
+    fn new(rows: &'a RowExpressions, roots: Vec<ExprId>, given: &'a BTreeSet<ExprId>) -> Self {
         Self { rows, roots, given }
     }
 
     /// Statements for the values that are read more than once, and the expression of each value,
     /// roots without outer parentheses.
-    fn text(&self) -> (String, BTreeMap<ValueId, String>) {
-        let mut uses: BTreeMap<ValueId, u32> = BTreeMap::new();
+    fn text(&self) -> (String, BTreeMap<ExprId, String>) {
+        let mut uses: BTreeMap<ExprId, u32> = BTreeMap::new();
         for x in &self.roots {
             *uses.entry(*x).or_default() += 1;
         }
         for i in (0..self.rows.values.len() as u32).rev() {
-            let x = ValueId(i);
+            let x = ExprId(i);
             if uses.contains_key(&x) && !self.given.contains(&x) {
                 for operand in self.rows.values[x.index()].operands() {
                     *uses.entry(operand).or_default() += 1;
@@ -193,9 +191,9 @@ impl<'a> Body<'a> {
         let (mut lines, mut texts) = (String::new(), BTreeMap::new());
         for (x, uses) in uses {
             let value = &self.rows.values[x.index()];
-            let plain = matches!(value, Value::Constant(_) | Value::Input(_));
+            let plain = matches!(value, Expr::Constant(_) | Expr::Input(_));
             let text = match self.given.contains(&x) {
-                true => format!("stages.x{}", x.0),
+                true => format!("per_launch.x{}", x.0),
                 false => expression(value, &texts),
             };
             if uses > 1 && !plain && !self.given.contains(&x) {
@@ -228,19 +226,19 @@ fn bare(text: &str) -> &str {
 }
 
 /// A value in terms of its operands' texts.
-fn expression(value: &Value, texts: &BTreeMap<ValueId, String>) -> String {
-    let of = |x: &ValueId| texts[x].as_str();
-    let plain = |x: &ValueId| bare(&texts[x]).to_string();
+fn expression(value: &Expr, texts: &BTreeMap<ExprId, String>) -> String {
+    let of = |x: &ExprId| texts[x].as_str();
+    let plain = |x: &ExprId| bare(&texts[x]).to_string();
     match value {
-        Value::Constant(number) => format!("{number}u"),
-        Value::Input(input) => match input {
+        Expr::Constant(number) => format!("{number}u"),
+        Expr::Input(input) => match input {
             Input::Block => "b".into(),
             Input::KvHead => "kv_head".into(),
             Input::KvLen => "unsigned(launch.kv_len)".into(),
             Input::Blocks => "launch.blocks".into(),
             Input::Index => "launch.index".into(),
         },
-        Value::Apply(function, x, y) => {
+        Expr::Apply(function, x, y) => {
             let infix = |sign: &str| format!("({} {sign} {})", of(x), of(y));
             let call = |name: &str| format!("{name}({}, {})", plain(x), plain(y));
             match function {
@@ -256,10 +254,10 @@ fn expression(value: &Value, texts: &BTreeMap<ValueId, String>) -> String {
                 Function::Remainder => call("remainder_of"),
             }
         }
-        Value::Digits { of: x, radix } => format!("digits_of({}, {radix}u)", plain(x)),
-        Value::Power { radix, exponent } => format!("power_of({radix}u, {})", plain(exponent)),
-        Value::Reversed(x) => format!("__brev({})", plain(x)),
-        Value::Choose {
+        Expr::Digits { of: x, radix } => format!("digits_of({}, {radix}u)", plain(x)),
+        Expr::Power { radix, exponent } => format!("power_of({radix}u, {})", plain(exponent)),
+        Expr::Reversed(x) => format!("__brev({})", plain(x)),
+        Expr::Choose {
             less: [x, y],
             then,
             otherwise,

@@ -2,7 +2,7 @@
 //! or a table in memory.
 
 use super::blueprint::Blueprint;
-use butterfly_ir::rows::{Function, Input, Value};
+use butterfly_ir::rows::{Expr, Function, Input};
 use butterfly_ir::{RowProgram, band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
@@ -80,18 +80,18 @@ fn compute(
     values: &Sequence<u32>,
     b: u32,
     kv_head: u32,
-    #[comptime] value: Value,
+    #[comptime] value: Expr,
 ) -> u32 {
     match comptime!(value) {
-        Value::Constant(number) => number.runtime(),
-        Value::Input(input) => match comptime!(input) {
+        Expr::Constant(number) => number.runtime(),
+        Expr::Input(input) => match comptime!(input) {
             Input::Block => b,
             Input::KvHead => kv_head,
             Input::KvLen => params[scalar::KV_LEN],
             Input::Blocks => params[scalar::BLOCKS],
             Input::Index => params[scalar::INDEX],
         },
-        Value::Apply(function, x, y) => {
+        Expr::Apply(function, x, y) => {
             let x = *values.index(comptime!(x.index()));
             let y = *values.index(comptime!(y.index()));
             match comptime!(function) {
@@ -107,7 +107,7 @@ fn compute(
                 Function::ShiftRight => x >> y,
             }
         }
-        Value::Digits { of, radix } => {
+        Expr::Digits { of, radix } => {
             let mut rest = *values.index(comptime!(of.index()));
             let mut digits = 0u32.runtime();
             while rest > 0u32 {
@@ -116,18 +116,18 @@ fn compute(
             }
             digits
         }
-        Value::Power { radix, exponent } => {
+        Expr::Power { radix, exponent } => {
             let mut power = 1u32.runtime();
             for _ in 0..*values.index(comptime!(exponent.index())) {
                 power *= radix;
             }
             power
         }
-        Value::Reversed(x) => {
+        Expr::Reversed(x) => {
             let x = *values.index(comptime!(x.index()));
             x.reverse_bits()
         }
-        Value::Choose {
+        Expr::Choose {
             less,
             then,
             otherwise,

@@ -11,9 +11,9 @@ use super::stream::Stream;
 
 /// Position of a value in [`RowExpressions::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ValueId(pub u32);
+pub struct ExprId(pub u32);
 
-impl ValueId {
+impl ExprId {
     /// The position as an index.
     pub fn index(self) -> usize {
         self.0 as usize
@@ -80,17 +80,17 @@ impl Function {
 
 /// One value of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Value {
+pub enum Expr {
     /// A number known when the kernel is made.
     Constant(u32),
     /// An input.
     Input(Input),
     /// A function of two values.
-    Apply(Function, ValueId, ValueId),
+    Apply(Function, ExprId, ExprId),
     /// Number of digits of a value in base `radix`; 0 for the value 0.
     Digits {
         /// The value.
-        of: ValueId,
+        of: ExprId,
         /// The base.
         radix: u32,
     },
@@ -99,24 +99,24 @@ pub enum Value {
         /// The base.
         radix: u32,
         /// The exponent.
-        exponent: ValueId,
+        exponent: ExprId,
     },
     /// The 32 bits of a value in reverse order.
-    Reversed(ValueId),
+    Reversed(ExprId),
     /// `then` if the first of `less` is less than the second, else `otherwise`.
     Choose {
         /// The two values to compare.
-        less: [ValueId; 2],
+        less: [ExprId; 2],
         /// The result if the first is less.
-        then: ValueId,
+        then: ExprId,
         /// The result if it is not.
-        otherwise: ValueId,
+        otherwise: ExprId,
     },
 }
 
-impl Value {
+impl Expr {
     /// The values that this one reads, in the order of its fields.
-    pub fn operands(&self) -> impl Iterator<Item = ValueId> + use<> {
+    pub fn operands(&self) -> impl Iterator<Item = ExprId> + use<> {
         let [a, b, c, d] = match *self {
             Self::Constant(_) | Self::Input(_) => [None; 4],
             Self::Apply(_, x, y) => [Some(x), Some(y), None, None],
@@ -139,18 +139,18 @@ impl Value {
 /// columns ([`transpose`](super::transpose())) the roles are exchanged: they bound the queries that
 /// see the keys of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Limits {
+pub struct BandLimits {
     /// First position.
-    pub lo: ValueId,
+    pub lo: ExprId,
     /// One past the last position.
-    pub hi: ValueId,
+    pub hi: ExprId,
     /// First position relative to the query (for columns: to the key).
     pub first: i32,
     /// One past the last position relative to the query (for columns: to the key).
     pub end: i32,
     /// For columns whose block is cut by a limit in tokens: the first key that the band holds, and
     /// one past the last. `None`: all keys of the block.
-    pub keys: Option<[ValueId; 2]>,
+    pub keys: Option<[ExprId; 2]>,
 }
 
 /// The values of all inputs.
@@ -172,9 +172,9 @@ pub struct Inputs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RowExpressions {
     /// The values; each reads only earlier ones.
-    pub values: Vec<Value>,
+    pub values: Vec<Expr>,
     /// The bands; their union holds the pairs that are seen.
-    pub bands: Vec<Limits>,
+    pub bands: Vec<BandLimits>,
     /// The unit in which positions of keys count.
     pub stream: Stream,
 }
@@ -185,7 +185,7 @@ impl RowExpressions {
     pub fn varies(&self) -> Vec<bool> {
         let mut varies: Vec<bool> = Vec::with_capacity(self.values.len());
         for value in &self.values {
-            let own = matches!(value, Value::Input(Input::Block | Input::KvHead));
+            let own = matches!(value, Expr::Input(Input::Block | Input::KvHead));
             let read = value.operands().any(|x| varies[x.index()]);
             varies.push(own || read);
         }
@@ -195,7 +195,7 @@ impl RowExpressions {
     /// How often each value is read, by other values and by limits.
     pub fn uses(&self) -> Vec<u32> {
         let mut uses = vec![0; self.values.len()];
-        let operands = self.values.iter().flat_map(Value::operands);
+        let operands = self.values.iter().flat_map(Expr::operands);
         let limits = self.bands.iter().flat_map(|band| {
             let keys = band.keys.into_iter().flatten();
             [band.lo, band.hi].into_iter().chain(keys)
@@ -219,10 +219,10 @@ impl RowExpressions {
     }
 }
 
-impl Limits {
+impl BandLimits {
     /// The band, given all values.
     pub(super) fn known(&self, values: &[u32]) -> Band {
-        let position = |x: ValueId| values[x.index()].cast_signed();
+        let position = |x: ExprId| values[x.index()].cast_signed();
         Band {
             lo: position(self.lo),
             hi: position(self.hi),
@@ -232,22 +232,22 @@ impl Limits {
     }
 }
 
-fn evaluate(values: &[Value], inputs: &Inputs) -> Vec<u32> {
+fn evaluate(values: &[Expr], inputs: &Inputs) -> Vec<u32> {
     let mut known: Vec<u32> = Vec::with_capacity(values.len());
     for value in values {
-        let at = |x: ValueId| known[x.index()];
+        let at = |x: ExprId| known[x.index()];
         known.push(match *value {
-            Value::Constant(number) => number,
-            Value::Input(Input::Block) => inputs.block,
-            Value::Input(Input::KvHead) => inputs.kv_head,
-            Value::Input(Input::KvLen) => inputs.kv_len,
-            Value::Input(Input::Blocks) => inputs.blocks,
-            Value::Input(Input::Index) => inputs.index,
-            Value::Apply(function, x, y) => function.of(at(x), at(y)),
-            Value::Digits { of, radix } => at(of).checked_ilog(radix).map_or(0, |log| log + 1),
-            Value::Power { radix, exponent } => radix.wrapping_pow(at(exponent)),
-            Value::Reversed(x) => at(x).reverse_bits(),
-            Value::Choose {
+            Expr::Constant(number) => number,
+            Expr::Input(Input::Block) => inputs.block,
+            Expr::Input(Input::KvHead) => inputs.kv_head,
+            Expr::Input(Input::KvLen) => inputs.kv_len,
+            Expr::Input(Input::Blocks) => inputs.blocks,
+            Expr::Input(Input::Index) => inputs.index,
+            Expr::Apply(function, x, y) => function.of(at(x), at(y)),
+            Expr::Digits { of, radix } => at(of).checked_ilog(radix).map_or(0, |log| log + 1),
+            Expr::Power { radix, exponent } => radix.wrapping_pow(at(exponent)),
+            Expr::Reversed(x) => at(x).reverse_bits(),
+            Expr::Choose {
                 less: [x, y],
                 then,
                 otherwise,
@@ -264,23 +264,23 @@ fn evaluate(values: &[Value], inputs: &Inputs) -> Vec<u32> {
 /// are evaluated at once.
 #[derive(Default)]
 pub(super) struct Builder {
-    values: Vec<Value>,
+    values: Vec<Expr>,
 }
 
 impl Builder {
-    pub(super) fn constant(&mut self, number: u32) -> ValueId {
-        self.push(Value::Constant(number))
+    pub(super) fn constant(&mut self, number: u32) -> ExprId {
+        self.push(Expr::Constant(number))
     }
 
-    pub(super) fn input(&mut self, input: Input) -> ValueId {
-        self.push(Value::Input(input))
+    pub(super) fn input(&mut self, input: Input) -> ExprId {
+        self.push(Expr::Input(input))
     }
 
-    pub(super) fn apply(&mut self, function: Function, x: ValueId, y: ValueId) -> ValueId {
+    pub(super) fn apply(&mut self, function: Function, x: ExprId, y: ExprId) -> ExprId {
         if let (Some(x), Some(y)) = (self.known(x), self.known(y)) {
             return self.constant(function.of(x, y));
         }
-        let reduced = Value::Apply(Function::Remainder, x, y);
+        let reduced = Expr::Apply(Function::Remainder, x, y);
         match (function, self.known(x), self.known(y)) {
             (Function::Add | Function::Maximum, Some(0), _) => y,
             (Function::Add | Function::Subtract | Function::Maximum, _, Some(0)) => x,
@@ -288,39 +288,34 @@ impl Builder {
             (Function::Remainder, ..) if self.is_remainder(x, y) => x,
             (Function::Minimum | Function::Maximum, ..) if x == y => x,
             (Function::Remainder, ..) => self.push(reduced),
-            _ => self.push(Value::Apply(function, x, y)),
+            _ => self.push(Expr::Apply(function, x, y)),
         }
     }
 
     /// [`Builder::apply`] with a constant as the second value.
-    pub(super) fn with(&mut self, function: Function, x: ValueId, number: u32) -> ValueId {
+    pub(super) fn with(&mut self, function: Function, x: ExprId, number: u32) -> ExprId {
         let number = self.constant(number);
         self.apply(function, x, number)
     }
 
-    pub(super) fn digits(&mut self, of: ValueId, radix: u32) -> ValueId {
-        self.push(Value::Digits { of, radix })
+    pub(super) fn digits(&mut self, of: ExprId, radix: u32) -> ExprId {
+        self.push(Expr::Digits { of, radix })
     }
 
-    pub(super) fn power(&mut self, radix: u32, exponent: ValueId) -> ValueId {
-        self.push(Value::Power { radix, exponent })
+    pub(super) fn power(&mut self, radix: u32, exponent: ExprId) -> ExprId {
+        self.push(Expr::Power { radix, exponent })
     }
 
-    pub(super) fn reversed(&mut self, x: ValueId) -> ValueId {
-        self.push(Value::Reversed(x))
+    pub(super) fn reversed(&mut self, x: ExprId) -> ExprId {
+        self.push(Expr::Reversed(x))
     }
 
-    pub(super) fn choose(
-        &mut self,
-        less: [ValueId; 2],
-        then: ValueId,
-        otherwise: ValueId,
-    ) -> ValueId {
+    pub(super) fn choose(&mut self, less: [ExprId; 2], then: ExprId, otherwise: ExprId) -> ExprId {
         match less.map(|x| self.known(x)) {
             [Some(x), Some(y)] if x < y => then,
             [Some(_), Some(_)] => otherwise,
             _ if then == otherwise => then,
-            _ => self.push(Value::Choose {
+            _ => self.push(Expr::Choose {
                 less,
                 then,
                 otherwise,
@@ -329,7 +324,7 @@ impl Builder {
     }
 
     /// The expressions of `bands`, without values that no limit needs.
-    pub(super) fn finish(self, bands: Vec<Limits>, stream: Stream) -> RowExpressions {
+    pub(super) fn finish(self, bands: Vec<BandLimits>, stream: Stream) -> RowExpressions {
         let mut whole = RowExpressions {
             values: self.values,
             bands,
@@ -352,14 +347,14 @@ impl Builder {
             }
         }
         let mut place = 0;
-        let places: Vec<ValueId> = read
+        let places: Vec<ExprId> = read
             .iter()
             .map(|read| {
                 place += u32::from(*read);
-                ValueId(place.saturating_sub(1))
+                ExprId(place.saturating_sub(1))
             })
             .collect();
-        let moved = |x: ValueId| places[x.index()];
+        let moved = |x: ExprId| places[x.index()];
         let kept = whole.values.iter().zip(&read).filter(|(_, read)| **read);
         whole.values = kept.map(|(value, _)| value.renumbered(moved)).collect();
         for band in &mut whole.bands {
@@ -371,39 +366,39 @@ impl Builder {
     }
 
     /// Evaluates two values.
-    pub(super) fn evaluate(&self, of: [ValueId; 2], inputs: &Inputs) -> [u32; 2] {
+    pub(super) fn evaluate(&self, of: [ExprId; 2], inputs: &Inputs) -> [u32; 2] {
         let values = evaluate(&self.values, inputs);
         of.map(|x| values[x.index()])
     }
 
-    fn known(&self, x: ValueId) -> Option<u32> {
+    fn known(&self, x: ExprId) -> Option<u32> {
         match self.values[x.index()] {
-            Value::Constant(number) => Some(number),
+            Expr::Constant(number) => Some(number),
             _ => None,
         }
     }
 
     /// Whether `x` is already a remainder modulo `y`.
-    fn is_remainder(&self, x: ValueId, y: ValueId) -> bool {
-        let Value::Apply(Function::Remainder, _, by) = self.values[x.index()] else {
+    fn is_remainder(&self, x: ExprId, y: ExprId) -> bool {
+        let Expr::Apply(Function::Remainder, _, by) = self.values[x.index()] else {
             return false;
         };
         by == y
     }
 
-    fn push(&mut self, value: Value) -> ValueId {
+    fn push(&mut self, value: Expr) -> ExprId {
         let there = self.values.iter().position(|other| *other == value);
         let at = there.unwrap_or_else(|| {
             self.values.push(value);
             self.values.len() - 1
         });
         // `pattern/limits.rs` keeps the list short enough for the search and the cast.
-        ValueId(at as u32)
+        ExprId(at as u32)
     }
 }
 
-impl Value {
-    fn renumbered(self, moved: impl Fn(ValueId) -> ValueId) -> Self {
+impl Expr {
+    fn renumbered(self, moved: impl Fn(ExprId) -> ExprId) -> Self {
         match self {
             Self::Constant(_) | Self::Input(_) => self,
             Self::Apply(function, x, y) => Self::Apply(function, moved(x), moved(y)),

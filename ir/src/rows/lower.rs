@@ -4,7 +4,7 @@
 //! [`RowExpressions`] whose bands are those of the row.
 
 use super::band::UNBOUNDED;
-use super::expr::{Builder, Function, Input, Limits, RowExpressions, ValueId};
+use super::expr::{BandLimits, Builder, ExprId, Function, Input, RowExpressions};
 use super::program::{Atom, Bound, Heads, RowProgram};
 use super::stage::PartnerRule;
 use super::stream::Stream;
@@ -15,7 +15,7 @@ pub(super) const ABSENT: u32 = u32::MAX;
 /// The bands of `program` for rows of `block` tokens, over the keys of `stream`.
 pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpressions {
     let mut builder = Builder::default();
-    let ranges: Vec<[ValueId; 2]> = program
+    let ranges: Vec<[ExprId; 2]> = program
         .atoms
         .iter()
         .map(|atom| builder.range(atom, block))
@@ -36,7 +36,7 @@ pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpr
         let up = builder.with(Function::Add, lo, stream.stride - 1);
         let lo = builder.with(Function::Divide, up, stream.stride);
         let hi = builder.with(Function::Divide, hi, stream.stride);
-        bands.push(Limits {
+        bands.push(BandLimits {
             lo,
             hi: builder.in_heads(&band.heads, hi),
             first: band.first,
@@ -49,7 +49,7 @@ pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpr
 
 impl Builder {
     /// First token of an atom's range, and one past its last; both 0 if the range is empty.
-    pub(super) fn range(&mut self, atom: &Atom, block: u32) -> [ValueId; 2] {
+    pub(super) fn range(&mut self, atom: &Atom, block: u32) -> [ExprId; 2] {
         let none = self.constant(0);
         let b = self.input(Input::Block);
         match *atom {
@@ -91,7 +91,7 @@ impl Builder {
     }
 
     /// The token range of block `x` if `x < end`, else two zeros.
-    pub(super) fn whole_block(&mut self, x: ValueId, end: ValueId, block: u32) -> [ValueId; 2] {
+    pub(super) fn whole_block(&mut self, x: ExprId, end: ExprId, block: u32) -> [ExprId; 2] {
         let none = self.constant(0);
         let start = self.with(Function::Multiply, x, block);
         let stop = self.with(Function::Add, start, block);
@@ -99,7 +99,7 @@ impl Builder {
     }
 
     /// Number of digits of block numbers, at least one, as `stage::width` defines it.
-    pub(super) fn width(&mut self, radix: u32) -> ValueId {
+    pub(super) fn width(&mut self, radix: u32) -> ExprId {
         let blocks = self.input(Input::Blocks);
         let blocks = self.with(Function::Maximum, blocks, 1);
         let last = self.with(Function::Subtract, blocks, 1);
@@ -108,7 +108,7 @@ impl Builder {
     }
 
     /// The digit that a partner changes at the stage of the launch, as `stage::digit` defines it.
-    pub(super) fn digit(&mut self, rule: PartnerRule, radix: u32, offset: u32) -> ValueId {
+    pub(super) fn digit(&mut self, rule: PartnerRule, radix: u32, offset: u32) -> ExprId {
         let width = self.width(radix);
         let (count, turn) = match rule {
             PartnerRule::Benes => {
@@ -137,7 +137,7 @@ impl Builder {
 
     /// The partner of the row's block as `stage::partner` defines it, but not yet checked to be an
     /// earlier block of the sequence.
-    fn partner(&mut self, rule: PartnerRule, radix: u32, step: u32, digit: ValueId) -> ValueId {
+    fn partner(&mut self, rule: PartnerRule, radix: u32, step: u32, digit: ExprId) -> ExprId {
         let b = self.input(Input::Block);
         let (none, absent) = (self.constant(0), self.constant(ABSENT));
         match rule {
@@ -167,7 +167,7 @@ impl Builder {
     }
 
     /// The row's block number with one bit flipped. The function is its own inverse.
-    pub(super) fn flipped(&mut self, rule: PartnerRule, radix: u32, digit: ValueId) -> ValueId {
+    pub(super) fn flipped(&mut self, rule: PartnerRule, radix: u32, digit: ExprId) -> ExprId {
         let b = self.input(Input::Block);
         let one = self.constant(1);
         let bit = self.apply(Function::ShiftLeft, one, digit);
@@ -184,7 +184,7 @@ impl Builder {
     }
 
     /// `hi` for the kv heads of a band; 0 for the others, which makes the band empty.
-    pub(super) fn in_heads(&mut self, heads: &Heads, hi: ValueId) -> ValueId {
+    pub(super) fn in_heads(&mut self, heads: &Heads, hi: ExprId) -> ExprId {
         let Heads::Some(heads) = heads else {
             return hi;
         };

@@ -23,7 +23,7 @@ mod stream;
 mod table;
 mod transpose;
 
-pub use expr::{Function, Input, Inputs, Limits, RowExpressions, Value, ValueId};
+pub use expr::{BandLimits, Expr, ExprId, Function, Input, Inputs, RowExpressions};
 pub use stream::Stream;
 pub use table::{row, table, table_of};
 pub use transpose::{Column, transpose};

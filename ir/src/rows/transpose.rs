@@ -11,7 +11,7 @@
 //! that have `c` as their partner; there is at most one, which the inverse of the rule gives.
 
 use super::band::{Band, UNBOUNDED};
-use super::expr::{Builder, Function, Input, Limits, RowExpressions, ValueId};
+use super::expr::{BandLimits, Builder, ExprId, Function, Input, RowExpressions};
 use super::lower::{ABSENT, tokens};
 use super::program::{Atom, Bound, RowProgram, SymbolicBand, inputs};
 use super::stage::PartnerRule;
@@ -40,7 +40,7 @@ impl RowExpressions {
     /// be made by [`transpose`].
     pub fn columns(&self, c: u32, kv_head: u32, context: &Context) -> Vec<Column> {
         let values = self.evaluate(&inputs(c, kv_head, context));
-        let position = |x: ValueId| values[x.index()].cast_signed();
+        let position = |x: ExprId| values[x.index()].cast_signed();
         let columns = self.bands.iter().map(|limits| Column {
             queries: limits.known(&values),
             keys: limits.keys.map_or((0, UNBOUNDED), |[first, end]| {
@@ -66,13 +66,18 @@ pub fn transpose(program: &RowProgram, block: u32) -> Option<RowExpressions> {
 
 /// The limits of a column under construction.
 struct Region {
-    lo: ValueId,
-    hi: ValueId,
-    keys: [ValueId; 2],
+    lo: ExprId,
+    hi: ExprId,
+    keys: [ExprId; 2],
 }
 
 impl Builder {
-    fn column(&mut self, program: &RowProgram, band: &SymbolicBand, block: u32) -> Option<Limits> {
+    fn column(
+        &mut self,
+        program: &RowProgram,
+        band: &SymbolicBand,
+        block: u32,
+    ) -> Option<BandLimits> {
         let mut region = Region {
             lo: self.constant(0),
             hi: self.input(Input::KvLen),
@@ -116,7 +121,7 @@ impl Builder {
         } else {
             1 - band.first
         };
-        Some(Limits {
+        Some(BandLimits {
             lo: region.lo,
             hi: self.in_heads(&band.heads, region.hi),
             first,
@@ -125,7 +130,7 @@ impl Builder {
         })
     }
 
-    /// Limits the region to rows in which the column's keys are at or after the start of `atom`.
+    /// BandLimits the region to rows in which the column's keys are at or after the start of `atom`.
     fn not_before_start(&mut self, region: &mut Region, atom: &Atom, block: u32) {
         match *atom {
             Atom::Local { before, .. } => {
@@ -138,7 +143,7 @@ impl Builder {
         }
     }
 
-    /// Limits the region to rows in which the column's keys are before the stop of `atom`.
+    /// BandLimits the region to rows in which the column's keys are before the stop of `atom`.
     fn before_stop(&mut self, region: &mut Region, atom: &Atom, block: u32) {
         let c = self.input(Input::Block);
         match *atom {
@@ -163,7 +168,7 @@ impl Builder {
         }
     }
 
-    /// Limits the region to rows in which the column's keys are at or after the stop of `atom`.
+    /// BandLimits the region to rows in which the column's keys are at or after the stop of `atom`.
     fn not_before_stop(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         let (c, none) = (self.input(Input::Block), self.constant(0));
         match *atom {
@@ -195,7 +200,7 @@ impl Builder {
         Some(())
     }
 
-    /// Limits the region to rows in which the column's keys are before the start of `atom`.
+    /// BandLimits the region to rows in which the column's keys are before the start of `atom`.
     fn before_start(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         match *atom {
             Atom::Local { before, .. } => {
@@ -211,7 +216,7 @@ impl Builder {
         Some(())
     }
 
-    /// Limits the region to the row that has the column as its partner.
+    /// BandLimits the region to the row that has the column as its partner.
     fn within_partner(&mut self, region: &mut Region, atom: &Atom, block: u32) -> Option<()> {
         let &Atom::Partner {
             rule,
@@ -260,7 +265,7 @@ impl Builder {
     }
 
     /// The first token of the block that is `back` blocks before the column; 0 if there is none.
-    fn start_of(&mut self, back: u32, block: u32) -> ValueId {
+    fn start_of(&mut self, back: u32, block: u32) -> ExprId {
         let c = self.input(Input::Block);
         let back = self.with(Function::Minimum, c, back);
         let row = self.apply(Function::Subtract, c, back);
@@ -268,7 +273,7 @@ impl Builder {
     }
 
     /// One past the last token of the block that is `on` blocks after the column.
-    fn end_of(&mut self, on: u32, block: u32) -> ValueId {
+    fn end_of(&mut self, on: u32, block: u32) -> ExprId {
         let c = self.input(Input::Block);
         let own = self.with(Function::Multiply, c, block);
         let end = self.with(Function::Add, own, block + tokens(on, block));

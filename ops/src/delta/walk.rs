@@ -11,7 +11,7 @@ use ::cubecl::prelude::*;
 /// Elements of a vector.
 pub(super) const LANES: u32 = 4;
 /// Tokens whose q, k and v are in one of the two buffers in shared memory.
-const STAGE: u32 = 8;
+const BUFFERED: u32 = 8;
 
 /// The compile-time parameters of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,24 +42,24 @@ impl Shape {
 }
 
 /// Vectors of q and k in one buffer.
-fn stage_vectors(shape: &Shape) -> u32 {
-    STAGE * 2 * shape.k_dim / LANES
+fn buffer_vectors(shape: &Shape) -> u32 {
+    BUFFERED * 2 * shape.k_dim / LANES
 }
 
 /// Bytes of shared memory of a workgroup of [`walk`], for heads of k of `k_dim` elements.
 pub(super) fn shared_bytes(k_dim: usize, columns: usize) -> usize {
-    let stage = STAGE as usize;
-    4 * (2 * stage * 2 * k_dim + 2 * stage * columns + 4 * stage)
+    let buffer = BUFFERED as usize;
+    4 * (2 * buffer * 2 * k_dim + 2 * buffer * columns + 4 * buffer)
 }
 
 /// Vectors of q and k that each unit loads into a buffer.
 fn key_loads(shape: &Shape) -> u32 {
-    stage_vectors(shape).div_ceil(shape.units())
+    buffer_vectors(shape).div_ceil(shape.units())
 }
 
 /// Elements of v that each unit loads into a buffer.
 fn value_loads(shape: &Shape) -> u32 {
-    (STAGE * shape.columns).div_ceil(shape.units())
+    (BUFFERED * shape.columns).div_ceil(shape.units())
 }
 
 /// Sum of a vector's elements over the units that share a column.
@@ -92,7 +92,7 @@ fn load_keys<N: Size>(
     for i in 0..comptime!(key_loads(&shape)) {
         let number = min(
             comptime!(i * shape.units()) + UNIT_POS,
-            comptime!(stage_vectors(&shape) - 1).runtime(),
+            comptime!(buffer_vectors(&shape) - 1).runtime(),
         );
         let token = min(first + number / comptime!(2 * vectors), last_token);
         let within = number % comptime!(2 * vectors);
@@ -182,8 +182,8 @@ pub(super) fn walk<F: Float, N: Size>(
     let parts = comptime!(shape.parts);
     let columns = comptime!(shape.columns);
     let vectors = comptime!(shape.k_dim / LANES);
-    let per_stage = comptime!(stage_vectors(&shape));
-    let stage_values = comptime!(STAGE * shape.columns);
+    let per_buffer = comptime!(buffer_vectors(&shape));
+    let stage_values = comptime!(BUFFERED * shape.columns);
     // Vectors of a column of the state that a unit owns: the units that share it take them in turn.
     let owned = comptime!(shape.k_dim / LANES / shape.parts);
     let each = comptime!(shape.each);
@@ -220,23 +220,23 @@ pub(super) fn walk<F: Float, N: Size>(
     }
 
     let mut keys =
-        SharedMemory::<Vector<f32, N>>::new(comptime!(2 * stage_vectors(&shape) as usize));
-    let mut values = SharedMemory::<f32>::new(comptime!((2 * STAGE * shape.columns) as usize));
-    let mut gates = SharedMemory::<f32>::new(comptime!(4 * STAGE as usize));
+        SharedMemory::<Vector<f32, N>>::new(comptime!(2 * buffer_vectors(&shape) as usize));
+    let mut values = SharedMemory::<f32>::new(comptime!((2 * BUFFERED * shape.columns) as usize));
+    let mut gates = SharedMemory::<f32>::new(comptime!(4 * BUFFERED as usize));
     let mut coming = Array::<Vector<f32, N>>::new(comptime!(key_loads(&shape) as usize));
     let mut coming_values = Array::<f32>::new(comptime!(value_loads(&shape) as usize));
     let mut coming_gate = 0.0f32;
-    let gate_token = min(unit / 2u32, comptime!(STAGE - 1).runtime());
+    let gate_token = min(unit / 2u32, comptime!(BUFFERED - 1).runtime());
     let mut own_keys = Array::<Vector<f32, N>>::new(comptime!(owned as usize));
     let mut by_k = Array::<Vector<f32, N>>::new(comptime!(shape.each as usize));
     let mut by_q = Array::<Vector<f32, N>>::new(comptime!(shape.each as usize));
 
-    let stages = tokens.div_ceil(STAGE);
+    let buffers = tokens.div_ceil(BUFFERED);
     // Each turn loads a buffer and processes the one before: the first turn only loads, the last
     // only processes.
-    for turn in 0..stages + 1u32 {
-        let first = turn * STAGE;
-        if turn < stages {
+    for turn in 0..buffers + 1u32 {
+        let first = turn * BUFFERED;
+        if turn < buffers {
             load_keys(mixed, &mut coming, first, last_token, head, base, shape);
             #[unroll]
             for i in 0..comptime!(value_loads(&shape)) {
@@ -265,11 +265,11 @@ pub(super) fn walk<F: Float, N: Size>(
             );
         }
         if turn > 0u32 {
-            let before = first - STAGE;
+            let before = first - BUFFERED;
             let buffer = (turn - 1u32) % 2u32;
-            for token in 0..min(comptime!(STAGE).runtime(), tokens - before) {
-                let q_at = buffer * per_stage + token * comptime!(2 * vectors) + part;
-                let gate_at = buffer * comptime!(2 * STAGE) + token * 2u32;
+            for token in 0..min(comptime!(BUFFERED).runtime(), tokens - before) {
+                let q_at = buffer * per_buffer + token * comptime!(2 * vectors) + part;
+                let gate_at = buffer * comptime!(2 * BUFFERED) + token * 2u32;
                 let forget = gates[gate_at as usize];
                 let learn = gates[(gate_at + 1u32) as usize];
                 #[unroll]
@@ -316,20 +316,20 @@ pub(super) fn walk<F: Float, N: Size>(
                 }
             }
         }
-        if turn < stages {
+        if turn < buffers {
             let buffer = turn % 2u32;
             #[unroll]
             for i in 0..comptime!(key_loads(&shape)) {
-                let number = min(comptime!(i * shape.units()) + unit, per_stage - 1u32);
-                keys[(buffer * per_stage + number) as usize] = coming[i as usize];
+                let number = min(comptime!(i * shape.units()) + unit, per_buffer - 1u32);
+                keys[(buffer * per_buffer + number) as usize] = coming[i as usize];
             }
             #[unroll]
             for i in 0..comptime!(value_loads(&shape)) {
                 let number = min(comptime!(i * shape.units()) + unit, stage_values - 1u32);
                 values[(buffer * stage_values + number) as usize] = coming_values[i as usize];
             }
-            if unit < comptime!(2 * STAGE) {
-                gates[(buffer * comptime!(2 * STAGE) + unit) as usize] = coming_gate;
+            if unit < comptime!(2 * BUFFERED) {
+                gates[(buffer * comptime!(2 * BUFFERED) + unit) as usize] = coming_gate;
             }
         }
         sync_cube();

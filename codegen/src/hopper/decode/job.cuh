@@ -35,9 +35,9 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   }
 
   const int query = launch.q_offset + static_cast<int>(local);
-  const Stages stages = stages_of(launch);
+  const PerLaunch per_launch = per_launch_of(launch);
   Band list[@bands];
-  write_bands(launch, stages, query / BLOCK, kv_head, list);
+  write_bands(launch, per_launch, query / BLOCK, kv_head, list);
   const Bands bands = bands_of(launch, query / BLOCK, list);
   Tiles tiles(bands, query, lane, static_cast<int>(part) * TEAMS + team, WIDTH * TEAMS);
   const Keys keys = {k_map, v_map, static_cast<int>(kv_head), static_cast<int>(batch)};

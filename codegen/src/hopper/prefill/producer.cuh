@@ -51,7 +51,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       }
     }
   };
-  const Stages stages = stages_of(launch);
+  const PerLaunch per_launch = per_launch_of(launch);
   Item item;
   for (int round = 0; next_item(launch, round, item); ++round) {
     const int q0 = first_query(launch, item);
@@ -60,7 +60,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
     const int header = count % HEADERS;
     if (lane == 0) {
       shared.item(header) = item;
-      write_bands(launch, stages, item.token / BLOCK, item.kv_head, shared.bands(header));
+      write_bands(launch, per_launch, item.token / BLOCK, item.kv_head, shared.bands(header));
     }
     __syncwarp();
     const Bands bands = bands_of(launch, item.token / BLOCK, shared.bands(header));
