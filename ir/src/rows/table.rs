@@ -76,12 +76,7 @@ impl RowOf<'_> {
             let (start, stop) = atom.range(self.b, self.context);
             Band::keys(start, stop)
         };
-        let block = |c: u32| {
-            let columns = Atom::Columns {
-                blocks: c.saturating_add(1),
-            };
-            of(columns).intersect(&Band::keys(self.start_of(c), UNBOUNDED))
-        };
+        let block = |c: u32| Band::keys(self.start_of(c), self.start_of(c.saturating_add(1)));
         match leaf {
             Leaf::Causal => vec![Band {
                 end: 1,
