@@ -3,11 +3,12 @@
 //! In:  a [`RowProgram`] that passes its check, the block size, the stream of keys. Out:
 //! [`RowExpressions`] whose bands are those of the row.
 
-use super::band::UNBOUNDED;
-use super::expr::{BandLimits, Builder, ExprId, Function, Input, RowExpressions};
+use super::band::{Band, UNBOUNDED};
+use super::expr::{BandLimits, Builder, ExprId, Function, Input, Inputs, RowExpressions};
 use super::program::{Atom, Bound, Heads, RowProgram};
 use super::stage::PartnerRule;
 use super::stream::Stream;
+use crate::sees::Context;
 
 /// Stands for a block that does not exist: larger than the number of any block.
 pub(super) const ABSENT: u32 = u32::MAX;
@@ -45,6 +46,48 @@ pub(super) fn lower(program: &RowProgram, block: u32, stream: Stream) -> RowExpr
         });
     }
     builder.finish(bands, stream)
+}
+
+impl Atom {
+    /// The range for query block `b`, in tokens: start, and one past the last; both 0 if it is
+    /// empty.
+    pub fn range(&self, b: u32, context: &Context) -> (i32, i32) {
+        let mut builder = Builder::default();
+        let range = builder.range(self, context.block);
+        let [start, stop] = builder.evaluate(range, &inputs(b, 0, context));
+        (start.cast_signed(), stop.cast_signed())
+    }
+}
+
+impl RowProgram {
+    /// The expressions that compute the bands of a row, for blocks of `block` tokens and one key
+    /// per token.
+    pub fn lower(&self, block: u32) -> RowExpressions {
+        lower(self, block, Stream::TOKENS)
+    }
+
+    /// [`RowProgram::lower`] over the keys of `stream`: a band holds a key if it holds all tokens
+    /// that the key stands for.
+    pub fn lower_stream(&self, block: u32, stream: Stream) -> RowExpressions {
+        lower(self, block, stream)
+    }
+
+    /// The bands of row `b` for kv head `kv_head`, without empty ones.
+    pub fn bands(&self, b: u32, kv_head: u32, context: &Context) -> Vec<Band> {
+        let expressions = self.lower(context.block);
+        expressions.bands(&inputs(b, kv_head, context))
+    }
+}
+
+/// The inputs of the expressions of a row or column.
+pub(super) fn inputs(block: u32, kv_head: u32, context: &Context) -> Inputs {
+    Inputs {
+        block,
+        kv_head,
+        kv_len: context.kv_len,
+        blocks: context.blocks(),
+        index: context.index,
+    }
 }
 
 impl Builder {

@@ -4,12 +4,7 @@
 //! band. So it reads no index from memory, and nothing is prepared for a sequence length. Artifacts
 //! hold this form; [`RowProgram::lower`] turns it into expressions.
 
-use super::band::Band;
-use super::expr::{Builder, Inputs, RowExpressions};
-use super::lower::lower;
 use super::stage::PartnerRule;
-use super::stream::Stream;
-use crate::sees::Context;
 use serde::{Deserialize, Serialize};
 
 /// A key range `[start, stop)` that depends only on the query block `b` and run-time scalars.
@@ -58,17 +53,6 @@ pub enum Atom {
     },
 }
 
-impl Atom {
-    /// The range for query block `b`, in tokens: start, and one past the last; both 0 if it is
-    /// empty.
-    pub fn range(&self, b: u32, context: &Context) -> (i32, i32) {
-        let mut builder = Builder::default();
-        let range = builder.range(self, context.block);
-        let [start, stop] = builder.evaluate(range, &inputs(b, 0, context));
-        (start.cast_signed(), stop.cast_signed())
-    }
-}
-
 /// One end of an atom's range; the number is the atom's position in [`RowProgram::atoms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,7 +63,7 @@ pub enum Bound {
     Stop(u32),
 }
 
-/// A [`Band`] with symbolic limits: its `lo` is the largest of the bounds in `lo` and 0, its `hi`
+/// A [`Band`](super::band::Band) with symbolic limits: its `lo` is the largest of the bounds in `lo` and 0, its `hi`
 /// the smallest of the bounds in `hi` and `kv_len`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SymbolicBand {
@@ -87,9 +71,9 @@ pub struct SymbolicBand {
     pub lo: Vec<Bound>,
     /// Upper limits, sorted, without repeats.
     pub hi: Vec<Bound>,
-    /// As in [`Band::first`].
+    /// As in [`Band::first`](super::band::Band::first).
     pub first: i32,
-    /// As in [`Band::end`].
+    /// As in [`Band::end`](super::band::Band::end).
     pub end: i32,
     /// The kv heads that the band applies to.
     #[serde(default, skip_serializing_if = "Heads::is_all")]
@@ -129,35 +113,4 @@ pub struct RowProgram {
     pub atoms: Vec<Atom>,
     /// The bands, which may overlap; a row sees their union.
     pub bands: Vec<SymbolicBand>,
-}
-
-impl RowProgram {
-    /// The expressions that compute the bands of a row, for blocks of `block` tokens and one key
-    /// per token.
-    pub fn lower(&self, block: u32) -> RowExpressions {
-        lower(self, block, Stream::TOKENS)
-    }
-
-    /// [`RowProgram::lower`] over the keys of `stream`: a band holds a key if it holds all tokens
-    /// that the key stands for.
-    pub fn lower_stream(&self, block: u32, stream: Stream) -> RowExpressions {
-        lower(self, block, stream)
-    }
-
-    /// The bands of row `b` for kv head `kv_head`, without empty ones.
-    pub fn bands(&self, b: u32, kv_head: u32, context: &Context) -> Vec<Band> {
-        let expressions = self.lower(context.block);
-        expressions.bands(&inputs(b, kv_head, context))
-    }
-}
-
-/// The inputs of the expressions of a row or column.
-pub(super) fn inputs(block: u32, kv_head: u32, context: &Context) -> Inputs {
-    Inputs {
-        block,
-        kv_head,
-        kv_len: context.kv_len,
-        blocks: context.blocks(),
-        index: context.index,
-    }
 }

@@ -12,8 +12,8 @@
 
 use super::band::{Band, UNBOUNDED};
 use super::expr::{BandLimits, Builder, ExprId, Function, Input, RowExpressions};
-use super::lower::{ABSENT, tokens};
-use super::program::{Atom, Bound, RowProgram, SymbolicBand, inputs};
+use super::lower::{ABSENT, inputs, tokens};
+use super::program::{Atom, Bound, RowProgram, SymbolicBand};
 use super::stage::PartnerRule;
 use super::stream::Stream;
 use crate::sees::Context;

@@ -9,7 +9,8 @@
 
 use super::walk::{LANES, Shape, shared_bytes, walk};
 use crate::Delta;
-use crate::cube::{array, dense_rows, empty, plane, sigmoid, sum_of_units};
+use crate::cube::launch::{array, dense_rows, empty, plane};
+use crate::cube::unit::{sigmoid, sum_of_units};
 use ::cubecl::ir::HardwareProperties;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};

@@ -1,7 +1,7 @@
 //! The gated delta rule, token by token.
 
 use crate::Delta;
-use crate::flex::{Stored, elements, sigmoid, silu, tensor};
+use crate::flex::elements::{Stored, elements, sigmoid, silu, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;

@@ -5,7 +5,7 @@
 //! registers or, on devices with plane shuffles, a few neighbouring units share a few columns and
 //! sum by shuffles.
 
-use crate::cube::sigmoid;
+use crate::cube::unit::sigmoid;
 use ::cubecl::prelude::*;
 
 /// Elements of a vector.

@@ -6,7 +6,7 @@
 )]
 
 use crate::Activation;
-use crate::cube::{array, empty, grid};
+use crate::cube::launch::{array, empty, grid};
 use crate::norm::cube::{UNITS, lanes, take};
 use ::cubecl::prelude::*;
 use burn::tensor::TensorMetadata;

@@ -1,7 +1,7 @@
 //! Gates over rows.
 
 use crate::Activation;
-use crate::flex::{Stored, elements, sigmoid, silu, tensor};
+use crate::flex::elements::{Stored, elements, sigmoid, silu, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;

@@ -6,7 +6,8 @@
 )]
 
 use crate::Append;
-use crate::cube::{array, dense_rows, empty, plane, sum_of_units};
+use crate::cube::launch::{array, dense_rows, empty, plane};
+use crate::cube::unit::sum_of_units;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;

@@ -1,7 +1,7 @@
 //! From projections to heads, and to the cache.
 
 use crate::Append;
-use crate::flex::{Stored, elements, tensor};
+use crate::flex::elements::{Stored, elements, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 

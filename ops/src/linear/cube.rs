@@ -11,7 +11,7 @@
 
 use super::{Products, Project, Storage};
 use crate::OperationError;
-use crate::cube::{array, empty, grid};
+use crate::cube::launch::{array, empty, grid};
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -180,7 +180,7 @@ fn on_hopper<R: CubeRuntime + Launches>(
     dtype: DType,
     products: &Products,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    if crate::cube::capability()?.version != 90 {
+    if crate::cube::launch::capability()?.version != 90 {
         return Ok(None);
     }
     let dtype = match dtype {

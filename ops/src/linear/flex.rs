@@ -1,6 +1,6 @@
 //! Products of rows with a weight.
 
-use crate::flex::{Stored, elements, tensor};
+use crate::flex::elements::{Stored, elements, tensor};
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};

@@ -5,7 +5,8 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use crate::cube::{array, empty, grid, plane, sum_of_units};
+use crate::cube::launch::{array, empty, grid, plane};
+use crate::cube::unit::sum_of_units;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;

@@ -1,6 +1,6 @@
 //! Norms of rows.
 
-use crate::flex::{Stored, elements, tensor};
+use crate::flex::elements::{Stored, elements, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;

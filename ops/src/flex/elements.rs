@@ -1,35 +1,9 @@
-//! The operations on Burn's CPU backend.
-//!
-//! Sums are f32 for every element type. Work is divided among threads by rows or heads, and no sum
-//! is split between threads, so results do not depend on the number of threads.
+//! Elements of tensors, whatever their type.
 
-use crate::{Operation, delta, gate, heads, linear, norm};
-use burn::tensor::{DType, Element, Shape};
+use burn::tensor::{Element, Shape};
 use burn_flex::{FlexTensor, Layout};
 use half::{bf16, f16};
 use std::borrow::Cow;
-
-/// Runs `operation` on inputs that fit it.
-pub fn run(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
-    let dtypes: Vec<_> = inputs.iter().map(|x| x.dtype()).collect();
-    match operation.element(&dtypes) {
-        DType::F16 => typed::<f16>(operation, inputs),
-        DType::BF16 => typed::<bf16>(operation, inputs),
-        _ => typed::<f32>(operation, inputs),
-    }
-}
-
-fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
-    match operation {
-        Operation::Project(_) => linear::flex::project::<E>(inputs),
-        Operation::Append(op) => heads::flex::append::<E>(op, inputs),
-        Operation::Norm(op) => norm::flex::norm::<E>(&inputs, op.epsilon),
-        Operation::AddNorm(op) => norm::flex::add_norm::<E>(&inputs, op.epsilon),
-        Operation::Gated(activation) => gate::flex::gated::<E>(&inputs, *activation),
-        Operation::GateOutput(op) => gate::flex::gate_output::<E>(&inputs, op.head_dim),
-        Operation::Delta(op) => delta::flex::delta::<E>(op, &inputs),
-    }
-}
 
 /// An element type as tensors store it.
 pub trait Stored: Element + bytemuck::Pod + Send + Sync {

@@ -1,0 +1,84 @@
+//! The operations on CubeCL's runtimes: small kernels that work on whole rows, written once in CubeCL
+//! for all runtimes.
+//!
+//! In CubeCL's terms a *unit* is a thread, a *plane* a warp or subgroup, a *cube* a workgroup.
+
+pub(crate) mod launch;
+pub(crate) mod unit;
+
+pub use launch::{capability, empty};
+
+use crate::{Limits, Operation, OperationError, delta, gate, heads, linear, norm};
+use ::cubecl::ir::DeviceProperties;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_runtime::Launches;
+use half::{bf16, f16};
+
+/// Checks that a device can run `operation` on `inputs`, which fit it and give `outputs`.
+///
+/// # Errors
+/// [`OperationError::Limit`] if a tensor is too large; [`OperationError::Argument`] for an element
+/// type, a number of heads or a head size that the device has no kernels for.
+pub fn check(
+    operation: &Operation,
+    inputs: &[(Shape, DType)],
+    outputs: &[(Shape, DType)],
+    device: &DeviceProperties,
+) -> Result<(), OperationError> {
+    let limits = Limits {
+        inputs: crate::Inputs {
+            operation: operation.name(),
+            names: operation.inputs(),
+            inputs,
+        },
+        device,
+    };
+    // Outputs that need new memory: the caches of `Append` are updated in place.
+    let mut new = outputs;
+    match operation {
+        Operation::Append(op) => {
+            op.limits(&limits)?;
+            new = &outputs[..1];
+        }
+        Operation::Delta(op) => op.limits(&limits)?,
+        Operation::Norm(_) | Operation::AddNorm(_) => norm::limits(&limits)?,
+        Operation::Gated(_) | Operation::GateOutput(_) => gate::limits(&limits)?,
+        // `project` chooses a kernel that can index the product.
+        Operation::Project(_) => {}
+    }
+    limits.element_types(outputs)?;
+    limits.memory(new)
+}
+
+/// Runs `operation` on inputs that fit it, on a device for which [`check`] has passed.
+///
+/// # Errors
+/// If a kernel for a matrix product cannot be made or launched.
+pub fn run<R: CubeRuntime + Launches>(
+    operation: &Operation,
+    inputs: Vec<CubeTensor<R>>,
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    let dtypes: Vec<_> = inputs.iter().map(|x| x.dtype).collect();
+    match operation.element(&dtypes) {
+        DType::F16 => typed::<R, f16>(operation, inputs),
+        DType::BF16 => typed::<R, bf16>(operation, inputs),
+        _ => typed::<R, f32>(operation, inputs),
+    }
+}
+
+fn typed<R: CubeRuntime + Launches, F: FloatElement>(
+    operation: &Operation,
+    inputs: Vec<CubeTensor<R>>,
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    Ok(match operation {
+        Operation::Project(op) => linear::cube::project::<R, F>(op, inputs)?,
+        Operation::Append(op) => heads::cube::append::<R, F>(op, inputs),
+        Operation::Norm(op) => norm::cube::norm::<R, F>(inputs, op.epsilon),
+        Operation::AddNorm(op) => norm::cube::add_norm::<R, F>(inputs, op.epsilon),
+        Operation::Gated(activation) => gate::cube::gated::<R, F>(inputs, *activation),
+        Operation::GateOutput(op) => gate::cube::gate_output::<R, F>(inputs, op.head_dim),
+        Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs),
+    })
+}
