@@ -407,8 +407,8 @@ fn a_folder_that_was_moved_aside_is_put_back() {
     let aside = root.path().join(".artifacts.old");
     write_content(&dir, 10).expect("written");
     fs::rename(&dir, &aside).expect("moved");
-    let (mut manifest, files) = content(20);
-    manifest.kernels[0].files[0].blake3 = "wrong".into();
+    let (manifest, mut files) = content(20);
+    files.push(("nowhere/0123.wgsl".into(), Vec::new()));
     assert!(write(&dir, &manifest, &files).is_err());
     assert!(Artifacts::open(&dir).is_ok());
     fs::create_dir(&aside).expect("another");
