@@ -117,7 +117,8 @@ fn rounded<R: CubeRuntime + Launches>(
         Device::Cuda => without_matrix_units(x, weight),
         Device::Vulkan | Device::Webgpu => general(x, weight),
     };
-    cast(y, dtype)
+    // What a cast makes may have gaps between its rows.
+    into_contiguous(cast(y, dtype))
 }
 
 fn general<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
