@@ -19,15 +19,20 @@ impl Operation {
     pub fn outputs(&self, inputs: &[(Shape, DType)]) -> Outputs {
         match self {
             Self::Attend(op) => {
-                let inputs = Inputs {
-                    operation: self.name(),
-                    names: self.inputs(),
-                    inputs,
-                };
+                let inputs = self.named(inputs);
                 inputs.count()?;
                 attend(&inputs, op)
             }
             Self::Layer(op) => op.outputs(inputs),
+        }
+    }
+
+    /// The inputs with the names that errors call them.
+    pub(crate) fn named<'a>(&self, inputs: &'a [(Shape, DType)]) -> Inputs<'a> {
+        Inputs {
+            operation: self.name(),
+            names: self.inputs(),
+            inputs,
         }
     }
 

@@ -56,11 +56,7 @@ impl Operation {
     /// [`OperationError::Argument`](crate::OperationError::Argument) or
     /// [`OperationError::Dtype`](crate::OperationError::Dtype).
     pub fn outputs(&self, inputs: &[(Shape, DType)]) -> Outputs {
-        let inputs = Inputs {
-            operation: self.name(),
-            names: self.inputs(),
-            inputs,
-        };
+        let inputs = self.named(inputs);
         inputs.count()?;
         match self {
             Self::Project(op) => op.outputs(&inputs),
@@ -70,6 +66,15 @@ impl Operation {
             Self::Gated(op) => op.outputs(&inputs),
             Self::GateOutput(op) => op.outputs(&inputs),
             Self::Delta(op) => op.outputs(&inputs),
+        }
+    }
+
+    /// The inputs with the names that errors call them.
+    pub(crate) fn named<'a>(&self, inputs: &'a [(Shape, DType)]) -> Inputs<'a> {
+        Inputs {
+            operation: self.name(),
+            names: self.inputs(),
+            inputs,
         }
     }
 

@@ -3,7 +3,6 @@
 //! In:  shapes that fit. Out: nothing, or an error that names the tensor.
 
 use crate::{Attend, OperationError};
-use burn::tensor::{DType, Shape};
 use butterfly_ir::band::UNBOUNDED;
 use butterfly_ops::{Inputs, Limits, MOST, product};
 use cubecl::ir::DeviceProperties;
@@ -12,17 +11,10 @@ use cubecl::ir::DeviceProperties;
 /// takes.
 pub(super) fn check(
     attend: &Attend,
-    inputs: &[(Shape, DType)],
+    inputs: Inputs<'_>,
     device: &DeviceProperties,
 ) -> Result<(), OperationError> {
-    let limits = Limits {
-        inputs: Inputs {
-            operation: "attend",
-            names: &["q", "k", "v"],
-            inputs,
-        },
-        device,
-    };
+    let limits = Limits { inputs, device };
     for i in 0..3 {
         let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|d| limits.dims(i)[d]);
         let stride = match (batch, heads) {
@@ -56,6 +48,7 @@ pub(super) fn check(
 mod tests {
     use super::*;
     use crate::{Counts, Operation, Plan};
+    use burn::tensor::{DType, Shape};
     use burn_wgpu::{WgpuDevice, WgpuRuntime};
     use cubecl::Runtime;
     use cubecl::ir::AddressType;
@@ -89,12 +82,10 @@ mod tests {
         };
         let (q, k) = ([batch, heads, 1, 256], [batch, heads, tokens, 256]);
         let inputs = [q, k, k].map(|shape| (Shape::from(shape.to_vec()), DType::F16));
-        Operation::Attend(attend.clone())
-            .outputs(&inputs)
-            .expect("shapes that fit");
-        check(&attend, &inputs, device)
-            .err()
-            .map(|error| error.to_string())
+        let operation = Operation::Attend(attend.clone());
+        operation.outputs(&inputs).expect("shapes that fit");
+        let result = check(&attend, operation.named(&inputs), device);
+        result.err().map(|error| error.to_string())
     }
 
     /// Strides have to fit 32 bits, not the number of elements: a dimension of size 1 needs none.

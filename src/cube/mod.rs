@@ -56,7 +56,7 @@ fn check(
     device: &DeviceProperties,
 ) -> Result<(), OperationError> {
     match operation {
-        Operation::Attend(op) => limits::check(op, inputs, device),
+        Operation::Attend(op) => limits::check(op, operation.named(inputs), device),
         Operation::Layer(op) => cube::check(op, inputs, outputs, device),
     }
 }

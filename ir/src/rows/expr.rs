@@ -192,20 +192,6 @@ impl RowExpressions {
         varies
     }
 
-    /// How often each value is read, by other values and by limits.
-    pub fn uses(&self) -> Vec<u32> {
-        let mut uses = vec![0; self.values.len()];
-        let operands = self.values.iter().flat_map(Expr::operands);
-        let limits = self.bands.iter().flat_map(|band| {
-            let keys = band.keys.into_iter().flatten();
-            [band.lo, band.hi].into_iter().chain(keys)
-        });
-        for x in operands.chain(limits) {
-            uses[x.index()] += 1;
-        }
-        uses
-    }
-
     /// Evaluates all values, in their order.
     pub fn evaluate(&self, inputs: &Inputs) -> Vec<u32> {
         evaluate(&self.values, inputs)
@@ -280,14 +266,12 @@ impl Builder {
         if let (Some(x), Some(y)) = (self.known(x), self.known(y)) {
             return self.constant(function.of(x, y));
         }
-        let reduced = Expr::Apply(Function::Remainder, x, y);
         match (function, self.known(x), self.known(y)) {
             (Function::Add | Function::Maximum, Some(0), _) => y,
             (Function::Add | Function::Subtract | Function::Maximum, _, Some(0)) => x,
             (Function::Multiply | Function::Divide, _, Some(1)) => x,
             (Function::Remainder, ..) if self.is_remainder(x, y) => x,
             (Function::Minimum | Function::Maximum, ..) if x == y => x,
-            (Function::Remainder, ..) => self.push(reduced),
             _ => self.push(Expr::Apply(function, x, y)),
         }
     }

@@ -28,11 +28,7 @@ pub fn check(
     device: &DeviceProperties,
 ) -> Result<(), OperationError> {
     let limits = Limits {
-        inputs: crate::Inputs {
-            operation: operation.name(),
-            names: operation.inputs(),
-            inputs,
-        },
+        inputs: operation.named(inputs),
         device,
     };
     // Outputs that need new memory: the caches of `Append` are updated in place.
@@ -43,8 +39,9 @@ pub fn check(
             new = &outputs[..1];
         }
         Operation::Delta(op) => op.limits(&limits)?,
-        Operation::Norm(_) | Operation::AddNorm(_) => norm::limits(&limits)?,
-        Operation::Gated(_) | Operation::GateOutput(_) => gate::limits(&limits)?,
+        // Norms run a workgroup for each row.
+        Operation::Norm(_) | Operation::AddNorm(_) => limits.rows()?,
+        Operation::Gated(_) | Operation::GateOutput(_) => limits.counted(0..inputs.len())?,
         // `project` chooses a kernel that can index the product.
         Operation::Project(_) => {}
     }

@@ -5,10 +5,6 @@ pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::Limits;
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::OperationError;
 use crate::inputs::{Inputs, Outputs, with_rows};
 
 /// The activation of a feed-forward gate: rows `[gate | x]` […, 2 n] → activation(gate) * x […, n].
@@ -59,9 +55,4 @@ impl GateOutput {
         inputs.has(1, dtype)?;
         Ok(vec![(inputs.inputs[0].0.clone(), dtype)])
     }
-}
-
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-pub(crate) fn limits(limits: &Limits<'_>) -> Result<(), OperationError> {
-    limits.counted(0..limits.inputs.inputs.len())
 }

@@ -5,10 +5,6 @@ pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::Limits;
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::OperationError;
 use crate::inputs::{Inputs, Outputs};
 use burn::tensor::DType;
 
@@ -50,10 +46,4 @@ impl AddNorm {
         inputs.epsilon(self.epsilon)?;
         Ok(vec![(x.clone(), DType::F32), (x.clone(), inputs.float(1)?)])
     }
-}
-
-/// Checks the limits of the norm kernels, which run a workgroup for each row.
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-pub(crate) fn limits(limits: &Limits<'_>) -> Result<(), OperationError> {
-    limits.rows()
 }
