@@ -3,10 +3,16 @@
 use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 
 impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C> {
+    const ON_HOST: bool = B::ON_HOST;
+
+    fn integers(x: IntTensor<Self>) -> FloatTensor<Self> {
+        FloatTensor::<Self>::new(B::integers(x))
+    }
+
     fn prepare(
         operation: &Operation,
         _: &[(Shape, DType)],

@@ -2,7 +2,7 @@
 
 use crate::{Checked, Operation, OperationError};
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 
 /// A Burn backend with Butterfly's kernels.
@@ -10,6 +10,12 @@ use burn::tensor::{DType, Shape};
 /// Implemented for `CubeBackend` on the CUDA and wgpu runtimes, for `Flex` on the CPU, for
 /// `Fusion` over either, and for `Autodiff`, which refuses every operation.
 pub trait AttentionBackend: Backend {
+    /// Whether tensors lie in the memory of the host, where they can share that of a mapped file.
+    const ON_HOST: bool;
+
+    /// An integer tensor as an input of operations, whose inputs are all of one type.
+    fn integers(x: IntTensor<Self>) -> FloatTensor<Self>;
+
     /// Checks that an operation can run on inputs of these shapes and element types, and prepares
     /// its kernel, without running it.
     ///

@@ -30,15 +30,13 @@ impl<'a, B: Backend> Checked<'a, B> {
         let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
         let outputs = operation.outputs(&shapes)?;
         let first = B::float_device(&inputs[0]);
-        for (input, name) in inputs.iter().zip(operation.inputs()) {
+        let names = operation.inputs();
+        for (input, name) in inputs.iter().zip(names.iter()) {
             let device = B::float_device(input);
             if device != first {
                 return Err(OperationError::Argument {
                     operation: operation.name(),
-                    what: format!(
-                        "`{name}` is on {device:?}, `{}` on {first:?}",
-                        operation.inputs()[0]
-                    ),
+                    what: format!("`{name}` is on {device:?}, `{}` on {first:?}", names[0]),
                 });
             }
         }

@@ -5,7 +5,7 @@
 //! are returned at once. Nothing waits for the device.
 
 use crate::{AttentionBackend, Checked, Operation, OperationError};
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_fusion::stream::{Operation as Execute, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
@@ -13,6 +13,12 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 use std::marker::PhantomData;
 
 impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
+    const ON_HOST: bool = B::ON_HOST;
+
+    fn integers(x: IntTensor<Self>) -> FloatTensor<Self> {
+        x
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

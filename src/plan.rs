@@ -7,12 +7,11 @@
 use crate::compiled;
 use crate::tables::{Tables, Wanted};
 use crate::{Attend, OperationError};
-use burn::tensor::DType;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
-use butterfly_ops::{Operation as LayerOperation, Products, Project, Storage};
+use butterfly_ops::Products;
 use butterfly_runtime::artifacts::Artifacts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_runtime::{Device, Ready};
@@ -157,13 +156,9 @@ impl Plan {
         }
     }
 
-    /// The operation that multiplies rows by a dense weight of elements of `dtype`, with the plan's
-    /// own kernels where it has any for the device.
-    pub fn project(&self, dtype: DType) -> LayerOperation {
-        LayerOperation::Project(Project {
-            storage: Storage::Dense(dtype),
-            products: self.0.products.clone(),
-        })
+    /// The plan's own kernels for matrix products.
+    pub fn products(&self) -> Products {
+        self.0.products.clone()
     }
 
     fn spec(&self, shape: KernelShape) -> KernelSpec {

@@ -9,7 +9,7 @@ use crate::{Attend, Operation, OperationError};
 use burn::tensor::{DType, Shape};
 use butterfly_ir::ScoreValues;
 use butterfly_ir::band::MAX_TOKENS;
-use butterfly_ops::{Inputs, Outputs};
+use butterfly_ops::{Inputs, Names, Outputs};
 
 impl Operation {
     /// Shape and element type of each output, if the inputs fit.
@@ -37,9 +37,9 @@ impl Operation {
     }
 
     /// Names of the inputs, in order.
-    pub(crate) fn inputs(&self) -> &'static [&'static str] {
+    pub(crate) fn inputs(&self) -> Names {
         match self {
-            Self::Attend(_) => &["q", "k", "v"],
+            Self::Attend(_) => Names::Borrowed(&["q", "k", "v"]),
             Self::Layer(op) => op.inputs(),
         }
     }

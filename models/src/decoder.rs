@@ -2,7 +2,7 @@
 //! feed-forward layer.
 
 use crate::ModelError;
-use crate::layers::{self, Attention, GatedMlp, LinearAttention, add_norm, embed, norm};
+use crate::layers::{self, Attention, GatedMlp, LinearAttention, Weight, add_norm, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation;
@@ -16,9 +16,10 @@ use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 /// The model from the embedding to the last norm; the output projection is not part of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Decoder<B: Backend> {
-    embedding: Tensor<B, 2>,
+    embedding: Weight<B>,
     layers: Vec<Layer<B>>,
     norm: Tensor<B, 1>,
+    dtype: DType,
     epsilon: f32,
     frequencies: Vec<f64>,
 }
@@ -77,6 +78,7 @@ impl<B: AttentionBackend> Decoder<B> {
             embedding,
             layers,
             norm: loader.norm("norm.weight", hidden, plus),
+            dtype: loader.dtype(),
             epsilon,
             frequencies: config
                 .rope
@@ -86,7 +88,7 @@ impl<B: AttentionBackend> Decoder<B> {
         })
     }
 
-    pub(crate) fn embedding(&self) -> &Tensor<B, 2> {
+    pub(crate) fn embedding(&self) -> &Weight<B> {
         &self.embedding
     }
 
@@ -123,7 +125,7 @@ impl<B: AttentionBackend> Decoder<B> {
             Tensor::from_data(data, (&device, DType::F32))
         });
         // The residual stream is f32, whatever element type the layers compute in.
-        let mut x = embed(&self.embedding, ids).cast(DType::F32);
+        let mut x = self.embedding.rows(ids, DType::F32)?.cast(DType::F32);
         // The output of the previous feed-forward layer, not yet added to the residual stream: the
         // next norm adds it in the same kernel.
         let mut pending: Option<Tensor<B, 3>> = None;
@@ -166,10 +168,7 @@ impl<B: AttentionBackend> Decoder<B> {
         weight: &Tensor<B, 1>,
     ) -> Result<(Tensor<B, 3>, Tensor<B, 3>), ModelError> {
         Ok(match pending {
-            None => {
-                let dtype = self.embedding.dtype();
-                (x.clone(), norm(x, weight, self.epsilon, dtype)?)
-            }
+            None => (x.clone(), norm(x, weight, self.epsilon, self.dtype)?),
             Some(y) => add_norm(x, y, weight, self.epsilon)?,
         })
     }

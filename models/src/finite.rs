@@ -39,7 +39,7 @@ impl Folder {
             };
             let [mut count, mut place] = [0, 0];
             let mut first = None;
-            for x in numbers(view).flatten() {
+            for x in numbers(&view).flatten() {
                 if !rounded(x, dtype).is_finite() {
                     count += 1;
                     first = first.or(Some((place, x)));

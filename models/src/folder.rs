@@ -3,7 +3,8 @@
 //! In:  a path. Out: its config, and every tensor of its safetensors by name.
 
 use crate::loader;
-use crate::shards::{Shards, View};
+use crate::weights::View;
+use crate::weights::safetensors::Shards;
 use crate::{Defaults, ModelError};
 use butterfly_compiler::{config, family};
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
@@ -49,7 +50,7 @@ impl Folder {
         };
         let embedding = folder.tensor(&folder.embedding());
         let matrices = embedding.zip(folder.tensor(OUTPUT));
-        if folder.sizes.tied && matrices.is_some_and(|(a, b)| !loader::same(a, b)) {
+        if folder.sizes.tied && matrices.is_some_and(|(a, b)| !loader::same(&a, &b)) {
             folder.sizes.tied = false;
             folder.own_output = true;
         }

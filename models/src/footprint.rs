@@ -1,14 +1,14 @@
 //! Estimates the device memory of a run before anything is allocated.
 
+use crate::Taken;
 use butterfly::Dtype;
-use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::Phase;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 
 /// The memory that a run needs, in bytes; each figure saturates at `u64::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights.
+    /// Weights in memory of the device; those that are mapped from files are not counted.
     pub weights: u64,
     /// KV caches and recurrent states of all layers.
     pub caches: u64,
@@ -32,8 +32,15 @@ pub struct Extent {
 }
 
 impl Footprint {
-    /// Estimates a run of a model whose weights, KV caches and logits are of type `dtype`.
-    pub fn new(config: &ModelConfig, sizes: &ModelSizes, dtype: Dtype, extent: Extent) -> Self {
+    /// Estimates a run of a model whose weights take `weights`, and whose KV caches and logits are of
+    /// type `dtype`.
+    pub fn new(
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+        weights: Taken,
+        dtype: Dtype,
+        extent: Extent,
+    ) -> Self {
         // 128 bits hold the product of two 32-bit sizes, up to 4096 layers, 576 elements of a head
         // and 4 bytes with a factor of a million to spare.
         let wide = |n: u64| u128::from(n);
@@ -49,18 +56,9 @@ impl Footprint {
             let (k, v) = (k_heads * k_dim, v_heads * v_dim);
             (2 * k + 2 * v + 2 * v_heads, v, v_heads * k_dim * v_dim)
         });
-        let (mlp, positions) = match family::of(config.family).layer {
-            Layer::Gpt2 => (2 * hidden * inner, wide32(config.max_positions)),
-            Layer::Gated => (3 * hidden * inner, 0),
-        };
         let of = |kind| config.layers.iter().filter(|layer| **layer == kind).count() as u128;
         let (full, recurrent) = (of(LayerKind::FullAttention), of(LayerKind::LinearAttention));
         let (linear_rows, values, state) = linear.unwrap_or_default();
-        let embeddings = if sizes.tied { 1 } else { 2 };
-        let parameters = (embeddings * vocabulary + positions) * hidden
-            + (full + recurrent) * mlp
-            + full * (rows * hidden + q * dim * hidden)
-            + recurrent * (linear_rows * hidden + values * hidden);
         let bytes = wide32(dtype.bytes());
         // A feed-forward layer holds gate, up projection and their product; linear attention holds
         // its projections and output, and in f32 the convolved rows and the values that are read
@@ -82,7 +80,7 @@ impl Footprint {
         let tokens = |each: u128| each.saturating_mul(wide(batch));
         let count = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         Self {
-            weights: count(bytes * parameters),
+            weights: weights.allocated,
             caches: count(tokens(
                 (full * 2 * kv * dim * bytes)
                     .saturating_mul(wide(capacity))
@@ -109,6 +107,8 @@ fn wide32(n: u32) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Model;
+    use burn_flex::Flex;
     use butterfly_compiler::config;
 
     #[test]
@@ -125,7 +125,8 @@ mod tests {
             chunk: 8192,
             logits: 1,
         };
-        let footprint = Footprint::new(&model, &sizes, Dtype::Bf16, extent);
+        let taken = Model::<Flex>::taken(&model, &sizes, Dtype::Bf16, &Default::default());
+        let footprint = Footprint::new(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
         // 8.03 billion parameters; 128 KiB of keys and values for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
         assert_eq!(footprint.caches, 8192 * 131_072);
@@ -150,6 +151,8 @@ mod tests {
             );
             let model = config::read("config.json", &text).expect(family);
             let sizes = config::sizes("config.json", &text, &model).expect(family);
+            let taken = Model::<Flex>::taken(&model, &sizes, Dtype::F32, &Default::default());
+            let taken = taken.expect(family);
             for most in [1 << 28, u64::MAX] {
                 let extent = Extent {
                     batch: most,
@@ -157,7 +160,7 @@ mod tests {
                     chunk: most,
                     logits: most,
                 };
-                let footprint = Footprint::new(&model, &sizes, Dtype::F32, extent);
+                let footprint = Footprint::new(&model, &sizes, taken, Dtype::F32, extent);
                 assert_eq!(footprint.total(), u64::MAX, "{family}");
             }
         }

@@ -1,7 +1,7 @@
 //! GPT-2: learned positions, layer norms with biases, gelu.
 
 use crate::ModelError;
-use crate::layers::{self, Attention, Projection, embed};
+use crate::layers::{self, Attention, Projection, Weight};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::state::{LayerState, State};
@@ -12,10 +12,11 @@ use butterfly_ir::model::{ModelConfig, ModelSizes};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Gpt2<B: Backend> {
-    embedding: Tensor<B, 2>,
+    embedding: Weight<B>,
     positions: Tensor<B, 2>,
     layers: Vec<Layer<B>>,
     norm: LayerNorm<B>,
+    dtype: DType,
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ struct LayerNorm<B: Backend> {
     epsilon: f32,
 }
 
-impl<B: Backend> LayerNorm<B> {
+impl<B: AttentionBackend> LayerNorm<B> {
     fn load(loader: &mut Loader<'_, B>, at: &str, hidden: usize, epsilon: f32) -> Self {
         Self {
             weight: loader.norm(&format!("{at}.weight"), hidden, 0.0),
@@ -71,7 +72,7 @@ impl<B: AttentionBackend> Gpt2<B> {
         let epsilon = config.norm_eps as f32;
         let embedding = loader.embedding(sizes);
         let count = config.max_positions as usize;
-        let positions = loader.matrix(&[("wpe.weight".into(), count)], hidden);
+        let positions = loader.matrix("wpe.weight", [count, hidden]);
         // GPT-2 stores projections as [in, out].
         let projection = |loader: &mut Loader<'_, B>, at: String, to, from| {
             let weight = loader.transposed(&format!("{at}.weight"), to, from);
@@ -90,6 +91,7 @@ impl<B: AttentionBackend> Gpt2<B> {
                     output: projection(loader, format!("{at}.attn.c_proj"), hidden, hidden),
                     norms: None,
                     program: program.clone(),
+                    dtype: loader.dtype(),
                 },
                 after: LayerNorm::load(loader, &format!("{at}.ln_2"), hidden, epsilon),
                 up: projection(loader, format!("{at}.mlp.c_fc"), wide, hidden),
@@ -102,10 +104,11 @@ impl<B: AttentionBackend> Gpt2<B> {
             positions,
             layers,
             norm: LayerNorm::load(loader, "ln_f", hidden, epsilon),
+            dtype: loader.dtype(),
         })
     }
 
-    pub(crate) fn embedding(&self) -> &Tensor<B, 2> {
+    pub(crate) fn embedding(&self) -> &Weight<B> {
         &self.embedding
     }
 
@@ -140,12 +143,12 @@ impl<B: AttentionBackend> Gpt2<B> {
                 positions,
             });
         }
-        let x = embed(&self.embedding, ids);
+        let dtype = self.dtype;
+        let x = self.embedding.rows(ids, DType::F32)?;
         let at = self
             .positions
             .clone()
             .slice([state.position..end, 0..hidden]);
-        let dtype = x.dtype();
         // The residual stream is f32, whatever element type the layers compute in.
         let mut x = x.cast(DType::F32) + at.unsqueeze::<3>().cast(DType::F32);
         for (i, layer) in self.layers.iter().enumerate() {

@@ -27,11 +27,11 @@ mod model;
 mod policy;
 mod profile;
 mod rotation;
-mod shards;
 mod special;
 mod state;
 mod template;
 mod tokenizer;
+mod weights;
 
 pub use chat::{Chat, Message};
 pub use defaults::Defaults;
@@ -46,3 +46,4 @@ pub use policy::{LayerPolicy, Policy};
 pub use profile::Profile;
 pub use state::State;
 pub use tokenizer::Stream;
+pub use weights::upload::Taken;

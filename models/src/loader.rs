@@ -4,13 +4,15 @@
 //! are missing or have a wrong shape are collected, so that one error names all of them. A first
 //! pass only compares names, shapes and types, so that no weights of a refused folder are read.
 
-use crate::shards::View;
+use crate::layers::Weight;
+use crate::weights::upload::{Taken, Upload, convert};
+use crate::weights::{Element, View, packed};
 use crate::{Folder, ModelError};
 use burn::prelude::*;
 use burn::tensor::{Bytes, DType, Distribution};
+use butterfly::AttentionBackend;
+use butterfly::ops::{Part, Storage};
 use butterfly_ir::model::ModelSizes;
-use half::{bf16, f16};
-use safetensors::tensor::Dtype as StoredDtype;
 use std::collections::HashSet;
 
 /// The names of the folder's tensors that the model does not use, sorted.
@@ -35,12 +37,14 @@ pub(crate) struct Loader<'a, B: Backend> {
     dtype: DType,
     taken: HashSet<String>,
     problems: Vec<String>,
+    /// The memory of the weights so far.
+    needed: Taken,
 }
 
 /// Standard deviation of random weights.
 const DEVIATION: f64 = 0.02;
 
-impl<'a, B: Backend> Loader<'a, B> {
+impl<'a, B: AttentionBackend> Loader<'a, B> {
     pub(crate) fn new(
         pass: Pass,
         folder: Option<&'a Folder>,
@@ -56,40 +60,104 @@ impl<'a, B: Backend> Loader<'a, B> {
             dtype,
             taken: HashSet::new(),
             problems: Vec::new(),
+            needed: Taken::default(),
         }
     }
 
-    /// Several matrices `[rows, columns]`, stacked along their rows, in the model's element type.
-    pub(crate) fn matrix(&mut self, parts: &[(String, usize)], columns: usize) -> Tensor<B, 2> {
-        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        if self.folder.is_none() && self.pass == Pass::Load {
-            let normal = Distribution::Normal(0.0, DEVIATION);
-            return Tensor::random([rows, columns], normal, (self.device, self.dtype));
-        }
-        let mut bytes = Vec::new();
+    /// The model's element type.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// A weight of several matrices `[rows, columns]`, one below another. Each is stored as its file
+    /// stores it, except that dense matrices get the model's element type. (Where that is f32 and
+    /// tensors lie in the memory of the host, 16-bit floats stay what they are.)
+    pub(crate) fn weight(&mut self, parts: &[(String, usize)], columns: usize) -> Weight<B> {
+        let Some(folder) = self.folder else {
+            return self.random(parts.iter().map(|(_, rows)| rows).sum(), columns);
+        };
+        let mut upload = Upload::new(columns, self.dtype, B::ON_HOST);
         for (name, rows) in parts {
-            self.read(name, &[*rows, columns], self.dtype, &mut bytes);
+            let name = self.full(name);
+            let taken = &mut self.taken;
+            let found = packed::stored(&name, [*rows, columns], |name| {
+                taken.insert(name.to_string());
+                folder.tensor(name)
+            });
+            match found {
+                Ok(stored) => upload.add(stored, *rows),
+                Err(problem) => self.problems.push(problem),
+            }
         }
-        self.upload(bytes, [rows, columns], self.dtype)
+        self.needed += upload.taken();
+        let parts = upload.parts().collect();
+        let tensors = match self.pass {
+            Pass::Check => Vec::new(),
+            Pass::Load => upload
+                .tensors()
+                .map(|(storage, data)| match storage {
+                    Storage::Dense(_) => B::float_from_data(data, self.device),
+                    Storage::Packed(_) => B::integers(B::int_from_data(data, self.device)),
+                })
+                .collect(),
+        };
+        Weight {
+            parts,
+            columns,
+            tensors,
+        }
+    }
+
+    /// A dense weight of random numbers.
+    fn random(&mut self, rows: usize, columns: usize) -> Weight<B> {
+        let tensor = self.matrix("", [rows, columns]);
+        let storage = Storage::Dense(self.dtype);
+        Weight {
+            parts: [Part { storage, rows }].into(),
+            columns,
+            tensors: vec![tensor.into_primitive().tensor()],
+        }
     }
 
     /// The token embedding `[vocabulary, hidden]`.
-    pub(crate) fn embedding(&mut self, sizes: &ModelSizes) -> Tensor<B, 2> {
+    pub(crate) fn embedding(&mut self, sizes: &ModelSizes) -> Weight<B> {
         let name = self.folder.map(Folder::embedding).unwrap_or_default();
         let part = (format!("/{name}"), sizes.vocabulary as usize);
-        self.matrix(&[part], sizes.hidden as usize)
+        self.weight(&[part], sizes.hidden as usize)
     }
 
-    /// A matrix `[rows, columns]` that is stored as `[columns, rows]`.
-    pub(crate) fn transposed(&mut self, name: &str, rows: usize, columns: usize) -> Tensor<B, 2> {
-        let stored = self.matrix(&[(name.to_string(), columns)], rows);
-        match self.pass {
+    /// A matrix of floats in the model's element type.
+    pub(crate) fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Tensor<B, 2> {
+        let bytes = [shape[0], shape[1], self.dtype.size()];
+        let bytes = bytes
+            .iter()
+            .fold(1u64, |all, n| all.saturating_mul(*n as u64));
+        self.needed.allocated = self.needed.allocated.saturating_add(bytes);
+        if self.folder.is_none() && self.pass == Pass::Load {
+            let normal = Distribution::Normal(0.0, DEVIATION);
+            return Tensor::random(shape, normal, (self.device, self.dtype));
+        }
+        let mut bytes = Vec::new();
+        self.read(name, &shape, self.dtype, &mut bytes);
+        self.upload(bytes, shape, self.dtype)
+    }
+
+    /// A weight `[rows, columns]` that is stored as `[columns, rows]`.
+    pub(crate) fn transposed(&mut self, name: &str, rows: usize, columns: usize) -> Weight<B> {
+        let stored = self.matrix(name, [columns, rows]);
+        let tensor = match self.pass {
             Pass::Check => stored,
             // Copied once to be contiguous, so that kernels read every matrix the same way.
             Pass::Load => {
                 let data = stored.transpose().into_data();
                 Tensor::from_data(data, (self.device, self.dtype))
             }
+        };
+        let storage = Storage::Dense(self.dtype);
+        Weight {
+            parts: [Part { storage, rows }].into(),
+            columns,
+            tensors: vec![tensor.into_primitive().tensor()],
         }
     }
 
@@ -104,9 +172,11 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// The elements of a tensor in f32, in the order of storage, with `plus` added to each; empty
     /// in the checking pass.
     pub(crate) fn vector(&mut self, name: &str, shape: &[usize], plus: f32) -> Vec<f32> {
+        let length: usize = shape.iter().product();
+        self.needed.allocated = self.needed.allocated.saturating_add(4 * length as u64);
         if self.folder.is_none() && self.pass == Pass::Load {
             // As the weight of a norm this is the identity, so `plus` is not added.
-            return vec![1.0; shape.iter().product()];
+            return vec![1.0; length];
         }
         let mut bytes = Vec::new();
         self.read(name, shape, DType::F32, &mut bytes);
@@ -141,10 +211,11 @@ impl<'a, B: Backend> Loader<'a, B> {
     pub(crate) fn rounded(&mut self, parts: &[(String, usize)], dtype: DType) -> Tensor<B, 1> {
         let mut numbers = Vec::new();
         for (name, length) in parts {
-            numbers.extend(match self.folder {
-                Some(_) => self.vector(name, &[*length], 0.0),
-                None => vec![0.0; *length],
-            });
+            let stored = self.vector(name, &[*length], 0.0);
+            match self.folder {
+                Some(_) => numbers.extend(stored),
+                None => numbers.resize(numbers.len() + stored.len(), 0.0),
+            }
         }
         if self.pass == Pass::Check {
             return self.placeholder();
@@ -173,17 +244,22 @@ impl<'a, B: Backend> Loader<'a, B> {
         Tensor::from_data(data, (self.device, dtype))
     }
 
-    /// Appends the bytes of a tensor, converted to `dtype`; the checking pass only checks that this
-    /// can be done. The prefix is put before `name`, unless it begins with a slash: the rest is
-    /// then the full name.
+    /// The full name of a tensor: the prefix is put before `name`, unless it begins with a slash. The
+    /// rest is then the full name.
+    fn full(&self, name: &str) -> String {
+        match name.strip_prefix('/') {
+            Some(absolute) => absolute.to_string(),
+            None => format!("{}{name}", self.prefix),
+        }
+    }
+
+    /// Appends the bytes of a tensor of floats, converted to `dtype`; the checking pass only checks
+    /// that this can be done.
     fn read(&mut self, name: &str, shape: &[usize], dtype: DType, into: &mut Vec<u8>) {
         let Some(folder) = self.folder else {
             return;
         };
-        let whole = match name.strip_prefix('/') {
-            Some(absolute) => absolute.to_string(),
-            None => format!("{}{name}", self.prefix),
-        };
+        let whole = self.full(name);
         let Some(view) = folder.tensor(&whole) else {
             self.problems
                 .push(format!("{whole}: missing, expected {shape:?}"));
@@ -193,15 +269,22 @@ impl<'a, B: Backend> Loader<'a, B> {
             let given = view.shape;
             self.problems
                 .push(format!("{whole}: has shape {given:?}, expected {shape:?}"));
-        } else if !readable(view.dtype) {
-            let given = view.dtype;
+        } else if let Element::Float(stored) = view.element {
+            if self.pass == Pass::Load {
+                convert(packed::dense(stored), &view.bytes, dtype, into);
+            }
+        } else {
             self.problems.push(format!(
-                "{whole}: is {given:?}; only F32, F16 and BF16 can be read"
+                "{whole}: is {}; only F32, F16 and BF16 can be read here",
+                view.element
             ));
-        } else if self.pass == Pass::Load {
-            convert(view.dtype, view.bytes, dtype, into);
         }
         self.taken.insert(whole);
+    }
+
+    /// The memory of the weights so far.
+    pub(crate) fn taken(&self) -> Taken {
+        self.needed
     }
 
     /// The names that the model does not use, or an error with all problems found so far.
@@ -237,65 +320,28 @@ fn known(name: &str) -> bool {
 }
 
 /// Whether two tensors have the same shape and elements, whatever the types they are stored in.
-pub(crate) fn same(a: View<'_>, b: View<'_>) -> bool {
-    if a.dtype == b.dtype || a.shape != b.shape {
-        return a.shape == b.shape && a.bytes == b.bytes;
+pub(crate) fn same(a: &View<'_>, b: &View<'_>) -> bool {
+    if a.element == b.element || a.shape != b.shape {
+        return a.shape == b.shape && a.bytes.bytes() == b.bytes.bytes();
     }
-    if !readable(a.dtype) || !readable(b.dtype) {
-        return false;
+    match (&a.element, &b.element) {
+        (Element::Float(_), Element::Float(_)) => numbers(a).eq(numbers(b)),
+        _ => false,
     }
-    numbers(a).eq(numbers(b))
 }
 
-/// The elements of a tensor in f32, in pieces, since it may be large; none if its type is not
-/// [`readable`].
-pub(crate) fn numbers(view: View<'_>) -> impl Iterator<Item = Vec<f32>> {
+/// The elements of a tensor of floats in f32, in pieces, since it may be large; none of any other
+/// tensor.
+pub(crate) fn numbers<'a>(view: &View<'a>) -> impl Iterator<Item = Vec<f32>> + use<'a> {
     const TOGETHER: usize = 4096;
-    let bytes = if readable(view.dtype) {
-        view.bytes
-    } else {
-        &[]
+    let (dtype, bytes) = match view.element {
+        Element::Float(dtype) => (packed::dense(dtype), view.bytes.bytes()),
+        _ => (DType::F32, &[][..]),
     };
-    let parts = bytes.chunks(TOGETHER * view.dtype.bitsize() / 8);
-    parts.map(move |part| {
+    bytes.chunks(TOGETHER * dtype.size()).map(move |part| {
         let mut bytes = Vec::new();
-        convert(view.dtype, part, DType::F32, &mut bytes);
+        convert(dtype, part, DType::F32, &mut bytes);
         let words = bytes.as_chunks::<4>().0.iter();
         words.map(|b| f32::from_le_bytes(*b)).collect()
     })
-}
-
-/// Whether [`convert`] takes this type.
-fn readable(dtype: StoredDtype) -> bool {
-    use StoredDtype::{BF16, F16, F32};
-    [F32, F16, BF16].contains(&dtype)
-}
-
-/// Converts elements from a [`readable`] type and appends them to `into`.
-fn convert(from: StoredDtype, bytes: &[u8], to: DType, into: &mut Vec<u8>) {
-    let same = matches!(
-        (from, to),
-        (StoredDtype::F32, DType::F32)
-            | (StoredDtype::F16, DType::F16)
-            | (StoredDtype::BF16, DType::BF16)
-    );
-    if same {
-        into.extend_from_slice(bytes);
-        return;
-    }
-    into.reserve(bytes.len() * 8 / from.bitsize() * to.size());
-    let mut push = |x: f32| match to {
-        DType::F16 => into.extend(f16::from_f32(x).to_le_bytes()),
-        DType::BF16 => into.extend(bf16::from_f32(x).to_le_bytes()),
-        _ => into.extend(x.to_le_bytes()),
-    };
-    let halves = bytes.as_chunks::<2>().0.iter();
-    match from {
-        StoredDtype::F16 => halves.for_each(|b| push(f16::from_le_bytes(*b).to_f32())),
-        StoredDtype::BF16 => halves.for_each(|b| push(bf16::from_le_bytes(*b).to_f32())),
-        _ => {
-            let words = bytes.as_chunks::<4>().0.iter();
-            words.for_each(|b| push(f32::from_le_bytes(*b)));
-        }
-    }
 }

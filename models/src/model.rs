@@ -3,10 +3,10 @@
 use crate::decoder::Decoder;
 use crate::folder::OUTPUT;
 use crate::gpt2::Gpt2;
-use crate::layers::Projection;
+use crate::layers::{Projection, Weight};
 use crate::loader::{Loader, Pass, Unused};
 use crate::state::LayerState;
-use crate::{Folder, ModelError, Policy, Profile, State};
+use crate::{Folder, ModelError, Policy, Profile, State, Taken};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, Dtype};
@@ -59,19 +59,44 @@ impl<B: AttentionBackend> Model<B> {
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
-        Self::check(folder, device)?;
+        Self::check(folder, dtype, device)?;
         Self::build(Some(folder), &folder.config, &folder.sizes, dtype, device)
     }
 
     /// Checks that a folder has the tensors that its config asks for, without reading them or
-    /// allocating memory for them.
+    /// allocating memory for them. Returns the memory that they will take in element type `dtype`.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn check(folder: &Folder, device: &B::Device) -> Result<(), ModelError> {
-        let mut loader = Loader::new(Pass::Check, Some(folder), device, DType::F32);
-        Self::parts(&mut loader, &folder.config, &folder.sizes)?;
-        loader.finish().map(|_| ())
+    pub fn check(folder: &Folder, dtype: Dtype, device: &B::Device) -> Result<Taken, ModelError> {
+        let (config, sizes) = (&folder.config, &folder.sizes);
+        Self::measure(Some(folder), config, sizes, dtype, device)
+    }
+
+    /// The memory that random weights of the shapes of a config take in element type `dtype`.
+    ///
+    /// # Errors
+    /// As [`random`](Self::random).
+    pub fn taken(
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<Taken, ModelError> {
+        Self::measure(None, config, sizes, dtype, device)
+    }
+
+    fn measure(
+        folder: Option<&Folder>,
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<Taken, ModelError> {
+        let mut loader = Loader::new(Pass::Check, folder, device, element(dtype));
+        Self::parts(&mut loader, config, sizes)?;
+        let taken = loader.taken();
+        loader.finish().map(|_| taken)
     }
 
     /// A model with random weights of the shapes of a config, as returned by
@@ -113,7 +138,7 @@ impl<B: AttentionBackend> Model<B> {
         loader: &mut Loader<'_, B>,
         config: &ModelConfig,
         sizes: &ModelSizes,
-    ) -> Result<(Inner<B>, Tensor<B, 2>), ModelError> {
+    ) -> Result<(Inner<B>, Weight<B>), ModelError> {
         let inner = match family::of(config.family).layer {
             Layer::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)?),
             Layer::Gated => Inner::Decoder(Decoder::load(loader, config, sizes)?),
@@ -122,7 +147,7 @@ impl<B: AttentionBackend> Model<B> {
             true => inner.embedding().clone(),
             false => {
                 let part = (format!("/{OUTPUT}"), sizes.vocabulary as usize);
-                loader.matrix(&[part], sizes.hidden as usize)
+                loader.weight(&[part], sizes.hidden as usize)
             }
         };
         Ok((inner, head))
@@ -251,7 +276,7 @@ impl<B: AttentionBackend> Model<B> {
 }
 
 impl<B: AttentionBackend> Inner<B> {
-    fn embedding(&self) -> &Tensor<B, 2> {
+    fn embedding(&self) -> &Weight<B> {
         match self {
             Self::Decoder(model) => model.embedding(),
             Self::Gpt2(model) => model.embedding(),

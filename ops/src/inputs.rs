@@ -2,17 +2,21 @@
 
 use crate::OperationError;
 use burn::tensor::{DType, Shape};
+use std::borrow::Cow;
 
 /// Shape and element type of each output, or an error that names what does not fit.
 pub type Outputs = Result<Vec<(Shape, DType)>, OperationError>;
 
+/// Names of inputs, in order.
+pub type Names = Cow<'static, [&'static str]>;
+
 /// Shape, element type and name of every input of an operation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs<'a> {
     /// Name of the operation.
     pub operation: &'static str,
     /// Names of the inputs, in order.
-    pub names: &'static [&'static str],
+    pub names: Names,
     /// Their shapes and element types.
     pub inputs: &'a [(Shape, DType)],
 }

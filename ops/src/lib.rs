@@ -33,11 +33,11 @@ pub use delta::Delta;
 pub use error::OperationError;
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
-pub use inputs::{Inputs, Outputs};
+pub use inputs::{Inputs, Names, Outputs};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub use limits::{Limits, MOST, product};
 #[cfg(feature = "cuda")]
 pub use linear::MakeProduct;
-pub use linear::{Products, Project, Storage};
+pub use linear::{Embed, Packed, Part, Parts, Products, Project, Storage};
 pub use norm::{AddNorm, Norm};
 pub use operation::Operation;

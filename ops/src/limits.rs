@@ -8,7 +8,7 @@ use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
 
 /// The inputs of an operation, and the device that is to run it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits<'a> {
     /// The inputs; their shapes were checked.
     pub inputs: Inputs<'a>,

@@ -1,12 +1,14 @@
 //! All operations as one type: plain data, checked against the inputs before anything runs.
 
-use crate::inputs::{Inputs, Outputs};
-use crate::{Activation, AddNorm, Append, Delta, GateOutput, Norm, Project};
+use crate::inputs::{Inputs, Names, Outputs};
+use crate::{Activation, AddNorm, Append, Delta, Embed, GateOutput, Norm, Project};
 use burn::tensor::{DType, Shape};
 
 /// One operation; the type of each variant documents its inputs and outputs.
 #[derive(Clone, Debug)]
 pub enum Operation {
+    /// Rows of an embedding.
+    Embed(Embed),
     /// The product of rows and a weight.
     Project(Project),
     /// The norm of rows.
@@ -27,6 +29,7 @@ impl Operation {
     /// The name in errors and traces.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Embed(_) => "embed",
             Self::Project(_) => "project",
             Self::Norm(_) => "norm",
             Self::AddNorm(_) => "add_norm",
@@ -38,15 +41,17 @@ impl Operation {
     }
 
     /// Names of the inputs, in order.
-    pub fn inputs(&self) -> &'static [&'static str] {
-        match self {
-            Self::Project(_) | Self::Norm(_) => &["x", "weight"],
+    pub fn inputs(&self) -> Names {
+        Names::Borrowed(match self {
+            Self::Embed(embed) => return embed.names(),
+            Self::Project(project) => return project.names(),
+            Self::Norm(_) => &["x", "weight"],
             Self::AddNorm(_) => &["x", "y", "weight"],
             Self::Append(append) => append.names(),
             Self::Gated(_) => &["x"],
             Self::GateOutput(_) => &["o", "projections"],
             Self::Delta(_) => &Delta::NAMES,
-        }
+        })
     }
 
     /// Shape and element type of each output, if the inputs fit.
@@ -59,6 +64,7 @@ impl Operation {
         let inputs = self.named(inputs);
         inputs.count()?;
         match self {
+            Self::Embed(op) => op.outputs(&inputs),
             Self::Project(op) => op.outputs(&inputs),
             Self::Norm(op) => op.outputs(&inputs),
             Self::AddNorm(op) => op.outputs(&inputs),
@@ -81,6 +87,7 @@ impl Operation {
     /// The element type that selects the kernel of the operation.
     pub(crate) fn element(&self, inputs: &[DType]) -> DType {
         match self {
+            Self::Embed(embed) => embed.dtype,
             Self::Norm(norm) => norm.dtype,
             Self::AddNorm(_) => inputs[1],
             Self::Project(_)

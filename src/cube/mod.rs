@@ -19,6 +19,12 @@ where
     I: IntElement,
     BT: BoolElement,
 {
+    const ON_HOST: bool = false;
+
+    fn integers(x: CubeTensor<R>) -> CubeTensor<R> {
+        x
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

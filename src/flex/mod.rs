@@ -8,6 +8,12 @@ use burn_flex::{Flex, FlexDevice, FlexTensor};
 use half::{bf16, f16};
 
 impl AttentionBackend for Flex {
+    const ON_HOST: bool = true;
+
+    fn integers(x: FlexTensor) -> FlexTensor {
+        x
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

@@ -250,14 +250,21 @@ impl Task for Work<'_> {
         } = self.subject;
         let config = &self.subject.built();
         let (device, dtype) = (&place.device, place.dtype);
-        if let Some(folder) = folder {
-            Model::<B>::check(folder, device).map_err(Failure::bad)?;
-        }
+        let taken = match folder {
+            Some(folder) => Model::<B>::check(folder, dtype, device),
+            None => Model::<B>::taken(config, sizes, dtype, device),
+        };
         let file = match folder {
             Some(folder) => folder.dir().join("config.json"),
             None => path.to_path_buf(),
         };
-        let needs = Footprint::new(config, sizes, dtype, self.extent);
+        let needs = Footprint::new(
+            config,
+            sizes,
+            taken.map_err(Failure::bad)?,
+            dtype,
+            self.extent,
+        );
         place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
         let model: Model<B> = match folder {

@@ -79,8 +79,8 @@ impl<B: AttentionBackend> Place<B> {
         extent: Extent,
         on_host: u64,
     ) -> Result<(Model<B>, Unused), Failure> {
-        Model::<B>::check(folder, &self.device).map_err(Failure::bad)?;
-        let needs = Footprint::new(&folder.config, &folder.sizes, self.dtype, extent);
+        let taken = Model::<B>::check(folder, self.dtype, &self.device).map_err(Failure::bad)?;
+        let needs = Footprint::new(&folder.config, &folder.sizes, taken, self.dtype, extent);
         self.check_room(&folder.dir().join("config.json"), &needs, on_host)?;
         let loaded = Model::load(folder, self.dtype, &self.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;

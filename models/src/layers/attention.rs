@@ -7,6 +7,7 @@ use crate::policy::LayerPolicy;
 use crate::state::LayerState;
 use crate::{ModelError, Profile};
 use burn::prelude::*;
+use burn::tensor::DType;
 use butterfly::ops::Operation;
 use butterfly::{AttentionBackend, Call, KvCache, attention};
 
@@ -18,6 +19,8 @@ pub(crate) struct Attention<B: Backend> {
     pub(crate) output: Projection<B>,
     pub(crate) norms: Option<[Tensor<B, 1>; 2]>,
     pub(crate) program: Program,
+    /// Element type of the cache.
+    pub(crate) dtype: DType,
 }
 
 impl<B: AttentionBackend> Attention<B> {
@@ -36,9 +39,9 @@ impl<B: AttentionBackend> Attention<B> {
             let parts = parts.map(|(name, rows)| (format!("{at}.{name}.{what}"), *rows));
             parts.collect::<Vec<_>>()
         };
-        let weight = loader.matrix(&parts("weight"), hidden);
+        let weight = loader.weight(&parts("weight"), hidden);
         let width = program.q_heads * program.head_dim;
-        let o = loader.matrix(&[(format!("{at}.o_proj.weight"), hidden)], width);
+        let o = loader.weight(&[(format!("{at}.o_proj.weight"), hidden)], width);
         let rows = Projection {
             weight,
             bias: bias.then(|| loader.bias(&parts("bias"))),
@@ -56,6 +59,7 @@ impl<B: AttentionBackend> Attention<B> {
             output,
             norms,
             program: program.clone(),
+            dtype: loader.dtype(),
         }
     }
 
@@ -68,8 +72,7 @@ impl<B: AttentionBackend> Attention<B> {
         device: &B::Device,
     ) -> LayerState<B> {
         let shape = [batch, self.program.kv_heads, self.program.head_dim];
-        let dtype = self.rows.weight.dtype();
-        LayerState::Attention(KvCache::new(shape, capacity, block, (device, dtype)))
+        LayerState::Attention(KvCache::new(shape, capacity, block, (device, self.dtype)))
     }
 
     /// x [B, T, H] → [B, T, H].

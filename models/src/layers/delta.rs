@@ -5,6 +5,7 @@ use crate::Profile;
 use crate::loader::Loader;
 use crate::state::{LayerState, LinearState};
 use burn::prelude::*;
+use burn::tensor::DType;
 use butterfly::ops::{Delta, Operation};
 use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_ir::model::LinearShape;
@@ -21,6 +22,7 @@ pub(crate) struct LinearAttention<B: Backend> {
     dt_bias: Tensor<B, 1>,
     norm: Tensor<B, 1>,
     op: Delta,
+    dtype: DType,
 }
 
 impl<B: AttentionBackend> LinearAttention<B> {
@@ -47,8 +49,8 @@ impl<B: AttentionBackend> LinearAttention<B> {
             ("in_proj_a", op.v_heads),
         ];
         let parts = parts.map(|(name, rows)| (format!("{at}.{name}.weight"), rows));
-        let rows = loader.matrix(&parts, hidden);
-        let output = loader.matrix(&[(format!("{at}.out_proj.weight"), hidden)], values);
+        let rows = loader.weight(&parts, hidden);
+        let output = loader.weight(&[(format!("{at}.out_proj.weight"), hidden)], values);
         let convolution = loader.convolution(&format!("{at}.conv1d.weight"), channels, taps);
         let decay = loader.vector(&format!("{at}.A_log"), &[op.v_heads], 0.0);
         let decay = decay.into_iter().map(|log| -log.exp()).collect();
@@ -60,12 +62,12 @@ impl<B: AttentionBackend> LinearAttention<B> {
             dt_bias: loader.norm(&format!("{at}.dt_bias"), op.v_heads, 0.0),
             norm: loader.norm(&format!("{at}.norm.weight"), op.v_dim, 0.0),
             op,
+            dtype: loader.dtype(),
         }
     }
 
     pub(crate) fn state(&self, batch: usize, device: &B::Device) -> LayerState<B> {
-        let dtype = self.rows.weight.dtype();
-        LayerState::Linear(LinearState::new(&self.op, batch, (device, dtype)))
+        LayerState::Linear(LinearState::new(&self.op, batch, (device, self.dtype)))
     }
 
     /// x [B, T, H] → [B, T, H].

@@ -1,19 +1,19 @@
 //! Linear maps.
 
-use super::{around, one, primitive};
+use super::Weight;
 use burn::prelude::*;
-use butterfly::ops::{Operation, Project};
 use butterfly::{AttentionBackend, OperationError, Plan};
 
-/// A linear map, stored as [out, in].
+/// A linear map [in] → [out].
 #[derive(Clone, Debug)]
 pub(crate) struct Projection<B: Backend> {
-    pub(crate) weight: Tensor<B, 2>,
+    /// [out, in].
+    pub(crate) weight: Weight<B>,
     pub(crate) bias: Option<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Projection<B> {
-    pub(crate) fn new(weight: Tensor<B, 2>) -> Self {
+    pub(crate) fn new(weight: Weight<B>) -> Self {
         Self { weight, bias: None }
     }
 }
@@ -25,11 +25,7 @@ impl<B: AttentionBackend> Projection<B> {
         x: Tensor<B, 3>,
         plan: Option<&Plan>,
     ) -> Result<Tensor<B, 3>, OperationError> {
-        let inputs = vec![primitive(x), primitive(self.weight.clone())];
-        let stored = self.weight.dtype();
-        let without = || Operation::Project(Project::of(stored));
-        let product = plan.map_or_else(without, |plan| plan.project(stored));
-        let y = one(around::<B>(product, inputs)?)?;
+        let y = self.weight.times(x, plan)?;
         Ok(match &self.bias {
             None => y,
             Some(bias) => y + bias.clone().unsqueeze::<3>(),

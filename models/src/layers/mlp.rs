@@ -20,8 +20,8 @@ impl<B: AttentionBackend> GatedMlp<B> {
     pub(crate) fn load(loader: &mut Loader<'_, B>, at: &str, sizes: &ModelSizes) -> Self {
         let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
         let part = |name: &str| (format!("{at}.{name}.weight"), wide);
-        let inner = loader.matrix(&[part("gate_proj"), part("up_proj")], hidden);
-        let down = loader.matrix(&[(format!("{at}.down_proj.weight"), hidden)], wide);
+        let inner = loader.weight(&[part("gate_proj"), part("up_proj")], hidden);
+        let down = loader.weight(&[(format!("{at}.down_proj.weight"), hidden)], wide);
         Self {
             inner: Projection::new(inner),
             down: Projection::new(down),

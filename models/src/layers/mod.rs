@@ -5,11 +5,13 @@ mod delta;
 mod linear;
 mod mlp;
 mod program;
+mod weight;
 
 pub(crate) use attention::Attention;
 pub(crate) use delta::LinearAttention;
 pub(crate) use linear::Projection;
 pub(crate) use mlp::GatedMlp;
+pub(crate) use weight::Weight;
 
 use crate::ModelError;
 use burn::prelude::*;
@@ -24,13 +26,6 @@ use butterfly_ir::model::ModelConfig;
 /// [`ModelError::Layer`] if a part of the layer has no step yet.
 pub(crate) fn program(config: &ModelConfig) -> Result<program::Program, ModelError> {
     program::of(config).map_err(ModelError::Layer)
-}
-
-/// Tokens [B, T] → their rows of the embedding, [B, T, H].
-pub(crate) fn embed<B: Backend>(embedding: &Tensor<B, 2>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-    let ([batch, tokens], [_, hidden]) = (ids.dims(), embedding.dims());
-    let rows = embedding.clone().select(0, ids.reshape([batch * tokens]));
-    rows.reshape([batch, tokens, hidden])
 }
 
 /// A float tensor as operations take it.

@@ -42,8 +42,8 @@ pub fn check(
         // Norms run a workgroup for each row.
         Operation::Norm(_) | Operation::AddNorm(_) => limits.rows()?,
         Operation::Gated(_) | Operation::GateOutput(_) => limits.counted(0..inputs.len())?,
-        // `project` chooses a kernel that can index the product.
-        Operation::Project(_) => {}
+        Operation::Embed(op) => op.limits(&limits)?,
+        Operation::Project(op) => op.limits(&limits)?,
     }
     limits.element_types(outputs)?;
     limits.memory(new)
@@ -70,6 +70,7 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
     inputs: Vec<CubeTensor<R>>,
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
     Ok(match operation {
+        Operation::Embed(op) => linear::cube::embed::<R, F>(op, inputs),
         Operation::Project(op) => linear::cube::project::<R, F>(op, inputs)?,
         Operation::Append(op) => heads::cube::append::<R, F>(op, inputs),
         Operation::Norm(op) => norm::cube::norm::<R, F>(inputs, op.epsilon),

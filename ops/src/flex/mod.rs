@@ -24,7 +24,8 @@ pub fn run(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
 
 fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
     match operation {
-        Operation::Project(_) => linear::flex::project::<E>(inputs),
+        Operation::Embed(op) => linear::flex::embed::<E>(op, inputs),
+        Operation::Project(op) => linear::flex::project::<E>(op, inputs),
         Operation::Append(op) => heads::flex::append::<E>(op, inputs),
         Operation::Norm(op) => norm::flex::norm::<E>(&inputs, op.epsilon),
         Operation::AddNorm(op) => norm::flex::add_norm::<E>(&inputs, op.epsilon),

@@ -9,11 +9,11 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::{Products, Project, Storage};
+use super::{Embed, Part, Products, Project, Storage, packed};
 use crate::OperationError;
 use crate::cube::launch::{array, empty, grid};
 use ::cubecl::prelude::*;
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
@@ -38,48 +38,162 @@ const PLANES: u32 = 8;
 /// Units of a plane.
 const PLANE: u32 = 32;
 
+/// Most elements of a packed weight that are unpacked at once for a product of many rows.
+const PANEL: usize = 1 << 25;
+
+/// Rows of a packed embedding.
+pub(crate) fn embed<R: CubeRuntime, F: FloatElement>(
+    op: &Embed,
+    inputs: Vec<CubeTensor<R>>,
+) -> Vec<CubeTensor<R>> {
+    let mut inputs = inputs.into_iter().map(into_contiguous);
+    let ids = inputs.next().expect("the inputs were counted");
+    let shape = [ids.shape()[0], ids.shape()[1], op.columns];
+    if ids.meta.num_elements() == 0 {
+        return vec![empty(&ids, shape, F::dtype())];
+    }
+    let table = packed::cube::Weight {
+        packed: op.table,
+        columns: op.columns,
+        tensors: inputs.collect(),
+    };
+    vec![shaped(table.picked::<F>(&ids), shape)]
+}
+
+/// The next part's tensors, which are taken off `inputs`.
+fn stored<R: CubeRuntime>(
+    part: Part,
+    columns: usize,
+    inputs: &mut impl Iterator<Item = CubeTensor<R>>,
+) -> Weight<R> {
+    let tensors: Vec<_> = inputs.take(part.names().len()).collect();
+    match part.storage {
+        Storage::Dense(_) => Weight::Dense(tensors.into_iter().next().expect("one tensor")),
+        Storage::Packed(packed) => Weight::Packed(packed::cube::Weight {
+            packed,
+            columns,
+            tensors,
+        }),
+    }
+}
+
 pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Project,
     inputs: Vec<CubeTensor<R>>,
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter().map(into_contiguous);
-    let mut next = || inputs.next().expect("the inputs were counted");
-    let (x, weight) = (next(), next());
+    let x = inputs.next().expect("the inputs were counted");
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;
     let k = shape[last];
-    let (n, m) = (weight.shape()[0], x.meta.num_elements() / k);
+    let (n, m) = (op.rows(), x.meta.num_elements() / k);
     shape[last] = n;
     if m == 0 {
         return Ok(vec![empty(&x, shape, F::dtype())]);
     }
-    let rows = reshaped(x, [m, k]);
+    let x = shaped(x, [m, k]);
+    let parts = op.parts.iter();
+    let parts: Vec<_> = parts
+        .map(|part| (part.rows, stored(*part, k, &mut inputs)))
+        .collect();
+    // A part that is the whole weight makes the result; others write columns of it.
+    if let [(_, Weight::Dense(weight))] = parts.as_slice() {
+        let y = dense::<R, F>(&x, weight.clone(), &op.products)?;
+        return Ok(vec![shaped(y, shape)]);
+    }
+    let y = empty(&x, [m, n], F::dtype());
+    let mut column = 0;
+    for (rows, weight) in &parts {
+        match weight {
+            Weight::Packed(weight) if m <= FEW => weight.times_few::<F>(&x, &y, *rows, column),
+            Weight::Packed(weight) => {
+                let panel = (PANEL / k).max(1);
+                for first in (0..*rows).step_by(panel) {
+                    let count = panel.min(rows - first);
+                    let part = weight.unpacked::<F>(first, count);
+                    let part = dense::<R, F>(&x, part, &op.products)?;
+                    place::<R, F>(&part, &y, column + first);
+                }
+            }
+            Weight::Dense(weight) => {
+                let part = dense::<R, F>(&x, weight.clone(), &op.products)?;
+                place::<R, F>(&part, &y, column);
+            }
+        }
+        column += rows;
+    }
+    Ok(vec![shaped(y, shape)])
+}
+
+/// The tensors of a part.
+enum Weight<R: CubeRuntime> {
+    Dense(CubeTensor<R>),
+    Packed(packed::cube::Weight<R>),
+}
+
+/// The product of contiguous rows [m, K] with a dense weight [N, K] → [m, N].
+fn dense<R: CubeRuntime + Launches, F: FloatElement>(
+    rows: &CubeTensor<R>,
+    weight: CubeTensor<R>,
+    products: &Products,
+) -> Result<CubeTensor<R>, OperationError> {
+    let [m, k, n] = [rows.shape()[0], rows.shape()[1], weight.shape()[0]];
+    let rows = rows.clone();
     let device = R::device(&rows.client);
     // That kernel indexes the vectors of the weight and the result with 32 bits.
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
-    let Storage::Dense(stored) = op.storage;
-    let same = stored == F::dtype();
-    let y = match (device, F::dtype()) {
-        (Device::Cuda, dtype) if few && !(same && dtype == DType::F32) => match stored {
+    let same = weight.dtype == F::dtype();
+    Ok(match (device, F::dtype()) {
+        (Device::Cuda, dtype) if few && !(same && dtype == DType::F32) => match weight.dtype {
             DType::F16 => few_rows::<R, F, f16>(&rows, &weight),
             DType::BF16 => few_rows::<R, F, bf16>(&rows, &weight),
             _ => few_rows::<R, F, f32>(&rows, &weight),
         },
         (_, dtype) if !same => rounded(rows, weight, dtype),
         (Device::Cuda, DType::F32) => without_matrix_units(rows, weight),
-        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype, &op.products)? {
+        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype, products)? {
             Some(y) => y,
             None => general(rows, weight),
         },
         _ => general(rows, weight),
-    };
-    Ok(vec![CubeTensor::new_contiguous(
-        y.client,
-        y.device,
-        shape.into(),
-        y.handle,
-        y.dtype,
-    )])
+    })
+}
+
+/// Copies `part` [m, count] to columns `column..column + count` of y [m, n].
+fn place<R: CubeRuntime, F: FloatElement>(part: &CubeTensor<R>, y: &CubeTensor<R>, column: usize) {
+    let count = part.meta.num_elements() as u32;
+    // SAFETY: units beyond the last element do nothing; the columns are some of y's.
+    unsafe {
+        place_kernel::launch_unchecked::<F, R>(
+            &y.client,
+            grid(count.div_ceil(PLACING)),
+            CubeDim::new_1d(PLACING),
+            array(part),
+            array(y),
+            count,
+            part.shape()[1] as u32,
+            y.shape()[1] as u32,
+            column as u32,
+        );
+    }
+}
+
+/// Units of a workgroup that copies.
+const PLACING: u32 = 256;
+
+#[cube(launch_unchecked)]
+fn place_kernel<F: Float>(
+    part: &Array<F>,
+    y: &mut Array<F>,
+    count: u32,
+    columns: u32,
+    width: u32,
+    column: u32,
+) {
+    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * PLACING + UNIT_POS_X;
+    if at < count {
+        y[(at / columns * width + column + at % columns) as usize] = part[at as usize];
+    }
 }
 
 /// Whether 32 bits can index `rows` rows of `row` elements.
@@ -89,7 +203,7 @@ fn counts(rows: usize, row: usize) -> bool {
 }
 
 /// A contiguous tensor in another shape.
-fn reshaped<R: CubeRuntime>(x: CubeTensor<R>, shape: [usize; 2]) -> CubeTensor<R> {
+fn shaped<R: CubeRuntime>(x: CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
     CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }
 

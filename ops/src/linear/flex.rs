@@ -1,14 +1,22 @@
 //! Products of rows with a weight.
 
 use crate::flex::elements::{Stored, elements, tensor};
+use crate::{Embed, Project};
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// x […, K] with weight [N, K] → […, N].
-pub(crate) fn project<E: Stored>(inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+/// Rows of a packed embedding.
+pub(crate) fn embed<E: Stored>(op: &Embed, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+    let _ = (op, inputs);
+    unimplemented!()
+}
+
+/// x […, K] with the parts of a weight [N, K] → […, N].
+pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
+    let _ = op;
     let [x, weight] = <[FlexTensor; 2]>::try_from(inputs).expect("the inputs were counted");
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;

@@ -4,10 +4,17 @@
 pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
+pub(crate) mod packed;
+mod storage;
 
-#[cfg(feature = "cuda")]
+pub use packed::Packed;
+pub use storage::{Part, Parts, Storage};
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;
-use crate::inputs::{Inputs, Outputs, with_rows};
+use crate::inputs::{Inputs, Names, Outputs, with_rows};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::limits::{Limits, MOST, product};
 use burn::tensor::DType;
 #[cfg(feature = "cuda")]
 use butterfly_ir::Dtype;
@@ -16,41 +23,121 @@ use butterfly_runtime::ReadyProduct;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-/// A linear layer: x […, K], weight [N, K] → x weight^T […, N] in x's type.
+/// Rows of a packed embedding: ids [B, T], of integers below the number of rows, then the tensors of
+/// the table [N, K] → [B, T, K].
+#[derive(Clone, Copy, Debug)]
+pub struct Embed {
+    /// How the table is stored.
+    pub table: Packed,
+    /// N, the number of rows.
+    pub rows: usize,
+    /// K, the elements of a row.
+    pub columns: usize,
+    /// Element type of the result.
+    pub dtype: DType,
+}
+
+/// A linear layer: x […, K], then the tensors of each part of its weight → x weight^T […, N] in x's
+/// type, where N is the number of rows of all parts together.
 #[derive(Clone, Debug)]
 pub struct Project {
     /// How the weight is stored.
-    pub storage: Storage,
+    pub parts: Parts,
     /// Kernels for products of 16-bit floats on Hopper.
     pub products: Products,
 }
 
-/// How a weight is stored; independent of the element type of the activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Storage {
-    /// Contiguous elements in f32, f16 or bf16. If that is not the type of x, products are still
-    /// summed in f32, and only the result is rounded to x's type.
-    Dense(DType),
+impl Embed {
+    fn part(&self) -> Part {
+        Part {
+            storage: Storage::Packed(self.table),
+            rows: self.rows,
+        }
+    }
+
+    pub(crate) fn names(&self) -> Names {
+        storage::names("ids", &[self.part()])
+    }
+
+    pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
+        let [batch, tokens] = inputs.rank(0)?;
+        if ![DType::I32, DType::I64].contains(&inputs.inputs[0].1) {
+            return Err(inputs.argument("`ids` are not integers of 32 or 64 bits".into()));
+        }
+        inputs.positive([("N", self.rows), ("K", self.columns)])?;
+        self.part().check(inputs, 1, self.columns)?;
+        let dtype = inputs.kernels_for(self.dtype)?;
+        Ok(vec![([batch, tokens, self.columns].into(), dtype)])
+    }
+
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    pub(crate) fn limits(&self, limits: &Limits<'_>) -> Result<(), OperationError> {
+        limits.counted(0..limits.inputs.inputs.len())?;
+        let [batch, tokens] = [limits.dims(0)[0], limits.dims(0)[1]];
+        let elements = product(&[batch, tokens, self.columns]);
+        limits.at_most("ids", "elements of their rows", elements, MOST)
+    }
 }
 
 impl Project {
-    /// A linear layer with a dense weight of elements of `dtype`, without generated kernels.
-    pub fn of(dtype: DType) -> Self {
+    /// A linear layer with a dense weight of `rows` rows of `dtype`, without generated kernels.
+    pub fn dense(rows: usize, dtype: DType) -> Self {
+        let storage = Storage::Dense(dtype);
         Self {
-            storage: Storage::Dense(dtype),
+            parts: [Part { storage, rows }].into(),
             products: Products::default(),
         }
     }
 
+    pub(crate) fn names(&self) -> Names {
+        storage::names("x", &self.parts)
+    }
+
+    /// N, the rows of all parts.
+    pub(crate) fn rows(&self) -> usize {
+        let rows = self.parts.iter().map(|part| part.rows);
+        rows.fold(0, usize::saturating_add)
+    }
+
     pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
         let (k, dtype) = (inputs.row(0)?, inputs.float(0)?);
-        let [n, columns] = inputs.rank(1)?;
-        if n == 0 || columns != k {
-            return Err(inputs.wrong(1, format!("[N, {k}] with N at least 1")));
+        let mut at = 1;
+        for part in self.parts.iter() {
+            inputs.positive([("N", part.rows)])?;
+            part.check(inputs, at, k)?;
+            at += part.names().len();
         }
-        let Storage::Dense(stored) = self.storage;
-        inputs.has(1, inputs.kernels_for(stored)?)?;
-        Ok(vec![(with_rows(inputs.shape(0), n), dtype)])
+        inputs.positive([("N", self.rows())])?;
+        Ok(vec![(with_rows(inputs.shape(0), self.rows()), dtype)])
+    }
+
+    /// Kernels count the words of packed weights, and what several parts write, with 32 bits; for
+    /// dense weights, kernels are chosen that can index the product.
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    pub(crate) fn limits(&self, limits: &Limits<'_>) -> Result<(), OperationError> {
+        let mut at = 1;
+        for part in self.parts.iter() {
+            let tensors = at..at + part.names().len();
+            at = tensors.end;
+            match part.storage {
+                Storage::Dense(_) => {}
+                Storage::Packed(_) => limits.counted(tensors)?,
+            }
+        }
+        match self.parts.as_ref() {
+            [
+                Part {
+                    storage: Storage::Dense(_),
+                    ..
+                },
+            ] => Ok(()),
+            _ => {
+                let x = limits.dims(0);
+                let elements = product(&x[..x.len() - 1]).saturating_mul(self.rows() as u64);
+                limits.at_most("x", "elements of results", elements, MOST)?;
+                limits.counted([0])
+            }
+        }
     }
 }
 

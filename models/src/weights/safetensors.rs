@@ -4,18 +4,21 @@
 //! Out: every tensor by name, mapped but not read. Errors here are files that are truncated, too
 //! long or malformed, and disagreements between the index and the files.
 
+use super::{Element, Region, View};
 use crate::ModelError;
 use crate::folder::read;
+use butterfly::Dtype as Float;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The mapped files of a folder, and the tensors in them.
 #[derive(Debug)]
 pub(crate) struct Shards {
     tensors: HashMap<String, Stored>,
-    maps: Vec<memmap2::Mmap>,
+    maps: Vec<Arc<memmap2::Mmap>>,
 }
 
 /// The location of a tensor; `bytes` are offsets in its file.
@@ -25,14 +28,6 @@ struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: std::ops::Range<usize>,
-}
-
-/// A tensor as it is stored in its file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct View<'a> {
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: &'a [usize],
-    pub(crate) bytes: &'a [u8],
 }
 
 /// The tensors of an index: names by file.
@@ -60,7 +55,7 @@ impl Shards {
             for (name, info) in metadata.tensors() {
                 shards.add(name, info, start);
             }
-            shards.maps.push(map);
+            shards.maps.push(Arc::new(map));
             return Ok(shards);
         }
         for (file, names) in assigned(&index)? {
@@ -76,7 +71,7 @@ impl Shards {
                 };
                 shards.add(name, info, start);
             }
-            shards.maps.push(map);
+            shards.maps.push(Arc::new(map));
         }
         Ok(shards)
     }
@@ -97,14 +92,25 @@ impl Shards {
     pub(crate) fn get(&self, name: &str) -> Option<View<'_>> {
         let stored = self.tensors.get(name)?;
         Some(View {
-            dtype: stored.dtype,
+            element: element(stored.dtype),
             shape: &stored.shape,
-            bytes: &self.maps[stored.file][stored.bytes.clone()],
+            bytes: Region::new(&self.maps[stored.file], stored.bytes.clone()),
         })
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.tensors.keys()
+    }
+}
+
+fn element(dtype: Dtype) -> Element {
+    match dtype {
+        Dtype::F32 => Element::Float(Float::F32),
+        Dtype::F16 => Element::Float(Float::F16),
+        Dtype::BF16 => Element::Float(Float::Bf16),
+        Dtype::F8_E4M3 => Element::F8,
+        Dtype::U32 => Element::Words,
+        other => Element::Other(format!("{other:?}")),
     }
 }
 
