@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         block 16
         causal & (local(1) | partner(causal_shift, radix=2) | sink(1))
     })?;
-    let policy = Policy::new(&model.config, &plan, plan.sparsity(), || plan.dense_of())?;
+    let policy = Policy::new(&model.config, &plan, plan.sparsity())?;
 
     let prompt = chat.encode(&prompt, true)?;
     let mut state = model.state(1, Some(prompt.len() + TOKENS), &policy);

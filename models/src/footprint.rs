@@ -3,7 +3,7 @@
 use butterfly::Dtype;
 use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::Phase;
-use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use butterfly_ir::model::{ModelConfig, ModelSizes};
 
 /// The memory that a run needs, in bytes; each figure saturates at `u64::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,8 +23,11 @@ pub struct Footprint {
 pub struct Extent {
     /// Number of sequences; all have the same length.
     pub batch: u64,
-    /// Tokens that the caches of a sequence have room for.
+    /// Largest length of a sequence.
     pub capacity: u64,
+    /// Tokens of a sequence that the KV caches of all attention layers have room for, together
+    /// ([`Policy::cached`](crate::Policy::cached)).
+    pub cached: u64,
     /// Tokens of a sequence that one call of the model takes.
     pub chunk: u64,
     /// Tokens of a sequence whose logits are computed at once.
@@ -53,8 +56,8 @@ impl Footprint {
             Layer::Gpt2 => (2 * hidden * inner, wide32(config.max_positions)),
             Layer::Gated => (3 * hidden * inner, 0),
         };
-        let of = |kind| config.layers.iter().filter(|layer| **layer == kind).count() as u128;
-        let (full, recurrent) = (of(LayerKind::FullAttention), of(LayerKind::LinearAttention));
+        let full = config.layers.iter().filter(|kind| kind.is_softmax()).count() as u128;
+        let recurrent = config.layers.len() as u128 - full;
         let (linear_rows, values, state) = linear.unwrap_or_default();
         let embeddings = if sizes.tied { 1 } else { 2 };
         let parameters = (embeddings * vocabulary + positions) * hidden
@@ -71,10 +74,11 @@ impl Footprint {
         let stream = 2 * 4 * hidden + 2 * bytes * hidden;
         let widest = feed_forward.max(attention).max(recurrence);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
-        let rotation = 4 * config.rope.map_or(0, |rope| wide32(rope.dims));
+        let rotation = 4 * config.rope.as_ref().map_or(0, |rope| wide32(rope.dims));
         let Extent {
             batch,
             capacity,
+            cached,
             chunk,
             logits,
         } = extent;
@@ -84,8 +88,8 @@ impl Footprint {
         Self {
             weights: count(bytes * parameters),
             caches: count(tokens(
-                (full * 2 * kv * dim * bytes)
-                    .saturating_mul(wide(capacity))
+                (2 * kv * dim * bytes)
+                    .saturating_mul(wide(cached))
                     .saturating_add(recurrent * 4 * state),
             )),
             activations: count(
@@ -122,6 +126,7 @@ mod tests {
         let extent = Extent {
             batch: 1,
             capacity: 8192,
+            cached: 32 * 8192,
             chunk: 8192,
             logits: 1,
         };
@@ -154,6 +159,7 @@ mod tests {
                 let extent = Extent {
                     batch: most,
                     capacity: most,
+                    cached: most,
                     chunk: most,
                     logits: most,
                 };

@@ -66,7 +66,8 @@ impl<B: Backend> State<B> {
     }
 
     /// A snapshot of the state, without copying any tensor: recurrent states are kept as further
-    /// handles to the same tensors; KV caches only grow, so their length is enough.
+    /// handles to the same tensors; KV caches drop no token that is seen after them, so their length
+    /// is enough.
     pub(crate) fn mark(&self) -> Mark<B> {
         let layers = self.layers.iter();
         Mark {
@@ -85,7 +86,9 @@ impl<B: Backend> State<B> {
         self.position = mark.position;
         for (layer, linear) in self.layers.iter_mut().zip(mark.linear) {
             match (layer, linear) {
-                (LayerState::Attention(cache), _) => cache.truncate(mark.position),
+                (LayerState::Attention(cache), _) => {
+                    cache.truncate(mark.position);
+                }
                 (LayerState::Linear(state), Some(linear)) => *state = linear,
                 (LayerState::Linear(_), None) => {}
             }

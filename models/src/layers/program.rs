@@ -45,8 +45,8 @@ pub(crate) struct Program {
 /// # Errors
 /// A message that names the part of the layer that has no step yet.
 pub(crate) fn of(config: &ModelConfig) -> Result<Program, String> {
-    let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
-    let layer = config.layers.iter().position(full).unwrap_or_default();
+    let softmax = |kind: &LayerKind| kind.is_softmax();
+    let layer = config.layers.iter().position(softmax).unwrap_or_default();
     let graph = graph::build(config, layer as u32, Phase::Prefill);
     lower(&fuse::lower(&graph.map_err(|error| error.to_string())?))
 }
@@ -146,7 +146,7 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
     // The kernel takes heads of one size, normalises whole heads, and rotates from the first
     // element on, halves against each other.
     let whole = norm.is_none_or(|norm| norm.span.first == 0 && norm.span.len == q_shape.width);
-    let halves = rope.is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
+    let halves = (rope.as_ref()).is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
     let alike = k_shape == v_shape && k_shape.width == q_shape.width;
     let dense = k.step == head_dim && v.step == head_dim;
     (whole && halves && alike && dense).then_some(Append {
@@ -157,7 +157,7 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
         starts: [q.start, k.start, v.start],
         position: 0,
         norm: norm.map(|norm| norm.eps as f32),
-        rotated: rope.map_or(0, |rotation| rotation.rope.dims as usize),
+        rotated: rope.as_ref().map_or(0, |rotation| rotation.rope.dims as usize),
     })
 }
 
