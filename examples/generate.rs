@@ -1,5 +1,6 @@
 //! Continues a text with a model whose attention layers follow a pattern: `generate DIR PROMPT`,
-//! where `DIR` is a Hugging Face folder of GPT-2, Llama, Qwen3 or Qwen3.5.
+//! where `DIR` is a Hugging Face folder of a family that runs: GPT-2,
+//! Llama, Mistral, Phi-3, Qwen2, Qwen3 or Qwen3.5.
 
 use burn_flex::Flex;
 use butterfly::{Dtype, Plan, pattern};

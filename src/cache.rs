@@ -306,10 +306,7 @@ fn empty<B: Backend>(
     options: impl Into<TensorCreationOptions<B>>,
 ) -> [Tensor<B, 4>; 2] {
     let options = options.into();
-    [
-        one(sizes, room, options.clone()),
-        one(sizes, room, options),
-    ]
+    [one(sizes, room, options.clone()), one(sizes, room, options)]
 }
 
 /// Uninitialised keys or values.

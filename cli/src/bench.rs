@@ -170,9 +170,7 @@ fn from_folder(artifacts: &Artifacts, target: Target, phase: Role) -> Result<Ker
     let of_pattern = (sparsity.block, &artifacts.manifest.rows);
     let fits = |k: &&KernelEntry| {
         let spec = &k.spec;
-        k.target == target
-            && spec.role == phase
-            && (spec.block, &spec.rows) == of_pattern
+        k.target == target && spec.role == phase && (spec.block, &spec.rows) == of_pattern
     };
     let kernels = artifacts.manifest.kernels.iter().filter(fits);
     let kernel = kernels.min_by_key(|kernel| (kernel.spec.dtype.bytes(), kernel.key.clone()));

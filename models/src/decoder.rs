@@ -124,7 +124,10 @@ impl<B: AttentionBackend> Decoder<B> {
         let rotation = self.rotation.as_ref().map(|rotation| {
             let table = rotation.table(capacity, positions);
             let width = table.len() / tokens;
-            Tensor::from_data(TensorData::new(table, [tokens, width]), (&device, DType::F32))
+            Tensor::from_data(
+                TensorData::new(table, [tokens, width]),
+                (&device, DType::F32),
+            )
         });
         // The residual stream is f32, whatever element type the layers compute in.
         let mut x = embed(&self.embedding, ids).cast(DType::F32);

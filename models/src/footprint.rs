@@ -56,7 +56,11 @@ impl Footprint {
             Layer::Gpt2 => (2 * hidden * inner, wide32(config.max_positions)),
             Layer::Gated => (3 * hidden * inner, 0),
         };
-        let full = config.layers.iter().filter(|kind| kind.is_softmax()).count() as u128;
+        let full = config
+            .layers
+            .iter()
+            .filter(|kind| kind.is_softmax())
+            .count() as u128;
         let recurrent = config.layers.len() as u128 - full;
         let (linear_rows, values, state) = linear.unwrap_or_default();
         let embeddings = if sizes.tied { 1 } else { 2 };

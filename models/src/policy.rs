@@ -128,3 +128,40 @@ impl LayerPolicy {
         most.unwrap_or(capacity).min(capacity)
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use butterfly_tests::fixture;
+
+    #[test]
+    fn caches_hold_what_layers_see() {
+        let file = fixture("configs").join("mistral-7b-v0.1.json");
+        let text = std::fs::read_to_string(&file).expect("a config");
+        let model = config::read("config.json", &text).expect("a config");
+        let dense = Policy::dense(&model, &Plan::dense()).expect("a policy");
+        // 4095 tokens that the first of a chunk sees, the chunk, and the rest of a block of 128.
+        let kept = (4095 + 512 + 127) / 128 * 128;
+        assert_eq!(dense.cached(32_768, 512), 32 * kept);
+        assert_eq!(dense.cached(1000, 512), 32 * 1000);
+        assert_eq!(dense.cached(u64::MAX, u64::MAX), u64::MAX);
+        let swap = |text: &str| {
+            let sparsity = Sparsity::parse("test", text).expect("a pattern");
+            let plan = Plan::new(sparsity.clone()).expect("a plan");
+            Policy::new(&model, &plan, &sparsity).expect("a policy")
+        };
+        let sinks = swap("layers 3,7 causal & (local(1) | sink(1))");
+        assert_eq!(sinks.cached(32_768, 512), 30 * kept + 2 * 32_768);
+        let near = swap("block 64 causal & local(1)");
+        assert_eq!(near.cached(32_768, 512), 32 * (127 + 512 + 63) / 64 * 64);
+        let layer = |policy: &Policy, layer: usize| {
+            let layer = policy.layers[layer].clone().expect("softmax attention");
+            (layer.swapped, layer.plan.sparsity().pattern.to_string())
+        };
+        assert_eq!(layer(&sinks, 0), (false, "causal & window(4096)".into()));
+        assert_eq!(
+            layer(&sinks, 3),
+            (true, "causal & (local(1) | sink(1))".into())
+        );
+    }
+}

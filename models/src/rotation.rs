@@ -121,4 +121,46 @@ mod tests {
                 .all(|(a, b)| (a - b).abs() < 1e-6)
         );
     }
+
+    /// Frequencies as `_compute_longrope_parameters` of transformers 5.24 gives them, for 12 of 16
+    /// elements.
+    #[test]
+    fn longer_sequences_have_other_frequencies() {
+        let frequencies = Frequencies::new(&Rope {
+            theta: 10_000.0,
+            dims: 12,
+            interleaved: false,
+            scaling: RopeScaling::LongRope {
+                short: vec![1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+                long: vec![1.5, 2.0, 4.5, 12.25, 31.0, 62.5],
+                original_max: 4096,
+                amplitude: 1.25,
+            },
+        });
+        let short = [
+            1.0,
+            0.205_184_27,
+            0.042_196_255,
+            0.008,
+            0.001_436_289_5,
+            0.000_232_079_47,
+        ];
+        let long = [
+            0.666_666_7,
+            0.107_721_72,
+            0.010_314_64,
+            0.000_816_326_53,
+            0.000_069_497_88,
+            0.000_007_426_543_6,
+        ];
+        for (capacity, expected) in [(1, short), (4096, short), (4097, long), (131_072, long)] {
+            let table = frequencies.table(capacity, 3..4);
+            let (cosines, sines) = table.split_at(6);
+            for ((cos, sin), frequency) in cosines.iter().zip(sines).zip(expected) {
+                let angle: f64 = 3.0 * frequency;
+                assert!((f64::from(*cos) - 1.25 * angle.cos()).abs() < 2e-6);
+                assert!((f64::from(*sin) - 1.25 * angle.sin()).abs() < 2e-6);
+            }
+        }
+    }
 }

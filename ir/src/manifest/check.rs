@@ -3,9 +3,7 @@
 //! A manifest's digest detects a damaged file. These checks detect an intact file whose content
 //! would break a launch, such as one of another version.
 
-use super::{
-    FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, grid_formulas,
-};
+use super::{FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, grid_formulas};
 use crate::band::MAX_TOKENS;
 use crate::kernel::{ENTRY, NATIVE_ENTRY};
 use crate::plan::Kept;
@@ -90,15 +88,11 @@ impl KernelEntry {
         if self.key != key::of(spec, target) {
             return Err("its key is not that of its `spec` by this version's emitters".into());
         }
-        let of_pattern =
-            (spec.block, &spec.rows) == (manifest.sparsity.block, &manifest.rows);
-        let of_kept = |kept: &Kept| {
-            (spec.block, &spec.rows) == (kept.own.sparsity().block, &kept.rows)
-        };
+        let of_pattern = (spec.block, &spec.rows) == (manifest.sparsity.block, &manifest.rows);
+        let of_kept =
+            |kept: &Kept| (spec.block, &spec.rows) == (kept.own.sparsity().block, &kept.rows);
         if !of_pattern && !manifest.kept.iter().any(of_kept) {
-            return Err(
-                "its block and rows are neither those of the pattern nor of `kept`".into(),
-            );
+            return Err("its block and rows are neither those of the pattern nor of `kept`".into());
         }
         geometry.check(spec, target).map_err(said)?;
         let entry = match target {

@@ -35,7 +35,10 @@ impl<B: AttentionBackend> Attention<B> {
         let biases = config.biases;
         let names = family::of(config.family).projections;
         let parts = |what: &str| {
-            let parts = names.qkv.iter().zip(shares(&program.projections, names.qkv));
+            let parts = names
+                .qkv
+                .iter()
+                .zip(shares(&program.projections, names.qkv));
             let parts = parts.map(|(name, rows)| (format!("{at}.{name}.{what}"), rows));
             parts.collect::<Vec<_>>()
         };
@@ -48,8 +51,7 @@ impl<B: AttentionBackend> Attention<B> {
         };
         let output = Projection {
             weight: o,
-            bias: (biases.output())
-                .then(|| loader.bias(&[(format!("{at}.o_proj.bias"), hidden)])),
+            bias: (biases.output()).then(|| loader.bias(&[(format!("{at}.o_proj.bias"), hidden)])),
         };
         let norms = program.norm.map(|plus| {
             ["q_norm", "k_norm"]
@@ -76,9 +78,7 @@ impl<B: AttentionBackend> Attention<B> {
         let block = policy.plan.sparsity().block as usize;
         LayerState::Attention(match policy.lookback() {
             None => KvCache::new(shape, capacity, block, options),
-            Some(window) => {
-                KvCache::with_window(shape, capacity, block, window as usize, options)
-            }
+            Some(window) => KvCache::with_window(shape, capacity, block, window as usize, options),
         })
     }
 
