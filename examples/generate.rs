@@ -1,5 +1,6 @@
 //! Continues a text with a model whose attention layers follow a pattern: `generate DIR PROMPT`,
-//! where `DIR` is a Hugging Face folder of GPT-2, Llama, Qwen3 or Qwen3.5.
+//! where `DIR` is a Hugging Face folder of a family that runs: GPT-2,
+//! Llama, Mistral, Phi-3, Qwen2, Qwen3 or Qwen3.5.
 
 use burn_flex::Flex;
 use butterfly::{Dtype, Plan, pattern};
@@ -23,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         block 16
         causal & (local(1) | partner(causal_shift, radix=2) | sink(1))
     })?;
-    let policy = Policy::new(&model.config, &plan, plan.sparsity(), || plan.dense_of())?;
+    let policy = Policy::new(&model.config, &plan, plan.sparsity())?;
 
     let prompt = chat.encode(&prompt, true)?;
     let mut state = model.state(1, Some(prompt.len() + TOKENS), &policy);

@@ -5,18 +5,31 @@ use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
 use butterfly_ops::Operation as LayerOperation;
+use std::ops::Range;
 
 /// Keys and values of one attention layer, [B, Hkv, room, D] each, appended to in place.
+///
+/// A cache with a window keeps only the tokens that are still seen: when there is no room, it drops
+/// whole blocks of tokens from its front and moves the others to their place. Positions in
+/// [`KvCache::tensors`] are therefore relative to [`KvCache::first`].
 ///
 /// When the room does not suffice, it grows to a larger whole number of blocks, which copies the
 /// tokens so far. Up to the capacity given to [`KvCache::new`] it never has to. A clone shares the
 /// memory until one of the two appends; that append copies it first.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
-    /// `None` only while an operation owns the tensors, and after one that failed on the device.
+    /// `None` while an operation owns the tensors, after one that failed on the device, and in a
+    /// cache with a window before the first token.
     stored: Option<[Tensor<B, 4>; 2]>,
+    /// Tokens that were dropped, a multiple of `block`.
+    first: usize,
+    /// Tokens so far, those that were dropped included.
     len: usize,
     block: usize,
+    /// Tokens that the cache was planned for.
+    capacity: usize,
+    /// Number of last tokens that a query sees, its own included; `None` for all.
+    window: Option<usize>,
     /// [B, Hkv, D].
     sizes: [usize; 3],
     device: B::Device,
@@ -43,8 +56,11 @@ impl<B: Backend> KvCache<B> {
             empty(sizes, room, options)
         });
         Self {
+            first: 0,
             len: 0,
             block,
+            capacity,
+            window: None,
             sizes,
             dtype: stored[0].dtype(),
             device,
@@ -52,9 +68,57 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Number of tokens so far.
+    /// An empty cache for queries that see only the last `window` tokens, their own included, for a
+    /// pattern that is the same from every whole block on
+    /// ([`Pattern::lookback`](butterfly_ir::Pattern::lookback)).
+    ///
+    /// It gets memory with the first tokens: for no more than `capacity` of them, if they are so
+    /// few, and for no more than are seen by the largest chunk that is appended
+    /// ([`kept_at_most`]).
+    pub fn with_window(
+        sizes: [usize; 3],
+        capacity: usize,
+        block: usize,
+        window: usize,
+        (device, dtype): (&B::Device, DType),
+    ) -> Self {
+        Self {
+            stored: None,
+            first: 0,
+            len: 0,
+            block: block.max(1),
+            capacity,
+            window: Some(window.max(1)),
+            sizes,
+            device: device.clone(),
+            dtype,
+        }
+    }
+
+    /// Number of tokens so far, those that were dropped included.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Position of the first token that is kept: 0, or in a cache with a window a whole number of
+    /// blocks.
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Number of tokens that are kept.
+    pub fn kept(&self) -> usize {
+        self.len - self.first
+    }
+
+    /// Number of last tokens for which the cache is made; `None` for all.
+    pub fn window(&self) -> Option<usize> {
+        self.window
+    }
+
+    /// Tokens in a block.
+    pub fn block(&self) -> usize {
+        self.block
     }
 
     /// Whether there is no token yet.
@@ -62,52 +126,99 @@ impl<B: Backend> KvCache<B> {
         self.len == 0
     }
 
-    /// Number of tokens that there is room for, those so far included.
+    /// Number of tokens that there is room for, those that are kept included.
     pub fn room(&self) -> usize {
         self.stored.as_ref().map_or(0, |[k, _]| k.dims()[2])
     }
 
-    /// Keys and values, [B, Hkv, room, D] each; only the first [`KvCache::len`] tokens are
-    /// meaningful.
+    /// Keys and values, [B, Hkv, room, D] each; only the first [`KvCache::kept`] tokens are
+    /// meaningful, of which the first has position [`KvCache::first`].
     pub fn tensors(&self) -> [Tensor<B, 4>; 2] {
         let stored = self.stored.clone();
         stored.unwrap_or_else(|| self.empty(self.block))
     }
 
-    /// Forgets all tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
+    /// Forgets all tokens from `len` on. Returns whether all that a next token sees are still
+    /// there; if not, since a cache with a window had dropped some of them, the cache is empty
+    /// afterwards.
+    ///
+    /// Back to where the last append began is always possible.
+    pub fn truncate(&mut self, len: usize) -> bool {
         self.len = self.len.min(len);
+        let seen = self.window.map_or(self.len, |window| window - 1);
+        let there = self.first == 0 || self.first + seen <= self.len;
+        if !there {
+            (self.first, self.len) = (0, 0);
+        }
+        there
     }
 
     fn empty(&self, room: usize) -> [Tensor<B, 4>; 2] {
         empty(self.sizes, room, (&self.device, self.dtype))
     }
 
-    /// The room that the cache needs for `tokens` more tokens.
-    fn room_for(&self, tokens: usize) -> usize {
-        let needed = self.len.saturating_add(tokens);
-        match needed <= self.room() {
-            true => self.room(),
-            // Grows by half at least, so that many small appends copy each token only a few times.
-            false => whole_blocks(needed.max(self.len + self.len / 2), self.block),
+    /// What has to be done to append `tokens` tokens: the number of tokens to drop from the front,
+    /// and the room that is needed then.
+    fn room_for(&self, tokens: usize) -> (usize, usize) {
+        let needed = self.kept().saturating_add(tokens);
+        if needed <= self.room() {
+            return (0, self.room());
         }
+        let drop = match self.window {
+            None => 0,
+            // The first new token sees `window - 1` of those before it.
+            Some(window) => {
+                let unseen = self.kept().saturating_sub(window - 1);
+                unseen - unseen % self.block
+            }
+        };
+        let (kept, needed) = (self.kept() - drop, needed - drop);
+        if needed <= self.room() {
+            return (drop, self.room());
+        }
+        // Grows by half at least, so that many small appends copy each token only a few times.
+        let grown = needed.max(kept + kept / 2).max(self.capacity);
+        let room = match self.window {
+            None => whole_blocks(grown, self.block),
+            Some(window) => {
+                whole_blocks(grown, self.block).min(most_kept(window, tokens, self.block))
+            }
+        };
+        (drop, room)
     }
 
-    /// Moves keys and values out, with at least this room; copies them if they have less.
-    fn take(&mut self, room: usize) -> [Tensor<B, 4>; 2] {
+    /// Moves keys and values out, without the first `drop` of them and with at least this room;
+    /// copies them if they have less.
+    fn take(&mut self, drop: usize, room: usize) -> [Tensor<B, 4>; 2] {
         let Some([k, v]) = self.stored.take() else {
-            return self.empty(room);
+            let options: TensorCreationOptions<B> = (&self.device, self.dtype).into();
+            // As in [`KvCache::new`].
+            return B::memory_persistent_allocations(&self.device, options, |options| {
+                empty(self.sizes, room, options)
+            });
         };
-        if k.dims()[2] >= room {
+        let roomy = k.dims()[2] >= room;
+        if roomy && drop == 0 {
             return [k, v];
         }
         let [batch, heads, dim] = self.sizes;
-        let part = [0..batch, 0..heads, 0..self.len, 0..dim];
-        let [new_k, new_v] = self.empty(room);
-        let grown = |new: Tensor<B, 4>, old: Tensor<B, 4>| {
-            new.slice_assign(part.clone(), old.slice(part.clone()))
+        let kept = self.kept();
+        let part = |tokens: Range<usize>| [0..batch, 0..heads, tokens, 0..dim];
+        let new = |room| one(self.sizes, room, (&self.device, self.dtype));
+        let moved = |old: Tensor<B, 4>| {
+            let left = kept - drop;
+            let rest = old.clone().slice(part(drop..kept));
+            match roomy {
+                false => new(room).slice_assign(part(0..left), rest),
+                // By way of a copy, since a slice may share the memory that is to be written, which
+                // would then be copied as a whole.
+                true => {
+                    let rest = new(left).slice_assign(part(0..left), rest);
+                    old.slice_assign(part(0..left), rest)
+                }
+            }
         };
-        [grown(new_k, k), grown(new_v, v)]
+        [moved(k), moved(v)]
     }
 }
 
@@ -115,7 +226,7 @@ impl<B: AttentionBackend> KvCache<B> {
     /// Splits rows of the projections q, k and v [B, T, …] into heads as `append` describes,
     /// appends the keys and values, and returns q [B, Hq, T, D].
     ///
-    /// The position in `append` is ignored: tokens are written from [`KvCache::len`] on. `norms`
+    /// The position in `append` is ignored: tokens are written after those so far. `norms`
     /// are the norm weights of q and k, `[D]` each; `rotation` holds the cosines, then the sines of
     /// each position, [T, rotated]. All of them are f32.
     ///
@@ -131,9 +242,9 @@ impl<B: AttentionBackend> KvCache<B> {
         append: Append,
     ) -> Result<Tensor<B, 4>, OperationError> {
         let tokens = q.dims()[1];
-        let room = self.room_for(tokens);
+        let (drop, room) = self.room_for(tokens);
         let operation = Operation::Layer(LayerOperation::Append(Append {
-            position: self.len,
+            position: self.kept() - drop,
             ..append
         }));
         let primitive = |x: TensorPrimitive<B>| x.tensor();
@@ -146,7 +257,8 @@ impl<B: AttentionBackend> KvCache<B> {
         self.check(&operation, &inputs, room, &others)?;
 
         // A failure beyond this point leaves the cache empty.
-        let caches = self.take(room);
+        let caches = self.take(drop, room);
+        let first = std::mem::take(&mut self.first) + drop;
         let len = std::mem::take(&mut self.len);
         inputs.extend(caches.map(|cache| primitive(cache.into_primitive())));
         inputs.extend(others);
@@ -155,7 +267,7 @@ impl<B: AttentionBackend> KvCache<B> {
         let mut next = || Tensor::from_primitive(outputs.next().expect("three outputs"));
         let (q, k, v) = (next(), next(), next());
         self.stored = Some([k, v]);
-        self.len = len + tokens;
+        (self.first, self.len) = (first, len + tokens);
         Ok(q)
     }
 
@@ -189,13 +301,37 @@ impl<B: AttentionBackend> KvCache<B> {
 
 /// Uninitialised keys and values.
 fn empty<B: Backend>(
-    [batch, heads, dim]: [usize; 3],
+    sizes: [usize; 3],
     room: usize,
     options: impl Into<TensorCreationOptions<B>>,
 ) -> [Tensor<B, 4>; 2] {
     let options = options.into();
-    let empty = || Tensor::empty([batch, heads, room, dim], options.clone());
-    [empty(), empty()]
+    [one(sizes, room, options.clone()), one(sizes, room, options)]
+}
+
+/// Uninitialised keys or values.
+fn one<B: Backend>(
+    [batch, heads, dim]: [usize; 3],
+    room: usize,
+    options: impl Into<TensorCreationOptions<B>>,
+) -> Tensor<B, 4> {
+    Tensor::empty([batch, heads, room, dim], options)
+}
+
+/// The largest number of tokens of a sequence that a cache with a window keeps when chunks of at
+/// most `chunk` tokens are appended, in whole blocks of `block` tokens: what the first of a chunk
+/// sees, the chunk, and less than a block that is only dropped whole.
+pub fn kept_at_most(window: u64, chunk: u64, block: u64) -> u64 {
+    let block = block.max(1);
+    let tokens = (window.max(1) - 1).saturating_add(chunk.max(1));
+    let tokens = tokens.saturating_add(block - 1);
+    tokens.checked_next_multiple_of(block).unwrap_or(tokens)
+}
+
+/// [`kept_at_most`] of sizes in memory.
+fn most_kept(window: usize, chunk: usize, block: usize) -> usize {
+    let [window, chunk, block] = [window, chunk, block].map(|n| n as u64);
+    usize::try_from(kept_at_most(window, chunk, block)).unwrap_or(usize::MAX)
 }
 
 /// The smallest whole number of blocks for `tokens` tokens, and for at least one, in tokens.

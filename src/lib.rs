@@ -17,7 +17,7 @@
 //! - on the CPU, every input that is not contiguous, and f16 and bf16 inputs of attention, which
 //!   are converted to f32;
 //! - a [`KvCache`] that shares its memory with a clone, when one of the two appends, and one that
-//!   has to grow.
+//!   has to grow or to drop tokens.
 //!
 //! ```
 //! use burn::tensor::{Distribution, Tensor};
@@ -69,7 +69,7 @@ pub use butterfly_ir::{Dtype, Sparsity, StageBy, Target};
 pub use butterfly_macros::{include_artifacts, pattern};
 pub use butterfly_ops as ops;
 pub use butterfly_ops::{Append, Delta, OperationError};
-pub use cache::KvCache;
+pub use cache::{KvCache, kept_at_most};
 pub use checked::Checked;
 pub use compiled::compiled;
 pub use counts::Counts;

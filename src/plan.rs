@@ -10,6 +10,7 @@ use crate::{Attend, OperationError};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
+use butterfly_ir::model::OwnAttention;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
 use butterfly_ops::Products;
 use butterfly_runtime::artifacts::Artifacts;
@@ -81,7 +82,7 @@ impl Plan {
     /// Dense causal attention, by the same kind of kernels, made when they are first needed.
     #[cfg(feature = "jit")]
     pub fn dense() -> Self {
-        Self::jit(butterfly_ir::manifest::dense())
+        Self::jit(OwnAttention { window: None }.sparsity())
     }
 
     /// The plan of an artifact folder, whose files are all checked against their digests.
@@ -110,7 +111,7 @@ impl Plan {
     /// As [`Plan::open`].
     pub fn from_artifacts(artifacts: Artifacts) -> Result<Self, OperationError> {
         let sparsity = artifacts.manifest.sparsity.clone();
-        let rows = artifacts.rows();
+        let rows = artifacts.manifest.rows.clone();
         let plan = Inner::new(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
         #[cfg(feature = "cuda")]
         let plan = Inner {
@@ -120,18 +121,18 @@ impl Plan {
         Ok(Self(Arc::new(plan)))
     }
 
-    /// The plan of dense causal attention from the same source of kernels, for layers that keep
-    /// their attention.
+    /// The plan of layers that keep their own attention, from the same source of kernels.
     ///
     /// # Errors
     /// [`OperationError::Artifact`] if the artifacts hold no kernels for it.
-    pub fn dense_of(&self) -> Result<Self, OperationError> {
+    pub fn keeping(&self, own: OwnAttention) -> Result<Self, OperationError> {
         match &self.0.source {
             #[cfg(feature = "jit")]
-            Source::Jit => Ok(Self::dense()),
+            Source::Jit => Ok(Self::jit(own.sparsity())),
             Source::Artifacts(artifacts) => {
-                let (dense, rows) = artifacts.dense()?;
-                let plan = Inner::new(dense, rows, Source::Artifacts(artifacts.clone()));
+                let rows = artifacts.kept(own)?;
+                let source = Source::Artifacts(artifacts.clone());
+                let plan = Inner::new(own.sparsity(), rows, source);
                 #[cfg(feature = "cuda")]
                 let plan = Inner {
                     products: self.0.products.clone(),

@@ -165,14 +165,12 @@ fn cores() -> usize {
 
 /// The kernel of a folder for `target` and `phase`, in the smallest element type that it has.
 fn from_folder(artifacts: &Artifacts, target: Target, phase: Role) -> Result<KernelSpec, Failure> {
-    // Kernels for layers that keep dense attention are skipped.
+    // Kernels for layers that keep their attention are skipped.
     let sparsity = &artifacts.manifest.sparsity;
-    let of_pattern = (sparsity.block, artifacts.rows());
+    let of_pattern = (sparsity.block, &artifacts.manifest.rows);
     let fits = |k: &&KernelEntry| {
         let spec = &k.spec;
-        k.target == target
-            && spec.role == phase
-            && (spec.block, &spec.rows) == (of_pattern.0, &of_pattern.1)
+        k.target == target && spec.role == phase && (spec.block, &spec.rows) == of_pattern
     };
     let kernels = artifacts.manifest.kernels.iter().filter(fits);
     let kernel = kernels.min_by_key(|kernel| (kernel.spec.dtype.bytes(), kernel.key.clone()));

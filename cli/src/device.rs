@@ -184,7 +184,7 @@ pub(crate) fn dtype(
 }
 
 /// Checks that a folder has the kernels of a model for a target and element type. It looks only for
-/// those of the pattern: a folder that has these also has those of layers that keep dense
+/// those of the pattern: a folder that has these also has those of layers that keep their
 /// attention.
 pub(crate) fn check_model(
     artifacts: &Artifacts,
@@ -195,7 +195,7 @@ pub(crate) fn check_model(
     for phase in [Phase::Prefill, Phase::Decode] {
         let sparsity = &artifacts.manifest.sparsity;
         let spec = KernelSpec {
-            rows: artifacts.rows(),
+            rows: artifacts.manifest.rows.clone(),
             ..plan::spec(&config.attention, sparsity, phase, dtype)
         };
         artifacts

@@ -11,6 +11,7 @@
 
 mod error;
 mod fields;
+mod layers;
 mod rope;
 mod sizes;
 #[cfg(test)]
@@ -19,8 +20,8 @@ mod tests;
 pub use error::ConfigError;
 pub use sizes::sizes;
 
-use crate::family::{self, Attention, Description, Layer};
-use butterfly_ir::model::{AttentionShape, LayerKind, ModelConfig};
+use crate::family::{self, Attention, Description, Layer, OfBiases};
+use butterfly_ir::model::{AttentionShape, Biases, LayerKind, ModelConfig};
 use butterfly_ir::plan::SwappedLayer;
 use butterfly_ir::{Dtype, Sparsity};
 use fields::{Fields, quote};
@@ -47,8 +48,8 @@ pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
 }
 
 /// The layers whose attention `sparsity` replaces, in order, each with the index that picks its
-/// stage. These are the layers that the pattern names or, if it names none, all full-attention
-/// layers.
+/// stage. These are the layers that the pattern names or, if it names none, all layers with
+/// softmax attention.
 ///
 /// # Errors
 /// [`ConfigError::NoSuchLayer`] and [`ConfigError::LinearLayer`] for a layer that cannot
@@ -57,18 +58,18 @@ pub fn swapped(
     config: &ModelConfig,
     sparsity: &Sparsity,
 ) -> Result<Vec<SwappedLayer>, ConfigError> {
-    let full = (0u32..)
+    let softmax = (0u32..)
         .zip(&config.layers)
-        .filter(|(_, kind)| **kind == LayerKind::FullAttention)
+        .filter(|(_, kind)| kind.is_softmax())
         .map(|(layer, _)| layer);
     let layers: Vec<u32> = match &sparsity.swapped_layers {
-        None => full.collect(),
+        None => softmax.collect(),
         Some(named) => {
             for &layer in named {
                 match config.layers.get(layer as usize) {
-                    Some(LayerKind::FullAttention) => {}
+                    Some(LayerKind::FullAttention | LayerKind::WindowAttention { .. }) => {}
                     Some(LayerKind::LinearAttention) => {
-                        let full: Vec<String> = full.map(|layer| layer.to_string()).collect();
+                        let full: Vec<String> = softmax.map(|l| l.to_string()).collect();
                         return Err(ConfigError::LinearLayer {
                             layer,
                             full: full.join(", "),
@@ -199,7 +200,7 @@ fn gpt2(
             .positive("layer_norm_epsilon")?
             .unwrap_or(family.norm_eps),
         output_gate: false,
-        bias: true,
+        biases: biases(config, &family.attention)?,
         max_positions: config.required_count("n_positions")?,
     })
 }
@@ -210,14 +211,7 @@ fn gated(
     family: &Description,
     dtype: Dtype,
 ) -> Result<ModelConfig, ConfigError> {
-    if config.flag("use_sliding_window", false)? {
-        return Err(config.unsupported(
-            "use_sliding_window",
-            &Value::from(true),
-            "false: a pattern can have a window instead",
-        ));
-    }
-    let layers = layers(config, family.hybrid)?;
+    let layers = layers::read(config, family)?;
     let attention = match family.attention.latent {
         true => mla(config)?,
         false => gqa(config, &family.attention)?,
@@ -235,7 +229,7 @@ fn gated(
         qk_norm: family.attention.qk_norm,
         norm_eps: config.positive("rms_norm_eps")?.unwrap_or(family.norm_eps),
         output_gate: family.attention.output_gate,
-        bias: config.flag("attention_bias", false)?,
+        biases: biases(config, &family.attention)?,
         max_positions: config.required_count("max_position_embeddings")?,
     })
 }
@@ -315,45 +309,18 @@ fn mla(config: &Fields<'_>) -> Result<AttentionShape, ConfigError> {
     })
 }
 
-fn layers(config: &Fields<'_>, hybrid: bool) -> Result<Vec<LayerKind>, ConfigError> {
-    let count = layer_count(config, "num_hidden_layers")?;
-    let Some(entries) = config.list("layer_types")? else {
-        // Every `interval`-th layer is full attention.
-        let interval = match hybrid {
-            true => config.count_or("full_attention_interval", 4)?,
-            false => 1,
-        };
-        let kind = |layer: u32| match (layer + 1).is_multiple_of(interval) {
-            true => LayerKind::FullAttention,
-            false => LayerKind::LinearAttention,
-        };
-        return Ok((0..count).map(kind).collect());
-    };
-    if entries.len() != count as usize {
-        return Err(ConfigError::LayerCount {
-            file: config.file.to_string(),
-            field: config.path("layer_types"),
-            given: entries.len(),
-            count_field: config.path("num_hidden_layers"),
-            layers: count,
-        });
-    }
-    let expected = match hybrid {
-        true => "full_attention or linear_attention",
-        false => "full_attention",
-    };
-    let kind = |(layer, entry): (usize, &Value)| {
-        let name = format!("layer_types[{layer}]");
-        match entry.as_str() {
-            Some("full_attention") => Ok(LayerKind::FullAttention),
-            Some("linear_attention") if hybrid => Ok(LayerKind::LinearAttention),
-            Some("sliding_attention" | "linear_attention") => {
-                Err(config.unsupported(&name, entry, expected))
-            }
-            _ => Err(config.bad(&name, entry, expected)),
+/// The projections that have biases. A family whose projections have some whatever the config says
+/// may have a field about them: the weights are what counts then.
+fn biases(config: &Fields<'_>, family: &Attention) -> Result<Biases, ConfigError> {
+    let given = config.flag("attention_bias", false)?;
+    match family.biases {
+        OfBiases::Field if given => Ok(Biases::All),
+        OfBiases::Field => Ok(Biases::None),
+        OfBiases::Always(Biases::None) if given => {
+            Err(config.unsupported("attention_bias", &Value::from(true), "false"))
         }
-    };
-    entries.iter().enumerate().map(kind).collect()
+        OfBiases::Always(biases) => Ok(biases),
+    }
 }
 
 fn layer_count(config: &Fields<'_>, name: &str) -> Result<u32, ConfigError> {

@@ -89,7 +89,7 @@ fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
         let prologue = |norm, rope, append| Op::Prologue { norm, rope, append };
         let alone = match &node.op {
             Op::Norm(norm) if !into_product => prologue(Some(*norm), None, false),
-            Op::Rope(rotation) => prologue(None, Some(*rotation), false),
+            Op::Rope(rotation) => prologue(None, Some(rotation.clone()), false),
             Op::Append => prologue(None, None, true),
             Op::Norm(_)
             | Op::Projection
@@ -127,7 +127,7 @@ fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
         norm: first_norm,
         rope: first_rope,
         append: false,
-    } = nodes[at].op
+    } = nodes[at].op.clone()
     else {
         return false;
     };
@@ -140,7 +140,7 @@ fn join(nodes: &mut [Node], at: usize, reader: usize) -> bool {
     let in_order = norm.is_none() && (first_rope.is_none() || rope.is_none());
     if leads && in_order {
         *norm = first_norm;
-        *rope = first_rope.or(*rope);
+        *rope = first_rope.or(rope.take());
     }
     leads && in_order
 }
@@ -162,14 +162,14 @@ fn join_heads(graph: &mut LayerGraph, nodes: &mut Vec<Node>) {
         norm,
         rope,
         append: true,
-    } = nodes[append].op
+    } = nodes[append].op.clone()
     else {
         return;
     };
     // q comes from a prologue of its own or, without norm and rotation, straight from a projection.
     let same = Op::Prologue {
         norm,
-        rope,
+        rope: rope.clone(),
         append: false,
     };
     let is_prologue = |at: usize| matches!(nodes[at].op, Op::Prologue { .. });

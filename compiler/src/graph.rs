@@ -46,7 +46,7 @@ pub enum BuildError {
 /// [`BuildError`] when there is no such layer, or it has no softmax attention.
 pub fn build(config: &ModelConfig, layer: u32, phase: Phase) -> Result<LayerGraph, BuildError> {
     match config.layers.get(layer as usize) {
-        Some(LayerKind::FullAttention) => {}
+        Some(LayerKind::FullAttention | LayerKind::WindowAttention { .. }) => {}
         Some(LayerKind::LinearAttention) => return Err(BuildError::LinearLayer { layer }),
         None => {
             let layers = config.layers.len();
@@ -219,7 +219,7 @@ impl Builder<'_> {
 
     /// Rotary embedding from element `first` of each head on, if the model has one.
     fn rope(&mut self, x: ValueId, first: u32) -> ValueId {
-        match self.config.rope {
+        match self.config.rope.clone() {
             Some(rope) => self.keep(Op::Rope(Rotation { first, rope }), x),
             None => x,
         }

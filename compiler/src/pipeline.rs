@@ -8,9 +8,8 @@ use crate::prove::ProveError;
 use crate::{classify, config, fuse, graph, key, lengths, plan, prove, verify};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
-use butterfly_ir::manifest::dense;
-use butterfly_ir::model::{LayerKind, ModelConfig};
-use butterfly_ir::plan::{Plan, PlannedKernel};
+use butterfly_ir::model::{ModelConfig, OwnAttention};
+use butterfly_ir::plan::{Kept, Plan, PlannedKernel, SwappedLayer};
 use butterfly_ir::{Context, Dtype, Phase, Sparsity, Target};
 use std::time::Instant;
 
@@ -113,13 +112,11 @@ pub fn lower(
     })?;
     let [prefill, decode] =
         [Phase::Prefill, Phase::Decode].map(|phase| graphs(model, first, phase, &mut clock));
-    let full = model.layers.iter();
-    let full = full.filter(|kind| **kind == LayerKind::FullAttention);
-    let dense = (layers.len() < full.count()).then(dense);
+    let kept = kept(model, &layers);
     let kernels = clock.time("plan", || {
         let mut kernels = kernels(model, sparsity, request);
-        if let Some(dense) = &dense {
-            kernels.extend(self::kernels(model, dense, request));
+        for kept in &kept {
+            kernels.extend(self::kernels(model, &kept.own.sparsity(), request));
         }
         kernels.sort_by(|a, b| (a.target, &a.key).cmp(&(b.target, &b.key)));
         kernels.dedup();
@@ -130,7 +127,7 @@ pub fn lower(
         layers,
         capacity,
         proof,
-        dense: dense.as_ref().map(plan::rows),
+        kept,
         kernels,
     };
     if request.verify || cfg!(debug_assertions) {
@@ -159,6 +156,20 @@ fn graphs(
     let after = clock.time("fuse", || fuse::lower(&before));
     let after = verified("fuse", after)?;
     Ok(Graphs { before, after })
+}
+
+/// The attention of the layers that are not swapped, each kind once, sorted.
+fn kept(model: &ModelConfig, swapped: &[SwappedLayer]) -> Vec<Kept> {
+    let layers = (0u32..).zip(&model.layers);
+    let stay = layers.filter(|(layer, _)| swapped.iter().all(|one| one.layer != *layer));
+    let mut kinds: Vec<OwnAttention> = stay.filter_map(|(_, kind)| kind.own()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let kept = kinds.into_iter().map(|own| Kept {
+        own,
+        rows: plan::rows(&own.sparsity()),
+    });
+    kept.collect()
 }
 
 fn kernels(model: &ModelConfig, sparsity: &Sparsity, request: &Request<'_>) -> Vec<PlannedKernel> {

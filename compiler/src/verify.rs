@@ -9,7 +9,6 @@
 
 use crate::{key, plan};
 use butterfly_ir::band::keys_of_query;
-use butterfly_ir::manifest;
 use butterfly_ir::plan::{Plan, PlannedKernel};
 use butterfly_ir::{Context, KernelSpec, Rows, Sparsity, rows, sees};
 
@@ -40,16 +39,14 @@ pub fn plan(plan: &Plan) -> Result<(), String> {
         if kernel.key != key::of(&kernel.spec, kernel.target) {
             return Err(wrong("its key is not that of its specification".into()));
         }
-        if *rows != own && Some(rows) != plan.dense.as_ref() {
+        if *rows != own && plan.kept.iter().all(|kept| kept.rows != *rows) {
             return Err(wrong("its rows are those of no layer".into()));
         }
     }
     let indices: Vec<u32> = plan.layers.iter().map(|layer| layer.index).collect();
     meaning(&plan.sparsity, &own, &indices, plan.capacity)?;
-    match &plan.dense {
-        Some(dense) => meaning(&manifest::dense(), dense, &[0], plan.capacity),
-        None => Ok(()),
-    }
+    let mut kept = plan.kept.iter();
+    kept.try_for_each(|kept| meaning(&kept.own.sparsity(), &kept.rows, &[0], plan.capacity))
 }
 
 /// Compares the rows that kernels execute for `sparsity` with its definition.
@@ -143,7 +140,7 @@ mod tests {
             layers: layers.collect(),
             capacity: 10_000,
             proof: Default::default(),
-            dense: None,
+            kept: Vec::new(),
             kernels,
         }
     }

@@ -193,7 +193,7 @@ pub struct Norm {
 }
 
 /// Rotary embedding of part of a vector.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rotation {
     /// First of the [`Rope::dims`] rotated elements.
     pub first: u32,

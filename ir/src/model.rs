@@ -5,8 +5,8 @@
 //! number of q heads is a multiple of the number of kv heads, [`Rope::dims`] is even and no larger
 //! than the part of the head that is rotated.
 
-use crate::Dtype;
-use serde::Serialize;
+use crate::{Dtype, Sparsity, build};
+use serde::{Deserialize, Serialize};
 
 /// The two phases of generation; layers with latent attention differ between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -47,8 +47,8 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Whether the attention output is multiplied by a sigmoid gate.
     pub output_gate: bool,
-    /// Whether the attention projections have biases.
-    pub bias: bool,
+    /// Which attention projections have biases.
+    pub biases: Biases,
     /// Longest sequence that the model was made for, in tokens.
     pub max_positions: u32,
 }
@@ -61,6 +61,12 @@ pub enum Family {
     Gpt2,
     /// Llama 1 to 3.
     Llama,
+    /// Mistral, dense.
+    Mistral,
+    /// Qwen2 and Qwen2.5, dense.
+    Qwen2,
+    /// Phi-3, Phi-3.5 and Phi-4, dense.
+    Phi3,
     /// Qwen3, dense.
     Qwen3,
     /// Qwen3.5, dense.
@@ -109,8 +115,81 @@ pub struct LinearShape {
 pub enum LayerKind {
     /// Softmax attention over the token itself and all earlier ones; can be swapped for a pattern.
     FullAttention,
+    /// Softmax attention over the last tokens; can be swapped for a pattern.
+    WindowAttention {
+        /// Number of tokens that are seen, the token itself included; at least 1.
+        window: u32,
+    },
     /// Linear attention with a recurrent state of fixed size; is never swapped.
     LinearAttention,
+}
+
+impl LayerKind {
+    /// Whether the layer has softmax attention, which can be swapped for a pattern.
+    pub fn is_softmax(self) -> bool {
+        self.own().is_some()
+    }
+
+    /// The layer's own softmax attention, which it keeps where no pattern replaces it; `None` for
+    /// linear attention.
+    pub fn own(self) -> Option<OwnAttention> {
+        match self {
+            Self::FullAttention => Some(OwnAttention { window: None }),
+            Self::WindowAttention { window } => Some(OwnAttention {
+                window: Some(window),
+            }),
+            Self::LinearAttention => None,
+        }
+    }
+}
+
+/// The softmax attention of a layer that no pattern replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnAttention {
+    /// Number of tokens that are seen, the token itself included; `None` for all up to the token.
+    pub window: Option<u32>,
+}
+
+impl OwnAttention {
+    /// The same as a pattern: `causal`, or `causal & window(n)`.
+    pub fn sparsity(self) -> Sparsity {
+        let causal = build::causal();
+        Sparsity::from(match self.window {
+            None => causal,
+            Some(tokens) => causal & build::window(tokens),
+        })
+    }
+}
+
+/// Which of the attention projections q, k, v and o have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Biases {
+    /// None of them.
+    None,
+    /// q, k and v.
+    Inputs,
+    /// All of them.
+    All,
+}
+
+impl Biases {
+    /// Whether q, k and v have biases.
+    pub fn inputs(self) -> bool {
+        match self {
+            Self::Inputs | Self::All => true,
+            Self::None => false,
+        }
+    }
+
+    /// Whether o has a bias.
+    pub fn output(self) -> bool {
+        match self {
+            Self::All => true,
+            Self::None | Self::Inputs => false,
+        }
+    }
 }
 
 /// Heads of an attention layer.
@@ -211,7 +290,7 @@ fn inverse_root(dim: u32) -> f64 {
 }
 
 /// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
@@ -226,7 +305,7 @@ pub struct Rope {
 }
 
 /// How rotary frequencies are changed for longer sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopeScaling {
     /// Not at all.
@@ -247,6 +326,18 @@ pub enum RopeScaling {
         /// Longest sequence before the extension, in tokens.
         original_max: u32,
     },
+    /// Each frequency divided by a factor of its own, one of `short` for sequences of up to
+    /// `original_max` tokens, one of `long` for longer ones.
+    LongRope {
+        /// One factor for each pair of rotated elements.
+        short: Vec<f64>,
+        /// One factor for each pair of rotated elements.
+        long: Vec<f64>,
+        /// Longest sequence before the extension, in tokens.
+        original_max: u32,
+        /// Multiplies cosines and sines, for sequences of any length.
+        amplitude: f64,
+    },
 }
 
 impl Family {
@@ -255,6 +346,9 @@ impl Family {
         match self {
             Self::Gpt2 => "gpt2",
             Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Phi3 => "phi3",
             Self::Qwen3 => "qwen3",
             Self::Qwen35 => "qwen3_5",
             Self::Qwen35Moe => "qwen3_5_moe",

@@ -1,6 +1,7 @@
 //! The plan: all decisions of the compiler for one model and one pattern, before any kernel is
 //! emitted.
 
+use crate::model::OwnAttention;
 use crate::{KernelSpec, Rows, Sparsity, Target};
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +17,9 @@ pub struct Plan {
     pub capacity: u32,
     /// Facts proved about the swapped layers at that length.
     pub proof: Proof,
-    /// Rows of dense causal attention, if kernels are made for layers that keep it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dense: Option<Rows>,
+    /// The layers' own attention, if kernels are made for layers that keep it; each once, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Kept>,
     /// The kernels to emit, sorted by target, then key.
     pub kernels: Vec<PlannedKernel>,
 }
@@ -31,6 +32,16 @@ pub struct SwappedLayer {
     pub layer: u32,
     /// Picks the stage: the stage is this number modulo the number of stages.
     pub index: u32,
+}
+
+/// Attention that layers keep, and how its kernels get their rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The attention.
+    pub own: OwnAttention,
+    /// Rows of its pattern's kernels.
+    pub rows: Rows,
 }
 
 /// One kernel to emit.

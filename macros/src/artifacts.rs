@@ -43,9 +43,9 @@ pub(crate) fn embed(dir: &str, package: &Path) -> Result<TokenStream, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use butterfly_ir::manifest::{self, ConfigRef, FileEntry, ProductEntry, SCHEMA};
+    use butterfly_ir::manifest::{ConfigRef, FileEntry, ProductEntry, SCHEMA};
     use butterfly_ir::plan::Proof;
-    use butterfly_ir::{Dtype, Product, Target};
+    use butterfly_ir::{Dtype, Product, Rows, Target};
 
     /// Every file that opening the folder reads must be embedded, those of matrix products too.
     #[test]
@@ -71,7 +71,7 @@ mod tests {
             schema: SCHEMA,
             compiler: "0".into(),
             pattern: "causal".into(),
-            sparsity: manifest::dense(),
+            sparsity: butterfly_ir::build::causal().into(),
             config: ConfigRef {
                 file: "config.json".into(),
                 model_type: "llama".into(),
@@ -88,7 +88,8 @@ mod tests {
                 causal: true,
                 empty_queries: 0,
             },
-            dense: None,
+            rows: Rows::Table,
+            kept: vec![],
             kernels: vec![],
             products: vec![product],
             digest: String::new(),

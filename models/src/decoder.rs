@@ -1,11 +1,11 @@
-//! Llama, Qwen3 and Qwen3.5: each layer is a norm, softmax or linear attention, a norm, and a gated
+//! Llama, Mistral, Phi-3 and Qwen: each layer is a norm, softmax or linear attention, a norm, and a gated
 //! feed-forward layer.
 
 use crate::ModelError;
 use crate::layers::{self, Attention, GatedMlp, LinearAttention, Weight, add_norm, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
-use crate::rotation;
+use crate::rotation::Frequencies;
 use crate::state::{LayerState, State};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -21,7 +21,7 @@ pub(crate) struct Decoder<B: Backend> {
     norm: Tensor<B, 1>,
     dtype: DType,
     epsilon: f32,
-    frequencies: Vec<f64>,
+    rotation: Option<Frequencies>,
 }
 
 #[derive(Clone, Debug)]
@@ -47,7 +47,8 @@ impl<B: AttentionBackend> Decoder<B> {
         let program = layers::program(config)?;
         let hidden = sizes.hidden as usize;
         let epsilon = config.norm_eps as f32;
-        let plus = match family::of(config.family).zero_centred {
+        let family = family::of(config.family);
+        let plus = match family.zero_centred {
             true => 1.0,
             false => 0.0,
         };
@@ -62,7 +63,7 @@ impl<B: AttentionBackend> Decoder<B> {
                 }
                 _ => {
                     let at = format!("{at}.self_attn");
-                    Mixer::Attention(Attention::load(loader, &at, &program, config.bias, hidden))
+                    Mixer::Attention(Attention::load(loader, &at, &program, config, hidden))
                 }
             };
             let after = format!("{at}.post_attention_layernorm.weight");
@@ -70,7 +71,12 @@ impl<B: AttentionBackend> Decoder<B> {
                 before,
                 mixer,
                 after: loader.norm(&after, hidden, plus),
-                mlp: GatedMlp::load(loader, &format!("{at}.mlp"), sizes),
+                mlp: GatedMlp::load(
+                    loader,
+                    &format!("{at}.mlp"),
+                    family.projections.gate_up,
+                    sizes,
+                ),
             }
         });
         let layers = layers.collect();
@@ -80,11 +86,7 @@ impl<B: AttentionBackend> Decoder<B> {
             norm: loader.norm("norm.weight", hidden, plus),
             dtype: loader.dtype(),
             epsilon,
-            frequencies: config
-                .rope
-                .as_ref()
-                .map(rotation::frequencies)
-                .unwrap_or_default(),
+            rotation: config.rope.as_ref().map(Frequencies::new),
         })
     }
 
@@ -96,13 +98,15 @@ impl<B: AttentionBackend> Decoder<B> {
         &self,
         batch: usize,
         room: usize,
-        blocks: &[usize],
+        policy: &Policy,
         device: &B::Device,
     ) -> Vec<LayerState<B>> {
-        let layers = self.layers.iter().zip(blocks);
-        let states = layers.map(|(layer, block)| match &layer.mixer {
-            Mixer::Attention(attention) => attention.cache(batch, room, *block, device),
-            Mixer::Linear(linear) => linear.state(batch, device),
+        let layers = self.layers.iter().zip(&policy.layers);
+        let states = layers.filter_map(|(layer, policy)| match &layer.mixer {
+            Mixer::Attention(attention) => {
+                Some(attention.cache(batch, room, policy.as_ref()?, device))
+            }
+            Mixer::Linear(linear) => Some(linear.state(batch, device)),
         });
         states.collect()
     }
@@ -119,10 +123,13 @@ impl<B: AttentionBackend> Decoder<B> {
         let capacity = state.capacity_for(tokens)?;
         let profile = state.profile.clone();
         let positions = state.position..state.position + tokens;
-        let rotation = (!self.frequencies.is_empty()).then(|| {
-            let table = rotation::table(&self.frequencies, positions);
-            let data = TensorData::new(table, [tokens, 2 * self.frequencies.len()]);
-            Tensor::from_data(data, (&device, DType::F32))
+        let rotation = self.rotation.as_ref().map(|rotation| {
+            let table = rotation.table(capacity, positions);
+            let width = table.len() / tokens;
+            Tensor::from_data(
+                TensorData::new(table, [tokens, width]),
+                (&device, DType::F32),
+            )
         });
         // The residual stream is f32, whatever element type the layers compute in.
         let mut x = self.embedding.rows(ids, DType::F32)?.cast(DType::F32);

@@ -1,6 +1,7 @@
 //! Errors of loading and running a model.
 
 use butterfly::OperationError;
+use butterfly_compiler::family;
 use std::path::PathBuf;
 
 /// What is wrong with a model folder, or with a request to its model.
@@ -36,7 +37,7 @@ pub enum ModelError {
         problems: Vec<String>,
     },
     /// A model family that the compiler knows, but whose layers this crate does not have yet.
-    #[error("{}: `model_type` {family} cannot be run yet: its kernels can be compiled, its layers are not written; give gpt2, llama, qwen3 or qwen3_5", path.display())]
+    #[error("{}: `model_type` {family} cannot be run yet: its kernels can be compiled, its layers are not written; give one of {}", path.display(), running())]
     Family {
         /// The `config.json`.
         path: PathBuf,
@@ -114,4 +115,11 @@ fn listed(problems: &[String]) -> String {
         text.push(format!("  and {} more", problems.len() - MOST));
     }
     text.join("\n")
+}
+
+/// The families whose models run.
+fn running() -> String {
+    let families = family::ALL.iter().filter(|one| one.runs);
+    let names: Vec<&str> = families.map(|one| one.family.name()).collect();
+    names.join(", ")
 }

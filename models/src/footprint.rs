@@ -3,7 +3,7 @@
 use crate::Taken;
 use butterfly::Dtype;
 use butterfly_ir::Phase;
-use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use butterfly_ir::model::{ModelConfig, ModelSizes};
 
 /// The memory that a run needs, in bytes; each figure saturates at `u64::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,8 +23,11 @@ pub struct Footprint {
 pub struct Extent {
     /// Number of sequences; all have the same length.
     pub batch: u64,
-    /// Tokens that the caches of a sequence have room for.
+    /// Largest length of a sequence.
     pub capacity: u64,
+    /// Tokens of a sequence that the KV caches of all attention layers have room for, together
+    /// ([`Policy::cached`](crate::Policy::cached)).
+    pub cached: u64,
     /// Tokens of a sequence that one call of the model takes.
     pub chunk: u64,
     /// Tokens of a sequence whose logits are computed at once.
@@ -56,8 +59,12 @@ impl Footprint {
             let (k, v) = (k_heads * k_dim, v_heads * v_dim);
             (2 * k + 2 * v + 2 * v_heads, v, v_heads * k_dim * v_dim)
         });
-        let of = |kind| config.layers.iter().filter(|layer| **layer == kind).count() as u128;
-        let (full, recurrent) = (of(LayerKind::FullAttention), of(LayerKind::LinearAttention));
+        let full = config
+            .layers
+            .iter()
+            .filter(|kind| kind.is_softmax())
+            .count() as u128;
+        let recurrent = config.layers.len() as u128 - full;
         let (linear_rows, values, state) = linear.unwrap_or_default();
         let bytes = wide32(dtype.bytes());
         // A feed-forward layer holds gate, up projection and their product; linear attention holds
@@ -69,10 +76,11 @@ impl Footprint {
         let stream = 2 * 4 * hidden + 2 * bytes * hidden;
         let widest = feed_forward.max(attention).max(recurrence);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
-        let rotation = 4 * config.rope.map_or(0, |rope| wide32(rope.dims));
+        let rotation = 4 * config.rope.as_ref().map_or(0, |rope| wide32(rope.dims));
         let Extent {
             batch,
             capacity,
+            cached,
             chunk,
             logits,
         } = extent;
@@ -82,8 +90,8 @@ impl Footprint {
         Self {
             weights: weights.allocated,
             caches: count(tokens(
-                (full * 2 * kv * dim * bytes)
-                    .saturating_mul(wide(capacity))
+                (2 * kv * dim * bytes)
+                    .saturating_mul(wide(cached))
                     .saturating_add(recurrent * 4 * state),
             )),
             activations: count(
@@ -122,6 +130,7 @@ mod tests {
         let extent = Extent {
             batch: 1,
             capacity: 8192,
+            cached: 32 * 8192,
             chunk: 8192,
             logits: 1,
         };
@@ -157,6 +166,7 @@ mod tests {
                 let extent = Extent {
                     batch: most,
                     capacity: most,
+                    cached: most,
                     chunk: most,
                     logits: most,
                 };

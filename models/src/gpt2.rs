@@ -116,12 +116,15 @@ impl<B: AttentionBackend> Gpt2<B> {
         &self,
         batch: usize,
         room: usize,
-        blocks: &[usize],
+        policy: &Policy,
         device: &B::Device,
     ) -> Vec<LayerState<B>> {
-        let layers = self.layers.iter().zip(blocks);
+        let layers = self.layers.iter().zip(&policy.layers);
         layers
-            .map(|(layer, block)| layer.attention.cache(batch, room, *block, device))
+            .filter_map(|(layer, policy)| {
+                let policy = policy.as_ref()?;
+                Some(layer.attention.cache(batch, room, policy, device))
+            })
             .collect()
     }
 

@@ -164,17 +164,11 @@ impl<B: AttentionBackend> Model<B> {
     /// decode and chunks then see what one prefill of the whole text sees. Without it the number of
     /// stages follows the length of the text so far, and logits differ from those of one prefill.
     pub fn state(&self, batch: usize, capacity: Option<usize>, policy: &Policy) -> State<B> {
-        let layers = policy.layers.iter();
-        let blocks = layers.map(|layer| match layer {
-            Some(layer) => layer.plan.sparsity().block as usize,
-            None => 1,
-        });
-        let blocks: Vec<usize> = blocks.collect();
         let room = capacity.unwrap_or(1);
         State {
             layers: match &self.inner {
-                Inner::Decoder(model) => model.state(batch, room, &blocks, &self.device),
-                Inner::Gpt2(model) => model.state(batch, room, &blocks, &self.device),
+                Inner::Decoder(model) => model.state(batch, room, policy, &self.device),
+                Inner::Gpt2(model) => model.state(batch, room, policy, &self.device),
             },
             batch,
             position: 0,
@@ -234,13 +228,28 @@ impl<B: AttentionBackend> Model<B> {
         }
         for ((kind, layer), policy) in kinds.iter().zip(&state.layers).zip(&policy.layers) {
             match (kind, layer, policy) {
-                (LayerKind::FullAttention, LayerState::Attention(cache), Some(_)) => {
+                (
+                    LayerKind::FullAttention | LayerKind::WindowAttention { .. },
+                    LayerState::Attention(cache),
+                    Some(policy),
+                ) => {
                     if cache.len() != state.position {
                         return Err(ModelError::State("was lost when the device failed"));
                     }
+                    if !policy.fits(cache) {
+                        return Err(ModelError::State(
+                            "forgets tokens that patterns of this policy see",
+                        ));
+                    }
                 }
                 (LayerKind::LinearAttention, LayerState::Linear(_), _) => {}
-                (LayerKind::FullAttention | LayerKind::LinearAttention, _, _) => {
+                (
+                    LayerKind::FullAttention
+                    | LayerKind::WindowAttention { .. }
+                    | LayerKind::LinearAttention,
+                    _,
+                    _,
+                ) => {
                     return Err(other());
                 }
             }
@@ -296,7 +305,7 @@ mod tests {
         let path = fixture("models").join(name).join("config.json");
         let (config, sizes) = read_config(&path).expect("a config");
         let model = Model::random(&config, &sizes, Dtype::F32, &Default::default());
-        let policy = Policy::dense(&config, &Plan::dense());
+        let policy = Policy::dense(&config, &Plan::dense()).expect("a policy");
         (model.expect("a model"), policy)
     }
 
@@ -307,7 +316,7 @@ mod tests {
     /// The last layer with a KV cache fails, after the layers before it have taken the chunk.
     #[test]
     fn a_state_survives_a_chunk_that_fails() {
-        for name in ["gpt2", "llama", "qwen3_5"] {
+        for name in ["gpt2", "llama", "mistral", "qwen3_5"] {
             let (model, policy) = model(name);
             let device = *model.device();
             let forward = |state: &mut State<Flex>, tokens: &[u32]| {

@@ -1,9 +1,13 @@
 //! Which attention layers follow a pattern, and which keep their own attention.
 
 use crate::ModelError;
-use butterfly::{Counts, OperationError, Plan, Sparsity};
+use burn::prelude::Backend;
+use butterfly::{Counts, KvCache, Plan, Sparsity, kept_at_most};
 use butterfly_compiler::config;
-use butterfly_ir::model::{LayerKind, ModelConfig};
+use butterfly_ir::model::{LayerKind, ModelConfig, OwnAttention};
+use butterfly_ir::plan::SwappedLayer;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// The attention that each layer of a model runs.
 #[derive(Clone, Debug)]
@@ -20,57 +24,68 @@ pub struct LayerPolicy {
     /// The index that picks the stage, unless the pattern fixes it: stage = index modulo the number
     /// of stages.
     pub index: u32,
-    /// Whether the pattern replaces the layer's own, causal attention.
+    /// Whether a pattern replaces the layer's own attention.
     pub swapped: bool,
     /// Counts the launches of this layer's kernels.
     pub counts: Counts,
 }
 
 impl Policy {
-    /// Every attention layer keeps its own, causal attention, which `plan` computes.
-    pub fn dense(model: &ModelConfig, plan: &Plan) -> Self {
-        let layers = model.layers.iter().map(|kind| match kind {
-            LayerKind::LinearAttention => None,
-            LayerKind::FullAttention => Some(LayerPolicy {
-                plan: plan.clone(),
-                index: 0,
-                swapped: false,
-                counts: Counts::default(),
-            }),
-        });
-        Self {
-            layers: layers.collect(),
-        }
+    /// Every attention layer keeps its own attention, by kernels from the same source as those of
+    /// `plan`, whose pattern does not matter.
+    ///
+    /// # Errors
+    /// [`ModelError::Operation`] if `plan` is of artifacts without kernels for this attention.
+    pub fn dense(model: &ModelConfig, plan: &Plan) -> Result<Self, ModelError> {
+        Self::with(model, plan, &[])
     }
 
     /// The attention layers that `sparsity` names follow `plan`; if it names none, all do. The
-    /// others run the plan that `dense` makes, which is called only if there are others.
+    /// others keep their own attention, by kernels from the same source.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a layer that cannot be replaced; the error of `dense` as
-    /// [`ModelError::Operation`].
-    pub fn new(
+    /// [`ModelError::Config`] for a layer that cannot be replaced; [`ModelError::Operation`] if
+    /// `plan` is of artifacts without kernels for layers that keep their attention.
+    pub fn new(model: &ModelConfig, plan: &Plan, sparsity: &Sparsity) -> Result<Self, ModelError> {
+        Self::with(model, plan, &config::swapped(model, sparsity)?)
+    }
+
+    fn with(
         model: &ModelConfig,
         plan: &Plan,
-        sparsity: &Sparsity,
-        dense: impl FnOnce() -> Result<Plan, OperationError>,
+        swapped: &[SwappedLayer],
     ) -> Result<Self, ModelError> {
-        let swapped = config::swapped(model, sparsity)?;
-        let full = model.layers.iter();
-        let full = full.filter(|kind| **kind == LayerKind::FullAttention);
-        let mut policy = match swapped.len() < full.count() {
-            true => Self::dense(model, &dense()?),
-            false => Self::dense(model, plan),
-        };
-        for layer in swapped {
-            policy.layers[layer.layer as usize] = Some(LayerPolicy {
-                plan: plan.clone(),
-                index: layer.index,
-                swapped: true,
+        // Layers with the same attention share a plan, so that its kernels are prepared once.
+        let mut kept: BTreeMap<OwnAttention, Plan> = BTreeMap::new();
+        let mut layer = |(layer, kind): (u32, &LayerKind)| {
+            let Some(own) = kind.own() else {
+                return Ok(None);
+            };
+            let swap = swapped.iter().find(|swapped| swapped.layer == layer);
+            let plan = match (swap, kept.entry(own)) {
+                (Some(_), _) => plan.clone(),
+                (None, Entry::Occupied(kept)) => kept.get().clone(),
+                (None, Entry::Vacant(kept)) => kept.insert(plan.keeping(own)?).clone(),
+            };
+            Ok(Some(LayerPolicy {
+                plan,
+                index: swap.map_or(0, |swap| swap.index),
+                swapped: swap.is_some(),
                 counts: Counts::default(),
-            });
-        }
-        Ok(policy)
+            }))
+        };
+        let layers = (0..).zip(&model.layers).map(&mut layer);
+        Ok(Self {
+            layers: layers.collect::<Result<_, ModelError>>()?,
+        })
+    }
+
+    /// Tokens that the KV caches of all layers hold of one sequence, together, when at most
+    /// `capacity` tokens are run in chunks of at most `chunk`.
+    pub fn cached(&self, capacity: u64, chunk: u64) -> u64 {
+        let layers = self.attention().map(|(_, layer)| layer);
+        let tokens = layers.map(|layer| layer.cached(capacity, chunk));
+        tokens.fold(0, u64::saturating_add)
     }
 
     /// The plan of the first attention layer. All layers share its artifacts, from which kernels
@@ -84,5 +99,69 @@ impl Policy {
     pub fn attention(&self) -> impl Iterator<Item = (usize, &LayerPolicy)> {
         let layers = self.layers.iter().enumerate();
         layers.filter_map(|(i, layer)| Some((i, layer.as_ref()?)))
+    }
+}
+
+impl LayerPolicy {
+    /// The number of last tokens that the layer's queries see, if they see no others wherever they
+    /// stand.
+    pub fn lookback(&self) -> Option<u32> {
+        let sparsity = self.plan.sparsity();
+        sparsity.pattern.lookback(sparsity.block)
+    }
+
+    /// Whether a cache keeps all that the layer's queries see, from the start of a block on.
+    pub(crate) fn fits<B: Backend>(&self, cache: &KvCache<B>) -> bool {
+        let block = self.plan.sparsity().block as usize;
+        let keeps = |kept| {
+            let seen = self.lookback().is_some_and(|seen| seen as usize <= kept);
+            seen && cache.block().is_multiple_of(block)
+        };
+        cache.window().is_none_or(keeps)
+    }
+
+    fn cached(&self, capacity: u64, chunk: u64) -> u64 {
+        let most = self.lookback().map(|window| {
+            let block = u64::from(self.plan.sparsity().block);
+            kept_at_most(window.into(), chunk, block)
+        });
+        most.unwrap_or(capacity).min(capacity)
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use butterfly_tests::fixture;
+
+    #[test]
+    fn caches_hold_what_layers_see() {
+        let file = fixture("configs").join("mistral-7b-v0.1.json");
+        let text = std::fs::read_to_string(&file).expect("a config");
+        let model = config::read("config.json", &text).expect("a config");
+        let dense = Policy::dense(&model, &Plan::dense()).expect("a policy");
+        // 4095 tokens that the first of a chunk sees, the chunk, and the rest of a block of 128.
+        let kept = (4095 + 512 + 127) / 128 * 128;
+        assert_eq!(dense.cached(32_768, 512), 32 * kept);
+        assert_eq!(dense.cached(1000, 512), 32 * 1000);
+        assert_eq!(dense.cached(u64::MAX, u64::MAX), u64::MAX);
+        let swap = |text: &str| {
+            let sparsity = Sparsity::parse("test", text).expect("a pattern");
+            let plan = Plan::new(sparsity.clone()).expect("a plan");
+            Policy::new(&model, &plan, &sparsity).expect("a policy")
+        };
+        let sinks = swap("layers 3,7 causal & (local(1) | sink(1))");
+        assert_eq!(sinks.cached(32_768, 512), 30 * kept + 2 * 32_768);
+        let near = swap("block 64 causal & local(1)");
+        assert_eq!(near.cached(32_768, 512), 32 * (127 + 512 + 63) / 64 * 64);
+        let layer = |policy: &Policy, layer: usize| {
+            let layer = policy.layers[layer].clone().expect("softmax attention");
+            (layer.swapped, layer.plan.sparsity().pattern.to_string())
+        };
+        assert_eq!(layer(&sinks, 0), (false, "causal & window(4096)".into()));
+        assert_eq!(
+            layer(&sinks, 3),
+            (true, "causal & (local(1) | sink(1))".into())
+        );
     }
 }

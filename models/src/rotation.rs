@@ -2,43 +2,82 @@
 
 use butterfly_ir::model::{Rope, RopeScaling};
 use std::f64::consts::TAU;
+use std::ops::Range;
 
-/// The angle, in radians, by which each pair of dimensions turns from one position to the next.
-///
-/// # Source
-/// RoFormer, arXiv:2104.09864; `Llama3` scaling as in the reference code of Llama 3.1.
-pub(crate) fn frequencies(rope: &Rope) -> Vec<f64> {
-    let pairs = rope.dims / 2;
-    let plain = (0..pairs).map(|i| {
-        let exponent = f64::from(2 * i) / f64::from(rope.dims);
-        rope.theta.powf(-exponent)
-    });
-    let scaled = plain.map(|frequency| match rope.scaling {
-        RopeScaling::Default => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 {
-            factor,
-            low,
-            high,
-            original_max,
-        } => {
-            let turns = f64::from(original_max) * frequency / TAU;
-            let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-            kept * frequency + (1.0 - kept) * frequency / factor
-        }
-    });
-    scaled.collect()
+/// How far the pairs of dimensions of a model's heads turn from one position to the next.
+#[derive(Clone, Debug)]
+pub(crate) struct Frequencies {
+    /// The angle of each pair, in radians.
+    angles: Vec<f64>,
+    /// A length in tokens, and the angles for sequences that are longer, if they differ.
+    longer: Option<(usize, Vec<f64>)>,
+    /// Multiplies cosines and sines.
+    amplitude: f64,
 }
 
-/// The cosines of all pairs, then their sines, for each position: `[positions, 2 * pairs]`.
-pub(crate) fn table(frequencies: &[f64], positions: std::ops::Range<usize>) -> Vec<f32> {
-    let mut table = Vec::with_capacity(positions.len() * 2 * frequencies.len());
-    for position in positions {
-        let angles = frequencies.iter().map(|f| f * position as f64);
-        table.extend(angles.clone().map(|angle| angle.cos() as f32));
-        table.extend(angles.map(|angle| angle.sin() as f32));
+impl Frequencies {
+    /// # Source
+    /// RoFormer, arXiv:2104.09864; `Llama3` scaling as in the reference code of Llama 3.1;
+    /// LongRoPE, arXiv:2402.13753.
+    pub(crate) fn new(rope: &Rope) -> Self {
+        let pairs = rope.dims / 2;
+        let plain = (0..pairs).map(|i| {
+            let exponent = f64::from(2 * i) / f64::from(rope.dims);
+            rope.theta.powf(-exponent)
+        });
+        let divided = |factors: &[f64]| plain.clone().zip(factors).map(|(f, by)| f / by).collect();
+        match &rope.scaling {
+            RopeScaling::Default => Self::all(plain.collect()),
+            RopeScaling::Linear { factor } => Self::all(plain.map(|f| f / factor).collect()),
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original_max,
+            } => {
+                let scaled = plain.map(|frequency| {
+                    let turns = f64::from(*original_max) * frequency / TAU;
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    kept * frequency + (1.0 - kept) * frequency / factor
+                });
+                Self::all(scaled.collect())
+            }
+            RopeScaling::LongRope {
+                short,
+                long,
+                original_max,
+                amplitude,
+            } => Self {
+                angles: divided(short),
+                longer: Some((*original_max as usize, divided(long))),
+                amplitude: *amplitude,
+            },
+        }
     }
-    table
+
+    fn all(angles: Vec<f64>) -> Self {
+        Self {
+            angles,
+            longer: None,
+            amplitude: 1.0,
+        }
+    }
+
+    /// The cosines of all pairs, then their sines, for each position: `[positions, 2 * pairs]`;
+    /// `capacity` is the length of the sequence to plan for, in tokens.
+    pub(crate) fn table(&self, capacity: usize, positions: Range<usize>) -> Vec<f32> {
+        let angles = match &self.longer {
+            Some((most, longer)) if capacity > *most => longer,
+            _ => &self.angles,
+        };
+        let mut table = Vec::with_capacity(positions.len() * 2 * angles.len());
+        for position in positions {
+            let angles = angles.iter().map(|angle| angle * position as f64);
+            table.extend(angles.clone().map(|x| (self.amplitude * x.cos()) as f32));
+            table.extend(angles.map(|x| (self.amplitude * x.sin()) as f32));
+        }
+        table
+    }
 }
 
 #[cfg(test)]
@@ -58,11 +97,12 @@ mod tests {
                 original_max: 8192,
             },
         };
-        let scaled = frequencies(&rope);
-        let plain = frequencies(&Rope {
+        let scaled = Frequencies::new(&rope).angles;
+        let plain = Frequencies::new(&Rope {
             scaling: RopeScaling::Default,
             ..rope
         });
+        let plain = plain.angles;
         assert_eq!(scaled[0], plain[0]);
         assert!((scaled[63] - plain[63] / 8.0).abs() < 1e-15);
         let between = (0..64).filter(|i| scaled[*i] < plain[*i] && scaled[*i] > plain[*i] / 8.0);
@@ -71,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_table_holds_cosines_before_sines() {
-        let table = table(&[1.0, 0.5], 3..5);
+        let table = Frequencies::all(vec![1.0, 0.5]).table(8, 3..5);
         let expected = [3.0f32.cos(), 1.5f32.cos(), 3.0f32.sin(), 1.5f32.sin()];
         assert_eq!(table.len(), 8);
         assert!(
@@ -80,5 +120,47 @@ mod tests {
                 .zip(expected)
                 .all(|(a, b)| (a - b).abs() < 1e-6)
         );
+    }
+
+    /// Frequencies as `_compute_longrope_parameters` of transformers 5.24 gives them, for 12 of 16
+    /// elements.
+    #[test]
+    fn longer_sequences_have_other_frequencies() {
+        let frequencies = Frequencies::new(&Rope {
+            theta: 10_000.0,
+            dims: 12,
+            interleaved: false,
+            scaling: RopeScaling::LongRope {
+                short: vec![1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+                long: vec![1.5, 2.0, 4.5, 12.25, 31.0, 62.5],
+                original_max: 4096,
+                amplitude: 1.25,
+            },
+        });
+        let short = [
+            1.0,
+            0.205_184_27,
+            0.042_196_255,
+            0.008,
+            0.001_436_289_5,
+            0.000_232_079_47,
+        ];
+        let long = [
+            0.666_666_7,
+            0.107_721_72,
+            0.010_314_64,
+            0.000_816_326_53,
+            0.000_069_497_88,
+            0.000_007_426_543_6,
+        ];
+        for (capacity, expected) in [(1, short), (4096, short), (4097, long), (131_072, long)] {
+            let table = frequencies.table(capacity, 3..4);
+            let (cosines, sines) = table.split_at(6);
+            for ((cos, sin), frequency) in cosines.iter().zip(sines).zip(expected) {
+                let angle: f64 = 3.0 * frequency;
+                assert!((f64::from(*cos) - 1.25 * angle.cos()).abs() < 2e-6);
+                assert!((f64::from(*sin) - 1.25 * angle.sin()).abs() < 2e-6);
+            }
+        }
     }
 }

@@ -66,7 +66,8 @@ impl<B: Backend> State<B> {
     }
 
     /// A snapshot of the state, without copying any tensor: recurrent states are kept as further
-    /// handles to the same tensors; KV caches only grow, so their length is enough.
+    /// handles to the same tensors; KV caches drop no token that is seen after them, so their length
+    /// is enough.
     pub(crate) fn mark(&self) -> Mark<B> {
         let layers = self.layers.iter();
         Mark {
@@ -85,7 +86,9 @@ impl<B: Backend> State<B> {
         self.position = mark.position;
         for (layer, linear) in self.layers.iter_mut().zip(mark.linear) {
             match (layer, linear) {
-                (LayerState::Attention(cache), _) => cache.truncate(mark.position),
+                (LayerState::Attention(cache), _) => {
+                    cache.truncate(mark.position);
+                }
                 (LayerState::Linear(state), Some(linear)) => *state = linear,
                 (LayerState::Linear(_), None) => {}
             }
@@ -103,6 +106,154 @@ impl<B: Backend> State<B> {
                 tokens: needed,
                 capacity,
             }),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use crate::{Folder, Logits, Model, Policy};
+    use burn_flex::Flex;
+    use butterfly::{Dtype, Plan, Sparsity, kept_at_most};
+    use butterfly_tests::fixture;
+
+    /// Tokens of the text: several times what a layer with a window keeps.
+    const TOKENS: usize = 700;
+    /// The window of the fixture's layers, and the blocks of kernels for layers that keep it.
+    const WINDOW: usize = 20;
+    const BLOCK: usize = 128;
+
+    fn mistral() -> Model<Flex> {
+        let folder = Folder::open(&fixture("models").join("mistral")).expect("a folder");
+        let (model, _) = Model::load(&folder, Dtype::F32, &Default::default()).expect("a model");
+        model
+    }
+
+    fn text() -> Vec<u32> {
+        (0..TOKENS as u32).map(|i| i * i * 7 % 251).collect()
+    }
+
+    fn caches(state: &State<Flex>) -> impl Iterator<Item = &KvCache<Flex>> {
+        state.layers.iter().filter_map(|layer| match layer {
+            LayerState::Attention(cache) => Some(cache),
+            LayerState::Linear(_) => None,
+        })
+    }
+
+    fn numbers(logits: Tensor<Flex, 3>) -> Vec<f32> {
+        logits.into_data().into_vec().expect("f32")
+    }
+
+    /// Logits of a text in chunks equal those of the whole text, of which nothing is dropped.
+    fn equal_in_chunks(model: &Model<Flex>, policy: &Policy, forgets: [bool; 4]) {
+        let text = text();
+        let run = |chunk: usize, capacity| {
+            let mut state = model.state(1, capacity, policy);
+            let mut logits = Vec::new();
+            for tokens in text.chunks(chunk) {
+                let chunk = model.forward(tokens, &mut state, policy, Logits::All);
+                logits.extend(numbers(chunk.expect("a chunk")));
+            }
+            (logits, state)
+        };
+        let (whole, state) = run(TOKENS, Some(TOKENS));
+        assert!(caches(&state).all(|cache| cache.first() == 0));
+        for (chunk, capacity) in [(1, Some(TOKENS)), (7, None), (64, Some(TOKENS))] {
+            let (parts, state) = run(chunk, capacity);
+            let off = whole.iter().zip(&parts).map(|(a, b)| (a - b).abs());
+            let off = off.fold(0.0, f32::max);
+            assert!(off <= 1e-5, "in chunks of {chunk}: {off}");
+            let most = kept_at_most(WINDOW as u64, chunk as u64, BLOCK as u64) as usize;
+            for (cache, forgets) in caches(&state).zip(forgets) {
+                assert_eq!(cache.first() > 0, forgets, "in chunks of {chunk}");
+                assert!(!forgets || cache.room() <= most);
+                assert!(forgets || cache.room() >= TOKENS);
+            }
+        }
+    }
+
+    #[test]
+    fn layers_with_a_window_forget_and_give_the_same_logits() {
+        let model = mistral();
+        let policy = Policy::dense(&model.config, &Plan::dense()).expect("a policy");
+        equal_in_chunks(&model, &policy, [true; 4]);
+        // Three layers keep their window, one sees the first tokens of the text too.
+        let pattern = "layers 2 block 8 causal & (window(30) | sink(1))";
+        let sparsity = Sparsity::parse("test", pattern).expect("a pattern");
+        let plan = Plan::new(sparsity.clone()).expect("a plan");
+        let policy = Policy::new(&model.config, &plan, &sparsity).expect("a policy");
+        equal_in_chunks(&model, &policy, [true, true, false, true]);
+    }
+
+    /// The last layer fails, after the layers before it have dropped tokens to take the chunk.
+    #[test]
+    fn a_state_that_forgets_survives_a_chunk_that_fails() {
+        let (model, text) = (mistral(), text());
+        let policy = Policy::dense(&model.config, &Plan::dense()).expect("a policy");
+        let forward = |state: &mut State<Flex>, tokens: &[u32]| {
+            model.forward(tokens, state, &policy, Logits::All)
+        };
+        let mut state = model.state(1, Some(TOKENS), &policy);
+        forward(&mut state, &text[..100]).expect("a chunk");
+        // As much as there is room for.
+        let room = caches(&state).next().expect("a layer").room();
+        forward(&mut state, &text[100..room]).expect("a chunk");
+        assert!(caches(&state).all(|cache| cache.first() == 0));
+        let mut undisturbed = state.clone();
+        let next = &text[room..room + 50];
+        let want = numbers(forward(&mut undisturbed, next).expect("a chunk"));
+        assert!(caches(&undisturbed).all(|cache| cache.first() > 0));
+
+        let right = state.layers[3].clone();
+        let mut wrong = KvCache::new([1, 1, 8], room, BLOCK, &Default::default());
+        let rows = Tensor::zeros([1, room, 24], &Default::default());
+        let append = butterfly::Append {
+            q_heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            q_step: 8,
+            starts: [0, 8, 16],
+            position: 0,
+            norm: None,
+            rotated: 0,
+        };
+        let inputs = [rows.clone(), rows.clone(), rows];
+        wrong.append(inputs, None, None, append).expect("append");
+        state.layers[3] = LayerState::Attention(wrong);
+        let error = forward(&mut state, next).expect_err("a cache of other heads");
+        assert!(matches!(error, ModelError::Operation(_)), "{error}");
+        assert_eq!(state.position(), room);
+        assert!(caches(&state).next().is_some_and(|cache| cache.first() > 0));
+
+        state.layers[3] = right;
+        let got = numbers(forward(&mut state, next).expect("as before"));
+        assert_eq!(got, want);
+    }
+
+    /// A pattern that sees more than the caches of a state keep is refused.
+    #[test]
+    fn a_state_that_forgets_is_for_its_policy() {
+        let model = mistral();
+        let dense = Policy::dense(&model.config, &Plan::dense()).expect("a policy");
+        for (pattern, fits) in [
+            ("block 128 causal & window(10)", true),
+            ("block 64 causal & window(20)", true),
+            ("block 128 causal & window(21)", false),
+            ("block 48 causal & window(20)", false),
+            ("block 128 causal & (window(5) | sink(1))", false),
+            ("causal", false),
+        ] {
+            let sparsity = Sparsity::parse("test", pattern).expect("a pattern");
+            let plan = Plan::new(sparsity.clone()).expect("a plan");
+            let other = Policy::new(&model.config, &plan, &sparsity).expect("a policy");
+            let mut state = model.state(1, Some(64), &dense);
+            let result = model.forward(&[1, 2, 3], &mut state, &other, Logits::Last);
+            match (result, fits) {
+                (Ok(_), true) => {}
+                (Err(ModelError::State(what)), false) => assert!(what.contains("forgets")),
+                (other, _) => panic!("{pattern}: {:?}", other.map(|_| ())),
+            }
         }
     }
 }

@@ -4,7 +4,8 @@
 use butterfly_ir::manifest::{
     self, ConfigRef, FileEntry, KernelEntry, Manifest, ProductEntry, SCHEMA,
 };
-use butterfly_ir::plan::{Proof, SwappedLayer};
+use butterfly_ir::model::OwnAttention;
+use butterfly_ir::plan::{Kept, Proof, SwappedLayer};
 use butterfly_ir::{
     Atom, Bound, Dtype, KernelSpec, Role, RowProgram, Rows, Sparsity, SymbolicBand, Target, build,
     key,
@@ -106,7 +107,11 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
             causal: true,
             empty_queries: 0,
         },
-        dense: Some(Rows::Table),
+        rows: rows(),
+        kept: vec![Kept {
+            own: OwnAttention { window: Some(300) },
+            rows: Rows::Table,
+        }],
         kernels,
         products: vec![ProductEntry {
             target: "cuda:sm_90a".parse().expect("a target"),
@@ -203,7 +208,7 @@ fn launched(manifest: &Manifest) -> Vec<KernelEntry> {
     kernels
 }
 
-/// If `dense` were missing, the rows of dense attention could be taken for those of the pattern.
+/// If a kind of `kept` were missing, its rows could be taken for those of the pattern.
 #[test]
 fn kernels_of_two_patterns_are_refused() {
     let root = tempfile::tempdir().expect("root");
@@ -212,11 +217,21 @@ fn kernels_of_two_patterns_are_refused() {
     write(&dir, &manifest, &files).expect("written");
     let text = fs::read_to_string(dir.join("manifest.json")).expect("text");
     let mut value: Value = serde_json::from_str(&text).expect("JSON");
-    value["dense"] = Value::Null;
+    let kept = value["kept"].take();
+    value["kept"] = json!([]);
     reseal(&dir, &mut value);
     let error = Artifacts::open(&dir).expect_err("two patterns").to_string();
-    let wanted = "kernels: are of several patterns beside `dense`";
+    let wanted = "its block and rows are neither those of the pattern nor of `kept`";
     assert!(error.contains(wanted), "{error}");
+    value["kept"] = json!([kept[0], kept[0]]);
+    reseal(&dir, &mut value);
+    let error = Artifacts::open(&dir).expect_err("twice").to_string();
+    assert!(error.contains("kept: does not increase"), "{error}");
+    value["kept"] = kept;
+    value["kept"][0]["own"]["window"] = json!(0);
+    reseal(&dir, &mut value);
+    let error = Artifacts::open(&dir).expect_err("no tokens").to_string();
+    assert!(error.contains("window of no tokens"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::{Append, AttentionBackend, KvCache, OperationError};
+use butterfly::{Append, AttentionBackend, KvCache, OperationError, kept_at_most};
 
 const SIZES: [usize; 3] = [2, 2, 16];
 
@@ -62,6 +62,79 @@ fn caches_grow_by_blocks() {
     grows::<Flex>(&Default::default());
     grows::<Vulkan>(&WgpuDevice::Cpu);
     grows::<Fused>(&WgpuDevice::Cpu);
+}
+
+/// A cache with a window keeps what the next token sees, in whole blocks, and no more than it says;
+/// older clones do not change, and it can go back to before the last append.
+pub(crate) fn forgets<B: AttentionBackend>(device: &B::Device) {
+    const WINDOW: usize = 20;
+    let rows = random::<B, 3>([2, 300, 128], device);
+    let append = Append {
+        norm: None,
+        rotated: 0,
+        ..append()
+    };
+    let fill = |cache: &mut KvCache<B>, from: usize, to: usize| {
+        let rows = rows.clone().slice([0..2, from..to, 0..128]);
+        let inputs = [rows.clone(), rows.clone(), rows];
+        let q = cache.append(inputs, None, None, append.clone());
+        q.expect("append");
+    };
+    let values = |cache: &KvCache<B>, from: usize, to: usize| {
+        let part = from - cache.first()..to - cache.first();
+        cache.tensors().map(|x| {
+            let [b, h, _, d] = x.dims();
+            numbers(&x.slice([0..b, 0..h, part.clone(), 0..d]))
+        })
+    };
+    let options = (device, DType::F32);
+    let mut whole = KvCache::new(SIZES, 300, 8, options);
+    fill(&mut whole, 0, 300);
+    for chunk in [1, 7, 64] {
+        let most = kept_at_most(WINDOW as u64, chunk as u64, 8) as usize;
+        assert!(most <= WINDOW + chunk + 2 * 8);
+        // With memory for all tokens from the start, for what is kept, and for a part of it.
+        for capacity in [300, most, 1] {
+            let mut cache = KvCache::with_window(SIZES, capacity, 8, WINDOW, options);
+            assert_eq!((cache.len(), cache.room()), (0, 0));
+            let mut drops = 0;
+            for from in (0..300).step_by(chunk) {
+                let to = (from + chunk).min(300);
+                let (first, before) = (cache.first(), cache.clone());
+                let kept = values(&before, first, from);
+                fill(&mut cache, from, to);
+                drops += usize::from(cache.first() > first);
+                assert_eq!((cache.len(), cache.first() % 8), (to, 0));
+                assert!(cache.first() == 0 || cache.first() + WINDOW - 1 <= from);
+                assert!(cache.kept() <= cache.room() && cache.room() <= most);
+                let there = values(&cache, cache.first(), to);
+                assert!(
+                    there == values(&whole, cache.first(), to),
+                    "{chunk} to {to}"
+                );
+                assert!(values(&before, first, from) == kept, "{chunk} to {to}");
+                // Undo and redo.
+                assert!(cache.truncate(from), "{chunk} from {from}");
+                fill(&mut cache, from, to);
+                let again = values(&cache, cache.first(), to);
+                assert!(
+                    again == values(&whole, cache.first(), to),
+                    "{chunk} to {to}"
+                );
+            }
+            assert!(drops > 1, "{chunk}: {drops}");
+            // What the token at 100 sees is gone.
+            assert!(!cache.truncate(100));
+            assert_eq!((cache.len(), cache.first(), cache.kept()), (0, 0, 0));
+        }
+    }
+}
+
+#[test]
+fn a_cache_with_a_window_forgets() {
+    forgets::<Flex>(&Default::default());
+    forgets::<Vulkan>(&WgpuDevice::Cpu);
+    forgets::<Fused>(&WgpuDevice::Cpu);
 }
 
 /// After every kind of wrong input the cache is unchanged, and can still be appended to.

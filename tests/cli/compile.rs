@@ -54,7 +54,7 @@ fn compile(threads: &str, config: &Path, dir: &Path) -> BTreeMap<String, Vec<u8>
 }
 
 #[test]
-fn six_models_twice_and_nested_give_the_same_kernels() {
+fn nine_models_twice_and_nested_give_the_same_kernels() {
     let root = tempfile::tempdir().expect("root");
     let mut count = 0;
     for entry in std::fs::read_dir(fixture("configs")).expect("configs") {
@@ -82,7 +82,7 @@ fn six_models_twice_and_nested_give_the_same_kernels() {
         assert_eq!(kernels(&once), kernels(&nested), "{}", config.display());
         count += 1;
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 9);
     let folder = root.path().join("once");
     let verify = butterfly("2", &["verify", "--json", folder.to_str().expect("utf-8")]);
     let report: serde_json::Value = serde_json::from_slice(&verify.stdout).expect("object");

@@ -125,6 +125,53 @@ fn artifacts_replace_the_compiler() {
     assert!(!output.exists());
 }
 
+/// Artifacts of a model whose layers have a window hold its kernels, where layers keep it.
+#[test]
+fn artifacts_hold_kernels_for_windows() {
+    let folder = tempfile::tempdir().expect("folder");
+    let artifacts = folder.path().join("artifacts");
+    let config = model("mistral").join("config.json");
+    let compile = |pattern: &str| {
+        let args = ["compile", text(&config), "--pattern", pattern];
+        let more = ["--target", "vulkan,cpu", "--dtype", "f32"];
+        good(&[&args[..], &more, &["-o", text(&artifacts)]].concat());
+    };
+    let json = model("mistral").join("sparse_xor_bs8_layers1_3.json");
+    compile(text(&json));
+    let inputs = "sparse_xor_bs8_layers1_3.safetensors";
+    let want = floats(&model("mistral").join(inputs), "logits");
+    for device in ["cpu", "vulkan"] {
+        let more = ["--device", device, "--artifacts", text(&artifacts)];
+        let (report, got) = logits("mistral", inputs, &more);
+        close(&got, &want, 5e-4, 0.0).expect("logits");
+        assert_eq!(report["layers"][0]["window"], 20);
+        assert_eq!(report["layers"][1]["swapped"], true);
+        assert!(report["layers"][1]["window"].is_null());
+        assert_eq!(report["compiled_kernels"], serde_json::json!([]));
+    }
+    let bench = |more: &[&str]| {
+        let args = ["bench", "model", "--random-weights", text(&config)];
+        let sizes = ["--prompt-tokens", "300", "--decode", "1", "--chunk", "64"];
+        let more = [&args[..], &sizes, &["--device", "cpu"], more].concat();
+        more.into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    let with: Vec<String> = bench(&["--artifacts", text(&artifacts)]);
+    let with: Vec<&str> = with.iter().map(String::as_str).collect();
+    let rows = good(&with)["rows"].clone();
+    // Keys and values of 2 x 24 elements in f32. A layer with a window of 20 keeps 19 tokens, a
+    // chunk of 64 and less than a block of 128, in whole blocks; the others keep all 301.
+    let token = 2 * 2 * 24 * 4;
+    assert_eq!(rows[0]["attention"], "dense");
+    assert_eq!(rows[0]["cache_bytes"], 4 * 256 * token);
+    assert_eq!(rows[1]["cache_bytes"], (2 * 256 + 2 * 301) * token);
+
+    compile("block 8 causal & (local(1) | sink(1))");
+    let error = bad(&with);
+    for part in ["no kernels", "causal & window(20)", "compile again"] {
+        assert!(error.contains(part), "no `{part}` in: {error}");
+    }
+}
+
 /// With the capacity of the whole text, a shorter prompt runs the same stages as the whole text.
 #[test]
 fn capacity_keeps_stages() {

@@ -32,6 +32,37 @@ fn agree<B: AttentionBackend>(device: &B::Device) {
     }
 }
 
+/// A text that is several times as long as what layers with a window keep, in chunks and at once.
+fn forget<B: AttentionBackend>(device: &B::Device) {
+    let model = load::<B>("mistral", Dtype::F32, device);
+    let tokens: Vec<u32> = (0..420).map(|i| i * i * 7 % 251).collect();
+    for case in cases("mistral") {
+        let policy = policy(&model, &case);
+        let whole = logits(&model, &policy, &tokens, tokens.len()).expect("runs");
+        for chunk in [7, 64] {
+            let parts = logits(&model, &policy, &tokens, chunk).expect("runs");
+            let off = farthest(&parts, &whole);
+            assert!(off <= 1e-4, "{} by {chunk}: {off}", case.name);
+        }
+    }
+}
+
+#[test]
+fn cpu_forgets() {
+    forget::<burn_flex::Flex>(&Default::default());
+}
+
+#[test]
+fn vulkan_forgets() {
+    forget::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
+fn cuda_forgets() {
+    forget::<burn_cuda::Cuda>(&Default::default());
+}
+
 #[test]
 fn cpu() {
     agree::<burn_flex::Flex>(&Default::default());

@@ -6,9 +6,12 @@ use butterfly_tests::{fixture, floats};
 use std::path::{Path, PathBuf};
 
 /// The models, and the fixtures' tolerance for their logits in f32.
-pub(crate) const MODELS: [(&str, f32); 5] = [
+pub(crate) const MODELS: [(&str, f32); 8] = [
     ("gpt2", 2e-4),
     ("llama", 2e-4),
+    ("mistral", 5e-4),
+    ("phi3", 5e-4),
+    ("qwen2", 5e-4),
     ("qwen3", 2e-4),
     ("qwen3_5", 1e-3),
     ("qwen3_5_wrapped", 1e-3),
@@ -80,10 +83,10 @@ pub(crate) fn load<B: AttentionBackend>(model: &str, dtype: Dtype, device: &B::D
 
 pub(crate) fn policy<B: AttentionBackend>(model: &Model<B>, case: &Case) -> Policy {
     match &case.sparsity {
-        None => Policy::dense(&model.config, &Plan::dense()),
+        None => Policy::dense(&model.config, &Plan::dense()).expect("a policy"),
         Some(sparsity) => {
             let plan = Plan::new(sparsity.clone()).expect("a plan");
-            Policy::new(&model.config, &plan, sparsity, || plan.dense_of()).expect("a policy")
+            Policy::new(&model.config, &plan, sparsity).expect("a policy")
         }
     }
 }

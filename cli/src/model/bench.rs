@@ -87,8 +87,8 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
 pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
     let path = &command.config;
     let (config, mut sizes) = read_config(path).map_err(Failure::bad)?;
-    let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
-    let first = config.layers.iter().position(full).unwrap_or(0);
+    let softmax = |kind: &LayerKind| kind.is_softmax();
+    let first = config.layers.iter().position(softmax).unwrap_or(0);
     let at = command.layer.map_or(first, |layer| layer as usize);
     if at >= config.layers.len() {
         return Err(Failure::Bad(format!(
@@ -164,12 +164,7 @@ fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Res
         measure,
         run,
         sparse: sparse.as_ref(),
-        extent: Extent {
-            batch: 1,
-            capacity: capacity.into(),
-            chunk: run.chunk.into(),
-            logits: 1,
-        },
+        capacity: capacity.into(),
     };
     let setting = Setting {
         config: &subject.config,
@@ -235,7 +230,8 @@ struct Work<'a> {
     measure: &'a Measure,
     run: &'a Run,
     sparse: Option<&'a Sparse>,
-    extent: Extent,
+    /// Largest length of a sequence.
+    capacity: u64,
 }
 
 impl Task for Work<'_> {
@@ -258,13 +254,17 @@ impl Task for Work<'_> {
             Some(folder) => folder.dir().join("config.json"),
             None => path.to_path_buf(),
         };
-        let needs = Footprint::new(
-            config,
-            sizes,
-            taken.map_err(Failure::bad)?,
-            dtype,
-            self.extent,
-        );
+        let policies = [self.dense()?, self.swapped()?].into_iter().flatten();
+        let chunk = self.run.chunk.into();
+        let cached = policies.map(|policy| policy.cached(self.capacity, chunk));
+        let extent = Extent {
+            batch: 1,
+            capacity: self.capacity,
+            cached: cached.max().unwrap_or_default(),
+            chunk,
+            logits: 1,
+        };
+        let needs = Footprint::new(config, sizes, taken.map_err(Failure::bad)?, dtype, extent);
         place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
         let model: Model<B> = match folder {
@@ -282,21 +282,12 @@ impl Task for Work<'_> {
         let all = self.measure.prompt_tokens.len() as u64 * kinds;
         let bar = crate::progress(all, "measuring");
         for &tokens in &self.measure.prompt_tokens {
-            if !self.measure.no_dense {
-                let dense = match self.sparse {
-                    // From the same artifacts, if there are any.
-                    Some(sparse) => {
-                        let dense = sparse.plan.dense_of().map_err(Failure::bad)?;
-                        Policy::dense(config, &dense)
-                    }
-                    None => self.subject.policy(None)?,
-                };
+            if let Some(dense) = self.dense()? {
                 let subject = (&model, &dense, "dense");
                 rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
                 bar.inc(1);
             }
-            if self.sparse.is_some() {
-                let policy = self.subject.policy(self.sparse)?;
+            if let Some(policy) = self.swapped()? {
                 let subject = (&model, &policy, "butterfly");
                 rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
                 bar.inc(1);
@@ -319,6 +310,25 @@ impl Task for Work<'_> {
 }
 
 impl Work<'_> {
+    /// A policy by which all layers keep their attention, unless that is not measured; its kernels
+    /// are from the same artifacts as those of the pattern, if there are any.
+    fn dense(&self) -> Result<Option<Policy>, Failure> {
+        if self.measure.no_dense {
+            return Ok(None);
+        }
+        let policy = match self.sparse {
+            Some(sparse) => Policy::dense(&self.subject.built(), &sparse.plan),
+            None => return self.subject.policy(None).map(Some),
+        };
+        policy.map(Some).map_err(Failure::bad)
+    }
+
+    /// A policy with the pattern, if there is one.
+    fn swapped(&self) -> Result<Option<Policy>, Failure> {
+        let sparse = self.sparse.map(|sparse| self.subject.policy(Some(sparse)));
+        sparse.transpose()
+    }
+
     /// Reports of the layers, numbered as in the whole model.
     fn layers(&self, policy: &Policy) -> Vec<report::LayerReport> {
         let mut layers = report::layers(policy);
@@ -391,7 +401,7 @@ impl Work<'_> {
         let heads = model.config.attention.kernel_shape(Phase::Prefill);
         let key = u64::from(heads.kv_heads)
             * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
-        let layers = policy.attention().count() as u64;
+        let cached = policy.cached(capacity as u64, self.run.chunk.into());
         Ok(Row {
             attention,
             prompt_tokens: tokens,
@@ -401,7 +411,7 @@ impl Work<'_> {
             decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
             decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
             memory_bytes,
-            cache_bytes: key * capacity as u64 * layers,
+            cache_bytes: key * cached,
             profile,
             layers: self.layers(policy),
         })

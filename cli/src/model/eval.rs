@@ -83,10 +83,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let capacity = command.run.capacity.map_or(most, |n| n as usize).max(most);
     let sparse = sparse(&command.run, capacity)?;
     let dense = match &sparse {
-        Some(sparse) => {
-            let dense = sparse.plan.dense_of().map_err(Failure::bad)?;
-            Policy::dense(&folder.config, &dense)
-        }
+        Some(sparse) => Policy::dense(&folder.config, &sparse.plan).map_err(Failure::bad)?,
         None => policy(&folder.config, None, &command.model)?,
     };
     let swapped = match &sparse {
@@ -184,11 +181,15 @@ impl Task for Work<'_> {
             true => 0,
             false => self.command.run.chunk.into(),
         };
+        let (capacity, chunk) = (self.capacity as u64, compared.max(needle));
+        let policies = [Some(self.dense), self.swapped].into_iter().flatten();
+        let cached = policies.map(|policy| policy.cached(capacity, chunk));
         // Two sequences: one with the pattern, one without.
         let extent = Extent {
             batch: 2,
-            capacity: self.capacity as u64,
-            chunk: compared.max(needle),
+            capacity,
+            cached: cached.max().unwrap_or_default(),
+            chunk,
             logits: compared,
         };
         // Logits in f32, and log-probabilities of a row in f64, each with the pattern and without.

@@ -181,10 +181,13 @@ impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
+        let capacity = self.capacity as u64;
+        let chunk = u64::from(self.command.run.chunk).min(self.prompt.len() as u64);
         let extent = Extent {
             batch: 1,
-            capacity: self.capacity as u64,
-            chunk: u64::from(self.command.run.chunk).min(self.prompt.len() as u64),
+            capacity,
+            cached: self.policy.cached(capacity, chunk),
+            chunk,
             logits: 1,
         };
         let (model, _) = place.load(self.folder, extent, 0)?;

@@ -106,9 +106,11 @@ impl Task for Work<'_> {
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let [batch, length] = [self.batch, self.length].map(|n| n as u64);
         let chunk = u64::from(self.command.run.chunk).min(length);
+        let capacity = self.capacity as u64;
         let extent = Extent {
             batch,
-            capacity: self.capacity as u64,
+            capacity,
+            cached: self.policy.cached(capacity, chunk),
             chunk,
             logits: chunk,
         };

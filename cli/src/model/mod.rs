@@ -334,10 +334,10 @@ pub(crate) fn policy(
     path: &Path,
 ) -> Result<Policy, Failure> {
     match sparse {
-        None => Ok(Policy::dense(config, &dense()?)),
-        Some(Sparse { plan, sparsity }) => Policy::new(config, plan, sparsity, || plan.dense_of())
-            .map_err(|error| Failure::file(path, error)),
+        None => Policy::dense(config, &dense()?),
+        Some(Sparse { plan, sparsity }) => Policy::new(config, plan, sparsity),
     }
+    .map_err(|error| Failure::file(path, error))
 }
 
 #[cfg(feature = "emitters")]

@@ -9,6 +9,9 @@ pub(crate) struct LayerReport {
     pub(crate) layer: usize,
     /// Whether a pattern replaces its own attention.
     pub(crate) swapped: bool,
+    /// Number of last tokens that its own attention sees, where that is kept and has a window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) window: Option<u32>,
     /// Index that picks the stage.
     pub(crate) index: u32,
     /// Number of launches of each kernel.
@@ -21,6 +24,7 @@ pub(crate) fn layers(policy: &Policy) -> Vec<LayerReport> {
     let report = layers.map(|(layer, policy)| LayerReport {
         layer,
         swapped: policy.swapped,
+        window: policy.lookback().filter(|_| !policy.swapped),
         index: policy.index,
         kernels: policy.counts.get().into_iter().collect(),
     });
@@ -29,18 +33,19 @@ pub(crate) fn layers(policy: &Policy) -> Vec<LayerReport> {
 
 /// The same as text, with one line for all layers that ran the same kernels equally often.
 pub(crate) fn text(layers: &[LayerReport]) -> String {
-    let what = |layer: &LayerReport| (layer.swapped, layer.kernels.clone());
+    let what = |layer: &LayerReport| (layer.swapped, layer.window, layer.kernels.clone());
     let mut text = String::new();
     let mut rest: Vec<&LayerReport> = layers.iter().collect();
     while let Some(first) = rest.first().map(|layer| what(layer)) {
         let (same, other): (Vec<_>, Vec<_>) = rest.into_iter().partition(|l| what(l) == first);
         rest = other;
         let indices: Vec<String> = same.iter().map(|layer| layer.layer.to_string()).collect();
-        let does = match first.0 {
-            true => "pattern",
-            false => "dense",
+        let does = match (first.0, first.1) {
+            (true, _) => "pattern".to_string(),
+            (false, None) => "dense".to_string(),
+            (false, Some(window)) => format!("dense in the last {window} tokens"),
         };
-        let kernels = first.1.iter();
+        let kernels = first.2.iter();
         let kernels: Vec<String> = kernels.map(|(name, n)| format!("{name} x {n}")).collect();
         text += &format!(
             "layers {}: {does}, {}\n",

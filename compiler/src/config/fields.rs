@@ -45,6 +45,24 @@ impl<'a> Fields<'a> {
         })
     }
 
+    pub(super) fn number(&self, name: &str) -> Result<Option<u32>, ConfigError> {
+        let expected = "a whole number from 0 to 4294967295";
+        self.read(name, expected, |value| u32::try_from(value.as_u64()?).ok())
+    }
+
+    /// A list of `count` numbers above 0.
+    pub(super) fn positives(&self, name: &str, count: usize) -> Result<Vec<f64>, ConfigError> {
+        let expected = format!("a list of {count} numbers above 0");
+        let numbers = self.read(name, &expected, |value| {
+            let numbers = value.as_array()?.iter();
+            let numbers: Option<Vec<f64>> = numbers
+                .map(|number| number.as_f64().filter(|x| *x > 0.0))
+                .collect();
+            numbers.filter(|numbers| numbers.len() == count)
+        })?;
+        numbers.ok_or_else(|| self.missing(name, &expected))
+    }
+
     pub(super) fn count_or(&self, name: &str, default: u32) -> Result<u32, ConfigError> {
         Ok(self.count(name)?.unwrap_or(default))
     }

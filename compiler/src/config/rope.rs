@@ -7,6 +7,7 @@ use butterfly_ir::model::{Rope, RopeScaling};
 use serde_json::{Map, Value};
 
 const KINDS: &str = "default, linear or llama3";
+const LONG_KINDS: &str = "default, linear, llama3 or longrope";
 
 /// Reads the rotary embedding; `head_dim` is the number of elements of a head that may be rotated.
 pub(super) fn read(
@@ -55,16 +56,38 @@ pub(super) fn read(
         theta,
         dims: whole,
         interleaved,
-        scaling: scaling(&rope)?,
+        scaling: scaling(config, &rope, family, whole)?,
     })
 }
 
-fn scaling(rope: &Fields<'_>) -> Result<RopeScaling, ConfigError> {
+fn scaling(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    family: &Attention,
+    dims: u32,
+) -> Result<RopeScaling, ConfigError> {
     let field = match rope.get("rope_type") {
         None if rope.has("type") => "type",
         _ => "rope_type",
     };
-    match rope.text(field, KINDS)? {
+    let kinds = match family.long_rope {
+        None => KINDS,
+        Some(_) => LONG_KINDS,
+    };
+    match (rope.text(field, kinds)?, family.long_rope) {
+        // The other two names are those of earlier versions.
+        (Some("longrope" | "su" | "yarn"), Some(usual)) => long(config, rope, usual, dims),
+        (given, _) => plain(rope, field, given, kinds),
+    }
+}
+
+fn plain(
+    rope: &Fields<'_>,
+    field: &str,
+    given: Option<&str>,
+    kinds: &str,
+) -> Result<RopeScaling, ConfigError> {
+    match given {
         None | Some("default") => Ok(RopeScaling::Default),
         Some("linear") => Ok(RopeScaling::Linear {
             factor: rope.required_positive("factor")?,
@@ -83,6 +106,40 @@ fn scaling(rope: &Fields<'_>) -> Result<RopeScaling, ConfigError> {
                 original_max: rope.required_count("original_max_position_embeddings")?,
             })
         }
-        Some(other) => Err(rope.unsupported(field, &Value::from(other), KINDS)),
+        Some(other) => Err(rope.unsupported(field, &Value::from(other), kinds)),
     }
+}
+
+/// The scaling `longrope`; `usual` is the default of `original_max_position_embeddings`.
+fn long(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    usual: u32,
+    dims: u32,
+) -> Result<RopeScaling, ConfigError> {
+    let pairs = (dims / 2) as usize;
+    let name = "original_max_position_embeddings";
+    // As in transformers, the field beside the rotation counts, not one in it.
+    let original_max = config.count_or(name, usual)?;
+    if original_max == 1 {
+        return Err(config.bad(name, &Value::from(1), "at least 2 tokens"));
+    }
+    let factor = match rope.positive("factor")? {
+        Some(factor) => factor,
+        None => {
+            let most = config.required_count("max_position_embeddings")?;
+            f64::from(most) / f64::from(original_max)
+        }
+    };
+    let amplitude = match rope.positive("attention_factor")? {
+        Some(amplitude) => amplitude,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / f64::from(original_max).ln()).sqrt(),
+    };
+    Ok(RopeScaling::LongRope {
+        short: rope.positives("short_factor", pairs)?,
+        long: rope.positives("long_factor", pairs)?,
+        original_max,
+        amplitude,
+    })
 }

@@ -1,10 +1,12 @@
-//! The configs of six models, and their older spellings; `bad` has configs that are refused.
+//! The configs of nine models, and their older spellings; `bad` has configs that are refused,
+//! `windows` what sets some families apart.
 
 mod bad;
+mod windows;
 
 use super::{read, swapped};
 use butterfly_ir::model::{
-    AttentionShape, Family, KernelShape, LayerKind, ModelConfig, Rope, RopeScaling,
+    AttentionShape, Biases, Family, KernelShape, LayerKind, ModelConfig, Rope, RopeScaling,
 };
 use butterfly_ir::{Dtype, Phase, Sparsity, StageBy, build::causal};
 use serde_json::{Value, json};
@@ -21,7 +23,12 @@ const QWEN3: &str = fixture!("qwen3-8b.json");
 const QWEN35: &str = fixture!("qwen3.5-9b.json");
 const QWEN35_MOE: &str = fixture!("qwen3.5-35b-a3b.json");
 const GLM: &str = fixture!("glm-4.7-flash.json");
-const ALL: [&str; 6] = [GPT2, LLAMA, QWEN3, QWEN35, QWEN35_MOE, GLM];
+const QWEN2: &str = fixture!("qwen2.5-7b.json");
+const MISTRAL: &str = fixture!("mistral-7b-v0.1.json");
+const PHI3: &str = fixture!("phi-3-mini-4k.json");
+const ALL: [&str; 9] = [
+    GPT2, LLAMA, QWEN3, QWEN35, QWEN35_MOE, GLM, QWEN2, MISTRAL, PHI3,
+];
 
 fn good(json: &str) -> ModelConfig {
     read("config.json", json).unwrap_or_else(|error| panic!("{error}"))
@@ -72,7 +79,7 @@ fn hybrid(layers: usize) -> Vec<LayerKind> {
 }
 
 #[test]
-fn six_models() {
+fn nine_models() {
     let gpt2 = ModelConfig {
         family: Family::Gpt2,
         dtype: Dtype::F32,
@@ -82,7 +89,7 @@ fn six_models() {
         qk_norm: false,
         norm_eps: 1e-5,
         output_gate: false,
-        bias: true,
+        biases: Biases::All,
         max_positions: 1024,
     };
     let llama = ModelConfig {
@@ -99,7 +106,7 @@ fn six_models() {
             },
             ..plain_rope(500_000.0, 128)
         }),
-        bias: false,
+        biases: Biases::None,
         max_positions: 131_072,
         ..gpt2.clone()
     };
@@ -145,7 +152,34 @@ fn six_models() {
         max_positions: 202_752,
         ..llama.clone()
     };
-    let expected = [gpt2, llama, qwen3, qwen35, qwen35_moe, glm];
+    let qwen2 = ModelConfig {
+        family: Family::Qwen2,
+        layers: vec![LayerKind::FullAttention; 28],
+        attention: gqa(28, 4, 128),
+        rope: Some(plain_rope(1_000_000.0, 128)),
+        norm_eps: 1e-6,
+        biases: Biases::Inputs,
+        max_positions: 32_768,
+        ..llama.clone()
+    };
+    let mistral = ModelConfig {
+        family: Family::Mistral,
+        layers: vec![LayerKind::WindowAttention { window: 4096 }; 32],
+        rope: Some(plain_rope(10_000.0, 128)),
+        max_positions: 32_768,
+        ..llama.clone()
+    };
+    let phi3 = ModelConfig {
+        family: Family::Phi3,
+        layers: vec![LayerKind::WindowAttention { window: 2047 }; 32],
+        attention: gqa(32, 32, 96),
+        rope: Some(plain_rope(10_000.0, 96)),
+        max_positions: 4096,
+        ..llama.clone()
+    };
+    let expected = [
+        gpt2, llama, qwen3, qwen35, qwen35_moe, glm, qwen2, mistral, phi3,
+    ];
     for (json, expected) in ALL.into_iter().zip(expected) {
         assert_eq!(good(json), expected);
     }

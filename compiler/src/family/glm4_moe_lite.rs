@@ -1,6 +1,6 @@
 //! GLM-4.7-Flash: latent attention, mixture of experts.
 
-use super::{Attention, Description, Layer, PLAIN};
+use super::{Attention, Description, Layer, PLAIN, SEPARATE};
 use butterfly_ir::model::Family;
 
 pub(super) const GLM4_MOE_LITE: Description = Description {
@@ -18,5 +18,6 @@ pub(super) const GLM4_MOE_LITE: Description = Description {
     norm_eps: 1e-5,
     zero_centred: false,
     hybrid: false,
+    projections: SEPARATE,
     intermediate: "intermediate_size",
 };

@@ -1,7 +1,7 @@
 //! GPT-2.
 
-use super::{Description, Layer, PLAIN};
-use butterfly_ir::model::Family;
+use super::{Attention, Description, Layer, OfBiases, PLAIN, SEPARATE};
+use butterfly_ir::model::{Biases, Family};
 
 pub(super) const GPT2: Description = Description {
     family: Family::Gpt2,
@@ -10,9 +10,13 @@ pub(super) const GPT2: Description = Description {
     layer: Layer::Gpt2,
     prefixes: &["transformer.", ""],
     embedding: "wte.weight",
-    attention: PLAIN,
+    attention: Attention {
+        biases: OfBiases::Always(Biases::All),
+        ..PLAIN
+    },
     norm_eps: 1e-5,
     zero_centred: false,
     hybrid: false,
+    projections: SEPARATE,
     intermediate: "n_inner",
 };

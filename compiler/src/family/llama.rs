@@ -1,6 +1,6 @@
 //! Llama 1 to 3.
 
-use super::{Description, Layer, PLAIN};
+use super::{Description, Layer, PLAIN, SEPARATE};
 use butterfly_ir::model::Family;
 
 pub(super) const LLAMA: Description = Description {
@@ -14,5 +14,6 @@ pub(super) const LLAMA: Description = Description {
     norm_eps: 1e-6,
     zero_centred: false,
     hybrid: false,
+    projections: SEPARATE,
     intermediate: "intermediate_size",
 };

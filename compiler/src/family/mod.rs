@@ -6,11 +6,14 @@
 mod glm4_moe_lite;
 mod gpt2;
 mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
 mod qwen3;
 mod qwen3_5;
 mod qwen3_5_moe;
 
-use butterfly_ir::model::Family;
+use butterfly_ir::model::{Biases, Family};
 
 /// The description of a model family. Defaults are those of its config class in transformers; they
 /// apply to absent fields.
@@ -38,6 +41,8 @@ pub struct Description {
     pub zero_centred: bool,
     /// Whether some layers are linear attention.
     pub hybrid: bool,
+    /// Names of the stored projections, where a layer is [`Layer::Gated`].
+    pub projections: Projections,
     /// The config field with the inner size of feed-forward layers.
     pub intermediate: &'static str,
 }
@@ -68,7 +73,57 @@ pub struct Attention {
     pub rotated: f64,
     /// Default of `rope_interleave`; `None` where the family does not have that field.
     pub interleaved: Option<bool>,
+    /// For families with the scaling `longrope`, the default of `original_max_position_embeddings`.
+    pub long_rope: Option<u32>,
+    /// Which layers see only a window of the last tokens.
+    pub windows: Windows,
+    /// Which projections have biases.
+    pub biases: OfBiases,
 }
+
+/// Which layers of a family see only a window of the last tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// None of them.
+    Nowhere,
+    /// All of them, unless `sliding_window` is null.
+    Everywhere {
+        /// Default of `sliding_window`.
+        default: Option<u32>,
+    },
+    /// With `use_sliding_window` those that `layer_types` names or, without it, those from layer
+    /// `max_window_layers` on.
+    FromLayer {
+        /// Default of `max_window_layers`.
+        first: u32,
+        /// Default of `sliding_window`.
+        default: u32,
+    },
+}
+
+/// Which attention projections of a family have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfBiases {
+    /// All or none, as `attention_bias` says; none by default.
+    Field,
+    /// These.
+    Always(Biases),
+}
+
+/// Names of stored projections in a layer, each without `.weight`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Projections {
+    /// Those of q, k and v, or of the one matrix that holds them in this order.
+    pub qkv: &'static [&'static str],
+    /// Those of gate and up, or of the one matrix that holds them in this order.
+    pub gate_up: &'static [&'static str],
+}
+
+/// Each projection is stored as a matrix of its own.
+const SEPARATE: Projections = Projections {
+    qkv: &["q_proj", "k_proj", "v_proj"],
+    gate_up: &["gate_proj", "up_proj"],
+};
 
 /// The attention of Llama, from which other families list their differences.
 const PLAIN: Attention = Attention {
@@ -79,12 +134,18 @@ const PLAIN: Attention = Attention {
     output_gate: false,
     rotated: 1.0,
     interleaved: None,
+    long_rope: None,
+    windows: Windows::Nowhere,
+    biases: OfBiases::Field,
 };
 
 /// Every family.
 pub const ALL: &[&Description] = &[
     &gpt2::GPT2,
     &llama::LLAMA,
+    &mistral::MISTRAL,
+    &phi3::PHI3,
+    &qwen2::QWEN2,
     &qwen3::QWEN3,
     &qwen3_5::QWEN3_5,
     &qwen3_5_moe::QWEN3_5_MOE,
@@ -96,6 +157,9 @@ pub fn of(family: Family) -> &'static Description {
     match family {
         Family::Gpt2 => &gpt2::GPT2,
         Family::Llama => &llama::LLAMA,
+        Family::Mistral => &mistral::MISTRAL,
+        Family::Qwen2 => &qwen2::QWEN2,
+        Family::Phi3 => &phi3::PHI3,
         Family::Qwen3 => &qwen3::QWEN3,
         Family::Qwen35 => &qwen3_5::QWEN3_5,
         Family::Qwen35Moe => &qwen3_5_moe::QWEN3_5_MOE,

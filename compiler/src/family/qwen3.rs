@@ -1,6 +1,6 @@
 //! Qwen3, dense.
 
-use super::{Attention, Description, Layer, PLAIN};
+use super::{Attention, Description, Layer, PLAIN, SEPARATE};
 use butterfly_ir::model::Family;
 
 pub(super) const QWEN3: Description = Description {
@@ -19,5 +19,6 @@ pub(super) const QWEN3: Description = Description {
     norm_eps: 1e-6,
     zero_centred: false,
     hybrid: false,
+    projections: SEPARATE,
     intermediate: "intermediate_size",
 };

@@ -1,6 +1,6 @@
 //! Qwen3.5, dense: three layers of gated DeltaNet, then one of gated attention.
 
-use super::{Attention, Description, Layer, PLAIN};
+use super::{Attention, Description, Layer, PLAIN, SEPARATE};
 use butterfly_ir::model::Family;
 
 pub(super) const QWEN3_5: Description = Description {
@@ -21,5 +21,6 @@ pub(super) const QWEN3_5: Description = Description {
     norm_eps: 1e-6,
     zero_centred: true,
     hybrid: true,
+    projections: SEPARATE,
     intermediate: "intermediate_size",
 };

@@ -89,14 +89,14 @@ impl fmt::Display for Op {
             Self::Append => f.write_str("append"),
             Self::Prologue { norm, rope, append } => {
                 let norm = norm.map(|norm| norm.to_string());
-                let rope = rope.map(|rope| rope.to_string());
+                let rope = rope.as_ref().map(|rope| rope.to_string());
                 let append = append.then(|| "append".to_string());
                 let parts: Vec<String> = [norm, rope, append].into_iter().flatten().collect();
                 write!(f, "prologue{{{}}}", parts.join("; "))
             }
             Self::Heads { norm, rope } => {
                 let norm = norm.map(|norm| norm.to_string());
-                let rope = rope.map(|rope| rope.to_string());
+                let rope = rope.as_ref().map(|rope| rope.to_string());
                 let append = Some("append".to_string());
                 let parts: Vec<String> = [norm, rope, append].into_iter().flatten().collect();
                 write!(f, "heads{{{}}}", parts.join("; "))
@@ -143,10 +143,11 @@ impl fmt::Display for Rotation {
             "rope {}..{end} theta {}{layout}",
             self.first, self.rope.theta
         )?;
-        match self.rope.scaling {
+        match &self.rope.scaling {
             RopeScaling::Default => Ok(()),
             RopeScaling::Linear { factor } => write!(f, " linear {factor}"),
             RopeScaling::Llama3 { factor, .. } => write!(f, " llama3 {factor}"),
+            RopeScaling::LongRope { amplitude, .. } => write!(f, " longrope {amplitude:.4}"),
         }
     }
 }

@@ -160,7 +160,7 @@ fn fits(op: &Op, inputs: &[Shape], outputs: &[Shape]) -> Option<bool> {
         (Op::Append, [_] | [_, _], _) if inputs.len() == outputs.len() => appends(inputs, outputs),
         (Op::Prologue { norm, rope, append }, [x, ..], _) if inputs.len() == outputs.len() => {
             let parts = norm.is_none_or(|norm| normalises(&norm, x))
-                && rope.is_none_or(|rope| rotates(&rope, x));
+                && rope.as_ref().is_none_or(|rope| rotates(rope, x));
             match (append, inputs.len()) {
                 (true, 1 | 2) => parts && appends(inputs, outputs),
                 (false, 1) => parts && inputs == outputs,
@@ -170,7 +170,7 @@ fn fits(op: &Op, inputs: &[Shape], outputs: &[Shape]) -> Option<bool> {
         (Op::Heads { norm, rope }, [q, k, v], [y, caches @ ..]) if caches.len() == 2 => {
             let parts = [q, k].iter().all(|x| {
                 norm.is_none_or(|norm| normalises(&norm, x))
-                    && rope.is_none_or(|rope| rotates(&rope, x))
+                    && rope.as_ref().is_none_or(|rope| rotates(rope, x))
             });
             parts && q == y && new(&[*q]) && appends(&[*k, *v], caches)
         }

@@ -3,11 +3,10 @@
 //! A manifest's digest detects a damaged file. These checks detect an intact file whose content
 //! would break a launch, such as one of another version.
 
-use super::{
-    FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, dense, grid_formulas,
-};
+use super::{FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, grid_formulas};
 use crate::band::MAX_TOKENS;
 use crate::kernel::{ENTRY, NATIVE_ENTRY};
+use crate::plan::Kept;
 use crate::{Rows, Target, key};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -51,8 +50,19 @@ impl Manifest {
         if !self.layers.is_sorted_by(|a, b| a.layer < b.layer) {
             return Err(wrong("layers", "do not increase"));
         }
-        if let Some(Rows::ClosedForm(program)) = &self.dense {
-            program.check().map_err(|error| wrong("dense", error))?;
+        if let Rows::ClosedForm(program) = &self.rows {
+            program.check().map_err(|error| wrong("rows", error))?;
+        }
+        if !self.kept.is_sorted_by(|a, b| a.own < b.own) {
+            return Err(wrong("kept", "does not increase"));
+        }
+        for kept in &self.kept {
+            if kept.own.window == Some(0) {
+                return Err(wrong("kept", "has a window of no tokens"));
+            }
+            if let Rows::ClosedForm(program) = &kept.rows {
+                program.check().map_err(|error| wrong("kept", error))?;
+            }
         }
         let mut kernels = BTreeSet::new();
         for kernel in &self.kernels {
@@ -61,15 +71,6 @@ impl Manifest {
             if !kernels.insert((kernel.target, &kernel.key)) {
                 return Err(wrong(place, "is listed twice"));
             }
-        }
-        // A kernel belongs to the dense layers if its rows equal `dense`; all others must be of
-        // one pattern.
-        let rows = self.kernels.iter().map(|kernel| &kernel.spec.rows);
-        let mut own = rows.filter(|rows| Some(*rows) != self.dense.as_ref());
-        if let Some(first) = own.next()
-            && own.any(|rows| rows != first)
-        {
-            return Err(wrong("kernels", "are of several patterns beside `dense`"));
         }
         for product in &self.products {
             let place = format!("product of {}", product.product.dtype.name());
@@ -87,13 +88,11 @@ impl KernelEntry {
         if self.key != key::of(spec, target) {
             return Err("its key is not that of its `spec` by this version's emitters".into());
         }
-        let is_dense = manifest.dense.as_ref() == Some(&spec.rows) && spec.block == dense().block;
-        if spec.block != manifest.sparsity.block && !is_dense {
-            let block = manifest.sparsity.block;
-            return Err(format!(
-                "spec.block is {}, that of the pattern {block}",
-                spec.block
-            ));
+        let of_pattern = (spec.block, &spec.rows) == (manifest.sparsity.block, &manifest.rows);
+        let of_kept =
+            |kept: &Kept| (spec.block, &spec.rows) == (kept.own.sparsity().block, &kept.rows);
+        if !of_pattern && !manifest.kept.iter().any(of_kept) {
+            return Err("its block and rows are neither those of the pattern nor of `kept`".into());
         }
         geometry.check(spec, target).map_err(said)?;
         let entry = match target {

@@ -9,15 +9,14 @@ pub use check::ManifestError;
 
 use crate::kernel::geometry::second_entry;
 use crate::kernel::signature::{self, Binding, Operand, Way};
-use crate::plan::{Proof, SwappedLayer};
+use crate::plan::{Kept, Proof, SwappedLayer};
 use crate::{
-    Geometry, KernelSpec, Launch, Leaf, Product, Resident, Role, Rows, Score, Sparsity, Split,
-    StageBy, Target,
+    Geometry, KernelSpec, Launch, Product, Resident, Role, Rows, Score, Sparsity, Split, Target,
 };
 use serde::{Deserialize, Serialize};
 
 /// The schema version that this version of the crate writes and reads.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,9 +38,11 @@ pub struct Manifest {
     pub capacity: u32,
     /// Facts proved about the swapped layers at that length.
     pub proof: Proof,
-    /// Rows of [`dense()`] attention, if the folder holds kernels for layers that keep it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dense: Option<Rows>,
+    /// Rows of the pattern's kernels.
+    pub rows: Rows,
+    /// The layers' own attention, if the folder holds kernels for layers that keep it; each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Kept>,
     /// All kernels, sorted by target, then key.
     pub kernels: Vec<KernelEntry>,
     /// Matrix products of linear layers, for targets with generated kernels for them.
@@ -49,17 +50,6 @@ pub struct Manifest {
     pub products: Vec<ProductEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
     pub digest: String,
-}
-
-/// Dense causal attention, as a pattern: the attention of layers that are not swapped.
-pub fn dense() -> Sparsity {
-    Sparsity {
-        block: 128,
-        stage_by: StageBy::SwappedIndex,
-        swapped_layers: None,
-        stage: None,
-        pattern: Leaf::Causal.into(),
-    }
 }
 
 /// A model config, identified by name and content.

@@ -12,6 +12,7 @@ pub mod json;
 mod leaves;
 mod lexer;
 pub mod limits;
+mod lookback;
 mod parsed;
 mod parser;
 mod print;

@@ -10,6 +10,8 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::ops::Operation;
 use butterfly::{AttentionBackend, Call, KvCache, attention};
+use butterfly_compiler::family;
+use butterfly_ir::model::ModelConfig;
 
 /// A softmax attention layer: a program, and the weights that its steps read.
 #[derive(Clone, Debug)]
@@ -24,19 +26,23 @@ pub(crate) struct Attention<B: Backend> {
 }
 
 impl<B: AttentionBackend> Attention<B> {
-    /// Loads the attention whose weights begin with `at`, from a model that stores the projections
-    /// q, k, v and o separately.
+    /// Loads the attention whose weights begin with `at`, by the names that the family of the model
+    /// has for its projections.
     pub(crate) fn load(
         loader: &mut Loader<'_, B>,
         at: &str,
         program: &Program,
-        bias: bool,
+        config: &ModelConfig,
         hidden: usize,
     ) -> Self {
+        let biases = config.biases;
+        let names = family::of(config.family).projections;
         let parts = |what: &str| {
-            let names = ["q_proj", "k_proj", "v_proj"].into_iter();
-            let parts = names.zip(&program.projections);
-            let parts = parts.map(|(name, rows)| (format!("{at}.{name}.{what}"), *rows));
+            let parts = names
+                .qkv
+                .iter()
+                .zip(shares(&program.projections, names.qkv));
+            let parts = parts.map(|(name, rows)| (format!("{at}.{name}.{what}"), rows));
             parts.collect::<Vec<_>>()
         };
         let weight = loader.weight(&parts("weight"), hidden);
@@ -44,11 +50,11 @@ impl<B: AttentionBackend> Attention<B> {
         let o = loader.weight(&[(format!("{at}.o_proj.weight"), hidden)], width);
         let rows = Projection {
             weight,
-            bias: bias.then(|| loader.bias(&parts("bias"))),
+            bias: (biases.inputs()).then(|| loader.bias(&parts("bias"))),
         };
         let output = Projection {
             weight: o,
-            bias: bias.then(|| loader.bias(&[(format!("{at}.o_proj.bias"), hidden)])),
+            bias: (biases.output()).then(|| loader.bias(&[(format!("{at}.o_proj.bias"), hidden)])),
         };
         let norms = program.norm.map(|plus| {
             ["q_norm", "k_norm"]
@@ -63,16 +69,21 @@ impl<B: AttentionBackend> Attention<B> {
         }
     }
 
-    /// An empty cache with room for `capacity` tokens.
+    /// An empty cache for `capacity` tokens, or those that the layer's queries see at a time.
     pub(crate) fn cache(
         &self,
         batch: usize,
         capacity: usize,
-        block: usize,
+        policy: &LayerPolicy,
         device: &B::Device,
     ) -> LayerState<B> {
         let shape = [batch, self.program.kv_heads, self.program.head_dim];
-        LayerState::Attention(KvCache::new(shape, capacity, block, (device, self.dtype)))
+        let options = (device, self.dtype);
+        let block = policy.plan.sparsity().block as usize;
+        LayerState::Attention(match policy.lookback() {
+            None => KvCache::new(shape, capacity, block, options),
+            Some(window) => KvCache::with_window(shape, capacity, block, window as usize, options),
+        })
     }
 
     /// x [B, T, H] → [B, T, H].
@@ -107,7 +118,7 @@ impl<B: AttentionBackend> Attention<B> {
                     let q = q.take().expect(lost);
                     let call = Call {
                         index: policy.index,
-                        kv_len: Some(cache.len()),
+                        kv_len: Some(cache.kept()),
                         capacity: Some(capacity),
                         scale: Some(*scale),
                         counts: policy.counts.clone(),
@@ -130,5 +141,14 @@ impl<B: AttentionBackend> Attention<B> {
         }
         let o = o.expect(lost);
         Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
+    }
+}
+
+/// The rows of each stored matrix: those of each projection or, if all are stored as one matrix,
+/// their sum.
+fn shares(projections: &[usize], names: &[&str]) -> Vec<usize> {
+    match names {
+        [_] => vec![projections.iter().sum()],
+        _ => projections.to_vec(),
     }
 }

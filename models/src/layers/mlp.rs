@@ -17,10 +17,18 @@ pub(crate) struct GatedMlp<B: Backend> {
 }
 
 impl<B: AttentionBackend> GatedMlp<B> {
-    pub(crate) fn load(loader: &mut Loader<'_, B>, at: &str, sizes: &ModelSizes) -> Self {
+    /// Loads the layer whose weights begin with `at`; `names` are those of gate and up, or of the
+    /// one matrix that holds both.
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        at: &str,
+        names: &[&str],
+        sizes: &ModelSizes,
+    ) -> Self {
         let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
-        let part = |name: &str| (format!("{at}.{name}.weight"), wide);
-        let inner = loader.weight(&[part("gate_proj"), part("up_proj")], hidden);
+        let part = |name: &&str| (format!("{at}.{name}.weight"), 2 * wide / names.len());
+        let parts: Vec<_> = names.iter().map(part).collect();
+        let inner = loader.weight(&parts, hidden);
         let down = loader.weight(&[(format!("{at}.down_proj.weight"), hidden)], wide);
         Self {
             inner: Projection::new(inner),

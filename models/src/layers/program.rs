@@ -45,8 +45,8 @@ pub(crate) struct Program {
 /// # Errors
 /// A message that names the part of the layer that has no step yet.
 pub(crate) fn of(config: &ModelConfig) -> Result<Program, String> {
-    let full = |kind: &LayerKind| *kind == LayerKind::FullAttention;
-    let layer = config.layers.iter().position(full).unwrap_or_default();
+    let softmax = |kind: &LayerKind| kind.is_softmax();
+    let layer = config.layers.iter().position(softmax).unwrap_or_default();
     let graph = graph::build(config, layer as u32, Phase::Prefill);
     lower(&fuse::lower(&graph.map_err(|error| error.to_string())?))
 }
@@ -146,7 +146,8 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
     // The kernel takes heads of one size, normalises whole heads, and rotates from the first
     // element on, halves against each other.
     let whole = norm.is_none_or(|norm| norm.span.first == 0 && norm.span.len == q_shape.width);
-    let halves = rope.is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
+    let halves =
+        (rope.as_ref()).is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
     let alike = k_shape == v_shape && k_shape.width == q_shape.width;
     let dense = k.step == head_dim && v.step == head_dim;
     (whole && halves && alike && dense).then_some(Append {
@@ -157,7 +158,9 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
         starts: [q.start, k.start, v.start],
         position: 0,
         norm: norm.map(|norm| norm.eps as f32),
-        rotated: rope.map_or(0, |rotation| rotation.rope.dims as usize),
+        rotated: rope
+            .as_ref()
+            .map_or(0, |rotation| rotation.rope.dims as usize),
     })
 }
 
@@ -176,7 +179,15 @@ mod tests {
     /// The steps are the kernels of the fused graph, in prefill and in decode.
     #[test]
     fn each_kernel_of_the_fused_graph_is_a_step() {
-        for name in ["gpt2", "llama-3.1-8b", "qwen3-8b", "qwen3.5-9b"] {
+        for name in [
+            "gpt2",
+            "llama-3.1-8b",
+            "mistral-7b-v0.1",
+            "phi-3-mini-4k",
+            "qwen2.5-7b",
+            "qwen3-8b",
+            "qwen3.5-9b",
+        ] {
             let config = model(name);
             assert!(family::of(config.family).runs);
             let program = of(&config).expect("a program");

@@ -103,11 +103,13 @@ pub enum ArtifactError {
         /// How to compile a folder for these.
         way_out: String,
     },
-    /// Dense attention was asked for, but the folder's pattern replaces every layer.
-    #[error("{}: holds no kernels for layers that keep their attention, since its pattern replaces every layer; {way_out}", dir.display())]
-    NoDense {
+    /// Layers keep their own attention, but the folder's pattern replaces all layers like them.
+    #[error("{}: holds no kernels for layers that keep their attention, {own}, since its pattern replaces every such layer; {way_out}", dir.display())]
+    NotKept {
         /// The artifact folder.
         dir: PathBuf,
+        /// The attention, as a pattern.
+        own: String,
         /// How to get the missing kernels.
         way_out: String,
     },

@@ -2,8 +2,9 @@
 
 use super::{ArtifactError, Artifacts};
 use crate::{Device, Loaded, Ready};
-use butterfly_ir::manifest::{self, FileEntry, KernelEntry};
-use butterfly_ir::{Dtype, Rows, Sm, Sparsity, Target};
+use butterfly_ir::manifest::{FileEntry, KernelEntry};
+use butterfly_ir::model::OwnAttention;
+use butterfly_ir::{Dtype, Rows, Sm, Target};
 
 impl Device {
     /// The target to compile for, given a device. `sm` is the compute capability of an NVIDIA
@@ -154,29 +155,21 @@ impl Artifacts {
         )?)
     }
 
-    /// The rows of the kernels for the pattern, rather than of those for layers that keep dense
-    /// attention; [`Rows::Table`] if the manifest names no rows.
-    pub fn rows(&self) -> Rows {
-        let dense = self.manifest.dense.as_ref();
-        let mut rows = self.manifest.kernels.iter().map(|kernel| &kernel.spec.rows);
-        let other = rows.find(|rows| Some(*rows) != dense).or(dense);
-        other.cloned().unwrap_or(Rows::Table)
-    }
-
-    /// The pattern and rows of dense causal attention, for layers that the folder's pattern does
-    /// not replace.
+    /// The rows of the kernels for layers that keep their own attention.
     ///
     /// # Errors
-    /// [`ArtifactError::NoDense`] if the pattern replaces every layer, so that the folder has no
-    /// kernels for dense attention.
-    pub fn dense(&self) -> Result<(Sparsity, Rows), ArtifactError> {
-        let rows = self.manifest.dense.clone();
-        let none = || ArtifactError::NoDense {
+    /// [`ArtifactError::NotKept`] if the pattern replaces every layer with this attention, so that
+    /// the folder has no kernels for it.
+    pub fn kept(&self, own: OwnAttention) -> Result<Rows, ArtifactError> {
+        let mut kept = self.manifest.kept.iter();
+        let none = || ArtifactError::NotKept {
             dir: self.dir().to_path_buf(),
+            own: own.sparsity().pattern.to_string(),
             way_out: "name the layers to replace in the pattern (`layers 3,7 …`) and compile again"
                 .into(),
         };
-        Ok((manifest::dense(), rows.ok_or_else(none)?))
+        let kept = kept.find(|kept| kept.own == own).ok_or_else(none)?;
+        Ok(kept.rows.clone())
     }
 }
 

@@ -24,8 +24,8 @@ fn bad_json() {
 fn bad_fields() {
     let count = "a whole number from 1 to 4294967295";
     let kinds = "default, linear or llama3";
-    let types = "one of gpt2, llama, qwen3, qwen3_5, qwen3_5_text, qwen3_5_moe, \
-                 qwen3_5_moe_text or glm4_moe_lite";
+    let types = "one of gpt2, llama, mistral, phi3, qwen2, qwen3, qwen3_5, qwen3_5_text, \
+                 qwen3_5_moe, qwen3_5_moe_text or glm4_moe_lite";
     let sliding = changed(QWEN3, json!({}))["layer_types"]
         .as_array()
         .map(|types| [vec![json!("sliding_attention")], types[1..].to_vec()].concat());
@@ -128,8 +128,8 @@ fn bad_fields() {
         ),
         (
             LLAMA,
-            json!({"model_type": "mistral"}),
-            format!("`model_type` is \"mistral\", which is not supported: give {types}"),
+            json!({"model_type": "mamba"}),
+            format!("`model_type` is \"mamba\", which is not supported: give {types}"),
         ),
         (
             LLAMA,

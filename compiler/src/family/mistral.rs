@@ -1,0 +1,26 @@
+//! Mistral, dense: Llama with a window of the last tokens in all layers.
+
+use super::{Attention, Description, Layer, OfBiases, PLAIN, SEPARATE, Windows};
+use butterfly_ir::model::{Biases, Family};
+
+pub(super) const MISTRAL: Description = Description {
+    family: Family::Mistral,
+    model_types: &["mistral"],
+    runs: true,
+    layer: Layer::Gated,
+    prefixes: &["model.language_model.", "model."],
+    embedding: "embed_tokens.weight",
+    attention: Attention {
+        kv_heads: Some(8),
+        windows: Windows::Everywhere {
+            default: Some(4096),
+        },
+        biases: OfBiases::Always(Biases::None),
+        ..PLAIN
+    },
+    norm_eps: 1e-6,
+    zero_centred: false,
+    hybrid: false,
+    projections: SEPARATE,
+    intermediate: "intermediate_size",
+};
