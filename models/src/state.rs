@@ -65,6 +65,31 @@ impl<B: Backend> State<B> {
         self.capacity
     }
 
+    /// Forgets the tokens from `length` on, and returns how many are kept: `length`, unless there
+    /// are fewer. Recurrent states cannot go back: with them all tokens are forgotten, and the
+    /// state is as it was when it was new.
+    pub fn truncate(&mut self, length: usize) -> usize {
+        if length >= self.position {
+            return self.position;
+        }
+        let recurrent = |layer: &LayerState<B>| matches!(layer, LayerState::Linear(_));
+        let kept = match self.layers.iter().any(recurrent) {
+            true => 0,
+            false => length,
+        };
+        for layer in &mut self.layers {
+            match layer {
+                LayerState::Attention(cache) => cache.truncate(kept),
+                LayerState::Linear(state) => {
+                    state.rows = state.rows.zeros_like();
+                    state.memory = state.memory.zeros_like();
+                }
+            }
+        }
+        self.position = kept;
+        kept
+    }
+
     /// A snapshot of the state, without copying any tensor: recurrent states are kept as further
     /// handles to the same tensors; KV caches only grow, so their length is enough.
     pub(crate) fn mark(&self) -> Mark<B> {
