@@ -17,8 +17,6 @@ enum Kind {
     Part,
     /// `consolidated.safetensors`: tensors under the names of their authors' own code.
     Consolidated,
-    /// Safetensors under a name that no Hugging Face model has.
-    Safetensors,
     Gguf,
     /// `pytorch_model.bin` and its parts.
     PyTorchModel,
@@ -35,13 +33,12 @@ enum Kind {
 }
 
 /// All kinds: of several in a folder, the first is named.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 12] = [
     Kind::Adapter,
     Kind::Part,
     Kind::Gguf,
     Kind::PyTorchModel,
     Kind::Consolidated,
-    Kind::Safetensors,
     Kind::TensorFlow,
     Kind::Flax,
     Kind::Meta,
@@ -117,10 +114,9 @@ impl Kind {
         match extension {
             "json" => (name == "adapter_config.json").then_some(Self::Adapter),
             "safetensors" => match stem {
-                "model" => None,
                 _ if stem.starts_with("model-") && stem.contains("-of-") => Some(Self::Part),
                 _ if stem.starts_with("consolidated") => Some(Self::Consolidated),
-                _ => Some(Self::Safetensors),
+                _ => None,
             },
             "gguf" => Some(Self::Gguf),
             "bin" if stem.starts_with("pytorch_model") => Some(Self::PyTorchModel),
@@ -152,7 +148,6 @@ impl Kind {
             ),
             Self::Part => "is one part of a model, and model.safetensors.index.json, which names the parts, is missing; download it into the folder".into(),
             Self::Consolidated => "names its tensors as its authors' own code does; download the model.safetensors of the same model, or the parts with model.safetensors.index.json".into(),
-            Self::Safetensors => "is read only by the name model.safetensors; if it holds a whole model under the names of transformers, give it that name".into(),
             Self::Gguf => "is a model in one file; give the file itself, not its folder".into(),
             Self::PyTorchModel => format!(
                 "is a pickle, which can run any code when it is read; {}",
@@ -192,7 +187,7 @@ mod tests {
             ("adapter_config.json", Some(Kind::Adapter)),
             ("model-00001-of-00002.safetensors", Some(Kind::Part)),
             ("consolidated.safetensors", Some(Kind::Consolidated)),
-            ("diffusion.safetensors", Some(Kind::Safetensors)),
+            ("adapter_model.safetensors", None),
             ("SmolLM2.Q4_K_M.GGUF", Some(Kind::Gguf)),
             ("pytorch_model.bin", Some(Kind::PyTorchModel)),
             ("pytorch_model-00001-of-00002.bin", Some(Kind::PyTorchModel)),

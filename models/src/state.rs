@@ -131,3 +131,50 @@ impl<B: Backend> State<B> {
         }
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use crate::{Logits, Model, Policy, State, read_config};
+    use burn_flex::Flex;
+    use butterfly::{Dtype, Plan};
+    use butterfly_tests::fixture;
+
+    /// What follows a cut is what follows the same tokens in a new state.
+    #[test]
+    fn a_state_goes_back() {
+        for (name, kept) in [("gpt2", 3), ("llama", 3), ("qwen3_5", 0)] {
+            let path = fixture("models").join(name).join("config.json");
+            let (config, sizes) = read_config(&path).expect("a config");
+            let model = Model::<Flex>::random(&config, &sizes, Dtype::F32, &Default::default());
+            let model = model.expect("a model");
+            let policy = Policy::dense(&config, &Plan::dense());
+            let read = |state: &mut State<Flex>, tokens: &[u32]| -> Vec<f32> {
+                let logits = model.forward(tokens, state, &policy, Logits::Last);
+                let data = logits.expect("logits").into_data();
+                data.into_vec().expect("f32")
+            };
+            let new = || model.state(1, Some(16), &policy);
+            let mut state = new();
+            read(&mut state, &[1, 2, 3, 4, 5]);
+            assert_eq!(state.truncate(9), 5);
+            assert_eq!(state.truncate(5), 5);
+            assert_eq!((state.truncate(3), state.position()), (kept, kept));
+            let tokens = [1, 2, 3, 6, 7, 8];
+            let got = read(&mut state, &tokens[kept..]);
+            let mut other = new();
+            read(&mut other, &tokens[..3]);
+            // From the same place, in chunks of the same sizes, the sums are the same.
+            let want = match kept {
+                0 => read(&mut new(), &tokens),
+                _ => read(&mut other, &tokens[3..]),
+            };
+            assert_eq!(got, want, "{name}");
+            assert_eq!((state.truncate(0), state.position()), (0, 0));
+            assert_eq!(
+                read(&mut state, &tokens),
+                read(&mut new(), &tokens),
+                "{name}"
+            );
+        }
+    }
+}

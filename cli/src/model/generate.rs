@@ -131,7 +131,7 @@ fn text_of(report: &Report) -> String {
         } => (
             texts.iter().map(|text| text.tokens.len()).sum(),
             format!(
-                " of {} of {prompts} prompts in {batches} batches, {tokens_per_second:.0} tokens a second over all",
+                "; {} of {prompts} prompts in {batches} batches, {tokens_per_second:.0} tokens a second over all",
                 texts.len()
             ),
         ),
@@ -177,7 +177,6 @@ impl Task for Work<'_> {
         let plan = batch::plan(&place, self.folder, self.prompts, self.command);
         let (model, _) = place.load(self.folder, plan.extent, 0)?;
         let interrupt = Interrupt::listen()?;
-        interrupt.begin();
         let running = Running {
             command: self.command,
             prompts: self.prompts,
