@@ -148,7 +148,10 @@ fn emitted(spec: &KernelSpec, target: Target) -> Result<(KernelEntry, Vec<u8>), 
 
 /// Notes why `auto` does not take a device that is present.
 pub(crate) fn note_passed_over(device: Device, name: &str, failure: &Failure) {
-    let (Failure::Bad(reason) | Failure::Check(reason)) = failure;
+    let reason = match failure {
+        Failure::Bad(reason) | Failure::Check(reason) => reason,
+        Failure::Interrupted => return,
+    };
     output::note(format_args!(
         "note: {name} is there, but not used for {device}: {reason}"
     ));

@@ -10,6 +10,9 @@ use std::process::ExitCode;
 /// in the middle.
 const WIDTH: usize = 1000;
 
+/// The exit code of a process that Ctrl-C ended, as shells give it: 128 and the signal's number.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// Prints what is wrong with the command line, or the help that it asks for.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
@@ -28,6 +31,8 @@ pub(crate) enum Failure {
     Check(String),
     /// Bad input or environment. Exit code 2.
     Bad(String),
+    /// Ctrl-C stopped the command; what was done until then was printed. Exit code 130.
+    Interrupted,
 }
 
 impl Failure {
@@ -45,6 +50,7 @@ impl Failure {
     /// not printed one.
     pub(crate) fn report(self, json: bool) -> ExitCode {
         let (message, code) = match self {
+            Self::Interrupted => return ExitCode::from(INTERRUPTED),
             Self::Check(message) => (message, 1),
             Self::Bad(message) => {
                 if json {

@@ -3,7 +3,8 @@
 //! Owns: reading and writing the user's files, exit codes, and how results are shown. Everything
 //! else is a call into the other crates.
 //! Invariant: stdout carries the result and nothing else; with `--json` exactly one JSON object.
-//! Exit code 0 is success, 1 a check that did not hold, 2 bad input or environment.
+//! Exit code 0 is success, 1 a check that did not hold, 2 bad input or environment, 130 an end by
+//! Ctrl-C.
 
 // Only `output` prints: it handles a reader that has gone away.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -98,6 +99,8 @@ fn run(args: Args) -> Result<(), Failure> {
         #[cfg(feature = "models")]
         Command::Generate(command) => model::generate::run(&command, json),
         #[cfg(feature = "models")]
+        Command::Chat(command) => model::chat::run(&command, json),
+        #[cfg(feature = "models")]
         Command::Eval(command) => model::eval::run(&command, json),
         #[cfg(feature = "models")]
         Command::Bench {
@@ -110,6 +113,7 @@ fn run(args: Args) -> Result<(), Failure> {
         #[cfg(not(feature = "models"))]
         Command::Logits(_)
         | Command::Generate(_)
+        | Command::Chat(_)
         | Command::Eval(_)
         | Command::Bench {
             what: Bench::Model(_) | Bench::Layer(_),

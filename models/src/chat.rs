@@ -78,7 +78,7 @@ impl Chat {
         let Some((path, text)) = &self.files.template else {
             return Err(ModelError::Text {
                 path: self.dir.clone(),
-                what: "has no chat template (chat_template.jinja, or in tokenizer_config.json); leave --chat out".into(),
+                what: "has no chat template (chat_template.jinja, or in tokenizer_config.json); continue a text instead: `butterfly generate` without --chat".into(),
             });
         };
         let names = self.files.names.iter();

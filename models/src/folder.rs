@@ -35,6 +35,7 @@ impl Folder {
     /// # Errors
     /// A [`ModelError`] that names the file which cannot be read or used.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        crate::foreign::check(dir)?;
         let (config, mut sizes) = read_config(&dir.join("config.json"))?;
         let defaults = Defaults::open(&dir.join("generation_config.json"))?;
         if let Some(ends) = &defaults.ends {

@@ -18,6 +18,7 @@ mod error;
 mod finite;
 mod folder;
 mod footprint;
+mod foreign;
 mod generate;
 mod gpt2;
 mod guard;

@@ -39,6 +39,21 @@ pub(crate) struct Mark<B: Backend> {
     position: usize,
 }
 
+impl<B: Backend> LayerState<B> {
+    /// Forgets all tokens.
+    fn clear(&mut self) {
+        match self {
+            Self::Attention(cache) => {
+                cache.truncate(0);
+            }
+            Self::Linear(state) => {
+                state.rows = state.rows.zeros_like();
+                state.memory = state.memory.zeros_like();
+            }
+        }
+    }
+}
+
 impl<B: Backend> LinearState<B> {
     pub(crate) fn new(
         op: &butterfly::Delta,
@@ -63,6 +78,32 @@ impl<B: Backend> State<B> {
     /// stages follow the length of the text.
     pub fn capacity(&self) -> Option<usize> {
         self.capacity
+    }
+
+    /// Forgets the tokens from `length` on, and returns how many are kept: `length`, unless there
+    /// are fewer. Recurrent states cannot go back, and layers with a window may have dropped what
+    /// would be seen again: all tokens are forgotten then, and the state is as it was when it was
+    /// new.
+    pub fn truncate(&mut self, length: usize) -> usize {
+        if length >= self.position {
+            return self.position;
+        }
+        // Layers with a window may have dropped tokens that are seen again after the cut.
+        let mut kept = length;
+        for layer in &mut self.layers {
+            let there = match layer {
+                LayerState::Attention(cache) => cache.truncate(length),
+                LayerState::Linear(_) => false,
+            };
+            if !there {
+                kept = 0;
+            }
+        }
+        if kept == 0 {
+            self.layers.iter_mut().for_each(LayerState::clear);
+        }
+        self.position = kept;
+        kept
     }
 
     /// A snapshot of the state, without copying any tensor: recurrent states are kept as further
@@ -113,7 +154,7 @@ impl<B: Backend> State<B> {
 #[cfg(all(test, feature = "cpu"))]
 mod tests {
     use super::*;
-    use crate::{Folder, Logits, Model, Policy};
+    use crate::{Folder, Logits, Model, Policy, read_config};
     use burn_flex::Flex;
     use butterfly::{Dtype, Plan, Sparsity, kept_at_most};
     use butterfly_tests::fixture;
@@ -254,6 +295,44 @@ mod tests {
                 (Err(ModelError::State(what)), false) => assert!(what.contains("forgets")),
                 (other, _) => panic!("{pattern}: {:?}", other.map(|_| ())),
             }
+        }
+
+    /// What follows a cut is what follows the same tokens in a new state.
+    #[test]
+    fn a_state_goes_back() {
+        for (name, kept) in [("gpt2", 3), ("llama", 3), ("qwen3_5", 0)] {
+            let path = fixture("models").join(name).join("config.json");
+            let (config, sizes) = read_config(&path).expect("a config");
+            let model = Model::<Flex>::random(&config, &sizes, Dtype::F32, &Default::default());
+            let model = model.expect("a model");
+            let policy = Policy::dense(&config, &Plan::dense()).expect("a policy");
+            let read = |state: &mut State<Flex>, tokens: &[u32]| -> Vec<f32> {
+                let logits = model.forward(tokens, state, &policy, Logits::Last);
+                let data = logits.expect("logits").into_data();
+                data.into_vec().expect("f32")
+            };
+            let new = || model.state(1, Some(16), &policy);
+            let mut state = new();
+            read(&mut state, &[1, 2, 3, 4, 5]);
+            assert_eq!(state.truncate(9), 5);
+            assert_eq!(state.truncate(5), 5);
+            assert_eq!((state.truncate(3), state.position()), (kept, kept));
+            let tokens = [1, 2, 3, 6, 7, 8];
+            let got = read(&mut state, &tokens[kept..]);
+            let mut other = new();
+            read(&mut other, &tokens[..3]);
+            // From the same place, in chunks of the same sizes, the sums are the same.
+            let want = match kept {
+                0 => read(&mut new(), &tokens),
+                _ => read(&mut other, &tokens[3..]),
+            };
+            assert_eq!(got, want, "{name}");
+            assert_eq!((state.truncate(0), state.position()), (0, 0));
+            assert_eq!(
+                read(&mut state, &tokens),
+                read(&mut new(), &tokens),
+                "{name}"
+            );
         }
     }
 }

@@ -5,7 +5,7 @@
 
 mod model;
 
-pub(crate) use model::{BenchLayer, BenchModel, Eval, Generate, Logits, Measure, Run};
+pub(crate) use model::{BenchLayer, BenchModel, Chat, Draw, Eval, Generate, Logits, Measure, Run};
 
 use butterfly_compiler::card::Card;
 use butterfly_ir::band::MAX_TOKENS;
@@ -48,8 +48,10 @@ pub(crate) enum Command {
     Attend(Attend),
     /// Run a model over tokens and write its logits.
     Logits(Logits),
-    /// Continue a text.
+    /// Continue a text, or several.
     Generate(Generate),
+    /// Talk with a model.
+    Chat(Chat),
     /// Compare a pattern with dense attention by what the model makes of a text.
     Eval(Eval),
     /// Measure kernels and models on this machine.

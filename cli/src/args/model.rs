@@ -15,7 +15,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "I,I,…", value_delimiter = ',')]
     pub(crate) swap: Option<Vec<u32>>,
     /// Tokens that fix the stages of the pattern and the room for keys [default: all tokens
-    /// of the run].
+    /// of the run; for chat 8192, or what the model was made for if that is less].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub(crate) capacity: Option<u32>,
     /// Tokens of a prompt that are taken at once.
@@ -35,8 +35,8 @@ pub(crate) struct Run {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Logits {
-    /// A Hugging Face folder: config.json, safetensors.
-    #[arg(long, value_name = "DIR")]
+    /// A Hugging Face folder (config.json, safetensors), or a GGUF file.
+    #[arg(short, long, value_name = "DIR|FILE.gguf")]
     pub(crate) model: PathBuf,
     /// A safetensors file with `input_ids` [B,T], I64 or I32.
     #[arg(long, value_name = "FILE")]
@@ -50,15 +50,19 @@ pub(crate) struct Logits {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Generate {
-    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
-    #[arg(long, value_name = "DIR")]
+    /// A Hugging Face folder (config.json, safetensors, tokenizer.json), or a GGUF file.
+    #[arg(short, long, value_name = "DIR|FILE.gguf")]
     pub(crate) model: PathBuf,
-    /// The text to continue.
-    #[arg(long, required_unless_present_any = ["prompt_file", "tokens"], conflicts_with_all = ["prompt_file", "tokens"])]
+    /// The text to continue; `-` reads it from stdin, without the newline at its end.
+    #[arg(short, long, value_name = "TEXT|-", required_unless_present_any = ["prompt_file", "tokens"], conflicts_with_all = ["prompt_file", "tokens"])]
     pub(crate) prompt: Option<String>,
-    /// A file with the text to continue.
+    /// A file with the text to continue; `-` is stdin.
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub(crate) prompt_file: Option<PathBuf>,
+    /// Take each line of the prompt file as a prompt of its own; prompts of equally many tokens run
+    /// together.
+    #[arg(long, requires = "prompt_file")]
+    pub(crate) batch: bool,
     /// The tokens to continue; no tokenizer is needed, and tokens are printed.
     #[arg(
         long,
@@ -74,8 +78,37 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
     /// Most tokens to generate.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) max_new_tokens: u32,
+    #[command(flatten)]
+    pub(crate) draw: Draw,
+    /// Go on after a token that ends a text.
+    #[arg(long)]
+    pub(crate) ignore_end: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chat {
+    /// A Hugging Face folder (config.json, safetensors, tokenizer.json), or a GGUF file.
+    #[arg(short, long, value_name = "DIR|FILE.gguf")]
+    pub(crate) model: PathBuf,
+    /// What the system message says.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Most tokens of an answer [default: what the capacity leaves].
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) max_new_tokens: Option<u32>,
+    #[command(flatten)]
+    pub(crate) draw: Draw,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Draw {
     /// Divides logits; 0 takes the most likely token.
     #[arg(long, default_value_t = 0.0, value_parser = temperature)]
     pub(crate) temperature: f32,
@@ -88,17 +121,17 @@ pub(crate) struct Generate {
     /// The same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Go on after a token that ends a text.
-    #[arg(long)]
-    pub(crate) ignore_end: bool,
-    #[command(flatten)]
-    pub(crate) run: Run,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchModel {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
+    /// A Hugging Face folder, or a GGUF file.
+    #[arg(
+        short,
+        long,
+        value_name = "DIR|FILE.gguf",
+        required_unless_present = "random_weights"
+    )]
     pub(crate) model: Option<PathBuf>,
     /// A `config.json`, whose shapes are filled with random weights.
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
@@ -143,8 +176,8 @@ pub(crate) struct Measure {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Eval {
-    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
-    #[arg(long, value_name = "DIR")]
+    /// A Hugging Face folder (config.json, safetensors, tokenizer.json), or a GGUF file.
+    #[arg(short, long, value_name = "DIR|FILE.gguf")]
     pub(crate) model: PathBuf,
     /// The text to predict.
     #[arg(long, value_name = "FILE")]

@@ -1,55 +1,154 @@
-//! Generation: prefill of a prompt, then decode token by token.
+//! Generation: prefill of prompts of equal length, then decode token by token.
 
 use super::finite::Watch;
 use super::floats;
+use super::interrupt::Interrupt;
 use crate::failure::Failure;
 use burn::prelude::*;
 use butterfly::AttentionBackend;
 use butterfly_models::{Logits, Model, Policy, Sampler, State};
 use indicatif::ProgressBar;
+use std::time::Instant;
 
-/// A model in the middle of a text.
+/// A model in the middle of one text or several, which have the same length.
 pub(super) struct Continuation<'a, B: AttentionBackend> {
     pub(super) model: &'a Model<B>,
     pub(super) policy: &'a Policy,
     pub(super) state: State<B>,
-    pub(super) sampler: Sampler,
+    /// One for each text, and the number by which messages call it.
+    pub(super) texts: Vec<(Sampler, usize)>,
     /// Checks the logits that tokens are drawn from.
     pub(super) watch: Watch,
+    /// What may ask to stop.
+    pub(super) interrupt: Option<Interrupt>,
+}
+
+/// What was generated.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    /// Of each text.
+    pub(super) texts: Vec<New>,
+    /// Tokens that decode steps have drawn: those after the first of each text.
+    pub(super) drawn: usize,
+    /// What the steps took.
+    pub(super) seconds: f64,
+}
+
+/// The new part of a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct New {
+    pub(super) tokens: Vec<u32>,
+    /// Whether the model gave a token that ends the text.
+    pub(super) ended: bool,
 }
 
 impl<B: AttentionBackend> Continuation<'_, B> {
-    /// Reads the prompt in chunks, and returns the first token after it; `None` if its logits are
-    /// not finite. The sampler draws once, however many chunks there are. `bar` counts tokens.
+    /// Reads the prompts, one of each text, in chunks, and returns the first token after each:
+    /// `None` if its logits are not finite, or if reading was interrupted before its end. Each
+    /// sampler draws once, however many chunks there are. `bar` counts tokens.
     pub(super) fn prefill(
         &mut self,
-        prompt: &[u32],
+        prompts: &[&[u32]],
         chunk: usize,
         bar: &ProgressBar,
-    ) -> Result<Option<u32>, Failure> {
-        let last = prompt.len().saturating_sub(1) / chunk * chunk;
-        for chunk in prompt[..last].chunks(chunk) {
-            let logits = self.read(chunk)?;
-            // Chunks are queued on a GPU without waiting for it; only a visible bar needs to wait.
-            if !bar.is_hidden() {
+    ) -> Result<Vec<Option<u32>>, Failure> {
+        let length = prompts.first().map_or(0, |prompt| prompt.len());
+        let last = length.saturating_sub(1) / chunk * chunk;
+        let columns = |from: usize, to: usize| -> Vec<u32> {
+            let rows = prompts.iter().map(|prompt| &prompt[from..to]);
+            rows.flatten().copied().collect()
+        };
+        for from in (0..last).step_by(chunk) {
+            if self.interrupted() {
+                return Ok(vec![None; prompts.len()]);
+            }
+            let tokens = columns(from, from + chunk);
+            let logits = self.read(&tokens)?;
+            // Chunks are queued on a GPU without waiting for it; only a visible bar needs to wait,
+            // and a prompt that can be interrupted.
+            if !bar.is_hidden() || self.interrupt.is_some() {
                 super::sync::<B>(&logits.device())?;
             }
-            bar.inc(chunk.len() as u64);
+            bar.inc(tokens.len() as u64);
         }
-        let token = self.next(&prompt[last..])?;
-        bar.inc((prompt.len() - last) as u64);
-        Ok(token)
+        if self.interrupted() {
+            return Ok(vec![None; prompts.len()]);
+        }
+        let tokens = columns(last, length);
+        let drawn = self.next(&tokens)?;
+        bar.inc(tokens.len() as u64);
+        Ok(drawn)
     }
 
-    /// The token after these; `None` if its logits are not finite.
-    pub(super) fn next(&mut self, tokens: &[u32]) -> Result<Option<u32>, Failure> {
+    /// The token after these of each text; `None` if its logits are not finite.
+    pub(super) fn next(&mut self, tokens: &[u32]) -> Result<Vec<Option<u32>>, Failure> {
+        let open = vec![true; self.texts.len()];
+        self.draw(tokens, &open)
+    }
+
+    /// Continues each text after its `first` token, until it has ended, its logits are not finite,
+    /// it has `most` new tokens, or all of it is interrupted. `take` is given the number of the
+    /// text and its new token, and says whether that text goes on.
+    ///
+    /// Texts stay in the batch until the last of them has ended.
+    pub(super) fn decode(
+        &mut self,
+        first: Vec<Option<u32>>,
+        ends: &[u32],
+        most: usize,
+        mut take: impl FnMut(usize, u32) -> Result<bool, Failure>,
+    ) -> Result<Decoded, Failure> {
+        let mut next = first;
+        let mut decoded = Decoded {
+            texts: vec![New::default(); next.len()],
+            ..Decoded::default()
+        };
+        let started = Instant::now();
+        loop {
+            for (row, (next, text)) in next.iter_mut().zip(&mut decoded.texts).enumerate() {
+                let Some(token) = *next else { continue };
+                if ends.contains(&token) {
+                    (*next, text.ended) = (None, true);
+                    continue;
+                }
+                text.tokens.push(token);
+                if !take(row, token)? || text.tokens.len() >= most {
+                    *next = None;
+                }
+            }
+            let open: Vec<bool> = next.iter().map(Option::is_some).collect();
+            let going_on = open.iter().filter(|open| **open).count();
+            if going_on == 0 || self.interrupted() {
+                break;
+            }
+            // What a text that is over is given makes no difference to the others.
+            let tokens: Vec<u32> = next.iter().map(|token| token.unwrap_or(0)).collect();
+            next = self.draw(&tokens, &open)?;
+            decoded.drawn += going_on;
+        }
+        decoded.seconds = started.elapsed().as_secs_f64();
+        Ok(decoded)
+    }
+
+    /// Whether it was asked to stop.
+    pub(super) fn interrupted(&self) -> bool {
+        self.interrupt.is_some_and(Interrupt::asked)
+    }
+
+    /// The token after these of each text that is `open`.
+    fn draw(&mut self, tokens: &[u32], open: &[bool]) -> Result<Vec<Option<u32>>, Failure> {
         let logits = floats(self.read(tokens)?)?;
+        let vocabulary = logits.len() / self.texts.len();
         let last = self.state.position() - 1;
-        let finite = self.watch.see(&logits, logits.len(), [0, last]);
-        Ok(finite.then(|| self.sampler.next(&logits)))
+        let rows = logits.chunks(vocabulary).zip(&mut self.texts).zip(open);
+        let drawn = rows.map(|((logits, (sampler, number)), open)| {
+            let finite = *open && self.watch.see(logits, vocabulary, [*number, last]);
+            finite.then(|| sampler.next(logits))
+        });
+        Ok(drawn.collect())
     }
 
-    /// The logits of the last token, which a GPU may still be computing.
+    /// The logits of the last token of each text, which a GPU may still be computing.
     fn read(&mut self, tokens: &[u32]) -> Result<Tensor<B, 3>, Failure> {
         let (model, state) = (self.model, &mut self.state);
         let logits = model.forward(tokens, state, self.policy, Logits::Last);

@@ -326,13 +326,14 @@ impl Work<'_> {
             model,
             policy,
             state: model.state(1, Some(prompt.len() + answer.len()), policy),
-            sampler: Sampler::new(Default::default()),
+            texts: vec![(Sampler::new(Default::default()), 0)],
             watch: std::mem::take(watch),
+            interrupt: None,
         };
         let chunk = self.command.run.chunk as usize;
-        let mut token = continuation.prefill(&prompt, chunk, bar)?;
+        let mut token = continuation.prefill(&[&prompt], chunk, bar)?;
         let mut right = 0;
-        while right < answer.len() && token == Some(answer[right]) {
+        while right < answer.len() && token == [Some(answer[right])] {
             right += 1;
             if right < answer.len() {
                 token = continuation.next(&answer[right - 1..right])?;

@@ -4,16 +4,25 @@
 //! Artifacts are opened first: on NVIDIA, their cubins must be in CubeCL's cache before the device
 //! is opened.
 
+mod batch;
 pub(crate) mod bench;
+pub(crate) mod chat;
 mod continuation;
+mod conversation;
+mod defaults;
 pub(crate) mod eval;
 mod finite;
 pub(crate) mod generate;
+mod interrupt;
+mod lines;
+mod listing;
 pub(crate) mod logits;
 mod memory;
+mod prompts;
 mod report;
+mod shown;
 
-use crate::args::{DeviceArg, Run};
+use crate::args::{DeviceArg, Draw, Run};
 use crate::device::{self, check_pattern};
 use crate::failure::Failure;
 use crate::{output, source};
@@ -24,7 +33,7 @@ use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity, Target};
-use butterfly_models::{Extent, Folder, Footprint, Model, Policy, Unused};
+use butterfly_models::{Extent, Folder, Footprint, Model, Policy, Sampler, Sampling, Unused};
 use butterfly_runtime::{Device, Found, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -50,6 +59,11 @@ pub(crate) struct Place<B: Backend> {
 }
 
 impl<B: Backend> Place<B> {
+    /// Whether the device has room for what a run needs.
+    fn has_room(&self, dir: &Path, needs: &Footprint) -> bool {
+        self.check_room(dir, needs, 0).is_ok()
+    }
+
     /// Checks that the device has room for what a run needs, and the host for `on_host` more bytes
     /// of this process.
     pub(crate) fn check_room(
@@ -92,6 +106,18 @@ impl<B: AttentionBackend> Place<B> {
             ));
         }
         Ok((model, unused))
+    }
+}
+
+impl Draw {
+    /// A sampler at the start of its sequence of random numbers.
+    fn sampler(&self) -> Sampler {
+        Sampler::new(Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p,
+            seed: self.seed,
+        })
     }
 }
 
