@@ -32,6 +32,8 @@ mod special;
 mod state;
 mod template;
 mod tokenizer;
+#[expect(dead_code, reason = "read by the loader of GGUF files")]
+mod weights;
 
 pub use chat::{Chat, Message};
 pub use defaults::Defaults;
