@@ -15,8 +15,8 @@ mod tests;
 mod types;
 mod value;
 
-pub(crate) use types::{Block, GgmlType};
-pub(crate) use value::{Array, Value};
+pub(crate) use types::GgmlType;
+pub(crate) use value::Value;
 
 use crate::ModelError;
 use std::collections::HashMap;
