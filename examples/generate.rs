@@ -4,7 +4,7 @@
 
 use burn_flex::Flex;
 use butterfly::{Dtype, Plan, pattern};
-use butterfly_models::{Chat, Folder, Logits, Model, Policy, Sampler, Sampling};
+use butterfly_models::{Chat, Checkpoint, Logits, Model, Policy, Sampler, Sampling};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("give a model folder and a prompt".into());
     };
     let dir = PathBuf::from(dir);
-    let (folder, chat) = (Folder::open(&dir)?, Chat::open(&dir)?);
+    let (folder, chat) = (Checkpoint::open(&dir)?, Chat::open(&dir)?);
     let (model, _) = Model::<Flex>::load(&folder, Dtype::F32, &Default::default())?;
 
     let plan = Plan::new(pattern! {

@@ -1,5 +1,7 @@
 //! Helpers of the integration tests: paths of fixtures, their patterns, and comparing numbers.
 
+pub mod gguf;
+
 use butterfly_ir::{Leaf, PartnerRule, Pattern};
 use std::path::PathBuf;
 

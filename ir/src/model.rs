@@ -107,6 +107,8 @@ pub struct LinearShape {
     pub v_dim: u32,
     /// Taps of the convolution along the tokens that q, k and v go through first.
     pub taps: u32,
+    /// Whether the v heads of a k head lie `k_heads` apart, as in GGUF files, and not side by side.
+    pub tiled: bool,
 }
 
 /// How a layer mixes tokens.

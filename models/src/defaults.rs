@@ -5,7 +5,7 @@
 //! listed, so that the user can be told.
 
 use crate::ModelError;
-use crate::folder::read;
+use crate::checkpoint::read;
 use serde_json::{Map, Value};
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! Finds weights that are not finite, to explain logits that are not finite.
 
-use crate::Folder;
+use crate::Checkpoint;
 use crate::loader::numbers;
 use butterfly::Dtype;
 use half::{bf16, f16};
@@ -22,7 +22,7 @@ pub struct NotFinite {
     pub beyond: Option<Dtype>,
 }
 
-impl Folder {
+impl Checkpoint {
     /// The first tensor, in order of names, with an element that is not finite: as an element of
     /// type `dtype` in matrices and biases, as f32 in all other tensors.
     ///

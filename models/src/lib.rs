@@ -12,11 +12,11 @@
 //! - With a fixed capacity, the logits of a prompt do not depend on how it is cut into chunks.
 
 mod chat;
+mod checkpoint;
 mod decoder;
 mod defaults;
 mod error;
 mod finite;
-mod folder;
 mod footprint;
 mod foreign;
 mod generate;
@@ -35,10 +35,10 @@ mod tokenizer;
 mod weights;
 
 pub use chat::{Chat, Message};
+pub use checkpoint::{Checkpoint, read_config};
 pub use defaults::Defaults;
 pub use error::ModelError;
 pub use finite::NotFinite;
-pub use folder::{Folder, read_config};
 pub use footprint::{Extent, Footprint};
 pub use generate::{Sampler, Sampling};
 pub use loader::Unused;

@@ -5,9 +5,10 @@
 //! pass only compares names, shapes and types, so that no weights of a refused folder are read.
 
 use crate::layers::Weight;
+use crate::weights::change::{Layout, Values};
 use crate::weights::upload::{Taken, Upload, convert};
 use crate::weights::{Element, View, packed};
-use crate::{Folder, ModelError};
+use crate::{Checkpoint, ModelError};
 use burn::prelude::*;
 use burn::tensor::{Bytes, DType, Distribution};
 use butterfly::AttentionBackend;
@@ -30,7 +31,7 @@ pub(crate) enum Pass {
 
 pub(crate) struct Loader<'a, B: Backend> {
     pass: Pass,
-    folder: Option<&'a Folder>,
+    checkpoint: Option<&'a Checkpoint>,
     /// Prefix of each name, such as `model.`.
     prefix: &'a str,
     device: &'a B::Device,
@@ -47,14 +48,14 @@ const DEVIATION: f64 = 0.02;
 impl<'a, B: AttentionBackend> Loader<'a, B> {
     pub(crate) fn new(
         pass: Pass,
-        folder: Option<&'a Folder>,
+        checkpoint: Option<&'a Checkpoint>,
         device: &'a B::Device,
         dtype: DType,
     ) -> Self {
-        let prefix = folder.map_or("", Folder::prefix);
+        let prefix = checkpoint.map_or("", Checkpoint::prefix);
         Self {
             pass,
-            folder,
+            checkpoint,
             prefix,
             device,
             dtype,
@@ -73,7 +74,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     /// stores it, except that dense matrices get the model's element type. (Where that is f32 and
     /// tensors lie in the memory of the host, 16-bit floats stay what they are.)
     pub(crate) fn weight(&mut self, parts: &[(String, usize)], columns: usize) -> Weight<B> {
-        let Some(folder) = self.folder else {
+        let Some(checkpoint) = self.checkpoint else {
             return self.random(parts.iter().map(|(_, rows)| rows).sum(), columns);
         };
         let mut upload = Upload::new(columns, self.dtype, B::ON_HOST);
@@ -82,7 +83,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             let taken = &mut self.taken;
             let found = packed::stored(&name, [*rows, columns], |name| {
                 taken.insert(name.to_string());
-                folder.tensor(name)
+                checkpoint.tensor(name)
             });
             match found {
                 Ok(stored) => upload.add(stored, *rows),
@@ -121,7 +122,10 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
 
     /// The token embedding `[vocabulary, hidden]`.
     pub(crate) fn embedding(&mut self, sizes: &ModelSizes) -> Weight<B> {
-        let name = self.folder.map(Folder::embedding).unwrap_or_default();
+        let name = self
+            .checkpoint
+            .map(Checkpoint::embedding)
+            .unwrap_or_default();
         let part = (format!("/{name}"), sizes.vocabulary as usize);
         self.weight(&[part], sizes.hidden as usize)
     }
@@ -133,7 +137,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             .iter()
             .fold(1u64, |all, n| all.saturating_mul(*n as u64));
         self.needed.allocated = self.needed.allocated.saturating_add(bytes);
-        if self.folder.is_none() && self.pass == Pass::Load {
+        if self.checkpoint.is_none() && self.pass == Pass::Load {
             let normal = Distribution::Normal(0.0, DEVIATION);
             return Tensor::random(shape, normal, (self.device, self.dtype));
         }
@@ -142,8 +146,14 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         self.upload(bytes, shape, self.dtype)
     }
 
-    /// A weight `[rows, columns]` that is stored as `[columns, rows]`.
+    /// A weight `[rows, columns]` that Hugging Face folders store as `[columns, rows]`; GGUF files
+    /// hold it as it is.
     pub(crate) fn transposed(&mut self, name: &str, rows: usize, columns: usize) -> Weight<B> {
+        let full = self.full(name);
+        let view = self.checkpoint.and_then(|files| files.tensor(&full));
+        if view.is_some_and(|view| view.change.layout == Layout::Transposed) {
+            return self.weight(&[(format!("/{full}"), rows)], columns);
+        }
         let stored = self.matrix(name, [columns, rows]);
         let tensor = match self.pass {
             Pass::Check => stored,
@@ -174,7 +184,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     pub(crate) fn vector(&mut self, name: &str, shape: &[usize], plus: f32) -> Vec<f32> {
         let length: usize = shape.iter().product();
         self.needed.allocated = self.needed.allocated.saturating_add(4 * length as u64);
-        if self.folder.is_none() && self.pass == Pass::Load {
+        if self.checkpoint.is_none() && self.pass == Pass::Load {
             // As the weight of a norm this is the identity, so `plus` is not added.
             return vec![1.0; length];
         }
@@ -212,7 +222,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         let mut numbers = Vec::new();
         for (name, length) in parts {
             let stored = self.vector(name, &[*length], 0.0);
-            match self.folder {
+            match self.checkpoint {
                 Some(_) => numbers.extend(stored),
                 None => numbers.resize(numbers.len() + stored.len(), 0.0),
             }
@@ -256,11 +266,11 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     /// Appends the bytes of a tensor of floats, converted to `dtype`; the checking pass only checks
     /// that this can be done.
     fn read(&mut self, name: &str, shape: &[usize], dtype: DType, into: &mut Vec<u8>) {
-        let Some(folder) = self.folder else {
+        let Some(checkpoint) = self.checkpoint else {
             return;
         };
         let whole = self.full(name);
-        let Some(view) = folder.tensor(&whole) else {
+        let Some(view) = checkpoint.tensor(&whole) else {
             self.problems
                 .push(format!("{whole}: missing, expected {shape:?}"));
             return;
@@ -271,7 +281,15 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
                 .push(format!("{whole}: has shape {given:?}, expected {shape:?}"));
         } else if let Element::Float(stored) = view.element {
             if self.pass == Pass::Load {
-                convert(packed::dense(stored), &view.bytes, dtype, into);
+                let stored = packed::dense(stored);
+                match view.change.values {
+                    Values::Same => convert(stored, &view.bytes, dtype, into),
+                    Values::PlusOne | Values::NegExp => {
+                        let numbers = numbers(&view).flatten();
+                        let undone = numbers.flat_map(|x| view.change.values.undo(x).to_le_bytes());
+                        convert(DType::F32, &undone.collect::<Vec<u8>>(), dtype, into);
+                    }
+                }
             }
         } else {
             self.problems.push(format!(
@@ -289,16 +307,18 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
 
     /// The names that the model does not use, or an error with all problems found so far.
     pub(crate) fn finish(self) -> Result<Unused, ModelError> {
-        let Some(folder) = self.folder else {
+        let Some(checkpoint) = self.checkpoint else {
             return Ok(Vec::new());
         };
         if !self.problems.is_empty() {
             return Err(ModelError::Tensors {
-                dir: folder.dir().to_path_buf(),
+                dir: checkpoint.path().to_path_buf(),
                 problems: self.problems,
             });
         }
-        let unused = folder.names().filter(|name| !self.taken.contains(*name));
+        let unused = checkpoint
+            .names()
+            .filter(|name| !self.taken.contains(*name));
         let mut unused: Unused = unused.filter(|name| !known(name)).cloned().collect();
         unused.sort();
         Ok(unused)

@@ -1,12 +1,12 @@
 //! A complete language model: tokens → logits.
 
+use crate::checkpoint::OUTPUT;
 use crate::decoder::Decoder;
-use crate::folder::OUTPUT;
 use crate::gpt2::Gpt2;
 use crate::layers::{Projection, Weight};
 use crate::loader::{Loader, Pass, Unused};
 use crate::state::LayerState;
-use crate::{Folder, ModelError, Policy, Profile, State, Taken};
+use crate::{Checkpoint, ModelError, Policy, Profile, State, Taken};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, Dtype};
@@ -55,7 +55,7 @@ impl<B: AttentionBackend> Model<B> {
     /// # Errors
     /// [`ModelError::Tensors`] with every tensor that is missing or has a wrong shape or type.
     pub fn load(
-        folder: &Folder,
+        folder: &Checkpoint,
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
@@ -68,7 +68,11 @@ impl<B: AttentionBackend> Model<B> {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn check(folder: &Folder, dtype: Dtype, device: &B::Device) -> Result<Taken, ModelError> {
+    pub fn check(
+        folder: &Checkpoint,
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<Taken, ModelError> {
         let (config, sizes) = (&folder.config, &folder.sizes);
         Self::measure(Some(folder), config, sizes, dtype, device)
     }
@@ -87,7 +91,7 @@ impl<B: AttentionBackend> Model<B> {
     }
 
     fn measure(
-        folder: Option<&Folder>,
+        folder: Option<&Checkpoint>,
         config: &ModelConfig,
         sizes: &ModelSizes,
         dtype: Dtype,
@@ -114,7 +118,7 @@ impl<B: AttentionBackend> Model<B> {
     }
 
     fn build(
-        folder: Option<&Folder>,
+        folder: Option<&Checkpoint>,
         config: &ModelConfig,
         sizes: &ModelSizes,
         dtype: Dtype,
@@ -343,6 +347,7 @@ mod tests {
                 position: 0,
                 norm: None,
                 rotated: 0,
+                interleaved: false,
             };
             let inputs = [rows.clone(), rows.clone(), rows];
             wrong.append(inputs, None, None, append).expect("append");

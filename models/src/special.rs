@@ -5,7 +5,7 @@
 //! `tokenizer_config.json` has no `added_tokens_decoder`; a token that is null is left out.
 
 use crate::ModelError;
-use crate::folder::read;
+use crate::checkpoint::read;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 

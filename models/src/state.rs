@@ -154,7 +154,7 @@ impl<B: Backend> State<B> {
 #[cfg(all(test, feature = "cpu"))]
 mod tests {
     use super::*;
-    use crate::{Folder, Logits, Model, Policy, read_config};
+    use crate::{Checkpoint, Logits, Model, Policy, read_config};
     use burn_flex::Flex;
     use butterfly::{Dtype, Plan, Sparsity, kept_at_most};
     use butterfly_tests::fixture;
@@ -166,7 +166,7 @@ mod tests {
     const BLOCK: usize = 128;
 
     fn mistral() -> Model<Flex> {
-        let folder = Folder::open(&fixture("models").join("mistral")).expect("a folder");
+        let folder = Checkpoint::open(&fixture("models").join("mistral")).expect("a folder");
         let (model, _) = Model::load(&folder, Dtype::F32, &Default::default()).expect("a model");
         model
     }
@@ -258,6 +258,7 @@ mod tests {
             position: 0,
             norm: None,
             rotated: 0,
+            interleaved: false,
         };
         let inputs = [rows.clone(), rows.clone(), rows];
         wrong.append(inputs, None, None, append).expect("append");
@@ -296,6 +297,7 @@ mod tests {
                 (other, _) => panic!("{pattern}: {:?}", other.map(|_| ())),
             }
         }
+    }
 
     /// What follows a cut is what follows the same tokens in a new state.
     #[test]

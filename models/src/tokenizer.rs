@@ -5,7 +5,7 @@
 //! malformed files; here this is an error that names the file.
 
 use crate::ModelError;
-use crate::folder::read;
+use crate::checkpoint::read;
 use crate::guard::guarded;
 use std::path::{Path, PathBuf};
 use tokenizers::{

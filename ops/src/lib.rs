@@ -38,6 +38,8 @@ pub use inputs::{Inputs, Names, Outputs};
 pub use limits::{Limits, MOST, product};
 #[cfg(feature = "cuda")]
 pub use linear::MakeProduct;
+#[cfg(feature = "cpu")]
+pub use linear::Rows;
 pub use linear::{Embed, Packed, Part, Parts, Products, Project, Storage};
 pub use norm::{AddNorm, Norm};
 pub use operation::Operation;

@@ -183,6 +183,7 @@ mod tests {
             k_dim: 128,
             v_dim: 128,
             taps: 4,
+            tiled: false,
             epsilon: 1e-6,
         };
         let (channels, width) = (delta.channels(), delta.width());
@@ -224,6 +225,7 @@ mod tests {
             position: 0,
             norm: None,
             rotated: 0,
+            interleaved: false,
         };
         let (rows, cache) = ([1, tokens, 12_288], [1, 16, room, 256]);
         let inputs: [&[usize]; 5] = [&rows, &rows, &rows, &cache, &cache];
@@ -294,6 +296,7 @@ mod tests {
             k_dim,
             v_dim,
             taps: 2,
+            tiled: false,
             epsilon: 1e-6,
         };
         let hardware = &nvidia().hardware;

@@ -19,6 +19,7 @@ fn append() -> Append {
         position: 0,
         norm: Some(1e-6),
         rotated: 8,
+        interleaved: false,
     }
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn forgets<B: AttentionBackend>(device: &B::Device) {
     let append = Append {
         norm: None,
         rotated: 0,
+        interleaved: false,
         ..append()
     };
     let fill = |cache: &mut KvCache<B>, from: usize, to: usize| {
@@ -202,6 +204,7 @@ fn survives<B: AttentionBackend>(device: &B::Device) {
             Some(&rotation),
             Append {
                 rotated: 0,
+                interleaved: false,
                 ..append()
             },
         ),
@@ -245,6 +248,7 @@ fn a_cache_survives_a_backend_that_refuses() {
     let append = Append {
         norm: None,
         rotated: 0,
+        interleaved: false,
         ..append()
     };
     let result = cache.append([x.clone(), x.clone(), x], None, None, append);

@@ -74,6 +74,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 position: more,
                 norm: flags[0].then_some(1e-6),
                 rotated: if flags[1] { 4 } else { 0 },
+                interleaved: flags[0],
             };
             let cache = (vec![batch, heads, room, d], dtype);
             let mut inputs = vec![
@@ -150,6 +151,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 k_dim: 8,
                 v_dim: 4 * more,
                 taps: 1 + more,
+                tiled: false,
                 epsilon: 1e-6,
             };
             let (channels, v_heads) = (delta.channels(), delta.v_heads);

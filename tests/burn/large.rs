@@ -26,6 +26,7 @@ fn appended() -> [Tensor<Cuda, 4>; 3] {
         position: ROOM - 1,
         norm: None,
         rotated: 0,
+        interleaved: false,
     };
     let bf16 = (&device, DType::BF16);
     let rows = Tensor::<Cuda, 3>::ones([1, 1, HEADS * DIM], bf16);

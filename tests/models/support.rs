@@ -1,7 +1,7 @@
 //! Shared by the tests of models: the fixtures, and running a model on them.
 
 use butterfly::{AttentionBackend, Dtype, Plan, Sparsity};
-use butterfly_models::{Folder, Logits, Model, ModelError, Policy, State};
+use butterfly_models::{Checkpoint, Logits, Model, ModelError, Policy, State};
 use butterfly_tests::{fixture, floats};
 use std::path::{Path, PathBuf};
 
@@ -75,7 +75,7 @@ fn tokens(path: &Path) -> Vec<u32> {
 }
 
 pub(crate) fn load<B: AttentionBackend>(model: &str, dtype: Dtype, device: &B::Device) -> Model<B> {
-    let folder = Folder::open(&folder(model)).expect("a folder");
+    let folder = Checkpoint::open(&folder(model)).expect("a folder");
     let (model, unused) = Model::load(&folder, dtype, device).expect("a model");
     assert_eq!(unused, Vec::<String>::new());
     model

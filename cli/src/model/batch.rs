@@ -8,7 +8,7 @@ use super::prompts::Prompt;
 use crate::args::Generate;
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
-use butterfly_models::{Extent, Folder, Footprint, Model, Policy};
+use butterfly_models::{Checkpoint, Extent, Footprint, Model, Policy};
 use indicatif::ProgressBar;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -28,7 +28,7 @@ pub(super) struct Plan {
 /// Groups prompts so that every batch fits into the memory of the device, if a single prompt does.
 pub(super) fn plan<B: AttentionBackend>(
     place: &Place<B>,
-    folder: &Folder,
+    folder: &Checkpoint,
     policy: &Policy,
     prompts: &[Prompt],
     command: &Generate,
@@ -54,7 +54,7 @@ pub(super) fn plan<B: AttentionBackend>(
         let extents = batches.iter().map(extent);
         let extent = extents.max_by_key(|extent| needs(*extent).total());
         let extent = extent.expect("there is a prompt");
-        if most == 1 || place.has_room(folder.dir(), &needs(extent)) {
+        if most == 1 || place.has_room(folder.path(), &needs(extent)) {
             return Ok(Plan { batches, extent });
         }
         most /= 2;

@@ -8,7 +8,7 @@ use butterfly::AttentionBackend;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_ir::{Dtype, Phase};
 use butterfly_models::{
-    Extent, Folder, Footprint, Logits, Model, Policy, Profile, Sampler, read_config,
+    Checkpoint, Extent, Footprint, Logits, Model, Policy, Profile, Sampler, read_config,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -114,7 +114,7 @@ struct Subject<'a> {
     config: ModelConfig,
     sizes: ModelSizes,
     /// Its weights; `None` for random ones.
-    folder: Option<&'a Folder>,
+    folder: Option<&'a Checkpoint>,
     /// The only layer that is measured; `None` for the whole model.
     layer: Option<usize>,
 }
@@ -251,7 +251,7 @@ impl Task for Work<'_> {
             None => Model::<B>::taken(config, sizes, dtype, device),
         };
         let file = match folder {
-            Some(folder) => folder.dir().join("config.json"),
+            Some(folder) => folder.config_file(),
             None => path.to_path_buf(),
         };
         let policies = [self.dense()?, self.swapped()?].into_iter().flatten();

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::output;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Extent, Folder, Message, Policy};
+use butterfly_models::{Chat, Checkpoint, Extent, Message, Policy};
 use serde::Serialize;
 
 /// Capacity of a conversation, in tokens, if none is given and the model was made for more.
@@ -122,7 +122,7 @@ fn text_of(report: &Report) -> String {
 
 struct Work<'a> {
     command: &'a Command,
-    folder: &'a Folder,
+    folder: &'a Checkpoint,
     policy: &'a Policy,
     chat: &'a Chat,
     begin: Vec<Message>,

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::{source, svg};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Extent, Folder, Logits, Model, Policy, Sampler};
+use butterfly_models::{Chat, Checkpoint, Extent, Logits, Model, Policy, Sampler};
 use butterfly_runtime::artifacts::{check_file, write_file};
 use serde::Serialize;
 
@@ -152,7 +152,7 @@ fn text_of(report: &Report) -> String {
 
 struct Work<'a> {
     command: &'a Command,
-    folder: &'a Folder,
+    folder: &'a Checkpoint,
     dense: &'a Policy,
     swapped: Option<&'a Policy>,
     tokens: &'a [u32],

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use butterfly_ir::Dtype;
-use butterfly_models::Folder;
+use butterfly_models::Checkpoint;
 
 /// Counts the NaNs and infinities among the logits of a run.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Watch {
 
     /// A message, if not all logits were finite, with the cause: weights of `folder` that are not
     /// finite, or else the range of `dtype`.
-    pub(super) fn says(&self, folder: Option<&Folder>, dtype: Dtype) -> Option<String> {
+    pub(super) fn says(&self, folder: Option<&Checkpoint>, dtype: Dtype) -> Option<String> {
         let (text, position, value) = self.first?;
         let bad = self.bad;
         let cause = match folder.and_then(|folder| folder.not_finite(dtype)) {

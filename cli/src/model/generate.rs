@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output;
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Chat, Folder, Policy};
+use butterfly_models::{Chat, Checkpoint, Policy};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use std::time::Instant;
@@ -161,7 +161,7 @@ fn text_of(report: &Report) -> String {
 
 struct Work<'a> {
     command: &'a Command,
-    folder: &'a Folder,
+    folder: &'a Checkpoint,
     policy: &'a Policy,
     chat: Option<&'a Chat>,
     prompts: &'a [Prompt],

@@ -8,7 +8,7 @@ use crate::output;
 use crate::tensors::{self, Ids};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
-use butterfly_models::{Extent, Folder, Logits, ModelError};
+use butterfly_models::{Checkpoint, Extent, Logits, ModelError};
 use butterfly_runtime::artifacts::check_file;
 use serde::Serialize;
 use std::time::Instant;
@@ -92,7 +92,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
 
 struct Work<'a> {
     command: &'a Command,
-    folder: &'a Folder,
+    folder: &'a Checkpoint,
     policy: &'a butterfly_models::Policy,
     ids: &'a [u32],
     batch: usize,

@@ -33,7 +33,7 @@ use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity, Target};
-use butterfly_models::{Extent, Folder, Footprint, Model, Policy, Sampler, Sampling, Unused};
+use butterfly_models::{Checkpoint, Extent, Footprint, Model, Policy, Sampler, Sampling, Unused};
 use butterfly_runtime::{Device, Found, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -89,13 +89,13 @@ impl<B: AttentionBackend> Place<B> {
     /// folder that the model does not use.
     fn load(
         &self,
-        folder: &Folder,
+        folder: &Checkpoint,
         extent: Extent,
         on_host: u64,
     ) -> Result<(Model<B>, Unused), Failure> {
         let taken = Model::<B>::check(folder, self.dtype, &self.device).map_err(Failure::bad)?;
         let needs = Footprint::new(&folder.config, &folder.sizes, taken, self.dtype, extent);
-        self.check_room(&folder.dir().join("config.json"), &needs, on_host)?;
+        self.check_room(&folder.config_file(), &needs, on_host)?;
         let loaded = Model::load(folder, self.dtype, &self.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;
         if !unused.is_empty() {
@@ -122,8 +122,8 @@ impl Draw {
 }
 
 /// Opens a model's folder, and notes if its weights overrule its config.
-fn open(dir: &Path) -> Result<Folder, Failure> {
-    let folder = Folder::open(dir).map_err(Failure::bad)?;
+fn open(dir: &Path) -> Result<Checkpoint, Failure> {
+    let folder = Checkpoint::open(dir).map_err(Failure::bad)?;
     if folder.own_output() {
         output::note(format_args!(
             "note: {}: `tie_word_embeddings` is true, but lm_head.weight differs from the embedding: both are used; write false there to silence this",

@@ -76,6 +76,7 @@ fn linear(config: &Fields<'_>) -> Result<LinearShape, ConfigError> {
         k_dim: config.count_or("linear_key_head_dim", 128)?,
         v_dim: config.count_or("linear_value_head_dim", 128)?,
         taps: config.count_or("linear_conv_kernel_dim", 4)?,
+        tiled: false,
     };
     let bad = |name, given: u32, expected: &str| config.bad(name, &Value::from(given), expected);
     if !shape.v_heads.is_multiple_of(shape.k_heads) {

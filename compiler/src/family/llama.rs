@@ -1,6 +1,6 @@
 //! Llama 1 to 3.
 
-use super::{Description, Layer, PLAIN, SEPARATE};
+use super::{Attention, Description, Layer, PLAIN, SEPARATE};
 use butterfly_ir::model::Family;
 
 pub(super) const LLAMA: Description = Description {
@@ -10,7 +10,12 @@ pub(super) const LLAMA: Description = Description {
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",
-    attention: PLAIN,
+    attention: Attention {
+        // Checkpoints do not have the field. GGUF files are read as if they had it: the conversion
+        // moves the elements that are rotated together side by side.
+        interleaved: Some(false),
+        ..PLAIN
+    },
     norm_eps: 1e-6,
     zero_centred: false,
     hybrid: false,

@@ -16,6 +16,8 @@ pub(super) const MISTRAL: Description = Description {
             default: Some(4096),
         },
         biases: OfBiases::Always(Biases::None),
+        // As for Llama: true of GGUF files.
+        interleaved: Some(false),
         ..PLAIN
     },
     norm_eps: 1e-6,

@@ -39,6 +39,7 @@ impl<B: AttentionBackend> LinearAttention<B> {
             k_dim: shape.k_dim as usize,
             v_dim: shape.v_dim as usize,
             taps: shape.taps as usize,
+            tiled: shape.tiled,
             epsilon,
         };
         let (channels, taps, values) = (op.channels(), op.taps, op.v_heads * op.v_dim);

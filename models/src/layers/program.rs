@@ -144,13 +144,12 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
     let head_dim = q_shape.width as usize;
     let [q, k, v] = [places.get(&q)?, places.get(&k)?, places.get(&v)?];
     // The kernel takes heads of one size, normalises whole heads, and rotates from the first
-    // element on, halves against each other.
+    // element on.
     let whole = norm.is_none_or(|norm| norm.span.first == 0 && norm.span.len == q_shape.width);
-    let halves =
-        (rope.as_ref()).is_none_or(|rotation| rotation.first == 0 && !rotation.rope.interleaved);
+    let from_first = (rope.as_ref()).is_none_or(|rotation| rotation.first == 0);
     let alike = k_shape == v_shape && k_shape.width == q_shape.width;
     let dense = k.step == head_dim && v.step == head_dim;
-    (whole && halves && alike && dense).then_some(Append {
+    (whole && from_first && alike && dense).then_some(Append {
         q_heads: q_shape.heads as usize,
         kv_heads: k_shape.heads as usize,
         head_dim,
@@ -161,6 +160,7 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
         rotated: rope
             .as_ref()
             .map_or(0, |rotation| rotation.rope.dims as usize),
+        interleaved: (rope.as_ref()).is_some_and(|rotation| rotation.rope.interleaved),
     })
 }
 

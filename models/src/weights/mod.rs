@@ -3,6 +3,14 @@
 //! A file's tensors are [`View`]s of its mapping. [`packed`] finds the tensors that together form one
 //! packed weight.
 
+pub(crate) mod architecture;
+pub(crate) mod change;
+#[cfg(test)]
+mod fuzz;
+pub(crate) mod gguf;
+pub(crate) mod gguf_model;
+pub(crate) mod metadata;
+pub(crate) mod names;
 pub(crate) mod packed;
 pub(crate) mod safetensors;
 pub(crate) mod upload;
@@ -10,6 +18,7 @@ pub(crate) mod upload;
 use burn::tensor::{AllocationProperty, Bytes};
 use butterfly::Dtype;
 use butterfly::ops::Packed;
+use change::Change;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -34,6 +43,8 @@ pub(crate) struct View<'a> {
     pub(crate) element: Element,
     pub(crate) shape: &'a [usize],
     pub(crate) bytes: Region<'a>,
+    /// How the file differs from a Hugging Face folder, whose shape is given.
+    pub(crate) change: Change,
 }
 
 /// Some bytes of a mapped file.

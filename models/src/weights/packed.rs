@@ -8,6 +8,7 @@
 //! Both are told by the shapes and element types of the tensors alone, so that a layer may differ from
 //! the others.
 
+use super::change::Layout;
 use super::{Element, Region, View};
 use burn::tensor::DType;
 use butterfly::Dtype;
@@ -34,6 +35,12 @@ pub(crate) fn stored<'a>(
     let missing =
         |name: &str, expected: &[usize]| format!("{name}: missing, expected {expected:?}");
     let view = find(name).ok_or_else(|| missing(name, &expected))?;
+    // Where a file stores a matrix transposed, that is what is asked for.
+    let transposed = [columns, rows];
+    let expected = match view.change.layout {
+        Layout::Transposed => transposed,
+        Layout::Same | Layout::Tiled(_) => expected,
+    };
     let shaped = |view: &View<'_>, name: &str, expected: [usize; 2]| match view.shape == expected {
         true => Ok(()),
         false => {
@@ -68,7 +75,7 @@ pub(crate) fn stored<'a>(
             let across = [rows.div_ceil(128), columns.div_ceil(128)];
             let scales = find(&scales_name).ok_or_else(|| missing(&scales_name, &across))?;
             shaped(&scales, &scales_name, across)?;
-            let packed = Packed::Fp8 {
+            let packed = Packed::Float8 {
                 scales: float(&scales, &scales_name)?,
             };
             Ok(Stored {

@@ -4,9 +4,10 @@
 //! Out: every tensor by name, mapped but not read. Errors here are files that are truncated, too
 //! long or malformed, and disagreements between the index and the files.
 
+use super::change::Change;
 use super::{Element, Region, View};
 use crate::ModelError;
-use crate::folder::read;
+use crate::checkpoint::read;
 use butterfly::Dtype as Float;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
@@ -95,6 +96,7 @@ impl Shards {
             element: element(stored.dtype),
             shape: &stored.shape,
             bytes: Region::new(&self.maps[stored.file], stored.bytes.clone()),
+            change: Change::NONE,
         })
     }
 

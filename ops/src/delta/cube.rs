@@ -74,6 +74,7 @@ pub(crate) fn delta<R: CubeRuntime, F: FloatElement>(
         k_dim: dim,
         v_dim: op.v_dim as u32,
         taps: op.taps as u32,
+        tiled: op.tiled,
         parts: if shared { PARTS } else { 1 },
         each: if shared { EACH } else { 1 },
         columns: COLUMNS,

@@ -19,7 +19,7 @@ pub(crate) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTen
     let last = elements::<E>(&inputs[5]);
     let state = elements::<f32>(&inputs[6]);
     let (channels, taps) = (op.channels(), op.taps);
-    let (dk, dv, group) = (op.k_dim, op.v_dim, op.v_heads / op.k_heads);
+    let (dk, dv) = (op.k_dim, op.v_dim);
     let keys = op.k_heads * dk;
 
     // Rows of q, k and v at negative tokens are those of earlier calls.
@@ -66,8 +66,8 @@ pub(crate) fn delta<E: Stored>(op: &Delta, inputs: &[FlexTensor]) -> Vec<FlexTen
         for token in 0..tokens {
             let row = &rows[(b * tokens + token) * width..][..width];
             let mixed = &mixed[(b * tokens + token) * channels..][..channels];
-            let q = &mixed[h / group * dk..][..dk];
-            let k = &mixed[keys + h / group * dk..][..dk];
+            let q = &mixed[op.k_head(h) * dk..][..dk];
+            let k = &mixed[keys + op.k_head(h) * dk..][..dk];
             let v = &mixed[2 * keys + h * dv..][..dv];
             let gates = channels + op.v_heads * dv;
             let beta = sigmoid(row[gates + h].get());

@@ -31,7 +31,8 @@ use burn::tensor::DType;
 /// given to the next call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Delta {
-    /// Heads of q and k; each serves `v_heads / k_heads` heads of v.
+    /// Heads of q and k; each serves `v_heads / k_heads` heads of v: neighbours, unless they are
+    /// `tiled`.
     pub k_heads: usize,
     /// Heads of v.
     pub v_heads: usize,
@@ -41,6 +42,8 @@ pub struct Delta {
     pub v_dim: usize,
     /// Taps of the convolution, at least 2.
     pub taps: usize,
+    /// Whether head `h` of v belongs to head `h % k_heads` of k, and not to `h / (v_heads / k_heads)`.
+    pub tiled: bool,
     /// Added to the mean square in the gated norm.
     pub epsilon: f32,
 }
@@ -78,6 +81,15 @@ impl Delta {
         "state",
     ];
 
+    /// The head of q and k that serves head `h` of v.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn k_head(&self, h: usize) -> usize {
+        match self.tiled {
+            true => h % self.k_heads,
+            false => h / (self.v_heads / self.k_heads),
+        }
+    }
+
     pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
         let dtype = inputs.float(0)?;
         let [batch, tokens, row] = inputs.rank(0)?;
@@ -87,6 +99,7 @@ impl Delta {
             k_dim,
             v_dim,
             taps,
+            tiled: _,
             epsilon,
         } = self;
         inputs.positive([

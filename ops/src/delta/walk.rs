@@ -21,6 +21,7 @@ pub(super) struct Shape {
     pub(super) k_dim: u32,
     pub(super) v_dim: u32,
     pub(super) taps: u32,
+    pub(super) tiled: bool,
     /// Units that share a column.
     pub(super) parts: u32,
     /// Columns that these units share.
@@ -87,7 +88,11 @@ fn load_keys<N: Size>(
 ) {
     let vectors = comptime!(shape.k_dim / LANES);
     let channels = comptime!(shape.channels() / LANES);
-    let k_head = head / comptime!(shape.v_heads / shape.k_heads);
+    let k_head = if comptime!(shape.tiled) {
+        head % comptime!(shape.k_heads)
+    } else {
+        head / comptime!(shape.v_heads / shape.k_heads)
+    };
     #[unroll]
     for i in 0..comptime!(key_loads(&shape)) {
         let number = min(

@@ -27,6 +27,7 @@ struct Shape {
     starts: [u32; 3],
     norm: bool,
     rotated: u32,
+    interleaved: bool,
     plane: u32,
 }
 
@@ -67,6 +68,7 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
         starts: op.starts.map(|n| n as u32),
         norm: op.norm.is_some(),
         rotated: op.rotated as u32,
+        interleaved: op.interleaved,
         plane: plane(&rows[0].client),
     };
     let heads = shape.q_heads + 2 * shape.kv_heads;
@@ -142,6 +144,7 @@ fn write_head<F: Float>(
     #[comptime] head_dim: u32,
     #[comptime] normed: bool,
     #[comptime] rotated: u32,
+    #[comptime] interleaved: bool,
     #[comptime] plane: u32,
 ) {
     let mut factor = 1.0f32;
@@ -156,18 +159,26 @@ fn write_head<F: Float>(
         let sum = sum_of_units(square, shared, UNITS, plane);
         factor = (sum / comptime!(head_dim as f32).runtime() + epsilon).inverse_sqrt();
     }
-    let half = comptime!(rotated / 2);
+    let half = comptime!(rotated / 2).runtime();
     let mut at = UNIT_POS;
     while at < head_dim {
         let mut x = scaled(rows, norm, start, at, factor, normed);
         if at < rotated {
-            let pair = at % half;
+            // From the first element of a pair to the second, and the number of the pair.
+            let mut step = half;
+            let mut pair = at % half;
+            let mut first = at < half;
+            if interleaved {
+                step = 1u32;
+                pair = at / 2u32;
+                first = at % 2u32 == 0u32;
+            }
             let cosine = rotation[(token * rotated + pair) as usize];
             let sine = rotation[(token * rotated + half + pair) as usize];
-            if at < half {
-                x = x * cosine - scaled(rows, norm, start, at + half, factor, normed) * sine;
+            if first {
+                x = x * cosine - scaled(rows, norm, start, at + step, factor, normed) * sine;
             } else {
-                x = x * cosine + scaled(rows, norm, start, at - half, factor, normed) * sine;
+                x = x * cosine + scaled(rows, norm, start, at - step, factor, normed) * sine;
             }
         }
         out[to + at as usize] = F::cast_from(x);
@@ -225,6 +236,7 @@ fn heads_kernel<F: Float>(
             d,
             comptime!(shape.norm),
             comptime!(shape.rotated),
+            comptime!(shape.interleaved),
             comptime!(shape.plane),
         );
     } else {
@@ -248,6 +260,7 @@ fn heads_kernel<F: Float>(
                 d,
                 comptime!(shape.norm),
                 comptime!(shape.rotated),
+                comptime!(shape.interleaved),
                 comptime!(shape.plane),
             );
         } else {
@@ -266,6 +279,7 @@ fn heads_kernel<F: Float>(
                 d,
                 false,
                 0u32,
+                false,
                 0u32,
             );
         }

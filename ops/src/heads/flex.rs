@@ -37,9 +37,13 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
             let half = op.rotated / 2;
             let (cosines, sines) = rotation[token * op.rotated..][..op.rotated].split_at(half);
             for i in 0..half {
-                let (a, b) = (x[i], x[half + i]);
-                x[i] = a * cosines[i] - b * sines[i];
-                x[half + i] = b * cosines[i] + a * sines[i];
+                let (first, second) = match op.interleaved {
+                    true => (2 * i, 2 * i + 1),
+                    false => (i, half + i),
+                };
+                let (a, b) = (x[first], x[second]);
+                x[first] = a * cosines[i] - b * sines[i];
+                x[second] = b * cosines[i] + a * sines[i];
             }
         }
         x

@@ -42,8 +42,10 @@ pub struct Append {
     /// the number is added to the mean square.
     pub norm: Option<f32>,
     /// Number of leading elements of a head that are rotated, 0 for none: element `i` of the first
-    /// half with element `i` of the second.
+    /// half with element `i` of the second, or neighbours if they are `interleaved`.
     pub rotated: usize,
+    /// Whether elements `2i` and `2i + 1` are rotated together.
+    pub interleaved: bool,
 }
 
 impl Append {

@@ -1,81 +1,101 @@
-//! Products of rows with a weight.
+//! Linear layers on the host.
 
+use super::rows::{Columns, Rows, multiply};
+use super::storage::{Part, Storage};
 use crate::flex::elements::{Stored, elements, tensor};
 use crate::{Embed, Project};
-use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, TensorMetadata};
-use burn_flex::{Flex, FlexTensor};
-use half::{bf16, f16};
-use rayon::prelude::*;
+use burn_flex::FlexTensor;
+use std::borrow::Cow;
 
 /// Rows of a packed embedding.
 pub(crate) fn embed<E: Stored>(op: &Embed, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
-    let _ = (op, inputs);
-    unimplemented!()
+    let [batch, tokens] = inputs[0].shape().dims();
+    let ids: Vec<usize> = match inputs[0].dtype() {
+        DType::I32 => integers::<i32>(&inputs[0]),
+        _ => integers::<i64>(&inputs[0]),
+    };
+    let table = Bytes::of(&inputs[1..]);
+    let table = table.rows(Part {
+        storage: Storage::Packed(op.table),
+        rows: op.rows,
+    }, op.columns);
+    let mut row = vec![0.0; op.columns];
+    let mut out = Vec::with_capacity(ids.len() * op.columns);
+    for id in ids {
+        table.unpack(id, &mut row);
+        out.extend(row.iter().map(|x| E::put(*x)));
+    }
+    vec![tensor(out, [batch, tokens, op.columns])]
+}
+
+fn integers<I: burn::tensor::Element + bytemuck::Pod + TryInto<usize>>(ids: &FlexTensor) -> Vec<usize> {
+    let ids = ids.to_contiguous();
+    let ids = ids.storage::<I>().iter();
+    // A negative id is no row of any table, as is the largest number.
+    ids.map(|id| (*id).try_into().unwrap_or(usize::MAX)).collect()
 }
 
 /// x […, K] with the parts of a weight [N, K] → […, N].
 pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
-    let _ = op;
-    let [x, weight] = <[FlexTensor; 2]>::try_from(inputs).expect("the inputs were counted");
-    let mut shape = x.shape().to_vec();
+    let mut shape = inputs[0].shape().to_vec();
     let last = shape.len() - 1;
-    let (k, n) = (shape[last], weight.shape()[0]);
-    let rows = shape[..last].iter().product::<usize>();
+    let (k, n) = (shape[last], op.rows());
     shape[last] = n;
-    if rows == 0 {
-        return vec![tensor(Vec::<E>::new(), shape)];
-    }
-    let x = Flex::float_reshape(x, [rows, k].into());
-    let y = match (E::dtype(), weight.dtype()) {
-        (DType::F32, DType::F32) | (DType::F16, DType::F16) => multiply(x, weight),
-        (_, DType::F16) => in_panels::<E, f16>(&x, &weight),
-        (_, DType::BF16) => in_panels::<E, bf16>(&x, &weight),
-        _ => in_panels::<E, f32>(&x, &weight),
+    let given = elements::<E>(&inputs[0]);
+    let x: Cow<'_, [f32]> = match bytemuck::try_cast_slice(&given) {
+        Ok(x) if E::dtype() == DType::F32 => Cow::Borrowed(x),
+        _ => Cow::Owned(given.iter().map(|x| x.get()).collect()),
     };
-    vec![Flex::float_reshape(y, shape.into())]
-}
-
-/// Burn's own product.
-fn multiply(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-    Flex::float_matmul(x, Flex::float_swap_dims(weight, 0, 1))
-}
-
-/// Elements of a panel of the weight. Converted to f32, a panel fits the cache of a core.
-const PANEL: usize = 1 << 16;
-
-/// The product for bf16 and for factors of two types. Burn's own would first convert the whole
-/// weight to f32, for each product.
-///
-/// Here each thread takes panels of the weight's rows, so that the weight is read from memory once,
-/// in its stored type. More rows of x need larger panels, since x is packed anew for each panel.
-fn in_panels<E: Stored, W: Stored>(x: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
-    let ([rows, k], n) = (x.shape().dims(), weight.shape()[0]);
-    if rows * k * n == 0 {
-        return tensor(vec![E::put(0.0); rows * n], [rows, n]);
-    }
-    let x: Vec<f32> = elements::<E>(x).iter().map(|x| x.get()).collect();
-    let x = tensor(x, [rows, k]);
-    let height = (PANEL * rows.clamp(1, 16) / k).clamp(1, n);
-    let panels = elements::<W>(weight);
-    let panels = panels.par_chunks(height * k).map(|panel| {
-        let wide: Vec<f32> = panel.iter().map(|x| x.get()).collect();
-        let y = multiply(x.clone(), tensor(wide, [panel.len() / k, k]));
-        elements::<f32>(&y).iter().map(|y| E::put(*y)).collect()
-    });
-    let panels: Vec<Vec<E>> = panels.collect();
-    let mut out = vec![E::put(0.0); rows * n];
-    out.par_chunks_mut(n).enumerate().for_each(|(row, out)| {
-        for (out, panel) in out.chunks_mut(height).zip(&panels) {
-            out.copy_from_slice(&panel[row * out.len()..][..out.len()]);
+    let mut y = vec![0.0; x.len() / k * n];
+    let (mut at, mut column) = (1, 0);
+    for part in op.parts.iter() {
+        let tensors = &inputs[at..at + part.names().len()];
+        let bytes = Bytes::of(tensors);
+        if !y.is_empty() {
+            let columns = Columns::new(&mut y, n, column, part.rows);
+            multiply(&x, &bytes.rows(*part, k), columns);
         }
-    });
-    tensor(out, [rows, n])
+        at += tensors.len();
+        column += part.rows;
+    }
+    vec![match E::dtype() {
+        DType::F32 => tensor(y, shape),
+        _ => tensor(y.into_iter().map(E::put).collect(), shape),
+    }]
+}
+
+/// The bytes of a part's tensors.
+struct Bytes<'a>(Vec<Cow<'a, [u8]>>);
+
+impl<'a> Bytes<'a> {
+    fn of(tensors: &'a [FlexTensor]) -> Self {
+        let bytes = |x: &'a FlexTensor| match x.dtype() {
+            DType::F32 => bytes_of::<f32>(x),
+            DType::F16 => bytes_of::<half::f16>(x),
+            DType::BF16 => bytes_of::<half::bf16>(x),
+            _ => bytes_of::<u8>(x),
+        };
+        Self(tensors.iter().map(bytes).collect())
+    }
+
+    fn rows(&self, part: Part, k: usize) -> Rows<'_> {
+        let bytes: Vec<&[u8]> = self.0.iter().map(|bytes| bytes.as_ref()).collect();
+        Rows::new(part.storage, [part.rows, k], &bytes).expect("the inputs were checked")
+    }
+}
+
+fn bytes_of<E: burn::tensor::Element + bytemuck::Pod>(x: &FlexTensor) -> Cow<'_, [u8]> {
+    match x.as_slice::<E>() {
+        Some(elements) => Cow::Borrowed(bytemuck::cast_slice(elements)),
+        None => Cow::Owned(bytemuck::cast_slice(x.to_contiguous().storage::<E>()).to_vec()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::{bf16, f16};
 
     /// Products agree with f64 on the same numbers, for all shapes and pairs of types.
     #[test]
@@ -106,10 +126,11 @@ mod tests {
             let x: Vec<E> = (0..rows * k).map(|i| E::put(number(i))).collect();
             let w = (0..n * k).map(|i| W::put(number(i + 1_000_003)));
             let w: Vec<W> = w.collect();
-            let got = project::<E>(vec![
+            let inputs = vec![
                 tensor(x.clone(), [rows, 1, k]),
                 tensor(w.clone(), [n, k]),
-            ]);
+            ];
+            let got = project::<E>(&Project::dense(n, W::dtype()), inputs);
             assert_eq!(got[0].shape().to_vec(), [rows, 1, n]);
             for (i, got) in elements::<E>(&got[0]).iter().enumerate() {
                 let (row, column) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);

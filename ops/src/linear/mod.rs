@@ -5,9 +5,13 @@ pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 pub(crate) mod packed;
+#[cfg(feature = "cpu")]
+pub(crate) mod rows;
 mod storage;
 
 pub use packed::Packed;
+#[cfg(feature = "cpu")]
+pub use rows::Rows;
 pub use storage::{Part, Parts, Storage};
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]

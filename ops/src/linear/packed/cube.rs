@@ -19,6 +19,7 @@ use bits::{byte, e4m3, e8m0, nibble, number, of_two, word};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_ir::Dtype;
 
 /// Elements that a unit unpacks at once. The blocks of all formats hold a multiple of it.
 const TOGETHER: u32 = 8;
@@ -45,6 +46,39 @@ struct Format {
     columns: u32,
     /// Bytes of a row, in the first tensor.
     row: u32,
+}
+
+/// The sizes of groups with scales in a tensor of their own.
+#[derive(Clone, Copy)]
+struct Groups {
+    /// Bits of an element.
+    bits: u32,
+    /// Elements of a group in a row.
+    group: u32,
+    /// Element type of the scales.
+    scales: Dtype,
+}
+
+impl Format {
+    fn groups(&self) -> Groups {
+        match self.packed {
+            Packed::Affine {
+                bits,
+                group,
+                scales,
+            } => Groups {
+                bits,
+                group,
+                scales,
+            },
+            Packed::Float8 { scales } => Groups {
+                bits: 8,
+                group: super::SQUARE as u32,
+                scales,
+            },
+            _ => unreachable!("the formats with scales in a tensor of floats"),
+        }
+    }
 }
 
 impl<R: CubeRuntime> Weight<R> {
@@ -160,8 +194,8 @@ fn eight(
 ) {
     let packed = comptime!(format.packed);
     let start = row * comptime!(format.row);
-    let groups = comptime!(format.packed.block() as u32 / TOGETHER);
-    let at = start + group / groups * comptime!(format.packed.block_bytes() as u32);
+    let groups = comptime!(format.packed.block().0 as u32 / TOGETHER);
+    let at = start + group / groups * comptime!(format.packed.block().1 as u32);
     let within = group % groups;
     if comptime!(packed == Packed::Q4_0) {
         blocks::q4(weight, at, within, out, false);
@@ -185,14 +219,14 @@ fn eight(
         blocks::q6k(weight, at, within, out);
     } else if comptime!(packed == Packed::Mxfp4) {
         blocks::mxfp4(weight, at, within, out);
-    } else if comptime!(packed == Packed::Mxfp4Split) {
+    } else if comptime!(packed == Packed::Microscaled) {
         let scale = e8m0(byte(
             scales,
             row * comptime!(format.columns / 32) + group / 4u32,
         ));
         blocks::e2m1s(word(weight, start + group * 4u32), scale, out);
-    } else if comptime!(packed.is_fp8()) {
-        fp8(weight, scales, row, group, out, format);
+    } else if comptime!(matches!(packed, Packed::Float8 { .. })) {
+        float8(weight, scales, row, group, out, format);
     } else {
         affine(weight, scales, biases, row, group, out, format);
     }
@@ -200,7 +234,7 @@ fn eight(
 
 /// Floats of 8 bits, with a scale for each square of 128 rows and columns.
 #[cube]
-fn fp8(
+fn float8(
     weight: &Array<u32>,
     scales: &Array<u32>,
     row: u32,
@@ -210,7 +244,7 @@ fn fp8(
 ) {
     let across = comptime!(format.columns.div_ceil(128));
     let at = row / 128u32 * across + group / 16u32;
-    let scale = number(scales, at, comptime!(format.packed.scales()));
+    let scale = number(scales, at, comptime!(format.groups().scales));
     let low = word(weight, row * comptime!(format.row) + group * TOGETHER);
     let high = word(
         weight,
@@ -233,11 +267,11 @@ fn affine(
     out: &mut Array<f32>,
     #[comptime] format: Format,
 ) {
-    let bits = comptime!(format.packed.affine_bits());
-    let of_group = comptime!(format.packed.affine_group());
+    let bits = comptime!(format.groups().bits);
+    let of_group = comptime!(format.groups().group);
     let at = row * comptime!(format.columns / of_group) + group * TOGETHER / of_group;
-    let scale = number(scales, at, comptime!(format.packed.scales()));
-    let bias = number(biases, at, comptime!(format.packed.scales()));
+    let scale = number(scales, at, comptime!(format.groups().scales));
+    let bias = number(biases, at, comptime!(format.groups().scales));
     let start = row * comptime!(format.row) + group * bits;
     let low = word(weight, start);
     #[unroll]

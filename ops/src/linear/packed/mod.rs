@@ -1,130 +1,191 @@
-//! Packed weights: numbers of 2 to 8 bits with scales.
+//! Packed weights: numbers of 2 to 8 bits, of which groups share a scale.
+//!
+//! One file a family of formats describes their layouts and unpacks them on the host; `cube` has the same
+//! for GPUs. Rows of a weight are independent of one another, and hold whole blocks.
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
+#[cfg(feature = "cpu")]
+mod floats;
+#[cfg(feature = "cpu")]
+mod groups;
+#[cfg(feature = "cpu")]
+mod k_quants;
+#[cfg(feature = "cpu")]
+mod quants;
+#[cfg(all(test, feature = "cpu"))]
+mod tests;
+
+#[cfg(feature = "cpu")]
+pub(crate) use floats::Float8;
+#[cfg(feature = "cpu")]
+pub(crate) use groups::{Affine, Microscaled};
+#[cfg(feature = "cpu")]
+pub(crate) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+#[cfg(feature = "cpu")]
+pub(crate) use quants::{Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 use butterfly_ir::Dtype;
+use std::fmt;
 
 /// How a packed weight matrix [N, K] is stored.
+///
+/// Those named as in ggml are GGUF's: one tensor of blocks, each with its scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
 pub enum Packed {
+    /// 4 bits; 32 elements share a scale.
     Q4_0,
+    /// 4 bits; 32 elements share a scale and a least number.
     Q4_1,
+    /// 5 bits; 32 elements share a scale.
     Q5_0,
+    /// 5 bits; 32 elements share a scale and a least number.
     Q5_1,
+    /// 8 bits; 32 elements share a scale.
     Q8_0,
+    /// 2 bits; of 256 elements, 16 share a scale and a least number of 4 bits each.
     Q2K,
+    /// 3 bits; of 256 elements, 16 share a scale of 6 bits.
     Q3K,
+    /// 4 bits; of 256 elements, 32 share a scale and a least number of 6 bits each.
     Q4K,
+    /// 5 bits, else as [`Packed::Q4K`].
     Q5K,
+    /// 6 bits; of 256 elements, 16 share a scale of 8 bits.
     Q6K,
+    /// Floats of 4 bits (e2m1); 32 elements share a power of two, which lies before them.
     Mxfp4,
+    /// Floats of 4 bits (e2m1) and, in a second tensor, the powers of two that 32 of them share.
+    Microscaled,
+    /// MLX: integers in 32-bit words; scales and biases of groups are two more tensors.
     Affine {
+        /// Bits of an integer: 2, 4 or 8.
         bits: u32,
+        /// Elements of a group: 32, 64 or 128.
         group: u32,
+        /// Element type of scales and biases.
         scales: Dtype,
     },
-    Fp8 {
+    /// Floats of 8 bits (e4m3) and, in a second tensor, factors of squares of 128 × 128.
+    Float8 {
+        /// Element type of the factors.
         scales: Dtype,
     },
-    Mxfp4Split,
 }
 
 impl Packed {
-    /// Elements of a block.
-    pub fn block(self) -> usize {
+    /// Elements of a block and its bytes in the first tensor; rows hold whole blocks.
+    pub fn block(self) -> (usize, usize) {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Mxfp4 => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
-            Self::Affine { group, .. } => group as usize,
-            Self::Fp8 { .. } => 8,
-            Self::Mxfp4Split => 32,
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::Mxfp4 => (32, 17),
+            Self::Microscaled => (32, 16),
+            Self::Affine { bits, group, .. } => (group as usize, (group * bits / 8) as usize),
+            Self::Float8 { .. } => (8, 8),
         }
     }
-    /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
-            Self::Q2K => 84,
-            Self::Q3K => 110,
-            Self::Q4K => 144,
-            Self::Q5K => 176,
-            Self::Q6K => 210,
-            Self::Mxfp4 => 17,
-            Self::Affine { bits, group, .. } => (bits * group / 8) as usize,
-            Self::Fp8 { .. } => 8,
-            Self::Mxfp4Split => 16,
-        }
-    }
-    /// Bytes of a row of `k` elements.
+
+    /// Bytes of a row of `k` elements in the first tensor.
     pub fn row_bytes(self, k: usize) -> usize {
-        k / self.block() * self.block_bytes()
+        let (elements, bytes) = self.block();
+        k / elements * bytes
     }
-    /// Names.
+
+    /// Names of the tensors, in order.
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Self::Affine { .. } => &["weight", "scales", "biases"],
-            Self::Fp8 { .. } | Self::Mxfp4Split => &["weight", "scales"],
-            _ => &["weight"],
+            Self::Float8 { .. } | Self::Microscaled => &["weight", "scales"],
+            Self::Q4_0
+            | Self::Q4_1
+            | Self::Q5_0
+            | Self::Q5_1
+            | Self::Q8_0
+            | Self::Q2K
+            | Self::Q3K
+            | Self::Q4K
+            | Self::Q5K
+            | Self::Q6K
+            | Self::Mxfp4 => &["weight"],
         }
     }
-    /// Bytes of each tensor.
+
+    /// Bytes of each tensor of a weight of `rows` rows of `k` elements.
+    ///
+    /// # Errors
+    /// If rows are no whole number of blocks.
     pub fn sizes(self, rows: usize, k: usize) -> Result<Vec<usize>, String> {
-        if !k.is_multiple_of(self.block()) {
+        let (elements, _) = self.block();
+        if k == 0 || !k.is_multiple_of(elements) {
             return Err(format!(
-                "rows of {k} elements are no whole number of blocks"
+                "rows of {k} elements are no whole number of blocks of {elements} ({self})"
             ));
         }
-        let mut sizes = vec![rows * self.row_bytes(k)];
+        let mut sizes = vec![rows.saturating_mul(self.row_bytes(k))];
         match self {
             Self::Affine { group, scales, .. } => {
-                let each = rows * (k / group as usize) * scales.bytes() as usize;
-                sizes.extend([each, each]);
+                let numbers = rows.saturating_mul(k / group as usize);
+                let bytes = numbers.saturating_mul(scales.bytes() as usize);
+                sizes.extend([bytes, bytes]);
             }
-            Self::Fp8 { scales } => {
-                sizes.push(rows.div_ceil(128) * k.div_ceil(128) * scales.bytes() as usize)
+            Self::Float8 { scales } => {
+                let squares = rows.div_ceil(SQUARE) * k.div_ceil(SQUARE);
+                sizes.push(squares * scales.bytes() as usize);
             }
-            Self::Mxfp4Split => sizes.push(rows * k / 32),
-            _ => {}
+            Self::Microscaled => sizes.push(rows.saturating_mul(k / 32)),
+            Self::Q4_0
+            | Self::Q4_1
+            | Self::Q5_0
+            | Self::Q5_1
+            | Self::Q8_0
+            | Self::Q2K
+            | Self::Q3K
+            | Self::Q4K
+            | Self::Q5K
+            | Self::Q6K
+            | Self::Mxfp4 => {}
         }
         Ok(sizes)
     }
-    /// Whether joins.
+
+    /// Whether a weight of `rows` rows can be continued by another, tensor by tensor.
     pub fn joins_after(self, rows: usize) -> bool {
-        !matches!(self, Self::Fp8 { .. }) || rows.is_multiple_of(128)
-    }
-    pub(crate) fn scales(self) -> Dtype {
         match self {
-            Self::Affine { scales, .. } | Self::Fp8 { scales } => scales,
-            _ => Dtype::F32,
-        }
-    }
-    pub(crate) fn is_fp8(self) -> bool {
-        matches!(self, Self::Fp8 { .. })
-    }
-    pub(crate) fn affine_bits(self) -> u32 {
-        if let Self::Affine { bits, .. } = self {
-            bits
-        } else {
-            8
-        }
-    }
-    pub(crate) fn affine_group(self) -> u32 {
-        if let Self::Affine { group, .. } = self {
-            group
-        } else {
-            8
+            Self::Float8 { .. } => rows.is_multiple_of(SQUARE),
+            _ => true,
         }
     }
 }
 
-impl std::fmt::Display for Packed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self:?}")
+/// Rows and columns of a square of [`Packed::Float8`].
+pub(crate) const SQUARE: usize = 128;
+
+impl fmt::Display for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Q4_0 => write!(f, "Q4_0"),
+            Self::Q4_1 => write!(f, "Q4_1"),
+            Self::Q5_0 => write!(f, "Q5_0"),
+            Self::Q5_1 => write!(f, "Q5_1"),
+            Self::Q8_0 => write!(f, "Q8_0"),
+            Self::Q2K => write!(f, "Q2_K"),
+            Self::Q3K => write!(f, "Q3_K"),
+            Self::Q4K => write!(f, "Q4_K"),
+            Self::Q5K => write!(f, "Q5_K"),
+            Self::Q6K => write!(f, "Q6_K"),
+            Self::Mxfp4 => write!(f, "MXFP4"),
+            Self::Microscaled => write!(f, "MXFP4 with separate scales"),
+            Self::Affine { bits, group, .. } => write!(f, "affine {bits}-bit in groups of {group}"),
+            Self::Float8 { .. } => write!(f, "F8_E4M3 with scales of blocks"),
+        }
     }
 }

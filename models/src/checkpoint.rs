@@ -1,19 +1,20 @@
-//! A Hugging Face folder on disk.
+//! A model on disk: a Hugging Face folder, or a GGUF file.
 //!
-//! In:  a path. Out: its config, and every tensor of its safetensors by name.
+//! In:  a path. Out: its config, and every tensor by the name that Hugging Face gives it.
 
 use crate::loader;
 use crate::weights::View;
+use crate::weights::gguf_model::GgufModel;
 use crate::weights::safetensors::Shards;
 use crate::{Defaults, ModelError};
 use butterfly_compiler::{config, family};
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
 use std::path::{Path, PathBuf};
 
-/// An opened model folder: its config, and its memory-mapped weights.
+/// An opened model: its config, and its memory-mapped weights.
 #[derive(Debug)]
-pub struct Folder {
-    dir: PathBuf,
+pub struct Checkpoint {
+    path: PathBuf,
     /// The attention layers.
     pub config: ModelConfig,
     /// All other sizes. Whether the output projection is tied to the embedding is decided by the
@@ -22,40 +23,64 @@ pub struct Folder {
     pub sizes: ModelSizes,
     /// The settings of `generation_config.json`.
     pub defaults: Defaults,
-    shards: Shards,
+    files: Files,
     own_output: bool,
+}
+
+/// The files that hold the weights.
+#[derive(Debug)]
+enum Files {
+    Folder(Shards),
+    Gguf(Box<GgufModel>),
 }
 
 /// The output projection; unlike all other tensors it has no prefix in its name.
 pub(crate) const OUTPUT: &str = "lm_head.weight";
 
-impl Folder {
-    /// Opens a folder: reads its config and maps its weights.
+impl Checkpoint {
+    /// Opens a model: reads its config and maps its weights. A path to a file is that of a GGUF file;
+    /// a folder is one of Hugging Face's.
     ///
     /// # Errors
     /// A [`ModelError`] that names the file which cannot be read or used.
-    pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        crate::foreign::check(dir)?;
-        let (config, mut sizes) = read_config(&dir.join("config.json"))?;
-        let defaults = Defaults::open(&dir.join("generation_config.json"))?;
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        crate::foreign::check(path)?;
+        if path.is_file() {
+            return Self::of_gguf(path);
+        }
+        let (config, mut sizes) = read_config(&path.join("config.json"))?;
+        let defaults = Defaults::open(&path.join("generation_config.json"))?;
         if let Some(ends) = &defaults.ends {
             sizes.ends.clone_from(ends);
         }
-        let mut folder = Self {
-            dir: dir.to_path_buf(),
+        let mut checkpoint = Self {
+            path: path.to_path_buf(),
             config,
             sizes,
             defaults,
-            shards: Shards::open(dir)?,
+            files: Files::Folder(Shards::open(path)?),
             own_output: false,
         };
-        let embedding = folder.tensor(&folder.embedding());
-        let matrices = embedding.zip(folder.tensor(OUTPUT));
-        if folder.sizes.tied && matrices.is_some_and(|(a, b)| !loader::same(&a, &b)) {
-            folder.sizes.tied = false;
-            folder.own_output = true;
+        let embedding = checkpoint.tensor(&checkpoint.embedding());
+        let matrices = embedding.zip(checkpoint.tensor(OUTPUT));
+        if checkpoint.sizes.tied && matrices.is_some_and(|(a, b)| !loader::same(&a, &b)) {
+            checkpoint.sizes.tied = false;
+            checkpoint.own_output = true;
         }
-        Ok(folder)
+        Ok(checkpoint)
+    }
+
+    fn of_gguf(path: &Path) -> Result<Self, ModelError> {
+        let (model, config, sizes) = GgufModel::open(path)?;
+        supported(config.family, path)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            config,
+            sizes,
+            defaults: Defaults::default(),
+            files: Files::Gguf(Box::new(model)),
+            own_output: false,
+        })
     }
 
     /// Whether the weights hold an output projection that differs from the embedding although the
@@ -72,8 +97,8 @@ impl Folder {
         first.or(prefixes.last()).copied().unwrap_or_default()
     }
 
-    /// The full name of the token embedding. If the two matrices are tied and the folder holds only
-    /// the output projection, this is the name of the output projection.
+    /// The full name of the token embedding. If the two matrices are tied and only the output projection is
+    /// stored, this is the name of the output projection.
     pub(crate) fn embedding(&self) -> String {
         let name = family::of(self.config.family).embedding;
         let name = format!("{}{name}", self.prefix());
@@ -84,17 +109,31 @@ impl Folder {
         }
     }
 
-    /// The path of the folder.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The path of the folder or file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that says what the sizes of the model are.
+    pub fn config_file(&self) -> PathBuf {
+        match self.files {
+            Files::Folder(_) => self.path.join("config.json"),
+            Files::Gguf(_) => self.path.clone(),
+        }
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Option<View<'_>> {
-        self.shards.get(name)
+        match &self.files {
+            Files::Folder(shards) => shards.get(name),
+            Files::Gguf(model) => model.get(name),
+        }
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
-        self.shards.names()
+    pub(crate) fn names(&self) -> Box<dyn Iterator<Item = &String> + '_> {
+        match &self.files {
+            Files::Folder(shards) => Box::new(shards.names()),
+            Files::Gguf(model) => Box::new(model.names()),
+        }
     }
 }
 

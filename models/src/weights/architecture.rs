@@ -1,0 +1,64 @@
+//! `general.architecture`: which family a GGUF file's model is of.
+
+use super::gguf::Gguf;
+use crate::ModelError;
+
+/// An architecture of llama.cpp whose family runs here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Architecture {
+    /// Llama, Mistral, SmolLM and others that differ in nothing but sizes.
+    Llama,
+    Qwen2,
+    Qwen3,
+    /// Qwen3.5, dense.
+    Qwen35,
+    Phi3,
+    Gpt2,
+}
+
+impl Architecture {
+    /// Every architecture.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Llama,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Qwen35,
+        Self::Phi3,
+        Self::Gpt2,
+    ];
+
+    /// The name in `general.architecture`, with which the model's keys begin.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Qwen35 => "qwen35",
+            Self::Phi3 => "phi3",
+            Self::Gpt2 => "gpt2",
+        }
+    }
+
+    /// The architecture of a file.
+    ///
+    /// # Errors
+    /// A [`ModelError`] if it holds no language model, or one of another architecture.
+    pub(crate) fn of(gguf: &Gguf) -> Result<Self, ModelError> {
+        let contents = gguf.string("general.type")?.unwrap_or("model");
+        if contents != "model" {
+            return Err(gguf.wrong(format!(
+                "`general.type` is `{contents}`: the file holds no language model; give the file of the model itself"
+            )));
+        }
+        let key = "general.architecture";
+        let given = gguf.required(key, "a string", gguf.string(key)?)?;
+        let found = Self::ALL.into_iter().find(|one| one.name() == given);
+        found.ok_or_else(|| {
+            let known: Vec<&str> = Self::ALL.iter().map(|one| one.name()).collect();
+            gguf.wrong(format!(
+                "`{key}` is `{given}`, which does not run; those that do are {}",
+                known.join(", ")
+            ))
+        })
+    }
+}

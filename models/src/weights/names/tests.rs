@@ -1,0 +1,137 @@
+use super::*;
+use crate::weights::gguf::GgmlType;
+use serde_json::Value;
+
+fn fixture(name: &str) -> Value {
+    let path = butterfly_tests::fixture("gguf").join(name);
+    serde_json::from_slice(&std::fs::read(path).expect("read")).expect("JSON")
+}
+
+fn tensor(name: &str, shape: &[usize]) -> Tensor {
+    Tensor {
+        name: name.to_string(),
+        kind: GgmlType::F32,
+        shape: shape.to_vec(),
+        file: 0,
+        bytes: 0..0,
+    }
+}
+
+fn names(architecture: Architecture) -> Names<'static> {
+    Names {
+        architecture,
+        layers: 2,
+        linear: None,
+    }
+}
+
+/// Against the tables of the PyPI package `gguf`: each tensor has the name it was converted from.
+#[test]
+fn names_are_those_before_the_conversion() {
+    let fixture = fixture("names.json");
+    for architecture in Architecture::ALL {
+        let table = fixture[architecture.name()].as_object().expect("a table");
+        assert!(table.len() > 8);
+        for (stored, name) in table {
+            let role = names(architecture).of(&tensor(stored, &[4]));
+            let Role::Weight(weight) = role else {
+                panic!("{stored} of {architecture:?} is {role:?}")
+            };
+            assert_eq!(weight.name, name.as_str().expect("a name"));
+        }
+    }
+}
+
+/// Of every changed tensor, the values, the order and the shape come back.
+#[test]
+fn changes_are_undone() {
+    let linear = LinearShape {
+        k_heads: 2,
+        v_heads: 6,
+        k_dim: 2,
+        v_dim: 3,
+        taps: 2,
+        tiled: true,
+    };
+    let names = Names {
+        linear: Some(&linear),
+        ..names(Architecture::Qwen35)
+    };
+    let floats =
+        |value: &Value| -> Vec<f32> { serde_json::from_value(value.clone()).expect("numbers") };
+    let sizes =
+        |value: &Value| -> Vec<usize> { serde_json::from_value(value.clone()).expect("sizes") };
+    let fixture = fixture("changes.json");
+    let all = fixture.as_object().expect("tensors");
+    assert_eq!(all.len(), 10);
+    for (stored, expected) in all {
+        let shape = sizes(&expected["stored_shape"]);
+        let Role::Weight(weight) = names.of(&tensor(stored, &shape)) else {
+            panic!("{stored} is not known")
+        };
+        assert_eq!(weight.name, expected["name"].as_str().expect("a name"));
+        assert_eq!(weight.shape, sizes(&expected["shape"]), "{stored}");
+        let (rows, columns) = (shape[0], shape[1..].iter().product());
+        let undone = weight
+            .change
+            .undo(&floats(&expected["stored"]), rows, columns);
+        butterfly_tests::close(&undone, &floats(&expected["values"]), 1e-6, 1e-6)
+            .unwrap_or_else(|error| panic!("{stored}: {error}"));
+    }
+}
+
+#[test]
+fn matrices_of_gpt2_are_transposed_and_nothing_else_is() {
+    let of = |name, shape: &[usize]| match names(Architecture::Gpt2).of(&tensor(name, shape)) {
+        Role::Weight(weight) => weight,
+        other => panic!("{name} is {other:?}"),
+    };
+    let weight = of("blk.0.ffn_up.weight", &[3, 2]);
+    assert_eq!(weight.shape, [2, 3]);
+    assert_eq!(weight.change.layout, Layout::Transposed);
+    // Stored as [out, in].
+    let undone = weight.change.undo(&[1., 2., 3., 4., 5., 6.], 3, 2);
+    assert_eq!(undone, [1., 3., 5., 2., 4., 6.]);
+    for (name, shape) in [
+        ("blk.0.ffn_up.bias", &[3][..]),
+        ("blk.1.attn_norm.weight", &[2]),
+        ("token_embd.weight", &[5, 2]),
+        ("position_embd.weight", &[7, 2]),
+        ("output.weight", &[5, 2]),
+    ] {
+        let weight = of(name, shape);
+        assert_eq!(
+            (weight.shape.as_slice(), weight.change),
+            (shape, Change::NONE)
+        );
+    }
+}
+
+#[test]
+fn what_is_no_weight_is_said_to_be_none() {
+    let of = |architecture, name| names(architecture).of(&tensor(name, &[2]));
+    assert_eq!(of(Architecture::Llama, "rope_freqs.weight"), Role::Rotation);
+    for name in [
+        "",
+        "blk.",
+        "blk.0",
+        "blk.0.",
+        "blk.x.attn_q.weight",
+        "blk.2.attn_q.weight",
+        "blk.99999999999999999999999.attn_q.weight",
+        "blk.0.attn_q",
+        "blk.0.attn_q.scale",
+        "blk.0.attn_qkv.weight",
+        "blk.0.ssm_a",
+        "blk.0.post_attention_norm.weight",
+        "position_embd.weight",
+        "rope_factors_long.weight",
+    ] {
+        assert_eq!(of(Architecture::Llama, name), Role::Unknown, "{name}");
+    }
+    // Layers that predict further tokens.
+    let Role::Weight(weight) = of(Architecture::Qwen35, "blk.2.attn_q.weight") else {
+        panic!("not known")
+    };
+    assert!(weight.name.starts_with("mtp."), "{}", weight.name);
+}
