@@ -12,6 +12,7 @@
 //! - With a fixed capacity, the logits of a prompt do not depend on how it is cut into chunks.
 
 mod chat;
+mod contents;
 mod decoder;
 mod defaults;
 mod error;
@@ -36,6 +37,7 @@ mod tokenizer;
 mod weights;
 
 pub use chat::{Chat, Message};
+pub use contents::{Contents, OfType};
 pub use defaults::Defaults;
 pub use error::ModelError;
 pub use finite::NotFinite;

@@ -11,3 +11,5 @@ mod fuzz;
 pub(crate) mod gguf;
 pub(crate) mod metadata;
 pub(crate) mod names;
+#[cfg(test)]
+mod twins;
