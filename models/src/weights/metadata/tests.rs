@@ -96,7 +96,7 @@ fn a_llama_is_read() {
     // Exactly what a config.json says, not the nearest f32.
     assert_eq!(config.norm_eps, 1e-5);
     assert_eq!(config.max_positions, 512);
-    assert!(!config.bias && !config.qk_norm);
+    assert!(!config.qk_norm);
     let rope = config.rope.expect("rotated");
     assert_eq!((rope.theta, rope.dims), (500_000.0, 16));
     assert_eq!(rope.scaling, RopeScaling::Default);
@@ -108,9 +108,8 @@ fn a_llama_is_read() {
     assert_eq!(config.dtype, butterfly_ir::Dtype::F32);
 
     let output = Tensor::floats("output.weight", &[11, 64], &[0.0; 11 * 64]);
-    let bias = Tensor::floats("blk.0.attn_q.bias", &[64], &[0.0; 64]);
-    let (config, sizes) = read(&llama(), &[embedding(), output, bias]).expect("read");
-    assert!(!sizes.tied && config.bias);
+    let (_, sizes) = read(&llama(), &[embedding(), output]).expect("read");
+    assert!(!sizes.tied);
 
     let bf16 = Tensor {
         kind: 30,
@@ -225,7 +224,7 @@ fn other_architectures_are_read() {
     let (config, sizes) = read(&of("gpt2", own), &[embedding()]).expect("read");
     assert_eq!((config.family, config.norm_eps), (Family::Gpt2, 1e-5));
     assert_eq!((config.max_positions, sizes.intermediate), (512, 128));
-    assert!(config.bias && sizes.tied);
+    assert!(sizes.tied);
 }
 
 /// The fields of architectures whose families the compiler reads elsewhere.
@@ -236,6 +235,13 @@ fn fields_are_spelled_as_in_config_json() {
         let gguf = Gguf::open(&file.0).expect("opened");
         super::config(&gguf, Architecture::of(&gguf).expect("known")).expect("read")
     };
+    let bias = |name| Tensor::floats(name, &[64], &[0.0; 64]);
+    let biases = [bias("blk.0.attn_q.bias"), bias("blk.0.ffn_gate.bias")];
+    for (tensors, expected) in [(&biases[..], true), (&[], false)] {
+        let llama = json(&llama(), &[&[embedding()], tensors].concat());
+        assert_eq!(llama["attention_bias"], expected);
+        assert_eq!(llama["mlp_bias"], expected);
+    }
     let window = ("llama.attention.sliding_window", 20.into());
     let mistral = json(&[llama(), vec![window]].concat(), &[embedding()]);
     assert_eq!(mistral["model_type"], "mistral");
