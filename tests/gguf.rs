@@ -3,6 +3,8 @@
 //! In:  values by key, and tensors with the bytes of their blocks. Out: a file of version 3, or any
 //! other that [`Layout`] describes. Nothing is checked, so that broken files can be written too.
 
+pub mod twin;
+
 use std::path::Path;
 
 /// A value of the metadata; whole numbers are written as u32 and i32, floats as f32.

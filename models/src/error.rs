@@ -29,10 +29,10 @@ pub enum ModelError {
         what: String,
     },
     /// Tensors that are missing, or have a wrong shape or element type.
-    #[error("{}: {} of the model's tensors cannot be used:\n{}\ndownload the folder again, or give the config.json that belongs to these weights", dir.display(), problems.len(), listed(problems))]
+    #[error("{}: {} of the model's tensors cannot be used:\n{}\ndownload the folder again, or give the config.json that belongs to these weights", path.display(), problems.len(), listed(problems))]
     Tensors {
-        /// The folder.
-        dir: PathBuf,
+        /// The folder or file.
+        path: PathBuf,
         /// One line for each tensor.
         problems: Vec<String>,
     },

@@ -13,6 +13,7 @@
 
 mod chat;
 mod checkpoint;
+mod contents;
 mod decoder;
 mod defaults;
 mod error;
@@ -36,6 +37,7 @@ mod weights;
 
 pub use chat::{Chat, Message};
 pub use checkpoint::{Checkpoint, read_config};
+pub use contents::{Contents, OfType};
 pub use defaults::Defaults;
 pub use error::ModelError;
 pub use finite::NotFinite;

@@ -310,18 +310,23 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         let Some(checkpoint) = self.checkpoint else {
             return Ok(Vec::new());
         };
-        if !self.problems.is_empty() {
-            return Err(ModelError::Tensors {
-                dir: checkpoint.path().to_path_buf(),
-                problems: self.problems,
-            });
+        let (problems, unused) = self.compared();
+        match problems.is_empty() {
+            true => Ok(unused),
+            false => Err(ModelError::Tensors {
+                path: checkpoint.path().to_path_buf(),
+                problems,
+            }),
         }
-        let unused = checkpoint
-            .names()
-            .filter(|name| !self.taken.contains(*name));
-        let mut unused: Unused = unused.filter(|name| !known(name)).cloned().collect();
+    }
+
+    /// All problems found so far, and the names that the model does not use.
+    pub(crate) fn compared(self) -> (Vec<String>, Unused) {
+        let names = self.checkpoint.into_iter().flat_map(Checkpoint::names);
+        let unused = names.filter(|name| !self.taken.contains(*name) && !known(name));
+        let mut unused: Unused = unused.cloned().collect();
         unused.sort();
-        Ok(unused)
+        (self.problems, unused)
     }
 }
 

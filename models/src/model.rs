@@ -77,6 +77,20 @@ impl<B: AttentionBackend> Model<B> {
         Self::measure(Some(folder), config, sizes, dtype, device)
     }
 
+    /// The tensors of a checkpoint that are missing or do not fit, each with what is wrong, and the
+    /// names of those that the model does not use.
+    ///
+    /// # Errors
+    /// [`ModelError::Layer`] for a family that does not run yet.
+    pub fn compare(
+        checkpoint: &Checkpoint,
+        device: &B::Device,
+    ) -> Result<(Vec<String>, Unused), ModelError> {
+        let mut loader = Loader::new(Pass::Check, Some(checkpoint), device, DType::F32);
+        Self::parts(&mut loader, &checkpoint.config, &checkpoint.sizes)?;
+        Ok(loader.compared())
+    }
+
     /// The memory that random weights of the shapes of a config take in element type `dtype`.
     ///
     /// # Errors

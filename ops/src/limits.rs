@@ -275,7 +275,7 @@ mod tests {
     /// A result is one buffer.
     #[test]
     fn memory_of_results() {
-        let project = Operation::Project(Project::of(DType::F16));
+        let project = Operation::Project(Project::dense(1 << 16, DType::F16));
         let inputs: [&[usize]; 2] = [&[1, 1 << 14, 64], &[1 << 16, 64]];
         assert_eq!(said(&project, &inputs, &nvidia()), None);
         assert_eq!(

@@ -100,11 +100,11 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 (vec![batch, tokens, 8 * heads], dtype),
                 (vec![3 * more, 8 * heads], dtype),
             ];
-            let operation = match flags[0] {
-                true => LayerOperation::Project(Project::of(dtype)),
-                false => Plan::dense().project(dtype),
-            };
-            (operation.into(), inputs)
+            let mut project = Project::dense(3 * more, dtype);
+            if flags[0] {
+                project.products = Plan::dense().products();
+            }
+            (LayerOperation::Project(project).into(), inputs)
         }
         3 => {
             may_grow = vec![(0, 0), (0, 1)];

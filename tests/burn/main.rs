@@ -4,6 +4,7 @@
 mod cache;
 mod inputs;
 mod large;
+mod packed;
 mod replace;
 
 use burn::module::Module;
@@ -308,9 +309,11 @@ fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DTy
                 x.clone().into_primitive().tensor(),
                 w.clone().into_primitive().tensor(),
             ];
-            let y =
-                butterfly::run::<B>(&LayerOperation::Project(Project::of(stored)).into(), inputs)
-                    .expect("a product");
+            let y = butterfly::run::<B>(
+                &LayerOperation::Project(Project::dense(n, stored)).into(),
+                inputs,
+            )
+            .expect("a product");
             let y = y.into_iter().next().expect("one output");
             numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
         };

@@ -277,8 +277,9 @@ mod keys {
 
     fn press(child: &Child) {
         let pid = child.id().to_string();
-        let kill = Command::new("sh").args(["-c", "kill -INT \"$1\"", "sh", &pid]);
-        assert!(kill.status().expect("sh").success());
+        let kill = ["-c", "kill -INT \"$1\"", "sh", &pid];
+        let killed = Command::new("sh").args(kill).status();
+        assert!(killed.expect("sh").success());
     }
 
     #[test]

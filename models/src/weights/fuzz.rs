@@ -231,8 +231,9 @@ fn mutated_files_get_an_answer() {
     }
     println!("opened no file, no architecture, no config, no model, a model: {reached:?}");
     // If nearly all ended at the first byte, little would be tested.
+    let enough = [reached[0], reached[2], reached[4]];
     assert!(
-        count < CASES || reached.iter().all(|n| n * 250 > count),
+        count < CASES || enough.iter().all(|n| n * 50 > count),
         "{reached:?}"
     );
 }

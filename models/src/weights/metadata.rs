@@ -171,7 +171,14 @@ impl Keys<'_> {
             }),
             Architecture::Qwen3 => json!({ "attention_bias": has("blk.0.attn_q.bias") }),
             Architecture::Qwen35 => self.linear()?,
-            Architecture::Phi3 => json!({ "sliding_window": window }),
+            Architecture::Phi3 => {
+                let original = self.gguf.count(&self.key(rope::ORIGINAL))?;
+                let mut own = json!({ "sliding_window": window });
+                if let Some(original) = original {
+                    own["original_max_position_embeddings"] = original.into();
+                }
+                own
+            }
             Architecture::Qwen2 | Architecture::Gpt2 => json!({}),
         };
         extend(fields, own);

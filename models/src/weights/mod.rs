@@ -13,6 +13,8 @@ pub(crate) mod metadata;
 pub(crate) mod names;
 pub(crate) mod packed;
 pub(crate) mod safetensors;
+#[cfg(test)]
+mod twins;
 pub(crate) mod upload;
 
 use burn::tensor::{AllocationProperty, Bytes};

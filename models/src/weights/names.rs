@@ -7,13 +7,14 @@
 //! - `llama`: within each head of q and k, rows are moved so that elements that are rotated together
 //!   are neighbours (2i and 2i + 1) and no longer half a head apart (i and i + D/2). This is not
 //!   undone: [`metadata`](super::metadata) sets `rope_interleave`, and logits are the same.
-//! - `llama`: the factors of scaled rotary frequencies are a tensor, `rope_freqs.weight`, of which
-//!   [`metadata`](super::metadata) makes the fields of the config again.
+//! - `llama`, `phi3`: the divisors of scaled rotary frequencies are tensors, `rope_freqs.weight` or
+//!   `rope_factors_{long,short}.weight`, of which [`metadata`](super::metadata) makes the fields of
+//!   the config again.
 //! - `gpt2`: the matrices of projections are transposed to `[out, in]`, as in all other models.
 //! - `qwen35`: one is added to the weights of all norms but that of linear attention; `A_log` becomes
 //!   `-exp(A_log)`; the convolution loses its dimension of size 1; the v heads of linear attention are
 //!   reordered ([`Tiled`]). Layers for the prediction of further tokens are appended.
-//! - `phi3`: nothing. q, k and v are one matrix in the checkpoint too, and so are gate and up.
+//! - `phi3`: nothing else. q, k and v are one matrix in the checkpoint too, and so are gate and up.
 //!
 //! Source: ggml-org/llama.cpp, `conversion/{base,llama,qwen,gpt2,phi}.py` and
 //! `gguf-py/gguf/{constants,tensor_mapping}.py`.
@@ -28,7 +29,7 @@ use butterfly_ir::model::LinearShape;
 pub(crate) enum Role {
     /// A tensor of the checkpoint.
     Weight(Weight),
-    /// The factors of rotary frequencies, which became a part of the config.
+    /// Divisors of rotary frequencies, which are a part of the config.
     Rotation,
     /// Nothing that is known; the model does not read it.
     Unknown,
@@ -103,6 +104,13 @@ const OUTSIDE: [(&str, Option<&str>, &str); 4] = [
     ("output", Some("lm_head"), "lm_head"),
 ];
 
+/// The tensors of which [`metadata`](super::metadata) makes fields of the config.
+const ROTATION: [&str; 3] = [
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+];
+
 /// How the tensors of one model are named.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names<'a> {
@@ -137,7 +145,7 @@ impl Names<'_> {
     }
 
     fn outside(&self, name: &str) -> Role {
-        if name == "rope_freqs.weight" {
+        if ROTATION.contains(&name) {
             return Role::Rotation;
         }
         let Some((begin, what)) = end(name) else {

@@ -16,10 +16,13 @@ pub(crate) fn embed<E: Stored>(op: &Embed, inputs: Vec<FlexTensor>) -> Vec<FlexT
         _ => integers::<i64>(&inputs[0]),
     };
     let table = Bytes::of(&inputs[1..]);
-    let table = table.rows(Part {
-        storage: Storage::Packed(op.table),
-        rows: op.rows,
-    }, op.columns);
+    let table = table.rows(
+        Part {
+            storage: Storage::Packed(op.table),
+            rows: op.rows,
+        },
+        op.columns,
+    );
     let mut row = vec![0.0; op.columns];
     let mut out = Vec::with_capacity(ids.len() * op.columns);
     for id in ids {
@@ -29,11 +32,14 @@ pub(crate) fn embed<E: Stored>(op: &Embed, inputs: Vec<FlexTensor>) -> Vec<FlexT
     vec![tensor(out, [batch, tokens, op.columns])]
 }
 
-fn integers<I: burn::tensor::Element + bytemuck::Pod + TryInto<usize>>(ids: &FlexTensor) -> Vec<usize> {
+fn integers<I: burn::tensor::Element + bytemuck::Pod + TryInto<usize>>(
+    ids: &FlexTensor,
+) -> Vec<usize> {
     let ids = ids.to_contiguous();
     let ids = ids.storage::<I>().iter();
     // A negative id is no row of any table, as is the largest number.
-    ids.map(|id| (*id).try_into().unwrap_or(usize::MAX)).collect()
+    ids.map(|id| (*id).try_into().unwrap_or(usize::MAX))
+        .collect()
 }
 
 /// x […, K] with the parts of a weight [N, K] → […, N].
@@ -126,10 +132,7 @@ mod tests {
             let x: Vec<E> = (0..rows * k).map(|i| E::put(number(i))).collect();
             let w = (0..n * k).map(|i| W::put(number(i + 1_000_003)));
             let w: Vec<W> = w.collect();
-            let inputs = vec![
-                tensor(x.clone(), [rows, 1, k]),
-                tensor(w.clone(), [n, k]),
-            ];
+            let inputs = vec![tensor(x.clone(), [rows, 1, k]), tensor(w.clone(), [n, k])];
             let got = project::<E>(&Project::dense(n, W::dtype()), inputs);
             assert_eq!(got[0].shape().to_vec(), [rows, 1, n]);
             for (i, got) in elements::<E>(&got[0]).iter().enumerate() {

@@ -5,7 +5,8 @@
 //! panels do not depend on their number, so neither do results.
 
 use super::packed::{
-    Affine, Float8, Microscaled, Mxfp4, Packed, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+    Affine, Float8, Microscaled, Mxfp4, Packed, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K,
+    Q8_0,
 };
 use super::storage::Storage;
 use burn::tensor::DType;
@@ -120,7 +121,9 @@ impl<'a> Rows<'a> {
         tensors: &[&'a [u8]],
     ) -> Result<Self, String> {
         let sizes = match storage {
-            Storage::Dense(dtype) => vec![rows.saturating_mul(columns).saturating_mul(dtype.size())],
+            Storage::Dense(dtype) => {
+                vec![rows.saturating_mul(columns).saturating_mul(dtype.size())]
+            }
             Storage::Packed(packed) => packed.sizes(rows, columns)?,
         };
         let given: Vec<usize> = tensors.iter().map(|bytes| bytes.len()).collect();

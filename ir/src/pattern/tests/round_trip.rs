@@ -1,4 +1,5 @@
 use super::super::{Leaf, Parsed, PartnerRule, Pattern, Sparsity, StageBy, json, limits};
+use crate::Rows;
 use crate::manifest::{ConfigRef, Manifest, SCHEMA};
 use crate::plan::Proof;
 use proptest::{collection::vec, option, prelude::*};

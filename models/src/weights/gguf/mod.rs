@@ -16,7 +16,7 @@ mod types;
 mod value;
 
 pub(crate) use types::GgmlType;
-pub(crate) use value::Value;
+pub(crate) use value::{Value, decimal};
 
 use crate::ModelError;
 use std::collections::HashMap;

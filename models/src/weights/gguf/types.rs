@@ -107,11 +107,6 @@ impl GgmlType {
         self.block().name
     }
 
-    /// Whether elements are stored one by one, as floats.
-    pub(crate) fn is_float(self) -> bool {
-        self.block().elements == 1
-    }
-
     /// The type with this number.
     ///
     /// # Errors

@@ -180,15 +180,20 @@ impl Value {
         })
     }
 
-    /// The number. Of an f32, the shortest decimal that stands for it: 1e-5 was a decimal before it
-    /// became an f32, and is one in a `config.json`.
+    /// The number; of an f32, its [`decimal`].
     pub(super) fn float(&self) -> Option<f64> {
         match *self {
-            Self::F32(x) => x.to_string().parse().ok(),
+            Self::F32(x) => Some(decimal(x)),
             Self::F64(x) => Some(x),
             _ => None,
         }
     }
+}
+
+/// The shortest decimal that stands for an f32: 1e-5 was a decimal before it became an f32, and is
+/// one in a `config.json`.
+pub(crate) fn decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
 }
 
 fn flag(cursor: &mut Cursor<'_>, what: &str) -> Result<bool, ModelError> {

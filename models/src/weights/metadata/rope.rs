@@ -7,12 +7,14 @@
 use super::Keys;
 use crate::ModelError;
 use crate::weights::architecture::Architecture;
-use crate::weights::gguf::GgmlType;
-use serde_json::{Value, json};
+use crate::weights::gguf::{GgmlType, decimal};
+use serde_json::{Map, Value, json};
 use std::f64::consts::PI;
 
-/// The tensor of divisors.
+/// The tensor of Llama 3's divisors.
 const DIVISORS: &str = "rope_freqs.weight";
+/// The longest text before the model was trained on longer ones, in tokens.
+pub(super) const ORIGINAL: &str = "rope.scaling.original_context_length";
 /// How far a divisor may be off, relative to its size; they are computed in f32.
 const TOLERANCE: f64 = 1e-4;
 
@@ -41,44 +43,77 @@ pub(super) fn parameters(keys: Keys<'_>, head_dim: u32) -> Result<Value, ModelEr
         );
         return Err(keys.beyond("rope.dimension_count", &what));
     }
-    let mut parameters = json!({ "rope_theta": theta, "rope_type": "default" });
+    let mut parameters = Map::new();
+    let mut set = |name: &str, value: Value| {
+        parameters.insert(name.to_string(), value);
+    };
+    set("rope_theta", theta.into());
     if dims != head_dim {
-        parameters["partial_rotary_factor"] = share(dims, head_dim).into();
+        set("partial_rotary_factor", share(dims, head_dim).into());
     }
-    for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
-        if gguf.tensor(name).is_some() {
-            return Err(gguf.wrong(format!(
-                "tensor `{name}`: rotary frequencies that depend on the length of the text (LongRoPE) do not run; take a model with a shorter context"
-            )));
-        }
+    if let Some(long) = long(keys, dims)? {
+        super::extend(&mut parameters, long);
+        return Ok(parameters.into());
     }
     let factor = linear(keys)?;
-    let divisors = divisors(keys, dims)?;
-    match (factor, divisors) {
-        (None, None) => {}
-        (Some(factor), None) => {
-            parameters["rope_type"] = "linear".into();
-            parameters["factor"] = factor.into();
-        }
+    let divisors = divisors(keys, DIVISORS, dims)?;
+    let divisors = divisors.filter(|all| all.iter().any(|x| !near(*x, 1.0)));
+    let scaling = match (factor, divisors) {
+        (None, None) => json!({ "rope_type": "default" }),
+        (Some(factor), None) => json!({ "rope_type": "linear", "factor": factor }),
         (None, Some(divisors)) => {
-            let original = gguf.count(&keys.key("rope.scaling.original_context_length"))?;
-            let Some(found) = Llama3::find(&divisors, theta, original) else {
-                return Err(gguf.wrong(format!(
+            let original = gguf.count(&keys.key(ORIGINAL))?;
+            let found = Llama3::find(&divisors, theta, original).ok_or_else(|| {
+                gguf.wrong(format!(
                     "tensor `{DIVISORS}` has divisors of rotary frequencies that are not those of Llama 3; they do not run"
-                )));
-            };
-            parameters["rope_type"] = "llama3".into();
-            parameters["factor"] = found.factor.into();
-            parameters["low_freq_factor"] = found.low.into();
-            parameters["high_freq_factor"] = found.high.into();
-            parameters["original_max_position_embeddings"] = found.original.into();
+                ))
+            })?;
+            json!({
+                "rope_type": "llama3",
+                "factor": found.factor,
+                "low_freq_factor": found.low,
+                "high_freq_factor": found.high,
+                "original_max_position_embeddings": found.original,
+            })
         }
         (Some(_), Some(_)) => {
             let what = format!("given beside the tensor `{DIVISORS}`: two scalings do not run");
             return Err(keys.beyond("rope.scaling.factor", &what));
         }
+    };
+    super::extend(&mut parameters, scaling);
+    Ok(parameters.into())
+}
+
+/// Phi-3's scaling: the divisors of frequencies of short texts and of long ones, and what cosines and
+/// sines are multiplied by.
+fn long(keys: Keys<'_>, dims: u32) -> Result<Option<Value>, ModelError> {
+    let long = divisors(keys, "rope_factors_long.weight", dims)?;
+    let short = divisors(keys, "rope_factors_short.weight", dims)?;
+    let (long, short) = match (long, short) {
+        (None, None) => return Ok(None),
+        (Some(long), Some(short)) => (long, short),
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(keys.gguf.wrong(
+                "has only one of the tensors `rope_factors_long.weight` and `rope_factors_short.weight`; convert the model again".to_string(),
+            ));
+        }
+    };
+    if keys.architecture != Architecture::Phi3 {
+        return Err(keys.gguf.wrong(format!(
+            "tensor `rope_factors_long.weight`: rotary frequencies that depend on the length of the text (LongRoPE) run in phi3 alone, and this is {}",
+            keys.architecture.name()
+        )));
     }
-    Ok(parameters)
+    let mut scaling = json!({
+        "rope_type": "longrope",
+        "long_factor": long,
+        "short_factor": short,
+    });
+    if let Some(factor) = keys.float("rope.scaling.attn_factor")? {
+        scaling["attention_factor"] = factor.into();
+    }
+    Ok(Some(scaling))
 }
 
 /// The factor of which `head_dim` times it, rounded down, is `dims`.
@@ -100,7 +135,7 @@ fn linear(keys: Keys<'_>) -> Result<Option<f64>, ModelError> {
         "linear" => {}
         other => {
             let what = format!(
-                "`{other}`, which does not run: linear and Llama 3's do; take a file without a longer context"
+                "`{other}`, which does not run: linear, Llama 3's and Phi-3's do; take a file without a longer context"
             );
             return Err(keys.beyond(name, &what));
         }
@@ -120,12 +155,12 @@ fn linear(keys: Keys<'_>) -> Result<Option<f64>, ModelError> {
     Ok(None)
 }
 
-/// The divisor of each frequency, if they are not all 1.
-fn divisors(keys: Keys<'_>, dims: u32) -> Result<Option<Vec<f64>>, ModelError> {
-    let Some(tensor) = keys.gguf.tensor(DIVISORS) else {
+/// A tensor with the divisor of each frequency.
+fn divisors(keys: Keys<'_>, name: &str, dims: u32) -> Result<Option<Vec<f64>>, ModelError> {
+    let Some(tensor) = keys.gguf.tensor(name) else {
         return Ok(None);
     };
-    let wrong = |what: String| keys.gguf.wrong(format!("tensor `{DIVISORS}` {what}"));
+    let wrong = |what: String| keys.gguf.wrong(format!("tensor `{name}` {what}"));
     if tensor.kind != GgmlType::F32 || tensor.shape != [dims as usize / 2] {
         return Err(wrong(format!(
             "is {} {:?}, expected F32 [{}]: half of the rotated elements; convert the model again",
@@ -135,14 +170,13 @@ fn divisors(keys: Keys<'_>, dims: u32) -> Result<Option<Vec<f64>>, ModelError> {
         )));
     }
     let words = keys.gguf.bytes(tensor).as_chunks::<4>().0.iter();
-    let divisors: Vec<f64> = words.map(|b| f32::from_le_bytes(*b).into()).collect();
+    let divisors: Vec<f64> = words.map(|b| decimal(f32::from_le_bytes(*b))).collect();
     if let Some(bad) = divisors.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
         return Err(wrong(format!(
             "divides a rotary frequency by {bad}; convert the model again"
         )));
     }
-    let all = divisors.iter().all(|x| near(*x, 1.0));
-    Ok((!all).then_some(divisors))
+    Ok(Some(divisors))
 }
 
 fn near(a: f64, b: f64) -> bool {

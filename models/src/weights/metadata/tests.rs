@@ -96,7 +96,7 @@ fn a_llama_is_read() {
     // Exactly what a config.json says, not the nearest f32.
     assert_eq!(config.norm_eps, 1e-5);
     assert_eq!(config.max_positions, 512);
-    assert!(!config.bias && !config.qk_norm);
+    assert!(!config.qk_norm);
     let rope = config.rope.expect("rotated");
     assert_eq!((rope.theta, rope.dims), (500_000.0, 16));
     assert_eq!(rope.scaling, RopeScaling::Default);
@@ -108,9 +108,8 @@ fn a_llama_is_read() {
     assert_eq!(config.dtype, butterfly_ir::Dtype::F32);
 
     let output = Tensor::floats("output.weight", &[11, 64], &[0.0; 11 * 64]);
-    let bias = Tensor::floats("blk.0.attn_q.bias", &[64], &[0.0; 64]);
-    let (config, sizes) = read(&llama(), &[embedding(), output, bias]).expect("read");
-    assert!(!sizes.tied && config.bias);
+    let (_, sizes) = read(&llama(), &[embedding(), output]).expect("read");
+    assert!(!sizes.tied);
 
     let bf16 = Tensor {
         kind: 30,
@@ -225,19 +224,26 @@ fn other_architectures_are_read() {
     let (config, sizes) = read(&of("gpt2", own), &[embedding()]).expect("read");
     assert_eq!((config.family, config.norm_eps), (Family::Gpt2, 1e-5));
     assert_eq!((config.max_positions, sizes.intermediate), (512, 128));
-    assert!(config.bias && sizes.tied);
+    assert!(sizes.tied);
 }
 
 /// The fields of architectures whose families the compiler reads elsewhere.
 #[test]
 fn fields_are_spelled_as_in_config_json() {
-    let json = |metadata: &[Entry]| {
-        let file = file(metadata, &[embedding()]);
+    let json = |metadata: &[Entry], tensors: &[Tensor]| {
+        let file = file(metadata, tensors);
         let gguf = Gguf::open(&file.0).expect("opened");
         super::config(&gguf, Architecture::of(&gguf).expect("known")).expect("read")
     };
+    let bias = |name| Tensor::floats(name, &[64], &[0.0; 64]);
+    let biases = [bias("blk.0.attn_q.bias"), bias("blk.0.ffn_gate.bias")];
+    for (tensors, expected) in [(&biases[..], true), (&[], false)] {
+        let llama = json(&llama(), &[&[embedding()], tensors].concat());
+        assert_eq!(llama["attention_bias"], expected);
+        assert_eq!(llama["mlp_bias"], expected);
+    }
     let window = ("llama.attention.sliding_window", 20.into());
-    let mistral = json(&[llama(), vec![window]].concat());
+    let mistral = json(&[llama(), vec![window]].concat(), &[embedding()]);
     assert_eq!(mistral["model_type"], "mistral");
     assert_eq!(
         (&mistral["sliding_window"], &mistral["rope_interleave"]),
@@ -247,14 +253,28 @@ fn fields_are_spelled_as_in_config_json() {
         ("phi3.attention.sliding_window", 0.into()),
         ("phi3.rope.dimension_count", 12.into()),
     ];
-    let phi3 = json(&of("phi3", own));
+    let phi3 = json(&of("phi3", own), &[embedding()]);
     assert_eq!(
         (&phi3["model_type"], &phi3["sliding_window"]),
         (&json!("phi3"), &json!(null))
     );
     assert_eq!(phi3["rope_parameters"]["partial_rotary_factor"], 0.75);
     assert_eq!(phi3.get("rope_interleave"), None);
-    let qwen2 = json(&of("qwen2", vec![]));
+    let own = vec![
+        ("phi3.rope.scaling.original_context_length", 128.into()),
+        ("phi3.rope.scaling.attn_factor", 1.19.into()),
+    ];
+    let factors = |name, x| Tensor::floats(name, &[8], &[x; 8]);
+    let long = factors("rope_factors_long.weight", 4.1);
+    let short = factors("rope_factors_short.weight", 1.0);
+    let phi3 = json(&of("phi3", own), &[embedding(), long, short]);
+    assert_eq!(phi3["original_max_position_embeddings"], 128);
+    let rope = &phi3["rope_parameters"];
+    assert_eq!(rope["rope_type"], "longrope");
+    assert_eq!(rope["attention_factor"], 1.19);
+    assert_eq!(rope["long_factor"], json!(vec![4.1; 8]));
+    assert_eq!(rope["short_factor"], json!(vec![1.0; 8]));
+    let qwen2 = json(&of("qwen2", vec![]), &[embedding()]);
     assert_eq!(
         (&qwen2["model_type"], &qwen2["num_key_value_heads"]),
         (&json!("qwen2"), &json!(2))
@@ -382,7 +402,10 @@ fn what_is_wrong_is_named() {
     );
     assert!(read(&arrays, &tensors).is_ok());
     let long = Tensor::floats("rope_factors_long.weight", &[8], &[1.0; 8]);
-    let error = refused(llama(), &[embedding(), long]);
+    let short = Tensor::floats("rope_factors_short.weight", &[8], &[1.0; 8]);
+    let error = refused(llama(), &[embedding(), long.clone()]);
+    assert!(error.contains("has only one of the tensors"), "{error}");
+    let error = refused(llama(), &[embedding(), long, short]);
     assert!(error.contains("LongRoPE"), "{error}");
     // Without an embedding, the tokens are counted.
     let tokens = Stored::Texts(vec!["a".into(), "b".into()]);

@@ -111,6 +111,10 @@ fn matrices_of_gpt2_are_transposed_and_nothing_else_is() {
 fn what_is_no_weight_is_said_to_be_none() {
     let of = |architecture, name| names(architecture).of(&tensor(name, &[2]));
     assert_eq!(of(Architecture::Llama, "rope_freqs.weight"), Role::Rotation);
+    assert_eq!(
+        of(Architecture::Phi3, "rope_factors_long.weight"),
+        Role::Rotation
+    );
     for name in [
         "",
         "blk.",
@@ -125,7 +129,7 @@ fn what_is_no_weight_is_said_to_be_none() {
         "blk.0.ssm_a",
         "blk.0.post_attention_norm.weight",
         "position_embd.weight",
-        "rope_factors_long.weight",
+        "rope_factors.weight",
     ] {
         assert_eq!(of(Architecture::Llama, name), Role::Unknown, "{name}");
     }

@@ -60,7 +60,9 @@ impl Source for Float8<'_> {
     #[inline(always)]
     fn unpack(&self, row: usize, span: usize, out: &mut [f32]) {
         let across = self.columns.div_ceil(SQUARE);
-        let factor = self.factors.at(row / SQUARE * across + span * Self::SPAN / SQUARE);
+        let factor = self
+            .factors
+            .at(row / SQUARE * across + span * Self::SPAN / SQUARE);
         let bytes = &self.bytes[row * self.columns + span * Self::SPAN..][..Self::SPAN];
         for (out, bits) in out.iter_mut().zip(bytes) {
             *out = e4m3(*bits) * factor;

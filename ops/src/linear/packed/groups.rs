@@ -25,7 +25,10 @@ impl<const BITS: usize> Source for Affine<'_, BITS> {
     #[inline(always)]
     fn unpack(&self, row: usize, span: usize, out: &mut [f32]) {
         let first = row * self.columns + span * Self::SPAN;
-        let (scale, bias) = (self.scales.at(first / self.group), self.biases.at(first / self.group));
+        let (scale, bias) = (
+            self.scales.at(first / self.group),
+            self.biases.at(first / self.group),
+        );
         let bytes = &self.bytes[first * BITS / 8..][..Self::SPAN * BITS / 8];
         let each = 8 / BITS;
         let mask = (255u16 >> (8 - BITS)) as u8;

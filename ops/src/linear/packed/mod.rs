@@ -13,8 +13,6 @@ mod groups;
 mod k_quants;
 #[cfg(feature = "cpu")]
 mod quants;
-#[cfg(all(test, feature = "cpu"))]
-mod tests;
 
 #[cfg(feature = "cpu")]
 pub(crate) use floats::Float8;
