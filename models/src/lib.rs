@@ -32,6 +32,7 @@ mod special;
 mod state;
 mod template;
 mod tokenizer;
+mod vocabulary;
 #[expect(dead_code, reason = "read by the loader of GGUF files")]
 mod weights;
 
