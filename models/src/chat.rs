@@ -1,9 +1,11 @@
-//! Text ↔ tokens, and conversation → prompt by the folder's chat template.
+//! Text ↔ tokens, and conversation → prompt by the model's chat template.
 
 use crate::ModelError;
 use crate::special::ChatFiles;
 use crate::template::Template;
 use crate::tokenizer::{Stream, Tokenizer};
+use crate::vocabulary::Vocabulary;
+use crate::weights::gguf::Gguf;
 use minijinja::Value;
 use minijinja::value::Serde;
 use serde::Serialize;
@@ -18,29 +20,46 @@ pub struct Message {
     pub content: String,
 }
 
-/// The tokenizer of a folder, and its chat template where it has one.
+/// The tokenizer of a model, and its chat template where it has one.
 #[derive(Clone, Debug)]
 pub struct Chat {
-    dir: PathBuf,
+    /// The folder, or the GGUF file.
+    path: PathBuf,
     tokenizer: Tokenizer,
     files: ChatFiles,
 }
 
 impl Chat {
-    /// Reads the tokenizer and the chat template of a folder.
+    /// Reads the tokenizer and the chat template of a folder or a GGUF file.
     ///
-    /// The tokenizer comes from `tokenizer.json`, without the truncation and padding that the file
-    /// may ask for. The template comes from `chat_template.jinja` or, if there is none, from
-    /// `tokenizer_config.json` (of several templates, the one named `default`). The names of
+    /// A folder's tokenizer comes from `tokenizer.json`, without the truncation and padding that
+    /// the file may ask for. The template comes from `chat_template.jinja` or, if there is none,
+    /// from `tokenizer_config.json` (of several templates, the one named `default`). The names of
     /// special tokens come from `tokenizer_config.json` and `special_tokens_map.json`.
+    ///
+    /// In a GGUF file all of this comes from the metadata (`tokenizer.*`); of several templates,
+    /// the default one is used.
     ///
     /// # Errors
     /// A [`ModelError`] that names the file which cannot be read or used.
-    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.is_file() {
+            return Self::of(&Gguf::open(path)?);
+        }
         Ok(Self {
-            dir: dir.to_path_buf(),
-            tokenizer: Tokenizer::open(&dir.join("tokenizer.json"))?,
-            files: ChatFiles::open(dir)?,
+            path: path.to_path_buf(),
+            tokenizer: Tokenizer::open(&path.join("tokenizer.json"))?,
+            files: ChatFiles::open(path)?,
+        })
+    }
+
+    /// The tokenizer and the chat template of an opened GGUF file.
+    pub(crate) fn of(gguf: &Gguf) -> Result<Self, ModelError> {
+        let vocabulary = Vocabulary::read(gguf)?;
+        Ok(Self {
+            path: gguf.path().to_path_buf(),
+            tokenizer: Tokenizer::of(gguf.path(), &vocabulary)?,
+            files: ChatFiles::of(gguf.path(), &vocabulary),
         })
     }
 
@@ -66,21 +85,21 @@ impl Chat {
         Stream::new(&self.tokenizer)
     }
 
-    /// Renders a conversation as a prompt with the folder's chat template, up to where the model's
+    /// Renders a conversation as a prompt with the model's chat template, up to where the model's
     /// answer begins.
     ///
     /// The result is that of `apply_chat_template` in transformers with `add_generation_prompt`,
     /// and without tools and documents.
     ///
     /// # Errors
-    /// [`ModelError::Text`] if the folder has no template, or the template fails.
+    /// [`ModelError::Text`] if the model has no template, or the template fails.
     pub fn apply(&self, messages: &[Message]) -> Result<String, ModelError> {
-        let Some((path, text)) = &self.files.template else {
-            return Err(ModelError::Text {
-                path: self.dir.clone(),
-                what: "has no chat template (chat_template.jinja, or in tokenizer_config.json); continue a text instead: `butterfly generate` without --chat".into(),
-            });
+        let wrong = |path: &PathBuf, what: &String| ModelError::Text {
+            path: path.clone(),
+            what: what.clone(),
         };
+        let template = self.files.template.as_ref();
+        let (path, text) = template.map_err(|none| wrong(&self.path, none))?;
         let names = self.files.names.iter();
         let values = names
             .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
@@ -93,9 +112,6 @@ impl Chat {
         let values = Value::from_pairs(values);
         let prompt =
             Template::new(text).and_then(|template| template.render(&values, jiff::Zoned::now()));
-        prompt.map_err(|what| ModelError::Text {
-            path: path.clone(),
-            what,
-        })
+        prompt.map_err(|what| wrong(path, &what))
     }
 }

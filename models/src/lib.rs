@@ -33,6 +33,7 @@ mod special;
 mod state;
 mod template;
 mod tokenizer;
+mod vocabulary;
 mod weights;
 
 pub use chat::{Chat, Message};

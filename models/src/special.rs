@@ -1,19 +1,23 @@
-//! A folder's chat template, and the special tokens under the names that templates use for them.
+//! A model's chat template, and the special tokens under the names that templates use for them.
 //!
-//! Files are read as transformers reads them: `chat_template.jinja` takes precedence over the
-//! template in `tokenizer_config.json`; `special_tokens_map.json` is read only if
+//! Files of a folder are read as transformers reads them: `chat_template.jinja` takes precedence
+//! over the template in `tokenizer_config.json`; `special_tokens_map.json` is read only if
 //! `tokenizer_config.json` has no `added_tokens_decoder`; a token that is null is left out.
+//! Templates in `additional_chat_templates/` are for purposes that a caller names, such as
+//! `tool_use`; here the default one is used.
 
 use crate::ModelError;
 use crate::checkpoint::read;
+use crate::vocabulary::Vocabulary;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// The chat template and the special tokens of a folder.
+/// The chat template and the special tokens of a folder or a GGUF file.
 #[derive(Clone, Debug)]
 pub(crate) struct ChatFiles {
-    /// The file that holds the template, and the template's text.
-    pub(crate) template: Option<(PathBuf, String)>,
+    /// The file that holds the template, and the template's text; if there is none, what to say
+    /// about the folder or the file.
+    pub(crate) template: Result<(PathBuf, String), String>,
     /// Names and texts of special tokens, such as `bos_token` and `<s>`.
     pub(crate) names: Vec<(String, String)>,
 }
@@ -43,10 +47,30 @@ impl ChatFiles {
             .into_iter()
             .filter(|(name, _)| name.ends_with("_token"));
         let names = tokens.filter_map(|(name, value)| Some((name, text(&value)?)));
+        let none = "has no chat template (chat_template.jinja, or in tokenizer_config.json); continue a text instead: `butterfly generate` without --chat";
         Ok(Self {
-            template,
+            template: template.ok_or_else(|| none.into()),
             names: names.collect(),
         })
+    }
+
+    /// What a GGUF file holds.
+    pub(crate) fn of(path: &Path, vocabulary: &Vocabulary<'_>) -> Self {
+        let others = vocabulary.other_templates();
+        let none = match others.is_empty() {
+            true => "has no chat template (`tokenizer.chat_template`); continue a text instead: `butterfly generate` without --chat".into(),
+            false => format!(
+                "has several chat templates ({}), and none that is the default (`tokenizer.chat_template`); continue a text instead: `butterfly generate` without --chat",
+                others.join(", ")
+            ),
+        };
+        let template = vocabulary.template();
+        Self {
+            template: template
+                .map(|text| (path.to_path_buf(), text.to_string()))
+                .ok_or(none),
+            names: vocabulary.names(),
+        }
     }
 }
 

@@ -1,12 +1,13 @@
-//! `tokenizer.json`: text ↔ tokens.
+//! `tokenizer.json`, or the metadata of a GGUF file: text ↔ tokens.
 //!
-//! Invariants: the whole text is tokenized, without truncation or padding; the file's settings for
-//! these are meant for training batches and ignored. The `tokenizers` crate panics on some
-//! malformed files; here this is an error that names the file.
+//! Invariants: the whole text is tokenized, without truncation or padding; the settings of
+//! `tokenizer.json` for these are meant for training batches and ignored. The `tokenizers` crate
+//! panics on some malformed files; here this is an error that names the file.
 
 use crate::ModelError;
 use crate::checkpoint::read;
 use crate::guard::guarded;
+use crate::vocabulary::Vocabulary;
 use std::path::{Path, PathBuf};
 use tokenizers::{
     DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
@@ -41,16 +42,38 @@ impl Tokenizer {
             path: path.to_path_buf(),
             tokenizer,
         };
-        // Most defects of a tokenizer show with any text. Finding them now saves the user the time
-        // of loading the weights first.
-        let tried = guarded(|| {
-            let encoded = opened.tokenizer.encode_fast("A b, 1.", true)?;
-            opened.tokenizer.decode(encoded.get_ids(), true)
-        });
-        tried
-            .map_err(wrong)?
-            .map_err(|error| wrong(error.to_string()))?;
+        opened.tried().map_err(wrong)?;
         Ok(opened)
+    }
+
+    /// The tokenizer of a GGUF file.
+    pub(crate) fn of(path: &Path, vocabulary: &Vocabulary<'_>) -> Result<Self, ModelError> {
+        let wrong = |what| ModelError::Text {
+            path: path.to_path_buf(),
+            what,
+        };
+        let unusable = |what| {
+            wrong(format!(
+                "has no tokenizer that can be used: {what}; convert the model again"
+            ))
+        };
+        let built = guarded(|| vocabulary.tokenizer()).map_err(unusable)?;
+        let opened = Self {
+            path: path.to_path_buf(),
+            tokenizer: built.map_err(wrong)?,
+        };
+        opened.tried().map_err(unusable)?;
+        Ok(opened)
+    }
+
+    /// Tokenizes a short text and back. Most defects of a tokenizer show with any text; finding
+    /// them now saves the user the time of loading the weights first.
+    fn tried(&self) -> Result<(), String> {
+        let tried = guarded(|| {
+            let encoded = self.tokenizer.encode_fast("A b, 1.", true)?;
+            self.tokenizer.decode(encoded.get_ids(), true)
+        });
+        tried?.map(drop).map_err(|error| error.to_string())
     }
 
     /// Tokenizes a text; with `special`, adds the special tokens around every text.
