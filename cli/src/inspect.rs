@@ -1,5 +1,5 @@
-//! `butterfly inspect` and `butterfly verify`: what an artifact folder holds, and whether this
-//! version of the compiler makes the same bytes again.
+//! `butterfly inspect` and `butterfly verify`: what an artifact folder or a model holds, and whether
+//! this version of the compiler makes the bytes of an artifact folder again.
 
 use crate::failure::Failure;
 use crate::kernel;
@@ -9,7 +9,17 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::path::Path;
 
-pub(crate) fn inspect(dir: &Path, json: bool) -> Result<(), Failure> {
+/// Lists the kernels of an artifact folder, or the contents of a model.
+pub(crate) fn inspect(path: &Path, json: bool) -> Result<(), Failure> {
+    #[cfg(feature = "models")]
+    if path.is_file() || (path.join("config.json").exists() && !path.join("manifest.json").exists())
+    {
+        return crate::model::contents::inspect(path, json);
+    }
+    artifacts(path, json)
+}
+
+fn artifacts(dir: &Path, json: bool) -> Result<(), Failure> {
     let artifacts = Artifacts::open(dir).map_err(Failure::bad)?;
     let manifest = &artifacts.manifest;
     crate::print(json, manifest, || {

@@ -82,7 +82,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let json = args.json;
     match args.command {
         Command::Compile(command) => compile::run(&command, json),
-        Command::Inspect { dir } => inspect::inspect(&dir, json),
+        Command::Inspect { path } => inspect::inspect(&path, json),
         Command::Verify { dir } => inspect::verify(&dir, json),
         Command::Topology(command) => topology::run(&command, json),
         Command::Prove(command) => prove::run(&command, json),

@@ -28,10 +28,11 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Compile kernels for the attention layers of a model, ahead of time; needs no GPU.
     Compile(Compile),
-    /// List what an artifact folder holds.
+    /// List what an artifact folder or a model holds.
     Inspect {
-        /// The artifact folder.
-        dir: PathBuf,
+        /// An artifact folder, a Hugging Face folder, or a .gguf file.
+        #[arg(value_name = "DIR|FILE.gguf")]
+        path: PathBuf,
     },
     /// Check every digest of an artifact folder and make its kernels again.
     Verify {

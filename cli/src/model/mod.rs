@@ -7,6 +7,7 @@
 mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod contents;
 mod continuation;
 mod conversation;
 mod defaults;
