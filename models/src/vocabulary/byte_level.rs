@@ -10,6 +10,9 @@ use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{NormalizerWrapper, Tokenizer};
 
+/// How many words are remembered with their tokens; each takes about half a kilobyte of memory.
+const REMEMBERED: usize = 1024;
+
 /// The tokenizer, without added tokens.
 pub(super) fn build(vocabulary: &Vocabulary<'_>, split: Split) -> Result<Tokenizer, String> {
     let Some(given) = &vocabulary.merges else {
@@ -22,6 +25,7 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>, split: Split) -> Result<Tokeniz
     let merges = merges::given(given, &ids)?;
     let model = BPE::builder()
         .vocab_and_merges(ids, merges)
+        .cache_capacity(REMEMBERED)
         .ignore_merges(split.keeps_whole())
         .build()
         .map_err(|error| error.to_string())?;

@@ -27,6 +27,8 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, String> {
     }?;
     let mut model = BPE::builder()
         .vocab_and_merges(ids, merges)
+        // Whole texts would be remembered, as they are not cut into words.
+        .cache_capacity(0)
         .byte_fallback(true)
         .fuse_unk(true);
     if let Some(unknown) = vocabulary.special.unknown {

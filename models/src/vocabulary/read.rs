@@ -138,7 +138,10 @@ impl<'a> Keys<'a> {
             unknown: self.token("unknown", tokens)?,
             padding: self.token("padding", tokens)?,
         };
-        let or = |given: Option<u32>, id: u32| given.or((id as usize).lt(&tokens).then_some(id));
+        let or = |given: Option<u32>, id: u32| {
+            let usual = Some(id).filter(|id| (*id as usize) < tokens);
+            given.or(usual)
+        };
         Ok(match algorithm {
             Algorithm::ByteLevel(_) => given,
             // SentencePiece's own ids, which llama.cpp assumes too.
@@ -168,12 +171,11 @@ impl<'a> Keys<'a> {
                 kinds.collect::<Result<_, _>>()?
             }
         };
-        let more = ["eot", "eom"].map(|name| self.token(name, tokens.len()));
-        let [turn, message] = more;
-        for token in [special.begin, special.end, turn?, message?] {
-            if let Some(token) = token {
-                kinds[token as usize] = Kind::Control;
-            }
+        let turn = self.token("eot", tokens.len())?;
+        let message = self.token("eom", tokens.len())?;
+        let named = [special.begin, special.end, turn, message];
+        for token in named.into_iter().flatten() {
+            kinds[token as usize] = Kind::Control;
         }
         Ok(kinds)
     }
