@@ -277,8 +277,10 @@ mod keys {
 
     fn press(child: &Child) {
         let pid = child.id().to_string();
-        let kill = Command::new("sh").args(["-c", "kill -INT \"$1\"", "sh", &pid]);
-        assert!(kill.status().expect("sh").success());
+        let kill = Command::new("sh")
+            .args(["-c", "kill -INT \"$1\"", "sh", &pid])
+            .status();
+        assert!(kill.expect("sh").success());
     }
 
     #[test]
