@@ -61,7 +61,7 @@ pub(crate) struct Generate {
     pub(crate) prompt_file: Option<PathBuf>,
     /// Take each line of the prompt file as a prompt of its own; prompts of equally many tokens run
     /// together, and share what --chunk takes at once.
-    #[arg(long, requires = "prompt_file")]
+    #[arg(long, requires = "prompt_file", conflicts_with_all = ["prompt", "tokens"])]
     pub(crate) batch: bool,
     /// The tokens to continue; no tokenizer is needed, and tokens are printed.
     #[arg(
