@@ -268,9 +268,16 @@ fn prompt_files_that_are_wrong_are_named() {
         said.contains("6 tokens of prompt") && said.contains("at least 16"),
         "{said}"
     );
-    let output = generate(folder.path(), &["-p", "a", "--batch"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--prompt-file"));
+    // Without a file there are no lines.
+    for prompt in [["-p", "a"], ["--tokens", "1"]] {
+        let output = generate(folder.path(), &[&prompt[..], &["--batch"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("cannot be used with") && said.contains("'--batch'"),
+            "{said}"
+        );
+    }
 }
 
 /// Completions know the commands and their flags.

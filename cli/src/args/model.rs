@@ -60,8 +60,8 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub(crate) prompt_file: Option<PathBuf>,
     /// Take each line of the prompt file as a prompt of its own; prompts of equally many tokens run
-    /// together.
-    #[arg(long, requires = "prompt_file")]
+    /// together, and share what --chunk takes at once.
+    #[arg(long, requires = "prompt_file", conflicts_with_all = ["prompt", "tokens"])]
     pub(crate) batch: bool,
     /// The tokens to continue; no tokenizer is needed, and tokens are printed.
     #[arg(
