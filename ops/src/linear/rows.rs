@@ -6,7 +6,7 @@
 
 use super::packed::{
     Affine, Float8, Microscaled, Mxfp4, Packed, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K,
-    Q8_0,
+    Q8_0, widened,
 };
 use super::storage::Storage;
 use burn::tensor::DType;
@@ -85,18 +85,29 @@ struct Floats<'a, const BYTES: usize> {
 }
 
 impl<const BYTES: usize> Source for Floats<'_, BYTES> {
-    const SPAN: usize = 8;
+    const SPAN: usize = 32;
 
     #[inline(always)]
     fn unpack(&self, row: usize, span: usize, out: &mut [f32]) {
         let first = row * self.columns + span * Self::SPAN;
         let bytes = &self.numbers.bytes[first * BYTES..][..Self::SPAN * BYTES];
-        for (out, b) in out.iter_mut().zip(bytes.chunks_exact(BYTES)) {
-            *out = match self.numbers.dtype {
-                Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-                Dtype::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                Dtype::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16),
-            };
+        let numbers = out.iter_mut().zip(bytes.chunks_exact(BYTES));
+        match self.numbers.dtype {
+            Dtype::F32 => {
+                for (out, b) in numbers {
+                    *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+            Dtype::F16 => {
+                for (out, b) in numbers {
+                    *out = widened(u16::from_le_bytes([b[0], b[1]]));
+                }
+            }
+            Dtype::Bf16 => {
+                for (out, b) in numbers {
+                    *out = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+                }
+            }
         }
     }
 }
@@ -441,11 +452,11 @@ fn few_of<S: Source, const FMA: bool, const M: usize>(
             }
         }
         let rest = k - whole * S::SPAN;
-        let mut last = [0.0; 8];
-        rows.rest(row, whole * S::SPAN, &mut last[..rest.min(8)]);
+        let mut last = [0.0; 32];
+        rows.rest(row, whole * S::SPAN, &mut last[..rest]);
         for (i, sums) in sums.iter_mut().enumerate().take(m) {
             let x = &x[i * k + whole * S::SPAN..][..rest];
-            add::<FMA>(sums, x, &last[..rest.min(8)]);
+            add::<FMA>(sums, x, &last[..rest]);
             // SAFETY: this task alone writes the columns of its rows.
             unsafe { *y.at(i, row) = sums.iter().sum() };
         }

@@ -32,11 +32,14 @@ impl<const BITS: usize> Source for Affine<'_, BITS> {
         let bytes = &self.bytes[first * BITS / 8..][..Self::SPAN * BITS / 8];
         let each = 8 / BITS;
         let mask = (255u16 >> (8 - BITS)) as u8;
-        for (i, byte) in bytes.iter().enumerate() {
-            for part in 0..each {
-                let q = (byte >> (part * BITS)) & mask;
-                out[i * each + part] = f32::from(q) * scale + bias;
+        let mut quants = [0; 32];
+        for (quants, byte) in quants.chunks_exact_mut(each).zip(bytes) {
+            for (part, q) in quants.iter_mut().enumerate() {
+                *q = (byte >> (part * BITS)) & mask;
             }
+        }
+        for (out, q) in out.iter_mut().zip(quants) {
+            *out = f32::from(q) * scale + bias;
         }
     }
 }

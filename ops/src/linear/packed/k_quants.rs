@@ -32,9 +32,9 @@ impl Block for Q2K {
             let scales = block[sixteen];
             let scale = d * f32::from(scales & 15);
             let least = dmin * f32::from(scales >> 4);
-            for i in 0..16 {
-                let q = (block[16 + 32 * half + within + i] >> (2 * quarter)) & 3;
-                out[16 * sixteen + i] = scale * f32::from(q) - least;
+            let quants = &block[16 + 32 * half + within..][..16];
+            for (out, q) in out[16 * sixteen..][..16].iter_mut().zip(quants) {
+                *out = scale * f32::from((q >> (2 * quarter)) & 3) - least;
             }
         }
     }
@@ -52,10 +52,13 @@ impl Block for Q3K {
             let four = (block[96 + sixteen % 8] >> (sixteen / 8 * 4)) & 15;
             let two = (block[104 + sixteen % 4] >> (sixteen / 4 * 2)) & 3;
             let scale = d * f32::from(i16::from(four | (two << 4)) - 32);
-            for i in 0..16 {
-                let q = (block[32 + 32 * half + within + i] >> (2 * quarter)) & 3;
-                let third = (block[within + i] >> (4 * half + quarter)) & 1;
-                out[16 * sixteen + i] = scale * f32::from(i16::from(q | (third << 2)) - 4);
+            let quants = &block[32 + 32 * half + within..][..16];
+            let thirds = &block[within..][..16];
+            let out = out[16 * sixteen..][..16].iter_mut();
+            for ((out, q), third) in out.zip(quants).zip(thirds) {
+                let q = (q >> (2 * quarter)) & 3;
+                let third = (third >> (4 * half + quarter)) & 1;
+                *out = scale * f32::from(i16::from(q | (third << 2)) - 4);
             }
         }
     }
@@ -88,10 +91,11 @@ impl Block for Q4K {
             let (low, low_least) = (d * scale, dmin * least);
             let (scale, least) = six_bits(block, 2 * pair + 1);
             let (high, high_least) = (d * scale, dmin * least);
-            for i in 0..32 {
-                let q = block[16 + 32 * pair + i];
-                out[64 * pair + i] = low * f32::from(q & 15) - low_least;
-                out[64 * pair + 32 + i] = high * f32::from(q >> 4) - high_least;
+            let quants = &block[16 + 32 * pair..][..32];
+            let (lows, highs) = out[64 * pair..][..64].split_at_mut(32);
+            for ((low_out, high_out), q) in lows.iter_mut().zip(highs).zip(quants) {
+                *low_out = low * f32::from(q & 15) - low_least;
+                *high_out = high * f32::from(q >> 4) - high_least;
             }
         }
     }
@@ -107,10 +111,13 @@ impl Block for Q5K {
         for of_32 in 0..8 {
             let (scale, least) = six_bits(block, of_32);
             let (scale, least) = (d * scale, dmin * least);
-            for i in 0..32 {
-                let q = (block[48 + of_32 / 2 * 32 + i] >> (of_32 % 2 * 4)) & 15;
-                let fifth = ((block[16 + i] >> of_32) & 1) << 4;
-                out[32 * of_32 + i] = scale * f32::from(q | fifth) - least;
+            let quants = &block[48 + of_32 / 2 * 32..][..32];
+            let fifths = &block[16..48];
+            let out = out[32 * of_32..][..32].iter_mut();
+            for ((out, q), fifth) in out.zip(quants).zip(fifths) {
+                let q = (q >> (of_32 % 2 * 4)) & 15;
+                let fifth = ((fifth >> of_32) & 1) << 4;
+                *out = scale * f32::from(q | fifth) - least;
             }
         }
     }
@@ -126,11 +133,13 @@ impl Block for Q6K {
         for sixteen in 0..16 {
             let (half, quarter, within) = (sixteen / 8, sixteen / 2 % 4, sixteen % 2 * 16);
             let scale = d * f32::from(block[192 + sixteen].cast_signed());
-            for i in 0..16 {
-                let low = block[64 * half + quarter % 2 * 32 + within + i];
+            let lows = &block[64 * half + quarter % 2 * 32 + within..][..16];
+            let highs = &block[128 + 32 * half + within..][..16];
+            let out = out[16 * sixteen..][..16].iter_mut();
+            for ((out, low), high) in out.zip(lows).zip(highs) {
                 let low = (low >> (quarter / 2 * 4)) & 15;
-                let high = (block[128 + 32 * half + within + i] >> (2 * quarter)) & 3;
-                out[16 * sixteen + i] = scale * f32::from(i16::from(low | (high << 4)) - 32);
+                let high = (high >> (2 * quarter)) & 3;
+                *out = scale * f32::from(i16::from(low | (high << 4)) - 32);
             }
         }
     }

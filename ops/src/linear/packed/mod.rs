@@ -15,7 +15,7 @@ mod k_quants;
 mod quants;
 
 #[cfg(feature = "cpu")]
-pub(crate) use floats::Float8;
+pub(crate) use floats::{Float8, widened};
 #[cfg(feature = "cpu")]
 pub(crate) use groups::{Affine, Microscaled};
 #[cfg(feature = "cpu")]

@@ -52,16 +52,17 @@ impl Block for Q4_1 {
     }
 }
 
-/// The fifth bits of a block, and its nibbles, from byte `at` on.
+/// The quants of 5 bits whose fifth bits begin at byte `at`.
 #[inline(always)]
-fn five(block: &[u8], at: usize, put: &mut impl FnMut(usize, u8)) {
+fn five(block: &[u8], at: usize) -> [u8; 32] {
     let fifth = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let nibbles = &block[at + 4..][..16];
+    let mut quants = [0; 32];
     for i in 0..16 {
-        let q = block[at + 4 + i];
-        let bit = |i: usize| (((fifth >> i) & 1) << 4) as u8;
-        put(i, (q & 15) | bit(i));
-        put(16 + i, (q >> 4) | bit(16 + i));
+        quants[i] = (nibbles[i] & 15) | ((((fifth >> i) & 1) << 4) as u8);
+        quants[16 + i] = (nibbles[i] >> 4) | ((((fifth >> (16 + i)) & 1) << 4) as u8);
     }
+    quants
 }
 
 impl Block for Q5_0 {
@@ -71,9 +72,9 @@ impl Block for Q5_0 {
     #[inline(always)]
     fn unpack(block: &[u8], out: &mut [f32]) {
         let d = f16_at(block, 0);
-        five(block, 2, &mut |i, q| {
-            out[i] = f32::from(i16::from(q) - 16) * d;
-        });
+        for (out, q) in out.iter_mut().zip(five(block, 2)) {
+            *out = f32::from(i16::from(q) - 16) * d;
+        }
     }
 }
 
@@ -84,7 +85,9 @@ impl Block for Q5_1 {
     #[inline(always)]
     fn unpack(block: &[u8], out: &mut [f32]) {
         let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-        five(block, 4, &mut |i, q| out[i] = f32::from(q) * d + m);
+        for (out, q) in out.iter_mut().zip(five(block, 4)) {
+            *out = f32::from(q) * d + m;
+        }
     }
 }
 
