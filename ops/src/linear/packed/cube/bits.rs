@@ -41,7 +41,7 @@ pub(crate) fn float(bits: u32, #[comptime] mantissa: u32, #[comptime] exponent: 
         // but some GPUs take subnormal factors for 0, so integers are converted in place of them.
         let bias = comptime!((1u32 << (exponent - 1)) - 1);
         if rest < comptime!(1u32 << mantissa) {
-            let unit = f32::reinterpret(comptime!((128 - bias - mantissa) << 23).runtime());
+            let unit = comptime!(f32::from_bits((128 - bias - mantissa) << 23)).runtime();
             result = u32::reinterpret(f32::cast_from(rest) * unit);
         } else {
             result += comptime!((127 - bias) << 23);
