@@ -277,7 +277,7 @@ fn packed_weights_that_do_not_fit() {
             products: Products::default(),
         });
         let result = run::<Flex>(operation, inputs);
-        result.err().expect("refused").to_string()
+        result.expect_err("refused").to_string()
     };
     let mut inputs = vec![x()];
     inputs.extend(weight.upload::<Flex>(&device));

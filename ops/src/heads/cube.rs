@@ -130,7 +130,7 @@ fn scaled<F: Float>(
 
 /// Writes one head of one token, after its norm and rotation.
 #[cube]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, clippy::manual_is_multiple_of)] // Kernels have no methods.
 fn write_head<F: Float>(
     rows: &Array<F>,
     norm: &Array<f32>,

@@ -68,7 +68,9 @@ fn stored<R: CubeRuntime>(
 ) -> Weight<R> {
     let tensors: Vec<_> = inputs.take(part.names().len()).collect();
     match part.storage {
-        Storage::Dense(_) => Weight::Dense(tensors.into_iter().next().expect("one tensor")),
+        Storage::Dense(_) => {
+            Weight::Dense(Box::new(tensors.into_iter().next().expect("one tensor")))
+        }
         Storage::Packed(packed) => Weight::Packed(packed::cube::Weight {
             packed,
             columns,
@@ -98,7 +100,7 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
         .collect();
     // A part that is the whole weight makes the result; others write columns of it.
     if let [(_, Weight::Dense(weight))] = parts.as_slice() {
-        let y = dense::<R, F>(&x, weight.clone(), &op.products)?;
+        let y = dense::<R, F>(&x, weight, &op.products)?;
         return Ok(vec![shaped(y, shape)]);
     }
     let y = empty(&x, [m, n], F::dtype());
@@ -111,12 +113,12 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
                 for first in (0..*rows).step_by(panel) {
                     let count = panel.min(rows - first);
                     let part = weight.unpacked::<F>(first, count);
-                    let part = dense::<R, F>(&x, part, &op.products)?;
+                    let part = dense::<R, F>(&x, &part, &op.products)?;
                     place::<R, F>(&part, &y, column + first);
                 }
             }
             Weight::Dense(weight) => {
-                let part = dense::<R, F>(&x, weight.clone(), &op.products)?;
+                let part = dense::<R, F>(&x, weight, &op.products)?;
                 place::<R, F>(&part, &y, column);
             }
         }
@@ -127,18 +129,18 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
 
 /// The tensors of a part.
 enum Weight<R: CubeRuntime> {
-    Dense(CubeTensor<R>),
+    Dense(Box<CubeTensor<R>>),
     Packed(packed::cube::Weight<R>),
 }
 
 /// The product of contiguous rows [m, K] with a dense weight [N, K] → [m, N].
 fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     rows: &CubeTensor<R>,
-    weight: CubeTensor<R>,
+    weight: &CubeTensor<R>,
     products: &Products,
 ) -> Result<CubeTensor<R>, OperationError> {
     let [m, k, n] = [rows.shape()[0], rows.shape()[1], weight.shape()[0]];
-    let rows = rows.clone();
+    let (rows, weight) = (rows.clone(), weight.clone());
     let device = R::device(&rows.client);
     // That kernel indexes the vectors of the weight and the result with 32 bits.
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);

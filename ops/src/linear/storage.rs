@@ -13,8 +13,8 @@ pub enum Storage {
     /// the type of the activations, products are still summed in f32, and only the result is
     /// rounded to their type.
     Dense(DType),
-    /// Numbers of fewer bits, unpacked within the product. Each of its tensors is given as its
-    /// bytes, [bytes] in u8; on a GPU as many more follow as make them a multiple of 4.
+    /// Numbers of fewer bits, unpacked within the product. Each of its tensors is given as the vector
+    /// of its bytes, in u8; on a GPU as many more follow as make them a multiple of 4.
     Packed(Packed),
 }
 

@@ -61,12 +61,14 @@ const fn e4m3(bits: u8) -> f32 {
 /// All floats of 8 bits.
 static FLOATS: [f32; 256] = {
     let mut all = [0.0; 256];
-    let mut bits = 0;
-    while bits < 256 {
-        all[bits] = e4m3(bits as u8);
-        bits += 1;
+    let mut bits = 0u8;
+    loop {
+        all[bits as usize] = e4m3(bits);
+        match bits.checked_add(1) {
+            Some(next) => bits = next,
+            None => break all,
+        }
     }
-    all
 };
 
 /// A weight of floats of 8 bits.

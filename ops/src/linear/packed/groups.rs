@@ -31,7 +31,7 @@ impl<const BITS: usize> Source for Affine<'_, BITS> {
         );
         let bytes = &self.bytes[first * BITS / 8..][..Self::SPAN * BITS / 8];
         let each = 8 / BITS;
-        let mask = (255u16 >> (8 - BITS)) as u8;
+        let mask = 255u8 >> (8 - BITS);
         let mut quants = [0; 32];
         for (quants, byte) in quants.chunks_exact_mut(each).zip(bytes) {
             for (part, q) in quants.iter_mut().enumerate() {

@@ -57,10 +57,11 @@ impl Block for Q4_1 {
 fn five(block: &[u8], at: usize) -> [u8; 32] {
     let fifth = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let nibbles = &block[at + 4..][..16];
+    let bit = |i: usize| u8::from((fifth >> i) & 1 == 1) << 4;
     let mut quants = [0; 32];
     for i in 0..16 {
-        quants[i] = (nibbles[i] & 15) | ((((fifth >> i) & 1) << 4) as u8);
-        quants[16 + i] = (nibbles[i] >> 4) | ((((fifth >> (16 + i)) & 1) << 4) as u8);
+        quants[i] = (nibbles[i] & 15) | bit(i);
+        quants[16 + i] = (nibbles[i] >> 4) | bit(16 + i);
     }
     quants
 }

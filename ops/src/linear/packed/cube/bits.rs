@@ -11,6 +11,7 @@ pub(crate) fn byte(words: &Array<u32>, at: u32) -> u32 {
 
 /// The four bytes from offset `at` on, the first one lowest. Reads only words that hold one of them.
 #[cube]
+#[allow(clippy::manual_div_ceil)] // Kernels have operators and no methods.
 pub(crate) fn word(words: &Array<u32>, at: u32) -> u32 {
     let shift = (at % 4u32) * 8u32;
     let low = words[(at / 4u32) as usize];
