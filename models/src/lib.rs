@@ -1,8 +1,8 @@
-//! Language models in Burn, from Hugging Face folders.
+//! Language models in Burn, from Hugging Face folders and GGUF files.
 //!
 //! This crate owns the weights, the layers around attention, KV caches and recurrent states,
 //! tokenizers, chat templates and sampling. In: a folder with `config.json`, safetensors and
-//! `tokenizer.json`, and a [`Policy`] that gives each attention layer its pattern and kernels.
+//! `tokenizer.json`, or a GGUF file, and a [`Policy`] that gives each attention layer its pattern and kernels.
 //! Out: logits, and text.
 //!
 //! Invariants:

@@ -467,3 +467,81 @@ fn shapes_are_compared_before_memory_is_taken() {
         assert!(!copy.path("out.safetensors").exists());
     }
 }
+
+/// GGUF files that are broken, each by one change to a file that is read.
+#[test]
+fn gguf_files_that_are_broken_are_refused() {
+    use butterfly_tests::gguf::twin;
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("model.gguf");
+    twin::twin(&fixture("models/llama"), &path, &twin::in_bf16);
+    let whole = fs::read(&path).expect("a file");
+    let args = [
+        "generate",
+        "-m",
+        text(&path),
+        "--tokens",
+        "1,2",
+        "-n",
+        "2",
+        "--device",
+        "cpu",
+    ];
+    ends(0, &args);
+    let name = whole
+        .windows(10)
+        .position(|part| part == b"output_nor")
+        .expect("a name");
+    let changed = |change: &dyn Fn(&mut Vec<u8>), parts: &[&str]| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        fs::write(&path, bytes).expect("written");
+        let error = ends(2, &args);
+        has(&error, &["model.gguf"]);
+        has(&error, parts);
+    };
+    changed(&|bytes| bytes.truncate(bytes.len() / 2), &["tensor"]);
+    changed(&|bytes| bytes.truncate(20), &["ends"]);
+    changed(&|bytes| bytes[0] = b'X', &["GGUF"]);
+    changed(&|bytes| bytes[4] = 9, &["version"]);
+    // The number of tensors, then that of metadata.
+    changed(&|bytes| bytes[15] = 16, &["tensors"]);
+    changed(&|bytes| bytes[23] = 16, &["metadata"]);
+    // The name of a tensor that the model needs.
+    changed(&|bytes| bytes[name] = b'p', &["model.norm.weight: missing"]);
+    changed(&Vec::clear, &[]);
+}
+
+/// A packed weight whose scale is NaN.
+#[test]
+fn scales_that_are_not_finite_are_said() {
+    use butterfly_tests::gguf::twin;
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("model.gguf");
+    // Q8_0: blocks of 32 elements, of which each begins with an f16.
+    let store = |name: &str, _: &[usize], values: &[f32]| {
+        let scale = match name {
+            "blk.1.ffn_down.weight" => [0x00, 0x7e],
+            _ => [0x00, 0x20],
+        };
+        let block = |_| scale.into_iter().chain([1; 32]);
+        (8, (0..values.len() / 32).flat_map(block).collect())
+    };
+    twin::twin(&fixture("models/llama"), &path, &store);
+    let args = [
+        "generate",
+        "-m",
+        text(&path),
+        "--tokens",
+        "1,2",
+        "-n",
+        "2",
+        "--device",
+        "cpu",
+    ];
+    let error = ends(1, &args);
+    has(
+        &error,
+        &["model.layers.1.mlp.down_proj.weight", "not finite"],
+    );
+}
