@@ -147,6 +147,12 @@ mod tests {
         files::write(&path, &metadata, &tensors);
         let file = Contents::of::<Flex>(&path, &Default::default());
         std::fs::remove_file(&path).expect("removed");
+        let mut file = file.expect("read");
+        // The file has none of the layers' tensors.
+        let missing = std::mem::take(&mut file.missing);
+        assert_eq!(missing.len(), 36);
+        let first = "model.layers.0.input_layernorm.weight: missing, expected [64]";
+        assert_eq!(missing[0], first);
         let expected = Contents {
             types: vec![
                 of_type("Q8_0", 2, 2 * 256 * 2 * 34),
@@ -156,6 +162,6 @@ mod tests {
             extra: vec!["what.weight".into()],
             ..folder
         };
-        assert_eq!(file.expect("read"), expected);
+        assert_eq!(file, expected);
     }
 }

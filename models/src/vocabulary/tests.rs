@@ -178,7 +178,7 @@ fn templates_and_names() {
     };
     assert_eq!(
         refused(&plain),
-        "model.gguf: has no chat template (`tokenizer.chat_template`); leave --chat out"
+        "model.gguf: has no chat template (`tokenizer.chat_template`); continue a text instead: `butterfly generate` without --chat"
     );
     let named = with(
         &plain,
