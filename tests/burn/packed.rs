@@ -41,6 +41,9 @@ const FORMATS: [(&str, Packed); 18] = [
     ),
 ];
 
+/// Rows of products: one, a few on either side of a power of two, and many.
+const ROWS: [usize; 6] = [1, 2, 3, 8, 9, 70];
+
 const fn affine(bits: u32, group: u32, scales: Dtype) -> Packed {
     Packed::Affine {
         bits,
@@ -194,14 +197,18 @@ fn embeds<B: AttentionBackend>(device: &B::Device) {
     }
 }
 
-/// Products of one row, a few and many, with a weight of two parts of which one is dense: against
+/// Products of `rows` rows, with a weight of two parts of which one is dense: against
 /// sums in f64 of the known values.
-fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) {
+fn multiplies<B: AttentionBackend>(
+    device: &B::Device,
+    rows: &[usize],
+    (dtype, most): (DType, f64),
+) {
     for (name, packed) in FORMATS {
         let weight = Weight::read(name, packed);
         let k = weight.columns;
         let dense = Tensor::<B, 2>::random([3, k], Distribution::Default, (device, dtype));
-        for m in [1, 2, 3, 8, 9, 70] {
+        for &m in rows {
             let normal = Distribution::Normal(0.0, 1.0);
             let x = Tensor::<B, 2>::random([m, k], normal, (device, dtype));
             let dense_part = Part {
@@ -243,11 +250,12 @@ fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) 
 fn packed_weights_on_every_backend() {
     let cpu = Default::default();
     embeds::<Flex>(&cpu);
-    multiplies::<Flex>(&cpu, DType::F32, 1e-6);
-    multiplies::<Flex>(&cpu, DType::BF16, 4e-3);
+    multiplies::<Flex>(&cpu, &ROWS, (DType::F32, 1e-6));
+    multiplies::<Flex>(&cpu, &ROWS, (DType::BF16, 4e-3));
+    // Each kernel is compiled, which takes longer than to run it.
     embeds::<Vulkan>(&WgpuDevice::Cpu);
-    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, 1e-6);
-    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F16, 2e-3);
+    multiplies::<Vulkan>(&WgpuDevice::Cpu, &[3, 70], (DType::F32, 1e-6));
+    multiplies::<Vulkan>(&WgpuDevice::Cpu, &[1], (DType::F16, 2e-3));
     embeds::<Fused>(&WgpuDevice::Cpu);
 }
 
@@ -257,9 +265,9 @@ fn cuda_packed_weights() {
     type Cuda = butterfly::backends::Cuda;
     let device = Default::default();
     embeds::<Cuda>(&device);
-    multiplies::<Cuda>(&device, DType::F32, 1e-6);
-    multiplies::<Cuda>(&device, DType::F16, 2e-3);
-    multiplies::<Cuda>(&device, DType::BF16, 1e-2);
+    multiplies::<Cuda>(&device, &ROWS, (DType::F32, 1e-6));
+    multiplies::<Cuda>(&device, &ROWS, (DType::F16, 2e-3));
+    multiplies::<Cuda>(&device, &ROWS, (DType::BF16, 1e-2));
 }
 
 /// What does not fit is an error that names the tensor.

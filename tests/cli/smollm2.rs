@@ -52,11 +52,9 @@ fn it_knows_the_capital_of_france() {
     let args = [
         "generate", "-m", model, "-p", question, "--chat", "-n", "16", "--json",
     ];
-    for more in [&["--device", "cpu"][..], &["--device", "vulkan"]] {
-        let report = json(&butterfly(&[&args, more].concat()));
-        let text = report["text"].as_str().expect("a text");
-        assert!(text.contains("Paris"), "{text}");
-    }
+    let report = json(&butterfly(&[&args[..], &["--device", "cpu"]].concat()));
+    let text = report["text"].as_str().expect("a text");
+    assert!(text.contains("Paris"), "{text}");
 }
 
 #[test]

@@ -501,7 +501,10 @@ fn gguf_files_that_are_broken_are_refused() {
         has(&error, parts);
     };
     changed(&|bytes| bytes.truncate(bytes.len() / 2), &["tensor"]);
-    changed(&|bytes| bytes.truncate(24), &["39", "fit into the rest of the file"]);
+    changed(
+        &|bytes| bytes.truncate(24),
+        &["39", "fit into the rest of the file"],
+    );
     changed(&|bytes| bytes[0] = b'X', &["GGUF"]);
     changed(&|bytes| bytes[4] = 9, &["version"]);
     // The number of tensors, then that of metadata.
