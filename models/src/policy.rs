@@ -153,7 +153,8 @@ mod tests {
         let sinks = swap("layers 3,7 causal & (local(1) | sink(1))");
         assert_eq!(sinks.cached(32_768, 512), 30 * kept + 2 * 32_768);
         let near = swap("block 64 causal & local(1)");
-        assert_eq!(near.cached(32_768, 512), 32 * (127 + 512 + 63) / 64 * 64);
+        let kept = (127_u64 + 512 + 63).next_multiple_of(64);
+        assert_eq!(near.cached(32_768, 512), 32 * kept);
         let layer = |policy: &Policy, layer: usize| {
             let layer = policy.layers[layer].clone().expect("softmax attention");
             (layer.swapped, layer.plan.sparsity().pattern.to_string())
