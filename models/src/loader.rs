@@ -112,6 +112,11 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     /// A dense weight of random numbers.
     fn random(&mut self, rows: usize, columns: usize) -> Weight<B> {
         let tensor = self.matrix("", [rows, columns]);
+        self.dense(tensor, [rows, columns])
+    }
+
+    /// The weight [rows, columns] in a tensor of the model's element type.
+    fn dense(&self, tensor: Tensor<B, 2>, [rows, columns]: [usize; 2]) -> Weight<B> {
         let storage = Storage::Dense(self.dtype);
         Weight {
             parts: [Part { storage, rows }].into(),
@@ -163,12 +168,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
                 Tensor::from_data(data, (self.device, self.dtype))
             }
         };
-        let storage = Storage::Dense(self.dtype);
-        Weight {
-            parts: [Part { storage, rows }].into(),
-            columns,
-            tensors: vec![tensor.into_primitive().tensor()],
-        }
+        self.dense(tensor, [rows, columns])
     }
 
     /// The weights of a depthwise convolution as `[taps, channels]` in f32; they are stored as

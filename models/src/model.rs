@@ -6,6 +6,7 @@ use crate::gpt2::Gpt2;
 use crate::layers::{Projection, Weight};
 use crate::loader::{Loader, Pass, Unused};
 use crate::state::LayerState;
+use crate::weights::packed::dense;
 use crate::{Checkpoint, ModelError, Policy, Profile, State, Taken};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -29,14 +30,6 @@ pub struct Model<B: Backend> {
 enum Inner<B: Backend> {
     Decoder(Decoder<B>),
     Gpt2(Gpt2<B>),
-}
-
-fn element(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::Bf16 => DType::BF16,
-    }
 }
 
 /// The tokens of a chunk whose logits are computed.
@@ -111,7 +104,7 @@ impl<B: AttentionBackend> Model<B> {
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<Taken, ModelError> {
-        let mut loader = Loader::new(Pass::Check, folder, device, element(dtype));
+        let mut loader = Loader::new(Pass::Check, folder, device, dense(dtype));
         Self::parts(&mut loader, config, sizes)?;
         let taken = loader.taken();
         loader.finish().map(|_| taken)
@@ -138,7 +131,7 @@ impl<B: AttentionBackend> Model<B> {
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
-        let mut loader = Loader::new(Pass::Load, folder, device, element(dtype));
+        let mut loader = Loader::new(Pass::Load, folder, device, dense(dtype));
         let (inner, head) = Self::parts(&mut loader, config, sizes)?;
         let unused = loader.finish()?;
         let model = Self {

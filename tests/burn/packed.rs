@@ -260,7 +260,7 @@ fn packed_weights_on_every_backend() {
 }
 
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_packed_weights() {
     type Cuda = butterfly::backends::Cuda;
     let device = Default::default();
