@@ -307,10 +307,11 @@ mod keys {
         assert_eq!(child.wait().expect("ends").code(), Some(130));
     }
 
-    /// A terminal on which the command runs; `script` makes it.
+    /// A terminal on which the command runs; `script` makes it. Its shell is replaced by the
+    /// command: dash would wait beside it, and end by Ctrl-C.
     fn terminal(folder: &Path, more: &str) -> Child {
         let command = format!(
-            "{} chat --device cpu --model {} {more}",
+            "exec {} chat --device cpu --model {} {more}",
             env!("CARGO_BIN_EXE_butterfly"),
             text(folder)
         );
