@@ -1,6 +1,6 @@
 //! Linear layers on the host.
 
-use super::rows::{Columns, Rows, multiply};
+use super::rows::{Rows, multiply};
 use super::storage::{Part, Storage};
 use crate::flex::elements::{Stored, elements, tensor};
 use crate::{Embed, Project};
@@ -53,18 +53,18 @@ pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<F
         Ok(x) if E::dtype() == DType::F32 => Cow::Borrowed(x),
         _ => Cow::Owned(given.iter().map(|x| x.get()).collect()),
     };
-    let mut y = vec![0.0; x.len() / k * n];
-    let (mut at, mut column) = (1, 0);
-    for part in op.parts.iter() {
+    let m = x.len() / k;
+    let mut y = vec![0.0; m * n];
+    let mut at = 1;
+    let bytes = op.parts.iter().map(|part| {
         let tensors = &inputs[at..at + part.names().len()];
-        let bytes = Bytes::of(tensors);
-        if !y.is_empty() {
-            let columns = Columns::new(&mut y, n, column, part.rows);
-            multiply(&x, &bytes.rows(*part, k), columns);
-        }
         at += tensors.len();
-        column += part.rows;
-    }
+        Bytes::of(tensors)
+    });
+    let bytes: Vec<Bytes<'_>> = bytes.collect();
+    let parts = bytes.iter().zip(op.parts.iter());
+    let weights: Vec<Rows<'_>> = parts.map(|(bytes, part)| bytes.rows(*part, k)).collect();
+    multiply(&x, m, &weights, &mut y);
     vec![match E::dtype() {
         DType::F32 => tensor(y, shape),
         _ => tensor(y.into_iter().map(E::put).collect(), shape),

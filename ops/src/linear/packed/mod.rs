@@ -1,27 +1,10 @@
 //! Packed weights: numbers of 2 to 8 bits, of which groups share a scale.
 //!
-//! One file a family of formats describes their layouts and unpacks them on the host; `cube` has the same
-//! for GPUs. Rows of a weight are independent of one another, and hold whole blocks.
+//! Rows of a weight are independent of one another, and hold whole blocks. `rows` describes the layouts
+//! and unpacks them on the host; `cube` does so on GPUs.
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
-#[cfg(feature = "cpu")]
-mod floats;
-#[cfg(feature = "cpu")]
-mod groups;
-#[cfg(feature = "cpu")]
-mod k_quants;
-#[cfg(feature = "cpu")]
-mod quants;
-
-#[cfg(feature = "cpu")]
-pub(crate) use floats::{Float8, widened};
-#[cfg(feature = "cpu")]
-pub(crate) use groups::{Affine, Microscaled};
-#[cfg(feature = "cpu")]
-pub(crate) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-#[cfg(feature = "cpu")]
-pub(crate) use quants::{Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 use butterfly_ir::Dtype;
 use std::fmt;
