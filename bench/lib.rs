@@ -57,8 +57,8 @@ impl Case {
             block: BLOCK as usize,
             scale: 1.0 / (self.dim as f32).sqrt(),
             q: &self.q,
-            k: &self.k,
-            v: &self.v,
+            k: (&self.k).into(),
+            v: (&self.v).into(),
             rows,
         }
     }

@@ -90,8 +90,8 @@ impl Call<'_> {
             block: self.context.block as usize,
             scale: self.scale,
             q: self.q,
-            k: self.k,
-            v: self.v,
+            k: self.k.into(),
+            v: self.v.into(),
             rows: table,
         }
     }

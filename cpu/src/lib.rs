@@ -3,7 +3,7 @@
 //! Owns: block-sparse attention on the CPU, forward, in f32: tiles, online softmax,
 //! vector instructions and threads.
 //!
-//! In:  contiguous q, k, v and, for each row, its [bands](butterfly_ir::Band).
+//! In:  contiguous q in f32, k and v in f32 or 16 bits ([`Elements`]), and, for each row, its [bands](butterfly_ir::Band).
 //! Out: o and the log-sum-exp of the logits ([`Attention`]), or the argument that does
 //! not fit ([`ProblemError`]).
 //!
@@ -22,6 +22,7 @@
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 mod attend;
+mod elements;
 mod isa;
 mod problem;
 mod product;
@@ -34,5 +35,6 @@ mod tile;
 mod transpose;
 
 pub use attend::{attend, attend_into, attend_on, visited_pairs};
+pub use elements::Elements;
 pub use isa::Isa;
 pub use problem::{Attention, Problem, ProblemError};

@@ -3,6 +3,7 @@
 //! In:  slices, shapes and a band table from outside. Out: a problem that passes
 //! [`Problem::check`], or an error that names the argument.
 
+use crate::Elements;
 use butterfly_ir::{Band, BandTable, ScoreValues, band::MAX_TOKENS};
 
 /// One call of attention: `o = softmax(scale * q k^T) v`, where the softmax of a query
@@ -44,9 +45,9 @@ pub struct Problem<'a> {
     /// Queries, `[B, Hq, q_len, D]`.
     pub q: &'a [f32],
     /// Keys, `[B, Hkv, kv_room, D]`.
-    pub k: &'a [f32],
+    pub k: Elements<'a>,
     /// Values, `[B, Hkv, kv_room, Dv]`.
-    pub v: &'a [f32],
+    pub v: Elements<'a>,
     /// The bands of each row; row 0 has the queries from absolute position 0 on.
     pub rows: &'a BandTable,
     /// Softcap and sinks, if any.
@@ -214,18 +215,18 @@ impl Problem<'_> {
         }
         let (q_len, kv_room) = (self.q_len, self.kv_room);
         let (d, dv) = (self.head_dim, self.v_head_dim);
-        for (name, array, shape) in [
-            ("q", self.q, [self.batch, self.q_heads, q_len, d]),
-            ("k", self.k, [self.batch, self.kv_heads, kv_room, d]),
-            ("v", self.v, [self.batch, self.kv_heads, kv_room, dv]),
+        for (name, given, shape) in [
+            ("q", self.q.len(), [self.batch, self.q_heads, q_len, d]),
+            ("k", self.k.len(), [self.batch, self.kv_heads, kv_room, d]),
+            ("v", self.v.len(), [self.batch, self.kv_heads, kv_room, dv]),
         ] {
             let expected = shape.into_iter().fold(1, usize::saturating_mul);
-            if array.len() != expected {
+            if given != expected {
                 return Err(ProblemError::Length {
                     name,
                     shape,
                     expected,
-                    given: array.len(),
+                    given,
                 });
             }
         }

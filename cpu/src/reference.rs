@@ -1,6 +1,6 @@
 //! The reference for tests: attention by its definition, in f64, pair by pair.
 
-use crate::Problem;
+use crate::{Elements, Problem};
 
 /// `(o, lse)` of the problem in f64, `[B, Hq, q_len, Dv]` and `[B, Hq, q_len]`.
 ///
@@ -19,12 +19,13 @@ pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Ve
         // head counted in the same way.
         let kv_head = head / problem.group();
         for i in 0..problem.q_len {
-            let q = vector(problem.q, head * problem.q_len + i, d);
+            let q = &problem.q[(head * problem.q_len + i) * d..][..d];
             let row = |j| kv_head * problem.kv_room + j;
             let logits: Vec<(usize, f64)> = (0..problem.kv_len)
                 .filter(|&key| sees(problem.q_offset + i, key))
                 .map(|key| {
-                    let logit = dot(q, vector(problem.k, row(key), d)) * f64::from(problem.scale);
+                    let k = vector(&problem.k, row(key), d);
+                    let logit = dot(q, k) * f64::from(problem.scale);
                     let cap = problem.score.softcap.map(f64::from);
                     (key, cap.map_or(logit, |cap| cap * (logit / cap).tanh()))
                 })
@@ -42,7 +43,7 @@ pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Ve
             for (key, logit) in logits {
                 let weight = (logit - maximum).exp();
                 sum += weight;
-                for (to, &x) in mean.iter_mut().zip(vector(problem.v, row(key), dv)) {
+                for (to, x) in mean.iter_mut().zip(vector(&problem.v, row(key), dv)) {
                     *to += weight * f64::from(x);
                 }
             }
@@ -58,13 +59,11 @@ pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Ve
     (o, lse)
 }
 
-fn vector(array: &[f32], row: usize, len: usize) -> &[f32] {
-    &array[row * len..][..len]
+fn vector(array: &Elements<'_>, row: usize, len: usize) -> impl Iterator<Item = f32> {
+    (row * len..(row + 1) * len).map(|i| array.get(i))
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-        .sum()
+fn dot(a: &[f32], b: impl Iterator<Item = f32>) -> f64 {
+    let terms = a.iter().zip(b);
+    terms.map(|(&a, b)| f64::from(a) * f64::from(b)).sum()
 }

@@ -42,6 +42,10 @@ impl DerefMut for Aligned {
 /// Scratch memory for one tile of queries; panels have `lanes` query rows.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    /// Keys of a tile, `[keys, D]`, if they are stored in 16 bits.
+    pub(crate) keys: Aligned,
+    /// Values of a tile, `[keys, Dv]`, if they are stored in 16 bits.
+    pub(crate) values: Aligned,
     /// Queries, `[panel, D, lanes]`.
     pub(crate) queries: Aligned,
     /// Sums of weighted values, `[panel, Dv, lanes]`.

@@ -16,9 +16,9 @@
 )]
 
 use crate::{
-    Problem,
+    Elements, Problem,
     product::{Left, product},
-    query_tiles::{KEYS, Panel, QueryTile, Visit},
+    query_tiles::{KEYS, Keys, Panel, QueryTile, Visit},
     scratch::Scratch,
     simd::Simd,
     softmax, transpose,
@@ -63,15 +63,32 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     scratch.maximum[..panels * lanes].fill(f32::NEG_INFINITY);
     scratch.sum[..panels * lanes].fill(0.0);
     for &keys in &tile.tiles {
+        widen_keys(problem, item.kv_head, keys, scratch);
         for (index, panel) in tile.panels.iter().enumerate() {
             if let Some(visit) = panel.visit(keys) {
                 // SAFETY: the caller's promise; the scratch memory was reserved above, and a visit
                 // lies within its tile of keys.
-                unsafe { visit_keys::<S, W>(problem, item, index, panel, visit, scratch) };
+                unsafe { visit_keys::<S, W>(problem, item, index, panel, keys, visit, scratch) };
             }
         }
     }
     unpack_output(problem, item, lanes, scratch);
+}
+
+/// Writes a tile of keys and values in f32, if they are stored in 16 bits.
+#[inline(always)]
+fn widen_keys(problem: &Problem, kv_head: usize, tile: Keys, scratch: &mut Scratch) {
+    let first = kv_head * problem.kv_room;
+    let (start, end) = (first + tile.0 as usize, first + tile.1 as usize);
+    for (elements, len, to) in [
+        (problem.k, problem.head_dim, &mut scratch.keys),
+        (problem.v, problem.v_head_dim, &mut scratch.values),
+    ] {
+        if !matches!(elements, Elements::F32(_)) {
+            to.reserve(KEYS * len);
+            elements.widen(start * len..end * len, to);
+        }
+    }
 }
 
 /// Adds the keys of one visit to the running output, maximum and sum of a panel.
@@ -84,6 +101,7 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     item: &Item,
     index: usize,
     panel: &Panel,
+    tile: Keys,
     visit: Visit,
     scratch: &mut Scratch,
 ) {
@@ -91,8 +109,16 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
     let first_key = item.kv_head * problem.kv_room + visit.start as usize;
     let keys = (visit.end - visit.start) as usize;
-    let k = &problem.k[first_key * d..][..keys * d];
-    let v = &problem.v[first_key * dv..][..keys * dv];
+    let in_tile = (visit.start - tile.0) as usize;
+    let k = match problem.k {
+        Elements::F32(k) => &k[first_key * d..],
+        Elements::F16(_) | Elements::Bf16(_) => &scratch.keys[in_tile * d..],
+    };
+    let v = match problem.v {
+        Elements::F32(v) => &v[first_key * dv..],
+        Elements::F16(_) | Elements::Bf16(_) => &scratch.values[in_tile * dv..],
+    };
+    let (k, v) = (&k[..keys * d], &v[..keys * dv]);
     let queries = &scratch.queries[index * d * lanes..][..d * lanes];
     let output = &mut scratch.output[index * dv * lanes..][..dv * lanes];
     let maximum = &mut scratch.maximum[index * lanes..][..lanes];

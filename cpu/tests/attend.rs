@@ -1,7 +1,8 @@
 //! Compares the kernel with the f64 reference, for all kinds of shapes and bands.
 
-use butterfly_cpu::{Attention, Isa, Problem, attend, attend_on, reference};
+use butterfly_cpu::{Attention, Elements, Isa, Problem, attend, attend_on, reference};
 use butterfly_ir::{Band, BandTable, ScoreValues};
+use half::{bf16, f16};
 
 /// Sizes of a case; everything else follows from them.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +71,8 @@ impl Shape {
             block: self.block,
             scale: 1.0 / (self.d as f32).sqrt(),
             q: &data.q,
-            k: &data.k,
-            v: &data.v,
+            k: (&data.k).into(),
+            v: (&data.v).into(),
             rows,
         }
     }
@@ -130,7 +131,18 @@ fn holds(problem: &Problem) -> Attention {
 fn check(shape: Shape, rows: &BandTable) -> Attention {
     let data = shape.data();
     println!("{shape:?}");
-    holds(&shape.problem(&data, rows))
+    let problem = shape.problem(&data, rows);
+    // Keys and values that are stored in 16 bits, each in either type.
+    let halves = [&data.k, &data.v].map(|x| x.iter().map(|x| f16::from_f32(*x)).collect());
+    let brains = [&data.k, &data.v].map(|x| x.iter().map(|x| bf16::from_f32(*x)).collect());
+    let ([k16, v16], [kb, vb]): ([Vec<f16>; 2], [Vec<bf16>; 2]) = (halves, brains);
+    for (k, v) in [
+        (Elements::from(&k16[..]), Elements::from(&vb[..])),
+        (Elements::from(&kb[..]), Elements::from(&v16[..])),
+    ] {
+        holds(&Problem { k, v, ..problem });
+    }
+    holds(&problem)
 }
 
 #[test]
@@ -338,8 +350,8 @@ fn no_queries_and_no_keys() {
         kv_len: 0,
         kv_room: 0,
         q_offset: 0,
-        k: &[],
-        v: &[],
+        k: Elements::F32(&[]),
+        v: Elements::F32(&[]),
         ..PLAIN.problem(&data, &rows)
     };
     let got = holds(&problem);

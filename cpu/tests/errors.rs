@@ -25,8 +25,8 @@ fn errors_name_the_argument() {
         block: 16,
         scale: 0.25,
         q: &q,
-        k: &kv,
-        v: &kv,
+        k: (&kv).into(),
+        v: (&kv).into(),
         rows: &rows,
     };
     assert!(attend(&problem, None).is_ok());

@@ -233,8 +233,8 @@ fn check(device: Device, case: &Case) {
         block: BLOCK,
         scale: scale(),
         q: &tensors.q,
-        k: &tensors.k,
-        v: &tensors.v,
+        k: (&tensors.k).into(),
+        v: (&tensors.v).into(),
         rows: &case.table,
     };
     let bands = |q: usize| {

@@ -3,7 +3,7 @@
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape as Dims, TensorMetadata};
 use burn_flex::FlexTensor;
-use butterfly_cpu::Problem;
+use butterfly_cpu::{Elements, Problem};
 use butterfly_ops::flex::{Stored, elements, tensor};
 use std::borrow::Cow;
 
@@ -23,8 +23,8 @@ pub(super) fn attend<E: Stored>(
         let o = tensor(Vec::<E>::new(), [q[0], q[1], 0, v[3]]);
         return Ok(vec![o, tensor(Vec::<f32>::new(), [q[0], q[1], 0])]);
     }
-    let values: [Cow<'_, [E]>; 3] = [0, 1, 2].map(|i| elements(&inputs[i]));
-    let [q_values, k_values, v_values] = values.each_ref().map(|x| floats(x));
+    let [q_values, k_values, v_values] = [0, 1, 2].map(|i| elements::<E>(&inputs[i]));
+    let q_values = floats(&q_values);
     let table = op.plan.table(op, q[2]);
     let problem = Problem {
         batch: q[0],
@@ -39,8 +39,8 @@ pub(super) fn attend<E: Stored>(
         block: op.plan.sparsity().block as usize,
         scale: op.scale,
         q: &q_values,
-        k: &k_values,
-        v: &v_values,
+        k: stored(&k_values),
+        v: stored(&v_values),
         rows: &table,
         score: op.score(),
     };
@@ -58,6 +58,15 @@ pub(super) fn attend<E: Stored>(
         },
         tensor(result.lse, [q[0], q[1], q[2]]),
     ])
+}
+
+/// Elements in the type in which they are stored.
+fn stored<E: Stored>(elements: &[E]) -> Elements<'_> {
+    match E::dtype() {
+        DType::F16 => Elements::F16(bytemuck::cast_slice(elements)),
+        DType::BF16 => Elements::Bf16(bytemuck::cast_slice(elements)),
+        _ => Elements::F32(bytemuck::cast_slice(elements)),
+    }
 }
 
 /// The elements as f32; f32 elements are borrowed, others are converted.

@@ -63,8 +63,8 @@ fn reference<B: Backend>(
         block: sparsity.block as usize,
         scale: 1.0 / (head_dim as f32).sqrt(),
         q: &values[0],
-        k: &values[1],
-        v: &values[2],
+        k: (&values[1]).into(),
+        v: (&values[2]).into(),
         rows: &Default::default(),
         score: Default::default(),
     };
