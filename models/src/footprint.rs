@@ -134,7 +134,7 @@ mod tests {
             chunk: 8192,
             logits: 1,
         };
-        let taken = Model::<Flex>::taken(&model, &sizes, Dtype::Bf16, &Default::default());
+        let taken = Model::<Flex>::taken(&model, &sizes, None, Dtype::Bf16, &Default::default());
         let footprint = Footprint::new(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
         // 8.03 billion parameters; 128 KiB of keys and values for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
@@ -160,7 +160,7 @@ mod tests {
             );
             let model = config::read("config.json", &text).expect(family);
             let sizes = config::sizes("config.json", &text, &model).expect(family);
-            let taken = Model::<Flex>::taken(&model, &sizes, Dtype::F32, &Default::default());
+            let taken = Model::<Flex>::taken(&model, &sizes, None, Dtype::F32, &Default::default());
             let taken = taken.expect(family);
             for most in [1 << 28, u64::MAX] {
                 let extent = Extent {

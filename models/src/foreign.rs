@@ -69,7 +69,12 @@ pub(crate) fn check(path: &Path) -> Result<(), ModelError> {
     }
     let has = |name: &str| path.join(name).exists();
     if has("model.safetensors") || has("model.safetensors.index.json") {
-        return packing(&path.join("config.json"));
+        // A file that cannot be read is left to those who need it.
+        let config = path.join("config.json");
+        return match config.is_file() {
+            true => crate::read_packing(&config).map(|_| ()),
+            false => Ok(()),
+        };
     }
     // A path that is no folder is left to those who read it.
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
@@ -82,28 +87,6 @@ pub(crate) fn check(path: &Path) -> Result<(), ModelError> {
         }
     }
     Ok(())
-}
-
-/// Checks `quantization_config.quant_method` of a `config.json`. A file that cannot be read is left
-/// to those who need it.
-fn packing(config: &Path) -> Result<(), ModelError> {
-    let text = std::fs::read_to_string(config).unwrap_or_default();
-    let object: Value = serde_json::from_str(&text).unwrap_or_default();
-    // Multimodal models keep it beside the settings of their text model, or among them.
-    let settings = [&object, &object["text_config"]].map(|part| &part["quantization_config"]);
-    let method = settings
-        .iter()
-        .find_map(|part| part["quant_method"].as_str());
-    match method {
-        // MLX's settings have no method. What else its own settings say is up to the reader.
-        None | Some("fp8" | "mxfp4") => Ok(()),
-        Some(method) => Err(ModelError::File {
-            path: config.to_path_buf(),
-            what: format!(
-                "`quantization_config.quant_method` is {method}, a packing that is not read; give the model in bf16 or f16, or packed as MLX affine, FP8 in blocks, or GGUF"
-            ),
-        }),
-    }
 }
 
 impl Kind {

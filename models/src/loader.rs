@@ -6,13 +6,14 @@
 
 use crate::layers::Weight;
 use crate::weights::change::{Layout, Values};
+use crate::weights::upload::WORD;
 use crate::weights::upload::{Taken, Upload, convert};
-use crate::weights::{Element, View, packed};
+use crate::weights::{Element, View, packed, random};
 use crate::{Checkpoint, ModelError};
 use burn::prelude::*;
 use burn::tensor::{Bytes, DType, Distribution};
 use butterfly::AttentionBackend;
-use butterfly::ops::{Part, Storage};
+use butterfly::ops::{Packed, Part, Storage};
 use butterfly_ir::model::ModelSizes;
 use std::collections::HashSet;
 
@@ -32,6 +33,8 @@ pub(crate) enum Pass {
 pub(crate) struct Loader<'a, B: Backend> {
     pass: Pass,
     checkpoint: Option<&'a Checkpoint>,
+    /// How random weights are packed, where their shape allows it.
+    packed: Option<Packed>,
     /// Prefix of each name, such as `model.`.
     prefix: &'a str,
     device: &'a B::Device,
@@ -41,9 +44,6 @@ pub(crate) struct Loader<'a, B: Backend> {
     /// The memory of the weights so far.
     needed: Taken,
 }
-
-/// Standard deviation of random weights.
-const DEVIATION: f64 = 0.02;
 
 impl<'a, B: AttentionBackend> Loader<'a, B> {
     pub(crate) fn new(
@@ -56,6 +56,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         Self {
             pass,
             checkpoint,
+            packed: None,
             prefix,
             device,
             dtype,
@@ -63,6 +64,15 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             problems: Vec::new(),
             needed: Taken::default(),
         }
+    }
+
+    pub(crate) fn device(&self) -> &'a B::Device {
+        self.device
+    }
+
+    /// Packs random weights.
+    pub(crate) fn packed(self, packed: Option<Packed>) -> Self {
+        Self { packed, ..self }
     }
 
     /// The model's element type.
@@ -109,10 +119,44 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         }
     }
 
-    /// A dense weight of random numbers.
+    /// A weight of random numbers.
     fn random(&mut self, rows: usize, columns: usize) -> Weight<B> {
+        let sizes = self.packed.map(|packed| packed.sizes(rows, columns));
+        if let (Some(packed), Some(Ok(sizes))) = (self.packed, sizes) {
+            return self.random_packed(packed, [rows, columns], &sizes);
+        }
         let tensor = self.matrix("", [rows, columns]);
         self.dense(tensor, [rows, columns])
+    }
+
+    fn random_packed(
+        &mut self,
+        packed: Packed,
+        [rows, columns]: [usize; 2],
+        sizes: &[usize],
+    ) -> Weight<B> {
+        let bytes = sizes
+            .iter()
+            .fold(0u64, |all, n| all.saturating_add(*n as u64));
+        self.needed.allocated = self.needed.allocated.saturating_add(bytes);
+        let tensors = match self.pass {
+            Pass::Check => Vec::new(),
+            Pass::Load => random::tensors(packed, sizes),
+        };
+        let upload = |mut bytes: Vec<u8>| {
+            if !B::ON_HOST {
+                bytes.resize(bytes.len().next_multiple_of(WORD), 0);
+            }
+            let length = bytes.len();
+            let data = TensorData::from_bytes_vec(bytes, [length], DType::U8);
+            B::integers(B::int_from_data(data, self.device))
+        };
+        let storage = Storage::Packed(packed);
+        Weight {
+            parts: [Part { storage, rows }].into(),
+            columns,
+            tensors: tensors.into_iter().map(upload).collect(),
+        }
     }
 
     /// The weight [rows, columns] in a tensor of the model's element type.
@@ -143,7 +187,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             .fold(1u64, |all, n| all.saturating_mul(*n as u64));
         self.needed.allocated = self.needed.allocated.saturating_add(bytes);
         if self.checkpoint.is_none() && self.pass == Pass::Load {
-            let normal = Distribution::Normal(0.0, DEVIATION);
+            let normal = Distribution::Normal(0.0, random::DEVIATION.into());
             return Tensor::random(shape, normal, (self.device, self.dtype));
         }
         let mut bytes = Vec::new();

@@ -10,6 +10,7 @@ use crate::weights::packed::dense;
 use crate::{Checkpoint, ModelError, Policy, Profile, State, Taken};
 use burn::prelude::*;
 use burn::tensor::DType;
+use butterfly::ops::Packed;
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
@@ -53,7 +54,8 @@ impl<B: AttentionBackend> Model<B> {
         device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
         Self::check(folder, dtype, device)?;
-        Self::build(Some(folder), &folder.config, &folder.sizes, dtype, device)
+        let loader = Loader::new(Pass::Load, Some(folder), device, dense(dtype));
+        Self::build(loader, &folder.config, &folder.sizes)
     }
 
     /// Checks that a folder has the tensors that its config asks for, without reading them or
@@ -66,8 +68,8 @@ impl<B: AttentionBackend> Model<B> {
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<Taken, ModelError> {
-        let (config, sizes) = (&folder.config, &folder.sizes);
-        Self::measure(Some(folder), config, sizes, dtype, device)
+        let loader = Loader::new(Pass::Check, Some(folder), device, dense(dtype));
+        Self::measure(loader, &folder.config, &folder.sizes)
     }
 
     /// The tensors of a checkpoint that are missing or do not fit, each with what is wrong, and the
@@ -84,27 +86,27 @@ impl<B: AttentionBackend> Model<B> {
         Ok(loader.compared())
     }
 
-    /// The memory that random weights of the shapes of a config take in element type `dtype`.
+    /// The memory that random weights of the shapes of a config take, packed as `packed` where their
+    /// shapes allow it, else in element type `dtype`.
     ///
     /// # Errors
     /// As [`random`](Self::random).
     pub fn taken(
         config: &ModelConfig,
         sizes: &ModelSizes,
+        packed: Option<Packed>,
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<Taken, ModelError> {
-        Self::measure(None, config, sizes, dtype, device)
+        let loader = Loader::new(Pass::Check, None, device, dense(dtype));
+        Self::measure(loader.packed(packed), config, sizes)
     }
 
     fn measure(
-        folder: Option<&Checkpoint>,
+        mut loader: Loader<'_, B>,
         config: &ModelConfig,
         sizes: &ModelSizes,
-        dtype: Dtype,
-        device: &B::Device,
     ) -> Result<Taken, ModelError> {
-        let mut loader = Loader::new(Pass::Check, folder, device, dense(dtype));
         Self::parts(&mut loader, config, sizes)?;
         let taken = loader.taken();
         loader.finish().map(|_| taken)
@@ -118,20 +120,20 @@ impl<B: AttentionBackend> Model<B> {
     pub fn random(
         config: &ModelConfig,
         sizes: &ModelSizes,
+        packed: Option<Packed>,
         dtype: Dtype,
         device: &B::Device,
     ) -> Result<Self, ModelError> {
-        Ok(Self::build(None, config, sizes, dtype, device)?.0)
+        let loader = Loader::new(Pass::Load, None, device, dense(dtype));
+        Ok(Self::build(loader.packed(packed), config, sizes)?.0)
     }
 
     fn build(
-        folder: Option<&Checkpoint>,
+        mut loader: Loader<'_, B>,
         config: &ModelConfig,
         sizes: &ModelSizes,
-        dtype: Dtype,
-        device: &B::Device,
     ) -> Result<(Self, Unused), ModelError> {
-        let mut loader = Loader::new(Pass::Load, folder, device, dense(dtype));
+        let device = loader.device().clone();
         let (inner, head) = Self::parts(&mut loader, config, sizes)?;
         let unused = loader.finish()?;
         let model = Self {
@@ -315,7 +317,7 @@ mod tests {
     fn model(name: &str) -> (Model<Flex>, Policy) {
         let path = fixture("models").join(name).join("config.json");
         let (config, sizes) = read_config(&path).expect("a config");
-        let model = Model::random(&config, &sizes, Dtype::F32, &Default::default());
+        let model = Model::random(&config, &sizes, None, Dtype::F32, &Default::default());
         let policy = Policy::dense(&config, &Plan::dense()).expect("a policy");
         (model.expect("a model"), policy)
     }

@@ -305,7 +305,8 @@ mod tests {
         for (name, kept) in [("gpt2", 3), ("llama", 3), ("qwen3_5", 0)] {
             let path = fixture("models").join(name).join("config.json");
             let (config, sizes) = read_config(&path).expect("a config");
-            let model = Model::<Flex>::random(&config, &sizes, Dtype::F32, &Default::default());
+            let model =
+                Model::<Flex>::random(&config, &sizes, None, Dtype::F32, &Default::default());
             let model = model.expect("a model");
             let policy = Policy::dense(&config, &Plan::dense()).expect("a policy");
             let read = |state: &mut State<Flex>, tokens: &[u32]| -> Vec<f32> {

@@ -133,7 +133,7 @@ pub(crate) struct BenchModel {
         required_unless_present = "random_weights"
     )]
     pub(crate) model: Option<PathBuf>,
-    /// A `config.json`, whose shapes are filled with random weights.
+    /// A `config.json`, whose shapes are filled with random weights, packed as it says.
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     pub(crate) random_weights: Option<PathBuf>,
     #[command(flatten)]
@@ -144,7 +144,7 @@ pub(crate) struct BenchModel {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchLayer {
-    /// A `config.json`, whose shapes are filled with random weights.
+    /// A `config.json`, whose shapes are filled with random weights, packed as it says.
     #[arg(long, value_name = "CONFIG")]
     pub(crate) config: PathBuf,
     /// The layer, by its index in the model [default: the first with softmax attention].

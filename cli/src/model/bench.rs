@@ -5,10 +5,12 @@ use super::{Place, Setting, Sparse, Task, open, policy, report, run_on, sparse, 
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
+use butterfly::ops::Packed;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_ir::{Dtype, Phase};
 use butterfly_models::{
     Checkpoint, Extent, Footprint, Logits, Model, Policy, Profile, Sampler, read_config,
+    read_packing,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -63,6 +65,7 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
                 config: folder.config.clone(),
                 sizes: folder.sizes.clone(),
                 folder: Some(&folder),
+                packed: None,
                 layer: None,
             };
             bench(&subject, measure, run, json)
@@ -74,6 +77,7 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
                 config,
                 sizes,
                 folder: None,
+                packed: read_packing(path).map_err(Failure::bad)?,
                 layer: None,
             };
             bench(&subject, measure, run, json)
@@ -102,6 +106,7 @@ pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
         config,
         sizes,
         folder: None,
+        packed: read_packing(path).map_err(Failure::bad)?,
         layer: Some(at),
     };
     bench(&subject, &command.measure, &command.run, json)
@@ -115,6 +120,8 @@ struct Subject<'a> {
     sizes: ModelSizes,
     /// Its weights; `None` for random ones.
     folder: Option<&'a Checkpoint>,
+    /// How random weights are packed.
+    packed: Option<Packed>,
     /// The only layer that is measured; `None` for the whole model.
     layer: Option<usize>,
 }
@@ -242,13 +249,14 @@ impl Task for Work<'_> {
             path,
             sizes,
             folder,
+            packed,
             ..
         } = self.subject;
         let config = &self.subject.built();
         let (device, dtype) = (&place.device, place.dtype);
         let taken = match folder {
             Some(folder) => Model::<B>::check(folder, dtype, device),
-            None => Model::<B>::taken(config, sizes, dtype, device),
+            None => Model::<B>::taken(config, sizes, *packed, dtype, device),
         };
         let file = match folder {
             Some(folder) => folder.config_file(),
@@ -269,7 +277,7 @@ impl Task for Work<'_> {
         let started = Instant::now();
         let model: Model<B> = match folder {
             Some(folder) => Model::load(folder, dtype, device).map(|(model, _)| model),
-            None => Model::random(config, sizes, dtype, device),
+            None => Model::random(config, sizes, *packed, dtype, device),
         }
         .map_err(Failure::bad)?;
         sync::<B>(&place.device)?;

@@ -12,6 +12,7 @@ pub(crate) mod gguf_model;
 pub(crate) mod metadata;
 pub(crate) mod names;
 pub(crate) mod packed;
+pub(crate) mod random;
 pub(crate) mod safetensors;
 #[cfg(test)]
 mod twins;

@@ -27,6 +27,9 @@ struct Run<'a> {
     stored: Vec<Stored<'a>>,
 }
 
+/// Bytes of the words by which devices other than the host read packed weights.
+pub(crate) const WORD: usize = 4;
+
 /// The memory that a weight takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -163,8 +166,7 @@ impl Run<'_> {
         if let Storage::Packed(_) = self.part.storage
             && !on_host
         {
-            // Devices read packed weights by words.
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes.resize(bytes.len().next_multiple_of(WORD), 0);
         }
         Bytes::from_bytes_vec(bytes)
     }
