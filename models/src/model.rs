@@ -224,7 +224,7 @@ impl<B: AttentionBackend> Model<B> {
         }
         self.check_state(state, policy)?;
         let mark = state.mark();
-        let result = self.run(tokens, state, policy, logits);
+        let result = B::on_threads(|| self.run(tokens, state, policy, logits));
         if result.is_err() {
             state.back_to(mark);
         }

@@ -4,8 +4,7 @@ use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape as Dims, TensorMetadata};
 use burn_flex::FlexTensor;
 use butterfly_cpu::{Elements, Problem};
-use butterfly_ops::flex::{Stored, elements, tensor};
-use std::borrow::Cow;
+use butterfly_ops::flex::{Stored, elements, floats, rounded, tensor};
 
 /// The name of the kernel, if the plan has one for such inputs.
 pub(super) fn kernel(op: &Attend, inputs: &[(Dims, DType)]) -> Result<String, OperationError> {
@@ -52,10 +51,7 @@ pub(super) fn attend<E: Stored>(
     op.counts.add(name);
     let shape = [q[0], q[1], q[2], v[3]];
     Ok(vec![
-        match E::dtype() {
-            DType::F32 => tensor(result.o, shape),
-            _ => tensor(result.o.into_iter().map(E::put).collect::<Vec<E>>(), shape),
-        },
+        rounded::<E>(result.o, shape),
         tensor(result.lse, [q[0], q[1], q[2]]),
     ])
 }
@@ -66,13 +62,5 @@ fn stored<E: Stored>(elements: &[E]) -> Elements<'_> {
         DType::F16 => Elements::F16(bytemuck::cast_slice(elements)),
         DType::BF16 => Elements::Bf16(bytemuck::cast_slice(elements)),
         _ => Elements::F32(bytemuck::cast_slice(elements)),
-    }
-}
-
-/// The elements as f32; f32 elements are borrowed, others are converted.
-fn floats<E: Stored>(elements: &[E]) -> Cow<'_, [f32]> {
-    match bytemuck::try_cast_slice(elements) {
-        Ok(floats) if E::dtype() == DType::F32 => Cow::Borrowed(floats),
-        _ => Cow::Owned(elements.iter().map(|x| x.get()).collect()),
     }
 }

@@ -14,6 +14,10 @@ impl AttentionBackend for Flex {
         x
     }
 
+    fn on_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| work())
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

@@ -2,7 +2,9 @@
 
 use crate::mutate;
 use butterfly_tests::fixture;
+use butterfly_tests::gguf::twin;
 use fastrand::Rng;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -99,6 +101,8 @@ impl Corpus {
         bases.push(generation_config());
         bases.extend(configs());
         bases.extend(weights());
+        bases.extend(packed());
+        bases.extend(gguf());
         bases.push(inputs());
         bases.extend(attention_inputs());
         bases.push(index());
@@ -219,7 +223,16 @@ fn commands(lines: &[&str]) -> Vec<Vec<String>> {
     lines.iter().map(|line| command(line)).collect()
 }
 
-const MODELS: [&str; 5] = ["gpt2", "llama", "qwen3", "qwen3_5", "qwen3_5_wrapped"];
+const MODELS: [&str; 8] = [
+    "gpt2",
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_5",
+    "qwen3_5_wrapped",
+];
 
 /// A model folder `m`, tokens for it in `ids.safetensors`, and a text in `book.txt`.
 fn model(name: &str) -> Files {
@@ -371,6 +384,127 @@ fn weights() -> impl Iterator<Item = Base> {
             "logits --model m --inputs ids.safetensors --output out --device cpu",
             "generate --model m --tokens 1,2,3 --max-new-tokens 4 --device cpu",
         ]),
+    })
+}
+
+/// Llama's fixture with packed weights: as MLX stores them, and in 8-bit floats with scales of blocks.
+fn packed() -> impl Iterator<Item = Base> {
+    type Pack = fn(&str, [usize; 2]) -> Tensors;
+    let formats: [(&str, Pack, Value); 2] = [
+        ("mlx", affine, json!({ "bits": 4, "group_size": 32 })),
+        ("fp8", float8, Value::Null),
+    ];
+    formats.into_iter().flat_map(|(name, format, settings)| {
+        let mut files = model("llama");
+        let stored = read(&fixture("models/llama/model.safetensors"));
+        let stored = safetensors::SafeTensors::deserialize(&stored).expect("a fixture");
+        let mut tensors = Vec::new();
+        for (name, view) in stored.iter() {
+            match *view.shape() {
+                [rows, columns] => tensors.extend(format(name, [rows, columns])),
+                _ => tensors.push((
+                    name.to_string(),
+                    view.dtype(),
+                    view.shape().to_vec(),
+                    view.data().to_vec(),
+                )),
+            }
+        }
+        let views: Vec<_> = tensors
+            .iter()
+            .map(|(name, dtype, shape, data)| (name.as_str(), *dtype, shape.clone(), &data[..]))
+            .collect();
+        set(&mut files, "m/model.safetensors", pack(&views));
+        let config = read(&fixture("models/llama/config.json"));
+        let mut config: Value = serde_json::from_slice(&config).expect("a fixture");
+        config["quantization"] = settings;
+        set(&mut files, "m/config.json", config.to_string().into_bytes());
+        let mutated: [(&str, Mutate); 2] = [
+            ("m/model.safetensors", mutate::safetensors),
+            ("m/config.json", mutate::json),
+        ];
+        mutated.map(|(mutated, mutate)| Base {
+            kind: "packed",
+            name: name.into(),
+            files: files.clone(),
+            mutated,
+            mutate,
+            commands: commands(&[
+                "logits --model m --inputs ids.safetensors --output out --device cpu",
+                "generate --model m --tokens 1,2,3 --max-new-tokens 4 --device cpu",
+                "inspect m",
+            ]),
+        })
+    })
+}
+
+type Tensors = Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>;
+
+/// A weight of 4 bits in groups of 32.
+fn affine(name: &str, [rows, columns]: [usize; 2]) -> Tensors {
+    let base = name.strip_suffix(".weight").expect("a weight");
+    let words = (0..rows * columns / 2).map(|i| (i * 37) as u8).collect();
+    let scales = |number: f32| number.to_le_bytes().repeat(rows * columns / 32);
+    let groups = vec![rows, columns / 32];
+    let words_of = vec![rows, columns / 8];
+    vec![
+        (name.into(), safetensors::Dtype::U32, words_of, words),
+        (
+            format!("{base}.scales"),
+            safetensors::Dtype::F32,
+            groups.clone(),
+            scales(0.01),
+        ),
+        (
+            format!("{base}.biases"),
+            safetensors::Dtype::F32,
+            groups,
+            scales(-0.07),
+        ),
+    ]
+}
+
+/// A weight of floats of 8 bits.
+fn float8(name: &str, [rows, columns]: [usize; 2]) -> Tensors {
+    let codes = (0..rows * columns).map(|i| (i * 37) as u8 & 0xbf).collect();
+    let squares = vec![rows.div_ceil(128), columns.div_ceil(128)];
+    let scales = 0.04f32.to_le_bytes().repeat(squares.iter().product());
+    vec![
+        (
+            name.into(),
+            safetensors::Dtype::F8_E4M3,
+            vec![rows, columns],
+            codes,
+        ),
+        (
+            format!("{name}_scale_inv"),
+            safetensors::Dtype::F32,
+            squares,
+            scales,
+        ),
+    ]
+}
+
+/// The fixture models as GGUF files. Mostly their front is mutated, where their structure is.
+fn gguf() -> impl Iterator<Item = Base> {
+    MODELS.into_iter().map(|name| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("m.gguf");
+        twin::twin(&fixture("models").join(name), &path, &twin::in_bf16);
+        let mut files = vec![("m.gguf".to_string(), read(&path))];
+        files.push(("ids.safetensors".into(), ids()));
+        Base {
+            kind: "gguf",
+            name: name.into(),
+            files,
+            mutated: "m.gguf",
+            mutate: mutate::front,
+            commands: commands(&[
+                "logits --model m.gguf --inputs ids.safetensors --output out --device cpu",
+                "generate --model m.gguf --tokens 1,2,3 --max-new-tokens 4 --device cpu",
+                "inspect m.gguf",
+            ]),
+        }
     })
 }
 

@@ -163,6 +163,25 @@ fn any(rng: &mut Rng) -> Value {
     }
 }
 
+/// Changes a binary file where it begins, since there its structure is: a number, or bytes.
+pub(crate) fn front(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    const FRONT: usize = 4096;
+    let mut rest = bytes.split_off(bytes.len().min(FRONT));
+    let at = rng.usize(0..=bytes.len().saturating_sub(8));
+    match rng.u8(0..8) {
+        0..=2 if bytes.len() >= 8 => {
+            let numbers = [0, 1, 7, 1 << 16, 1 << 31, 1 << 32, 1 << 60, u64::MAX];
+            let number: u64 = rng.choice(numbers).unwrap_or(0);
+            let width = rng.choice([1, 4, 8]).unwrap_or(1);
+            bytes[at..at + width].copy_from_slice(&number.to_le_bytes()[..width]);
+        }
+        3 => self::bytes(rng, &mut rest),
+        4 => not_finite(rng, &mut rest),
+        _ => self::bytes(rng, bytes),
+    }
+    bytes.append(&mut rest);
+}
+
 /// Changes the header, its length, or the data. A file that is not safetensors is mutated as bytes.
 pub(crate) fn safetensors(rng: &mut Rng, bytes: &mut Vec<u8>) {
     let length = bytes.first_chunk::<8>().map(|x| u64::from_le_bytes(*x));

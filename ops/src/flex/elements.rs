@@ -1,7 +1,8 @@
 //! Elements of tensors, whatever their type.
 
-use burn::tensor::{Element, Shape};
+use burn::tensor::{DType, Element, Shape};
 use burn_flex::{FlexTensor, Layout};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::borrow::Cow;
 
@@ -11,6 +12,10 @@ pub trait Stored: Element + bytemuck::Pod + Send + Sync {
     fn get(self) -> f32;
     /// The nearest number of this type.
     fn put(value: f32) -> Self;
+    /// Elements as f32, into a slice of as many.
+    fn widen(from: &[Self], to: &mut [f32]);
+    /// The nearest numbers of this type, into a slice of as many.
+    fn narrow(from: &[f32], to: &mut [Self]);
 }
 
 impl Stored for f32 {
@@ -19,6 +24,12 @@ impl Stored for f32 {
     }
     fn put(value: f32) -> Self {
         value
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
     }
 }
 
@@ -29,6 +40,12 @@ impl Stored for f16 {
     fn put(value: f32) -> Self {
         Self::from_f32(value)
     }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
 }
 
 impl Stored for bf16 {
@@ -37,6 +54,12 @@ impl Stored for bf16 {
     }
     fn put(value: f32) -> Self {
         Self::from_f32(value)
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
     }
 }
 
@@ -52,6 +75,28 @@ pub fn elements<E: Stored>(x: &FlexTensor) -> Cow<'_, [E]> {
 pub fn tensor<E: Stored>(elements: Vec<E>, shape: impl Into<Shape>) -> FlexTensor {
     let bytes = burn::tensor::Bytes::from_elems(elements);
     FlexTensor::new(bytes, Layout::contiguous(shape.into()), E::dtype())
+}
+
+/// The elements as f32; f32 elements are borrowed, others are converted.
+pub fn floats<E: Stored>(elements: &[E]) -> Cow<'_, [f32]> {
+    match bytemuck::try_cast_slice(elements) {
+        Ok(floats) if E::dtype() == DType::F32 => Cow::Borrowed(floats),
+        _ => {
+            let mut floats = vec![0.0; elements.len()];
+            E::widen(elements, &mut floats);
+            Cow::Owned(floats)
+        }
+    }
+}
+
+/// A contiguous tensor of the numbers of type `E` that are nearest to these.
+pub fn rounded<E: Stored>(numbers: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    if E::dtype() == DType::F32 {
+        return tensor(numbers, shape);
+    }
+    let mut elements = vec![E::put(0.0); numbers.len()];
+    E::narrow(&numbers, &mut elements);
+    tensor(elements, shape)
 }
 
 pub(crate) fn silu(x: f32) -> f32 {

@@ -5,7 +5,7 @@
 
 pub(crate) mod elements;
 
-pub use elements::{Stored, elements, tensor};
+pub use elements::{Stored, elements, floats, rounded, tensor};
 
 use crate::{Operation, delta, gate, heads, linear, norm};
 use burn::tensor::DType;

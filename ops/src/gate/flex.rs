@@ -1,7 +1,7 @@
 //! Gates over rows.
 
 use crate::Activation;
-use crate::flex::elements::{Stored, elements, sigmoid, silu, tensor};
+use crate::flex::elements::{Stored, elements, floats, rounded, sigmoid, silu};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -12,29 +12,31 @@ pub(crate) fn gated<E: Stored>(inputs: &[FlexTensor], activation: Activation) ->
     let n = shape[last] / 2;
     shape[last] = n;
     let x = elements::<E>(&inputs[0]);
-    let mut out = vec![E::put(0.0); x.len() / 2];
+    let mut out = vec![0.0; x.len() / 2];
     let rows = out.par_chunks_mut(n).zip(x.par_chunks(2 * n));
     rows.for_each(|(out, row)| {
+        let row = floats(row);
         let (gate, x) = row.split_at(n);
         for ((out, gate), x) in out.iter_mut().zip(gate).zip(x) {
             let gate = match activation {
-                Activation::Silu => silu(gate.get()),
+                Activation::Silu => silu(*gate),
             };
-            *out = E::put(gate * x.get());
+            *out = gate * x;
         }
     });
-    vec![tensor(out, shape)]
+    vec![rounded::<E>(out, shape)]
 }
 
 pub(crate) fn gate_output<E: Stored>(inputs: &[FlexTensor], head_dim: usize) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
     let (o, rows) = (elements::<E>(&inputs[0]), elements::<E>(&inputs[1]));
+    let (o, rows) = (floats(&o), floats(&rows));
     let (n, width) = (shape[2], inputs[1].shape()[2]);
-    let mut out = vec![E::put(0.0); o.len()];
+    let mut out = vec![0.0; o.len()];
     for (i, out) in out.iter_mut().enumerate() {
         let (row, at) = (i / n, i % n);
         let gate = at / head_dim * 2 * head_dim + head_dim + at % head_dim;
-        *out = E::put(o[i].get() * sigmoid(rows[row * width + gate].get()));
+        *out = o[i] * sigmoid(rows[row * width + gate]);
     }
-    vec![tensor(out, shape)]
+    vec![rounded::<E>(out, shape)]
 }

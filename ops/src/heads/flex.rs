@@ -25,7 +25,8 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
     let rotation = rotation.as_ref().map(|x| elements::<f32>(x));
     // One head of one token, after its norm and rotation.
     let head = |which: usize, row: &[E], start: usize, token: usize| -> Vec<f32> {
-        let mut x: Vec<f32> = row[start..start + d].iter().map(|x| x.get()).collect();
+        let mut x = vec![0.0; d];
+        E::widen(&row[start..start + d], &mut x);
         if let (Some((epsilon, weights)), 0 | 1) = (&norms, which) {
             let square: f32 = x.iter().map(|x| x * x).sum();
             let factor = 1.0 / (square / d as f32 + epsilon).sqrt();
@@ -65,9 +66,7 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
                 let start = op.starts[which] + h * steps[which];
                 let to = ((b * heads[which] + h) * length + first + token) * d;
                 let x = head(which, row, start, token);
-                for (out, x) in out[to..to + d].iter_mut().zip(x) {
-                    *out = E::put(x);
-                }
+                E::narrow(&x, &mut out[to..to + d]);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::rows::{Rows, multiply};
 use super::storage::{Part, Storage};
-use crate::flex::elements::{Stored, elements, tensor};
+use crate::flex::elements::{Stored, elements, floats, rounded};
 use crate::{Embed, Project};
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -27,9 +27,9 @@ pub(crate) fn embed<E: Stored>(op: &Embed, inputs: Vec<FlexTensor>) -> Vec<FlexT
     let mut out = Vec::with_capacity(ids.len() * op.columns);
     for id in ids {
         table.unpack(id, &mut row);
-        out.extend(row.iter().map(|x| E::put(*x)));
+        out.extend_from_slice(&row);
     }
-    vec![tensor(out, [batch, tokens, op.columns])]
+    vec![rounded::<E>(out, [batch, tokens, op.columns])]
 }
 
 fn integers<I: burn::tensor::Element + bytemuck::Pod + TryInto<usize>>(
@@ -49,10 +49,7 @@ pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<F
     let (k, n) = (shape[last], op.rows());
     shape[last] = n;
     let given = elements::<E>(&inputs[0]);
-    let x: Cow<'_, [f32]> = match bytemuck::try_cast_slice(&given) {
-        Ok(x) if E::dtype() == DType::F32 => Cow::Borrowed(x),
-        _ => Cow::Owned(given.iter().map(|x| x.get()).collect()),
-    };
+    let x = floats(&given);
     let m = x.len() / k;
     let mut y = vec![0.0; m * n];
     let mut at = 1;
@@ -65,10 +62,7 @@ pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<F
     let parts = bytes.iter().zip(op.parts.iter());
     let weights: Vec<Rows<'_>> = parts.map(|(bytes, part)| bytes.rows(*part, k)).collect();
     multiply(&x, m, &weights, &mut y);
-    vec![match E::dtype() {
-        DType::F32 => tensor(y, shape),
-        _ => tensor(y.into_iter().map(E::put).collect(), shape),
-    }]
+    vec![rounded::<E>(y, shape)]
 }
 
 /// The bytes of a part's tensors.
@@ -101,6 +95,7 @@ fn bytes_of<E: burn::tensor::Element + bytemuck::Pod>(x: &FlexTensor) -> Cow<'_,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flex::tensor;
     use half::{bf16, f16};
 
     /// Products agree with f64 on the same numbers, for all shapes and pairs of types.
