@@ -18,9 +18,9 @@ pub(crate) struct Run {
     /// of the run; for chat 8192, or what the model was made for if that is less].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub(crate) capacity: Option<u32>,
-    /// Tokens of a prompt that are taken at once.
-    #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    pub(crate) chunk: u32,
+    /// Tokens of a prompt that are taken at once [default: 8192, on the CPU 512].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) chunk: Option<u32>,
     /// Element type: f32, f16 or bf16 [default: the model's own on CUDA, else and for logits f32;
     /// where artifacts hold no kernels in that, one that they hold].
     #[arg(long, value_parser = dtype)]

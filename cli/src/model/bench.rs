@@ -1,7 +1,7 @@
 //! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
 use super::finite::{self, Watch};
-use super::{Place, Setting, Sparse, Task, open, policy, report, run_on, sparse, sync};
+use super::{Place, Setting, Sparse, Task, chunk_of, open, policy, report, run_on, sparse, sync};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
@@ -263,7 +263,7 @@ impl Task for Work<'_> {
             None => path.to_path_buf(),
         };
         let policies = [self.dense()?, self.swapped()?].into_iter().flatten();
-        let chunk = self.run.chunk.into();
+        let chunk = chunk_of::<B>(self.run).into();
         let cached = policies.map(|policy| policy.cached(self.capacity, chunk));
         let extent = Extent {
             batch: 1,
@@ -307,7 +307,7 @@ impl Task for Work<'_> {
             dtype,
             model: path.display().to_string(),
             random_weights: folder.is_none(),
-            chunk: self.run.chunk,
+            chunk: chunk_of::<B>(self.run),
             load_seconds,
             weights_bytes,
             rows,
@@ -356,7 +356,7 @@ impl Work<'_> {
     ) -> Result<Row, Failure> {
         let decode = self.measure.decode as usize;
         let capacity = self.run.capacity.map_or(tokens + decode, |n| n as usize);
-        let chunk = self.run.chunk as usize;
+        let chunk = chunk_of::<B>(self.run) as usize;
         let vocabulary = model.sizes.vocabulary;
         let scattered = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;
         let prompt: Vec<u32> = (0..).take(tokens).map(scattered).collect();
@@ -409,7 +409,7 @@ impl Work<'_> {
         let heads = model.config.attention.kernel_shape(Phase::Prefill);
         let key = u64::from(heads.kv_heads)
             * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
-        let cached = policy.cached(capacity as u64, self.run.chunk.into());
+        let cached = policy.cached(capacity as u64, chunk_of::<B>(self.run).into());
         Ok(Row {
             attention,
             prompt_tokens: tokens,

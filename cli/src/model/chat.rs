@@ -8,7 +8,7 @@ use super::interrupt::Interrupt;
 use super::lines::{Input, Lines};
 use super::prompts::{begin, message};
 use super::shown::Shown;
-use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, chunk_of, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Chat as Command;
 use crate::failure::Failure;
 use crate::output;
@@ -170,7 +170,7 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let capacity = self.capacity as u64;
-        let chunk = u64::from(self.command.run.chunk).min(capacity);
+        let chunk = u64::from(chunk_of::<B>(&self.command.run)).min(capacity);
         let extent = Extent {
             batch: 1,
             capacity,
@@ -194,7 +194,7 @@ impl Task for Work<'_> {
             begin: self.begin.clone(),
             read: Vec::new(),
             capacity: self.capacity,
-            chunk: self.command.run.chunk as usize,
+            chunk: chunk as usize,
             most: self.command.max_new_tokens.map(|most| most as usize),
         };
         let (turns, sums) = self.talk(&mut conversation, interrupt)?;

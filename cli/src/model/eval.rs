@@ -2,7 +2,7 @@
 
 use super::continuation::Continuation;
 use super::finite::{self, Watch};
-use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, chunk_of, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Eval as Command;
 use crate::failure::Failure;
 use crate::{source, svg};
@@ -179,7 +179,7 @@ impl Task for Work<'_> {
         let compared = COMPARED.min(self.window) as u64;
         let needle = match self.command.needle.is_empty() {
             true => 0,
-            false => self.command.run.chunk.into(),
+            false => chunk_of::<B>(&self.command.run).into(),
         };
         let (capacity, chunk) = (self.capacity as u64, compared.max(needle));
         let policies = [Some(self.dense), self.swapped].into_iter().flatten();
@@ -330,7 +330,7 @@ impl Work<'_> {
             watch: std::mem::take(watch),
             interrupt: None,
         };
-        let chunk = self.command.run.chunk as usize;
+        let chunk = chunk_of::<B>(&self.command.run) as usize;
         let mut token = continuation.prefill(&[&prompt], chunk, bar)?;
         let mut right = 0;
         while right < answer.len() && token == [Some(answer[right])] {

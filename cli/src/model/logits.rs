@@ -1,7 +1,7 @@
 //! `butterfly logits`: tokens from a file → logits in a file.
 
 use super::finite::{self, Watch};
-use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, chunk_of, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Logits as Command;
 use crate::failure::Failure;
 use crate::output;
@@ -105,7 +105,7 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let [batch, length] = [self.batch, self.length].map(|n| n as u64);
-        let chunk = u64::from(self.command.run.chunk).min(length);
+        let chunk = u64::from(chunk_of::<B>(&self.command.run)).min(length);
         let capacity = self.capacity as u64;
         let extent = Extent {
             batch,
@@ -125,7 +125,7 @@ impl Task for Work<'_> {
         let mut watch = Watch::default();
         let started = Instant::now();
         let bar = crate::progress(self.length as u64, "tokens");
-        let chunk = self.command.run.chunk as usize;
+        let chunk = chunk_of::<B>(&self.command.run) as usize;
         for first in (0..self.length).step_by(chunk) {
             let count = chunk.min(self.length - first);
             let rows = self.ids.chunks(self.length);

@@ -173,6 +173,12 @@ impl Setting<'_> {
     }
 }
 
+/// Tokens of a prompt that are taken at once. On the CPU more of them are not faster, and tensors of
+/// fewer take less memory.
+fn chunk_of<B: AttentionBackend>(run: &Run) -> u32 {
+    run.chunk.unwrap_or(if B::ON_HOST { 512 } else { 8192 })
+}
+
 /// Runs a task on the device that is asked for. A panic, such as one in a driver's library, becomes
 /// a failure.
 pub(crate) fn run_on<T: Task>(
