@@ -108,6 +108,10 @@ impl Corpus {
         bases.push(index());
         bases.push(manifest());
         bases.extend(patterns());
+        if let Ok(kind) = std::env::var("BUTTERFLY_MUTATIONS_KIND") {
+            bases.retain(|base| base.kind == kind);
+        }
+        assert!(!bases.is_empty(), "no such kind");
         Self(bases)
     }
 

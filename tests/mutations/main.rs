@@ -10,10 +10,11 @@
 //! - With `--json`, stdout is one JSON object.
 //! - With exit code 0, results are finite; with 2, there is no output. No other files are left.
 //!
-//! A case is determined by its seed: the same seed gives the same file and command. To run more:
+//! A case is determined by its seed: the same seed gives the same file and command. To run more, of all
+//! kinds or of one:
 //!
 //! ```sh
-//! BUTTERFLY_MUTATIONS=10000 BUTTERFLY_MUTATIONS_FIRST=0 cargo test --release -p butterfly-cli --test mutations
+//! BUTTERFLY_MUTATIONS=10000 BUTTERFLY_MUTATIONS_FIRST=0 BUTTERFLY_MUTATIONS_KIND=gguf cargo test --release -p butterfly-cli --test mutations
 //! ```
 
 mod cases;
