@@ -170,7 +170,8 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let capacity = self.capacity as u64;
-        let chunk = u64::from(chunk_of::<B>(&self.command.run)).min(capacity);
+        let all = chunk_of::<B>(&self.command.run);
+        let chunk = u64::from(all).min(capacity);
         let extent = Extent {
             batch: 1,
             capacity,
@@ -194,7 +195,7 @@ impl Task for Work<'_> {
             begin: self.begin.clone(),
             read: Vec::new(),
             capacity: self.capacity,
-            chunk: chunk as usize,
+            chunk: all as usize,
             most: self.command.max_new_tokens.map(|most| most as usize),
         };
         let (turns, sums) = self.talk(&mut conversation, interrupt)?;
