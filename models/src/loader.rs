@@ -379,6 +379,8 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
 fn known(name: &str) -> bool {
     let parts = [
         "visual.",
+        "vision_tower.",
+        "multi_modal_projector.",
         "mtp.",
         "rotary_emb.inv_freq",
         ".attn.masked_bias",

@@ -348,6 +348,39 @@ fn equal<B: AttentionBackend>(paths: [&Path; 2], name: &str, (device, brief): (&
     }
 }
 
+/// Qwen3.5 as mlx-lm stores it: a model within a model, convolutions with their taps before the
+/// dimension of one, and norms to whose weights one was added.
+#[test]
+fn qwen3_5_of_mlx() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let from = folder("qwen3_5");
+    std::fs::copy(from.join("config.json"), dir.path().join("config.json")).expect("copied");
+    let mut tensors = Tensors::new();
+    for (name, (dtype, mut shape, mut data)) in read(&from) {
+        let norm = name.ends_with("norm.weight") && !name.contains("linear_attn");
+        let dtype = match (norm, dtype) {
+            (false, dtype) => dtype,
+            (true, _) => {
+                let values = butterfly_tests::floats(&from.join("model.safetensors"), &name);
+                data = bytes(&values.iter().map(|x| x + 1.0).collect::<Vec<f32>>());
+                Stored::F32
+            }
+        };
+        if name.ends_with("conv1d.weight") {
+            shape.swap(1, 2);
+        }
+        let name = name.replace("model.language_model.", "model.");
+        tensors.insert(format!("language_model.{name}"), (dtype, shape, data));
+    }
+    save(dir.path(), &tensors);
+    let model = open::<burn_flex::Flex>(dir.path(), &Default::default());
+    let case = cases("qwen3_5").into_iter().next().expect("a case");
+    let policy = policy(&model, &case);
+    let got = logits(&model, &policy, &case.tokens, case.tokens.len()).expect("runs");
+    let off = farthest(&got, &case.expected);
+    assert!(off <= 1e-3, "{off}");
+}
+
 fn packed_agree<B: AttentionBackend>(device: &B::Device, brief: bool) {
     for (packed, kind, _) in BLOCKS {
         let dir = tempfile::tempdir().expect("a folder");

@@ -4,7 +4,7 @@
 //! Out: every tensor by name, mapped but not read. Errors here are files that are truncated, too
 //! long or malformed, and disagreements between the index and the files.
 
-use super::change::Change;
+use super::change::{Change, Values};
 use super::{Element, Region, View};
 use crate::ModelError;
 use crate::checkpoint::read;
@@ -20,7 +20,22 @@ use std::sync::Arc;
 pub(crate) struct Shards {
     tensors: HashMap<String, Stored>,
     maps: Vec<Arc<memmap2::Mmap>>,
+    /// Whether convolutions and norms are stored as MLX needs them.
+    mlx: bool,
 }
+
+/// The prefix of multimodal models whose language model is a model of its own, as MLX and older
+/// versions of transformers store them: the rest of the name is that in a model of text alone.
+const LANGUAGE_MODEL: &str = "language_model.";
+
+/// Norms to whose weights mlx-lm adds one when it converts Qwen3.5 (`mlx_lm/models/qwen3_5.py`).
+const PLUS_ONE: [&str; 5] = [
+    ".input_layernorm.weight",
+    ".post_attention_layernorm.weight",
+    "model.norm.weight",
+    ".q_norm.weight",
+    ".k_norm.weight",
+];
 
 /// The location of a tensor; `bytes` are offsets in its file.
 #[derive(Clone, Debug)]
@@ -47,6 +62,7 @@ impl Shards {
         let mut shards = Self {
             tensors: HashMap::new(),
             maps: Vec::new(),
+            mlx: false,
         };
         let index = dir.join("model.safetensors.index.json");
         if !index.exists() {
@@ -57,6 +73,7 @@ impl Shards {
                 shards.add(name, info, start);
             }
             shards.maps.push(Arc::new(map));
+            shards.undo_mlx();
             return Ok(shards);
         }
         for (file, names) in assigned(&index)? {
@@ -74,7 +91,21 @@ impl Shards {
             }
             shards.maps.push(Arc::new(map));
         }
+        shards.undo_mlx();
         Ok(shards)
+    }
+
+    /// Takes back that MLX stores a depthwise convolution `[channels, 1, taps]` as `[channels, taps,
+    /// 1]`, which are the same bytes. It is only then that it also adds one to norms.
+    fn undo_mlx(&mut self) {
+        for (name, stored) in &mut self.tensors {
+            if let [_, taps @ 2..=usize::MAX, last @ 1] = stored.shape.as_mut_slice()
+                && name.ends_with(".conv1d.weight")
+            {
+                std::mem::swap(taps, last);
+                self.mlx = true;
+            }
+        }
     }
 
     /// Adds a tensor of the file that will be pushed to `maps` next; the file's data begins at byte
@@ -87,6 +118,8 @@ impl Shards {
             shape: info.shape.clone(),
             bytes: start + from..start + to,
         };
+        let short = name.strip_prefix(LANGUAGE_MODEL);
+        let name = short.map_or_else(|| name.clone(), str::to_string);
         self.tensors.insert(name, stored);
     }
 
@@ -96,7 +129,13 @@ impl Shards {
             element: element(stored.dtype),
             shape: &stored.shape,
             bytes: Region::new(&self.maps[stored.file], stored.bytes.clone()),
-            change: Change::NONE,
+            change: match self.mlx && PLUS_ONE.iter().any(|end| name.ends_with(end)) {
+                true => Change {
+                    values: Values::PlusOne,
+                    ..Change::NONE
+                },
+                false => Change::NONE,
+            },
         })
     }
 
