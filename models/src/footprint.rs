@@ -8,8 +8,10 @@ use butterfly_ir::model::{ModelConfig, ModelSizes};
 /// The memory that a run needs, in bytes; each figure saturates at `u64::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights in memory of the device; those that are mapped from files are not counted.
+    /// Weights that are allocated in memory of the device.
     pub weights: u64,
+    /// Weights that are used in the memory of their mapped files.
+    pub mapped: u64,
     /// KV caches and recurrent states of all layers.
     pub caches: u64,
     /// The tensors of one chunk that exist at the same time, estimated.
@@ -89,6 +91,7 @@ impl Footprint {
         let count = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         Self {
             weights: weights.allocated,
+            mapped: weights.mapped,
             caches: count(tokens(
                 (2 * kv * dim * bytes)
                     .saturating_mul(wide(cached))
@@ -101,7 +104,7 @@ impl Footprint {
         }
     }
 
-    /// The sum of all parts.
+    /// All that is allocated: without mapped files, which the system can read again.
     pub fn total(&self) -> u64 {
         let parts = [self.weights, self.caches, self.activations, self.logits];
         parts.into_iter().fold(0, u64::saturating_add)

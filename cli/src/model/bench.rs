@@ -1,6 +1,7 @@
 //! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
 use super::finite::{self, Watch};
+use super::memory::Use;
 use super::{Place, Setting, Sparse, Task, chunk_of, open, policy, report, run_on, sparse, sync};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
@@ -9,7 +10,7 @@ use butterfly::ops::Packed;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_ir::{Dtype, Phase};
 use butterfly_models::{
-    Checkpoint, Extent, Footprint, Logits, Model, Policy, Profile, Sampler, read_config,
+    Checkpoint, Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, read_config,
     read_packing,
 };
 use serde::Serialize;
@@ -44,8 +45,8 @@ struct Row {
     first_token_seconds: f64,
     decode_milliseconds: Option<f64>,
     decode_tokens_per_second: Option<f64>,
-    /// Bytes that the device has reserved so far.
-    memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    memory: Use,
     /// Bytes of the KV cache, computed from its shape.
     cache_bytes: u64,
     /// Seconds of prefill by part, if asked for.
@@ -201,10 +202,10 @@ fn text(report: &Report) -> String {
         gigabytes(report.weights_bytes),
         report.load_seconds
     );
-    text += "attention      tokens   prefill s     tok/s   first s  decode ms   reserved GB  cache GB\n";
+    text += "attention      tokens   prefill s     tok/s   first s  decode ms   reserved GB  planned GB  cache GB\n";
     for row in &report.rows {
         text += &format!(
-            "{:<10} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>9.2}\n",
+            "{:<10} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>11.2} {:>9.2}\n",
             row.attention,
             row.prompt_tokens,
             row.prefill_seconds,
@@ -212,7 +213,8 @@ fn text(report: &Report) -> String {
             row.first_token_seconds,
             row.decode_milliseconds
                 .map_or_else(|| "-".into(), |ms| format!("{ms:.2}")),
-            gigabytes(row.memory_bytes),
+            gigabytes(row.memory.memory_bytes),
+            row.memory.planned_bytes as f64 / 1e9,
             row.cache_bytes as f64 / 1e9
         );
         let total: f64 = row.profile.values().sum();
@@ -272,7 +274,8 @@ impl Task for Work<'_> {
             chunk,
             logits: 1,
         };
-        let needs = Footprint::new(config, sizes, taken.map_err(Failure::bad)?, dtype, extent);
+        let taken = taken.map_err(Failure::bad)?;
+        let needs = Footprint::new(config, sizes, taken, dtype, extent);
         place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
         let model: Model<B> = match folder {
@@ -292,12 +295,12 @@ impl Task for Work<'_> {
         for &tokens in &self.measure.prompt_tokens {
             if let Some(dense) = self.dense()? {
                 let subject = (&model, &dense, "dense");
-                rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
+                rows.push(self.row(&place, subject, taken, tokens as usize, &mut watch)?);
                 bar.inc(1);
             }
             if let Some(policy) = self.swapped()? {
                 let subject = (&model, &policy, "butterfly");
-                rows.push(self.row(&place, subject, tokens as usize, &mut watch)?);
+                rows.push(self.row(&place, subject, taken, tokens as usize, &mut watch)?);
                 bar.inc(1);
             }
         }
@@ -351,6 +354,7 @@ impl Work<'_> {
         &self,
         place: &Place<B>,
         (model, policy, attention): (&Model<B>, &Policy, &'static str),
+        taken: Taken,
         tokens: usize,
         watch: &mut Watch,
     ) -> Result<Row, Failure> {
@@ -397,7 +401,16 @@ impl Work<'_> {
             run(tokens % chunk, 0, Profile::default())?;
         }
         let [prefill, first, decoded] = run(tokens, decode, Profile::default())?;
-        let memory_bytes = place.memory.taken();
+        let cached = policy.cached(capacity as u64, chunk as u64);
+        let extent = Extent {
+            batch: 1,
+            capacity: capacity as u64,
+            cached,
+            chunk: chunk.min(tokens) as u64,
+            logits: 1,
+        };
+        let needs = Footprint::new(&model.config, &model.sizes, taken, place.dtype, extent);
+        let memory = place.memory.beside(&needs);
         let profile = match self.measure.profile {
             false => BTreeMap::new(),
             true => {
@@ -409,7 +422,6 @@ impl Work<'_> {
         let heads = model.config.attention.kernel_shape(Phase::Prefill);
         let key = u64::from(heads.kv_heads)
             * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
-        let cached = policy.cached(capacity as u64, chunk_of::<B>(self.run).into());
         Ok(Row {
             attention,
             prompt_tokens: tokens,
@@ -418,7 +430,7 @@ impl Work<'_> {
             first_token_seconds: first,
             decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
             decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
-            memory_bytes,
+            memory,
             cache_bytes: key * cached,
             profile,
             layers: self.layers(policy),

@@ -6,6 +6,7 @@ use super::defaults;
 use super::finite::{self, Watch};
 use super::interrupt::Interrupt;
 use super::lines::{Input, Lines};
+use super::memory::Use;
 use super::prompts::{begin, message};
 use super::shown::Shown;
 use super::{Place, Setting, Task, chunk_of, open, policy, report, run_on, sparse, warn_of_length};
@@ -36,7 +37,8 @@ struct Report {
     turns: Vec<Turn>,
     prefill_tokens_per_second: Option<f64>,
     decode_tokens_per_second: Option<f64>,
-    memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    memory: Use,
     /// Kernels that were compiled in this run; with artifacts there are none.
     compiled_kernels: Vec<String>,
     /// What is wrong with the logits, if not all are finite.
@@ -103,10 +105,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
 fn text_of(report: &Report) -> String {
     let sum = |count: fn(&Turn) -> usize| report.turns.iter().map(count).sum::<usize>();
     let rate = |rate: Option<f64>| rate.map_or(String::new(), |n| format!(" at {n:.1} a second"));
-    let memory = report.memory_bytes;
-    let memory = memory.map_or(String::new(), |n| format!("; {:.2} GB", n as f64 / 1e9));
     format!(
-        "{} on {} ({}): {} answers; {} tokens of prompts, {} of them read before, the others{}; {} new ones{}{memory}\n{}",
+        "{} on {} ({}): {} answers; {} tokens of prompts, {} of them read before, the others{}; {} new ones{}{}\n{}",
         report.dtype.name(),
         report.device,
         report.device_name,
@@ -116,6 +116,7 @@ fn text_of(report: &Report) -> String {
         rate(report.prefill_tokens_per_second),
         sum(|turn| turn.tokens.len()),
         rate(report.decode_tokens_per_second),
+        report.memory.text(),
         report::text(&report.layers).trim_end()
     )
 }
@@ -179,7 +180,7 @@ impl Task for Work<'_> {
             chunk,
             logits: 1,
         };
-        let (model, _) = place.load(self.folder, extent, 0)?;
+        let (model, _, needs) = place.load(self.folder, extent, 0)?;
         let interrupt = Interrupt::listen()?;
         let mut conversation = Conversation {
             continuation: Continuation {
@@ -209,7 +210,7 @@ impl Task for Work<'_> {
             turns,
             prefill_tokens_per_second: rate(sums.read, sums.prefill_seconds),
             decode_tokens_per_second: rate(sums.drawn, sums.decode_seconds),
-            memory_bytes: place.memory.taken(),
+            memory: place.memory.beside(&needs),
             compiled_kernels: butterfly::compiled(),
             not_finite: watch.says(Some(self.folder), place.dtype),
             layers: report::layers(self.policy),

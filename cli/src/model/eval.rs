@@ -195,7 +195,7 @@ impl Task for Work<'_> {
         // Logits in f32, and log-probabilities of a row in f64, each with the pattern and without.
         let each = u64::from(self.folder.sizes.vocabulary);
         let on_host = each.saturating_mul(2 * 4 * compared + 2 * 8);
-        let (model, _) = place.load(self.folder, extent, on_host)?;
+        let (model, ..) = place.load(self.folder, extent, on_host)?;
         let mut sums = Sums::default();
         let bar = crate::progress(self.tokens.len() as u64, "tokens");
         for window in self.tokens.chunks(self.window) {

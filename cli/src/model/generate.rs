@@ -5,6 +5,7 @@ use super::defaults;
 use super::finite;
 use super::interrupt::Interrupt;
 use super::listing::{Line, Listing};
+use super::memory::Use;
 use super::prompts::{self, Prompt};
 use super::shown::Shown;
 use super::{Place, Setting, Task, open, policy, report, run_on, sparse, warn_of_length};
@@ -36,7 +37,8 @@ struct Report {
     first_token_seconds: Option<f64>,
     prefill_tokens_per_second: f64,
     decode_tokens_per_second: Option<f64>,
-    memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    memory: Use,
     /// Kernels that were compiled in this run; with artifacts there are none.
     compiled_kernels: Vec<String>,
     /// What is wrong with the logits, if not all are finite.
@@ -142,8 +144,7 @@ fn text_of(report: &Report) -> String {
     };
     let decode = report.decode_tokens_per_second;
     let rate = decode.map_or(String::new(), |rate| format!(" at {rate:.1} a second"));
-    let memory = report.memory_bytes;
-    let memory = memory.map_or(String::new(), |n| format!("; {:.2} GB", n as f64 / 1e9));
+    let memory = report.memory.text();
     let interrupted = match report.interrupted {
         true => "; stopped by Ctrl-C",
         false => "",
@@ -175,7 +176,7 @@ impl Task for Work<'_> {
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
         let plan = batch::plan(&place, self.folder, self.policy, self.prompts, self.command)?;
-        let (model, _) = place.load(self.folder, plan.extent, 0)?;
+        let (model, _, needs) = place.load(self.folder, plan.extent, 0)?;
         let interrupt = Interrupt::listen()?;
         let running = Running {
             command: self.command,
@@ -232,7 +233,7 @@ impl Task for Work<'_> {
             prefill_tokens_per_second: sums.read as f64 / sums.prefill_seconds,
             decode_tokens_per_second: (sums.drawn > 0)
                 .then(|| sums.drawn as f64 / sums.decode_seconds),
-            memory_bytes: place.memory.taken(),
+            memory: place.memory.beside(&needs),
             compiled_kernels: butterfly::compiled(),
             not_finite: sums.watch.says(Some(self.folder), place.dtype),
             layers: report::layers(self.policy),

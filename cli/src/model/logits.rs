@@ -117,7 +117,7 @@ impl Task for Work<'_> {
         // All logits three times: in f32, as bytes, and as the file; those of a chunk once more.
         let each = 4 * u64::from(self.folder.sizes.vocabulary);
         let tokens = batch.saturating_mul(3 * length + chunk);
-        let (model, unused_tensors) =
+        let (model, unused_tensors, _) =
             place.load(self.folder, extent, each.saturating_mul(tokens))?;
         let vocabulary = model.sizes.vocabulary as usize;
         let mut state = model.state(self.batch, Some(self.capacity), self.policy);

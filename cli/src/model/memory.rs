@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use butterfly_models::Footprint;
+use serde::Serialize;
 use std::path::Path;
 
 /// The memory of a device: in use, and in total.
@@ -10,6 +11,26 @@ pub(crate) struct Memory {
     release: Box<dyn Fn()>,
     /// Bytes in total, if the driver reports them; on the host, bytes that are available.
     pub(crate) total: Option<u64>,
+}
+
+/// The memory of a run.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Use {
+    /// Bytes in use, see [`Memory::taken`].
+    pub(super) memory_bytes: Option<u64>,
+    /// Bytes that were planned for before the run, mapped files included: weights, caches, the tensors
+    /// of a chunk and its logits. The program itself and its tokenizer come on top on the host.
+    pub(super) planned_bytes: u64,
+}
+
+impl Use {
+    /// The end of a sentence.
+    pub(super) fn text(&self) -> String {
+        let taken = self.memory_bytes.map_or(String::new(), |bytes| {
+            format!("; {:.2} GB", bytes as f64 / 1e9)
+        });
+        format!("{taken}; {:.2} GB planned", self.planned_bytes as f64 / 1e9)
+    }
 }
 
 impl Memory {
@@ -42,6 +63,14 @@ impl Memory {
     /// Frees memory that a device's server has reserved but does not use.
     pub(crate) fn release(&self) {
         (self.release)();
+    }
+
+    /// What is in use, and what was planned.
+    pub(super) fn beside(&self, needs: &Footprint) -> Use {
+        Use {
+            memory_bytes: self.taken(),
+            planned_bytes: needs.total().saturating_add(needs.mapped),
+        }
     }
 
     /// Bytes in use: on the host, the peak of this process; on a device, what its server has
@@ -156,6 +185,7 @@ mod tests {
             let [weights, caches, activations, logits] = parts;
             Footprint {
                 weights,
+                mapped: 0,
                 caches,
                 activations,
                 logits,

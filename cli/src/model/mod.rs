@@ -87,13 +87,13 @@ impl<B: Backend> Place<B> {
 impl<B: AttentionBackend> Place<B> {
     /// Loads the model of a folder, after checking that there is room for it, for a run of
     /// `extent`, and for `on_host` bytes of this process. Notes and returns the tensors of the
-    /// folder that the model does not use.
+    /// folder that the model does not use; returns also what the run needs.
     fn load(
         &self,
         folder: &Checkpoint,
         extent: Extent,
         on_host: u64,
-    ) -> Result<(Model<B>, Unused), Failure> {
+    ) -> Result<(Model<B>, Unused, Footprint), Failure> {
         let taken = Model::<B>::check(folder, self.dtype, &self.device).map_err(Failure::bad)?;
         let needs = Footprint::new(&folder.config, &folder.sizes, taken, self.dtype, extent);
         self.check_room(&folder.config_file(), &needs, on_host)?;
@@ -106,7 +106,7 @@ impl<B: AttentionBackend> Place<B> {
                 unused.join(", ")
             ));
         }
-        Ok((model, unused))
+        Ok((model, unused, needs))
     }
 }
 
