@@ -2,6 +2,7 @@
 //!
 //! In:  arrays of f32 or of 16-bit floats. Out: tiles of them in f32.
 
+use crate::simd::{LANES, Simd};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -64,52 +65,82 @@ impl Elements<'_> {
         }
     }
 
-    /// The elements of 16 bits in a range as f32, by operations that every vector unit has; nothing
-    /// is written for those of f32.
+    /// Writes the elements of 16 bits in a range as f32; nothing for those of f32.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`.
     #[inline(always)]
-    pub(crate) fn widen(&self, range: Range<usize>, to: &mut [f32]) {
-        match self {
-            Self::F32(_) => {}
-            Self::F16(all) => {
-                for (to, x) in to.iter_mut().zip(&all[range]) {
-                    *to = widened(x.to_bits());
-                }
-            }
-            Self::Bf16(all) => {
-                for (to, x) in to.iter_mut().zip(&all[range]) {
-                    *to = f32::from_bits(u32::from(x.to_bits()) << 16);
-                }
+    pub(crate) unsafe fn widen<S: Simd>(&self, range: Range<usize>, to: &mut [f32]) {
+        // SAFETY: the caller's promise; each load reads the `N` elements of a chunk.
+        unsafe {
+            match self {
+                Self::F32(_) => {}
+                Self::F16(all) => widen::<S, f16>(&all[range], to),
+                Self::Bf16(all) => widen::<S, bf16>(&all[range], to),
             }
         }
     }
 }
 
-/// An f16 as f32.
+/// A float of 16 bits.
+trait Half: Copy + Default {
+    /// # Safety
+    /// The CPU has the instructions of `S`, and there are `N` elements.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::Vector;
+}
+
+impl Half for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_f16(from) }
+    }
+}
+
+impl Half for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_bf16(from) }
+    }
+}
+
+/// # Safety
+/// The CPU has the instructions of `S`.
 #[inline(always)]
-fn widened(half: u16) -> f32 {
-    // The bits of a smaller f32, whose exponent has another bias: the product is exact.
-    let magnitude = u32::from(half & 0x7fff) << 13;
-    let shifted = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
-    let special = if magnitude >= 0x0f80_0000 {
-        0x7f80_0000
-    } else {
-        0
-    };
-    f32::from_bits(shifted | special | (u32::from(half & 0x8000) << 16))
+unsafe fn widen<S: Simd, E: Half>(from: &[E], to: &mut [f32]) {
+    let to = &mut to[..from.len()];
+    let whole = from.len() - from.len() % S::N;
+    let (mut last, mut wide) = ([E::default(); LANES], [0.0; LANES]);
+    // SAFETY: the caller's promise; chunks have `N` elements, and both arrays as many as any vector.
+    unsafe {
+        let chunks = from.chunks_exact(S::N).zip(to.chunks_exact_mut(S::N));
+        for (from, to) in chunks {
+            S::store_any(to.as_mut_ptr(), E::load::<S>(from.as_ptr()));
+        }
+        last[..from.len() - whole].copy_from_slice(&from[whole..]);
+        S::store_any(wide.as_mut_ptr(), E::load::<S>(last.as_ptr()));
+    }
+    to[whole..].copy_from_slice(&wide[..from.len() - whole]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Portable;
 
+    /// That the instruction sets agree is tested with whole problems.
     #[test]
     fn all_halves() {
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        let mut got = vec![0.0; halves.len()];
-        Elements::from(&halves[..]).widen(0..halves.len(), &mut got);
-        for (half, got) in halves.iter().zip(got) {
-            let want = half.to_f32();
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan());
+        for count in [halves.len(), halves.len() - 3] {
+            let mut got = vec![0.0; count];
+            // SAFETY: it needs no instructions.
+            unsafe { Elements::from(&halves[..]).widen::<Portable>(0..count, &mut got) };
+            for (half, got) in halves.iter().zip(got) {
+                let want = half.to_f32();
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan());
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 pub enum Isa {
     /// x86-64 with AVX-512F.
     Avx512,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// The instruction set for which the program itself was compiled.
     Portable,
@@ -47,7 +47,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512 | Self::Avx2 => false,
             Self::Portable => true,
@@ -100,7 +104,7 @@ unsafe fn avx512(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
     // SAFETY: the caller's promise; this function is compiled with these instructions.
     unsafe { by_lanes::<Avx2>(lanes, problem, item, scratch) }

@@ -23,6 +23,7 @@
 
 mod attend;
 mod elements;
+mod few;
 mod isa;
 mod problem;
 mod product;

@@ -16,7 +16,7 @@
 )]
 
 use crate::{
-    Elements, Problem,
+    Elements, Problem, few,
     product::{Left, product},
     query_tiles::{KEYS, Keys, Panel, QueryTile, Visit},
     scratch::Scratch,
@@ -48,6 +48,10 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     scratch: &mut Scratch,
 ) {
     let tile = item.tile;
+    if W == 1 && few::takes::<S>(&tile.panels) {
+        // SAFETY: the caller's promise; a panel has the lanes of one vector.
+        return unsafe { few::compute::<S>(problem, item, scratch) };
+    }
     let lanes = W * S::N;
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
     let panels = tile.panels.len();
@@ -63,7 +67,8 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     scratch.maximum[..panels * lanes].fill(f32::NEG_INFINITY);
     scratch.sum[..panels * lanes].fill(0.0);
     for &keys in &tile.tiles {
-        widen_keys(problem, item.kv_head, keys, scratch);
+        // SAFETY: the caller's promise.
+        unsafe { widen_keys::<S>(problem, item.kv_head, keys, scratch) };
         for (index, panel) in tile.panels.iter().enumerate() {
             if let Some(visit) = panel.visit(keys) {
                 // SAFETY: the caller's promise; the scratch memory was reserved above, and a visit
@@ -76,8 +81,16 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
 }
 
 /// Writes a tile of keys and values in f32, if they are stored in 16 bits.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
 #[inline(always)]
-fn widen_keys(problem: &Problem, kv_head: usize, tile: Keys, scratch: &mut Scratch) {
+pub(crate) unsafe fn widen_keys<S: Simd>(
+    problem: &Problem,
+    kv_head: usize,
+    tile: Keys,
+    scratch: &mut Scratch,
+) {
     let first = kv_head * problem.kv_room;
     let (start, end) = (first + tile.0 as usize, first + tile.1 as usize);
     for (elements, len, to) in [
@@ -86,7 +99,8 @@ fn widen_keys(problem: &Problem, kv_head: usize, tile: Keys, scratch: &mut Scrat
     ] {
         if !matches!(elements, Elements::F32(_)) {
             to.reserve(KEYS * len);
-            elements.widen(start * len..end * len, to);
+            // SAFETY: the caller's promise.
+            unsafe { elements.widen::<S>(start * len..end * len, to) };
         }
     }
 }
@@ -107,18 +121,9 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
 ) {
     let lanes = W * S::N;
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
-    let first_key = item.kv_head * problem.kv_room + visit.start as usize;
-    let keys = (visit.end - visit.start) as usize;
-    let in_tile = (visit.start - tile.0) as usize;
-    let k = match problem.k {
-        Elements::F32(k) => &k[first_key * d..],
-        Elements::F16(_) | Elements::Bf16(_) => &scratch.keys[in_tile * d..],
-    };
-    let v = match problem.v {
-        Elements::F32(v) => &v[first_key * dv..],
-        Elements::F16(_) | Elements::Bf16(_) => &scratch.values[in_tile * dv..],
-    };
-    let (k, v) = (&k[..keys * d], &v[..keys * dv]);
+    let widened = [&*scratch.keys, &*scratch.values];
+    let [k, v] = keys_of(problem, item.kv_head, tile, visit, widened);
+    let keys = k.len() / d;
     let queries = &scratch.queries[index * d * lanes..][..d * lanes];
     let output = &mut scratch.output[index * dv * lanes..][..dv * lanes];
     let maximum = &mut scratch.maximum[index * lanes..][..lanes];
@@ -144,18 +149,66 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     unsafe {
         let scale = [S::splat(problem.scale); W];
         product::<S, W, false>(rows_of_k, queries.as_ptr(), scale, logits);
+        let running = [maximum.as_mut_ptr(), sum.as_mut_ptr()];
+        let ranges = &mut scratch.ranges;
+        let factor = weigh::<S, W>(problem, item.tile, panel, visit, logits, running, ranges);
+        product::<S, W, true>(columns_of_v, logits, factor, output.as_mut_ptr());
+    }
+}
+
+/// The keys and values of a visit, [keys, D] and [keys, Dv]: in place or, of 16 bits, in what
+/// [`widen_keys`] wrote.
+#[inline(always)]
+pub(crate) fn keys_of<'a>(
+    problem: &Problem<'a>,
+    kv_head: usize,
+    tile: Keys,
+    visit: Visit,
+    widened: [&'a [f32]; 2],
+) -> [&'a [f32]; 2] {
+    let first = kv_head * problem.kv_room + visit.start as usize;
+    let in_tile = (visit.start - tile.0) as usize;
+    let keys = (visit.end - visit.start) as usize;
+    let part = |elements, len: usize, widened: &'a [f32]| match elements {
+        Elements::F32(all) => &all[first * len..][..keys * len],
+        Elements::F16(_) | Elements::Bf16(_) => &widened[in_tile * len..][..keys * len],
+    };
+    [
+        part(problem.k, problem.head_dim, widened[0]),
+        part(problem.v, problem.v_head_dim, widened[1]),
+    ]
+}
+
+/// Turns the logits of a visit into weights, and updates the running maximum and sum of a panel.
+/// Returns the factor by which earlier output has to be rescaled.
+///
+/// # Safety
+/// As for [`compute`]; `logits` has `W` vectors for each key of the visit, maximum and sum have as many
+/// for the panel, all aligned to the size of a vector; the ranges are reserved.
+#[inline(always)]
+pub(crate) unsafe fn weigh<S: Simd, const W: usize>(
+    problem: &Problem,
+    tile: &QueryTile,
+    panel: &Panel,
+    visit: Visit,
+    logits: *mut f32,
+    [maximum, sum]: [*mut f32; 2],
+    ranges: &mut [f32],
+) -> [S::Vector; W] {
+    let lanes = W * S::N;
+    let keys = (visit.end - visit.start) as usize;
+    // SAFETY: the caller's promise.
+    unsafe {
         if let Some(cap) = problem.score.softcap {
             for logit in std::slice::from_raw_parts_mut(logits, keys * lanes) {
                 *logit = cap * (*logit / cap).tanh();
             }
         }
         if visit.masked {
-            let used =
-                ranges_of_lanes(problem, item.tile, panel, visit, lanes, &mut scratch.ranges);
-            softmax::mask::<S, W>(logits, keys, &scratch.ranges[..used]);
+            let used = ranges_of_lanes(problem, tile, panel, visit, lanes, ranges);
+            softmax::mask::<S, W>(logits, keys, &ranges[..used]);
         }
-        let factor = softmax::weigh::<S, W>(logits, keys, maximum.as_mut_ptr(), sum.as_mut_ptr());
-        product::<S, W, true>(columns_of_v, logits, factor, output.as_mut_ptr());
+        softmax::weigh::<S, W>(logits, keys, maximum, sum)
     }
 }
 

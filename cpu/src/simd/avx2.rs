@@ -1,4 +1,4 @@
-//! AVX2 with FMA: 8 lanes, 16 registers.
+//! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 
 #![expect(
     clippy::undocumented_unsafe_blocks,
@@ -6,9 +6,10 @@
 )]
 
 use super::Simd;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// Requires `avx2` and `fma`.
+/// Requires `avx2`, `fma` and `f16c`.
 pub(crate) enum Avx2 {}
 
 impl Simd for Avx2 {
@@ -28,6 +29,33 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: __m256) {
         unsafe { _mm256_store_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_any(from: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_any(to: *mut f32, x: __m256) {
+        unsafe { _mm256_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> __m256 {
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(x: __m256) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
     }
     #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {

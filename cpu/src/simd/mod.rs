@@ -19,6 +19,11 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
+use half::{bf16, f16};
+
+/// Lanes of the largest vector.
+pub(crate) const LANES: usize = 16;
+
 /// A vector of f32, and the operations of the kernel on it.
 ///
 /// # Safety
@@ -37,6 +42,16 @@ pub(crate) trait Simd: 'static {
     unsafe fn splat(x: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn store(to: *mut f32, x: Self::Vector);
+    /// As `load`, at any alignment.
+    unsafe fn load_any(from: *const f32) -> Self::Vector;
+    /// As `store`, at any alignment.
+    unsafe fn store_any(to: *mut f32, x: Self::Vector);
+    /// `N` floats of 16 bits, IEEE 754, at any alignment.
+    unsafe fn load_f16(from: *const f16) -> Self::Vector;
+    /// `N` bfloat16, at any alignment.
+    unsafe fn load_bf16(from: *const bf16) -> Self::Vector;
+    /// The sum of all elements.
+    unsafe fn sum(x: Self::Vector) -> f32;
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;

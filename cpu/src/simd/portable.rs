@@ -6,6 +6,7 @@
 )]
 
 use super::Simd;
+use half::{bf16, f16};
 
 /// Requires nothing.
 pub(crate) enum Portable {}
@@ -16,6 +17,21 @@ const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 #[inline(always)]
 fn zip(a: [f32; 4], b: [f32; 4], f: impl Fn(f32, f32) -> f32) -> [f32; 4] {
     std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+/// An f16 as f32, by operations that every vector unit has.
+#[inline(always)]
+fn widened(half: f16) -> f32 {
+    let bits = half.to_bits();
+    // The bits of a smaller f32, whose exponent has another bias: the product is exact.
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let shifted = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = if magnitude >= 0x0f80_0000 {
+        0x7f80_0000
+    } else {
+        0
+    };
+    f32::from_bits(shifted | special | (u32::from(bits & 0x8000) << 16))
 }
 
 impl Simd for Portable {
@@ -35,6 +51,27 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: [f32; 4]) {
         unsafe { to.cast::<[f32; 4]>().write(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_any(from: *const f32) -> [f32; 4] {
+        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_any(to: *mut f32, x: [f32; 4]) {
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> [f32; 4] {
+        unsafe { from.cast::<[f16; 4]>().read_unaligned() }.map(widened)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> [f32; 4] {
+        let bits = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        bits.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+    #[inline(always)]
+    unsafe fn sum([a, b, c, d]: [f32; 4]) -> f32 {
+        (a + b) + (c + d)
     }
     #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
