@@ -204,7 +204,8 @@ mod tests {
             let (parts, state) = run(chunk, capacity);
             let off = whole.iter().zip(&parts).map(|(a, b)| (a - b).abs());
             let off = off.fold(0.0, f32::max);
-            assert!(off <= 1e-5, "in chunks of {chunk}: {off}");
+            // Products of a few rows sum in another order than those of many.
+            assert!(off <= 2e-5, "in chunks of {chunk}: {off}");
             let most = kept_at_most(WINDOW as u64, chunk as u64, BLOCK as u64) as usize;
             for (cache, forgets) in caches(&state).zip(forgets) {
                 assert_eq!(cache.first() > 0, forgets, "in chunks of {chunk}");
