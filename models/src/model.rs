@@ -134,7 +134,11 @@ impl<B: AttentionBackend> Model<B> {
         sizes: &ModelSizes,
     ) -> Result<(Self, Unused), ModelError> {
         let device = loader.device().clone();
-        let (inner, head) = Self::parts(&mut loader, config, sizes)?;
+        // As for caches: each weight takes exactly its size, and not a part of a page that is larger.
+        let (inner, head) = B::memory_persistent_allocations(&device, &mut loader, |loader| {
+            Self::parts(loader, config, sizes)
+        })?;
+        B::memory_cleanup(&device);
         let unused = loader.finish()?;
         let model = Self {
             config: config.clone(),
