@@ -14,6 +14,8 @@ use butterfly::ops::Packed;
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A language model on a device.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct Model<B: Backend> {
     inner: Inner<B>,
     head: Projection<B>,
     device: B::Device,
+    /// Tokens of the last chunk of a prompt, over all sequences.
+    chunk: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,6 +150,7 @@ impl<B: AttentionBackend> Model<B> {
             inner,
             head: Projection::new(head),
             device: device.clone(),
+            chunk: Arc::default(),
         };
         Ok((model, unused))
     }
@@ -228,7 +233,7 @@ impl<B: AttentionBackend> Model<B> {
         }
         self.check_state(state, policy)?;
         let mark = state.mark();
-        let result = B::on_threads(|| self.run(tokens, state, policy, logits));
+        let result = B::on_threads(|| self.run_in_place(tokens, state, policy, logits));
         if result.is_err() {
             state.back_to(mark);
         }
@@ -272,6 +277,26 @@ impl<B: AttentionBackend> Model<B> {
             }
         }
         Ok(())
+    }
+
+    /// As [`run`](Self::run). The tensors of a prompt's chunk are large, and the same in every layer:
+    /// each gets memory of exactly its size, which is kept for chunks of as many tokens.
+    fn run_in_place(
+        &self,
+        tokens: &[u32],
+        state: &mut State<B>,
+        policy: &Policy,
+        logits: Logits,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        if tokens.len() == state.batch {
+            return self.run(tokens, state, policy, logits);
+        }
+        if self.chunk.swap(tokens.len(), Relaxed) != tokens.len() {
+            B::memory_cleanup(&self.device);
+        }
+        B::memory_persistent_allocations(&self.device, state, |state| {
+            self.run(tokens, state, policy, logits)
+        })
     }
 
     fn run(
