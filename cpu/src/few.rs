@@ -231,8 +231,8 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
         let mut sums = [[S::splat(0.0); V]; R];
         for (weights, v) in weights.chunks_exact(S::N).zip(v.chunks_exact(dv)) {
             let mut value = [S::splat(0.0); V];
-            for i in 0..V {
-                value[i] = S::load_any(v.as_ptr().add(at + i * S::N));
+            for (i, value) in value.iter_mut().enumerate() {
+                *value = S::load_any(v.as_ptr().add(at + i * S::N));
             }
             for r in 0..R {
                 let weight = S::splat(weights[row + r]);
@@ -243,9 +243,9 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
         }
         for r in 0..R {
             let factor = S::splat(factors[row + r]);
-            for i in 0..V {
+            for (i, sum) in sums[r].into_iter().enumerate() {
                 let to = output.as_mut_ptr().add(r * dv + at + i * S::N);
-                S::store_any(to, S::mul_add(factor, S::load_any(to), sums[r][i]));
+                S::store_any(to, S::mul_add(factor, S::load_any(to), sum));
             }
         }
     }
