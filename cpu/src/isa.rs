@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::{
-    Problem,
+    Problem, few,
     scratch::Scratch,
     simd::{Portable, Simd},
     tile::{Item, compute},
@@ -119,10 +119,12 @@ unsafe fn by_lanes<S: Simd>(
 ) {
     // SAFETY: the caller's promise; `lanes` is the lanes of one vector or of two.
     unsafe {
-        if lanes == S::N {
-            compute::<S, 1>(problem, item, scratch)
-        } else {
+        if lanes != S::N {
             compute::<S, 2>(problem, item, scratch)
+        } else if few::takes::<S>(&item.tile.panels) {
+            few::compute::<S>(problem, item, scratch)
+        } else {
+            compute::<S, 1>(problem, item, scratch)
         }
     }
 }

@@ -16,7 +16,7 @@
 )]
 
 use crate::{
-    Elements, Problem, few,
+    Elements, Problem,
     product::{Left, product},
     query_tiles::{KEYS, Keys, Panel, QueryTile, Visit},
     scratch::Scratch,
@@ -48,10 +48,6 @@ pub(crate) unsafe fn compute<S: Simd, const W: usize>(
     scratch: &mut Scratch,
 ) {
     let tile = item.tile;
-    if W == 1 && few::takes::<S>(&tile.panels) {
-        // SAFETY: the caller's promise; a panel has the lanes of one vector.
-        return unsafe { few::compute::<S>(problem, item, scratch) };
-    }
     let lanes = W * S::N;
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
     let panels = tile.panels.len();
