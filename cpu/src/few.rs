@@ -12,8 +12,7 @@ use crate::{
     query_tiles::{KEYS, Panel},
     scratch::Scratch,
     simd::{LANES, Simd},
-    softmax,
-    tile::{Item, keys_of, weigh, widen_keys},
+    tile::{Item, finish_row, keys_of, weigh, widen_keys},
 };
 
 /// Whether this is the code for a tile of so many query rows.
@@ -82,15 +81,8 @@ pub(crate) unsafe fn compute<S: Simd>(problem: &Problem, item: &mut Item, scratc
         unsafe { add::<S>(&scratch.logits[..count * lanes], v, dv, &factors, output) };
     }
     for row in 0..panel.rows {
-        let (head, query) = (row / tile.len, row % tile.len);
-        let q_head = item.kv_head % problem.kv_heads * problem.group() + head;
-        let sink = problem.score.sinks.map(|sinks| sinks[q_head]);
-        let (factor, lse) = softmax::finish(scratch.maximum[row], scratch.sum[row], sink);
-        let to = &mut item.o[head][query * dv..][..dv];
-        for (to, x) in to.iter_mut().zip(&scratch.output[row * dv..]) {
-            *to = x * factor;
-        }
-        item.lse[head][query] = lse;
+        let running = [scratch.maximum[row], scratch.sum[row]];
+        finish_row(problem, item, row, running, &scratch.output[row * dv..]);
     }
 }
 

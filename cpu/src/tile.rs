@@ -272,18 +272,36 @@ fn unpack_output(problem: &Problem, item: &mut Item, lanes: usize, scratch: &mut
             if part == 0 {
                 transpose::from_lanes(from, lanes, lane, rows, dv);
             }
-            let row = panel.first_row + lane;
-            let (head, query) = (row / tile.len, row % tile.len);
-            let maximum = scratch.maximum[index * lanes + lane];
-            let sum = scratch.sum[index * lanes + lane];
-            let q_head = item.kv_head % problem.kv_heads * problem.group() + head;
-            let sink = problem.score.sinks.map(|sinks| sinks[q_head]);
-            let (factor, lse) = softmax::finish(maximum, sum, sink);
-            let to = &mut item.o[head][query * dv..][..dv];
-            for (to, x) in to.iter_mut().zip(&rows[part * dv..]) {
-                *to = x * factor;
-            }
-            item.lse[head][query] = lse;
+            let at = index * lanes + lane;
+            let running = [scratch.maximum[at], scratch.sum[at]];
+            finish_row(
+                problem,
+                item,
+                panel.first_row + lane,
+                running,
+                &rows[part * dv..],
+            );
         }
     }
+}
+
+/// Writes o and LSE of a query row of an item, from its running maximum and sum and its sums of
+/// weighted values, which are the first Dv of `sums`.
+pub(crate) fn finish_row(
+    problem: &Problem,
+    item: &mut Item,
+    row: usize,
+    [maximum, sum]: [f32; 2],
+    sums: &[f32],
+) {
+    let dv = problem.v_head_dim;
+    let (head, query) = (row / item.tile.len, row % item.tile.len);
+    let q_head = item.kv_head % problem.kv_heads * problem.group() + head;
+    let sink = problem.score.sinks.map(|sinks| sinks[q_head]);
+    let (factor, lse) = softmax::finish(maximum, sum, sink);
+    let to = &mut item.o[head][query * dv..][..dv];
+    for (to, x) in to.iter_mut().zip(sums) {
+        *to = x * factor;
+    }
+    item.lse[head][query] = lse;
 }

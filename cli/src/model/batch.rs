@@ -37,7 +37,7 @@ pub(super) fn plan<B: AttentionBackend>(
     let extent = |batch: &Vec<usize>| {
         let length = batch.first().map_or(0, |first| lengths[*first]);
         let capacity = capacity(command, length) as u64;
-        let chunk = chunk_of::<B>(command, batch.len()).min(length) as u64;
+        let chunk = chunk_of_each::<B>(command, batch.len()).min(length) as u64;
         Extent {
             batch: batch.len() as u64,
             capacity,
@@ -87,7 +87,7 @@ fn capacity(command: &Generate, length: usize) -> usize {
 
 /// Tokens of each prompt of a batch that are read at once: all together as many as of one prompt
 /// alone, so that they take as much memory.
-fn chunk_of<B: AttentionBackend>(command: &Generate, batch: usize) -> usize {
+fn chunk_of_each<B: AttentionBackend>(command: &Generate, batch: usize) -> usize {
     (super::chunk_of::<B>(&command.run) as usize / batch).max(1)
 }
 
@@ -159,7 +159,8 @@ impl<B: AttentionBackend> Running<'_, B> {
             interrupt: Some(self.interrupt),
         };
         let prefill = Instant::now();
-        let first = continuation.prefill(&prompts, chunk_of::<B>(command, batch.len()), bar)?;
+        let first =
+            continuation.prefill(&prompts, chunk_of_each::<B>(command, batch.len()), bar)?;
         bar.finish_and_clear();
         sums.prefill_seconds += prefill.elapsed().as_secs_f64();
         sums.read += continuation.state.position() * batch.len();
