@@ -325,12 +325,15 @@ mod tests {
             let got = read(&mut state, &tokens[kept..]);
             let mut other = new();
             read(&mut other, &tokens[..3]);
-            // From the same place, in chunks of the same sizes, the sums are the same.
             let want = match kept {
                 0 => read(&mut new(), &tokens),
                 _ => read(&mut other, &tokens[3..]),
             };
-            assert_eq!(got, want, "{name}");
+            // The kept tokens were read in a chunk of another size, whose sums have another order.
+            let error = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+            let error = error.fold(0.0, f32::max);
+            assert!(error < 1e-5, "{name}: {error}");
+            assert_eq!(got.len(), want.len());
             assert_eq!((state.truncate(0), state.position()), (0, 0));
             assert_eq!(
                 read(&mut state, &tokens),
