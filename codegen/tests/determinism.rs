@@ -82,30 +82,22 @@ fn digests(jobs: &[(KernelSpec, Target)]) -> Vec<u64> {
 #[test]
 fn order_threads_and_processes_do_not_matter() {
     let jobs = jobs();
-    let wanted = digests(&jobs);
-
     let mut backwards = jobs.clone();
     backwards.reverse();
-    let mut found = digests(&backwards);
-    found.reverse();
-    assert_eq!(found, wanted, "in the other order");
-
-    let found: Vec<Vec<u64>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| digests(&jobs))).collect();
-        threads
-            .into_iter()
-            .map(|t| t.join().expect("joins"))
-            .collect()
+    // At the same time, so that threads meet.
+    let ([wanted, other, mut reversed], output) = std::thread::scope(|scope| {
+        let threads = [&jobs, &jobs, &backwards].map(|jobs| scope.spawn(|| digests(jobs)));
+        let program = std::env::current_exe().expect("a path");
+        let output = std::process::Command::new(program)
+            .args(["--exact", "print_digests", "--ignored", "--nocapture"])
+            .output()
+            .expect("runs");
+        let digests = threads.map(|thread| thread.join().expect("joins"));
+        (digests, output)
     });
-    for thread in found {
-        assert_eq!(thread, wanted, "on a thread");
-    }
-
-    let program = std::env::current_exe().expect("a path");
-    let output = std::process::Command::new(program)
-        .args(["--exact", "print_digests", "--ignored", "--nocapture"])
-        .output()
-        .expect("runs");
+    assert_eq!(other, wanted, "on a thread");
+    reversed.reverse();
+    assert_eq!(reversed, wanted, "in the other order");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         text.contains(&format!("{wanted:?}")),

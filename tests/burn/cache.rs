@@ -103,26 +103,24 @@ pub(crate) fn forgets<B: AttentionBackend>(device: &B::Device) {
             for from in (0..300).step_by(chunk) {
                 let to = (from + chunk).min(300);
                 let (first, before) = (cache.first(), cache.clone());
-                let kept = values(&before, first, from);
+                // Reading a tensor of a device takes longer than all else.
+                let look = chunk > 1 || from % 8 >= 6;
+                let kept = look.then(|| values(&before, first, from));
                 fill(&mut cache, from, to);
                 drops += usize::from(cache.first() > first);
                 assert_eq!((cache.len(), cache.first() % 8), (to, 0));
                 assert!(cache.first() == 0 || cache.first() + WINDOW - 1 <= from);
                 assert!(cache.kept() <= cache.room() && cache.room() <= most);
-                let there = values(&cache, cache.first(), to);
-                assert!(
-                    there == values(&whole, cache.first(), to),
-                    "{chunk} to {to}"
-                );
-                assert!(values(&before, first, from) == kept, "{chunk} to {to}");
+                let right = |cache: &KvCache<B>| {
+                    values(cache, cache.first(), to) == values(&whole, cache.first(), to)
+                };
+                assert!(!look || right(&cache), "{chunk} to {to}");
+                let after = look.then(|| values(&before, first, from));
+                assert!(after == kept, "{chunk} to {to}");
                 // Undo and redo.
                 assert!(cache.truncate(from), "{chunk} from {from}");
                 fill(&mut cache, from, to);
-                let again = values(&cache, cache.first(), to);
-                assert!(
-                    again == values(&whole, cache.first(), to),
-                    "{chunk} to {to}"
-                );
+                assert!(!look || right(&cache), "{chunk} to {to}");
             }
             assert!(drops > 1, "{chunk}: {drops}");
             // What the token at 100 sees is gone.
