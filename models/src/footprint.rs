@@ -1,7 +1,9 @@
 //! Estimates the device memory of a run before anything is allocated.
 
+mod chunk;
+
 use crate::Taken;
-use butterfly::Dtype;
+use butterfly::{AttentionBackend, Dtype};
 use butterfly_ir::Phase;
 use butterfly_ir::model::{ModelConfig, ModelSizes};
 
@@ -14,7 +16,7 @@ pub struct Footprint {
     pub mapped: u64,
     /// KV caches and recurrent states of all layers.
     pub caches: u64,
-    /// The tensors of one chunk that exist at the same time, estimated.
+    /// The tensors of one chunk that exist at the same time, and the panel of a packed weight.
     pub activations: u64,
     /// The logits that are computed at once.
     pub logits: u64,
@@ -38,8 +40,8 @@ pub struct Extent {
 
 impl Footprint {
     /// Estimates a run of a model whose weights take `weights`, and whose KV caches and logits are of
-    /// type `dtype`.
-    pub fn new(
+    /// type `dtype`, on a device of backend `B`.
+    pub fn new<B: AttentionBackend>(
         config: &ModelConfig,
         sizes: &ModelSizes,
         weights: Taken,
@@ -50,33 +52,20 @@ impl Footprint {
         // and 4 bytes with a factor of a million to spare.
         let wide = |n: u64| u128::from(n);
         let heads = config.attention.kernel_shape(Phase::Prefill);
-        let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(wide32);
-        let [hidden, inner] = [sizes.hidden, sizes.intermediate].map(wide32);
+        let [kv, dim] = [heads.kv_heads, heads.head_dim].map(wide32);
         let vocabulary = wide32(sizes.vocabulary);
-        let gate = if config.output_gate { 2 } else { 1 };
-        let rows = (gate * q + 2 * kv) * dim;
-        let linear = sizes.linear.map(|shape| {
-            let [k_heads, v_heads] = [shape.k_heads, shape.v_heads].map(wide32);
-            let [k_dim, v_dim] = [shape.k_dim, shape.v_dim].map(wide32);
-            let (k, v) = (k_heads * k_dim, v_heads * v_dim);
-            (2 * k + 2 * v + 2 * v_heads, v, v_heads * k_dim * v_dim)
-        });
         let full = config
             .layers
             .iter()
             .filter(|kind| kind.is_softmax())
             .count() as u128;
         let recurrent = config.layers.len() as u128 - full;
-        let (linear_rows, values, state) = linear.unwrap_or_default();
+        let state = sizes.linear.map_or(0, |shape| {
+            let [heads, k_dim, v_dim] = [shape.v_heads, shape.k_dim, shape.v_dim].map(wide32);
+            heads * k_dim * v_dim
+        });
         let bytes = wide32(dtype.bytes());
-        // A feed-forward layer holds gate, up projection and their product; linear attention holds
-        // its projections and output, and in f32 the convolved rows and the values that are read
-        // from the state.
-        let feed_forward = bytes * 3 * inner;
-        let attention = bytes * (rows + 2 * q * dim);
-        let recurrence = bytes * (linear_rows + values) + 4 * (linear_rows + values);
-        let stream = 2 * 4 * hidden + 2 * bytes * hidden;
-        let widest = feed_forward.max(attention).max(recurrence);
+        let token = chunk::token(&chunk::steps(config, sizes, bytes), B::ON_HOST);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
         let rotation = 4 * config.rope.as_ref().map_or(0, |rope| wide32(rope.dims));
         let Extent {
@@ -98,7 +87,9 @@ impl Footprint {
                     .saturating_add(recurrent * 4 * state),
             )),
             activations: count(
-                tokens(chunk.saturating_mul(stream + widest)).saturating_add(chunk * rotation),
+                tokens(chunk.saturating_mul(token))
+                    .saturating_add(chunk * rotation)
+                    .saturating_add(wide(weights.panel)),
             ),
             logits: count(tokens((bytes * vocabulary).saturating_mul(wide(logits)))),
         }
@@ -138,7 +129,7 @@ mod tests {
             logits: 1,
         };
         let taken = Model::<Flex>::taken(&model, &sizes, None, Dtype::Bf16, &Default::default());
-        let footprint = Footprint::new(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
+        let footprint = Footprint::new::<Flex>(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
         // 8.03 billion parameters; 128 KiB of keys and values for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
         assert_eq!(footprint.caches, 8192 * 131_072);
@@ -173,7 +164,7 @@ mod tests {
                     chunk: most,
                     logits: most,
                 };
-                let footprint = Footprint::new(&model, &sizes, taken, Dtype::F32, extent);
+                let footprint = Footprint::new::<Flex>(&model, &sizes, taken, Dtype::F32, extent);
                 assert_eq!(footprint.total(), u64::MAX, "{family}");
             }
         }

@@ -7,7 +7,7 @@
 use crate::layers::Weight;
 use crate::weights::change::{Layout, Values};
 use crate::weights::upload::WORD;
-use crate::weights::upload::{Taken, Upload, convert};
+use crate::weights::upload::{Taken, Upload, convert, panel};
 use crate::weights::{Element, View, packed, random};
 use crate::{Checkpoint, ModelError};
 use burn::prelude::*;
@@ -138,7 +138,11 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         let bytes = sizes
             .iter()
             .fold(0u64, |all, n| all.saturating_add(*n as u64));
-        self.needed.allocated = self.needed.allocated.saturating_add(bytes);
+        self.needed += Taken {
+            allocated: bytes,
+            panel: if B::ON_HOST { 0 } else { panel(self.dtype) },
+            ..Taken::default()
+        };
         let tensors = match self.pass {
             Pass::Check => Vec::new(),
             Pass::Load => random::tensors(packed, sizes),

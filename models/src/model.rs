@@ -279,8 +279,8 @@ impl<B: AttentionBackend> Model<B> {
         Ok(())
     }
 
-    /// As [`run`](Self::run). The tensors of a prompt's chunk are large, and the same in every layer:
-    /// each gets memory of exactly its size, which is kept for chunks of as many tokens.
+    /// As [`run`](Self::run). Tensors are the same in every layer, and those of a prompt's chunk are
+    /// large: each gets memory of exactly its size, which is kept for chunks of as many tokens.
     fn run_in_place(
         &self,
         tokens: &[u32],
@@ -288,10 +288,8 @@ impl<B: AttentionBackend> Model<B> {
         policy: &Policy,
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        if tokens.len() == state.batch {
-            return self.run(tokens, state, policy, logits);
-        }
-        if self.chunk.swap(tokens.len(), Relaxed) != tokens.len() {
+        let decodes = tokens.len() == state.batch;
+        if !decodes && self.chunk.swap(tokens.len(), Relaxed) != tokens.len() {
             B::memory_cleanup(&self.device);
         }
         B::memory_persistent_allocations(&self.device, state, |state| {

@@ -275,7 +275,7 @@ impl Task for Work<'_> {
             logits: 1,
         };
         let taken = taken.map_err(Failure::bad)?;
-        let needs = Footprint::new(config, sizes, taken, dtype, extent);
+        let needs = Footprint::new::<B>(config, sizes, taken, dtype, extent);
         place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
         let model: Model<B> = match folder {
@@ -409,7 +409,7 @@ impl Work<'_> {
             chunk: chunk.min(tokens) as u64,
             logits: 1,
         };
-        let needs = Footprint::new(&model.config, &model.sizes, taken, place.dtype, extent);
+        let needs = Footprint::new::<B>(&model.config, &model.sizes, taken, place.dtype, extent);
         let memory = place.memory.beside(&needs);
         let profile = match self.measure.profile {
             false => BTreeMap::new(),

@@ -95,7 +95,7 @@ impl<B: AttentionBackend> Place<B> {
         on_host: u64,
     ) -> Result<(Model<B>, Unused, Footprint), Failure> {
         let taken = Model::<B>::check(folder, self.dtype, &self.device).map_err(Failure::bad)?;
-        let needs = Footprint::new(&folder.config, &folder.sizes, taken, self.dtype, extent);
+        let needs = Footprint::new::<B>(&folder.config, &folder.sizes, taken, self.dtype, extent);
         self.check_room(&folder.config_file(), &needs, on_host)?;
         let loaded = Model::load(folder, self.dtype, &self.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;

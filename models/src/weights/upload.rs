@@ -7,7 +7,7 @@
 use super::packed::Stored;
 use burn::prelude::TensorData;
 use burn::tensor::{Bytes, DType};
-use butterfly::ops::{Part, Storage};
+use butterfly::ops::{Packed, Part, Storage};
 use half::{bf16, f16};
 
 /// A weight before its bytes are read.
@@ -37,12 +37,21 @@ pub struct Taken {
     pub allocated: u64,
     /// Memory of files that is mapped and used as it is.
     pub mapped: u64,
+    /// Memory of the device for the panel of a packed weight that is unpacked at once, for all
+    /// weights together.
+    pub panel: u64,
+}
+
+/// Bytes of the panel to which devices unpack packed weights.
+pub(crate) fn panel(dtype: DType) -> u64 {
+    (Packed::PANEL * dtype.size()) as u64
 }
 
 impl std::ops::AddAssign for Taken {
     fn add_assign(&mut self, other: Self) {
         self.allocated = self.allocated.saturating_add(other.allocated);
         self.mapped = self.mapped.saturating_add(other.mapped);
+        self.panel = self.panel.max(other.panel);
     }
 }
 
@@ -99,6 +108,9 @@ impl<'a> Upload<'a> {
                     true => taken.mapped += bytes as u64,
                     false => taken.allocated += bytes as u64,
                 }
+            }
+            if let (Storage::Packed(_), false) = (run.part.storage, self.on_host) {
+                taken.panel = panel(self.dtype);
             }
         }
         taken

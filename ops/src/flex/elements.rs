@@ -4,6 +4,7 @@ use burn::tensor::{DType, Element, Shape};
 use burn_flex::{FlexTensor, Layout};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// An element type as tensors store it.
@@ -81,11 +82,7 @@ pub fn tensor<E: Stored>(elements: Vec<E>, shape: impl Into<Shape>) -> FlexTenso
 pub fn floats<E: Stored>(elements: &[E]) -> Cow<'_, [f32]> {
     match bytemuck::try_cast_slice(elements) {
         Ok(floats) if E::dtype() == DType::F32 => Cow::Borrowed(floats),
-        _ => {
-            let mut floats = vec![0.0; elements.len()];
-            E::widen(elements, &mut floats);
-            Cow::Owned(floats)
-        }
+        _ => Cow::Owned(converted(elements, E::widen)),
     }
 }
 
@@ -94,9 +91,23 @@ pub fn rounded<E: Stored>(numbers: Vec<f32>, shape: impl Into<Shape>) -> FlexTen
     if E::dtype() == DType::F32 {
         return tensor(numbers, shape);
     }
-    let mut elements = vec![E::put(0.0); numbers.len()];
-    E::narrow(&numbers, &mut elements);
-    tensor(elements, shape)
+    tensor(converted(&numbers, E::narrow), shape)
+}
+
+/// Elements that one thread converts at a time.
+const SHARE: usize = 1 << 15;
+
+/// Elements of another type, by a function that converts slices.
+fn converted<A: Stored, B: Stored>(from: &[A], convert: fn(&[A], &mut [B])) -> Vec<B> {
+    let mut to = bytemuck::zeroed_vec(from.len());
+    match from.len() <= SHARE {
+        true => convert(from, &mut to),
+        false => from
+            .par_chunks(SHARE)
+            .zip(to.par_chunks_mut(SHARE))
+            .for_each(|(from, to)| convert(from, to)),
+    }
+    to
 }
 
 pub(crate) fn silu(x: f32) -> f32 {

@@ -30,13 +30,15 @@ pub(crate) fn gated<E: Stored>(inputs: &[FlexTensor], activation: Activation) ->
 pub(crate) fn gate_output<E: Stored>(inputs: &[FlexTensor], head_dim: usize) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
     let (o, rows) = (elements::<E>(&inputs[0]), elements::<E>(&inputs[1]));
-    let (o, rows) = (floats(&o), floats(&rows));
     let (n, width) = (shape[2], inputs[1].shape()[2]);
     let mut out = vec![0.0; o.len()];
-    for (i, out) in out.iter_mut().enumerate() {
-        let (row, at) = (i / n, i % n);
-        let gate = at / head_dim * 2 * head_dim + head_dim + at % head_dim;
-        *out = o[i] * sigmoid(rows[row * width + gate]);
-    }
+    let tokens = o.par_chunks(n).zip(rows.par_chunks(width));
+    let tokens = out.par_chunks_mut(n).zip(tokens);
+    tokens.for_each(|(out, (o, row))| {
+        for ((at, out), o) in out.iter_mut().enumerate().zip(o) {
+            let gate = at / head_dim * 2 * head_dim + head_dim + at % head_dim;
+            *out = o.get() * sigmoid(row[gate].get());
+        }
+    });
     vec![rounded::<E>(out, shape)]
 }

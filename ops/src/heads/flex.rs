@@ -4,6 +4,7 @@ use crate::Append;
 use crate::flex::elements::{Stored, elements, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
 pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<FlexTensor> {
     let mut inputs = inputs.into_iter();
@@ -60,14 +61,21 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
             0 => (q.as_mut_slice(), tokens, 0),
             _ => (caches[which - 1].storage_mut::<E>(), room, op.position),
         };
-        for (i, row) in values.chunks(width).enumerate() {
-            let (b, token) = (i / tokens, i % tokens);
-            for h in 0..heads[which] {
-                let start = op.starts[which] + h * steps[which];
-                let to = ((b * heads[which] + h) * length + first + token) * d;
-                let x = head(which, row, start, token);
-                E::narrow(&x, &mut out[to..to + d]);
+        // The tokens of one head of one sequence.
+        let tokens_of = |(i, out): (usize, &mut [E])| {
+            let (b, h) = (i / heads[which], i % heads[which]);
+            let start = op.starts[which] + h * steps[which];
+            let rows = values[b * tokens * width..].chunks(width);
+            let out = out[first * d..].chunks_mut(d).take(tokens);
+            for (token, (out, row)) in out.zip(rows).enumerate() {
+                E::narrow(&head(which, row, start, token), out);
             }
+        };
+        // Threads would cost more than the heads of one token.
+        let each = (length * d).max(1);
+        match tokens {
+            0 | 1 => out.chunks_mut(each).enumerate().for_each(tokens_of),
+            _ => out.par_chunks_mut(each).enumerate().for_each(tokens_of),
         }
     }
     let [k, v] = caches;

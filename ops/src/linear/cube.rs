@@ -1,7 +1,7 @@
 //! Linear layers: rows times the rows of a weight.
 //!
 //! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once; many rows
-//! of 16-bit floats by a generated kernel with Hopper's matrix instructions; f32 without tensor
+//! of 16-bit floats by a generated kernel with Hopper's matrix instructions (`hopper.rs`); f32 without tensor
 //! cores, which would round it to TF32, 10 bits of mantissa. Everything else is Burn's own product.
 
 #![expect(
@@ -9,7 +9,8 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::{Embed, Part, Products, Project, Storage, packed};
+use super::hopper::OnHopper;
+use super::{Embed, Packed, Part, Products, Project, Storage, packed};
 use crate::OperationError;
 use crate::cube::launch::{array, empty, grid};
 use ::cubecl::prelude::*;
@@ -19,10 +20,6 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use burn_std::Metadata;
-#[cfg(feature = "cuda")]
-use butterfly_ir::Dtype;
-#[cfg(feature = "cuda")]
-use butterfly_runtime::Multiply;
 use butterfly_runtime::{Device, Launches};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
@@ -38,8 +35,8 @@ const PLANES: u32 = 8;
 /// Units of a plane.
 const PLANE: u32 = 32;
 
-/// Most elements of a packed weight that are unpacked at once for a product of many rows.
-const PANEL: usize = 1 << 25;
+/// Rows of a panel are a multiple of it, as are those of the tiles of all products.
+const TILE: usize = 128;
 
 /// Rows of a packed embedding.
 pub(crate) fn embed<R: CubeRuntime, F: FloatElement>(
@@ -109,18 +106,13 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
         match weight {
             Weight::Packed(weight) if m <= FEW => weight.times_few::<F>(&x, &y, *rows, column),
             Weight::Packed(weight) => {
-                let panel = (PANEL / k).max(1);
+                let panel = panel_rows(k);
                 for first in (0..*rows).step_by(panel) {
-                    let count = panel.min(rows - first);
-                    let part = weight.unpacked::<F>(first, count);
-                    let part = dense::<R, F>(&x, &part, &op.products)?;
-                    place::<R, F>(&part, &y, column + first);
+                    let part = weight.unpacked::<F>(first, panel.min(rows - first));
+                    columns::<R, F>(&x, &part, &y, column + first, &op.products)?;
                 }
             }
-            Weight::Dense(weight) => {
-                let part = dense::<R, F>(&x, weight, &op.products)?;
-                place::<R, F>(&part, &y, column);
-            }
+            Weight::Dense(weight) => columns::<R, F>(&x, weight, &y, column, &op.products)?,
         }
         column += rows;
     }
@@ -131,6 +123,34 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
 enum Weight<R: CubeRuntime> {
     Dense(Box<CubeTensor<R>>),
     Packed(packed::cube::Weight<R>),
+}
+
+/// Rows of `k` elements that are unpacked at once.
+fn panel_rows(k: usize) -> usize {
+    match Packed::PANEL / k {
+        few @ 0..TILE => few.max(1),
+        many => many / TILE * TILE,
+    }
+}
+
+/// The product of contiguous rows [m, K] with a dense weight [N, K], written to columns
+/// `column..column + N` of y [m, n].
+fn columns<R: CubeRuntime + Launches, F: FloatElement>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    y: &CubeTensor<R>,
+    column: usize,
+    products: &Products,
+) -> Result<(), OperationError> {
+    if x.shape()[0] > FEW
+        && let Some(product) = OnHopper::find::<R, F>(x, weight, y.shape()[1], products)?
+        && product.starts_at(column)
+    {
+        return product.launch(x, weight, y, column);
+    }
+    let part = dense::<R, F>(x, weight, products)?;
+    place::<R, F>(&part, y, column);
+    Ok(())
 }
 
 /// The product of contiguous rows [m, K] with a dense weight [N, K] → [m, N].
@@ -145,6 +165,11 @@ fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     // That kernel indexes the vectors of the weight and the result with 32 bits.
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
     let same = weight.dtype == F::dtype();
+    if !few && let Some(product) = OnHopper::find::<R, F>(&rows, &weight, n, products)? {
+        let y = empty(&rows, [m, n], F::dtype());
+        product.launch(&rows, &weight, &y, 0)?;
+        return Ok(y);
+    }
     Ok(match (device, F::dtype()) {
         (Device::Cuda, dtype) if few && !(same && dtype == DType::F32) => match weight.dtype {
             DType::F16 => few_rows::<R, F, f16>(&rows, &weight),
@@ -153,10 +178,6 @@ fn dense<R: CubeRuntime + Launches, F: FloatElement>(
         },
         (_, dtype) if !same => rounded(rows, weight, dtype),
         (Device::Cuda, DType::F32) => without_matrix_units(rows, weight),
-        (Device::Cuda, dtype) => match on_hopper(&rows, &weight, dtype, products)? {
-            Some(y) => y,
-            None => general(rows, weight),
-        },
         _ => general(rows, weight),
     })
 }
@@ -199,7 +220,7 @@ fn place_kernel<F: Float>(
 }
 
 /// Whether 32 bits can index `rows` rows of `row` elements.
-fn counts(rows: usize, row: usize) -> bool {
+pub(super) fn counts(rows: usize, row: usize) -> bool {
     rows.checked_mul(row)
         .is_some_and(|n| u32::try_from(n).is_ok())
 }
@@ -275,55 +296,6 @@ fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>)
         .or_else(|_| launch(&Strategy::Naive))
         .expect("the naive product takes all shapes");
     y
-}
-
-/// Without CUDA there is no Hopper.
-#[cfg(not(feature = "cuda"))]
-fn on_hopper<R: CubeRuntime + Launches>(
-    _: &CubeTensor<R>,
-    _: &CubeTensor<R>,
-    _: DType,
-    _: &Products,
-) -> Result<Option<CubeTensor<R>>, OperationError> {
-    Ok(None)
-}
-
-/// The product by the generated kernel, if the device is a Hopper GPU and the kernel takes the
-/// shape; rows have to start at multiples of 16 bytes.
-#[cfg(feature = "cuda")]
-fn on_hopper<R: CubeRuntime + Launches>(
-    x: &CubeTensor<R>,
-    weight: &CubeTensor<R>,
-    dtype: DType,
-    products: &Products,
-) -> Result<Option<CubeTensor<R>>, OperationError> {
-    if crate::cube::launch::capability()?.version != 90 {
-        return Ok(None);
-    }
-    let dtype = match dtype {
-        DType::F16 => Dtype::F16,
-        _ => Dtype::Bf16,
-    };
-    let [m, k] = [x.shape()[0], x.shape()[1]];
-    let n = weight.shape()[0];
-    if ![(m, k), (n, k), (m, n)]
-        .iter()
-        .all(|(rows, row)| counts(*rows, *row))
-    {
-        return Ok(None);
-    }
-    let multiply = Multiply {
-        shape: [m, n, k].map(|n| n as u32),
-        rows: [k, k, n].map(|n| n as u32),
-    };
-    match products.find(dtype)? {
-        Some(product) if product.takes(&multiply) => {
-            let y = empty(x, [m, n], x.dtype);
-            product.launch(&x.client, &multiply, [&x.handle, &weight.handle, &y.handle])?;
-            Ok(Some(y))
-        }
-        _ => Ok(None),
-    }
 }
 
 fn few_rows<R: CubeRuntime, F: FloatElement, W: FloatElement>(

@@ -1,6 +1,6 @@
 //! Norms of rows.
 
-use crate::flex::elements::{Stored, elements, floats, rounded, tensor};
+use crate::flex::elements::{Stored, elements, rounded, tensor};
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -25,11 +25,15 @@ pub(crate) fn norm<E: Stored>(inputs: &[FlexTensor], epsilon: f32) -> Vec<FlexTe
 
 pub(crate) fn add_norm<E: Stored>(inputs: &[FlexTensor], epsilon: f32) -> Vec<FlexTensor> {
     let (x, y) = (elements::<f32>(&inputs[0]), elements::<E>(&inputs[1]));
-    let sum = x
-        .iter()
-        .zip(floats(&y).iter())
-        .map(|(x, y)| x + y)
-        .collect();
+    let n = inputs[2].shape()[0];
+    let mut sum = vec![0.0; x.len()];
+    let rows = sum.par_chunks_mut(n).zip(x.par_chunks(n).zip(y.par_chunks(n)));
+    rows.for_each(|(sum, (x, y))| {
+        E::widen(y, sum);
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+    });
     let sum = tensor(sum, inputs[0].shape());
     let normed = norm::<E>(&[sum.clone(), inputs[2].clone()], epsilon);
     std::iter::once(sum).chain(normed).collect()

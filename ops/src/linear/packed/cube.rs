@@ -100,25 +100,35 @@ impl<R: CubeRuntime> Weight<R> {
         })
     }
 
-    /// Rows `first..first + count` as a contiguous [count, K] tensor of `F`.
+    /// Rows `first..first + count` as a contiguous [count, K] tensor of `F`, in memory for a whole
+    /// panel: so panels of all weights reuse the same memory.
     pub(crate) fn unpacked<F: FloatElement>(&self, first: usize, count: usize) -> CubeTensor<R> {
-        self.rows_of::<F>(None, first, count)
+        let like = &self.tensors[0];
+        let panel = empty(like, [Packed::PANEL.max(count * self.columns)], F::dtype());
+        let shape = [count, self.columns].into();
+        let (client, device) = (panel.client, panel.device);
+        let out = CubeTensor::new_contiguous(client, device, shape, panel.handle, panel.dtype);
+        self.unpack::<F>(None, first, &out);
+        out
     }
 
     /// The rows that `ids`, integers of 32 or 64 bits, name, as a [count, K] tensor of `F`.
     pub(crate) fn picked<F: FloatElement>(&self, ids: &CubeTensor<R>) -> CubeTensor<R> {
-        self.rows_of::<F>(Some(ids), 0, ids.meta.num_elements())
+        let shape = [ids.meta.num_elements(), self.columns];
+        let out = empty(&self.tensors[0], shape, F::dtype());
+        self.unpack::<F>(Some(ids), 0, &out);
+        out
     }
 
-    fn rows_of<F: FloatElement>(
+    /// Unpacks the rows that `ids` name or, without ids, the rows from `first` on to `out` [count, K].
+    fn unpack<F: FloatElement>(
         &self,
         ids: Option<&CubeTensor<R>>,
         first: usize,
-        count: usize,
-    ) -> CubeTensor<R> {
+        out: &CubeTensor<R>,
+    ) {
         let like = &self.tensors[0];
-        let out = empty(like, [count, self.columns], F::dtype());
-        let groups = (count * self.columns) as u32 / TOGETHER;
+        let groups = out.meta.num_elements() as u32 / TOGETHER;
         // Words of an id.
         let id = ids.map_or(0, |ids| ids.dtype.size() as u32 / 4);
         let [weight, scales, biases] = self.words();
@@ -139,14 +149,13 @@ impl<R: CubeRuntime> Weight<R> {
                 scales,
                 biases,
                 ids,
-                array(&out),
+                array(out),
                 groups,
                 first as u32,
                 id,
                 self.format(),
             );
         }
-        out
     }
 
     /// The products of the `m` rows of x, [m, K] contiguous, with the first `rows` rows of the weight,

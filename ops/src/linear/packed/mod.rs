@@ -55,6 +55,10 @@ pub enum Packed {
 }
 
 impl Packed {
+    /// Elements to which devices unpack rows at once, for products of many rows: they are in the L2
+    /// cache of large GPUs when the product reads them.
+    pub const PANEL: usize = 1 << 23;
+
     /// Elements of a block and its bytes in the first tensor; rows hold whole blocks.
     pub fn block(self) -> (usize, usize) {
         match self {

@@ -1,0 +1,82 @@
+//! The tensors of a chunk that exist at the same time.
+//!
+//! In:  a model. Out: for each operation of its layers, the bytes that one token has of each tensor that
+//! exists while it runs, and how much memory these take together.
+
+use super::wide32;
+use butterfly_ir::Phase;
+use butterfly_ir::model::{ModelConfig, ModelSizes};
+use std::collections::BTreeMap;
+
+/// The tensors that exist while each operation of a layer runs, in bytes of a token; elements have
+/// `bytes` bytes.
+pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Vec<Vec<u128>> {
+    let heads = config.attention.kernel_shape(Phase::Prefill);
+    let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(wide32);
+    let [hidden, inner] = [sizes.hidden, sizes.intermediate].map(wide32);
+    let gate = if config.output_gate { 2 } else { 1 };
+    // The residual stream is f32; what is added to it, and its norm, are not.
+    let (stream, normed) = (4 * hidden, bytes * hidden);
+    let (rows, heads) = (bytes * (gate * q + 2 * kv) * dim, bytes * q * dim);
+    let mut steps = vec![vec![stream, stream, normed, normed]];
+    if config.layers.iter().any(|kind| kind.is_softmax()) {
+        steps.extend([
+            vec![stream, normed, rows],
+            // q and o, then o in the order of tokens, or before and after its gate.
+            vec![stream, rows, heads, heads],
+            vec![stream, rows, heads, normed],
+        ]);
+    }
+    if let Some(shape) = sizes.linear {
+        let [k_heads, v_heads] = [shape.k_heads, shape.v_heads].map(wide32);
+        let [k_dim, v_dim] = [shape.k_dim, shape.v_dim].map(wide32);
+        let (keys, values) = (k_heads * k_dim, v_heads * v_dim);
+        let rows = bytes * (2 * keys + 2 * values + 2 * v_heads);
+        // Convolved rows and what is read from the state are f32.
+        let (convolved, read) = (4 * (2 * keys + values), 4 * values);
+        steps.extend([
+            vec![stream, normed, rows],
+            vec![stream, rows, convolved, read, bytes * values],
+            vec![stream, bytes * values, normed],
+        ]);
+    }
+    let inner = bytes * inner;
+    steps.extend([
+        vec![stream, normed, 2 * inner],
+        vec![stream, 2 * inner, inner],
+        vec![stream, inner, normed],
+    ]);
+    steps
+}
+
+/// The memory that these take for each token.
+///
+/// The host gives memory back and uses it for other sizes. The pool of a device, in which tensors of a
+/// chunk have memory of exactly their size, keeps for each size as many as ever exist at once.
+pub(super) fn token(steps: &[Vec<u128>], on_host: bool) -> u128 {
+    if on_host {
+        let sums = steps.iter().map(|step| step.iter().sum());
+        return sums.max().unwrap_or_default();
+    }
+    let mut most: BTreeMap<u128, u128> = BTreeMap::new();
+    for step in steps {
+        for size in step {
+            let alike = step.iter().filter(|other| *other == size).count() as u128;
+            let known = most.entry(*size).or_default();
+            *known = alike.max(*known);
+        }
+    }
+    most.iter().map(|(size, count)| size * count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_reused_on_devices_and_all_memory_on_hosts() {
+        let steps = [vec![4, 4, 2], vec![4, 8], vec![4, 2, 2]];
+        assert_eq!(token(&steps, true), 12);
+        assert_eq!(token(&steps, false), 2 * 4 + 8 + 2 * 2);
+    }
+}
