@@ -48,6 +48,17 @@ impl Footprint {
         dtype: Dtype,
         extent: Extent,
     ) -> Self {
+        Self::of(config, sizes, weights, dtype, extent, B::ON_HOST)
+    }
+
+    fn of(
+        config: &ModelConfig,
+        sizes: &ModelSizes,
+        weights: Taken,
+        dtype: Dtype,
+        extent: Extent,
+        on_host: bool,
+    ) -> Self {
         // 128 bits hold the product of two 32-bit sizes, up to 4096 layers, 576 elements of a head
         // and 4 bytes with a factor of a million to spare.
         let wide = |n: u64| u128::from(n);
@@ -65,7 +76,7 @@ impl Footprint {
             heads * k_dim * v_dim
         });
         let bytes = wide32(dtype.bytes());
-        let token = chunk::token(&chunk::steps(config, sizes, bytes), B::ON_HOST);
+        let token = chunk::token(&chunk::steps(config, sizes, bytes), on_host);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
         let rotation = 4 * config.rope.as_ref().map_or(0, |rope| wide32(rope.dims));
         let Extent {
@@ -110,6 +121,7 @@ fn wide32(n: u32) -> u128 {
 mod tests {
     use super::*;
     use crate::Model;
+    use burn::tensor::DType;
     use burn_flex::Flex;
     use butterfly_compiler::config;
 
@@ -129,12 +141,47 @@ mod tests {
             logits: 1,
         };
         let taken = Model::<Flex>::taken(&model, &sizes, None, Dtype::Bf16, &Default::default());
-        let footprint = Footprint::new::<Flex>(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
+        let footprint =
+            Footprint::new::<Flex>(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
         // 8.03 billion parameters; 128 KiB of keys and values for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
         assert_eq!(footprint.caches, 8192 * 131_072);
         assert!(footprint.activations > 8192 * 3 * 14336 * 2);
         assert_eq!(footprint.logits, 2 * 128_256);
+    }
+
+    /// Within 2 % of what `bench model --random-weights` had reserved on an H200, for a prompt of 8192
+    /// tokens in one chunk and 128 more: 20,089,691,120 bytes in bf16, 7,236,901,352 in 4 bits.
+    #[test]
+    fn as_much_as_a_device_reserved() {
+        let file = butterfly_tests::fixture("configs/qwen3.5-9b.json");
+        let text = std::fs::read_to_string(&file).expect("a config");
+        let model = config::read("config.json", &text).expect("config");
+        let sizes = config::sizes("config.json", &text, &model).expect("sizes");
+        let extent = Extent {
+            batch: 1,
+            capacity: 8320,
+            cached: 8 * 8320,
+            chunk: 8192,
+            logits: 1,
+        };
+        let panel = |bytes| Taken {
+            allocated: bytes,
+            panel: crate::weights::upload::panel(DType::BF16),
+            ..Taken::default()
+        };
+        let dense = Taken {
+            panel: 0,
+            ..panel(17_909_747_712)
+        };
+        for (taken, reserved) in [
+            (dense, 20_089_691_120u64),
+            (panel(5_040_181_248), 7_236_901_352),
+        ] {
+            let footprint = Footprint::of(&model, &sizes, taken, Dtype::Bf16, extent, false);
+            let off = reserved.abs_diff(footprint.total());
+            assert!(off * 50 < reserved, "{footprint:?}, not {reserved}");
+        }
     }
 
     /// With the largest sizes that a config may have.

@@ -27,7 +27,9 @@ pub(crate) fn add_norm<E: Stored>(inputs: &[FlexTensor], epsilon: f32) -> Vec<Fl
     let (x, y) = (elements::<f32>(&inputs[0]), elements::<E>(&inputs[1]));
     let n = inputs[2].shape()[0];
     let mut sum = vec![0.0; x.len()];
-    let rows = sum.par_chunks_mut(n).zip(x.par_chunks(n).zip(y.par_chunks(n)));
+    let rows = sum
+        .par_chunks_mut(n)
+        .zip(x.par_chunks(n).zip(y.par_chunks(n)));
     rows.for_each(|(sum, (x, y))| {
         E::widen(y, sum);
         for (sum, x) in sum.iter_mut().zip(x) {
