@@ -150,8 +150,8 @@ mod tests {
         assert_eq!(footprint.logits, 2 * 128_256);
     }
 
-    /// Within 2 % of what `bench model --random-weights` had reserved on an H200, for a prompt of 8192
-    /// tokens in one chunk and 128 more: 20,089,691,120 bytes in bf16, 7,236,901,352 in 4 bits.
+    /// Within 1 % of what `bench model --random-weights` had reserved on an H200, for a prompt of 8192
+    /// tokens in one chunk and 128 more: 19,933,937,136 bytes in bf16, 7,081,147,368 in 4 bits.
     #[test]
     fn as_much_as_a_device_reserved() {
         let file = butterfly_tests::fixture("configs/qwen3.5-9b.json");
@@ -175,12 +175,12 @@ mod tests {
             ..panel(17_909_747_712)
         };
         for (taken, reserved) in [
-            (dense, 20_089_691_120u64),
-            (panel(5_040_181_248), 7_236_901_352),
+            (dense, 19_933_937_136u64),
+            (panel(5_040_181_248), 7_081_147_368),
         ] {
             let footprint = Footprint::of(&model, &sizes, taken, Dtype::Bf16, extent, false);
             let off = reserved.abs_diff(footprint.total());
-            assert!(off * 50 < reserved, "{footprint:?}, not {reserved}");
+            assert!(off * 100 < reserved, "{footprint:?}, not {reserved}");
         }
     }
 

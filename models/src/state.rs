@@ -61,10 +61,12 @@ impl<B: Backend> LinearState<B> {
         (device, dtype): (&B::Device, DType),
     ) -> Self {
         let memory = [batch, op.v_heads, op.k_dim, op.v_dim];
-        Self {
-            rows: Tensor::zeros([batch, op.taps - 1, op.channels()], (device, dtype)),
+        let rows = [batch, op.taps - 1, op.channels()];
+        // Memory of exactly these sizes, which the states after each chunk use again.
+        B::memory_persistent_allocations(device, (), |()| Self {
+            rows: Tensor::zeros(rows, (device, dtype)),
             memory: Tensor::zeros(memory, (device, DType::F32)),
-        }
+        })
     }
 }
 
