@@ -1,8 +1,9 @@
 //! Linear layers: rows times the rows of a weight.
 //!
 //! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once; many rows
-//! of 16-bit floats by a generated kernel with Hopper's matrix instructions (`hopper.rs`); f32 without tensor
-//! cores, which would round it to TF32, 10 bits of mantissa. Everything else is Burn's own product.
+//! of 16-bit floats by a generated kernel with Hopper's matrix instructions (`hopper.rs`); f32
+//! without tensor cores, which would round it to TF32, 10 bits of mantissa. Everything else is
+//! Burn's own product.
 
 #![expect(
     clippy::cast_possible_truncation,
