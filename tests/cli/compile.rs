@@ -1,9 +1,10 @@
-//! `butterfly compile` on the configs of six models.
+//! `butterfly compile` on the configs of nine models.
 
 use butterfly_tests::fixture;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 
 const PATTERN: &str = "causal & (local(1) | partner(causal_shift) | sink(1))";
 
@@ -53,38 +54,48 @@ fn compile(threads: &str, config: &Path, dir: &Path) -> BTreeMap<String, Vec<u8>
     files(dir)
 }
 
+/// Compiles a model by two threads and by one, and nested in another config, into folders of `root`:
+/// the kernels are the same.
+fn twice_and_nested(config: &Path, root: &Path) {
+    let named = config.display();
+    let once = compile("2", config, &root.join("once"));
+    assert_eq!(once, compile("1", config, &root.join("twice")), "{named}");
+    let inner: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(config).expect("config")).expect("json");
+    let outer = root.join(config.file_name().expect("name"));
+    let nested = serde_json::json!({ "model_type": inner["model_type"], "text_config": inner });
+    std::fs::write(&outer, nested.to_string()).expect("written");
+    let nested = compile("2", &outer, &root.join("nested"));
+    let kernels = |files: &BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
+        files
+            .iter()
+            .filter(|(path, _)| *path != "manifest.json")
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
+    };
+    assert_eq!(kernels(&once), kernels(&nested), "{named}");
+}
+
 #[test]
 fn nine_models_twice_and_nested_give_the_same_kernels() {
     let root = tempfile::tempdir().expect("root");
-    let mut count = 0;
-    for entry in std::fs::read_dir(fixture("configs")).expect("configs") {
-        let config = entry.expect("entry").path();
-        let once = compile("2", &config, &root.path().join("once"));
-        assert_eq!(
-            once,
-            compile("1", &config, &root.path().join("twice")),
-            "{}",
-            config.display()
-        );
-        let inner: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(&config).expect("config")).expect("json");
-        let outer = root.path().join(config.file_name().expect("name"));
-        let nested = serde_json::json!({ "model_type": inner["model_type"], "text_config": inner });
-        std::fs::write(&outer, nested.to_string()).expect("written");
-        let nested = compile("2", &outer, &root.path().join("nested"));
-        let kernels = |files: &BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
-            files
-                .iter()
-                .filter(|(path, _)| *path != "manifest.json")
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect()
-        };
-        assert_eq!(kernels(&once), kernels(&nested), "{}", config.display());
-        count += 1;
-    }
-    assert_eq!(count, 9);
-    let folder = root.path().join("once");
-    let verify = butterfly("2", &["verify", "--json", folder.to_str().expect("utf-8")]);
+    let configs = std::fs::read_dir(fixture("configs")).expect("configs");
+    let configs = configs.map(|entry| entry.expect("entry").path());
+    let configs: Vec<PathBuf> = configs.collect();
+    assert_eq!(configs.len(), 9);
+    let folder = |config: &Path| root.path().join(config.file_stem().expect("a name"));
+    // Two models at a time: a single thread makes a third of the kernels.
+    let queue = Mutex::new(configs.iter());
+    let work = || {
+        while let Some(config) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+            let folder = folder(config);
+            std::fs::create_dir(&folder).expect("a folder");
+            twice_and_nested(config, &folder);
+        }
+    };
+    std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(work))));
+    let once = folder(&configs[0]).join("once");
+    let verify = butterfly("2", &["verify", "--json", once.to_str().expect("utf-8")]);
     let report: serde_json::Value = serde_json::from_slice(&verify.stdout).expect("object");
     assert_eq!(
         (verify.status.code(), &report["same"]),
