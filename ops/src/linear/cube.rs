@@ -11,7 +11,7 @@
 )]
 
 use super::hopper::OnHopper;
-use super::{Embed, Packed, Part, Products, Project, Storage, packed};
+use super::{Embed, Packed, Part, Products, Project, Storage, counts, packed};
 use crate::OperationError;
 use crate::cube::launch::{array, empty, grid};
 use ::cubecl::prelude::*;
@@ -218,12 +218,6 @@ fn place_kernel<F: Float>(
     if at < count {
         y[(at / columns * width + column + at % columns) as usize] = part[at as usize];
     }
-}
-
-/// Whether 32 bits can index `rows` rows of `row` elements.
-pub(super) fn counts(rows: usize, row: usize) -> bool {
-    rows.checked_mul(row)
-        .is_some_and(|n| u32::try_from(n).is_ok())
 }
 
 /// A contiguous tensor in another shape.

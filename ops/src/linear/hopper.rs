@@ -1,8 +1,8 @@
 //! Products by the generated kernel with Hopper's matrix instructions.
 
 use super::Products;
-use super::cube::counts;
 use crate::OperationError;
+#[cfg(feature = "cuda")]
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
@@ -67,7 +67,7 @@ impl OnHopper {
         }
         let [m, k, n] = [x.shape()[0], x.shape()[1], weight.shape()[0]];
         let counted = [(m, k), (n, k), (m, width)];
-        if !counted.iter().all(|(rows, row)| counts(*rows, *row)) {
+        if !counted.iter().all(|(rows, row)| super::counts(*rows, *row)) {
             return Ok(None);
         }
         #[expect(clippy::cast_possible_truncation, reason = "32 bits count them all")]

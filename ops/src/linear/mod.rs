@@ -53,6 +53,13 @@ pub struct Project {
     pub products: Products,
 }
 
+/// Whether 32 bits can index `rows` rows of `row` elements.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+fn counts(rows: usize, row: usize) -> bool {
+    rows.checked_mul(row)
+        .is_some_and(|n| u32::try_from(n).is_ok())
+}
+
 impl Embed {
     fn part(&self) -> Part {
         Part {
