@@ -57,6 +57,11 @@ pub fn empty<R: CubeRuntime>(
     CubeTensor::new_contiguous(client, device, shape, handle, dtype)
 }
 
+/// A contiguous tensor in another shape of no more elements.
+pub(crate) fn shaped<R: CubeRuntime>(x: CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
+    CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
+}
+
 /// The whole buffer from a tensor's first element on, as an argument of a kernel.
 ///
 /// # Safety

@@ -13,9 +13,9 @@
 use super::hopper::OnHopper;
 use super::{Embed, Packed, Part, Products, Project, Storage, counts, packed};
 use crate::OperationError;
-use crate::cube::launch::{array, empty, grid};
+use crate::cube::launch::{array, empty, grid, shaped};
 use ::cubecl::prelude::*;
-use burn::tensor::{DType, Shape, TensorMetadata};
+use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
@@ -218,11 +218,6 @@ fn place_kernel<F: Float>(
     if at < count {
         y[(at / columns * width + column + at % columns) as usize] = part[at as usize];
     }
-}
-
-/// A contiguous tensor in another shape.
-fn shaped<R: CubeRuntime>(x: CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
-    CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }
 
 /// The weight as the right factor of a product: a [K, N] view with contiguous columns.

@@ -13,7 +13,7 @@ mod bits;
 mod blocks;
 
 use super::Packed;
-use crate::cube::launch::{array, empty, grid, plane};
+use crate::cube::launch::{array, empty, grid, plane, shaped};
 use ::cubecl::prelude::*;
 use bits::{byte, e4m3, e8m0, nibble, number, of_two, word};
 use burn::tensor::TensorMetadata;
@@ -105,9 +105,7 @@ impl<R: CubeRuntime> Weight<R> {
     pub(crate) fn unpacked<F: FloatElement>(&self, first: usize, count: usize) -> CubeTensor<R> {
         let like = &self.tensors[0];
         let panel = empty(like, [Packed::PANEL.max(count * self.columns)], F::dtype());
-        let shape = [count, self.columns].into();
-        let (client, device) = (panel.client, panel.device);
-        let out = CubeTensor::new_contiguous(client, device, shape, panel.handle, panel.dtype);
+        let out = shaped(panel, [count, self.columns]);
         self.unpack::<F>(None, first, &out);
         out
     }
