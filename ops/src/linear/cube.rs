@@ -10,8 +10,7 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::hopper::OnHopper;
-use super::{Embed, Packed, Part, Products, Project, Storage, counts, packed};
+use super::{Embed, Packed, Part, Products, Project, Storage, counts, hopper, packed};
 use crate::OperationError;
 use crate::cube::launch::{array, empty, grid, shaped};
 use ::cubecl::prelude::*;
@@ -143,11 +142,10 @@ fn columns<R: CubeRuntime + Launches, F: FloatElement>(
     column: usize,
     products: &Products,
 ) -> Result<(), OperationError> {
-    if x.shape()[0] > FEW
-        && let Some(product) = OnHopper::find::<R, F>(x, weight, y.shape()[1], products)?
-        && product.starts_at(column)
-    {
-        return product.launch(x, weight, y, column);
+    let at = [y.shape()[1], column];
+    let many = x.shape()[0] > FEW;
+    if many && hopper::multiply::<R, F>([x, weight], at, products, || y.clone())?.is_some() {
+        return Ok(());
     }
     let part = dense::<R, F>(x, weight, products)?;
     place::<R, F>(&part, y, column);
@@ -166,9 +164,8 @@ fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     // That kernel indexes the vectors of the weight and the result with 32 bits.
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
     let same = weight.dtype == F::dtype();
-    if !few && let Some(product) = OnHopper::find::<R, F>(&rows, &weight, n, products)? {
-        let y = empty(&rows, [m, n], F::dtype());
-        product.launch(&rows, &weight, &y, 0)?;
+    let y = || empty(&rows, [m, n], F::dtype());
+    if !few && let Some(y) = hopper::multiply::<R, F>([&rows, &weight], [n, 0], products, y)? {
         return Ok(y);
     }
     Ok(match (device, F::dtype()) {
