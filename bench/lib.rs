@@ -127,7 +127,7 @@ fn table(tokens: usize, program: &RowProgram) -> BandTable {
     let context = Context::new(BLOCK, tokens as u32, 3);
     let mut table = BandTable {
         offsets: vec![0],
-        bands: Vec::new(),
+        ..BandTable::default()
     };
     for row in 0..context.rows() {
         table.bands.extend(program.bands(row, 0, &context));

@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         wave(tokens * head_dim),
         wave(tokens * head_dim),
     );
-    let table = rows::table(&sparsity.pattern, &context);
+    let table = rows::table(&sparsity.pattern, &context, 1);
     let attention = attend(
         &Problem {
             score: Default::default(),

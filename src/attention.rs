@@ -25,6 +25,9 @@ pub struct Call {
     /// `kv_len`. Set it to the final length of the sequence, so that decode and chunked prefill see
     /// the same keys as one prefill of the whole sequence.
     pub capacity: Option<usize>,
+    /// Number of tokens of the prompt, for patterns with `tail`; `None` stands for `kv_len`. Set it
+    /// to the length of the whole prompt where that is read in chunks.
+    pub prompt: Option<usize>,
     /// Factor on the logits; `None` stands for `1 / sqrt(D)`.
     pub scale: Option<f32>,
     /// Soft limit `c` on the logits: `c * tanh(logit / c)`, after the scale.
@@ -71,12 +74,17 @@ pub fn attention_with_lse<B: AttentionBackend>(
         let wrong = || argument(format!("{q_len} queries are more than the {kv_len} keys"));
         kv_len.checked_sub(q_len).ok_or_else(wrong)
     };
+    if plan.sparsity().pattern.is_by_layer() {
+        let what = "the pattern differs by layer; give `plan.of_layer(layer)`, with the layer's index in the model";
+        return Err(argument(what.into()));
+    }
     let attend = Attend {
         plan: plan.clone(),
         index: plan.sparsity().index(call.index, call.index),
         q_offset: call.q_offset.map_or_else(before, Ok)?,
         kv_len,
         capacity: call.capacity.unwrap_or(kv_len),
+        prompt: call.prompt.unwrap_or(kv_len),
         scale: call.scale.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt()),
         softcap: call.softcap,
         sinks: call.sinks.clone(),

@@ -38,6 +38,8 @@ pub struct Attend {
     /// Number of tokens from which the number of blocks, and with it the stages, are derived; at
     /// least `kv_len`.
     pub capacity: usize,
+    /// Number of tokens of the prompt, which `tail` reads.
+    pub prompt: usize,
     /// Factor on the logits.
     pub scale: f32,
     /// Soft limit `c` on the logits: `c * tanh(logit / c)`, after the scale.

@@ -13,7 +13,7 @@ use butterfly_ir::Target;
 use butterfly_ir::model::OwnAttention;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
 use butterfly_ops::Products;
-use butterfly_runtime::artifacts::Artifacts;
+use butterfly_runtime::artifacts::{ArtifactError, Artifacts};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_runtime::{Device, Ready};
 use std::collections::HashMap;
@@ -34,12 +34,12 @@ struct Inner {
     source: Source,
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     ready: Mutex<HashMap<(Target, KernelShape), Ready>>,
-    /// Band tables, by stage.
+    /// Band tables.
     #[cfg(feature = "cpu")]
-    tables: Tables<u32, Arc<BandTable>>,
-    /// Band tables in device memory, by device and stage.
+    tables: Tables<TableKey, Arc<BandTable>>,
+    /// Band tables in device memory, by device.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
-    on_device: Tables<(String, u32), butterfly_runtime::DeviceTable>,
+    on_device: Tables<(String, TableKey), butterfly_runtime::DeviceTable>,
     /// The matrix products among the artifacts that run on the NVIDIA device.
     products: Products,
 }
@@ -48,6 +48,16 @@ enum Source {
     #[cfg(feature = "jit")]
     Jit,
     Artifacts(Box<Artifacts>),
+}
+
+/// What a band table depends on besides the capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TableKey {
+    stage: u32,
+    /// Tokens of the prompt; 0 if the pattern has no tail.
+    prompt: u32,
+    /// Kv heads with rows of their own; 1 if they share them.
+    heads: u32,
 }
 
 /// The properties in which the kernels of a plan differ.
@@ -75,7 +85,7 @@ impl Plan {
 
     #[cfg(feature = "jit")]
     fn jit(sparsity: Sparsity) -> Self {
-        let rows = butterfly_compiler::plan::rows(&sparsity);
+        let rows = butterfly_compiler::plan::rows(&sparsity.pattern);
         Self(Arc::new(Inner::new(sparsity, rows, Source::Jit)))
     }
 
@@ -111,7 +121,11 @@ impl Plan {
     /// As [`Plan::open`].
     pub fn from_artifacts(artifacts: Artifacts) -> Result<Self, OperationError> {
         let sparsity = artifacts.manifest.sparsity.clone();
-        let rows = artifacts.manifest.rows.clone();
+        // A pattern that differs by layer has no rows of its own: `of_layer` finds those of a layer.
+        let rows = match sparsity.pattern.is_by_layer() {
+            true => Rows::Table,
+            false => artifacts.rows(&sparsity.pattern)?,
+        };
         let plan = Inner::new(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
         #[cfg(feature = "cuda")]
         let plan = Inner {
@@ -121,18 +135,41 @@ impl Plan {
         Ok(Self(Arc::new(plan)))
     }
 
+    /// The plan of the layer of index `layer` in the model, from the same source of kernels. Layers
+    /// share the plan itself, unless its pattern tells them apart by `per_layer`.
+    ///
+    /// # Errors
+    /// [`OperationError::Artifact`] if the artifacts hold no kernels for the layer's pattern.
+    pub fn of_layer(&self, layer: u32) -> Result<Self, OperationError> {
+        if !self.sparsity().pattern.is_by_layer() {
+            return Ok(self.clone());
+        }
+        let sparsity = self.sparsity().of_layer(layer);
+        let pattern = sparsity.pattern.clone();
+        self.with(sparsity, |artifacts| artifacts.rows(&pattern))
+    }
+
     /// The plan of layers that keep their own attention, from the same source of kernels.
     ///
     /// # Errors
     /// [`OperationError::Artifact`] if the artifacts hold no kernels for it.
     pub fn keeping(&self, own: OwnAttention) -> Result<Self, OperationError> {
+        self.with(own.sparsity(), |artifacts| artifacts.kept(own))
+    }
+
+    /// A plan of another pattern from the same source; `rows` finds its rows in artifacts.
+    fn with(
+        &self,
+        sparsity: Sparsity,
+        rows: impl FnOnce(&Artifacts) -> Result<Rows, ArtifactError>,
+    ) -> Result<Self, OperationError> {
         match &self.0.source {
             #[cfg(feature = "jit")]
-            Source::Jit => Ok(Self::jit(own.sparsity())),
+            Source::Jit => Ok(Self::jit(sparsity)),
             Source::Artifacts(artifacts) => {
-                let rows = artifacts.kept(own)?;
+                let rows = rows(artifacts)?;
                 let source = Source::Artifacts(artifacts.clone());
-                let plan = Inner::new(own.sparsity(), rows, source);
+                let plan = Inner::new(sparsity, rows, source);
                 #[cfg(feature = "cuda")]
                 let plan = Inner {
                     products: self.0.products.clone(),
@@ -220,11 +257,11 @@ impl Plan {
 
     /// A table with at least the rows that the queries of a call are in.
     #[cfg(feature = "cpu")]
-    pub(crate) fn table(&self, attend: &Attend, q_len: usize) -> Arc<BandTable> {
-        let (stage, wanted) = self.wanted(attend, q_len);
+    pub(crate) fn table(&self, attend: &Attend, lengths: [usize; 2]) -> Arc<BandTable> {
+        let (key, wanted) = self.wanted(attend, lengths);
         let capacity = wanted.capacity;
-        let make = |rows| Arc::new(self.rows(capacity, stage, rows));
-        self.0.tables.get(stage, wanted, make)
+        let make = |rows| Arc::new(self.rows(capacity, key, rows));
+        self.0.tables.get(key, wanted, make)
     }
 
     /// The same in device memory, for kernels that read a table; `None` for a closed form.
@@ -234,45 +271,63 @@ impl Plan {
         client: &cubecl::client::ComputeClient<R>,
         device: &R::Device,
         attend: &Attend,
-        q_len: usize,
+        lengths: [usize; 2],
     ) -> Option<butterfly_runtime::DeviceTable> {
         if !matches!(self.0.rows, Rows::Table) {
             return None;
         }
-        let (stage, wanted) = self.wanted(attend, q_len);
+        let (key, wanted) = self.wanted(attend, lengths);
         let capacity = wanted.capacity;
-        let key = (format!("{device:?}"), stage);
         let make = |rows| {
-            let table = self.rows(capacity, stage, rows);
+            let table = self.rows(capacity, key, rows);
             butterfly_runtime::DeviceTable::new(client, &table)
         };
+        let key = (format!("{device:?}"), key);
         Some(self.0.on_device.get(key, wanted, make))
     }
 
-    /// The stage of a call, and the rows of blocks that its queries are in.
+    /// What the table of a call with so many kv heads and queries depends on, and the rows of blocks
+    /// that its queries are in.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "positions were checked to stay below 2^30"
     )]
-    fn wanted(&self, attend: &Attend, q_len: usize) -> (u32, Wanted) {
+    fn wanted(&self, attend: &Attend, [kv_heads, q_len]: [usize; 2]) -> (TableKey, Wanted) {
         let sparsity = &self.0.sparsity;
         let block = sparsity.block;
         let capacity = attend.capacity as u32;
         let (first, end) = (attend.q_offset as u32, (attend.q_offset + q_len) as u32);
         let all = capacity.div_ceil(block);
-        let stages = sparsity.pattern.stage_count(all).max(1);
+        let pattern = &sparsity.pattern;
+        let stages = pattern.stage_count(all).max(1);
         let wanted = Wanted {
             capacity,
             rows: first / block..end.div_ceil(block),
             all,
         };
-        (attend.index % stages, wanted)
+        let key = TableKey {
+            stage: attend.index % stages,
+            prompt: if pattern.has_tail() {
+                attend.prompt as u32
+            } else {
+                0
+            },
+            heads: if pattern.is_by_head() {
+                kv_heads as u32
+            } else {
+                1
+            },
+        };
+        (key, wanted)
     }
 
-    fn rows(&self, capacity: u32, stage: u32, rows: Range<u32>) -> BandTable {
+    fn rows(&self, capacity: u32, key: TableKey, rows: Range<u32>) -> BandTable {
         let sparsity = &self.0.sparsity;
-        let context = Context::new(sparsity.block, capacity, stage);
-        rows::table_of(&sparsity.pattern, &context, rows)
+        let context = Context {
+            prompt: key.prompt,
+            ..Context::new(sparsity.block, capacity, key.stage)
+        };
+        rows::table_of(&sparsity.pattern, &context, key.heads, rows)
     }
 }
 

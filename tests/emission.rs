@@ -19,7 +19,7 @@ use std::process::Command;
 /// Name, pattern, role, D, Dv, GQA group and dtype of each plan. Plans with `scored` in their name
 /// also have softcap and sinks.
 #[rustfmt::skip]
-const PLANS: [Plan; 10] = [
+const PLANS: [Plan; 11] = [
     ("butterfly_d128", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Prefill, 128, 128, 4, Dtype::F16),
     ("butterfly_d64_f32", "block 64 causal & (local(1) | partner(xor) | sink(1))", Role::Prefill, 64, 64, 1, Dtype::F32),
     ("radix_3_d256", "causal & (local(1) | partner(causal_shift, radix=3, count=2))", Role::Prefill, 256, 256, 4, Dtype::F16),
@@ -29,6 +29,7 @@ const PLANS: [Plan; 10] = [
     ("difference", "causal & all - partner(random) - global(1) | window(1)", Role::Prefill, 64, 64, 1, Dtype::F16),
     ("mla_decode", "causal & (local(1) | partner(causal_shift) | sink(1))", Role::Decode, 576, 512, 20, Dtype::F16),
     ("scored_d64", "causal & window(4096)", Role::Prefill, 64, 64, 4, Dtype::F16),
+    ("heads_tail", "block 64 causal & (tail(64) | per_head { 0, 2..4 => all; else => window(448) | sink(1) })", Role::Prefill, 128, 128, 4, Dtype::F16),
     ("table_decode", "block 64 causal & table([[0], [0, 1], [0, 2]])", Role::Decode, 128, 128, 4, Dtype::F32),
 ];
 
@@ -58,7 +59,7 @@ fn specs() -> Vec<(&'static str, KernelSpec)> {
 fn specs_of(plans: &[Plan]) -> Vec<(&'static str, KernelSpec)> {
     let spec = |&(name, text, role, head_dim, v_head_dim, group, dtype): &_| {
         let sparsity = Sparsity::parse(name, text).expect(name);
-        let rows = plan::rows(&sparsity);
+        let rows = plan::rows(&sparsity.pattern);
         assert_eq!(rows == Rows::Table, name.starts_with("table"), "{name}");
         (
             name,

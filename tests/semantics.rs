@@ -1,8 +1,9 @@
 //! Every lowering agrees with the definition, `sees`, on every pair of a query and a key.
 
 use butterfly_compiler::{classify, resolve, work};
+use butterfly_ir::build::{per_head, per_layer};
 use butterfly_ir::rows::{self, Stream};
-use butterfly_ir::{Class, Context, HeadRun, Heads, Leaf, PartnerRule, Pattern, band, sees};
+use butterfly_ir::{Class, Context, Indices, Leaf, PartnerRule, Pattern, band, sees};
 use proptest::prelude::*;
 
 fn leaf() -> impl Strategy<Value = Leaf> {
@@ -26,19 +27,37 @@ fn leaf() -> impl Strategy<Value = Leaf> {
         1 => (0u32..4).prop_map(|blocks| Leaf::Global { blocks }),
         1 => proptest::collection::vec(proptest::collection::vec(0u32..24, 0..5), 0..24)
             .prop_map(|rows| Leaf::Table { rows }),
+        1 => (1u32..600).prop_map(|tokens| Leaf::Tail { tokens }),
         1 => Just(Leaf::All),
         1 => Just(Leaf::None),
     ]
 }
 
+/// Sets of heads or layers, of which contexts have [`INDICES`].
+fn indices() -> impl Strategy<Value = Indices> {
+    let run = (0..INDICES, 1..3u32).prop_map(|(first, count)| (first, first + count));
+    prop_oneof![
+        3 => proptest::collection::vec(run, 1..3).prop_map(Indices::of),
+        1 => Just(Indices::All),
+    ]
+}
+
+/// Kv heads, and layers, that contexts choose from.
+const INDICES: u32 = 4;
+
 fn pattern() -> impl Strategy<Value = Pattern> {
+    let cases = [indices(), indices()].boxed();
     leaf()
         .prop_map(Pattern::from)
-        .prop_recursive(4, 12, 2, |inner| {
+        .prop_recursive(4, 12, 2, move |inner| {
             prop_oneof![
                 (inner.clone(), inner.clone()).prop_map(|(a, b)| a | b),
                 (inner.clone(), inner.clone()).prop_map(|(a, b)| a & b),
-                (inner.clone(), inner).prop_map(|(a, b)| a - b),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| a - b),
+                (cases.clone(), inner.clone(), inner.clone())
+                    .prop_map(|([x, y], a, b)| { per_head([(x, a), (y, b)]) }),
+                (cases.clone(), inner.clone(), inner)
+                    .prop_map(|([x, y], a, b)| { per_layer([(x, a), (y, b)]) }),
             ]
         })
 }
@@ -50,13 +69,20 @@ fn context() -> impl Strategy<Value = Context> {
         prop_oneof![2 => small, 1 => large],
         0u32..20,
         prop_oneof![2 => Just(0u32), 1 => 0u32..500],
+        prop_oneof![2 => Just(None), 1 => (0u32..2500).prop_map(Some)],
+        (0..INDICES, 0..INDICES),
     )
-        .prop_map(|((block, kv_len), index, more)| Context {
-            block,
-            kv_len,
-            capacity: kv_len + more,
-            index,
-        })
+        .prop_map(
+            |((block, kv_len), index, more, prompt, (kv_head, layer))| Context {
+                block,
+                kv_len,
+                capacity: kv_len + more,
+                index,
+                prompt: prompt.unwrap_or(kv_len),
+                kv_head,
+                layer,
+            },
+        )
 }
 
 /// The definition, by brute force.
@@ -74,11 +100,13 @@ proptest! {
     fn lowerings_equal_the_definition(pattern in pattern(), context in context()) {
         let mask = mask(&pattern, &context);
         let topology = classify::lower(&pattern, &context);
-        let closed = resolve::closed_form(&pattern);
+        let closed = resolve::closed_form(&pattern.of_layer(context.layer));
+        let of_head = pattern.of_layer(context.layer).of_head(context.kv_head);
+        prop_assert_eq!(classify::lower(&of_head, &context), classify::lower(&pattern, &context));
         let t = context.kv_len as i32;
         for (b, row) in topology.rows.iter().enumerate() {
             let (q0, q1) = topology.queries(b as u32);
-            let forms = [Some(row.bands.clone()), closed.as_ref().map(|p| p.bands(b as u32, 0, &context))];
+            let forms = [Some(row.bands.clone()), closed.as_ref().map(|p| p.bands(b as u32, context.kv_head, &context))];
             for bands in forms.into_iter().flatten() {
                 for q in q0..=q1 {
                     let keys = band::keys_of_query(&bands, q as i32);
@@ -134,14 +162,14 @@ proptest! {
     /// Columns hold the pairs of the rows, from the other side.
     #[test]
     fn columns_equal_the_definition(pattern in pattern(), context in context()) {
-        let Some(program) = resolve::closed_form(&pattern) else {
+        let Some(program) = resolve::closed_form(&pattern.of_layer(context.layer)) else {
             return Ok(());
         };
         let Some(columns) = rows::transpose(&program, context.block) else {
             return Ok(());
         };
         for c in 0..context.rows() {
-            let bands = columns.columns(c, 0, &context);
+            let bands = columns.columns(c, context.kv_head, &context);
             let last = ((c + 1) * context.block).min(context.kv_len);
             for k in c * context.block..last {
                 for q in 0..context.kv_len {
@@ -155,7 +183,7 @@ proptest! {
     /// A key of several tokens is seen through a band exactly when all of its tokens are.
     #[test]
     fn streams_hold_whole_keys(pattern in pattern(), context in context(), stride in 1u32..70) {
-        let Some(program) = resolve::closed_form(&pattern) else {
+        let Some(program) = resolve::closed_form(&pattern.of_layer(context.layer)) else {
             return Ok(());
         };
         let stream = Stream { stride };
@@ -164,10 +192,11 @@ proptest! {
         for b in 0..context.rows() {
             let inputs = rows::Inputs {
                 block: b,
-                kv_head: 0,
+                kv_head: context.kv_head,
                 kv_len: context.kv_len,
                 blocks: context.blocks(),
                 index: context.index,
+                prompt: context.prompt,
             };
             let (keys, tokens) = (strided.bands(&inputs), tokens.bands(&inputs));
             for q in b * context.block..((b + 1) * context.block).min(context.kv_len) {
@@ -191,12 +220,12 @@ proptest! {
     /// Bands of some kv heads are those of the pattern there, and nothing elsewhere.
     #[test]
     fn heads_see_their_own_bands(pattern in pattern(), context in context(), first in 0u32..5, count in 0u32..5) {
-        let Some(all) = resolve::closed_form(&pattern) else {
+        let Some(all) = resolve::closed_form(&pattern.of_layer(context.layer)) else {
             return Ok(());
         };
         let mut some = all.clone();
         for band in &mut some.bands {
-            band.heads = Heads::Some(vec![HeadRun { first, count }, HeadRun { first: 7, count: 1 }]);
+            band.heads = band.heads.and(&Indices::of([(first, first + count), (7, 8)]));
         }
         let columns = [&all, &some].map(|program| rows::transpose(program, context.block));
         for kv_head in 0..9 {
@@ -209,6 +238,31 @@ proptest! {
                     prop_assert_eq!(some.columns(b, kv_head, &context), want);
                 }
             }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// A table has the rows of each head, or those that all heads share.
+    #[test]
+    fn tables_have_the_rows_of_each_head(pattern in pattern(), context in context()) {
+        let table = rows::table(&pattern, &context, INDICES);
+        prop_assert_eq!(table.rows(), context.rows() as usize);
+        prop_assert!(pattern.is_by_head() || table.heads == 1);
+        for head in 0..INDICES {
+            for b in 0..context.rows() {
+                let want = rows::row(&pattern, &context.of_head(head), b);
+                prop_assert_eq!(table.row(head, b), want);
+            }
+        }
+        let classes = pattern.head_classes(INDICES);
+        let mut heads: Vec<u32> = classes.iter().flat_map(|(_, heads)| heads.clone()).collect();
+        heads.sort_unstable();
+        prop_assert_eq!(heads, (0..INDICES).collect::<Vec<_>>());
+        for (of_head, heads) in classes {
+            prop_assert!(heads.iter().all(|head| pattern.of_head(*head) == of_head));
         }
     }
 }

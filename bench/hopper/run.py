@@ -79,12 +79,13 @@ class Launch:
         words = [q_len, kv_len, self.offset, kv_heads, -(-kv_len // case["block"]), index, scale]
         for x in (self.q, self.k, self.v, self.o):
             words += x.stride()[:3]
+        words += [kv_len, 0]  # The prompt is the whole sequence; heads share their rows.
         kv_box = (1, 1, case["k_box"], 64)
         maps = [tensor_map(self.q, (1, case["unit_heads"], case["unit_tokens"], 64)),
                 tensor_map(self.k, kv_box), tensor_map(self.v, kv_box), tensor_map(self.o, (1, 1, case["unit_tokens"], 64))]
         table = bands(case, kv_len, index) if case["table"] else []
         self.buffers = [self.q, self.k, self.v, self.o, *table, self.lse]
-        self.values = maps + [C.c_void_p(x.data_ptr()) for x in self.buffers] + [(C.c_uint32 * 22)(*words, batch)]
+        self.values = maps + [C.c_void_p(x.data_ptr()) for x in self.buffers] + [(C.c_uint32 * 24)(*words, batch)]
         self.arguments = (C.c_void_p * len(self.values))(*(C.addressof(x) for x in self.values))
 
     def poison(self):

@@ -240,7 +240,7 @@ pub fn manifest(
         layers: plan.layers.clone(),
         capacity: plan.capacity,
         proof: plan.proof.clone(),
-        rows: butterfly_compiler::plan::rows(&plan.sparsity),
+        variants: plan.variants.clone(),
         kept: plan.kept.clone(),
         kernels,
         products,

@@ -8,7 +8,7 @@ use crate::source;
 use crate::tensors::{self, Tensor};
 use butterfly_compiler::{plan, work};
 use butterfly_ir::band::MAX_TOKENS;
-use butterfly_ir::{Dtype, KernelSpec, Role, ScoreValues};
+use butterfly_ir::{Context, Dtype, KernelSpec, Role, ScoreValues};
 use butterfly_runtime::artifacts::{Artifacts, check_file};
 use serde::Serialize;
 use std::path::Path;
@@ -65,8 +65,14 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             )));
         }
     };
-    let context = command.pattern.context(&parsed, kv_len as u32, index)?;
-    source::check(&parsed, &context)?;
+    source::check_heads(&parsed, kv_heads as u32)?;
+    let context = Context {
+        layer: command.stage.layer(sparsity)?,
+        prompt: command.prompt.unwrap_or(kv_len as u32),
+        ..command.pattern.context(&parsed, kv_len as u32, index)?
+    };
+    source::check(&parsed, &context, kv_heads as u32)?;
+    let pattern = sparsity.pattern.of_layer(context.layer);
     let scale = command.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     if !scale.is_finite() {
         return Err(Failure::Bad(format!(
@@ -110,12 +116,12 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         group: (q_heads / kv_heads) as u32,
         dtype: q.dtype,
         block: sparsity.block,
-        rows: plan::rows(sparsity),
+        rows: plan::rows(&pattern),
     };
     check_file(&command.output).map_err(Failure::bad)?;
     let chosen = device::choose(command.device, &|_| Ok(spec.clone()), artifacts.as_ref())?;
     let call = Call {
-        pattern: &sparsity.pattern,
+        pattern: &pattern,
         context,
         shape: Shape {
             batch,
@@ -150,8 +156,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         ],
     )?;
     let finite = check_outputs([&q, &k, &v], &outcome.o, &outcome.lse);
-    let work = work::count(&sparsity.pattern, &context).map_err(Failure::bad)?;
-    let stage = index % sparsity.pattern.stage_count(context.blocks());
+    let work = work::of_heads(&pattern, &context, kv_heads as u32).map_err(Failure::bad)?;
+    let stage = index % pattern.stage_count(context.blocks());
     let report = Report {
         device: chosen.device.name(),
         device_name: chosen.name,

@@ -65,6 +65,13 @@ struct Row {
 pub(crate) fn run(phase: Role, command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
+    if sparsity.pattern.is_by_layer() {
+        return Err(Failure::Bad(
+            "the pattern differs by layer; give the pattern of one layer, or run `bench model`"
+                .into(),
+        ));
+    }
+    source::check_heads(&parsed, command.kv_heads)?;
     let artifacts = command.artifacts.as_deref().map(Artifacts::open);
     let artifacts = artifacts.transpose().map_err(Failure::bad)?;
     if let Some(artifacts) = &artifacts {
@@ -76,7 +83,7 @@ pub(crate) fn run(phase: Role, command: &Command, json: bool) -> Result<(), Fail
     };
     let chosen = device::choose(command.device, &wanted, artifacts.as_ref())?;
     let dense = match command.dense {
-        true => Some(dense(sparsity, &chosen)?),
+        true => Some(dense(&chosen)?),
         false => None,
     };
     let shape = shape(command, &chosen.spec)?;
@@ -98,7 +105,7 @@ pub(crate) fn run(phase: Role, command: &Command, json: bool) -> Result<(), Fail
     );
     for tokens in &command.seq_len {
         let context = command.pattern.context(&parsed, *tokens, stage)?;
-        source::check(&parsed, &context)?;
+        source::check(&parsed, &context, command.kv_heads)?;
         let layer = Layer::new(
             Shape {
                 q_len: match phase {
@@ -167,7 +174,8 @@ fn cores() -> usize {
 fn from_folder(artifacts: &Artifacts, target: Target, phase: Role) -> Result<KernelSpec, Failure> {
     // Kernels for layers that keep their attention are skipped.
     let sparsity = &artifacts.manifest.sparsity;
-    let of_pattern = (sparsity.block, &artifacts.manifest.rows);
+    let rows = artifacts.rows(&sparsity.pattern).map_err(Failure::bad)?;
+    let of_pattern = (sparsity.block, &rows);
     let fits = |k: &&KernelEntry| {
         let spec = &k.spec;
         k.target == target && spec.role == phase && (spec.block, &spec.rows) == of_pattern
@@ -200,7 +208,7 @@ fn from_flags(command: &Command, sparsity: &Sparsity, phase: Role) -> Result<Ker
         group: q / kv,
         dtype: command.dtype.unwrap_or(Dtype::F32),
         block: sparsity.block,
-        rows: plan::rows(sparsity),
+        rows: plan::rows(&sparsity.pattern),
     })
 }
 
@@ -225,14 +233,10 @@ fn shape(command: &Command, spec: &KernelSpec) -> Result<Shape, Failure> {
 
 /// Dense causal attention on the same device, by a kernel that differs only in its rows; on a GPU
 /// it is emitted for this run.
-fn dense(sparsity: &Sparsity, sparse: &Chosen) -> Result<(Pattern, Chosen), Failure> {
+fn dense(sparse: &Chosen) -> Result<(Pattern, Chosen), Failure> {
     let pattern = build::causal() & build::all();
-    let sparsity = Sparsity {
-        pattern: pattern.clone(),
-        ..sparsity.clone()
-    };
     let spec = KernelSpec {
-        rows: plan::rows(&sparsity),
+        rows: plan::rows(&pattern),
         ..sparse.spec.clone()
     };
     let device = match sparse.device {
@@ -262,8 +266,9 @@ fn measured(
     };
     let (phase, q_len) = (chosen.spec.role, layer.shape.q_len as u32);
     let from = context.kv_len - q_len;
-    let mut schedule =
-        schedule::lower(pattern, context, phase, &geometry, from).map_err(Failure::bad)?;
+    let kv_heads = layer.shape.kv_heads as u32;
+    let schedule = schedule::of_heads((pattern, kv_heads), context, phase, &geometry, from);
+    let mut schedule = schedule.map_err(Failure::bad)?;
     if chosen.device == Runner::Cpu {
         let visited = visited_pairs(&call.problem(&call.table())).map_err(Failure::bad)?;
         schedule.tile_pairs = visited / (layer.shape.batch * layer.shape.q_heads) as u64;
@@ -282,7 +287,7 @@ fn measured(
     let cost = cost::count(&schedule, &layer_shape, phase, &geometry);
     let prediction = machine.map(|machine| cost::predict(&cost, machine));
     let median_ms = outcome.median();
-    let degree = work::mean_degree(pattern, context, from / context.block);
+    let degree = work::mean_degree(pattern, context, kv_heads, from / context.block);
     let times = || outcome.milliseconds.iter().copied();
     Ok(Row {
         pattern: pattern.to_string(),

@@ -70,7 +70,8 @@ impl Call<'_> {
 
     /// The bands of each row.
     pub(crate) fn table(&self) -> BandTable {
-        rows::table(self.pattern, &self.context)
+        let kv_heads = self.shape.kv_heads as u32;
+        rows::table(self.pattern, &self.context, kv_heads)
     }
 
     /// The call as the native kernel takes it.
@@ -135,7 +136,10 @@ impl Call<'_> {
             image,
         };
         let arguments = Arguments {
-            scalars: self.scalars(),
+            scalars: LaunchScalars {
+                head_rows: table.as_ref().map_or(0, BandTable::head_rows),
+                ..self.scalars()
+            },
             batch: self.shape.batch as u32,
             q: &q,
             k: &k,
@@ -164,6 +168,8 @@ impl Call<'_> {
             kv_heads: shape.kv_heads as u32,
             blocks: self.context.blocks(),
             index: self.context.index,
+            prompt: self.context.prompt,
+            head_rows: 0,
             scale_bits: self.scale.to_bits(),
             q_strides: strides(shape.q_heads, shape.q_len, shape.head_dim),
             k_strides: strides(shape.kv_heads, shape.kv_len, shape.head_dim),

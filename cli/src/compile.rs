@@ -192,7 +192,7 @@ pub(crate) fn lower(
     config: &Path,
     request: &Request<'_>,
 ) -> Result<Lowered, Failure> {
-    let blame = |error: &ClassifyError| {
+    let blame = |error: &ClassifyError, layer, kv_head| {
         let block = parsed.sparsity.block;
         let longest = request.capacity.unwrap_or(model.max_positions);
         let context = match *error {
@@ -201,10 +201,19 @@ pub(crate) fn lower(
             | ClassifyError::Table { .. }
             | ClassifyError::TooManyRows(_) => Context::new(block, longest, 0),
         };
+        let context = Context {
+            layer,
+            kv_head,
+            ..context
+        };
         source::blame(parsed, &context, error)
     };
     pipeline::lower(model, &parsed.sparsity, request).map_err(|error| match error {
-        PipelineError::Pattern(error) => blame(&error),
+        PipelineError::Pattern {
+            error,
+            layer,
+            kv_head,
+        } => blame(&error, layer, kv_head),
         PipelineError::Config(_)
         | PipelineError::Capacity { .. }
         | PipelineError::Prove(_)

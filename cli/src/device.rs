@@ -195,11 +195,14 @@ pub(crate) fn check_model(
     path: &Path,
     (target, dtype): (Target, Dtype),
 ) -> Result<(), Failure> {
-    for phase in [Phase::Prefill, Phase::Decode] {
-        let sparsity = &artifacts.manifest.sparsity;
+    let manifest = &artifacts.manifest;
+    let variants = manifest.variants.iter();
+    let wanted = variants
+        .flat_map(|variant| [Phase::Prefill, Phase::Decode].map(|phase| (&variant.rows, phase)));
+    for (rows, phase) in wanted {
         let spec = KernelSpec {
-            rows: artifacts.manifest.rows.clone(),
-            ..plan::spec(&config.attention, sparsity, phase, dtype)
+            rows: rows.clone(),
+            ..plan::spec(&config.attention, &manifest.sparsity, phase, dtype)
         };
         artifacts
             .select(&spec, target)

@@ -8,11 +8,11 @@ use butterfly_compiler::cost::{self, Cost, LayerShape, Limit, Machine};
 use butterfly_compiler::pipeline::{Lowered, Request};
 use butterfly_compiler::schedule::{self, Schedule};
 use butterfly_compiler::work::{self, Work};
-use butterfly_compiler::{config, fuse, graph};
+use butterfly_compiler::{config, fuse, graph, plan};
 use butterfly_ir::layer_graph::LayerGraph;
 use butterfly_ir::model::{KernelShape, ModelConfig};
 use butterfly_ir::plan::{PlannedKernel, Proof};
-use butterfly_ir::{Context, Dtype, Geometry, Phase, Rows, Target};
+use butterfly_ir::{Context, Dtype, Geometry, Indices, Pattern, Phase, Rows, Target};
 use serde::Serialize;
 
 /// Default length, in tokens.
@@ -30,6 +30,9 @@ struct Report {
     q_len: u32,
     kv_len: u32,
     rows: &'static str,
+    /// The kv heads of the layer, if they differ: which, and what they see.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    heads: Vec<Heads>,
     before: Graph,
     after: Graph,
     shape: KernelShape,
@@ -40,6 +43,13 @@ struct Report {
     capacity: u32,
     /// Milliseconds of each pass.
     passes: Vec<(&'static str, f64)>,
+}
+
+#[derive(Serialize)]
+struct Heads {
+    heads: Vec<u32>,
+    pattern: String,
+    mean_degree: f64,
 }
 
 #[derive(Serialize)]
@@ -90,16 +100,21 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         ))
     })?;
     let kv_len = command.seq_len.unwrap_or(TOKENS.min(lowered.plan.capacity));
-    let context = command.pattern.context(&parsed, kv_len, layer.index)?;
-    source::check(&parsed, &context)?;
+    let context = Context {
+        layer: layer.layer,
+        ..command.pattern.context(&parsed, kv_len, layer.index)?
+    };
+    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    source::check(&parsed, &context, kv_heads)?;
+    let pattern = parsed.sparsity.pattern.of_layer(layer.layer);
     let (phase, q_len) = match command.phase {
         PhaseArg::Prefill => (Phase::Prefill, kv_len),
         PhaseArg::Decode => (Phase::Decode, 1),
     };
     let before = graph::build(&model, layer.layer, phase).map_err(Failure::bad)?;
     let after = fuse::lower(&before);
-    let stage_count = parsed.sparsity.pattern.stage_count(context.blocks());
-    let work = work::count(&parsed.sparsity.pattern, &context).map_err(Failure::bad)?;
+    let stage_count = pattern.stage_count(context.blocks());
+    let work = work::of_heads(&pattern, &context, kv_heads).map_err(Failure::bad)?;
     let report = Report {
         config: path.display().to_string(),
         model_type: model.family.name(),
@@ -110,13 +125,20 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         phase,
         q_len,
         kv_len,
-        rows: rows(&lowered),
+        rows: rows(&pattern),
+        heads: heads(&pattern, &context, kv_heads)?,
         before: summary(before, q_len, kv_len),
         after: summary(after, q_len, kv_len),
         shape: model.attention.kernel_shape(phase),
         mean_degree: work.mean_degree(context.rows() as usize),
         work,
-        targets: targets(command, &model, &lowered, &context, (phase, q_len))?,
+        targets: targets(
+            command,
+            &model,
+            &lowered,
+            (&pattern, &context),
+            (phase, q_len),
+        )?,
         proof: lowered.plan.proof.clone(),
         capacity: lowered.plan.capacity,
         passes: compile::milliseconds(&lowered.timings),
@@ -124,11 +146,27 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     crate::print(json, &report, || print(&report))
 }
 
-fn rows(lowered: &Lowered) -> &'static str {
-    match lowered.plan.kernels.first().map(|kernel| &kernel.spec.rows) {
-        Some(Rows::ClosedForm(_)) => "closed form, computed in registers: no index bytes",
-        Some(Rows::Table) | None => "a table, made for each length and stage",
+fn rows(pattern: &Pattern) -> &'static str {
+    match plan::rows(pattern) {
+        Rows::ClosedForm(_) => "closed form, computed in registers: no index bytes",
+        Rows::Table => "a table, made for each length and stage",
     }
+}
+
+fn heads(pattern: &Pattern, context: &Context, kv_heads: u32) -> Result<Vec<Heads>, Failure> {
+    let classes = pattern.head_classes(kv_heads);
+    if classes.len() == 1 {
+        return Ok(Vec::new());
+    }
+    let of = |(pattern, heads): (Pattern, Vec<u32>)| {
+        let work = work::count(&pattern, context).map_err(Failure::bad)?;
+        Ok(Heads {
+            heads,
+            pattern: pattern.to_string(),
+            mean_degree: work.mean_degree(context.rows() as usize),
+        })
+    };
+    classes.into_iter().map(of).collect()
 }
 
 fn summary(graph: LayerGraph, q_len: u32, kv_len: u32) -> Graph {
@@ -143,12 +181,16 @@ fn targets(
     command: &Command,
     model: &ModelConfig,
     lowered: &Lowered,
-    context: &Context,
+    (pattern, context): (&Pattern, &Context),
     (phase, q_len): (Phase, u32),
 ) -> Result<Vec<OnTarget>, Failure> {
     let kernels = lowered.plan.kernels.iter();
-    let kernels = kernels.filter(|kernel| kernel.spec.role == phase.into());
+    let own = plan::rows(pattern);
+    let of_layer =
+        |kernel: &&PlannedKernel| (kernel.spec.role, &kernel.spec.rows) == (phase.into(), &own);
+    let kernels = kernels.filter(of_layer);
     let shape = model.attention.kernel_shape(phase);
+    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
     let given = command.tflops.zip(command.bandwidth);
     // Targets with the same tiles have the same schedule.
     let mut schedules: Vec<(_, Schedule)> = Vec::new();
@@ -159,8 +201,8 @@ fn targets(
         let schedule = match schedules.iter().find(|(of, _)| *of == tiles) {
             Some((_, schedule)) => *schedule,
             None => {
-                let (pattern, from) = (&lowered.plan.sparsity.pattern, context.kv_len - q_len);
-                let schedule = schedule::lower(pattern, context, phase.into(), &geometry, from);
+                let (pattern, from) = ((pattern, kv_heads), context.kv_len - q_len);
+                let schedule = schedule::of_heads(pattern, context, phase.into(), &geometry, from);
                 let schedule = schedule.map_err(Failure::bad)?;
                 schedules.push((tiles, schedule));
                 schedule
@@ -240,6 +282,15 @@ fn print(report: &Report) -> String {
         work.max_degree,
         100.0 * work.pairs as f64 / work.causal_pairs as f64
     );
+    for Heads {
+        heads,
+        pattern,
+        mean_degree,
+    } in &report.heads
+    {
+        let named = Indices::of(heads.iter().map(|head| (*head, head + 1)));
+        text += &format!("  kv heads {named}: {mean_degree:.2} blocks a row, {pattern}\n");
+    }
     let proof = &report.proof;
     let reached = proof.coverage.last().copied().unwrap_or_default();
     text += &match proof.full_at {

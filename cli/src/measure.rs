@@ -115,7 +115,10 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
             clippy::cast_possible_truncation,
             reason = "positions are below those of a context"
         )]
-        let seen = |q: usize, k: usize| sees(call.pattern, &call.context, q as u32, k as u32);
+        let seen = |head: usize, q: usize, k: usize| {
+            let context = call.context.of_head(head as u32);
+            sees(call.pattern, &context, q as u32, k as u32)
+        };
         let (want, want_lse) = reference::attend_f64(&problem, seen);
         error = farthest(&got, &want).max(error);
         lse_error = farthest(&part(heads, 1, &outcome.lse), &want_lse).max(lse_error);

@@ -8,10 +8,11 @@ use butterfly_compiler::prove::{self, ProveError};
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
-    let indices = stages::indices(sparsity, command.layers.as_deref())?;
+    let layers = stages::stack(sparsity, command.layers.as_deref())?;
     let context = command.pattern.context(&parsed, command.seq_len, 0)?;
     source::check_tables(&parsed, &context)?;
-    let proof = prove::lower(&sparsity.pattern, &context, &indices).map_err(|error| {
+    let heads = sparsity.pattern.sample_heads();
+    let proof = prove::stack(&layers, &context, heads).map_err(|error| {
         let ProveError::TooLong { longest, .. } = error;
         Failure::Bad(format!("{error}; give --seq-len {longest}"))
     })?;
@@ -20,7 +21,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "{}\n{} tokens, {} swapped layers\n",
             sparsity.pattern,
             command.seq_len,
-            indices.len()
+            layers.len()
         );
         for (depth, coverage) in proof.coverage.iter().enumerate() {
             text += &format!(

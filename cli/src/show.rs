@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::kernel::Files;
 use crate::source;
 use butterfly_compiler::pipeline::Lowered;
-use butterfly_ir::Context;
+use butterfly_ir::{Context, Indices};
 use serde::Serialize;
 
 impl Show {
@@ -32,10 +32,21 @@ pub(crate) fn text(show: Show, lowered: &Lowered, files: &Files) -> Result<Strin
         Show::Pattern => plan.sparsity.to_string(),
         Show::Topology => {
             // The first replaced layer, at the longest length.
-            let index = plan.layers.first().map_or(0, |layer| layer.index);
+            let first = plan.layers.first();
+            let (layer, index) = first.map_or((0, 0), |layer| (layer.layer, layer.index));
             let context = Context::new(plan.sparsity.block, plan.capacity, index);
-            let pattern = &plan.sparsity.pattern;
-            crate::topology::listing(&source::listed(pattern, &context, source::LISTED)?)
+            let pattern = plan.sparsity.pattern.of_layer(layer);
+            let classes = pattern.head_classes(pattern.sample_heads());
+            let mut text = String::new();
+            for (of_heads, heads) in &classes {
+                if classes.len() > 1 {
+                    let named = Indices::of(heads.iter().map(|head| (*head, head + 1)));
+                    text += &format!("kv heads {named}, {of_heads}\n");
+                }
+                let topology = source::listed(of_heads, &context, source::LISTED)?;
+                text += &crate::topology::listing(&topology);
+            }
+            text
         }
         Show::Proof => pretty(&plan.proof),
         Show::Graph => {

@@ -31,10 +31,8 @@ impl PatternArg {
             return Err(Failure::Bad(message));
         }
         Ok(Context {
-            block: parsed.sparsity.block,
-            kv_len,
             capacity,
-            index,
+            ..Context::new(parsed.sparsity.block, kv_len, index)
         })
     }
 }
@@ -58,11 +56,33 @@ pub(crate) fn read(pattern: &str) -> Result<Parsed, Failure> {
     Sparsity::parse_any(name, &text).map_err(Failure::bad)
 }
 
-/// Checks that every query sees a key, and none sees a later one.
-pub(crate) fn check(parsed: &Parsed, context: &Context) -> Result<(), Failure> {
+/// Checks for each of `kv_heads` heads that every query sees a key, and none sees a later one; the
+/// layer is that of the context.
+pub(crate) fn check(parsed: &Parsed, context: &Context, kv_heads: u32) -> Result<(), Failure> {
+    let pattern = parsed.sparsity.pattern.of_layer(context.layer);
+    for (_, heads) in pattern.head_classes(kv_heads) {
+        check_one(parsed, &context.of_head(heads[0]))?;
+    }
+    Ok(())
+}
+
+/// Checks the same for the head and layer of the context.
+pub(crate) fn check_one(parsed: &Parsed, context: &Context) -> Result<(), Failure> {
     check_tables(parsed, context)?;
-    classify::check(&parsed.sparsity.pattern, context)
+    let pattern = parsed.sparsity.pattern.of_layer(context.layer);
+    classify::check(&pattern.of_head(context.kv_head), context)
         .map_err(|error| blame(parsed, context, &error))
+}
+
+/// Checks that cases of the pattern name heads below `kv_heads`.
+pub(crate) fn check_heads(parsed: &Parsed, kv_heads: u32) -> Result<(), Failure> {
+    match parsed.sparsity.pattern.named_heads() {
+        named if named > kv_heads => Err(Failure::Bad(format!(
+            "the pattern names kv head {}, but there are {kv_heads}, counted from 0; leave it out of the pattern",
+            named - 1
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Most rows or blocks of a listing.

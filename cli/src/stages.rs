@@ -1,10 +1,22 @@
-//! Turns `--stage`, `--layer` and `--layers` into the indices that pick the stages of layers.
+//! Turns `--stage`, `--layer` and `--layers` into the patterns of layers, and the indices that pick
+//! their stages.
 
 use crate::args::StageArg;
 use crate::failure::Failure;
-use butterfly_ir::Sparsity;
+use butterfly_ir::{Pattern, Sparsity};
 
 impl StageArg {
+    /// The layer for which a pattern is resolved. A pattern that differs by layer needs one.
+    pub(crate) fn layer(&self, sparsity: &Sparsity) -> Result<u32, Failure> {
+        match self.layer {
+            None if sparsity.pattern.is_by_layer() => Err(Failure::Bad(
+                "the pattern differs by layer; say which layer is meant: --layer I --layers L"
+                    .into(),
+            )),
+            layer => Ok(layer.unwrap_or_default()),
+        }
+    }
+
     /// The index that picks the stage: that of `--layer` if it is given, else `--stage`, else the
     /// stage that the pattern fixes, else 0. A pattern that fixes the stage does so for every
     /// layer.
@@ -29,12 +41,17 @@ impl StageArg {
     }
 }
 
-/// The index that picks the stage of each swapped layer, in the order of the layers.
-pub(crate) fn indices(sparsity: &Sparsity, layers: Option<&str>) -> Result<Vec<u32>, Failure> {
-    let layers = swapped(sparsity, layers)?;
-    let indices = (0..).zip(layers);
-    let indices = indices.map(|(position, layer)| sparsity.index(position, layer));
-    Ok(indices.collect())
+/// The pattern of each swapped layer, and the index that picks its stage, in the order of the layers.
+pub(crate) fn stack(
+    sparsity: &Sparsity,
+    layers: Option<&str>,
+) -> Result<Vec<(Pattern, u32)>, Failure> {
+    let layers = (0..).zip(swapped(sparsity, layers)?);
+    let of = |(position, layer)| {
+        let pattern = sparsity.pattern.of_layer(layer);
+        (pattern, sparsity.index(position, layer))
+    };
+    Ok(layers.map(of).collect())
 }
 
 /// The swapped layers: those that `layers` lists or counts, and of these only those that the

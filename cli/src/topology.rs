@@ -3,7 +3,7 @@
 use crate::args::{Format, Topology as Command};
 use crate::failure::Failure;
 use crate::{output, source, svg};
-use butterfly_ir::{Class, Leaf, Pattern, Topology, stage};
+use butterfly_ir::{Class, Context, Leaf, Pattern, Topology, stage};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -19,13 +19,26 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
     let index = command.stage.index(sparsity)?;
-    let context = command.pattern.context(&parsed, command.seq_len, index)?;
-    source::check(&parsed, &context)?;
+    let kv_head = match command.kv_head {
+        None if sparsity.pattern.is_by_head() => {
+            return Err(Failure::Bad(
+                "the pattern differs by kv head; say which head is meant: --kv-head H".into(),
+            ));
+        }
+        head => head.unwrap_or_default(),
+    };
+    let context = Context {
+        kv_head,
+        layer: command.stage.layer(sparsity)?,
+        ..command.pattern.context(&parsed, command.seq_len, index)?
+    };
+    let pattern = sparsity.pattern.of_layer(context.layer).of_head(kv_head);
+    source::check_one(&parsed, &context)?;
     let most = match command.format {
         Format::Svg if !json => svg::DRAWN,
         Format::Svg | Format::Text | Format::Json => source::LISTED,
     };
-    let topology = source::listed(&sparsity.pattern, &context, most)?;
+    let topology = source::listed(&pattern, &context, most)?;
     let stage_count = sparsity.pattern.stage_count(context.blocks());
     let report = Report {
         num_blocks: context.blocks(),
@@ -56,6 +69,7 @@ fn radix(pattern: &Pattern) -> u32 {
         | Leaf::Sink { .. }
         | Leaf::SinkTokens { .. }
         | Leaf::Global { .. }
+        | Leaf::Tail { .. }
         | Leaf::Table { .. }
         | Leaf::All
         | Leaf::None => None,

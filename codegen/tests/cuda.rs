@@ -75,6 +75,24 @@ fn bands_of_some_heads() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
+fn tables_by_head() {
+    run(cases::tables_by_head);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
+fn tails() {
+    run(cases::tails);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
+fn dense_beside_sparse() {
+    run(cases::dense_beside_sparse);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
 fn tables() {
     run(cases::tables);
 }

@@ -54,6 +54,21 @@ fn bands_of_some_heads() {
 }
 
 #[test]
+fn tables_by_head() {
+    run(cases::tables_by_head, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn tails() {
+    run(cases::tails, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
+fn dense_beside_sparse() {
+    run(cases::dense_beside_sparse, Target::Vulkan, Dtype::F32);
+}
+
+#[test]
 fn tables() {
     run(cases::tables, Target::Vulkan, Dtype::F32);
 }

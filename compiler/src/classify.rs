@@ -9,7 +9,7 @@
 use crate::stretch::{self, TooManyRows};
 use butterfly_ir::band::{UNBOUNDED, keys_of_query, merge};
 use butterfly_ir::topology::queries;
-use butterfly_ir::{Band, Class, Context, Leaf, Pattern, Row, RowBlock, Topology, rows};
+use butterfly_ir::{Band, Case, Class, Context, Leaf, Pattern, Row, RowBlock, Topology, rows};
 
 /// Why a pattern has no usable topology.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -327,7 +327,17 @@ fn keys(pattern: &Pattern, context: &Context, query: u32) -> Vec<(i32, i32)> {
 fn emptied(pattern: &Pattern, context: &Context, query: u32) -> (usize, &'static str) {
     let sees_none = |side: &Pattern| keys(side, context, query).is_empty();
     let right = |a: &Pattern, (leaf, why)| (a.leaves().len() + leaf, why);
+    let case = |cases: &[Case], index: u32| {
+        let Some(at) = cases.iter().position(|case| case.of.contains(index)) else {
+            return (0, "is in no case for this head or layer");
+        };
+        let before = cases[..at].iter().map(|case| case.pattern.leaves().len());
+        let (leaf, why) = emptied(&cases[at].pattern, context, query);
+        (before.sum::<usize>() + leaf, why)
+    };
     match pattern {
+        Pattern::PerHead(cases) => case(cases, context.kv_head),
+        Pattern::PerLayer(cases) => case(cases, context.layer),
         Pattern::Leaf(_) => (0, "admits no block"),
         Pattern::Or(a, _) => emptied(a, context, query),
         Pattern::And(a, b) => match (sees_none(a), sees_none(b)) {

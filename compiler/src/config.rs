@@ -23,7 +23,7 @@ pub use sizes::sizes;
 use crate::family::{self, Attention, Description, Layer, OfBiases};
 use butterfly_ir::model::{AttentionShape, Biases, LayerKind, ModelConfig};
 use butterfly_ir::plan::SwappedLayer;
-use butterfly_ir::{Dtype, Sparsity};
+use butterfly_ir::{Dtype, Pattern, Phase, Sparsity};
 use fields::{Fields, quote};
 use serde_json::Value;
 
@@ -47,17 +47,39 @@ pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
     }
 }
 
+/// Checks that the cases of a pattern name kv heads and layers that the model has.
+fn check_cases(config: &ModelConfig, pattern: &Pattern) -> Result<(), ConfigError> {
+    let [kv_heads, in_decode] =
+        [Phase::Prefill, Phase::Decode].map(|phase| config.attention.kernel_shape(phase).kv_heads);
+    if pattern.is_by_head() && kv_heads != in_decode {
+        return Err(ConfigError::LatentHeads);
+    }
+    let layers = u32::try_from(config.layers.len()).unwrap_or(u32::MAX);
+    for (what, end, count) in [
+        ("kv head", pattern.named_heads(), kv_heads),
+        ("layer", pattern.named_layers(), layers),
+    ] {
+        if end > count {
+            let named = end - 1;
+            return Err(ConfigError::Named { what, named, count });
+        }
+    }
+    Ok(())
+}
+
 /// The layers whose attention `sparsity` replaces, in order, each with the index that picks its
 /// stage. These are the layers that the pattern names or, if it names none, all layers with
 /// softmax attention.
 ///
 /// # Errors
 /// [`ConfigError::NoSuchLayer`] and [`ConfigError::LinearLayer`] for a layer that cannot
-/// be replaced.
+/// be replaced; [`ConfigError::Named`] for a head or layer that the model does not have, and
+/// [`ConfigError::LatentHeads`].
 pub fn swapped(
     config: &ModelConfig,
     sparsity: &Sparsity,
 ) -> Result<Vec<SwappedLayer>, ConfigError> {
+    check_cases(config, &sparsity.pattern)?;
     let softmax = (0u32..)
         .zip(&config.layers)
         .filter(|(_, kind)| kind.is_softmax())

@@ -46,8 +46,17 @@ pub fn check(sparsity: &Sparsity, max_tokens: u32) -> Result<(), ClassifyError> 
                 Some(stage) => stage..=stage,
                 None => 0..=pattern.stage_count(blocks).min(STAGES) - 1,
             };
-            for index in stages {
-                let context = Context::new(block, kv_len, index);
+            // The tail of a prompt can lie at the end of the keys, or after them.
+            let prompts = match pattern.has_tail() {
+                true => vec![kv_len, max_tokens.max(kv_len)],
+                false => vec![kv_len],
+            };
+            for (index, prompt) in stages.flat_map(|index| prompts.iter().map(move |p| (index, *p)))
+            {
+                let context = Context {
+                    prompt,
+                    ..Context::new(block, kv_len, index)
+                };
                 classify::check_tables(pattern, &context)?;
                 classify::check(pattern, &context)?;
             }
@@ -64,11 +73,18 @@ fn always_causal(pattern: &Pattern) -> bool {
             Leaf::Sink { blocks } => *blocks == 0,
             Leaf::SinkTokens { tokens } => *tokens <= 1,
             Leaf::Global { blocks } => *blocks == 0,
-            Leaf::Local { .. } | Leaf::Partner { .. } | Leaf::Table { .. } | Leaf::All => false,
+            Leaf::Local { .. }
+            | Leaf::Partner { .. }
+            | Leaf::Tail { .. }
+            | Leaf::Table { .. }
+            | Leaf::All => false,
         },
         Pattern::Or(a, b) => always_causal(a) && always_causal(b),
         Pattern::And(a, b) => always_causal(a) || always_causal(b),
         Pattern::Minus(a, _) => always_causal(a),
+        Pattern::PerHead(cases) | Pattern::PerLayer(cases) => {
+            cases.iter().all(|case| always_causal(&case.pattern))
+        }
     }
 }
 
@@ -81,12 +97,14 @@ fn always_sees_itself(pattern: &Pattern) -> bool {
             | Leaf::Sink { .. }
             | Leaf::SinkTokens { .. }
             | Leaf::Global { .. }
+            | Leaf::Tail { .. }
             | Leaf::Table { .. }
             | Leaf::None => false,
         },
         Pattern::Or(a, b) => always_sees_itself(a) || always_sees_itself(b),
         Pattern::And(a, b) => always_sees_itself(a) && always_sees_itself(b),
-        Pattern::Minus(..) => false,
+        // Heads and layers are looked at one by one, without cases.
+        Pattern::Minus(..) | Pattern::PerHead(_) | Pattern::PerLayer(_) => false,
     }
 }
 
@@ -100,12 +118,14 @@ fn always_sees_first(pattern: &Pattern) -> bool {
             Leaf::Local { .. }
             | Leaf::Window { .. }
             | Leaf::Partner { .. }
+            | Leaf::Tail { .. }
             | Leaf::Table { .. }
             | Leaf::None => false,
         },
         Pattern::Or(a, b) => always_sees_first(a) || always_sees_first(b),
         Pattern::And(a, b) => always_sees_first(a) && always_sees_first(b),
-        Pattern::Minus(..) => false,
+        // Heads and layers are looked at one by one, without cases.
+        Pattern::Minus(..) | Pattern::PerHead(_) | Pattern::PerLayer(_) => false,
     }
 }
 

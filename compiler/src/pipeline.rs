@@ -9,8 +9,8 @@ use crate::{classify, config, fuse, graph, key, lengths, plan, prove, verify};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
 use butterfly_ir::model::{ModelConfig, OwnAttention};
-use butterfly_ir::plan::{Kept, Plan, PlannedKernel, SwappedLayer};
-use butterfly_ir::{Context, Dtype, Phase, Sparsity, Target};
+use butterfly_ir::plan::{Kept, Plan, PlannedKernel, SwappedLayer, Variant};
+use butterfly_ir::{Context, Dtype, Pattern, Phase, Sparsity, Target};
 use std::time::Instant;
 
 /// What to compile for.
@@ -55,8 +55,15 @@ pub enum PipelineError {
     Config(#[from] config::ConfigError),
     /// At some length a query sees no key or a later key, a table does not fit, or the rows are
     /// too many to check.
-    #[error(transparent)]
-    Pattern(#[from] classify::ClassifyError),
+    #[error("{error}")]
+    Pattern {
+        /// What is wrong.
+        error: classify::ClassifyError,
+        /// Index in the model of the first layer for which it is.
+        layer: u32,
+        /// The first of its kv heads.
+        kv_head: u32,
+    },
     /// The capacity exceeds the largest number of tokens that kernels take.
     #[error("{tokens} tokens: attention takes at most {MAX_TOKENS}; give `--capacity` with fewer")]
     Capacity {
@@ -102,11 +109,14 @@ pub fn lower(
     }
     let layers = clock.time("swap", || config::swapped(model, sparsity))?;
     let first = layers.first().ok_or(PipelineError::NoLayers)?.layer;
-    clock.time("lengths", || lengths::check(sparsity, capacity))?;
-    let indices: Vec<u32> = layers.iter().map(|layer| layer.index).collect();
+    let variants = plan::variants(sparsity, &layers);
+    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    clock.time("lengths", || check(sparsity, &layers, kv_heads, capacity))?;
     let proof = clock.time("prove", || {
         let at = |tokens| Context::new(sparsity.block, tokens, 0);
-        let prove = |tokens| prove::lower(&sparsity.pattern, &at(tokens), &indices);
+        let of = |layer: &SwappedLayer| (sparsity.pattern.of_layer(layer.layer), layer.index);
+        let of_layers: Vec<_> = layers.iter().map(of).collect();
+        let prove = |tokens| prove::stack(&of_layers, &at(tokens), kv_heads);
         // If the whole capacity is too long to prove, prove the longest length that is not.
         prove(capacity).or_else(|ProveError::TooLong { longest, .. }| prove(longest))
     })?;
@@ -114,7 +124,14 @@ pub fn lower(
         [Phase::Prefill, Phase::Decode].map(|phase| graphs(model, first, phase, &mut clock));
     let kept = kept(model, &layers);
     let kernels = clock.time("plan", || {
-        let mut kernels = kernels(model, sparsity, request);
+        let mut kernels = Vec::new();
+        for Variant { pattern, .. } in &variants {
+            let of_variant = Sparsity {
+                pattern: pattern.clone(),
+                ..sparsity.clone()
+            };
+            kernels.extend(self::kernels(model, &of_variant, request));
+        }
         for kept in &kept {
             kernels.extend(self::kernels(model, &kept.own.sparsity(), request));
         }
@@ -127,6 +144,7 @@ pub fn lower(
         layers,
         capacity,
         proof,
+        variants,
         kept,
         kernels,
     };
@@ -139,6 +157,34 @@ pub fn lower(
         graphs: [prefill?, decode?],
         timings: clock.0,
     })
+}
+
+/// Checks the pattern of every layer and kv head at all lengths; equal ones once.
+fn check(
+    sparsity: &Sparsity,
+    layers: &[SwappedLayer],
+    kv_heads: u32,
+    capacity: u32,
+) -> Result<(), PipelineError> {
+    let mut checked: Vec<Pattern> = Vec::new();
+    for &SwappedLayer { layer, .. } in layers {
+        for (pattern, heads) in sparsity.pattern.of_layer(layer).head_classes(kv_heads) {
+            if checked.contains(&pattern) {
+                continue;
+            }
+            let one = Sparsity {
+                pattern: pattern.clone(),
+                ..sparsity.clone()
+            };
+            lengths::check(&one, capacity).map_err(|error| PipelineError::Pattern {
+                error,
+                layer,
+                kv_head: heads[0],
+            })?;
+            checked.push(pattern);
+        }
+    }
+    Ok(())
 }
 
 fn graphs(
@@ -167,7 +213,7 @@ fn kept(model: &ModelConfig, swapped: &[SwappedLayer]) -> Vec<Kept> {
     kinds.dedup();
     let kept = kinds.into_iter().map(|own| Kept {
         own,
-        rows: plan::rows(&own.sparsity()),
+        rows: plan::rows(&own.sparsity().pattern),
     });
     kept.collect()
 }

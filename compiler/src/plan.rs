@@ -6,9 +6,10 @@
 
 use crate::resolve;
 use butterfly_ir::model::{AttentionShape, ModelConfig};
-use butterfly_ir::{Dtype, KernelSpec, Phase, Rows, Sparsity, Target};
+use butterfly_ir::plan::{SwappedLayer, Variant};
+use butterfly_ir::{Dtype, KernelSpec, Pattern, Phase, Rows, Sparsity, Target};
 
-/// The kernels in `dtype` for a model's swapped layers: prefill, then decode.
+/// The kernels in `dtype` for layers of a model that have the same pattern: prefill, then decode.
 pub fn lower(config: &ModelConfig, sparsity: &Sparsity, dtype: Dtype) -> Vec<KernelSpec> {
     [Phase::Prefill, Phase::Decode]
         .map(|phase| spec(&config.attention, sparsity, phase, dtype))
@@ -26,14 +27,27 @@ pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dt
         group: shape.group,
         dtype,
         block: sparsity.block,
-        rows: rows(sparsity),
+        rows: rows(&sparsity.pattern),
     }
 }
 
 /// How kernels get the rows of a pattern: in closed form where the pattern has one, else from a
 /// table.
-pub fn rows(sparsity: &Sparsity) -> Rows {
-    resolve::closed_form(&sparsity.pattern).map_or(Rows::Table, Rows::ClosedForm)
+pub fn rows(pattern: &Pattern) -> Rows {
+    resolve::closed_form(pattern).map_or(Rows::Table, Rows::ClosedForm)
+}
+
+/// The patterns of the layers, each once, in the order in which layers first have them.
+pub fn variants(sparsity: &Sparsity, layers: &[SwappedLayer]) -> Vec<Variant> {
+    let mut variants: Vec<Variant> = Vec::new();
+    for layer in layers {
+        let pattern = sparsity.pattern.of_layer(layer.layer);
+        if variants.iter().all(|variant| variant.pattern != pattern) {
+            let rows = rows(&pattern);
+            variants.push(Variant { pattern, rows });
+        }
+    }
+    variants
 }
 
 /// The element type in which `target` runs a model whose weights are of type `model`, unless the

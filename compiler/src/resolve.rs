@@ -5,14 +5,14 @@
 //! [`butterfly_ir::rows::row`].
 
 use butterfly_ir::band::UNBOUNDED;
-use butterfly_ir::{Atom, Band, Bound, Leaf, Pattern, RowProgram, SymbolicBand};
+use butterfly_ir::{Atom, Band, Bound, Indices, Leaf, Pattern, RowProgram, SymbolicBand};
 
 /// Most bands of a closed form. With more, a kernel loses more by the registers that they take than
 /// by reading a table.
 pub const MAX_SYMBOLIC_BANDS: usize = 32;
 
-/// The closed form of `pattern`; `None` if a leaf has none (`table`) or the pattern needs more than
-/// [`MAX_SYMBOLIC_BANDS`] bands.
+/// The closed form of `pattern`; `None` if a leaf has none (`table`), if the pattern needs more than
+/// [`MAX_SYMBOLIC_BANDS`] bands, or if it is still one of several layers (`per_layer`).
 pub fn closed_form(pattern: &Pattern) -> Option<RowProgram> {
     let mut atoms = Vec::new();
     let bands = symbolic(pattern, &mut atoms)?;
@@ -38,6 +38,18 @@ fn symbolic(pattern: &Pattern, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand
             }
             rest
         }
+        Pattern::PerHead(cases) => {
+            let (mut bands, mut rest) = (Vec::new(), Indices::All);
+            for case in cases {
+                let heads = case.of.and(&rest);
+                rest = rest.and(&case.of.complement());
+                let of_case = symbolic(&case.pattern, atoms)?;
+                bands.extend(in_heads(of_case, &heads));
+            }
+            join_heads(bands)
+        }
+        // Layers have closed forms of their own.
+        Pattern::PerLayer(_) => return None,
     };
     (bands.len() <= MAX_SYMBOLIC_BANDS).then_some(bands)
 }
@@ -84,10 +96,36 @@ fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>
         Leaf::Sink { blocks } => vec![of(Atom::Sink { blocks })],
         Leaf::SinkTokens { tokens } => vec![of(Atom::Tokens { tokens })],
         Leaf::Global { blocks } => vec![of(Atom::Columns { blocks }), of(Atom::Rows { blocks })],
+        Leaf::Tail { tokens } => vec![of(Atom::Tail { tokens })],
         Leaf::Table { .. } => return None,
         Leaf::All => vec![everything()],
         Leaf::None => vec![],
     })
+}
+
+/// The bands, for those of their heads that are among `heads`.
+fn in_heads(bands: Vec<SymbolicBand>, heads: &Indices) -> Vec<SymbolicBand> {
+    let bands = bands.into_iter().map(|band| SymbolicBand {
+        heads: band.heads.and(heads),
+        ..band
+    });
+    bands.filter(|band| !band.heads.is_empty()).collect()
+}
+
+/// Joins bands that differ in nothing but their heads.
+fn join_heads(bands: Vec<SymbolicBand>) -> Vec<SymbolicBand> {
+    let mut joined: Vec<SymbolicBand> = Vec::new();
+    for band in bands {
+        let same = |other: &&mut SymbolicBand| {
+            (&other.lo, &other.hi) == (&band.lo, &band.hi)
+                && (other.first, other.end) == (band.first, band.end)
+        };
+        match joined.iter_mut().find(same) {
+            Some(other) => other.heads = other.heads.or(&band.heads),
+            None => joined.push(band),
+        }
+    }
+    joined
 }
 
 /// The band of all pairs.
@@ -114,7 +152,7 @@ fn product(a: &[SymbolicBand], b: &[SymbolicBand]) -> Vec<SymbolicBand> {
         hi: both(&x.hi, &y.hi),
         first: x.first.max(y.first),
         end: x.end.min(y.end),
-        heads: Default::default(),
+        heads: x.heads.and(&y.heads),
     });
     absorb(bands.filter(|band| !never(band)).collect())
 }
@@ -129,7 +167,7 @@ fn never(band: &SymbolicBand) -> bool {
             .any(|hi| hi == &Bound::Start(*i) || hi == &Bound::Stop(*i)),
         Bound::Start(i) => band.hi.contains(&Bound::Start(*i)),
     };
-    band.first >= band.end || band.lo.iter().any(crossed)
+    band.first >= band.end || band.heads.is_empty() || band.lo.iter().any(crossed)
 }
 
 /// Drops bands that lie within another one, as far as their symbolic limits show it.
@@ -139,6 +177,7 @@ fn absorb(bands: Vec<SymbolicBand>) -> Vec<SymbolicBand> {
             && y.hi.iter().all(|b| x.hi.contains(b))
             && x.first >= y.first
             && x.end <= y.end
+            && x.heads.within(&y.heads)
     };
     let mut kept: Vec<SymbolicBand> = Vec::new();
     for band in bands {
@@ -170,6 +209,12 @@ fn outside(band: &SymbolicBand) -> Vec<SymbolicBand> {
     if band.end < UNBOUNDED {
         parts.push(SymbolicBand {
             first: band.end,
+            ..everything()
+        });
+    }
+    if band.heads != Indices::All {
+        parts.push(SymbolicBand {
+            heads: band.heads.complement(),
             ..everything()
         });
     }

@@ -52,6 +52,37 @@ impl Schedule {
     }
 }
 
+/// The mean work of a q head where `kv_heads` heads may see other keys; `most_tiles` is the largest.
+///
+/// # Errors
+/// As [`lower`].
+pub fn of_heads(
+    (pattern, kv_heads): (&Pattern, u32),
+    context: &Context,
+    role: Role,
+    geometry: &Geometry,
+    from: u32,
+) -> Result<Schedule, TooManyRows> {
+    let mut mean = Schedule::default();
+    for (pattern, heads) in pattern.head_classes(kv_heads) {
+        let of_head = lower(&pattern, context, role, geometry, from)?;
+        mean.add(&of_head, heads.len() as u64);
+        mean.tile_pairs += heads.len() as u64 * of_head.tile_pairs;
+    }
+    for sum in [
+        &mut mean.rows,
+        &mut mean.workgroups,
+        &mut mean.tiles,
+        &mut mean.masked_tiles,
+        &mut mean.pairs,
+        &mut mean.tile_pairs,
+        &mut mean.keys,
+    ] {
+        *sum /= u64::from(kv_heads.max(1));
+    }
+    Ok(mean)
+}
+
 /// Counts the work of the kernel of `role` for the queries from position `from` to the last.
 ///
 /// # Errors

@@ -184,6 +184,9 @@ impl Limits {
                 Atom::Tokens { tokens } => {
                     limits.still.insert(i64::from(tokens));
                 }
+                Atom::Tail { tokens } => {
+                    limits.still.insert(blocks(context.tail(tokens)));
+                }
             }
         }
         for band in &program.bands {

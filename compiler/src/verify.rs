@@ -9,7 +9,7 @@
 
 use crate::{key, plan};
 use butterfly_ir::band::keys_of_query;
-use butterfly_ir::plan::{Plan, PlannedKernel};
+use butterfly_ir::plan::{Plan, PlannedKernel, SwappedLayer};
 use butterfly_ir::{Context, KernelSpec, Rows, Sparsity, rows, sees};
 
 /// Rows that are compared at either end of a sequence.
@@ -30,7 +30,9 @@ pub fn plan(plan: &Plan) -> Result<(), String> {
     if !plan.kernels.is_sorted_by(|a, b| place(a) < place(b)) {
         return Err("kernels are not in order, or one is there twice".into());
     }
-    let own = plan::rows(&plan.sparsity);
+    if plan.variants != plan::variants(&plan.sparsity, &plan.layers) {
+        return Err("its variants are not those of its layers".into());
+    }
     for kernel in &plan.kernels {
         let KernelSpec { rows, .. } = &kernel.spec;
         let wrong = |what: String| format!("kernel {} for {}: {what}", kernel.key, kernel.target);
@@ -39,12 +41,22 @@ pub fn plan(plan: &Plan) -> Result<(), String> {
         if kernel.key != key::of(&kernel.spec, kernel.target) {
             return Err(wrong("its key is not that of its specification".into()));
         }
-        if *rows != own && plan.kept.iter().all(|kept| kept.rows != *rows) {
+        let mut all = plan.variants.iter().map(|variant| &variant.rows);
+        if all.all(|own| own != rows) && plan.kept.iter().all(|kept| kept.rows != *rows) {
             return Err(wrong("its rows are those of no layer".into()));
         }
     }
-    let indices: Vec<u32> = plan.layers.iter().map(|layer| layer.index).collect();
-    meaning(&plan.sparsity, &own, &indices, plan.capacity)?;
+    for variant in &plan.variants {
+        let own =
+            |layer: &&SwappedLayer| plan.sparsity.pattern.of_layer(layer.layer) == variant.pattern;
+        let indices = plan.layers.iter().filter(own).map(|layer| layer.index);
+        let sparsity = Sparsity {
+            pattern: variant.pattern.clone(),
+            ..plan.sparsity.clone()
+        };
+        let indices: Vec<u32> = indices.collect();
+        meaning(&sparsity, &variant.rows, &indices, plan.capacity)?;
+    }
     let mut kept = plan.kept.iter();
     kept.try_for_each(|kept| meaning(&kept.own.sparsity(), &kept.rows, &[0], plan.capacity))
 }
@@ -64,7 +76,10 @@ fn meaning(
             let all = context.rows();
             let first = 0..all.min(ROWS);
             for b in first.chain(all.saturating_sub(ROWS).max(ROWS)..all) {
-                row(sparsity, executed, &context, b)?;
+                // Of the heads that no case names, one stands for all.
+                for kv_head in 0..=sparsity.pattern.named_heads() {
+                    row(sparsity, executed, &context.of_head(kv_head), b)?;
+                }
             }
         }
     }
@@ -75,7 +90,7 @@ fn meaning(
 fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Result<(), String> {
     let pattern = &sparsity.pattern;
     let bands = match executed {
-        Rows::ClosedForm(program) => program.bands(b, 0, context),
+        Rows::ClosedForm(program) => program.bands(b, context.kv_head, context),
         Rows::Table => rows::row(pattern, context, b),
     };
     let last = (context.kv_len - 1).min(b * context.block + context.block - 1);
@@ -108,7 +123,6 @@ fn row(sparsity: &Sparsity, executed: &Rows, context: &Context, b: u32) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use butterfly_ir::plan::SwappedLayer;
     use butterfly_ir::{Dtype, Role, Target};
 
     fn planned(text: &str) -> Plan {
@@ -120,7 +134,7 @@ mod tests {
             group: 2,
             dtype: Dtype::F32,
             block: sparsity.block,
-            rows: plan::rows(&sparsity),
+            rows: plan::rows(&sparsity.pattern),
             score: Default::default(),
         };
         let mut kernels = [Role::Prefill, Role::Decode]
@@ -135,9 +149,11 @@ mod tests {
             layer,
             index: layer,
         });
+        let layers: Vec<_> = layers.collect();
         Plan {
+            variants: plan::variants(&sparsity, &layers),
             sparsity,
-            layers: layers.collect(),
+            layers,
             capacity: 10_000,
             proof: Default::default(),
             kept: Vec::new(),
@@ -152,6 +168,8 @@ mod tests {
             "block 48 causal & (window(100) | partner(xor) | sink_tokens(5) | global(1))",
             "block 16 causal & (local(2) - sink(1) | partner(bit_reversal))",
             "block 32 causal & table([[0], [0, 1], [2]])",
+            "block 16 causal & per_head { 1 => tail(20) | sink(1); else => local(1) }",
+            "block 16 causal & per_head { 0..2 => local(1); else => table([[0], [0, 1], [2]]) }",
         ] {
             plan(&planned(text)).unwrap_or_else(|error| panic!("{text}: {error}"));
         }
@@ -172,7 +190,7 @@ mod tests {
         assert!(plan(&other).is_err());
         // A lowering that forgot a leaf.
         let pattern = &good.sparsity;
-        let forgot = plan::rows(&text("local(1)").sparsity);
+        let forgot = plan::rows(&text("local(1)").sparsity.pattern);
         let error = meaning(pattern, &forgot, &[0], 10_000).expect_err("a leaf");
         assert!(error.ends_with("differ at key 31"), "{error}");
     }

@@ -61,18 +61,49 @@ pub fn count(pattern: &Pattern, context: &Context) -> Result<Work, TooManyRows> 
     Ok(work)
 }
 
-/// Mean number of blocks per row, over the rows from number `from` to the last.
+/// The mean work of `kv_heads` heads, each of which may see other keys; the degrees are the largest.
+///
+/// # Errors
+/// As [`count`].
+pub fn of_heads(pattern: &Pattern, context: &Context, kv_heads: u32) -> Result<Work, TooManyRows> {
+    let mut mean = Work::default();
+    for (pattern, heads) in pattern.head_classes(kv_heads) {
+        let work = count(&pattern, context)?;
+        let times = heads.len() as u64;
+        mean.pairs += times * work.pairs;
+        mean.blocks += times * work.blocks;
+        mean.full_blocks += times * work.full_blocks;
+        mean.causal_pairs = work.causal_pairs;
+        mean.max_degree = mean.max_degree.max(work.max_degree);
+        mean.max_in_degree = mean.max_in_degree.max(work.max_in_degree);
+    }
+    let kv_heads = u64::from(kv_heads.max(1));
+    for sum in [&mut mean.pairs, &mut mean.blocks, &mut mean.full_blocks] {
+        *sum /= kv_heads;
+    }
+    Ok(mean)
+}
+
+/// Mean number of blocks per row of `kv_heads` heads, over the rows from number `from` to the last.
 ///
 /// # Errors
 /// As [`count`], where `from` is 0.
-pub fn mean_degree(pattern: &Pattern, context: &Context, from: u32) -> Result<f64, TooManyRows> {
+pub fn mean_degree(
+    pattern: &Pattern,
+    context: &Context,
+    kv_heads: u32,
+    from: u32,
+) -> Result<f64, TooManyRows> {
     let rows = context.rows() - from;
     if from == 0 {
-        return Ok(count(pattern, context)?.mean_degree(rows as usize));
+        return Ok(of_heads(pattern, context, kv_heads)?.mean_degree(rows as usize));
     }
-    let row = |b: u32| RowWork::of(&rows::row(pattern, context, b), context, b).blocks;
-    let blocks: u64 = (from..context.rows()).map(row).sum();
-    Ok(blocks as f64 / f64::from(rows))
+    let mut blocks = 0;
+    for (pattern, heads) in pattern.head_classes(kv_heads) {
+        let row = |b: u32| RowWork::of(&rows::row(&pattern, context, b), context, b).blocks;
+        blocks += heads.len() as u64 * (from..context.rows()).map(row).sum::<u64>();
+    }
+    Ok(blocks as f64 / f64::from(rows) / f64::from(kv_heads.max(1)))
 }
 
 /// Groups of rows: the number of rows, and the work of the first and the last of them. The work

@@ -104,8 +104,9 @@ fn fit(array: &mut Vec<f32>, len: usize) {
 pub fn visited_pairs(problem: &Problem) -> Result<u64, ProblemError> {
     problem.check()?;
     let tiles = query_tiles::query_tiles(problem, lanes(Isa::best(), problem));
-    let pairs: u64 = tiles.iter().map(query_tiles::QueryTile::pairs).sum();
-    Ok(pairs * (problem.batch * problem.kv_heads) as u64)
+    let pairs = tiles.iter().flatten().map(query_tiles::QueryTile::pairs);
+    let heads = problem.batch * problem.kv_heads / tiles.len();
+    Ok(pairs.sum::<u64>() * heads as u64)
 }
 
 fn lanes(isa: Isa, problem: &Problem) -> usize {
@@ -120,18 +121,19 @@ fn next<'a>(queue: &Mutex<Vec<Item<'a>>>) -> Option<Item<'a>> {
 /// One item for every tile of every kv head of every sequence, with its part of the result.
 fn items<'a>(
     problem: &Problem,
-    tiles: &'a [query_tiles::QueryTile],
+    tiles: &'a [Vec<query_tiles::QueryTile>],
     o: &'a mut [f32],
     lse: &'a mut [f32],
 ) -> Vec<Item<'a>> {
-    if tiles.is_empty() {
+    if problem.q_len == 0 {
         return Vec::new();
     }
     let mut o = o.chunks_exact_mut(problem.q_len * problem.v_head_dim);
     let mut lse = lse.chunks_exact_mut(problem.q_len);
-    let mut items = Vec::with_capacity(tiles.len() * problem.batch * problem.kv_heads);
+    let mut items = Vec::with_capacity(tiles[0].len() * problem.batch * problem.kv_heads);
     for kv_head in 0..problem.batch * problem.kv_heads {
         let first = items.len();
+        let tiles = &tiles[kv_head % tiles.len()];
         items.extend(tiles.iter().map(|tile| Item {
             kv_head,
             tile,

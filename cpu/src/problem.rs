@@ -119,6 +119,18 @@ pub enum ProblemError {
         /// Rows in the table.
         given: usize,
     },
+    /// The table is neither for all heads together nor for each of them.
+    #[error(
+        "the band table has {entries} rows for {heads} heads; it needs as many rows for each of {kv_heads} kv heads, or is shared by all"
+    )]
+    TableHeads {
+        /// Heads of the table.
+        heads: usize,
+        /// Rows of all of them.
+        entries: usize,
+        /// Hkv.
+        kv_heads: usize,
+    },
     /// The offsets of a row are not a range within the bands.
     #[error("row {row} of the band table is {start}..{end} of {bands} bands")]
     Offsets {
@@ -156,21 +168,21 @@ impl Problem<'_> {
         self.q_heads / self.kv_heads
     }
 
-    /// The bands of row `row`.
+    /// The bands of row `row` for kv head `kv_head`.
     ///
     /// # Panics
     /// If the table has no such row.
-    pub fn bands(&self, row: usize) -> &[Band] {
-        let offsets = &self.rows.offsets;
-        &self.rows.bands[offsets[row] as usize..offsets[row + 1] as usize]
+    pub fn bands(&self, kv_head: usize, row: usize) -> &[Band] {
+        self.rows.row(kv_head as u32, row as u32)
     }
 
-    /// Whether the query at absolute position `q` sees key `k`, according to the band table.
+    /// Whether the query of kv head `kv_head` at absolute position `q` sees key `k`, according to
+    /// the band table.
     ///
     /// # Panics
     /// If the table has no row for `q`.
-    pub fn sees(&self, q: usize, k: usize) -> bool {
-        let mut bands = self.bands(q / self.block).iter();
+    pub fn sees(&self, kv_head: usize, q: usize, k: usize) -> bool {
+        let mut bands = self.bands(kv_head, q / self.block).iter();
         let (Ok(q), Ok(k)) = (i32::try_from(q), i32::try_from(k)) else {
             return false;
         };
@@ -258,13 +270,24 @@ impl Problem<'_> {
             return Ok(());
         }
         let (first, last) = (self.q_offset / self.block, (end - 1) / self.block);
-        let given = self.rows.offsets.len().saturating_sub(1);
+        let heads = self.rows.heads as usize;
+        let entries = self.rows.offsets.len().saturating_sub(1);
+        if (heads != 1 && heads != self.kv_heads) || !entries.is_multiple_of(heads) {
+            return Err(ProblemError::TableHeads {
+                heads,
+                entries,
+                kv_heads: self.kv_heads,
+            });
+        }
+        let given = self.rows.rows();
         if last >= given {
             return Err(ProblemError::Rows { last, given });
         }
         let bands = self.rows.bands.len();
-        for (row, pair) in (first..=last).zip(self.rows.offsets[first..=last + 1].windows(2)) {
-            let (start, end) = (pair[0], pair[1]);
+        let rows =
+            (0..heads).flat_map(|head| (first..=last).map(move |row| (row, head * given + row)));
+        for (row, at) in rows {
+            let (start, end) = (self.rows.offsets[at], self.rows.offsets[at + 1]);
             if start > end || end as usize > bands {
                 return Err(ProblemError::Offsets {
                     row,

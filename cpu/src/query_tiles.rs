@@ -1,8 +1,8 @@
 //! Bands → tiles of queries, and the tiles of keys that each of them visits.
 //!
 //! In:  a checked [`Problem`], the number of lanes in a panel.
-//! Out: [`QueryTile`]s that cover the queries in order. Each lies within one row, and is used
-//! for every kv head of every sequence.
+//! Out: [`QueryTile`]s that cover the queries in order, for each kv head that has rows of its own.
+//! Each lies within one row, and is used for every sequence.
 //!
 //! Invariants: all key positions are within `0..kv_len`; the tiles of keys are disjoint and in
 //! increasing order; in a visit that is not masked, every query of the panel sees every key.
@@ -98,8 +98,14 @@ impl QueryTile {
     }
 }
 
-/// Divides the queries into tiles, for panels of `lanes` query rows.
-pub(crate) fn query_tiles(problem: &Problem, lanes: usize) -> Vec<QueryTile> {
+/// Divides the queries into tiles, for panels of `lanes` query rows: one list if all kv heads share
+/// their rows, else one for each.
+pub(crate) fn query_tiles(problem: &Problem, lanes: usize) -> Vec<Vec<QueryTile>> {
+    let heads = 0..problem.rows.heads as usize;
+    heads.map(|head| tiles_of(problem, head, lanes)).collect()
+}
+
+fn tiles_of(problem: &Problem, kv_head: usize, lanes: usize) -> Vec<QueryTile> {
     let most = (MOST_ROWS / problem.group())
         .max(lanes / problem.group())
         .max(1);
@@ -109,15 +115,15 @@ pub(crate) fn query_tiles(problem: &Problem, lanes: usize) -> Vec<QueryTile> {
     while at < end {
         let row = at / problem.block;
         let stop = end.min((row + 1) * problem.block).min(at + most);
-        tiles.push(query_tile(problem, row, at, stop - at, lanes));
+        let bands = problem.bands(kv_head, row);
+        tiles.push(query_tile(problem, bands, at, stop - at, lanes));
         at = stop;
     }
     tiles
 }
 
-fn query_tile(problem: &Problem, row: usize, at: usize, len: usize, lanes: usize) -> QueryTile {
-    let bands: Vec<Band> = problem
-        .bands(row)
+fn query_tile(problem: &Problem, bands: &[Band], at: usize, len: usize, lanes: usize) -> QueryTile {
+    let bands: Vec<Band> = bands
         .iter()
         .map(|band| limited(band, problem.kv_len))
         .filter(|band| !band.is_empty())

@@ -4,13 +4,16 @@ use crate::{Elements, Problem};
 
 /// `(o, lse)` of the problem in f64, `[B, Hq, q_len, Dv]` and `[B, Hq, q_len]`.
 ///
-/// `sees` takes an absolute query position and a key. It replaces the problem's band table,
+/// `sees` takes a kv head, an absolute query position and a key. It replaces the problem's band table,
 /// which is not read, so that a table can be tested against a predicate. The time is
 /// proportional to `q_len * kv_len`, however few pairs are seen.
 ///
 /// # Panics
 /// If a slice is shorter than its shape.
-pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Vec<f64>, Vec<f64>) {
+pub fn attend_f64(
+    problem: &Problem,
+    sees: impl Fn(usize, usize, usize) -> bool,
+) -> (Vec<f64>, Vec<f64>) {
     let (d, dv) = (problem.head_dim, problem.v_head_dim);
     let mut o = Vec::with_capacity(problem.batch * problem.q_heads * problem.q_len * dv);
     let mut lse = Vec::with_capacity(problem.batch * problem.q_heads * problem.q_len);
@@ -22,7 +25,7 @@ pub fn attend_f64(problem: &Problem, sees: impl Fn(usize, usize) -> bool) -> (Ve
             let q = &problem.q[(head * problem.q_len + i) * d..][..d];
             let row = |j| kv_head * problem.kv_room + j;
             let logits: Vec<(usize, f64)> = (0..problem.kv_len)
-                .filter(|&key| sees(problem.q_offset + i, key))
+                .filter(|&key| sees(kv_head % problem.kv_heads, problem.q_offset + i, key))
                 .map(|key| {
                     let k = vector(&problem.k, row(key), d);
                     let logit = dot(q, k) * f64::from(problem.scale);

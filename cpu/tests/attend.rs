@@ -80,7 +80,7 @@ impl Shape {
     fn rows(&self, bands: impl Fn(i32) -> Vec<Band>) -> BandTable {
         let mut table = BandTable {
             offsets: vec![0],
-            bands: Vec::new(),
+            ..BandTable::default()
         };
         for b in 0..self.kv_len.div_ceil(self.block) {
             table.bands.extend(bands(b as i32));
@@ -119,7 +119,7 @@ fn close(name: &str, got: &[f32], expected: &[f64]) {
 
 /// Compares the result of every instruction set that this CPU has with the reference.
 fn holds(problem: &Problem) -> Attention {
-    let (o, lse) = reference::attend_f64(problem, |q, k| problem.sees(q, k));
+    let (o, lse) = reference::attend_f64(problem, |head, q, k| problem.sees(head, q, k));
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let got = attend_on(isa, problem, Some(2)).unwrap();
         close(&format!("{isa}: o"), &got.o, &o);

@@ -8,6 +8,7 @@ fn errors_name_the_argument() {
     let (q, kv) = (vec![0.5; 2 * 200 * 16], vec![0.5; 200 * 16]);
     // Thirteen rows of sixteen tokens; each sees every key.
     let rows = BandTable {
+        heads: 1,
         offsets: (0..=13).collect(),
         bands: vec![Band::keys(0, 200); 13],
     };
@@ -79,6 +80,15 @@ fn errors_name_the_argument() {
             ..problem
         }),
         "row 1 of the band table is 1..99 of 13 bands"
+    );
+    let mut broken = rows.clone();
+    broken.heads = 3;
+    assert_eq!(
+        text(Problem {
+            rows: &broken,
+            ..problem
+        }),
+        "the band table has 13 rows for 3 heads; it needs as many rows for each of 1 kv heads, or is shared by all"
     );
     let score = |softcap, sinks| Problem {
         score: ScoreValues { softcap, sinks },

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod contract;
+mod indices;
 pub mod kernel;
 pub mod key;
 pub mod layer_graph;
@@ -26,16 +27,17 @@ pub mod sees;
 pub mod topology;
 
 pub use contract::ContractError;
+pub use indices::{Indices, Run};
 pub use kernel::{
     BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Resident,
     Resources, Role, Rows, Score, ScoreValues, Sm, Split, Target, geometry, scalar,
 };
 pub use model::Phase;
 pub use pattern::build;
-pub use pattern::{Diagnostic, Leaf, LimitError, Parsed, Pattern, Source, Sparsity, StageBy};
+pub use pattern::{Case, Diagnostic, Leaf, LimitError, Parsed, Pattern, Source, Sparsity, StageBy};
 pub use product::Product;
 pub use rows::band::{self, Band};
-pub use rows::program::{Atom, Bound, HeadRun, Heads, RowProgram, SymbolicBand};
+pub use rows::program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use rows::stage::{self, PartnerRule};
 pub use sees::{Context, sees};
 pub use topology::{Class, Row, RowBlock, Topology};

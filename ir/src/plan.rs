@@ -2,7 +2,7 @@
 //! emitted.
 
 use crate::model::OwnAttention;
-use crate::{KernelSpec, Rows, Sparsity, Target};
+use crate::{KernelSpec, Pattern, Rows, Sparsity, Target};
 use serde::{Deserialize, Serialize};
 
 /// Everything that is needed to make the artifacts of a model.
@@ -17,6 +17,8 @@ pub struct Plan {
     pub capacity: u32,
     /// Facts proved about the swapped layers at that length.
     pub proof: Proof,
+    /// The patterns of the swapped layers, each once: more than one if they differ by layer.
+    pub variants: Vec<Variant>,
     /// The layers' own attention, if kernels are made for layers that keep it; each once, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<Kept>,
@@ -32,6 +34,16 @@ pub struct SwappedLayer {
     pub layer: u32,
     /// Picks the stage: the stage is this number modulo the number of stages.
     pub index: u32,
+}
+
+/// The pattern of some swapped layers, and how its kernels get their rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// The pattern, without `per_layer`.
+    pub pattern: Pattern,
+    /// Rows of its kernels.
+    pub rows: Rows,
 }
 
 /// Attention that layers keep, and how its kernels get their rows.

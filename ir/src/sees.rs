@@ -1,6 +1,6 @@
 //! The meaning of a pattern, as a predicate. Every lowering is tested against this definition.
 
-use crate::pattern::{Leaf, Pattern};
+use crate::pattern::{Case, Leaf, Pattern};
 use crate::stage;
 
 /// The sizes and the layer for which a pattern is evaluated.
@@ -15,17 +15,32 @@ pub struct Context {
     pub capacity: u32,
     /// Picks the stage of each leaf: the stage is this number modulo the leaf's stage count.
     pub index: u32,
+    /// Number of tokens of the prompt: those from which generation starts. Only `tail` reads it.
+    pub prompt: u32,
+    /// The kv head, from 0. Only `per_head` reads it.
+    pub kv_head: u32,
+    /// Index of the layer in the model, from 0. Only `per_layer` reads it.
+    pub layer: u32,
 }
 
 impl Context {
-    /// A context with `kv_len` keys, which is also its capacity.
+    /// The first kv head of the first layer, with `kv_len` keys, which is also the capacity and the
+    /// length of the prompt.
     pub fn new(block: u32, kv_len: u32, index: u32) -> Self {
         Self {
             block,
             kv_len,
             capacity: kv_len,
             index,
+            prompt: kv_len,
+            kv_head: 0,
+            layer: 0,
         }
+    }
+
+    /// The same for another kv head.
+    pub fn of_head(self, kv_head: u32) -> Self {
+        Self { kv_head, ..self }
     }
 
     /// N, the number of blocks of the capacity, which fixes the butterfly network.
@@ -37,6 +52,11 @@ impl Context {
     pub fn rows(&self) -> u32 {
         self.kv_len.div_ceil(self.block)
     }
+
+    /// The first block that holds one of the last `tokens` tokens of the prompt.
+    pub fn tail(&self, tokens: u32) -> u32 {
+        self.prompt.saturating_sub(tokens) / self.block
+    }
 }
 
 /// Whether the query at absolute position `q` sees the key at position `k`.
@@ -46,7 +66,13 @@ pub fn sees(pattern: &Pattern, context: &Context, q: u32, k: u32) -> bool {
         Pattern::Or(a, b) => sees(a, context, q, k) || sees(b, context, q, k),
         Pattern::And(a, b) => sees(a, context, q, k) && sees(b, context, q, k),
         Pattern::Minus(a, b) => sees(a, context, q, k) && !sees(b, context, q, k),
+        Pattern::PerHead(cases) => case_sees(cases, context.kv_head, context, q, k),
+        Pattern::PerLayer(cases) => case_sees(cases, context.layer, context, q, k),
     }
+}
+
+fn case_sees(cases: &[Case], index: u32, context: &Context, q: u32, k: u32) -> bool {
+    Case::find(cases, index).is_some_and(|pattern| sees(pattern, context, q, k))
 }
 
 fn leaf_sees(leaf: &Leaf, context: &Context, q: u32, k: u32) -> bool {
@@ -63,6 +89,7 @@ fn leaf_sees(leaf: &Leaf, context: &Context, q: u32, k: u32) -> bool {
         Leaf::Sink { blocks } => c < *blocks && c <= b,
         Leaf::SinkTokens { tokens } => k < *tokens,
         Leaf::Global { blocks } => c < *blocks || b < *blocks,
+        Leaf::Tail { tokens } => b >= context.tail(*tokens),
         Leaf::Table { rows } => rows.get(b as usize).is_some_and(|row| row.contains(&c)),
         Leaf::All => true,
         Leaf::None => false,

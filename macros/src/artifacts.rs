@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use butterfly_ir::manifest::{ConfigRef, FileEntry, ProductEntry, SCHEMA};
     use butterfly_ir::plan::Proof;
-    use butterfly_ir::{Dtype, Product, Rows, Target};
+    use butterfly_ir::{Dtype, Product, Target};
 
     /// Every file that opening the folder reads must be embedded, those of matrix products too.
     #[test]
@@ -88,7 +88,7 @@ mod tests {
                 causal: true,
                 empty_queries: 0,
             },
-            rows: Rows::Table,
+            variants: vec![],
             kept: vec![],
             kernels: vec![],
             products: vec![product],

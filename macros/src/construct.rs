@@ -5,7 +5,7 @@
 //! Invariant: every variant and field is named here, so that adding one is a compile error until
 //! it is handled.
 
-use butterfly_ir::{Leaf, PartnerRule, Pattern, Sparsity, StageBy};
+use butterfly_ir::{Case, Indices, Leaf, PartnerRule, Pattern, Run, Sparsity, StageBy};
 use proc_macro2::TokenStream;
 use quote::quote;
 
@@ -50,6 +50,14 @@ pub(crate) fn pattern(expression: &Pattern) -> TokenStream {
         Pattern::Or(a, b) => (quote!(Or), a, b),
         Pattern::And(a, b) => (quote!(And), a, b),
         Pattern::Minus(a, b) => (quote!(Minus), a, b),
+        Pattern::PerHead(list) => {
+            let cases = cases(list);
+            return quote!(::butterfly_ir::Pattern::PerHead(#cases));
+        }
+        Pattern::PerLayer(list) => {
+            let cases = cases(list);
+            return quote!(::butterfly_ir::Pattern::PerLayer(#cases));
+        }
     };
     let (a, b) = (pattern(a), pattern(b));
     quote! {
@@ -58,6 +66,28 @@ pub(crate) fn pattern(expression: &Pattern) -> TokenStream {
             ::std::boxed::Box::new(#b),
         )
     }
+}
+
+fn cases(cases: &[Case]) -> TokenStream {
+    let cases = cases.iter().map(
+        |Case {
+             of,
+             pattern: expression,
+         }| {
+            let of = match of {
+                Indices::All => quote!(All),
+                Indices::Some(runs) => {
+                    let runs = runs.iter().map(|Run { first, count }| {
+                    quote!(::butterfly_ir::Run { first: #first, count: #count })
+                });
+                    quote!(Some(::std::vec![#(#runs),*]))
+                }
+            };
+            let pattern = pattern(expression);
+            quote!(::butterfly_ir::Case { of: ::butterfly_ir::Indices::#of, pattern: #pattern })
+        },
+    );
+    quote!(::std::vec![#(#cases),*])
 }
 
 fn leaf(leaf: &Leaf) -> TokenStream {
@@ -78,6 +108,7 @@ fn leaf(leaf: &Leaf) -> TokenStream {
         Leaf::Sink { blocks } => quote!(Sink { blocks: #blocks }),
         Leaf::SinkTokens { tokens } => quote!(SinkTokens { tokens: #tokens }),
         Leaf::Global { blocks } => quote!(Global { blocks: #blocks }),
+        Leaf::Tail { tokens } => quote!(Tail { tokens: #tokens }),
         Leaf::Table { rows } => {
             let rows = rows.iter().map(|row| quote!(::std::vec![#(#row),*]));
             quote!(Table {

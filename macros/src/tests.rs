@@ -14,6 +14,7 @@ fn tokens_keep_their_meaning() {
         "causal & (local(1, 2) | partner(causal_shift, radix=3) | sink(1)) - none",
         "block 64 stage_by layer_index layers 3,7 stage 2 all",
         "table([[0], [], [0, 1_0]])",
+        "per_layer { 0..3, 7 => tail(64); else => per_head { 0 => causal; else => none } }",
     ] {
         let again = tokens::to_text(stream(text)).unwrap_or_else(|error| panic!("{error}"));
         let parse = |text| Sparsity::parse("doc.pattern", text);

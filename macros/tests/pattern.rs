@@ -1,6 +1,6 @@
 //! `pattern!` builds what the operators and pattern text build.
 
-use butterfly_ir::{PartnerRule, Pattern, Sparsity, StageBy, build::*};
+use butterfly_ir::{Indices, PartnerRule, Pattern, Sparsity, StageBy, build::*};
 use butterfly_macros::pattern;
 
 /// Checks tokens against their own text and a value.
@@ -34,6 +34,11 @@ fn macro_equals_operators() {
         partner(PartnerRule::CausalShift, 4, 1) => { partner(causal_shift, 4) }
         partner(PartnerRule::FixedStride, 2, 1) => { partner(fixed_stride) }
         partner(PartnerRule::Random, 2, 1) => { partner(random) }
+        causal() & tail(64) => { causal & tail(64) }
+        per_head([(Indices::of([(0, 1), (2, 4)]), causal()), (Indices::All, window(3) | sink(1))])
+            => { per_head { 0, 2..4 => causal; else => window(3) | sink(1) } }
+        per_layer([(Indices::of([(3, 4)]), causal()), (Indices::All, causal() & local(1))])
+            => { per_layer { 3 => causal; else => causal & local(1); } }
     }
 }
 

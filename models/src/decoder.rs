@@ -120,11 +120,11 @@ impl<B: AttentionBackend> Decoder<B> {
     ) -> Result<Tensor<B, 3>, ModelError> {
         let [_, tokens] = ids.dims();
         let device = ids.device();
-        let capacity = state.capacity_for(tokens)?;
+        let lengths = state.lengths(tokens)?;
         let profile = state.profile.clone();
         let positions = state.position..state.position + tokens;
         let rotation = self.rotation.as_ref().map(|rotation| {
-            let table = rotation.table(capacity, positions);
+            let table = rotation.table(lengths.capacity, positions);
             let width = table.len() / tokens;
             Tensor::from_data(
                 TensorData::new(table, [tokens, width]),
@@ -147,7 +147,7 @@ impl<B: AttentionBackend> Decoder<B> {
                         normed,
                         cache,
                         rotation.as_ref(),
-                        capacity,
+                        lengths,
                         policy,
                         &profile,
                     )?

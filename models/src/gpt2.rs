@@ -136,7 +136,7 @@ impl<B: AttentionBackend> Gpt2<B> {
         policy: &Policy,
     ) -> Result<Tensor<B, 3>, ModelError> {
         let [_, tokens] = ids.dims();
-        let capacity = state.capacity_for(tokens)?;
+        let lengths = state.lengths(tokens)?;
         let profile = state.profile.clone();
         let end = state.position + tokens;
         let [positions, hidden] = self.positions.dims();
@@ -163,7 +163,7 @@ impl<B: AttentionBackend> Gpt2<B> {
             let normed = layer.before.forward(x.clone(), dtype);
             let mixed = layer
                 .attention
-                .forward(normed, cache, None, capacity, policy, &profile)?;
+                .forward(normed, cache, None, lengths, policy, &profile)?;
             x = x + mixed.cast(DType::F32);
             let normed = layer.after.forward(x.clone(), dtype);
             let plan = Some(&policy.plan);

@@ -195,6 +195,7 @@ impl<B: AttentionBackend> Model<B> {
             batch,
             position: 0,
             capacity,
+            prompt: None,
             profile: Profile::default(),
         }
     }

@@ -57,13 +57,24 @@ impl Policy {
     ) -> Result<Self, ModelError> {
         // Layers with the same attention share a plan, so that its kernels are prepared once.
         let mut kept: BTreeMap<OwnAttention, Plan> = BTreeMap::new();
+        let mut variants: Vec<Plan> = Vec::new();
+        let mut replaced = |layer| -> Result<Plan, ModelError> {
+            let pattern = plan.sparsity().pattern.of_layer(layer);
+            let same = |other: &&Plan| other.sparsity().pattern == pattern;
+            if let Some(plan) = variants.iter().find(same) {
+                return Ok(plan.clone());
+            }
+            let variant = plan.of_layer(layer)?;
+            variants.push(variant.clone());
+            Ok(variant)
+        };
         let mut layer = |(layer, kind): (u32, &LayerKind)| {
             let Some(own) = kind.own() else {
                 return Ok(None);
             };
             let swap = swapped.iter().find(|swapped| swapped.layer == layer);
             let plan = match (swap, kept.entry(own)) {
-                (Some(_), _) => plan.clone(),
+                (Some(_), _) => replaced(layer)?,
                 (None, Entry::Occupied(kept)) => kept.get().clone(),
                 (None, Entry::Vacant(kept)) => kept.insert(plan.keeping(own)?).clone(),
             };

@@ -12,8 +12,18 @@ pub struct State<B: Backend> {
     pub(crate) batch: usize,
     pub(crate) position: usize,
     pub(crate) capacity: Option<usize>,
+    pub(crate) prompt: Option<usize>,
     /// Measures the calls of [`Model::forward`](crate::Model::forward) with this state.
     pub profile: Profile,
+}
+
+/// The lengths of a sequence, in tokens, on which patterns depend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    /// Fixes the stages.
+    pub(crate) capacity: usize,
+    /// Where `tail` ends.
+    pub(crate) prompt: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +92,12 @@ impl<B: Backend> State<B> {
         self.capacity
     }
 
+    /// Tells how many tokens of each sequence are the prompt, whose end `tail` patterns see densely.
+    /// Without this, each chunk is taken to end the prompt.
+    pub fn set_prompt(&mut self, tokens: usize) {
+        self.prompt = Some(tokens);
+    }
+
     /// Forgets the tokens from `length` on, and returns how many are kept: `length`, unless there
     /// are fewer. Recurrent states cannot go back, and layers with a window may have dropped what
     /// would be seen again: all tokens are forgotten then, and the state is as it was when it was
@@ -138,18 +154,24 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// The capacity with which patterns take a chunk of `tokens` tokens: the fixed one or, without
-    /// one, the length of the text with the chunk.
-    pub(crate) fn capacity_for(&self, tokens: usize) -> Result<usize, ModelError> {
+    /// The lengths with which patterns take a chunk of `tokens` tokens: the fixed ones or, without
+    /// them, the length of the text with the chunk.
+    pub(crate) fn lengths(&self, tokens: usize) -> Result<Lengths, ModelError> {
         let needed = self.position + tokens;
-        match self.capacity {
-            None => Ok(needed),
-            Some(capacity) if needed <= capacity => Ok(capacity),
-            Some(capacity) => Err(ModelError::Capacity {
-                tokens: needed,
-                capacity,
-            }),
-        }
+        let capacity = match self.capacity {
+            None => needed,
+            Some(capacity) if needed <= capacity => capacity,
+            Some(capacity) => {
+                return Err(ModelError::Capacity {
+                    tokens: needed,
+                    capacity,
+                });
+            }
+        };
+        Ok(Lengths {
+            capacity,
+            prompt: self.prompt.unwrap_or(needed),
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use butterfly_ir::kernel::ENTRY;
 use butterfly_ir::manifest::{self, ConfigRef, FileEntry, KernelEntry, Manifest, SCHEMA};
-use butterfly_ir::plan::{Proof, SwappedLayer};
+use butterfly_ir::plan::{Proof, SwappedLayer, Variant};
 use butterfly_ir::{
     Dtype, Geometry, KernelSpec, Role, RowProgram, Rows, Sparsity, Target, build, key,
 };
@@ -80,7 +80,10 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
             causal: true,
             empty_queries: 0,
         },
-        rows: spec().rows,
+        variants: vec![Variant {
+            pattern: build::causal() & build::local(1),
+            rows: spec().rows,
+        }],
         kept: Vec::new(),
         kernels: vec![entry],
         products: Vec::new(),

@@ -2,7 +2,7 @@
 //! device there is (Mesa's software device is enough).
 
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Context, Dtype, KernelSpec, LaunchScalars, PartnerRule, Role,
+    Atom, BandTable, Bound, Context, Dtype, KernelSpec, LaunchScalars, PartnerRule, Role,
     RowProgram, Rows, SymbolicBand, Target, band::UNBOUNDED,
 };
 use butterfly_runtime::{Arguments, Device, LaunchError, Loaded, Output, adapters, launch};
@@ -50,12 +50,7 @@ struct Case {
 
 impl Case {
     fn new(role: Role, dtype: Dtype, q_len: usize, kv_len: usize) -> Self {
-        let context = Context {
-            block: BLOCK as u32,
-            kv_len: kv_len as u32,
-            capacity: kv_len as u32,
-            index: INDEX,
-        };
+        let context = Context::new(BLOCK as u32, kv_len as u32, INDEX);
         let mut table = BandTable::default();
         table.offsets.push(0);
         for b in 0..context.rows() {
@@ -94,6 +89,8 @@ impl Case {
             kv_heads: KV_HEADS as u32,
             blocks: self.kv_len.div_ceil(BLOCK) as u32,
             index: INDEX,
+            prompt: self.kv_len as u32,
+            head_rows: self.table.head_rows(),
             scale_bits: scale().to_bits(),
             q_strides: strides(GROUP * KV_HEADS, self.q_len, HEAD_DIM),
             k_strides: strides(KV_HEADS, self.kv_len, HEAD_DIM),
@@ -237,14 +234,7 @@ fn check(device: Device, case: &Case) {
         v: (&tensors.v).into(),
         rows: &case.table,
     };
-    let bands = |q: usize| {
-        let offsets = &case.table.offsets[q / BLOCK..];
-        &case.table.bands[offsets[0] as usize..offsets[1] as usize]
-    };
-    let sees = |q: usize, k: usize| {
-        let mut bands = bands(q).iter();
-        bands.any(|band: &Band| band.contains(q as i32, k as i32))
-    };
+    let sees = |head, q, k| problem.sees(head, q, k);
     let (o, lse) = butterfly_cpu::reference::attend_f64(&problem, sees);
     let o_within = match case.spec.dtype {
         Dtype::F32 => (2e-5, 1e-5),

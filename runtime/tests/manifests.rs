@@ -5,7 +5,7 @@ use butterfly_ir::manifest::{
     self, ConfigRef, FileEntry, KernelEntry, Manifest, ProductEntry, SCHEMA,
 };
 use butterfly_ir::model::OwnAttention;
-use butterfly_ir::plan::{Kept, Proof, SwappedLayer};
+use butterfly_ir::plan::{Kept, Proof, SwappedLayer, Variant};
 use butterfly_ir::{
     Atom, Bound, Dtype, KernelSpec, Role, RowProgram, Rows, Sparsity, SymbolicBand, Target, build,
     key,
@@ -107,7 +107,10 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
             causal: true,
             empty_queries: 0,
         },
-        rows: rows(),
+        variants: vec![Variant {
+            pattern: build::causal() & build::local(1),
+            rows: rows(),
+        }],
         kept: vec![Kept {
             own: OwnAttention { window: Some(300) },
             rows: Rows::Table,

@@ -52,7 +52,9 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     if q_len == 0 {
         return Ok(vec![o, lse]);
     }
-    let rows = op.plan.device_table(&q.client, &q.device, op, q_len);
+    let rows = op
+        .plan
+        .device_table(&q.client, &q.device, op, [kv_heads, q_len]);
     let call = Call {
         scalars: LaunchScalars {
             q_len: q_len as u32,
@@ -61,6 +63,8 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
             kv_heads: kv_heads as u32,
             blocks: (op.capacity as u32).div_ceil(op.plan.sparsity().block),
             index: op.index,
+            prompt: op.prompt as u32,
+            head_rows: rows.as_ref().map_or(0, |rows| rows.head_rows()),
             scale_bits: op.scale.to_bits(),
             q_strides: strides(&q),
             k_strides: strides(&k),

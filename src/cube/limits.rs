@@ -75,6 +75,7 @@ mod tests {
             q_offset: tokens - 1,
             kv_len: tokens,
             capacity: tokens,
+            prompt: tokens,
             scale: 1.0,
             softcap: None,
             sinks: None,

@@ -24,7 +24,7 @@ pub(super) fn attend<E: Stored>(
     }
     let [q_values, k_values, v_values] = [0, 1, 2].map(|i| elements::<E>(&inputs[i]));
     let q_values = floats(&q_values);
-    let table = op.plan.table(op, q[2]);
+    let table = op.plan.table(op, [k[1], q[2]]);
     let problem = Problem {
         batch: q[0],
         q_heads: q[1],

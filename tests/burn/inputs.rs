@@ -49,6 +49,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 q_offset: more,
                 kv_len,
                 capacity: kv_len + more,
+                prompt: 1,
                 scale: 0.25,
                 softcap: flags[0].then_some(3.0),
                 sinks: flags[1].then(|| vec![0.5; hq]),

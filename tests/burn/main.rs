@@ -46,6 +46,7 @@ fn reference<B: Backend>(
     [q, k, v]: [&Tensor<B, 4>; 3],
     sparsity: &Sparsity,
     (kv_len, q_offset, capacity, index): (usize, usize, usize, u32),
+    prompt: u32,
 ) -> (Vec<f64>, Vec<f64>) {
     let [batch, q_heads, q_len, head_dim] = q.dims();
     let [_, kv_heads, kv_room, _] = k.dims();
@@ -69,12 +70,12 @@ fn reference<B: Backend>(
         score: Default::default(),
     };
     let context = Context {
-        block: sparsity.block,
-        kv_len: kv_len as u32,
         capacity: capacity as u32,
-        index,
+        prompt,
+        ..Context::new(sparsity.block, kv_len as u32, index)
     };
-    attend_f64(&problem, |q, k| {
+    attend_f64(&problem, |head, q, k| {
+        let context = context.of_head(head as u32);
         sees(&sparsity.pattern, &context, q as u32, k as u32)
     })
 }
@@ -90,16 +91,32 @@ fn close(got: &[f32], want: &[f64], what: &str) {
 /// Prefill, a chunk in the middle and decode, with a capacity and caches that have room for more
 /// keys.
 fn agrees<B: AttentionBackend>(device: &B::Device) {
-    for table in [false, true] {
-        let sparsity = match table {
-            false => sparsity(),
-            true => pattern! {
-                block 32
-                causal & (local(0) | table([
+    let layers = pattern! {
+        block 32
+        causal & (tail(40) | per_layer {
+            3 => local(1);
+            else => per_head { 0 => all; else => local(0) | sink(1) }
+        })
+    };
+    for sparsity in [
+        sparsity(),
+        layers.of_layer(0),
+        pattern! {
+            block 32
+            causal & (local(0) | table([
+                [0], [0], [1], [0], [2], [0, 3], [1], [2], [0], [4], [5], [1], [0]
+            ]))
+        },
+        pattern! {
+            block 32
+            causal & per_head {
+                1 => local(0) | tail(9);
+                else => local(0) | table([
                     [0], [0], [1], [0], [2], [0, 3], [1], [2], [0], [4], [5], [1], [0]
-                ]))
-            },
-        };
+                ])
+            }
+        },
+    ] {
         let plan = Plan::new(sparsity.clone()).expect("a plan");
         for (q_len, kv_len, room, capacity, index) in [
             (1, 1, 1, 1, 0),
@@ -115,12 +132,13 @@ fn agrees<B: AttentionBackend>(device: &B::Device) {
                 index,
                 kv_len: Some(kv_len),
                 capacity: Some(capacity),
+                prompt: Some(100),
                 ..Call::default()
             };
             let (o, lse) = attention_with_lse(q.clone(), k.clone(), v.clone(), &plan, &call)
                 .expect("attention");
             let at = (kv_len, kv_len - q_len, capacity, index);
-            let (want_o, want_lse) = reference([&q, &k, &v], &sparsity, at);
+            let (want_o, want_lse) = reference([&q, &k, &v], &sparsity, at, 100);
             close(&numbers(&o), &want_o, "o");
             close(&numbers(&lse), &want_lse, "lse");
             assert_eq!(call.counts.get().values().sum::<u64>(), 1);
@@ -143,6 +161,22 @@ fn fusion_agrees_with_the_reference() {
     agrees::<Fused>(&WgpuDevice::Cpu);
 }
 
+/// A plan whose pattern differs by layer says so; that of a layer runs.
+#[test]
+fn a_plan_of_several_layers_asks_for_one() {
+    let sparsity = pattern!(block 16 causal & per_layer { 2 => local(1); else => all });
+    let plan = Plan::new(sparsity).expect("a plan");
+    let device = Default::default();
+    let x = || random::<Flex, 4>([1, 1, 40, 16], &device);
+    let call = Call::default();
+    let run = |plan: &Plan| attention_with_lse(x(), x(), x(), plan, &call);
+    let error = run(&plan).expect_err("several layers").to_string();
+    assert!(error.contains("`plan.of_layer(layer)`"), "{error}");
+    let of_layer = plan.of_layer(2).expect("a plan");
+    assert_eq!(of_layer.sparsity().pattern, pattern!(causal & local(1)));
+    assert!(run(&of_layer).is_ok());
+}
+
 /// Attention is ordered with the operations around it: its inputs are computed just before, and its
 /// output is used right after.
 fn keeps_order<B: AttentionBackend>(device: &B::Device) {
@@ -162,7 +196,7 @@ fn keeps_order<B: AttentionBackend>(device: &B::Device) {
     let whole = numbers(&(whole.expect("attention") * 3.0));
     let parts = [x * 2.0, k + 0.5, v].map(|x| Tensor::<B, 4>::from_data(x.into_data(), device));
     let [q, k, v] = parts.each_ref();
-    let (o, _) = reference([q, k, v], &sparsity(), (100, 0, 100, 0));
+    let (o, _) = reference([q, k, v], &sparsity(), (100, 0, 100, 0), 100);
     let o: Vec<f64> = o.iter().map(|x| 3.0 * x).collect();
     for (got, want) in whole.iter().zip(&o) {
         assert!((f64::from(*got) - want).abs() < 1e-4);

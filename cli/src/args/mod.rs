@@ -113,6 +113,9 @@ pub(crate) struct Topology {
     pub(crate) seq_len: u32,
     #[command(flatten)]
     pub(crate) stage: StageArg,
+    /// The kv head whose rows are meant, where the pattern differs by head.
+    #[arg(long, value_name = "H")]
+    pub(crate) kv_head: Option<u32>,
     /// What to print.
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
@@ -154,6 +157,9 @@ pub(crate) struct Attend {
     /// Absolute position of the first query [default: T - Tq].
     #[arg(long)]
     pub(crate) q_offset: Option<u32>,
+    /// Tokens of the prompt, whose end `tail` patterns see densely [default: T].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOKENS)))]
+    pub(crate) prompt: Option<u32>,
     /// Report NaN and infinity in the inputs.
     #[arg(long)]
     pub(crate) check: bool,

@@ -367,6 +367,7 @@ impl Work<'_> {
         let mut run = |length: usize, decode: usize, profile: Profile| {
             let mut state = model.state(1, Some(capacity), policy);
             state.profile = profile;
+            state.set_prompt(length);
             let mut sampler = Sampler::new(Default::default());
             sync::<B>(&place.device)?;
             let started = Instant::now();

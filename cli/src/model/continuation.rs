@@ -53,6 +53,7 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         bar: &ProgressBar,
     ) -> Result<Vec<Option<u32>>, Failure> {
         let length = prompts.first().map_or(0, |prompt| prompt.len());
+        self.state.set_prompt(self.state.position() + length);
         let last = length.saturating_sub(1) / chunk * chunk;
         let columns = |from: usize, to: usize| -> Vec<u32> {
             let rows = prompts.iter().map(|prompt| &prompt[from..to]);

@@ -270,6 +270,10 @@ impl Work<'_> {
         let mut sparse = self
             .swapped
             .map(|policy| (model.state(1, capacity, policy), policy));
+        dense.set_prompt(window.len());
+        if let Some((state, _)) = &mut sparse {
+            state.set_prompt(window.len());
+        }
         for (i, chunk) in window.chunks(COMPARED).enumerate() {
             let logits = model.forward(chunk, &mut dense, self.dense, Logits::All);
             let a = super::floats(logits.map_err(Failure::bad)?)?;

@@ -121,6 +121,7 @@ impl Task for Work<'_> {
             place.load(self.folder, extent, each.saturating_mul(tokens))?;
         let vocabulary = model.sizes.vocabulary as usize;
         let mut state = model.state(self.batch, Some(self.capacity), self.policy);
+        state.set_prompt(self.length);
         let mut logits = vec![0.0; self.batch * self.length * vocabulary];
         let mut watch = Watch::default();
         let started = Instant::now();

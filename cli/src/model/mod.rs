@@ -357,7 +357,29 @@ fn check(parsed: &Parsed, tokens: u32) -> Result<(), Failure> {
     let sparsity = &parsed.sparsity;
     let context = Context::new(sparsity.block, tokens, 0);
     source::check_tables(parsed, &context)?;
-    lengths::check(sparsity, tokens).map_err(|error| source::blame(parsed, &context, &error))
+    let pattern = &sparsity.pattern;
+    let mut checked = Vec::new();
+    // Without a model, layers that no case names are like the one after those that are named.
+    for layer in 0..=pattern.named_layers() {
+        for (of_head, heads) in pattern.of_layer(layer).head_classes(pattern.sample_heads()) {
+            if checked.contains(&of_head) {
+                continue;
+            }
+            let one = Sparsity {
+                pattern: of_head.clone(),
+                ..sparsity.clone()
+            };
+            let context = Context {
+                layer,
+                kv_head: heads[0],
+                ..context
+            };
+            lengths::check(&one, tokens)
+                .map_err(|error| source::blame(parsed, &context, &error))?;
+            checked.push(of_head);
+        }
+    }
+    Ok(())
 }
 
 /// The plan of each attention layer.

@@ -30,9 +30,10 @@ struct Bands {
   }
 };
 
-__device__ __forceinline__ Bands bands_of(const Launch& launch, int b, const Band*) {
-  const unsigned from = launch.offsets[b];
-  return {launch.table + from, static_cast<int>(launch.offsets[b + 1] - from), launch.kv_len};
+__device__ __forceinline__ Bands bands_of(const Launch& launch, unsigned b, unsigned kv_head, const Band*) {
+  const unsigned* offsets = launch.offsets + (kv_head * launch.head_rows + b);
+  const unsigned from = offsets[0];
+  return {launch.table + from, static_cast<int>(offsets[1] - from), launch.kv_len};
 }
 
 struct PerLaunch {};
@@ -51,7 +52,9 @@ struct Bands {
   __device__ __forceinline__ Band at(int i) const { return list[i]; }
 };
 
-__device__ __forceinline__ Bands bands_of(const Launch&, int, const Band* list) { return {list}; }
+__device__ __forceinline__ Bands bands_of(const Launch&, unsigned, unsigned, const Band* list) {
+  return {list};
+}
 
 ";
 
@@ -237,6 +240,7 @@ fn expression(value: &Expr, texts: &BTreeMap<ExprId, String>) -> String {
             Input::KvLen => "unsigned(launch.kv_len)".into(),
             Input::Blocks => "launch.blocks".into(),
             Input::Index => "launch.index".into(),
+            Input::Prompt => "launch.prompt".into(),
         },
         Expr::Apply(function, x, y) => {
             let infix = |sign: &str| format!("({} {sign} {})", of(x), of(y));

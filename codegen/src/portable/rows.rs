@@ -62,8 +62,9 @@ pub(crate) fn of_block(
             });
         }
     } else {
-        from = offsets[b as usize];
-        to = offsets[(b + 1) as usize];
+        let row = kv_head * params[scalar::HEAD_ROWS] + b;
+        from = offsets[row as usize];
+        to = offsets[(row + 1) as usize];
     }
     Row {
         closed,
@@ -90,6 +91,7 @@ fn compute(
             Input::KvLen => params[scalar::KV_LEN],
             Input::Blocks => params[scalar::BLOCKS],
             Input::Index => params[scalar::INDEX],
+            Input::Prompt => params[scalar::PROMPT],
         },
         Expr::Apply(function, x, y) => {
             let x = *values.index(comptime!(x.index()));

@@ -2,8 +2,8 @@
 
 use super::Case;
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, KernelSpec, PartnerRule, Role, RowProgram,
-    Rows, Score, SymbolicBand, Target, band::UNBOUNDED,
+    Atom, Band, BandTable, Bound, Dtype, Indices, KernelSpec, PartnerRule, Role, RowProgram, Rows,
+    Score, SymbolicBand, Target, band::UNBOUNDED,
 };
 
 /// A program with one band for each atom; `first` and `end` are the limits relative to the query.
@@ -64,6 +64,7 @@ pub(crate) fn case(role: Role, head_dim: u32) -> Case {
         q_offset: 0,
         capacity: 200,
         index: 0,
+        prompt: 150,
         pad: 8,
         // Large enough that the weights differ.
         sharpness: 1.0,
@@ -218,6 +219,84 @@ pub(crate) fn tables(check: &dyn Fn(Case)) {
     }
 }
 
+/// Tables in which each kv head has rows of its own.
+pub(crate) fn tables_by_head(check: &dyn Fn(Case)) {
+    for role in ROLES {
+        for (d, group) in [(64, 1), (128, 3)] {
+            let mut case = case(role, d);
+            (case.kv_heads, case.spec.group, case.batch) = (3, group, 2);
+            let mut table = BandTable {
+                heads: 3,
+                offsets: vec![0],
+                ..BandTable::default()
+            };
+            for head in 0..3 {
+                for b in 0..case.kv_len.div_ceil(case.spec.block) as i32 {
+                    for i in 0..(b + head) % 4 {
+                        let lo = (b * 57 + i * 91 + head * 33) % 180;
+                        table.bands.push(Band {
+                            end: 1,
+                            ..Band::keys(lo, lo + 20 + i)
+                        });
+                    }
+                    table.offsets.push(table.bands.len() as u32);
+                }
+            }
+            case.spec.rows = Rows::Table;
+            case.table = table;
+            check(case);
+        }
+    }
+}
+
+/// The end of the prompt sees everything: within the sequence, after it, and with nothing before.
+pub(crate) fn tails(check: &dyn Fn(Case)) {
+    for role in ROLES {
+        for (prompt, tokens) in [(150, 1), (150, 60), (200, 64), (900, 8), (20, 64)] {
+            let mut case = case(role, 64);
+            let atoms = [
+                Atom::Local {
+                    before: 0,
+                    after: 0,
+                },
+                Atom::Tail { tokens },
+            ];
+            case.spec.rows = Rows::ClosedForm(program(&atoms, -UNBOUNDED, 1));
+            case.prompt = prompt;
+            check(case);
+        }
+    }
+}
+
+/// Heads with long rows beside heads with short ones, none of them, and a chunk.
+pub(crate) fn dense_beside_sparse(check: &dyn Fn(Case)) {
+    for role in ROLES {
+        for (kv_heads, dense) in [
+            (4, vec![(0, 1)]),
+            (5, vec![(1, 2), (3, 5)]),
+            (2, vec![(7, 9)]),
+        ] {
+            let mut case = case(role, 64);
+            (case.kv_heads, case.batch, case.spec.block) = (kv_heads, 1, 16);
+            let mut rows = butterfly();
+            let dense = Indices::of(dense);
+            for band in &mut rows.bands {
+                band.heads = dense.complement();
+            }
+            rows.bands.push(SymbolicBand {
+                lo: vec![],
+                hi: vec![],
+                first: -UNBOUNDED,
+                end: 1,
+                heads: dense,
+            });
+            (case.q_len, case.q_offset) = (130, 70);
+            case.spec.rows = Rows::ClosedForm(rows);
+            check(case);
+        }
+    }
+}
+
 /// Each kv head has its own bands, some none.
 pub(crate) fn bands_of_some_heads(check: &dyn Fn(Case)) {
     for role in ROLES {
@@ -225,10 +304,9 @@ pub(crate) fn bands_of_some_heads(check: &dyn Fn(Case)) {
             let mut case = case(role, d);
             (case.kv_heads, case.spec.group, case.batch) = (4, group, 2);
             let mut rows = butterfly();
-            let run = |first, count| HeadRun { first, count };
-            rows.bands[0].heads = Heads::Some(vec![run(0, 1), run(2, 1)]);
-            rows.bands[1].heads = Heads::Some(vec![run(1, 2)]);
-            rows.bands[2].heads = Heads::Some(vec![run(0, 2), run(9, 5)]);
+            rows.bands[0].heads = Indices::of([(0, 1), (2, 3)]);
+            rows.bands[1].heads = Indices::of([(1, 3)]);
+            rows.bands[2].heads = Indices::of([(0, 2), (9, 14)]);
             case.spec.rows = Rows::ClosedForm(rows);
             check(case);
         }

@@ -59,6 +59,8 @@ pub(crate) fn check(role: Role, target: Target, gpu: Run<'_>) {
         kv_heads: case.kv_heads,
         blocks: case.capacity.div_ceil(case.spec.block),
         index: case.index,
+        prompt: case.prompt,
+        head_rows: 0,
         scale_bits: scale.to_bits(),
         q_strides: strides(QUERIES),
         k_strides: strides(KEYS),

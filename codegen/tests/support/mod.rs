@@ -21,6 +21,7 @@ pub(crate) struct Case {
     pub(crate) q_offset: u32,
     pub(crate) capacity: u32,
     pub(crate) index: u32,
+    pub(crate) prompt: u32,
     /// Unused elements between the rows of each tensor.
     pub(crate) pad: u32,
     /// 1.5 times the standard deviation of logits.
@@ -246,17 +247,13 @@ pub(crate) fn seen(case: &Case, kv_head: u32, position: u32) -> Vec<u32> {
 /// The bands of row `b` in kv head `kv_head`.
 fn row(case: &Case, kv_head: u32, b: u32) -> Vec<Band> {
     let context = Context {
-        block: case.spec.block,
-        kv_len: case.kv_len,
         capacity: case.capacity,
-        index: case.index,
+        prompt: case.prompt,
+        ..Context::new(case.spec.block, case.kv_len, case.index)
     };
     let mut bands = match &case.spec.rows {
         Rows::ClosedForm(program) => program.bands(b, kv_head, &context),
-        Rows::Table => {
-            let range = case.table.offsets[b as usize]..case.table.offsets[b as usize + 1];
-            case.table.bands[range.start as usize..range.end as usize].to_vec()
-        }
+        Rows::Table => case.table.row(kv_head, b).to_vec(),
     };
     for band in &mut bands {
         band.hi = band.hi.min(case.kv_len as i32);
@@ -295,6 +292,8 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
         kv_heads: case.kv_heads,
         blocks: case.capacity.div_ceil(spec.block),
         index: case.index,
+        prompt: case.prompt,
+        head_rows: case.table.head_rows(),
         scale_bits: scale(case).to_bits(),
         q_strides: q.strides.map(u64::from),
         k_strides: k.strides.map(u64::from),

@@ -2,8 +2,8 @@
 
 use crate::support::{Case, cases};
 use butterfly_ir::{
-    Atom, Band, BandTable, Bound, Dtype, HeadRun, Heads, PartnerRule, Role, RowProgram, Rows,
-    Score, SymbolicBand, Target, band::UNBOUNDED,
+    Atom, Band, BandTable, Bound, Dtype, Indices, PartnerRule, Role, RowProgram, Rows, Score,
+    SymbolicBand, Target, band::UNBOUNDED,
 };
 
 /// A counter-based source of pseudo-random numbers (the finaliser of MurmurHash3, by Austin
@@ -106,11 +106,11 @@ fn program(from: &mut Source) -> RowProgram {
             end,
             // Sometimes for some kv heads.
             heads: match from.below(6) {
-                0 => Heads::Some(vec![HeadRun {
-                    first: from.below(2),
-                    count: 1 + from.below(2),
-                }]),
-                _ => Heads::All,
+                0 => {
+                    let first = from.below(2);
+                    Indices::of([(first, first + 1 + from.below(2))])
+                }
+                _ => Indices::All,
             },
         });
     }
@@ -118,7 +118,7 @@ fn program(from: &mut Source) -> RowProgram {
 }
 
 fn atom(from: &mut Source) -> Atom {
-    match from.below(8) {
+    match from.below(9) {
         0 | 1 => Atom::Local {
             before: from.below(4),
             after: from.below(2),
@@ -146,7 +146,10 @@ fn atom(from: &mut Source) -> Atom {
         5 => Atom::Sink {
             blocks: 1 + from.below(3),
         },
-        6 => Atom::Tokens {
+        6 => Atom::Tail {
+            tokens: 1 + from.below(200),
+        },
+        7 => Atom::Tokens {
             tokens: 1 + from.below(200),
         },
         _ => Atom::Columns {
@@ -157,6 +160,7 @@ fn atom(from: &mut Source) -> Atom {
 
 fn rows(from: &mut Source, kv_len: u32, block: u32) -> BandTable {
     let mut table = BandTable {
+        heads: 1,
         offsets: vec![0],
         ..BandTable::default()
     };

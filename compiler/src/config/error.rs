@@ -73,6 +73,23 @@ pub enum ConfigError {
         /// The size.
         given: u64,
     },
+    /// Heads that share one latent vector cannot have patterns of their own yet.
+    #[error(
+        "`per_head` is not supported for latent attention, whose heads share keys in decode; use one pattern for all heads"
+    )]
+    LatentHeads,
+    /// A case of `per_head` or `per_layer` names more than the model has.
+    #[error(
+        "the pattern names {what} {named}, but the model has {count}, counted from 0; leave it out of the pattern, or give the model that it was made for"
+    )]
+    Named {
+        /// `kv head` or `layer`.
+        what: &'static str,
+        /// The largest index that a case names.
+        named: u32,
+        /// How many the model has.
+        count: u32,
+    },
     /// The size of a head is not given and cannot be derived.
     #[error(
         "{file}: `{field}` is {hidden}, not a multiple of `{heads_field}`, which is {heads}: give a hidden size that divides into heads"

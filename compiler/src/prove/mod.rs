@@ -1,6 +1,6 @@
 //! Proves which blocks a stack of layers reaches.
 //!
-//! In:  a pattern and the stage index of each swapped layer, first layer first.
+//! In:  the pattern and the stage index of each swapped layer, first layer first.
 //! Out: after each layer, the share of causal block pairs (b, c), c <= b, in which block `b`
 //! *reaches* block `c`, that is, can hold information from it; and bounds for all layers.
 //!
@@ -18,7 +18,7 @@ mod strips;
 use crate::classify;
 use crate::stretch::{self, EVERY, Stretch};
 use butterfly_ir::plan::Proof;
-use butterfly_ir::{Context, Pattern, rows};
+use butterfly_ir::{Context, Leaf, Pattern, rows};
 use form::Form;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -44,31 +44,93 @@ pub enum ProveError {
 }
 
 /// Composes the layers with the stage indices `indices`, first layer first, and proves which
-/// blocks they reach.
+/// blocks they reach. All have the pattern `pattern`, in which nothing depends on head or layer.
 ///
 /// # Errors
 /// [`ProveError::TooLong`], which names a shorter length that can be proved.
 pub fn lower(pattern: &Pattern, context: &Context, indices: &[u32]) -> Result<Proof, ProveError> {
-    let count = pattern.stage_count(context.blocks()).max(1);
-    let stages: BTreeSet<u32> = indices.iter().map(|index| index % count).collect();
-    let stages: Vec<u32> = stages.into_iter().collect();
-    let place = |index: &u32| stages.partition_point(|stage| *stage < index % count);
-    let order: Vec<usize> = indices.iter().map(place).collect();
-    let rows = context.rows();
+    let layers: Vec<_> = indices.iter().map(|index| (pattern, *index)).collect();
+    compose_all(&layers, context)
+}
 
+/// Composes layers of `kv_heads` heads, first layer first, each given by its pattern, without
+/// `per_layer`, and its index.
+///
+/// A block reaches what it reaches through any head of a layer. Degrees are the largest of any head;
+/// queries that see no key are counted for each head that differs from those before it.
+///
+/// # Errors
+/// As [`lower`].
+pub fn stack(
+    layers: &[(Pattern, u32)],
+    context: &Context,
+    kv_heads: u32,
+) -> Result<Proof, ProveError> {
+    let classes = layers
+        .iter()
+        .map(|(pattern, _)| pattern.head_classes(kv_heads));
+    let classes: Vec<Vec<Pattern>> = classes
+        .map(|classes| classes.into_iter().map(|(pattern, _)| pattern).collect())
+        .collect();
+    let any = |of: &Vec<Pattern>| {
+        of.iter()
+            .cloned()
+            .reduce(|a, b| a | b)
+            .unwrap_or(Leaf::None.into())
+    };
+    let joined: Vec<Pattern> = classes.iter().map(any).collect();
+    let of_layers = joined.iter().zip(layers);
+    let of_layers: Vec<_> = of_layers
+        .map(|(pattern, (_, index))| (pattern, *index))
+        .collect();
+    let mut proof = compose_all(&of_layers, context)?;
+    if classes.iter().all(|classes| classes.len() == 1) {
+        return Ok(proof);
+    }
+    // The n-th kinds of heads of all layers, as a stack of their own: its reach does not matter.
+    let most = classes.iter().map(Vec::len).max().unwrap_or_default();
+    let nth = |n: usize| {
+        let of = classes.iter().zip(layers);
+        let of = of.filter_map(|(classes, (_, index))| Some((classes.get(n)?, *index)));
+        compose_all(&of.collect::<Vec<_>>(), context)
+    };
+    let each = (0..most).map(nth).collect::<Result<Vec<_>, _>>()?;
+    let largest = |of: fn(&Proof) -> u32| each.iter().map(of).max().unwrap_or_default();
+    proof.max_degree = largest(|proof| proof.max_degree);
+    proof.max_in_degree = largest(|proof| proof.max_in_degree);
+    proof.empty_queries = each.iter().map(|proof| proof.empty_queries).sum();
+    Ok(proof)
+}
+
+/// A pattern at one of its stages, for which nothing but the stage is left open.
+type Kind<'a> = (&'a Pattern, u32);
+
+fn compose_all(layers: &[Kind<'_>], context: &Context) -> Result<Proof, ProveError> {
+    let stage = |(pattern, index): Kind<'_>| index % pattern.stage_count(context.blocks()).max(1);
+    let mut kinds: Vec<Kind<'_>> = Vec::new();
+    let mut order = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let kind = (layer.0, stage(*layer));
+        let at = kinds.iter().position(|other| *other == kind);
+        order.push(at.unwrap_or_else(|| {
+            kinds.push(kind);
+            kinds.len() - 1
+        }));
+    }
+    let rows = context.rows();
     if rows > EVERY
-        && let Some(proof) = by_form(pattern, context, &stages, &order)
+        && let Some(proof) = by_form(context, &kinds, &order)
     {
         return Ok(proof);
     }
-    if !is_short(pattern, context, order.len(), stages.len()) {
+    if !is_short(context, &kinds, order.len()) {
         let tokens = context.kv_len;
         let mut blocks = rows.next_power_of_two() / 2;
         let context = |blocks: u32| {
             let kv_len = blocks * context.block;
             Context::new(context.block, kv_len, context.index)
         };
-        while blocks > 1 && !is_short(pattern, &context(blocks), order.len(), stages.len()) {
+        while blocks > 1 && !is_short(&context(blocks), &kinds, order.len()) {
             blocks /= 2;
         }
         return Err(ProveError::TooLong {
@@ -76,7 +138,7 @@ pub fn lower(pattern: &Pattern, context: &Context, indices: &[u32]) -> Result<Pr
             longest: context(blocks).kv_len,
         });
     }
-    Ok(by_pairs(pattern, context, &stages, &order))
+    Ok(by_pairs(context, &kinds, &order))
 }
 
 fn at(context: &Context, stage: u32) -> Context {
@@ -91,9 +153,9 @@ fn all_pairs(rows: u32) -> u64 {
     u64::from(rows) * (u64::from(rows) + 1) / 2
 }
 
-fn by_form(pattern: &Pattern, context: &Context, stages: &[u32], order: &[usize]) -> Option<Proof> {
+fn by_form(context: &Context, kinds: &[Kind<'_>], order: &[usize]) -> Option<Proof> {
     let rows = context.rows();
-    let forms = stages.par_iter().map(|stage| {
+    let forms = kinds.par_iter().map(|(pattern, stage)| {
         let context = at(context, *stage);
         let (form, stretches) = form::lower(pattern, &context)?;
         let mut bounds = Bounds::default();
@@ -112,11 +174,11 @@ fn by_form(pattern: &Pattern, context: &Context, stages: &[u32], order: &[usize]
     Some(proof(context, &pairs, &bounds, order))
 }
 
-fn by_pairs(pattern: &Pattern, context: &Context, stages: &[u32], order: &[usize]) -> Proof {
+fn by_pairs(context: &Context, kinds: &[Kind<'_>], order: &[usize]) -> Proof {
     let rows = context.rows();
-    let made = stages
+    let made = kinds
         .iter()
-        .map(|stage| layer(pattern, &at(context, *stage)));
+        .map(|(pattern, stage)| layer(pattern, &at(context, *stage)));
     let (layers, bounds): (Vec<strips::Layer>, Vec<Bounds>) = made.unzip();
     let backward = layers.iter().all(|layer| {
         let mut rows = layer.offsets.windows(2).enumerate();
@@ -131,18 +193,29 @@ fn by_pairs(pattern: &Pattern, context: &Context, stages: &[u32], order: &[usize
 }
 
 /// Whether going through all pairs takes at most a few seconds, estimated from a few rows.
-fn is_short(pattern: &Pattern, context: &Context, layers: usize, stages: usize) -> bool {
+fn is_short(context: &Context, kinds: &[Kind<'_>], layers: usize) -> bool {
     let rows = u64::from(context.rows());
-    if rows * stages as u64 > ROWS || stretch::one_by_one(pattern, context).is_err() {
+    let few = |(pattern, _): &Kind<'_>| stretch::one_by_one(pattern, context).is_ok();
+    if rows * kinds.len() as u64 > ROWS || !kinds.iter().all(few) {
         return false;
     }
     let samples = rows.min(64);
-    let columns = (0..samples).map(|sample| {
-        let b = ((sample + 1) * rows / samples - 1) as u32;
-        let columns = classify::columns(&rows::row(pattern, context, b), context, b);
+    let columns = |kind: &Kind<'_>, sample: u64| {
+        let (b, context) = (
+            ((sample + 1) * rows / samples - 1) as u32,
+            at(context, kind.1),
+        );
+        let columns = classify::columns(&rows::row(kind.0, &context, b), &context, b);
         columns.iter().map(|x| u64::from(x.1 - x.0)).sum::<u64>()
-    });
-    let edges = columns.sum::<u64>() * rows / samples;
+    };
+    let edges = |kind| {
+        (0..samples)
+            .map(|sample| columns(kind, sample))
+            .sum::<u64>()
+            * rows
+            / samples
+    };
+    let edges = kinds.iter().map(edges).max().unwrap_or_default();
     // Half as many words as pairs would need: only few rows read later blocks.
     let words = edges.saturating_mul(rows.div_ceil(128));
     words.saturating_mul(layers as u64) <= WORDS

@@ -1,5 +1,5 @@
 use super::*;
-use butterfly_ir::{Leaf, PartnerRule, band, build::*, topology::queries};
+use butterfly_ir::{Indices, Leaf, PartnerRule, band, build::*, topology::queries};
 use proptest::prelude::*;
 
 fn leaf() -> impl Strategy<Value = Pattern> {
@@ -49,6 +49,7 @@ fn context() -> impl Strategy<Value = Context> {
             kv_len,
             capacity: kv_len + more,
             index,
+            ..Context::new(block, kv_len, index)
         })
 }
 
@@ -89,9 +90,10 @@ proptest! {
         let count = pattern.stage_count(context.blocks());
         let stages: BTreeSet<u32> = indices.iter().map(|index| index % count).collect();
         let stages: Vec<u32> = stages.into_iter().collect();
+        let kinds: Vec<Kind<'_>> = stages.iter().map(|stage| (&pattern, *stage)).collect();
         let place = |index: &u32| stages.iter().position(|stage| *stage == index % count);
         let order: Vec<usize> = indices.iter().filter_map(place).collect();
-        let by_pairs = by_pairs(&pattern, &context, &stages, &order);
+        let by_pairs = by_pairs(&context, &kinds, &order);
 
         let all = all_pairs(context.rows());
         let walked = walked(&pattern, &context, &indices);
@@ -118,7 +120,7 @@ proptest! {
             (empty, causal, degree)
         );
 
-        if let Some(by_form) = by_form(&pattern, &context, &stages, &order) {
+        if let Some(by_form) = by_form(&context, &kinds, &order) {
             prop_assert_eq!(by_form, by_pairs);
         }
         // The decision diagram also takes forms without bits.
@@ -189,11 +191,39 @@ fn what_is_too_long_names_what_is_not() {
     assert!((1 << 20..1 << 26).contains(&longest), "{longest}");
     let smaller = Context::new(128, 1 << 19, 0);
     assert!(lower(&random, &smaller, &indices).is_ok());
-    assert!(is_short(&random, &Context::new(128, longest, 0), 8, 8));
+    let kinds: Vec<Kind<'_>> = (0..8).map(|stage| (&random, stage)).collect();
+    assert!(is_short(&Context::new(128, longest, 0), &kinds, 8));
     // A table has no form, but a short one can be proved pair by pair.
     let leaf: Pattern = Leaf::Table {
         rows: vec![vec![0]; 4],
     }
     .into();
     assert!(lower(&(causal() & leaf), &Context::new(128, 512, 0), &indices).is_ok());
+}
+
+/// Layers of several heads: a block reaches what any head reads, and degrees are those of one head.
+#[test]
+fn heads_reach_together() {
+    let context = Context::new(16, 16 * 40, 0);
+    let near = causal() & local(1);
+    let first = causal() & (local(0) | sink(1));
+    let heads = per_head([
+        (Indices::of([(1, 3)]), first.clone()),
+        (Indices::All, near.clone()),
+    ]);
+    let both = near.clone() | first.clone();
+    let layers = |pattern: &Pattern| vec![(pattern.clone(), 0), (near.clone(), 1)];
+    let proof = stack(&layers(&heads), &context, 4).expect("short");
+    let joined = stack(&layers(&both), &context, 1).expect("short");
+    assert_eq!(
+        (&proof.coverage, proof.full_at),
+        (&joined.coverage, joined.full_at)
+    );
+    assert_eq!((joined.max_degree, proof.max_degree), (3, 2));
+    assert_eq!((joined.max_in_degree, proof.max_in_degree), (40, 40));
+    assert!(proof.holds());
+    // One head of one layer sees nothing: in each of its 640 queries.
+    let empty = per_head([(Indices::of([(0, 3)]), near.clone())]);
+    let proof = stack(&layers(&empty), &context, 4).expect("short");
+    assert_eq!((proof.empty_queries, proof.causal), (640, true));
 }

@@ -27,13 +27,51 @@ pub const ENTRY: &str = "butterfly_attention";
 pub const NATIVE_ENTRY: &str = "native";
 
 /// The bands of all rows, one row after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BandTable {
-    /// Where each row's bands begin and end: those of row `b` are
-    /// `bands[offsets[b]..offsets[b + 1]]`. One more entry than there are rows.
+    /// Number of kv heads that have rows of their own; 1 if all heads share them.
+    pub heads: u32,
+    /// Where each row's bands begin and end, the rows of a head one after the other: those of row
+    /// `b` of the first head are `bands[offsets[b]..offsets[b + 1]]`. One more entry than there are
+    /// rows of all heads.
     pub offsets: Vec<u32>,
     /// The bands. A kernel reads each as four `i32`: `lo, hi, first, end`.
     pub bands: Vec<crate::Band>,
+}
+
+impl Default for BandTable {
+    /// A table without rows, shared by all heads.
+    fn default() -> Self {
+        Self {
+            heads: 1,
+            offsets: Vec::new(),
+            bands: Vec::new(),
+        }
+    }
+}
+
+impl BandTable {
+    /// Number of rows of a head.
+    pub fn rows(&self) -> usize {
+        self.offsets.len().saturating_sub(1) / self.heads.max(1) as usize
+    }
+
+    /// From the rows of a head to those of the next, as kernels are told: 0 if heads share rows.
+    pub fn head_rows(&self) -> u32 {
+        match self.heads {
+            0 | 1 => 0,
+            _ => self.rows() as u32,
+        }
+    }
+
+    /// The bands of row `b` for kv head `kv_head`.
+    ///
+    /// # Panics
+    /// If the table does not have the row, or its offsets are beyond its bands.
+    pub fn row(&self, kv_head: u32, b: u32) -> &[crate::Band] {
+        let row = kv_head as usize * self.head_rows() as usize + b as usize;
+        &self.bands[self.offsets[row] as usize..self.offsets[row + 1] as usize]
+    }
 }
 
 /// The hardware resources that a compiled kernel uses, as its compiler reports them.

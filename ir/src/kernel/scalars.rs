@@ -21,6 +21,11 @@ pub struct LaunchScalars {
     pub blocks: u32,
     /// Picks the stage (see [`Context::index`](crate::Context::index)).
     pub index: u32,
+    /// Number of tokens of the prompt (see [`Context::prompt`](crate::Context::prompt)).
+    pub prompt: u32,
+    /// From the table rows of a kv head to those of the next; 0 if heads share their rows, or there
+    /// is no table.
+    pub head_rows: u32,
     /// Bits of the f32 scale of the logits.
     pub scale_bits: u32,
     /// Strides of q: batch, head, token.
@@ -63,9 +68,11 @@ pub mod scalar {
         16 O_BATCH "Stride of o from sequence to sequence."
         17 O_HEAD "Stride of o from head to head."
         18 O_TOKEN "Stride of o from token to token."
-        19 BATCH "Number of sequences, where scalars come by value or there is something done to logits."
-        20 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
-        21 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
+        19 PROMPT "Tokens of the prompt."
+        20 HEAD_ROWS "From the table rows of a kv head to those of the next."
+        21 BATCH "Number of sequences, where scalars come by value or there is something done to logits."
+        22 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
+        23 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
     }
 }
 
@@ -116,6 +123,8 @@ impl LaunchScalars {
             (scalar::BLOCKS, self.blocks),
             (scalar::INDEX, self.index),
             (scalar::SCALE, self.scale_bits),
+            (scalar::PROMPT, self.prompt),
+            (scalar::HEAD_ROWS, self.head_rows),
         ] {
             words[place] = word;
         }

@@ -6,7 +6,7 @@
 use super::{FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, grid_formulas};
 use crate::band::MAX_TOKENS;
 use crate::kernel::{ENTRY, NATIVE_ENTRY};
-use crate::plan::Kept;
+use crate::plan::{Kept, SwappedLayer, Variant};
 use crate::{Rows, Target, key};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -50,8 +50,21 @@ impl Manifest {
         if !self.layers.is_sorted_by(|a, b| a.layer < b.layer) {
             return Err(wrong("layers", "do not increase"));
         }
-        if let Rows::ClosedForm(program) = &self.rows {
-            program.check().map_err(|error| wrong("rows", error))?;
+        for (i, variant) in self.variants.iter().enumerate() {
+            let of =
+                |layer: &SwappedLayer| sparsity.pattern.of_layer(layer.layer) == variant.pattern;
+            if !self.layers.iter().any(of) {
+                return Err(wrong("variants", "one is the pattern of no layer"));
+            }
+            if self.variants[..i]
+                .iter()
+                .any(|other| other.pattern == variant.pattern)
+            {
+                return Err(wrong("variants", "one is listed twice"));
+            }
+            if let Rows::ClosedForm(program) = &variant.rows {
+                program.check().map_err(|error| wrong("variants", error))?;
+            }
         }
         if !self.kept.is_sorted_by(|a, b| a.own < b.own) {
             return Err(wrong("kept", "does not increase"));
@@ -88,7 +101,10 @@ impl KernelEntry {
         if self.key != key::of(spec, target) {
             return Err("its key is not that of its `spec` by this version's emitters".into());
         }
-        let of_pattern = (spec.block, &spec.rows) == (manifest.sparsity.block, &manifest.rows);
+        let of_variant = |variant: &Variant| {
+            (spec.block, &spec.rows) == (manifest.sparsity.block, &variant.rows)
+        };
+        let of_pattern = manifest.variants.iter().any(of_variant);
         let of_kept =
             |kept: &Kept| (spec.block, &spec.rows) == (kept.own.sparsity().block, &kept.rows);
         if !of_pattern && !manifest.kept.iter().any(of_kept) {

@@ -9,14 +9,14 @@ pub use check::ManifestError;
 
 use crate::kernel::geometry::second_entry;
 use crate::kernel::signature::{self, Binding, Operand, Way};
-use crate::plan::{Kept, Proof, SwappedLayer};
+use crate::plan::{Kept, Proof, SwappedLayer, Variant};
 use crate::{
-    Geometry, KernelSpec, Launch, Product, Resident, Role, Rows, Score, Sparsity, Split, Target,
+    Geometry, KernelSpec, Launch, Product, Resident, Role, Score, Sparsity, Split, Target,
 };
 use serde::{Deserialize, Serialize};
 
 /// The schema version that this version of the crate writes and reads.
-pub const SCHEMA: u32 = 6;
+pub const SCHEMA: u32 = 7;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,8 +38,8 @@ pub struct Manifest {
     pub capacity: u32,
     /// Facts proved about the swapped layers at that length.
     pub proof: Proof,
-    /// Rows of the pattern's kernels.
-    pub rows: Rows,
+    /// The patterns of the swapped layers, each once, with the rows of their kernels.
+    pub variants: Vec<Variant>,
     /// The layers' own attention, if the folder holds kernels for layers that keep it; each once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<Kept>,
@@ -241,13 +241,13 @@ fn shape(operand: Operand, way: Way, score: Score) -> &'static str {
         Operand::V => "batch, kv_heads, kv_len, v_head_dim",
         Operand::O => "batch, q_heads, q_len, v_head_dim",
         Operand::Lse => "batch, q_heads, q_len",
-        Operand::Offsets => "rows + 1",
+        Operand::Offsets => "heads * rows + 1",
         Operand::Bands => "bands, 4",
         Operand::Sinks => "q_heads",
-        Operand::Scalars if way == Way::Value => "22 by value, from 19 on batch and softcap",
-        Operand::Scalars if score.sinks => "21 + q_heads, from 19 on batch, softcap and sinks",
-        Operand::Scalars if score.softcap => "21, from 19 on batch and softcap",
-        Operand::Scalars => "19",
+        Operand::Scalars if way == Way::Value => "24 by value, from 21 on batch and softcap",
+        Operand::Scalars if score.sinks => "23 + q_heads, from 21 on batch, softcap and sinks",
+        Operand::Scalars if score.softcap => "23, from 21 on batch and softcap",
+        Operand::Scalars => "21",
     }
 }
 

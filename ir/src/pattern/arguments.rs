@@ -15,7 +15,7 @@ use super::{Leaf, PartnerRule};
 use std::ops::Range;
 
 /// Planned leaves that this version does not read yet, and what to use instead.
-pub(super) const PLANNED: [(&str, &str); 10] = [
+pub(super) const PLANNED: [(&str, &str); 8] = [
     (
         "strided",
         "use `partner(…)`, or list the blocks in `table(…)`",
@@ -32,11 +32,6 @@ pub(super) const PLANNED: [(&str, &str); 10] = [
         "use one sequence in a batch row for each document",
     ),
     ("where", "use leaves joined with `|`, `&` and `-`"),
-    ("per_head", "use one pattern for all heads"),
-    (
-        "per_layer",
-        "use a `layers` header line to say which layers are swapped",
-    ),
     (
         "by_stage",
         "use `partner(…)`, which changes from stage to stage",

@@ -16,7 +16,8 @@
 //! # Ok::<(), butterfly_ir::Diagnostic>(())
 //! ```
 
-use super::{Leaf, PartnerRule, Pattern};
+use super::{Case, Leaf, PartnerRule, Pattern};
+use crate::Indices;
 
 /// Keys at or before the query.
 pub fn causal() -> Pattern {
@@ -57,6 +58,27 @@ pub fn sink_tokens(tokens: u32) -> Pattern {
 /// Every query sees the first `blocks` blocks, and the queries in these see every key.
 pub fn global(blocks: u32) -> Pattern {
     Leaf::Global { blocks }.into()
+}
+
+/// The query blocks that hold one of the last `tokens` tokens of the prompt, and all later ones,
+/// see every key.
+pub fn tail(tokens: u32) -> Pattern {
+    Leaf::Tail { tokens }.into()
+}
+
+/// A pattern for each kv head; the first case that names a head counts.
+pub fn per_head(cases: impl IntoIterator<Item = (Indices, Pattern)>) -> Pattern {
+    Pattern::PerHead(listed(cases))
+}
+
+/// A pattern for each layer, by its index in the model; the first case that names a layer counts.
+pub fn per_layer(cases: impl IntoIterator<Item = (Indices, Pattern)>) -> Pattern {
+    Pattern::PerLayer(listed(cases))
+}
+
+fn listed(cases: impl IntoIterator<Item = (Indices, Pattern)>) -> Vec<Case> {
+    let cases = cases.into_iter();
+    cases.map(|(of, pattern)| Case { of, pattern }).collect()
 }
 
 /// `rows[b]` lists the kv blocks of query block `b`.

@@ -38,6 +38,7 @@ names! {
     Sink "sink",
     SinkTokens "sink_tokens",
     Global "global",
+    Tail "tail",
     Table "table",
     All "all",
     None "none",
@@ -110,6 +111,7 @@ impl LeafName {
             Leaf::Sink { .. } => Self::Sink,
             Leaf::SinkTokens { .. } => Self::SinkTokens,
             Leaf::Global { .. } => Self::Global,
+            Leaf::Tail { .. } => Self::Tail,
             Leaf::Table { .. } => Self::Table,
             Leaf::All => Self::All,
             Leaf::None => Self::None,
@@ -154,6 +156,11 @@ impl LeafName {
                 "global(blocks)",
                 BLOCKS,
                 "the first `blocks` blocks are seen by all, and their queries see all",
+            ),
+            Self::Tail => (
+                "tail(tokens)",
+                TOKENS,
+                "every key, from the block of the last `tokens` tokens of the prompt on",
             ),
             Self::Table => (
                 "table([[0], [0, 1], …])",
@@ -211,6 +218,9 @@ impl LeafName {
             },
             Self::Global => Leaf::Global {
                 blocks: number("blocks")?,
+            },
+            Self::Tail => Leaf::Tail {
+                tokens: number("tokens")?,
             },
             Self::Table => Leaf::Table {
                 rows: arguments.rows.ok_or(Missing("rows"))?,

@@ -12,7 +12,7 @@ pub(super) enum Kind {
     Word,
     /// A digit, then letters, digits, `_` and `.`; the parser decides which of these are numbers.
     Number,
-    /// One of `( ) [ ] , = | & -`.
+    /// One of `( ) [ ] { } , ; = > . | & -`.
     Sign(char),
     /// Any other character; an error only if the parser reaches it.
     Unknown(char),
@@ -40,13 +40,15 @@ pub(super) fn lex(text: &str) -> Vec<Token> {
             c if c.is_whitespace() || c == '\u{feff}' => (None, at + c.len_utf8()),
             c if c.is_ascii_digit() => {
                 let end = run(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
-                (Some(Kind::Number), end)
+                // In `2..4` the dots are a sign.
+                let dots = text[at..end].find("..").map(|dots| at + dots);
+                (Some(Kind::Number), dots.unwrap_or(end))
             }
             c if c.is_alphabetic() || c == '_' => {
                 let end = run(|c| c.is_alphanumeric() || c == '_');
                 (Some(Kind::Word), end)
             }
-            '(' | ')' | '[' | ']' | ',' | '=' | '|' | '&' | '-' => {
+            '(' | ')' | '[' | ']' | '{' | '}' | ',' | ';' | '=' | '>' | '.' | '|' | '&' | '-' => {
                 (Some(Kind::Sign(first)), at + 1)
             }
             other => (Some(Kind::Unknown(other)), at + other.len_utf8()),

@@ -6,7 +6,8 @@
 //! Invariant: this is the only place that defines the ranges. Text, JSON and
 //! `Sparsity::check` all use it, so each form accepts the same patterns.
 
-use super::{Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity};
+use super::{Case, Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity};
+use crate::Indices;
 
 /// Most tokens in a block.
 pub const MAX_BLOCK: u32 = 1 << 20;
@@ -19,8 +20,13 @@ pub const MAX_COUNT: u32 = 64;
 /// An operator takes two levels of JSON, and serde_json reads at most 127 levels. A pattern of
 /// this depth can therefore be read from JSON, even inside a manifest.
 pub const MAX_DEPTH: u32 = 50;
+/// How deep the cases of `per_head` and `per_layer` count: in JSON they take three levels, where an
+/// operator takes two.
+pub(super) const CASES: u32 = 2;
 /// Most leaves of a pattern.
 pub const MAX_LEAVES: usize = 256;
+/// Heads and layers that cases name are below this number.
+pub const MAX_INDEX: u32 = 1 << 16;
 /// Most bytes of a pattern's text or JSON.
 pub const MAX_LENGTH: usize = 16 << 20;
 
@@ -62,6 +68,7 @@ impl Sparsity {
             let message = format!("a pattern must nest at most {MAX_DEPTH} operators deep");
             return Err(LimitError::new("pattern", message, "this one nests deeper"));
         }
+        check_cases(&self.pattern)?;
         let leaves = self.pattern.leaves();
         if leaves.len() > MAX_LEAVES {
             let message = format!("a pattern has at most {MAX_LEAVES} leaves");
@@ -107,10 +114,41 @@ pub(crate) fn check_layers(layers: &[u32]) -> Result<(), LimitError> {
     }
 }
 
+/// Checks that the cases of `per_head` and `per_layer` name something, that their runs are sorted and
+/// apart, and that their numbers are in range.
+fn check_cases(pattern: &Pattern) -> Result<(), LimitError> {
+    let wrong = |message: String, given: &str| Err(LimitError::new("pattern", message, given));
+    for node in pattern.nodes() {
+        let (word, cases) = match node {
+            Pattern::PerHead(cases) => ("per_head", cases),
+            Pattern::PerLayer(cases) => ("per_layer", cases),
+            Pattern::Leaf(_) | Pattern::Or(..) | Pattern::And(..) | Pattern::Minus(..) => continue,
+        };
+        if cases.is_empty() {
+            return wrong(format!("`{word}` needs a case"), "it has none");
+        }
+        for Case { of, .. } in cases {
+            let Indices::Some(runs) = of else { continue };
+            let apart = runs.windows(2).all(|x| x[0].end() < x[1].first);
+            if runs.is_empty() || !apart || runs.iter().any(|run| run.count == 0) {
+                let message =
+                    format!("a case of `{word}` lists runs of at least one, apart and increasing");
+                return wrong(message, &of.to_string());
+            }
+            if of.end() > MAX_INDEX {
+                let message = format!("cases of `{word}` name numbers below {MAX_INDEX}");
+                return wrong(message, &of.to_string());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Checks every argument of `leaf`.
 pub(crate) fn check_leaf(leaf: &Leaf) -> Result<(), LimitError> {
     match leaf {
         Leaf::Window { tokens } => within("tokens", "window", *tokens, 1, u32::MAX),
+        Leaf::Tail { tokens } => within("tokens", "tail", *tokens, 1, u32::MAX),
         Leaf::Partner { rule, radix, count } => {
             within("radix", "radix", *radix, 2, MAX_RADIX)?;
             within("count", "count", *count, 1, MAX_COUNT)?;
@@ -129,6 +167,15 @@ pub(crate) fn check_leaf(leaf: &Leaf) -> Result<(), LimitError> {
         | Leaf::Table { .. }
         | Leaf::All
         | Leaf::None => Ok(()),
+    }
+}
+
+/// By how many levels a pattern counts as deeper than its parts.
+fn own_depth(pattern: &Pattern) -> u32 {
+    match pattern {
+        Pattern::Leaf(_) => 0,
+        Pattern::Or(..) | Pattern::And(..) | Pattern::Minus(..) => 1,
+        Pattern::PerHead(_) | Pattern::PerLayer(_) => CASES,
     }
 }
 
@@ -157,12 +204,8 @@ fn is_deeper(pattern: &Pattern, most: u32) -> bool {
         if above > most {
             return true;
         }
-        match pattern {
-            Pattern::Leaf(_) => {}
-            Pattern::Or(a, b) | Pattern::And(a, b) | Pattern::Minus(a, b) => {
-                open.extend([(&**a, above + 1), (&**b, above + 1)]);
-            }
-        }
+        let depth = above + own_depth(pattern);
+        open.extend(pattern.parts().into_iter().map(|part| (part, depth)));
     }
     false
 }

@@ -25,6 +25,10 @@ impl Pattern {
             Self::Or(a, b) => Some(a.seen(block)?.max(b.seen(block)?)),
             Self::And(a, b) => Some(a.seen(block)?.min(b.seen(block)?)),
             Self::Minus(a, b) => b.seen(block).and(a.seen(block)),
+            Self::PerHead(cases) | Self::PerLayer(cases) => {
+                let mut cases = cases.iter();
+                cases.try_fold(0, |most, case| Some(case.pattern.seen(block)?.max(most)))
+            }
         }
     }
 }
@@ -39,6 +43,7 @@ fn leaf_sees(leaf: &Leaf, block: u64) -> Option<u64> {
         | Leaf::Sink { .. }
         | Leaf::SinkTokens { .. }
         | Leaf::Global { .. }
+        | Leaf::Tail { .. }
         | Leaf::Table { .. } => None,
     }
 }

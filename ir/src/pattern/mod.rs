@@ -26,6 +26,7 @@ pub use limits::LimitError;
 pub use parsed::Parsed;
 pub use reference::reference;
 
+use crate::Indices;
 use crate::stage::{self, PartnerRule};
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,29 @@ pub enum Pattern {
     And(Box<Pattern>, Box<Pattern>),
     /// Pairs in the first but not in the second: `a - b`.
     Minus(Box<Pattern>, Box<Pattern>),
+    /// A pattern for each kv head: `per_head { 0, 2..4 => a; else => b }`.
+    PerHead(Vec<Case>),
+    /// A pattern for each layer, by its index in the model: `per_layer { 0..3 => a; else => b }`.
+    PerLayer(Vec<Case>),
+}
+
+/// What some of the kv heads, or layers, see. Of several cases that name an index, the first counts;
+/// an index that none names sees nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// The indices of these heads or layers.
+    pub of: Indices,
+    /// What they see.
+    pub pattern: Pattern,
+}
+
+impl Case {
+    /// The pattern of `index`.
+    pub(crate) fn find(cases: &[Self], index: u32) -> Option<&Pattern> {
+        let case = cases.iter().find(|case| case.of.contains(index));
+        case.map(|case| &case.pattern)
+    }
 }
 
 /// The elementary patterns. Positions are absolute; `b` is the block of the query.
@@ -86,6 +110,12 @@ pub enum Leaf {
     Global {
         /// Number of blocks.
         blocks: u32,
+    },
+    /// The query blocks that hold one of the last `tokens` tokens of the prompt, and all later
+    /// ones, see every key.
+    Tail {
+        /// Number of tokens; at least 1.
+        tokens: u32,
     },
     /// Explicit kv blocks for each query block.
     Table {
@@ -144,6 +174,14 @@ pub struct Sparsity {
 }
 
 impl Sparsity {
+    /// The same for the layer of index `layer` in the model, whose pattern has no `per_layer`.
+    pub fn of_layer(&self, layer: u32) -> Self {
+        Self {
+            pattern: self.pattern.of_layer(layer),
+            ..self.clone()
+        }
+    }
+
     /// The index that picks the stage of a layer.
     ///
     /// `layer` is its index in the model, `position` its position among the swapped layers, both
@@ -178,16 +216,145 @@ impl From<Pattern> for Sparsity {
 }
 
 impl Pattern {
-    /// All leaves, left to right.
-    pub fn leaves(&self) -> Vec<&Leaf> {
-        let (mut leaves, mut open) = (Vec::new(), vec![self]);
-        while let Some(pattern) = open.pop() {
-            match pattern {
-                Self::Leaf(leaf) => leaves.push(leaf),
-                Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => open.extend([&**b, a]),
+    /// The parts that an operator or the cases of a combinator join, left to right.
+    pub(crate) fn parts(&self) -> Vec<&Self> {
+        match self {
+            Self::Leaf(_) => Vec::new(),
+            Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => vec![a, b],
+            Self::PerHead(cases) | Self::PerLayer(cases) => {
+                cases.iter().map(|case| &case.pattern).collect()
             }
         }
-        leaves
+    }
+
+    /// This pattern and all those that it is made of, each before its parts, left to right.
+    fn nodes(&self) -> impl Iterator<Item = &Self> {
+        let mut open = vec![self];
+        std::iter::from_fn(move || {
+            let pattern = open.pop()?;
+            open.extend(pattern.parts().into_iter().rev());
+            Some(pattern)
+        })
+    }
+
+    /// All leaves, left to right.
+    pub fn leaves(&self) -> Vec<&Leaf> {
+        let leaf = |pattern| match pattern {
+            &Self::Leaf(ref leaf) => Some(leaf),
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
+            Self::PerHead(_) | Self::PerLayer(_) => None,
+        };
+        self.nodes().filter_map(leaf).collect()
+    }
+
+    /// What kv head `head` sees: the pattern without `per_head`.
+    pub fn of_head(&self, head: u32) -> Self {
+        self.chosen(&|pattern| match pattern {
+            Self::PerHead(cases) => Some(Case::find(cases, head)),
+            Self::PerLayer(_) | Self::Leaf(_) => None,
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
+        })
+    }
+
+    /// What the layer of index `layer` in the model sees: the pattern without `per_layer`.
+    pub fn of_layer(&self, layer: u32) -> Self {
+        self.chosen(&|pattern| match pattern {
+            Self::PerLayer(cases) => Some(Case::find(cases, layer)),
+            Self::PerHead(_) | Self::Leaf(_) => None,
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
+        })
+    }
+
+    /// The pattern with each part for which `of` names a case replaced by that case.
+    fn chosen<'a>(&'a self, of: &dyn Fn(&'a Self) -> Option<Option<&'a Self>>) -> Self {
+        if let Some(case) = of(self) {
+            return case.map_or(Leaf::None.into(), |case| case.chosen(of));
+        }
+        let part = |pattern: &'a Self| Box::new(pattern.chosen(of));
+        let cases = |cases: &'a [Case]| {
+            let case = |case: &'a Case| Case {
+                of: case.of.clone(),
+                pattern: case.pattern.chosen(of),
+            };
+            cases.iter().map(case).collect()
+        };
+        match self {
+            Self::Leaf(leaf) => leaf.clone().into(),
+            Self::Or(a, b) => Self::Or(part(a), part(b)),
+            Self::And(a, b) => Self::And(part(a), part(b)),
+            Self::Minus(a, b) => Self::Minus(part(a), part(b)),
+            Self::PerHead(of) => Self::PerHead(cases(of)),
+            Self::PerLayer(of) => Self::PerLayer(cases(of)),
+        }
+    }
+
+    /// Whether kv heads of a layer can see different keys.
+    pub fn is_by_head(&self) -> bool {
+        self.nodes()
+            .any(|pattern| matches!(pattern, Self::PerHead(_)))
+    }
+
+    /// Whether layers can differ in more than their stage.
+    pub fn is_by_layer(&self) -> bool {
+        self.nodes()
+            .any(|pattern| matches!(pattern, Self::PerLayer(_)))
+    }
+
+    /// One past the largest kv head that a case names.
+    pub fn named_heads(&self) -> u32 {
+        self.named(|pattern| match pattern {
+            Self::PerHead(cases) => cases,
+            Self::PerLayer(_) | Self::Leaf(_) => &[],
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => &[],
+        })
+    }
+
+    /// One past the largest layer that a case names.
+    pub fn named_layers(&self) -> u32 {
+        self.named(|pattern| match pattern {
+            Self::PerLayer(cases) => cases,
+            Self::PerHead(_) | Self::Leaf(_) => &[],
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => &[],
+        })
+    }
+
+    fn named(&self, cases: impl Fn(&Self) -> &[Case]) -> u32 {
+        let ends = self.nodes().flat_map(cases).map(|case| case.of.end());
+        ends.max().unwrap_or_default()
+    }
+
+    /// As many kv heads as a model needs for every case to be taken, where no model is given.
+    pub fn sample_heads(&self) -> u32 {
+        let rest = self.nodes().any(|pattern| match pattern {
+            Self::PerHead(cases) => cases.iter().any(|case| case.of.is_all()),
+            Self::PerLayer(_) | Self::Leaf(_) => false,
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => false,
+        });
+        (self.named_heads() + u32::from(rest)).max(1)
+    }
+
+    /// The distinct patterns of `kv_heads` heads, in the order of their first heads, each with its
+    /// heads.
+    pub fn head_classes(&self, kv_heads: u32) -> Vec<(Self, Vec<u32>)> {
+        if !self.is_by_head() {
+            return vec![(self.clone(), (0..kv_heads).collect())];
+        }
+        let mut classes: Vec<(Self, Vec<u32>)> = Vec::new();
+        for head in 0..kv_heads {
+            let pattern = self.of_head(head);
+            match classes.iter_mut().find(|(other, _)| *other == pattern) {
+                Some((_, heads)) => heads.push(head),
+                None => classes.push((pattern, vec![head])),
+            }
+        }
+        classes
+    }
+
+    /// Whether what a query sees depends on where the prompt ends.
+    pub fn has_tail(&self) -> bool {
+        self.leaves()
+            .iter()
+            .any(|leaf| matches!(leaf, Leaf::Tail { .. }))
     }
 
     /// Number of stages of the pattern over `blocks` blocks: the least common multiple of
@@ -203,6 +370,7 @@ impl Pattern {
             | Leaf::Sink { .. }
             | Leaf::SinkTokens { .. }
             | Leaf::Global { .. }
+            | Leaf::Tail { .. }
             | Leaf::Table { .. }
             | Leaf::All
             | Leaf::None => count,
@@ -222,14 +390,21 @@ impl Drop for Pattern {
     /// Drops without recursion, since patterns built by operators in Rust can be arbitrarily deep.
     fn drop(&mut self) {
         let mut open = Vec::new();
+        let take = |part: &mut Self, open: &mut Vec<Self>| {
+            if !matches!(part, Self::Leaf(_)) {
+                open.push(std::mem::replace(part, Self::Leaf(Leaf::None)));
+            }
+        };
         let part = |pattern: &mut Self, open: &mut Vec<Self>| match pattern {
             Self::Leaf(_) => {}
             Self::Or(a, b) | Self::And(a, b) | Self::Minus(a, b) => {
-                for side in [a, b] {
-                    if !matches!(**side, Self::Leaf(_)) {
-                        open.push(std::mem::replace(&mut **side, Self::Leaf(Leaf::None)));
-                    }
-                }
+                take(a, open);
+                take(b, open);
+            }
+            Self::PerHead(cases) | Self::PerLayer(cases) => {
+                cases
+                    .iter_mut()
+                    .for_each(|case| take(&mut case.pattern, open));
             }
         };
         part(self, &mut open);

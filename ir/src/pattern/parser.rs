@@ -133,8 +133,7 @@ fn meant(sign: char) -> Option<&'static str> {
     match sign {
         '+' => Some("`a | b` joins two patterns"),
         '!' | '~' | '^' => Some("`a - b` is the pairs of `a` that are not in `b`"),
-        '/' | ';' => Some("a comment begins with `#`"),
-        '{' | '}' => Some("group with `(` and `)`"),
+        '/' => Some("a comment begins with `#`"),
         _ => None,
     }
 }

@@ -4,13 +4,15 @@
 //! with as few parentheses as possible.
 
 use super::leaves::LeafName;
-use super::{Leaf, Pattern, Sparsity, StageBy};
+use super::{Case, Leaf, Pattern, Sparsity, StageBy};
 use std::fmt;
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (a, sign, b) = match self {
             Self::Leaf(leaf) => return leaf.fmt(f),
+            Self::PerHead(list) => return cases(f, "per_head", list),
+            Self::PerLayer(list) => return cases(f, "per_layer", list),
             Self::Or(a, b) => (a, '|', b),
             Self::And(a, b) => (a, '&', b),
             Self::Minus(a, b) => (a, '-', b),
@@ -29,8 +31,17 @@ fn strength(pattern: &Pattern) -> u32 {
         Pattern::Or(..) => 0,
         Pattern::And(..) => 1,
         Pattern::Minus(..) => 2,
-        Pattern::Leaf(_) => 4,
+        Pattern::Leaf(_) | Pattern::PerHead(_) | Pattern::PerLayer(_) => 4,
     }
+}
+
+fn cases(f: &mut fmt::Formatter<'_>, word: &str, cases: &[Case]) -> fmt::Result {
+    write!(f, "{word} {{")?;
+    for (i, Case { of, pattern }) in cases.iter().enumerate() {
+        let end = if i == 0 { "" } else { ";" };
+        write!(f, "{end} {of} => {pattern}")?;
+    }
+    f.write_str(" }")
 }
 
 fn operand(f: &mut fmt::Formatter<'_>, pattern: &Pattern, least: u32) -> fmt::Result {
@@ -48,7 +59,9 @@ impl fmt::Display for Leaf {
             Self::Causal | Self::All | Self::None => Ok(()),
             Self::Local { before, after: 0 } => write!(f, "({before})"),
             Self::Local { before, after } => write!(f, "({before}, {after})"),
-            Self::Window { tokens } | Self::SinkTokens { tokens } => write!(f, "({tokens})"),
+            Self::Window { tokens } | Self::SinkTokens { tokens } | Self::Tail { tokens } => {
+                write!(f, "({tokens})")
+            }
             Self::Partner { rule, radix, count } => {
                 write!(f, "({}, radix={radix}, count={count})", rule.name())
             }

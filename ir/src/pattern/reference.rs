@@ -10,7 +10,7 @@ use super::{DEFAULT_BLOCK, PartnerRule, arguments};
 use std::fmt::Write;
 
 /// Example patterns on the page; a test parses each.
-const EXAMPLES: [(&str, &str); 6] = [
+const EXAMPLES: [(&str, &str); 7] = [
     (
         "causal & (local(1) | partner(causal_shift) | sink(1))",
         "the usual one: neighbours, a far partner, the first block",
@@ -30,6 +30,10 @@ const EXAMPLES: [(&str, &str); 6] = [
     (
         "causal & (all - window(64))",
         "all but the last 64 keys: queries before see nothing",
+    ),
+    (
+        "causal & (tail(64) | per_head { 0..2 => all; else => window(448) | sink(1) })",
+        "kv heads 0 and 1 stay dense, the others only for the last 64 tokens of the prompt",
     ),
     (
         "block 64\nstage_by layer_index\nlayers 3,7,11\ncausal & (local(1) | global(1))",
@@ -53,6 +57,15 @@ pub fn reference() -> String {
     line("a | b", "pairs in either");
     line("a & b", "pairs in both");
     line("a - b", "pairs in a that are not in b");
+    line(
+        "per_head { 0, 2..4 => a; else => b }",
+        "a for kv heads 0, 2 and 3, b for the others",
+    );
+    line(
+        "per_layer { 0..3 => a; else => b }",
+        "a for layers 0, 1 and 2 of the model, b for the others",
+    );
+    page += "  The first case that names a head or layer counts; one that no case names sees nothing.\n";
     page += "\nLEAVES; arguments by position or by name, in brackets those that may be left out\n";
     for name in LeafName::ALL {
         let Signature { usage, meaning, .. } = name.signature();

@@ -10,6 +10,9 @@
 //! both   = minus ("&" minus)*
 //! minus  = leaf ("-" leaf)*
 //! leaf   = "(" expr ")" | WORD [ "(" [argument ("," argument)* [","]] ")" ]
+//!        | ("per_head" | "per_layer") "{" case (";" case)* [";"] "}"
+//! case   = ("else" | range ("," range)*) "=>" expr
+//! range  = NUMBER [".." NUMBER]                    # the end is not part of it
 //! ```
 //!
 //! The operators bind as in Rust (`-` tightest, then `&`, then `|`, each from left to
@@ -24,9 +27,10 @@
 use super::diagnostic::{Diagnostic, Source, did_you_mean, list};
 use super::leaves::LeafName;
 use super::lexer::{Kind, Token};
-use super::limits::{self, MAX_DEPTH, MAX_LEAVES};
+use super::limits::{self, MAX_DEPTH, MAX_INDEX, MAX_LEAVES};
 use super::parser::Parser;
-use super::{DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
+use super::{Case, DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
+use crate::Indices;
 use std::ops::Range;
 
 impl Sparsity {
@@ -246,13 +250,93 @@ impl Parser {
                 self.parentheses -= 1;
                 Ok(inner)
             }
-            Kind::Word => Ok((self.leaf(token)?.into(), 0)),
+            Kind::Word => match self.text(&token) {
+                "per_head" => self.cases("kv heads", Pattern::PerHead),
+                "per_layer" => self.cases("layers", Pattern::PerLayer),
+                _ => Ok((self.leaf(token)?.into(), 0)),
+            },
+            Kind::Sign('{' | '}') => {
+                let help = "group with `(` and `)`";
+                Err(self.expected("a pattern").with_help(help))
+            }
             Kind::Sign('|' | '&') if self.last().is_some_and(|last| last.kind == token.kind) => {
                 let help = format!("write `{}` once", self.text(&token));
                 Err(self.expected("a pattern").with_help(help))
             }
             Kind::Sign(_) | Kind::Number | Kind::Unknown(_) | Kind::End => {
                 Err(self.expected("a pattern"))
+            }
+        }
+    }
+
+    /// Reads a combinator of cases, of which each names `what`.
+    fn cases(
+        &mut self,
+        what: &str,
+        combine: impl FnOnce(Vec<Case>) -> Pattern,
+    ) -> Result<Deep, Diagnostic> {
+        let word = self.peek().span.clone();
+        self.advance();
+        let open = self.peek().span.clone();
+        if !self.eat('{') {
+            return Err(self.expected("`{`"));
+        }
+        let (mut cases, mut depth) = (Vec::new(), 0);
+        loop {
+            // Cases can be nested without operators between them.
+            self.parentheses += 1;
+            if self.parentheses > MAX_DEPTH {
+                return Err(self.too_deep(word, "parentheses"));
+            }
+            let of = self.indices(what)?;
+            if !(self.eat('=') && self.eat('>')) {
+                return Err(self.expected("`=>`"));
+            }
+            let (pattern, inner) = self.either()?;
+            self.parentheses -= 1;
+            depth = depth.max(limits::CASES + inner);
+            if depth > MAX_DEPTH {
+                return Err(self.too_deep(word, "operators"));
+            }
+            cases.push(Case { of, pattern });
+            let more = self.eat(';');
+            if !more || self.peek().kind == Kind::Sign('}') {
+                self.close('}', open, "`|`, `&`, `-`, `;`")?;
+                return Ok((combine(cases), depth));
+            }
+        }
+    }
+
+    /// Reads `else`, or numbers and ranges with their ends left out.
+    fn indices(&mut self, what: &str) -> Result<Indices, Diagnostic> {
+        if self.text(self.peek()) == "else" {
+            self.advance();
+            return Ok(Indices::All);
+        }
+        let expected = format!("{what}, such as `0, 2..4`, or `else`");
+        let mut ranges = Vec::new();
+        loop {
+            let (first, start) = self.number(&expected)?;
+            if first >= MAX_INDEX {
+                let message = format!("{what} are numbered below {MAX_INDEX}");
+                return Err(self.error(start, message, format!("given {first}")));
+            }
+            let mut end = first + 1;
+            if self.eat('.') {
+                if !self.eat('.') {
+                    return Err(self.expected("`..`"));
+                }
+                let (given, stop) = self.number("the end of the range")?;
+                if given <= first || given > MAX_INDEX {
+                    let message = "a range ends after it begins; its end is not part of it";
+                    let span = start.start..stop.end;
+                    return Err(self.error(span, message, format!("at most {MAX_INDEX}")));
+                }
+                end = given;
+            }
+            ranges.push((first, end));
+            if !self.eat(',') {
+                return Ok(Indices::of(ranges));
             }
         }
     }

@@ -33,6 +33,8 @@ pub enum Input {
     Blocks,
     /// Index that picks the stage, not yet reduced modulo the number of stages.
     Index,
+    /// Number of tokens of the prompt.
+    Prompt,
 }
 
 /// A function of two values.
@@ -166,6 +168,8 @@ pub struct Inputs {
     pub blocks: u32,
     /// [`Input::Index`].
     pub index: u32,
+    /// [`Input::Prompt`].
+    pub prompt: u32,
 }
 
 /// The bands of any row (or column), for any sequence length, stage and kv head.
@@ -229,6 +233,7 @@ fn evaluate(values: &[Expr], inputs: &Inputs) -> Vec<u32> {
             Expr::Input(Input::KvLen) => inputs.kv_len,
             Expr::Input(Input::Blocks) => inputs.blocks,
             Expr::Input(Input::Index) => inputs.index,
+            Expr::Input(Input::Prompt) => inputs.prompt,
             Expr::Apply(function, x, y) => function.of(at(x), at(y)),
             Expr::Digits { of, radix } => at(of).checked_ilog(radix).map_or(0, |log| log + 1),
             Expr::Power { radix, exponent } => radix.wrapping_pow(at(exponent)),

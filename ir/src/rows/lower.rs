@@ -5,9 +5,10 @@
 
 use super::band::{Band, UNBOUNDED};
 use super::expr::{BandLimits, Builder, ExprId, Function, Input, Inputs, RowExpressions};
-use super::program::{Atom, Bound, Heads, RowProgram};
+use super::program::{Atom, Bound, RowProgram};
 use super::stage::PartnerRule;
 use super::stream::Stream;
+use crate::Indices;
 use crate::sees::Context;
 
 /// Stands for a block that does not exist: larger than the number of any block.
@@ -87,6 +88,7 @@ pub(super) fn inputs(block: u32, kv_head: u32, context: &Context) -> Inputs {
         kv_len: context.kv_len,
         blocks: context.blocks(),
         index: context.index,
+        prompt: context.prompt,
     }
 }
 
@@ -130,7 +132,19 @@ impl Builder {
                 let (count, all) = (self.constant(blocks), self.input(Input::KvLen));
                 [none, self.choose([b, count], all, none)]
             }
+            Atom::Tail { tokens } => {
+                let (first, all) = (self.tail(tokens, block), self.input(Input::KvLen));
+                [none, self.choose([b, first], none, all)]
+            }
         }
+    }
+
+    /// The first block that holds one of the last `tokens` tokens of the prompt.
+    pub(super) fn tail(&mut self, tokens: u32, block: u32) -> ExprId {
+        let prompt = self.input(Input::Prompt);
+        let last = self.with(Function::Minimum, prompt, tokens);
+        let first = self.apply(Function::Subtract, prompt, last);
+        self.with(Function::Divide, first, block)
     }
 
     /// The token range of block `x` if `x < end`, else two zeros.
@@ -227,8 +241,8 @@ impl Builder {
     }
 
     /// `hi` for the kv heads of a band; 0 for the others, which makes the band empty.
-    pub(super) fn in_heads(&mut self, heads: &Heads, hi: ExprId) -> ExprId {
-        let Heads::Some(heads) = heads else {
+    pub(super) fn in_heads(&mut self, heads: &Indices, hi: ExprId) -> ExprId {
+        let Indices::Some(heads) = heads else {
             return hi;
         };
         let (head, none) = (self.input(Input::KvHead), self.constant(0));

@@ -5,6 +5,7 @@
 //! hold this form; [`RowProgram::lower`] turns it into expressions.
 
 use super::stage::PartnerRule;
+use crate::Indices;
 use serde::{Deserialize, Serialize};
 
 /// A key range `[start, stop)` that depends only on the query block `b` and run-time scalars.
@@ -51,6 +52,12 @@ pub enum Atom {
         /// Number of blocks.
         blocks: u32,
     },
+    /// Every key if block `b` holds one of the last `tokens` tokens of the prompt or comes after
+    /// them, else nothing.
+    Tail {
+        /// Number of tokens; at least 1.
+        tokens: u32,
+    },
 }
 
 /// One end of an atom's range; the number is the atom's position in [`RowProgram::atoms`].
@@ -76,34 +83,8 @@ pub struct SymbolicBand {
     /// As in [`Band::end`](super::band::Band::end).
     pub end: i32,
     /// The kv heads that the band applies to.
-    #[serde(default, skip_serializing_if = "Heads::is_all")]
-    pub heads: Heads,
-}
-
-/// A set of kv heads.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Heads {
-    /// Every head.
-    #[default]
-    All,
-    /// The heads in one of the runs.
-    Some(Vec<HeadRun>),
-}
-
-/// Consecutive kv heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct HeadRun {
-    /// The first one.
-    pub first: u32,
-    /// Number of heads.
-    pub count: u32,
-}
-
-impl Heads {
-    fn is_all(&self) -> bool {
-        *self == Self::All
-    }
+    #[serde(default, skip_serializing_if = "Indices::is_all")]
+    pub heads: Indices,
 }
 
 /// The closed form of a pattern: the bands of every row, for any sequence length and stage.

@@ -7,25 +7,42 @@
 //! patterns without a closed form.
 
 use super::band::UNBOUNDED;
+use crate::pattern::Case;
 use crate::sees::partners;
 use crate::topology::queries;
 use crate::{Atom, Band, BandTable, Context, Leaf, Pattern};
 use std::ops::Range;
 
-/// The bands of every row, as kernels without a closed form read them.
-pub fn table(pattern: &Pattern, context: &Context) -> BandTable {
-    table_of(pattern, context, 0..context.rows())
+/// The bands of every row for `kv_heads` heads, as kernels without a closed form read them.
+pub fn table(pattern: &Pattern, context: &Context, kv_heads: u32) -> BandTable {
+    table_of(pattern, context, kv_heads, 0..context.rows())
 }
 
-/// A table of the bands of `rows` only: earlier rows are empty, later ones are missing.
-pub fn table_of(pattern: &Pattern, context: &Context, rows: Range<u32>) -> BandTable {
+/// A table of the bands of `rows` only: earlier rows are empty, later ones are missing. Heads share
+/// their rows unless the pattern tells them apart.
+pub fn table_of(
+    pattern: &Pattern,
+    context: &Context,
+    kv_heads: u32,
+    rows: Range<u32>,
+) -> BandTable {
+    let heads = match pattern.is_by_head() {
+        true => kv_heads.max(1),
+        false => 1,
+    };
     let mut table = BandTable {
-        offsets: vec![0; rows.start as usize + 1],
+        heads,
+        offsets: vec![0],
         bands: Vec::new(),
     };
-    for b in rows {
-        table.bands.extend(row(pattern, context, b));
-        table.offsets.push(table.bands.len() as u32);
+    for head in 0..heads {
+        let context = context.of_head(head);
+        for b in 0..rows.end {
+            if rows.contains(&b) {
+                table.bands.extend(row(pattern, &context, b));
+            }
+            table.offsets.push(table.bands.len() as u32);
+        }
     }
     table
 }
@@ -60,10 +77,16 @@ impl RowOf<'_> {
                 self.simplify(bands)
             }
             Pattern::And(x, y) => self.product(&self.bands(x), &self.bands(y)),
+            Pattern::PerHead(cases) => self.case(cases, self.context.kv_head),
+            Pattern::PerLayer(cases) => self.case(cases, self.context.layer),
             Pattern::Minus(x, y) => self.bands(y).iter().fold(self.bands(x), |rest, band| {
                 self.product(&rest, &self.outside(band))
             }),
         }
+    }
+
+    fn case(&self, cases: &[Case], index: u32) -> Vec<Band> {
+        Case::find(cases, index).map_or(Vec::new(), |pattern| self.bands(pattern))
     }
 
     fn kv_len(&self) -> i32 {
@@ -105,6 +128,7 @@ impl RowOf<'_> {
                     of(Atom::Rows { blocks: *blocks }),
                 ]
             }
+            Leaf::Tail { tokens } => vec![of(Atom::Tail { tokens: *tokens })],
             Leaf::Table { rows } => rows
                 .get(self.b as usize)
                 .into_iter()

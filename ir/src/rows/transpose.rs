@@ -137,7 +137,11 @@ impl Builder {
                 let last = self.end_of(before, block);
                 region.hi = self.apply(Function::Minimum, region.hi, last);
             }
-            Atom::Sink { .. } | Atom::Tokens { .. } | Atom::Columns { .. } | Atom::Rows { .. } => {}
+            Atom::Sink { .. }
+            | Atom::Tokens { .. }
+            | Atom::Columns { .. }
+            | Atom::Rows { .. }
+            | Atom::Tail { .. } => {}
             // `within_partner` handles start and stop together.
             Atom::Partner { .. } => {}
         }
@@ -163,6 +167,10 @@ impl Builder {
             Atom::Rows { blocks } => {
                 let last = tokens(blocks, block);
                 region.hi = self.with(Function::Minimum, region.hi, last);
+            }
+            Atom::Tail { tokens } => {
+                let first = self.tail_start(tokens, block);
+                region.lo = self.apply(Function::Maximum, region.lo, first);
             }
             Atom::Partner { .. } => {}
         }
@@ -195,6 +203,10 @@ impl Builder {
                 let first = tokens(blocks, block);
                 region.lo = self.with(Function::Maximum, region.lo, first);
             }
+            Atom::Tail { tokens } => {
+                let first = self.tail_start(tokens, block);
+                region.hi = self.apply(Function::Minimum, region.hi, first);
+            }
             Atom::Partner { .. } => return None,
         }
         Some(())
@@ -208,7 +220,11 @@ impl Builder {
                 region.lo = self.apply(Function::Maximum, region.lo, first);
             }
             // These start at the first key, so no key is before them.
-            Atom::Sink { .. } | Atom::Tokens { .. } | Atom::Columns { .. } | Atom::Rows { .. } => {
+            Atom::Sink { .. }
+            | Atom::Tokens { .. }
+            | Atom::Columns { .. }
+            | Atom::Rows { .. }
+            | Atom::Tail { .. } => {
                 region.hi = self.constant(0);
             }
             Atom::Partner { .. } => return None,
@@ -262,6 +278,12 @@ impl Builder {
             self.constant(0),
         );
         region.hi = self.choose([c, count], region.hi, none);
+    }
+
+    /// The first token of the first block of the tail.
+    fn tail_start(&mut self, tokens: u32, block: u32) -> ExprId {
+        let first = self.tail(tokens, block);
+        self.with(Function::Multiply, first, block)
     }
 
     /// The first token of the block that is `back` blocks before the column; 0 if there is none.

@@ -4,7 +4,7 @@ use super::program::{Program, Step};
 use super::{PROJECTIONS, Projection, around, one, primitive};
 use crate::loader::Loader;
 use crate::policy::LayerPolicy;
-use crate::state::LayerState;
+use crate::state::{LayerState, Lengths};
 use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -92,7 +92,7 @@ impl<B: AttentionBackend> Attention<B> {
         x: Tensor<B, 3>,
         cache: &mut KvCache<B>,
         rotation: Option<&Tensor<B, 2>>,
-        capacity: usize,
+        lengths: Lengths,
         policy: &LayerPolicy,
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, ModelError> {
@@ -119,7 +119,8 @@ impl<B: AttentionBackend> Attention<B> {
                     let call = Call {
                         index: policy.index,
                         kv_len: Some(cache.kept()),
-                        capacity: Some(capacity),
+                        capacity: Some(lengths.capacity),
+                        prompt: Some(lengths.prompt),
                         scale: Some(*scale),
                         counts: policy.counts.clone(),
                         ..Call::default()

@@ -113,6 +113,14 @@ pub enum ArtifactError {
         /// How to get the missing kernels.
         way_out: String,
     },
+    /// A layer has a pattern that none of the layers has for which the folder was compiled.
+    #[error("{}: none of the layers for which it was compiled has the pattern {pattern}; compile again with the pattern and the layers that are run", dir.display())]
+    NotSwapped {
+        /// The artifact folder.
+        dir: PathBuf,
+        /// The pattern.
+        pattern: String,
+    },
     /// Kernels cannot be added, because the folder was compiled from other inputs.
     #[error("{}: its kernels are for another {what}: {there}, not {given}; leave --add out to replace them, or choose another folder", dir.display())]
     NotTheSame {

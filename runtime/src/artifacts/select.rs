@@ -4,7 +4,7 @@ use super::{ArtifactError, Artifacts};
 use crate::{Device, Loaded, Ready};
 use butterfly_ir::manifest::{FileEntry, KernelEntry};
 use butterfly_ir::model::OwnAttention;
-use butterfly_ir::{Dtype, Rows, Sm, Target};
+use butterfly_ir::{Dtype, Pattern, Rows, Sm, Target};
 
 impl Device {
     /// The target to compile for, given a device. `sm` is the compute capability of an NVIDIA
@@ -153,6 +153,20 @@ impl Artifacts {
                 image: &image,
             },
         )?)
+    }
+
+    /// The rows of the kernels for swapped layers with `pattern`, which has no `per_layer`.
+    ///
+    /// # Errors
+    /// [`ArtifactError::NotSwapped`] if no swapped layer has this pattern.
+    pub fn rows(&self, pattern: &Pattern) -> Result<Rows, ArtifactError> {
+        let mut variants = self.manifest.variants.iter();
+        let found = variants.find(|variant| variant.pattern == *pattern);
+        let none = || ArtifactError::NotSwapped {
+            dir: self.dir().to_path_buf(),
+            pattern: pattern.to_string(),
+        };
+        Ok(found.ok_or_else(none)?.rows.clone())
     }
 
     /// The rows of the kernels for layers that keep their own attention.

@@ -190,7 +190,7 @@ pub(super) fn buffers<'a>(
     let [q, k, v, o] = needs.tensors;
     let table = rows_of(kernel, arguments.rows)?;
     if let Some(table) = table {
-        check_table(table, needs.rows)?;
+        check_table(table, needs.rows, &arguments.scalars)?;
     }
     let tensor = |operand: Operand, bytes: &'a [u8], needed| {
         long_enough(operand.name(), bytes.len() as u64, needed)?;
@@ -390,13 +390,11 @@ fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(),
     }
 }
 
-/// Checks that a table has at least `rows` rows, and that its offsets never decrease and stay
-/// within its bands.
-pub(super) fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchError> {
+/// Checks that a table has at least `rows` rows for each kv head, and that its offsets never decrease
+/// and stay within its bands.
+fn check_table(table: &BandTable, rows: u64, scalars: &LaunchScalars) -> Result<(), LaunchError> {
     let offsets = &table.offsets;
-    if (offsets.len() as u64) <= rows {
-        return Err(LaunchError::Rows("has fewer rows than the queries reach"));
-    }
+    check_rows(offsets.len() as u64, table.head_rows(), rows, scalars)?;
     if !offsets.is_sorted() {
         return Err(LaunchError::Rows("has offsets that decrease"));
     }
@@ -405,6 +403,26 @@ pub(super) fn check_table(table: &BandTable, rows: u64) -> Result<(), LaunchErro
         .is_some_and(|end| *end as usize > table.bands.len())
     {
         return Err(LaunchError::Rows("has fewer bands than its offsets reach"));
+    }
+    Ok(())
+}
+
+/// Checks that a table of so many offsets, with `head_rows` rows for each kv head or 0 if heads share
+/// them, has the rows that a launch reads.
+pub(super) fn check_rows(
+    offsets: u64,
+    head_rows: u32,
+    rows: u64,
+    scalars: &LaunchScalars,
+) -> Result<(), LaunchError> {
+    if scalars.head_rows != head_rows {
+        return Err(LaunchError::Rows(
+            "has another number of rows for each kv head than the scalars say",
+        ));
+    }
+    let last = u64::from(head_rows) * u64::from(scalars.kv_heads.saturating_sub(1));
+    if (head_rows > 0 && u64::from(head_rows) < rows) || offsets <= last + rows {
+        return Err(LaunchError::Rows("has fewer rows than the queries reach"));
     }
     Ok(())
 }

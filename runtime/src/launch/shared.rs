@@ -38,7 +38,8 @@ pub trait Launches: Runtime {
 /// A band table on a device.
 #[derive(Clone, Debug)]
 pub struct DeviceTable {
-    rows: u64,
+    offsets: u64,
+    head_rows: u32,
     buffers: [Handle; 2],
 }
 
@@ -46,10 +47,18 @@ impl DeviceTable {
     /// Copies a table to the device of `client`.
     pub fn new<R: Runtime>(client: &ComputeClient<R>, table: &BandTable) -> Self {
         Self {
-            rows: table.offsets.len().saturating_sub(1) as u64,
+            offsets: table.offsets.len() as u64,
+            head_rows: table.head_rows(),
             buffers: [bind::offsets(table), bind::bands(table)]
                 .map(|words| client.create_from_slice(&bind::padded(words))),
         }
+    }
+}
+
+impl DeviceTable {
+    /// [`BandTable::head_rows`] of the table, which the scalars of a launch have to repeat.
+    pub fn head_rows(&self) -> u32 {
+        self.head_rows
     }
 }
 
@@ -110,8 +119,8 @@ pub fn enqueue<R: Launches>(
     let largest = needs.tensors.into_iter().fold(lse, u64::max);
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let table = bind::rows_of(kernel, tensors.rows)?;
-    if table.is_some_and(|table| table.rows < needs.rows) {
-        return Err(LaunchError::Rows("has fewer rows than the queries reach"));
+    if let Some(table) = table {
+        bind::check_rows(table.offsets, table.head_rows, needs.rows, &call.scalars)?;
     }
     let of_table = |i: usize| Ok(bind::there(table)?.buffers[i].clone());
     let upload =

@@ -58,7 +58,8 @@ pub(crate) use blueprint::Blueprint;
 pub(super) use matrix::instruction;
 
 use super::source;
-use butterfly_ir::KernelSpec;
+use butterfly_ir::band::UNBOUNDED;
+use butterfly_ir::{Atom, Bound, KernelSpec, RowProgram, Rows, SymbolicBand};
 
 /// The text of the kernel of `spec`, with the numbers in `blueprint`.
 pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
@@ -99,7 +100,7 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
         source::launch(spec),
         super::rows::text(&spec.rows, spec.block),
         include_str!("bands.cuh").to_string(),
-        include_str!("schedule.cuh").to_string(),
+        schedule(&spec.rows),
         include_str!("shared.cuh").to_string(),
         include_str!("producer.cuh").to_string(),
         include_str!("softmax.cuh").to_string(),
@@ -114,6 +115,60 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
     ];
     parts.join("\n")
 }
+
+/// The order of items. Heads whose rows are long come first if there are others beside them: in one
+/// order of both, the same clusters would get the long ones again and again.
+fn schedule(rows: &Rows) -> String {
+    let long = match rows {
+        Rows::ClosedForm(program) => long_heads(program),
+        Rows::Table => 0,
+    };
+    let (function, head) = match long {
+        0 | u64::MAX => (String::new(), "divided(index, launch.kv_heads)"),
+        _ => (
+            format!("constexpr unsigned long long LONG = {long:#x}ull;\n\n{HEAD_OF}"),
+            "head_of(launch, index)",
+        ),
+    };
+    include_str!("schedule.cuh")
+        .replace("@head_of", &function)
+        .replace("@head", head)
+}
+
+/// Of the first 64 kv heads, those with a band that reaches from the first key to the query, as bits.
+fn long_heads(program: &RowProgram) -> u64 {
+    let long = |band: &&SymbolicBand| {
+        let near = |bound: &Bound| match *bound {
+            Bound::Start(_) => false,
+            Bound::Stop(i) => matches!(program.atoms[i as usize], Atom::Local { .. }),
+        };
+        band.lo.is_empty() && band.first <= -UNBOUNDED && band.hi.iter().all(near)
+    };
+    let bands = program.bands.iter().filter(long);
+    let bits = bands.map(|band| {
+        let heads = (0..u64::BITS).filter(|head| band.heads.contains(*head));
+        heads.fold(0, |bits, head| bits | 1 << head)
+    });
+    bits.fold(0, |all, bits| all | bits)
+}
+
+const HEAD_OF: &str = "\
+// The head of an item, and what is left of its number: first come the items of heads with long rows,
+// which are the bits of LONG, then those of the others.
+__device__ __forceinline__ int head_of(const Launch& launch, int& index) {
+  if (launch.kv_heads > 64) return divided(index, launch.kv_heads);
+  const unsigned long long all = ~0ull >> (64 - launch.kv_heads);
+  unsigned long long heads = LONG & all;
+  const int before = item_count(launch) / (ITEMS_PER_ROW * launch.kv_heads) * __popcll(heads);
+  if (index >= before) {
+    index -= before;
+    heads = all & ~LONG;
+  }
+  for (int nth = divided(index, __popcll(heads)); nth > 0; --nth) heads &= heads - 1;
+  return __ffsll(heads) - 1;
+}
+
+";
 
 fn constants(spec: &KernelSpec, blueprint: &Blueprint) -> String {
     let mut text = source::Constants::of("prefill", spec);

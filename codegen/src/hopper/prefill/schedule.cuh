@@ -19,15 +19,20 @@ __device__ __forceinline__ int item_index(int round) {
   return round * width + ((round & 1) ? width - 1 - at : at);
 }
 
-__device__ __forceinline__ Item item_at(const Launch& launch, int index) {
+// The remainder of `index` by `by`; what is left in `index` is the quotient.
+__device__ __forceinline__ int divided(int& index, int by) {
+  const int remainder = index % by;
+  index /= by;
+  return remainder;
+}
+
+@head_of__device__ __forceinline__ Item item_at(const Launch& launch, int index) {
   Item item;
-  item.chunk = index % ITEMS_PER_ROW;
-  index /= ITEMS_PER_ROW;
-  item.kv_head = index % launch.kv_heads;
-  index /= launch.kv_heads;
-  item.batch = index % launch.batch;
+  item.chunk = divided(index, ITEMS_PER_ROW);
+  item.kv_head = @head;
+  item.batch = divided(index, launch.batch);
   const int last = (launch.q_offset + launch.q_len + BLOCK - 1) / BLOCK;
-  item.token = (last - 1 - index / launch.batch) * BLOCK;
+  item.token = (last - 1 - index) * BLOCK;
   return item;
 }
 

@@ -1,5 +1,6 @@
+use super::super::build::{per_head, per_layer};
 use super::super::{Leaf, Parsed, PartnerRule, Pattern, Sparsity, StageBy, json, limits};
-use crate::Rows;
+use crate::Indices;
 use crate::manifest::{ConfigRef, Manifest, SCHEMA};
 use crate::plan::Proof;
 use proptest::{collection::vec, option, prelude::*};
@@ -27,20 +28,29 @@ fn leaf() -> impl Strategy<Value = Leaf> {
         any::<u32>().prop_map(|blocks| Leaf::Sink { blocks }),
         any::<u32>().prop_map(|tokens| Leaf::SinkTokens { tokens }),
         any::<u32>().prop_map(|blocks| Leaf::Global { blocks }),
+        (1..=u32::MAX).prop_map(|tokens| Leaf::Tail { tokens }),
         vec(vec(any::<u32>(), 0..4), 0..4).prop_map(|rows| Leaf::Table { rows }),
         Just(Leaf::All),
         Just(Leaf::None),
     ]
 }
 
+fn indices() -> impl Strategy<Value = Indices> {
+    let ranges = vec((0..limits::MAX_INDEX, 1..9u32), 1..4);
+    let end = |first: u32, count: u32| (first + count).min(limits::MAX_INDEX);
+    ranges.prop_map(move |x| Indices::of(x.into_iter().map(|(a, n)| (a, end(a, n)))))
+}
+
 fn pattern() -> impl Strategy<Value = Pattern> {
     leaf()
         .prop_map(Pattern::from)
         .prop_recursive(6, 48, 2, |inner| {
-            (0..3, inner.clone(), inner).prop_map(|(sign, a, b)| match sign {
+            (0..5, inner.clone(), inner, indices()).prop_map(|(sign, a, b, of)| match sign {
                 0 => a | b,
                 1 => a & b,
-                _ => a - b,
+                2 => a - b,
+                3 => per_head([(of, a), (Indices::All, b)]),
+                _ => per_layer([(of, a), (Indices::of([(9, 10)]), b)]),
             })
         })
 }
@@ -48,7 +58,7 @@ fn pattern() -> impl Strategy<Value = Pattern> {
 /// Patterns with a depth just below and just above the limit: nested operators, each one in the
 /// left or the right operand of the next.
 fn deep() -> impl Strategy<Value = Pattern> {
-    let operator = (0..3, any::<bool>(), leaf());
+    let operator = (0..4, any::<bool>(), leaf());
     (leaf(), vec(operator, 40..=limits::MAX_DEPTH as usize + 4)).prop_map(|(first, operators)| {
         operators
             .into_iter()
@@ -60,7 +70,8 @@ fn deep() -> impl Strategy<Value = Pattern> {
                 match sign {
                     0 => a | b,
                     1 => a & b,
-                    _ => a - b,
+                    2 => a - b,
+                    _ => per_head([(Indices::of([(1, 3)]), a), (Indices::All, b)]),
                 }
             })
     })
@@ -80,7 +91,7 @@ fn manifest(sparsity: &Sparsity) -> Manifest {
         layers: Vec::new(),
         capacity: 1,
         proof: Proof::default(),
-        rows: Rows::Table,
+        variants: Vec::new(),
         kept: Vec::new(),
         kernels: Vec::new(),
         products: Vec::new(),

@@ -59,6 +59,8 @@ fn call(batch: u32, kv_heads: u32, kv_len: u32) -> Call<'static> {
             kv_heads,
             blocks: kv_len.div_ceil(128),
             index: 0,
+            prompt: kv_len,
+            head_rows: 0,
             scale_bits: 1.0f32.to_bits(),
             q_strides: strides(1),
             k_strides: strides(kv_len),
