@@ -153,6 +153,15 @@ impl<B: Backend> KvCache<B> {
         there
     }
 
+    /// Makes a cache with a window keep all tokens from now on. One that has dropped tokens forgets
+    /// the others.
+    pub fn keep_all(&mut self) {
+        self.window = None;
+        if self.first > 0 {
+            (self.first, self.len) = (0, 0);
+        }
+    }
+
     fn empty(&self, room: usize) -> [Tensor<B, 4>; 2] {
         empty(self.sizes, room, (&self.device, self.dtype))
     }

@@ -307,7 +307,7 @@ impl Plan {
         };
         let key = TableKey {
             stage: attend.index % stages,
-            prompt: if pattern.has_tail() {
+            prompt: if pattern.tail() > 0 {
                 attend.prompt as u32
             } else {
                 0

@@ -254,7 +254,7 @@ proptest! {
         for head in 0..INDICES {
             for b in 0..context.rows() {
                 let want = rows::row(&pattern, &context.of_head(head), b);
-                prop_assert_eq!(table.row(head, b), want);
+                prop_assert_eq!(table.row(head as usize, b as usize), want);
             }
         }
         let classes = pattern.head_classes(INDICES);

@@ -66,9 +66,11 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         }
     };
     source::check_heads(&parsed, kv_heads as u32)?;
+    let prompt = command.prompt.unwrap_or(kv_len as u32);
+    source::check_tail(&sparsity.pattern, prompt as usize)?;
     let context = Context {
         layer: command.stage.layer(sparsity)?,
-        prompt: command.prompt.unwrap_or(kv_len as u32),
+        prompt,
         ..command.pattern.context(&parsed, kv_len as u32, index)?
     };
     source::check(&parsed, &context, kv_heads as u32)?;

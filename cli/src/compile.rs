@@ -125,6 +125,7 @@ fn one(
     let started = Instant::now();
     let text = source::read_text(path)?;
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
+    command.pattern.check_model(&model, (path, &text))?;
     let request = Request {
         targets,
         dtypes: &command.made_for.dtype,

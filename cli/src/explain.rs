@@ -80,6 +80,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let path = &command.config;
     let text = source::read_text(path)?;
     let model = config::read(&path.display().to_string(), &text).map_err(Failure::bad)?;
+    command.pattern.check_model(&model, (path, &text))?;
     let request = Request {
         targets: &command.made_for.target,
         dtypes: &command.made_for.dtype,

@@ -16,6 +16,8 @@ mod args;
 mod attend;
 mod bench;
 mod call;
+#[cfg(feature = "models")]
+mod chart;
 mod compile;
 mod device;
 mod doctor;
@@ -27,6 +29,8 @@ mod measure;
 #[cfg(feature = "models")]
 mod model;
 mod output;
+#[cfg(feature = "models")]
+mod page;
 mod prove;
 mod show;
 mod source;
@@ -103,6 +107,8 @@ fn run(args: Args) -> Result<(), Failure> {
         #[cfg(feature = "models")]
         Command::Eval(command) => model::eval::run(&command, json),
         #[cfg(feature = "models")]
+        Command::Calibrate(command) => model::calibrate::run(&command, json),
+        #[cfg(feature = "models")]
         Command::Bench {
             what: Bench::Model(command),
         } => model::bench::model(&command, json),
@@ -115,6 +121,7 @@ fn run(args: Args) -> Result<(), Failure> {
         | Command::Generate(_)
         | Command::Chat(_)
         | Command::Eval(_)
+        | Command::Calibrate(_)
         | Command::Bench {
             what: Bench::Model(_) | Bench::Layer(_),
         } => Err(Failure::Bad(

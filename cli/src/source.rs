@@ -3,16 +3,44 @@
 use crate::args::PatternArg;
 use crate::failure::Failure;
 use butterfly_compiler::classify::{self, ClassifyError};
+#[cfg(feature = "models")]
+use butterfly_compiler::config;
 use butterfly_compiler::work;
+use butterfly_ir::model::ModelConfig;
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::pattern::limits::MAX_LENGTH;
 use butterfly_ir::{Context, Pattern, Sparsity, Topology};
+#[cfg(feature = "models")]
+use butterfly_models::PolicyFile;
 use std::path::Path;
 
 impl PatternArg {
     /// The pattern with its headers.
     pub(crate) fn read(&self) -> Result<Parsed, Failure> {
-        read(&self.pattern)
+        #[cfg(feature = "models")]
+        if let Some(path) = &self.policy {
+            return Ok(read_policy(path)?.1);
+        }
+        // Without a policy the pattern is required.
+        read(self.pattern.as_deref().unwrap_or_default())
+    }
+
+    /// Checks that a policy, if the pattern is that of one, was calibrated for the model whose config
+    /// has the path and text of `config`.
+    pub(crate) fn check_model(
+        &self,
+        model: &ModelConfig,
+        config: (&Path, &str),
+    ) -> Result<(), Failure> {
+        #[cfg(feature = "models")]
+        if let Some(path) = &self.policy {
+            let name = config.0.display().to_string();
+            let sizes = config::sizes(&name, config.1, model).map_err(Failure::bad)?;
+            let policy = read_policy(path)?.0;
+            return policy.check(path, model, &sizes).map_err(Failure::bad);
+        }
+        let _ = (model, config);
+        Ok(())
     }
 
     /// The context in which the pattern is resolved: block size, lengths, and the index that picks
@@ -35,6 +63,13 @@ impl PatternArg {
             ..Context::new(parsed.sparsity.block, kv_len, index)
         })
     }
+}
+
+/// A policy file, and its pattern.
+#[cfg(feature = "models")]
+pub(crate) fn read_policy(path: &Path) -> Result<(PolicyFile, Parsed), Failure> {
+    let (policy, sparsity) = PolicyFile::read(path).map_err(Failure::bad)?;
+    Ok((policy, sparsity.into()))
 }
 
 /// The pattern of an argument: a file, or the text itself.
@@ -72,6 +107,16 @@ pub(crate) fn check_one(parsed: &Parsed, context: &Context) -> Result<(), Failur
     let pattern = parsed.sparsity.pattern.of_layer(context.layer);
     classify::check(&pattern.of_head(context.kv_head), context)
         .map_err(|error| blame(parsed, context, &error))
+}
+
+/// Checks that the tail of a prompt of `tokens` tokens leaves some of it to the rest of the pattern.
+pub(crate) fn check_tail(pattern: &Pattern, tokens: usize) -> Result<(), Failure> {
+    match pattern.tail() {
+        tail if tail > 0 && tail as usize >= tokens => Err(Failure::Bad(format!(
+            "tail({tail}) of the pattern covers all {tokens} tokens of the prompt, so that nothing else of it counts; give a longer prompt, or a shorter tail"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that cases of the pattern name heads below `kv_heads`.

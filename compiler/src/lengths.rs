@@ -47,7 +47,7 @@ pub fn check(sparsity: &Sparsity, max_tokens: u32) -> Result<(), ClassifyError> 
                 None => 0..=pattern.stage_count(blocks).min(STAGES) - 1,
             };
             // The tail of a prompt can lie at the end of the keys, or after them.
-            let prompts = match pattern.has_tail() {
+            let prompts = match pattern.tail() > 0 {
                 true => vec![kv_len, max_tokens.max(kv_len)],
                 false => vec![kv_len],
             };

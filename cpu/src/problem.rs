@@ -173,7 +173,7 @@ impl Problem<'_> {
     /// # Panics
     /// If the table has no such row.
     pub fn bands(&self, kv_head: usize, row: usize) -> &[Band] {
-        self.rows.row(kv_head as u32, row as u32)
+        self.rows.row(kv_head, row)
     }
 
     /// Whether the query of kv head `kv_head` at absolute position `q` sees key `k`, according to

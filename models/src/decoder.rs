@@ -7,11 +7,13 @@ use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation::Frequencies;
 use crate::state::{LayerState, State};
+use crate::stream::Stream;
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::AttentionBackend;
 use butterfly_compiler::family;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use std::ops::Range;
 
 /// The model from the embedding to the last norm; the output projection is not part of it.
 #[derive(Clone, Debug)]
@@ -111,15 +113,25 @@ impl<B: AttentionBackend> Decoder<B> {
         states.collect()
     }
 
-    /// Tokens [B, T] → hidden states after the last norm [B, T, H].
-    pub(crate) fn forward(
+    /// Tokens [B, T] → the residual stream before the first layer.
+    pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>) -> Result<Stream<B>, ModelError> {
+        // The residual stream is f32, whatever element type the layers compute in.
+        Ok(Stream {
+            x: self.embedding.rows(ids, DType::F32)?.cast(DType::F32),
+            pending: None,
+        })
+    }
+
+    /// The residual stream before the first of `layers` → that after the last of them.
+    pub(crate) fn through(
         &self,
-        ids: Tensor<B, 2, Int>,
+        layers: Range<usize>,
+        Stream { mut x, mut pending }: Stream<B>,
         state: &mut State<B>,
         policy: &Policy,
-    ) -> Result<Tensor<B, 3>, ModelError> {
-        let [_, tokens] = ids.dims();
-        let device = ids.device();
+    ) -> Result<Stream<B>, ModelError> {
+        let [_, tokens, _] = x.dims();
+        let device = x.device();
         let lengths = state.lengths(tokens)?;
         let profile = state.profile.clone();
         let positions = state.position..state.position + tokens;
@@ -131,12 +143,8 @@ impl<B: AttentionBackend> Decoder<B> {
                 (&device, DType::F32),
             )
         });
-        // The residual stream is f32, whatever element type the layers compute in.
-        let mut x = self.embedding.rows(ids, DType::F32)?.cast(DType::F32);
-        // The output of the previous feed-forward layer, not yet added to the residual stream: the
-        // next norm adds it in the same kernel.
-        let mut pending: Option<Tensor<B, 3>> = None;
-        for (i, layer) in self.layers.iter().enumerate() {
+        for i in layers {
+            let layer = &self.layers[i];
             let normed;
             (x, normed) = profile.part::<B, _>("norms", &device, || {
                 self.join(x, pending.take(), &layer.before)
@@ -163,8 +171,12 @@ impl<B: AttentionBackend> Decoder<B> {
             })?;
             pending = Some(layer.mlp.forward(normed, policy.plan(), &profile)?);
         }
-        state.position += tokens;
-        Ok(self.join(x, pending, &self.norm)?.1)
+        Ok(Stream { x, pending })
+    }
+
+    /// The residual stream after the last layer → hidden states after the last norm [B, T, H].
+    pub(crate) fn finish(&self, stream: Stream<B>) -> Result<Tensor<B, 3>, ModelError> {
+        Ok(self.join(stream.x, stream.pending, &self.norm)?.1)
     }
 
     /// Adds the pending output, if any, to the residual stream x; returns the sum and its norm.

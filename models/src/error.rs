@@ -90,6 +90,9 @@ pub enum ModelError {
     /// A state that does not fit the model, or that was lost when a device failed.
     #[error("the state {0}; begin with a new one of this model and policy")]
     State(&'static str),
+    /// Results cannot be read from the device.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// A chat template or tokenizer that cannot be used, or that failed.
     #[error("{}: {what}", path.display())]
     Text {

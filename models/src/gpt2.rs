@@ -5,10 +5,12 @@ use crate::layers::{self, Attention, Projection, Weight};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::state::{LayerState, State};
+use crate::stream::Stream;
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::AttentionBackend;
 use butterfly_ir::model::{ModelConfig, ModelSizes};
+use std::ops::Range;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Gpt2<B: Backend> {
@@ -128,17 +130,13 @@ impl<B: AttentionBackend> Gpt2<B> {
             .collect()
     }
 
-    /// Tokens [B, T] → hidden states after the last norm [B, T, H].
-    pub(crate) fn forward(
+    /// Tokens [B, T] at positions from `position` on → the residual stream before the first layer.
+    pub(crate) fn embed(
         &self,
         ids: Tensor<B, 2, Int>,
-        state: &mut State<B>,
-        policy: &Policy,
-    ) -> Result<Tensor<B, 3>, ModelError> {
-        let [_, tokens] = ids.dims();
-        let lengths = state.lengths(tokens)?;
-        let profile = state.profile.clone();
-        let end = state.position + tokens;
+        position: usize,
+    ) -> Result<Stream<B>, ModelError> {
+        let end = position + ids.dims()[1];
         let [positions, hidden] = self.positions.dims();
         if end > positions {
             return Err(ModelError::Positions {
@@ -146,15 +144,30 @@ impl<B: AttentionBackend> Gpt2<B> {
                 positions,
             });
         }
-        let dtype = self.dtype;
         let x = self.embedding.rows(ids, DType::F32)?;
-        let at = self
-            .positions
-            .clone()
-            .slice([state.position..end, 0..hidden]);
+        let at = self.positions.clone().slice([position..end, 0..hidden]);
         // The residual stream is f32, whatever element type the layers compute in.
-        let mut x = x.cast(DType::F32) + at.unsqueeze::<3>().cast(DType::F32);
-        for (i, layer) in self.layers.iter().enumerate() {
+        Ok(Stream {
+            x: x.cast(DType::F32) + at.unsqueeze::<3>().cast(DType::F32),
+            pending: None,
+        })
+    }
+
+    /// The residual stream before the first of `layers` → that after the last of them. Nothing is
+    /// left pending.
+    pub(crate) fn through(
+        &self,
+        layers: Range<usize>,
+        Stream { mut x, pending: _ }: Stream<B>,
+        state: &mut State<B>,
+        policy: &Policy,
+    ) -> Result<Stream<B>, ModelError> {
+        let [_, tokens, _] = x.dims();
+        let lengths = state.lengths(tokens)?;
+        let profile = state.profile.clone();
+        let dtype = self.dtype;
+        for i in layers {
+            let layer = &self.layers[i];
             let (LayerState::Attention(cache), Some(policy)) =
                 (&mut state.layers[i], &policy.layers[i])
             else {
@@ -170,7 +183,11 @@ impl<B: AttentionBackend> Gpt2<B> {
             let inner = gelu(layer.up.forward(normed, plan)?);
             x = x + layer.down.forward(inner, plan)?.cast(DType::F32);
         }
-        state.position = end;
-        Ok(self.norm.forward(x, dtype))
+        Ok(Stream { x, pending: None })
+    }
+
+    /// The residual stream after the last layer → hidden states after the last norm [B, T, H].
+    pub(crate) fn finish(&self, stream: Stream<B>) -> Tensor<B, 3> {
+        self.norm.forward(stream.x, self.dtype)
     }
 }

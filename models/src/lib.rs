@@ -11,6 +11,7 @@
 //! - Every attention layer runs the plan that its policy names, and counts its launches.
 //! - With a fixed capacity, the logits of a prompt do not depend on how it is cut into chunks.
 
+pub mod calibrate;
 mod chat;
 mod checkpoint;
 mod contents;
@@ -28,10 +29,12 @@ mod loader;
 mod model;
 mod packing;
 mod policy;
+mod policy_file;
 mod profile;
 mod rotation;
 mod special;
 mod state;
+mod stream;
 mod template;
 mod tokenizer;
 mod vocabulary;
@@ -49,6 +52,7 @@ pub use loader::Unused;
 pub use model::{Logits, Model};
 pub use packing::read_packing;
 pub use policy::{LayerPolicy, Policy};
+pub use policy_file::{Chosen, ModelShape, PolicyFile};
 pub use profile::Profile;
 pub use state::State;
 pub use tokenizer::Stream;

@@ -6,6 +6,7 @@ use crate::gpt2::Gpt2;
 use crate::layers::{Projection, Weight};
 use crate::loader::{Loader, Pass, Unused};
 use crate::state::LayerState;
+use crate::stream::Stream;
 use crate::weights::packed::dense;
 use crate::{Checkpoint, ModelError, Policy, Profile, State, Taken};
 use burn::prelude::*;
@@ -14,6 +15,7 @@ use butterfly::ops::Packed;
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_compiler::family::{self, Layer};
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -218,14 +220,7 @@ impl<B: AttentionBackend> Model<B> {
         policy: &Policy,
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let vocabulary = self.sizes.vocabulary as usize;
-        if let Some(at) = tokens.iter().position(|t| *t as usize >= vocabulary) {
-            return Err(ModelError::Token {
-                token: tokens[at],
-                position: state.position + at,
-                vocabulary,
-            });
-        }
+        self.check_tokens(tokens, state.position)?;
         if tokens.is_empty() || state.batch == 0 || !tokens.len().is_multiple_of(state.batch) {
             return Err(ModelError::Chunk {
                 tokens: tokens.len(),
@@ -241,9 +236,22 @@ impl<B: AttentionBackend> Model<B> {
         result
     }
 
+    /// Checks that tokens, the first of which is at `position`, are in the vocabulary.
+    pub(crate) fn check_tokens(&self, tokens: &[u32], position: usize) -> Result<(), ModelError> {
+        let vocabulary = self.sizes.vocabulary as usize;
+        match tokens.iter().position(|t| *t as usize >= vocabulary) {
+            None => Ok(()),
+            Some(at) => Err(ModelError::Token {
+                token: tokens[at],
+                position: position + at,
+                vocabulary,
+            }),
+        }
+    }
+
     /// Checks that state and policy fit this model, and that all caches of the state have the same
     /// length.
-    fn check_state(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
+    pub(crate) fn check_state(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
         let kinds = &self.config.layers;
         let other = || ModelError::State("or the policy was made for another model");
         if state.layers.len() != kinds.len() || policy.layers.len() != kinds.len() {
@@ -280,8 +288,7 @@ impl<B: AttentionBackend> Model<B> {
         Ok(())
     }
 
-    /// As [`run`](Self::run). Tensors are the same in every layer, and those of a prompt's chunk are
-    /// large: each gets memory of exactly its size, which is kept for chunks of as many tokens.
+    /// As [`run`](Self::run), in memory that [`in_place`](Self::in_place) keeps.
     fn run_in_place(
         &self,
         tokens: &[u32],
@@ -290,12 +297,26 @@ impl<B: AttentionBackend> Model<B> {
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
         let decodes = tokens.len() == state.batch;
-        if !decodes && self.chunk.swap(tokens.len(), Relaxed) != tokens.len() {
+        let run = |state: &mut State<B>| self.run(tokens, state, policy, logits);
+        match decodes {
+            true => B::memory_persistent_allocations(&self.device, state, run),
+            false => self.in_place(tokens.len(), state, run),
+        }
+    }
+
+    /// Runs a chunk of a prompt of `tokens` tokens, over all sequences. Tensors are the same in
+    /// every layer, and those of a prompt's chunk are large: each gets memory of exactly its size,
+    /// which is kept for chunks of as many tokens.
+    pub(crate) fn in_place<S: Send, T: Send>(
+        &self,
+        tokens: usize,
+        state: S,
+        run: impl Fn(S) -> T + Send,
+    ) -> T {
+        if self.chunk.swap(tokens, Relaxed) != tokens {
             B::memory_cleanup(&self.device);
         }
-        B::memory_persistent_allocations(&self.device, state, |state| {
-            self.run(tokens, state, policy, logits)
-        })
+        B::memory_persistent_allocations(&self.device, state, run)
     }
 
     fn run(
@@ -306,22 +327,63 @@ impl<B: AttentionBackend> Model<B> {
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
         let length = tokens.len() / state.batch;
-        let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
-        let ids = TensorData::new(ids, [state.batch, length]);
-        let ids = Tensor::from_data(ids, &self.device);
-        let hidden = match &self.inner {
-            Inner::Decoder(model) => model.forward(ids, state, policy)?,
-            Inner::Gpt2(model) => model.forward(ids, state, policy)?,
-        };
+        let stream = self.embed(tokens, state)?;
+        let stream = self.through(0..self.config.layers.len(), stream, state, policy)?;
+        let hidden = self.finish(stream)?;
         let wanted = match logits {
             Logits::All => hidden,
             Logits::Last => hidden.narrow(1, length - 1, 1),
         };
         let profile = state.profile.clone();
         let logits = profile.part::<B, _>("output projection", &self.device, || {
-            self.head.forward(wanted, policy.plan())
-        });
-        Ok(logits?)
+            self.logits_of(wanted, policy)
+        })?;
+        state.position += length;
+        Ok(logits)
+    }
+
+    /// The residual stream of the next chunk of `state` before the first layer; B rows of tokens.
+    pub(crate) fn embed(&self, tokens: &[u32], state: &State<B>) -> Result<Stream<B>, ModelError> {
+        let length = tokens.len() / state.batch;
+        let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+        let ids = TensorData::new(ids, [state.batch, length]);
+        let ids = Tensor::from_data(ids, &self.device);
+        match &self.inner {
+            Inner::Decoder(model) => model.embed(ids),
+            Inner::Gpt2(model) => model.embed(ids, state.position),
+        }
+    }
+
+    /// The residual stream before the first of `layers` → that after the last of them. Appends to
+    /// the caches of these layers, but leaves the position of the state.
+    pub(crate) fn through(
+        &self,
+        layers: Range<usize>,
+        stream: Stream<B>,
+        state: &mut State<B>,
+        policy: &Policy,
+    ) -> Result<Stream<B>, ModelError> {
+        match &self.inner {
+            Inner::Decoder(model) => model.through(layers, stream, state, policy),
+            Inner::Gpt2(model) => model.through(layers, stream, state, policy),
+        }
+    }
+
+    /// The residual stream after the last layer → hidden states after the last norm [B, T, H].
+    pub(crate) fn finish(&self, stream: Stream<B>) -> Result<Tensor<B, 3>, ModelError> {
+        match &self.inner {
+            Inner::Decoder(model) => model.finish(stream),
+            Inner::Gpt2(model) => Ok(model.finish(stream)),
+        }
+    }
+
+    /// Hidden states [B, T, H] → logits [B, T, V].
+    pub(crate) fn logits_of(
+        &self,
+        hidden: Tensor<B, 3>,
+        policy: &Policy,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        Ok(self.head.forward(hidden, policy.plan())?)
     }
 }
 

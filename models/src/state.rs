@@ -140,6 +140,17 @@ impl<B: Backend> State<B> {
         }
     }
 
+    /// Makes the caches of an empty state keep all tokens, also those that its policy does not see
+    /// again.
+    pub(crate) fn keep_all(&mut self) {
+        for layer in &mut self.layers {
+            match layer {
+                LayerState::Attention(cache) => cache.keep_all(),
+                LayerState::Linear(_) => {}
+            }
+        }
+    }
+
     /// Undoes everything since `mark`.
     pub(crate) fn back_to(&mut self, mark: Mark<B>) {
         self.position = mark.position;

@@ -1,5 +1,7 @@
 //! A model with a byte tokenizer, and `butterfly generate` with it.
 
+#![allow(dead_code, reason = "not every test generates")]
+
 use butterfly_tests::fixture;
 use serde_json::Value;
 use std::fs;

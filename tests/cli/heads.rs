@@ -244,6 +244,21 @@ fn what_the_model_does_not_have_is_named() {
         "causal & per_head { 77 => local(1); else => all }",
     ];
     refuses(&[&attend[..], &more].concat(), &["kv head 77"]);
+    let more = ["--pattern", "causal & (tail(77) | local(1))"];
+    refuses(
+        &[&attend[..], &more].concat(),
+        &["tail(77)", "all 77 tokens", "shorter tail"],
+    );
+    let more = [
+        "--output",
+        text(&output),
+        "--pattern",
+        "causal & (tail(101) | local(1))",
+    ];
+    refuses(
+        &[&run[..], &more].concat(),
+        &["tail(101)", "all 101 tokens"],
+    );
     let by_layer = "causal & per_layer { 1 => local(1); else => all }";
     refuses(
         &[&attend[..], &["--pattern", by_layer]].concat(),

@@ -291,7 +291,8 @@ fn text_goes_on_and_repeats_by_seed() {
     let report = good(&[&args[..], &pattern, &needle].concat());
     assert_eq!(report["predicted"], 47 * 8 - 1);
     assert!(report["kl_divergence"].as_f64().expect("a number") > 0.0);
-    assert_eq!(report["needles"].as_array().expect("needles").len(), 4);
+    let found = report["retrieval"]["by_depth"].as_array();
+    assert_eq!(found.expect("needles").len(), 4);
     assert!(fs::read_to_string(plot).expect("a plot").contains("<rect"));
     // The pattern `causal` is dense attention.
     let same = good(&[&args[..], &["--pattern", "causal"]].concat());

@@ -196,7 +196,7 @@ fn numbers_that_are_not_finite_are_said() {
         let document = copy.path("text.txt");
         fs::write(&document, "Some blocks attend to others.").expect("written");
         let args = ["eval", "--model", text(copy.0.path()), "--device", "cpu"];
-        let more = ["--text", text(&document), "--needle", "64"];
+        let more = ["--text", text(&document), "--needle", "128"];
         has(&ends(1, &[&args[..], &more].concat()), &parts);
     }
 }

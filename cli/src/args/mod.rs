@@ -5,7 +5,10 @@
 
 mod model;
 
-pub(crate) use model::{BenchLayer, BenchModel, Chat, Draw, Eval, Generate, Logits, Measure, Run};
+pub(crate) use model::{
+    BenchLayer, BenchModel, By, Calibrate, Chat, Draw, Eval, Generate, Logits, Measure,
+    RetrievalTask, Run,
+};
 
 use butterfly_compiler::card::Card;
 use butterfly_ir::band::MAX_TOKENS;
@@ -55,6 +58,8 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Compare a pattern with dense attention by what the model makes of a text.
     Eval(Eval),
+    /// Find which layers or heads of a model a pattern can replace, and write a policy.
+    Calibrate(Calibrate),
     /// Measure kernels and models on this machine.
     Bench {
         #[command(subcommand)]
@@ -76,8 +81,19 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 pub(crate) struct PatternArg {
     /// A `.pattern` or `.json` file, or the pattern's text (see `butterfly help patterns`).
-    #[arg(long, value_name = "FILE|TEXT")]
-    pub(crate) pattern: String,
+    #[cfg_attr(
+        feature = "models",
+        arg(long, value_name = "FILE|TEXT", required_unless_present = "policy")
+    )]
+    #[cfg_attr(
+        not(feature = "models"),
+        arg(long, value_name = "FILE|TEXT", required = true)
+    )]
+    pub(crate) pattern: Option<String>,
+    /// The pattern of a policy that `butterfly calibrate` wrote.
+    #[cfg(feature = "models")]
+    #[arg(long, value_name = "POLICY.json", conflicts_with = "pattern")]
+    pub(crate) policy: Option<PathBuf>,
     /// Tokens that fix the number of blocks and with it the stages [default: the number of keys].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOKENS)))]
     pub(crate) capacity: Option<u32>,

@@ -2,6 +2,7 @@
 
 use super::{DeviceArg, dtype};
 use butterfly_ir::Dtype;
+use clap::ValueEnum;
 use std::path::PathBuf;
 
 /// How a model is run.
@@ -11,6 +12,9 @@ pub(crate) struct Run {
     /// without either, dense attention].
     #[arg(long, value_name = "FILE|TEXT")]
     pub(crate) pattern: Option<String>,
+    /// A policy that `butterfly calibrate` wrote, in the place of a pattern.
+    #[arg(long, value_name = "POLICY.json", conflicts_with = "pattern")]
+    pub(crate) policy: Option<PathBuf>,
     /// The layers to replace, by index [default: those of the pattern, or all].
     #[arg(long, value_name = "I,I,…", value_delimiter = ',')]
     pub(crate) swap: Option<Vec<u32>>,
@@ -185,19 +189,139 @@ pub(crate) struct Eval {
     /// Tokens of a window; each begins anew [default: all of the text, up to the model's limit].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     pub(crate) window: Option<u32>,
-    /// Also hide a fact in so many tokens of the text, and ask for it.
-    #[arg(long, value_name = "T,T,…", value_delimiter = ',',
-          value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    /// Positions before this one in each window are run but not scored.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..1 << 24))]
+    pub(crate) from: u32,
+    /// Also put tasks of retrieval to the model, in prompts of the --lengths.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TASK,…",
+        value_delimiter = ',',
+        group = "retrieval",
+        requires = "lengths"
+    )]
+    pub(crate) tasks: Vec<RetrievalTask>,
+    /// Tokens of each prompt, the question included.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',', requires = "tasks",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) lengths: Vec<u32>,
+    /// Short for `--tasks needle --lengths T,T,…`.
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',', group = "retrieval",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) needle: Vec<u32>,
     /// Where the fact is hidden, as shares of the text before the question.
     #[arg(long, value_name = "X,X,…", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1",
           value_parser = depth)]
     pub(crate) depths: Vec<f32>,
+    /// Prompts of each task, length and depth.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) trials: u32,
+    /// The same seed gives the same prompts.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Prompts that run together [default: as many as there is memory for, at most 32; on the CPU 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 12))]
+    pub(crate) batch: Option<u32>,
+    /// An HTML file to write the report to, with charts.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
     /// An SVG file to draw what was found to.
-    #[arg(long, value_name = "FILE", requires = "needle")]
+    #[arg(long, value_name = "FILE", requires = "retrieval")]
     pub(crate) plot: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+/// A task of retrieval, after RULER.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RetrievalTask {
+    /// One fact in a text.
+    Needle,
+    /// Four facts in a text, one of which is asked for.
+    Multikey,
+    /// Nothing but keys with values.
+    Kv,
+    /// Chains of variables, each assigned to the next, all over a text.
+    Tracking,
+}
+
+impl RetrievalTask {
+    /// The name in flags and reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Needle => "needle",
+            Self::Multikey => "multikey",
+            Self::Kv => "kv",
+            Self::Tracking => "tracking",
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Calibrate {
+    /// A Hugging Face folder (config.json, safetensors, tokenizer.json), or a GGUF file.
+    #[arg(short, long, value_name = "DIR|FILE.gguf")]
+    pub(crate) model: PathBuf,
+    /// The text to measure on, like what the model is to read later.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// What is measured and replaced on its own.
+    #[arg(long, value_enum, default_value = "head")]
+    pub(crate) by: By,
+    /// Replace this share of the heads or layers, the least harmful ones [default: 0.5].
+    #[arg(long, value_name = "X", value_parser = part, conflicts_with = "max_kl")]
+    pub(crate) share: Option<f64>,
+    /// Replace as many as move the predictions by at most X nats, measured together.
+    #[arg(long, value_name = "X", value_parser = nats)]
+    pub(crate) max_kl: Option<f64>,
+    /// Tokens of a window; each begins anew [default: 4096, or what the model takes if that is less].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
+    pub(crate) window: Option<u32>,
+    /// Windows of the text to choose on; as many others verify the choice.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) windows: u32,
+    /// The last tokens of a prompt, which see what they see by the model's own attention; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) tail: u32,
+    /// Positions of a window before this one are not scored [default: those that see by the pattern
+    /// what they see without it].
+    #[arg(long, value_name = "N")]
+    pub(crate) skip: Option<u32>,
+    /// Score only every N-th position.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) every: u32,
+    /// The policy file to write. What is measured is kept beside it in FILE.partial until then, and
+    /// the same command goes on from there.
+    #[arg(short, long, value_name = "POLICY.json")]
+    pub(crate) output: PathBuf,
+    /// An HTML file to write the report to: damages as a map, and what sets of them cost together.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+/// What is replaced on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum By {
+    /// A kv head with its query heads.
+    Head,
+    /// A layer.
+    Layer,
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let fits = number.filter(|x: &f64| (0.0..=1.0).contains(x));
+    fits.ok_or_else(|| "give a number from 0 to 1".to_string())
+}
+
+fn nats(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let fits = number.filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    fits.ok_or_else(|| "give 0 or a positive number".to_string())
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

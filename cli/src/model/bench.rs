@@ -161,7 +161,7 @@ fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Res
             "--capacity {capacity} is less than the {most} tokens of prompt and decode; give at least {most}"
         )));
     }
-    let sparse = sparse(run, capacity as usize)?;
+    let sparse = sparse(run, capacity as usize, (&subject.config, &subject.sizes))?;
     if sparse.is_none() && measure.no_dense {
         return Err(Failure::Bad(
             "--no-dense without a pattern leaves nothing to measure; give --pattern".into(),

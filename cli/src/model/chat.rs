@@ -77,7 +77,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         None => CAPACITY.min(made_for),
     };
     warn_of_length(&folder.config, capacity);
-    let sparse = sparse(&command.run, capacity)?;
+    let sparse = sparse(&command.run, capacity, (&folder.config, &folder.sizes))?;
     let policy = policy(&folder.config, sparse.as_ref(), &command.model)?;
     let work = Work {
         command,

@@ -88,7 +88,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             command.max_new_tokens
         )));
     }
-    let sparse = sparse(&command.run, capacity)?;
+    let sparse = sparse(&command.run, capacity, (&folder.config, &folder.sizes))?;
     let policy = policy(&folder.config, sparse.as_ref(), &command.model)?;
     let work = Work {
         command,

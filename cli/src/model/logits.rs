@@ -4,8 +4,8 @@ use super::finite::{self, Watch};
 use super::{Place, Setting, Task, chunk_of, open, policy, report, run_on, sparse, warn_of_length};
 use crate::args::Logits as Command;
 use crate::failure::Failure;
-use crate::output;
 use crate::tensors::{self, Ids};
+use crate::{output, source};
 use butterfly::AttentionBackend;
 use butterfly_ir::Dtype;
 use butterfly_models::{Checkpoint, Extent, Logits, ModelError};
@@ -57,7 +57,10 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             "--capacity {capacity} is less than the {length} tokens; give at least {length}"
         )));
     }
-    let sparse = sparse(&command.run, capacity)?;
+    let sparse = sparse(&command.run, capacity, (&folder.config, &folder.sizes))?;
+    if let Some(sparse) = &sparse {
+        source::check_tail(&sparse.sparsity.pattern, length)?;
+    }
     let policy = policy(&folder.config, sparse.as_ref(), &command.model)?;
     check_file(&command.output).map_err(Failure::bad)?;
     let task = Work {

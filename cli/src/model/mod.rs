@@ -6,6 +6,7 @@
 
 mod batch;
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod chat;
 pub(crate) mod contents;
 mod continuation;
@@ -31,7 +32,7 @@ use burn::prelude::Backend;
 use butterfly::{AttentionBackend, Plan, backends};
 use butterfly_compiler::lengths;
 use butterfly_ir::band::MAX_TOKENS;
-use butterfly_ir::model::ModelConfig;
+use butterfly_ir::model::{ModelConfig, ModelSizes};
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity, Target};
 use butterfly_models::{Checkpoint, Extent, Footprint, Model, Policy, Sampler, Sampling, Unused};
@@ -97,6 +98,13 @@ impl<B: AttentionBackend> Place<B> {
         let taken = Model::<B>::check(folder, self.dtype, &self.device).map_err(Failure::bad)?;
         let needs = Footprint::new::<B>(&folder.config, &folder.sizes, taken, self.dtype, extent);
         self.check_room(&folder.config_file(), &needs, on_host)?;
+        let (model, unused) = self.load_checked(folder)?;
+        Ok((model, unused, needs))
+    }
+
+    /// Loads the model of a folder for which there is room. Notes and returns the tensors of the
+    /// folder that the model does not use.
+    fn load_checked(&self, folder: &Checkpoint) -> Result<(Model<B>, Unused), Failure> {
         let loaded = Model::load(folder, self.dtype, &self.device);
         let (model, unused) = loaded.map_err(Failure::bad)?;
         if !unused.is_empty() {
@@ -106,7 +114,7 @@ impl<B: AttentionBackend> Place<B> {
                 unused.join(", ")
             ));
         }
-        Ok((model, unused, needs))
+        Ok((model, unused))
     }
 }
 
@@ -304,10 +312,19 @@ pub(crate) struct Sparse {
 
 /// Reads pattern and artifacts, and checks the pattern for sequences of up to `tokens` tokens.
 /// `None` without both: all attention is dense.
-pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure> {
-    let parsed = match &run.pattern {
-        None => None,
-        Some(pattern) => Some(source::read(pattern)?),
+pub(crate) fn sparse(
+    run: &Run,
+    tokens: usize,
+    model: (&ModelConfig, &ModelSizes),
+) -> Result<Option<Sparse>, Failure> {
+    let parsed = match (&run.pattern, &run.policy) {
+        (Some(pattern), _) => Some(source::read(pattern)?),
+        (None, Some(path)) => {
+            let (policy, parsed) = source::read_policy(path)?;
+            policy.check(path, model.0, model.1).map_err(Failure::bad)?;
+            Some(parsed)
+        }
+        (None, None) => None,
     };
     let counted = u32::try_from(tokens).ok().filter(|n| *n <= MAX_TOKENS);
     let counted = counted.ok_or_else(|| {
@@ -323,7 +340,7 @@ pub(crate) fn sparse(run: &Run, tokens: usize) -> Result<Option<Sparse>, Failure
         (None, Some(parsed)) => jit(parsed.sparsity.clone())?,
         (None, None) if run.swap.is_some() => {
             return Err(Failure::Bad(
-                "--swap names layers to replace, but not by what; give --pattern or --artifacts"
+                "--swap names layers to replace, but not by what; give --pattern, --policy or --artifacts"
                     .into(),
             ));
         }

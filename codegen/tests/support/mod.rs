@@ -253,7 +253,7 @@ fn row(case: &Case, kv_head: u32, b: u32) -> Vec<Band> {
     };
     let mut bands = match &case.spec.rows {
         Rows::ClosedForm(program) => program.bands(b, kv_head, &context),
-        Rows::Table => case.table.row(kv_head, b).to_vec(),
+        Rows::Table => case.table.row(kv_head as usize, b as usize).to_vec(),
     };
     for band in &mut bands {
         band.hi = band.hi.min(case.kv_len as i32);

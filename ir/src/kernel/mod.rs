@@ -68,8 +68,8 @@ impl BandTable {
     ///
     /// # Panics
     /// If the table does not have the row, or its offsets are beyond its bands.
-    pub fn row(&self, kv_head: u32, b: u32) -> &[crate::Band] {
-        let row = kv_head as usize * self.head_rows() as usize + b as usize;
+    pub fn row(&self, kv_head: usize, b: usize) -> &[crate::Band] {
+        let row = kv_head * self.head_rows() as usize + b;
         &self.bands[self.offsets[row] as usize..self.offsets[row + 1] as usize]
     }
 }

@@ -6,6 +6,7 @@
 
 mod arguments;
 pub mod build;
+mod cases;
 pub mod diagnostic;
 mod excerpt;
 pub mod json;
@@ -21,12 +22,12 @@ mod reference;
 mod tests;
 pub mod text;
 
+pub use cases::Case;
 pub use diagnostic::{Diagnostic, Source};
 pub use limits::LimitError;
 pub use parsed::Parsed;
 pub use reference::reference;
 
-use crate::Indices;
 use crate::stage::{self, PartnerRule};
 
 use serde::{Deserialize, Serialize};
@@ -48,25 +49,6 @@ pub enum Pattern {
     PerHead(Vec<Case>),
     /// A pattern for each layer, by its index in the model: `per_layer { 0..3 => a; else => b }`.
     PerLayer(Vec<Case>),
-}
-
-/// What some of the kv heads, or layers, see. Of several cases that name an index, the first counts;
-/// an index that none names sees nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Case {
-    /// The indices of these heads or layers.
-    pub of: Indices,
-    /// What they see.
-    pub pattern: Pattern,
-}
-
-impl Case {
-    /// The pattern of `index`.
-    pub(crate) fn find(cases: &[Self], index: u32) -> Option<&Pattern> {
-        let case = cases.iter().find(|case| case.of.contains(index));
-        case.map(|case| &case.pattern)
-    }
 }
 
 /// The elementary patterns. Positions are absolute; `b` is the block of the query.
@@ -174,14 +156,6 @@ pub struct Sparsity {
 }
 
 impl Sparsity {
-    /// The same for the layer of index `layer` in the model, whose pattern has no `per_layer`.
-    pub fn of_layer(&self, layer: u32) -> Self {
-        Self {
-            pattern: self.pattern.of_layer(layer),
-            ..self.clone()
-        }
-    }
-
     /// The index that picks the stage of a layer.
     ///
     /// `layer` is its index in the model, `position` its position among the swapped layers, both
@@ -228,7 +202,7 @@ impl Pattern {
     }
 
     /// This pattern and all those that it is made of, each before its parts, left to right.
-    fn nodes(&self) -> impl Iterator<Item = &Self> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Self> {
         let mut open = vec![self];
         std::iter::from_fn(move || {
             let pattern = open.pop()?;
@@ -239,122 +213,30 @@ impl Pattern {
 
     /// All leaves, left to right.
     pub fn leaves(&self) -> Vec<&Leaf> {
-        let leaf = |pattern| match pattern {
-            &Self::Leaf(ref leaf) => Some(leaf),
+        let leaves = self.nodes().filter_map(|pattern| match pattern {
+            Self::Leaf(leaf) => Some(leaf),
             Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
             Self::PerHead(_) | Self::PerLayer(_) => None,
-        };
-        self.nodes().filter_map(leaf).collect()
-    }
-
-    /// What kv head `head` sees: the pattern without `per_head`.
-    pub fn of_head(&self, head: u32) -> Self {
-        self.chosen(&|pattern| match pattern {
-            Self::PerHead(cases) => Some(Case::find(cases, head)),
-            Self::PerLayer(_) | Self::Leaf(_) => None,
-            Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
-        })
-    }
-
-    /// What the layer of index `layer` in the model sees: the pattern without `per_layer`.
-    pub fn of_layer(&self, layer: u32) -> Self {
-        self.chosen(&|pattern| match pattern {
-            Self::PerLayer(cases) => Some(Case::find(cases, layer)),
-            Self::PerHead(_) | Self::Leaf(_) => None,
-            Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
-        })
-    }
-
-    /// The pattern with each part for which `of` names a case replaced by that case.
-    fn chosen<'a>(&'a self, of: &dyn Fn(&'a Self) -> Option<Option<&'a Self>>) -> Self {
-        if let Some(case) = of(self) {
-            return case.map_or(Leaf::None.into(), |case| case.chosen(of));
-        }
-        let part = |pattern: &'a Self| Box::new(pattern.chosen(of));
-        let cases = |cases: &'a [Case]| {
-            let case = |case: &'a Case| Case {
-                of: case.of.clone(),
-                pattern: case.pattern.chosen(of),
-            };
-            cases.iter().map(case).collect()
-        };
-        match self {
-            Self::Leaf(leaf) => leaf.clone().into(),
-            Self::Or(a, b) => Self::Or(part(a), part(b)),
-            Self::And(a, b) => Self::And(part(a), part(b)),
-            Self::Minus(a, b) => Self::Minus(part(a), part(b)),
-            Self::PerHead(of) => Self::PerHead(cases(of)),
-            Self::PerLayer(of) => Self::PerLayer(cases(of)),
-        }
-    }
-
-    /// Whether kv heads of a layer can see different keys.
-    pub fn is_by_head(&self) -> bool {
-        self.nodes()
-            .any(|pattern| matches!(pattern, Self::PerHead(_)))
-    }
-
-    /// Whether layers can differ in more than their stage.
-    pub fn is_by_layer(&self) -> bool {
-        self.nodes()
-            .any(|pattern| matches!(pattern, Self::PerLayer(_)))
-    }
-
-    /// One past the largest kv head that a case names.
-    pub fn named_heads(&self) -> u32 {
-        self.named(|pattern| match pattern {
-            Self::PerHead(cases) => cases,
-            Self::PerLayer(_) | Self::Leaf(_) => &[],
-            Self::Or(..) | Self::And(..) | Self::Minus(..) => &[],
-        })
-    }
-
-    /// One past the largest layer that a case names.
-    pub fn named_layers(&self) -> u32 {
-        self.named(|pattern| match pattern {
-            Self::PerLayer(cases) => cases,
-            Self::PerHead(_) | Self::Leaf(_) => &[],
-            Self::Or(..) | Self::And(..) | Self::Minus(..) => &[],
-        })
-    }
-
-    fn named(&self, cases: impl Fn(&Self) -> &[Case]) -> u32 {
-        let ends = self.nodes().flat_map(cases).map(|case| case.of.end());
-        ends.max().unwrap_or_default()
-    }
-
-    /// As many kv heads as a model needs for every case to be taken, where no model is given.
-    pub fn sample_heads(&self) -> u32 {
-        let rest = self.nodes().any(|pattern| match pattern {
-            Self::PerHead(cases) => cases.iter().any(|case| case.of.is_all()),
-            Self::PerLayer(_) | Self::Leaf(_) => false,
-            Self::Or(..) | Self::And(..) | Self::Minus(..) => false,
         });
-        (self.named_heads() + u32::from(rest)).max(1)
+        leaves.collect()
     }
 
-    /// The distinct patterns of `kv_heads` heads, in the order of their first heads, each with its
-    /// heads.
-    pub fn head_classes(&self, kv_heads: u32) -> Vec<(Self, Vec<u32>)> {
-        if !self.is_by_head() {
-            return vec![(self.clone(), (0..kv_heads).collect())];
-        }
-        let mut classes: Vec<(Self, Vec<u32>)> = Vec::new();
-        for head in 0..kv_heads {
-            let pattern = self.of_head(head);
-            match classes.iter_mut().find(|(other, _)| *other == pattern) {
-                Some((_, heads)) => heads.push(head),
-                None => classes.push((pattern, vec![head])),
-            }
-        }
-        classes
-    }
-
-    /// Whether what a query sees depends on where the prompt ends.
-    pub fn has_tail(&self) -> bool {
-        self.leaves()
-            .iter()
-            .any(|leaf| matches!(leaf, Leaf::Tail { .. }))
+    /// The most tokens of a `tail`; 0 if what a query sees does not depend on where the prompt ends.
+    pub fn tail(&self) -> u32 {
+        let tails = self.leaves().into_iter().map(|leaf| match leaf {
+            Leaf::Tail { tokens } => *tokens,
+            Leaf::Causal
+            | Leaf::Local { .. }
+            | Leaf::Window { .. }
+            | Leaf::Partner { .. }
+            | Leaf::Sink { .. }
+            | Leaf::SinkTokens { .. }
+            | Leaf::Global { .. }
+            | Leaf::Table { .. }
+            | Leaf::All
+            | Leaf::None => 0,
+        });
+        tails.max().unwrap_or_default()
     }
 
     /// Number of stages of the pattern over `blocks` blocks: the least common multiple of
