@@ -65,6 +65,17 @@ impl PatternArg {
     }
 }
 
+/// Whether a path is that of a policy file, and not of a pattern in JSON.
+#[cfg(feature = "models")]
+pub(crate) fn is_policy(path: &Path) -> bool {
+    let json = path
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    let read =
+        || -> Option<serde_json::Value> { serde_json::from_str(&read_text(path).ok()?).ok() };
+    json && read().is_some_and(|value| value.get("schema").is_some())
+}
+
 /// A policy file, and its pattern.
 #[cfg(feature = "models")]
 pub(crate) fn read_policy(path: &Path) -> Result<(PolicyFile, Parsed), Failure> {

@@ -52,7 +52,7 @@ pub use loader::Unused;
 pub use model::{Logits, Model};
 pub use packing::read_packing;
 pub use policy::{LayerPolicy, Policy};
-pub use policy_file::{Chosen, ModelShape, PolicyFile};
+pub use policy_file::{Chosen, ModelShape, PolicyFile, Ranking};
 pub use profile::Profile;
 pub use state::State;
 pub use tokenizer::Stream;

@@ -5,7 +5,7 @@
 //! errors that name the file.
 
 use crate::ModelError;
-use crate::calibrate::Unit;
+use crate::calibrate::{Site, Unit};
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_ir::{Phase, Sparsity};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,21 @@ pub struct PolicyFile {
     /// Divergence when each part alone is replaced, in nats for each scored position: for each layer
     /// of the model one number, or one for each kv head; none for layers that were not measured.
     pub damage: Vec<Vec<f64>>,
+    /// Where the damages are from, if not from the run that chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranking: Option<Ranking>,
+}
+
+/// The policy that damages were taken from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranking {
+    /// Its file, as it was named.
+    pub policy: String,
+    /// BLAKE3 of the file, in hexadecimal.
+    pub digest: String,
+    /// BLAKE3 of the text that they were measured on, in hexadecimal.
+    pub text_digest: String,
 }
 
 /// What a policy has to know of its model. Weights are not part of it: those of a fine-tuned or
@@ -63,6 +78,10 @@ pub struct Chosen {
     pub text_digest: String,
     /// Scored positions of the text on which these three were measured.
     pub tokens: u64,
+    /// The seed of the weights, if they were random: then neither these figures nor damages say
+    /// anything about a trained model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random_weights: Option<u64>,
 }
 
 impl ModelShape {
@@ -104,7 +123,21 @@ impl PolicyFile {
             pattern: pattern.to_string(),
             chosen,
             damage,
+            ranking: None,
         }
+    }
+
+    /// The damages of `sites`, which are parts of a model that this policy is for.
+    ///
+    /// # Errors
+    /// The first of them that the policy has no damage of.
+    pub fn damages(&self, sites: &[Site]) -> Result<Vec<(Site, f64)>, Site> {
+        let damage = |site: &Site| {
+            let row = self.damage.get(site.layer as usize);
+            let known = row.and_then(|row| row.get(site.head.unwrap_or(0) as usize));
+            known.map(|damage| (*site, *damage)).ok_or(*site)
+        };
+        sites.iter().map(damage).collect()
     }
 
     /// Reads a policy and its pattern, and checks that it is whole.
@@ -262,6 +295,7 @@ mod tests {
             perplexity_ratio: 1.01,
             text_digest: "ab".into(),
             tokens: 3648,
+            random_weights: None,
         };
         let damage = vec![vec![0.5, 1e-7, -1e-9, 0.25, 0.0, 1.0, 2.0, 3.0]; 36];
         let shape = ModelShape::new(&model, &sizes);
@@ -288,6 +322,39 @@ mod tests {
         policy
             .check(Path::new("p"), &model, &sizes)
             .expect("its model");
+    }
+
+    #[test]
+    fn where_a_ranking_is_from_is_kept() {
+        let (mut policy, sparsity) = policy();
+        let before = policy.text().expect("JSON");
+        assert!(!before.contains("ranking") && !before.contains("random_weights"));
+        policy.chosen.random_weights = Some(7);
+        policy.ranking = Some(Ranking {
+            policy: "first.json".into(),
+            digest: "cd".into(),
+            text_digest: "ef".into(),
+        });
+        let text = policy.text().expect("JSON");
+        assert_eq!(read(&text), Ok((policy, sparsity)));
+        let error =
+            read(&text.replace("\"digest\": \"cd\"", "\"digest\": 3")).expect_err("refused");
+        assert!(error.contains("invalid type: integer"), "{error}");
+    }
+
+    #[test]
+    fn damages_are_found_by_part() {
+        let (mut policy, _) = policy();
+        let site = |layer, head| Site { layer, head };
+        let asked = [site(3, Some(0)), site(35, Some(3))];
+        let found = policy.damages(&asked).expect("there");
+        assert_eq!(found, [(asked[0], 0.5), (asked[1], 0.25)]);
+        policy.damage[3].clear();
+        assert_eq!(policy.damages(&asked), Err(asked[0]));
+        assert_eq!(policy.damages(&[site(36, None)]), Err(site(36, None)));
+        policy.damage = vec![vec![2.0]; 36];
+        let layer = site(8, None);
+        assert_eq!(policy.damages(&[layer]), Ok(vec![(layer, 2.0)]));
     }
 
     #[test]

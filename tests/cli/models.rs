@@ -340,6 +340,54 @@ fn models_and_layers_are_measured() {
         assert!(row["decode_milliseconds"].as_f64() > Some(0.0));
         assert!(row["profile"]["linear attention"].as_f64() > Some(0.0));
     }
+    // Other patterns and policies, in the same run.
+    let dir = tempfile::tempdir().expect("folder");
+    let policy = dir.path().join("policy.json");
+    good(&[
+        "calibrate",
+        "--random-weights",
+        text(&config),
+        "--pattern",
+        "block 16 causal & window(16)",
+        "--window",
+        "128",
+        "--device",
+        "cpu",
+        "-o",
+        text(&policy),
+    ]);
+    let also = "block 16 causal & local(1)";
+    let several = ["--also", text(&policy), "--also", also];
+    let bench = ["bench", "model", "--random-weights", text(&config)];
+    let report = good(&[&bench[..], &flags, &several].concat());
+    let rows = report["rows"].as_array().expect("rows");
+    let kinds: Vec<_> = rows.iter().map(|row| row["attention"].as_str()).collect();
+    let names = ["dense", "butterfly", "policy.json", also].map(Some);
+    assert_eq!(kinds, [names, names].concat());
+    let only = good(
+        &[
+            &bench[..],
+            &["--device", "cpu", "--no-dense", "--also", also],
+            &flags[2..6],
+        ]
+        .concat(),
+    );
+    assert_eq!(only["rows"].as_array().map(Vec::len), Some(2));
+    let wrong = bad(&[
+        &bench[..],
+        &["--device", "cpu", "--also", "causal & windw(3)"],
+    ]
+    .concat());
+    assert!(wrong.contains("windw"), "{wrong}");
+    let broken = dir.path().join("broken.json");
+    fs::write(&broken, r#"{"schema": 1}"#).expect("written");
+    let wrong = bad(&[&bench[..], &["--device", "cpu", "--also", text(&broken)]].concat());
+    assert!(
+        wrong.contains("broken.json: is no policy of schema 1"),
+        "{wrong}"
+    );
+    let both = bad(&[&bench[..], &["--also", also, "--artifacts", "there"]].concat());
+    assert!(both.contains("cannot be used with"), "{both}");
     let layer = ["bench", "layer", "--config", text(&config), "--layer", "7"];
     let report = good(&[&layer[..], &flags].concat());
     let ran = &report["rows"][1]["layers"][0];

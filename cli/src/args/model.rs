@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use std::path::PathBuf;
 
 /// How a model is run.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Run {
     /// A `.pattern` or `.json` file, or the pattern's text [default: that of the artifacts;
     /// without either, dense attention].
@@ -140,6 +140,9 @@ pub(crate) struct BenchModel {
     /// A `config.json`, whose shapes are filled with random weights, packed as it says.
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     pub(crate) random_weights: Option<PathBuf>,
+    /// Another pattern or policy to measure in the same run; may be given several times.
+    #[arg(long, value_name = "FILE|TEXT", conflicts_with = "artifacts")]
+    pub(crate) also: Vec<String>,
     #[command(flatten)]
     pub(crate) measure: Measure,
     #[command(flatten)]
@@ -262,11 +265,27 @@ impl RetrievalTask {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Calibrate {
     /// A Hugging Face folder (config.json, safetensors, tokenizer.json), or a GGUF file.
-    #[arg(short, long, value_name = "DIR|FILE.gguf")]
-    pub(crate) model: PathBuf,
+    #[arg(
+        short,
+        long,
+        value_name = "DIR|FILE.gguf",
+        required_unless_present = "random_weights"
+    )]
+    pub(crate) model: Option<PathBuf>,
     /// The text to measure on, like what the model is to read later.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) text: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "random_weights")]
+    pub(crate) text: Option<PathBuf>,
+    /// A `config.json`, whose shapes are filled with random weights that read random tokens: for the
+    /// time and memory that a calibration takes. What it finds means nothing.
+    #[arg(long, value_name = "CONFIG", conflicts_with_all = ["model", "text", "retrieval"])]
+    pub(crate) random_weights: Option<PathBuf>,
+    /// The same seed gives the same random weights, tokens, and prompts of --retrieval.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Measure no part alone: choose again by the damages that this policy has. Only sets and the
+    /// verification are measured, and --pattern, --tail, --share, --max-kl and the text may differ.
+    #[arg(long, value_name = "POLICY.json")]
+    pub(crate) from: Option<PathBuf>,
     /// What is measured and replaced on its own.
     #[arg(long, value_enum, default_value = "head")]
     pub(crate) by: By,
@@ -289,9 +308,15 @@ pub(crate) struct Calibrate {
     /// what they see without it].
     #[arg(long, value_name = "N")]
     pub(crate) skip: Option<u32>,
-    /// Score only every N-th position.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
-    pub(crate) every: u32,
+    /// Score only every N-th position [default: 1, or as many that dense logits of a window take at
+    /// most 2 GiB].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) every: Option<u32>,
+    /// Also hide a fact in N prompts of the length of a window, and count how often dense attention
+    /// and each set find it [default without a number: 20].
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "20",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) retrieval: Option<u32>,
     /// The policy file to write. What is measured is kept beside it in FILE.partial until then, and
     /// the same command goes on from there.
     #[arg(short, long, value_name = "POLICY.json")]

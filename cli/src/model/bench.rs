@@ -2,16 +2,16 @@
 
 use super::finite::{self, Watch};
 use super::memory::Use;
+use super::weights::Weights;
 use super::{Place, Setting, Sparse, Task, chunk_of, open, policy, report, run_on, sparse, sync};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
+use crate::source;
 use butterfly::AttentionBackend;
-use butterfly::ops::Packed;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_ir::{Dtype, Phase};
 use butterfly_models::{
-    Checkpoint, Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, read_config,
-    read_packing,
+    Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, read_config, read_packing,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -37,7 +37,8 @@ struct Report {
 
 #[derive(Serialize)]
 struct Row {
-    attention: &'static str,
+    /// `dense`, `butterfly`, or what `--also` names.
+    attention: String,
     prompt_tokens: usize,
     prefill_seconds: f64,
     prefill_tokens_per_second: f64,
@@ -58,33 +59,34 @@ struct Row {
 /// `bench model`.
 pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
     let (measure, run) = (&command.measure, &command.run);
-    match (&command.model, &command.random_weights) {
+    let (path, config, sizes, weights) = match (&command.model, &command.random_weights) {
         (Some(dir), _) => {
             let folder = open(dir)?;
-            let subject = Subject {
-                path: dir,
-                config: folder.config.clone(),
-                sizes: folder.sizes.clone(),
-                folder: Some(&folder),
-                packed: None,
-                layer: None,
-            };
-            bench(&subject, measure, run, json)
+            let (config, sizes) = (folder.config.clone(), folder.sizes.clone());
+            (dir, config, sizes, Weights::Stored(Box::new(folder)))
         }
         (None, Some(path)) => {
             let (config, sizes) = read_config(path).map_err(Failure::bad)?;
-            let subject = Subject {
-                path,
-                config,
-                sizes,
-                folder: None,
-                packed: read_packing(path).map_err(Failure::bad)?,
-                layer: None,
-            };
-            bench(&subject, measure, run, json)
+            (path, config, sizes, random(path)?)
         }
-        (None, None) => Err(Failure::Bad("give --model or --random-weights".into())),
-    }
+        (None, None) => return Err(Failure::Bad("give --model or --random-weights".into())),
+    };
+    let subject = Subject {
+        path,
+        config,
+        sizes,
+        weights,
+        layer: None,
+    };
+    bench(&subject, measure, (run, &command.also), json)
+}
+
+/// Random weights, packed as a config says.
+fn random(config: &Path) -> Result<Weights, Failure> {
+    Ok(Weights::Random {
+        packed: read_packing(config).map_err(Failure::bad)?,
+        seed: None,
+    })
 }
 
 /// `bench layer`: a model with only that layer, and hardly any vocabulary. The layer runs the same
@@ -106,11 +108,10 @@ pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
         path,
         config,
         sizes,
-        folder: None,
-        packed: read_packing(path).map_err(Failure::bad)?,
+        weights: random(path)?,
         layer: Some(at),
     };
-    bench(&subject, &command.measure, &command.run, json)
+    bench(&subject, &command.measure, (&command.run, &[]), json)
 }
 
 /// What is measured.
@@ -119,10 +120,7 @@ struct Subject<'a> {
     /// Config of the whole model.
     config: ModelConfig,
     sizes: ModelSizes,
-    /// Its weights; `None` for random ones.
-    folder: Option<&'a Checkpoint>,
-    /// How random weights are packed.
-    packed: Option<Packed>,
+    weights: Weights,
     /// The only layer that is measured; `None` for the whole model.
     layer: Option<usize>,
 }
@@ -153,7 +151,18 @@ impl Subject<'_> {
     }
 }
 
-fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Result<(), Failure> {
+/// What replaces attention, with the name that its rows have.
+struct Replacement {
+    name: String,
+    sparse: Sparse,
+}
+
+fn bench(
+    subject: &Subject<'_>,
+    measure: &Measure,
+    (run, also): (&Run, &[String]),
+    json: bool,
+) -> Result<(), Failure> {
     let most = measure.prompt_tokens.iter().max().copied().unwrap_or(0) + measure.decode;
     let capacity = run.capacity.unwrap_or(most);
     if capacity < most {
@@ -161,24 +170,43 @@ fn bench(subject: &Subject<'_>, measure: &Measure, run: &Run, json: bool) -> Res
             "--capacity {capacity} is less than the {most} tokens of prompt and decode; give at least {most}"
         )));
     }
-    let sparse = sparse(run, capacity as usize, (&subject.config, &subject.sizes))?;
-    if sparse.is_none() && measure.no_dense {
+    let replacement = |name: &str, run: &Run| {
+        let sparse = sparse(run, capacity as usize, (&subject.config, &subject.sizes))?;
+        Ok::<_, Failure>(sparse.map(|sparse| Replacement {
+            name: name.into(),
+            sparse,
+        }))
+    };
+    let mut replacements: Vec<Replacement> = replacement("butterfly", run)?.into_iter().collect();
+    if replacements.is_empty() && measure.no_dense && also.is_empty() {
         return Err(Failure::Bad(
             "--no-dense without a pattern leaves nothing to measure; give --pattern".into(),
         ));
+    }
+    for given in also {
+        let path = Path::new(given);
+        let is_policy = source::is_policy(path);
+        let run = Run {
+            pattern: (!is_policy).then(|| given.clone()),
+            policy: is_policy.then(|| path.to_path_buf()),
+            ..run.clone()
+        };
+        let name = path.file_name().filter(|_| path.is_file());
+        let name = name.map_or(given.into(), |name| name.to_string_lossy());
+        replacements.extend(replacement(&name, &run)?);
     }
     let work = Work {
         subject,
         measure,
         run,
-        sparse: sparse.as_ref(),
+        replacements: &replacements,
         capacity: capacity.into(),
     };
     let setting = Setting {
         config: &subject.config,
         path: subject.path,
         dtype: subject.config.dtype,
-        sparse: sparse.as_ref(),
+        sparse: replacements.first().map(|first| &first.sparse),
     };
     let report = run_on(run, &setting, work)?;
     crate::print(json, &report, || text(&report))?;
@@ -202,10 +230,15 @@ fn text(report: &Report) -> String {
         gigabytes(report.weights_bytes),
         report.load_seconds
     );
-    text += "attention      tokens   prefill s     tok/s   first s  decode ms   reserved GB  planned GB  cache GB\n";
+    let names = report.rows.iter().map(|row| row.attention.chars().count());
+    let width = names.max().unwrap_or(0).max(10);
+    text += &format!(
+        "{:<width$}     tokens   prefill s     tok/s   first s  decode ms   reserved GB  planned GB  cache GB\n",
+        "attention"
+    );
     for row in &report.rows {
         text += &format!(
-            "{:<10} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>11.2} {:>9.2}\n",
+            "{:<width$} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>11.2} {:>9.2}\n",
             row.attention,
             row.prompt_tokens,
             row.prefill_seconds,
@@ -238,7 +271,7 @@ struct Work<'a> {
     subject: &'a Subject<'a>,
     measure: &'a Measure,
     run: &'a Run,
-    sparse: Option<&'a Sparse>,
+    replacements: &'a [Replacement],
     /// Largest length of a sequence.
     capacity: u64,
 }
@@ -250,23 +283,20 @@ impl Task for Work<'_> {
         let Subject {
             path,
             sizes,
-            folder,
-            packed,
+            weights,
             ..
         } = self.subject;
         let config = &self.subject.built();
-        let (device, dtype) = (&place.device, place.dtype);
-        let taken = match folder {
-            Some(folder) => Model::<B>::check(folder, dtype, device),
-            None => Model::<B>::taken(config, sizes, *packed, dtype, device),
-        };
-        let file = match folder {
+        let taken = weights.taken((config, sizes), &place)?;
+        let file = match weights.checkpoint() {
             Some(folder) => folder.config_file(),
             None => path.to_path_buf(),
         };
-        let policies = [self.dense()?, self.swapped()?].into_iter().flatten();
+        let policies = self.policies()?;
         let chunk = chunk_of::<B>(self.run).into();
-        let cached = policies.map(|policy| policy.cached(self.capacity, chunk));
+        let cached = policies
+            .iter()
+            .map(|(_, policy)| policy.cached(self.capacity, chunk));
         let extent = Extent {
             batch: 1,
             capacity: self.capacity,
@@ -274,32 +304,21 @@ impl Task for Work<'_> {
             chunk,
             logits: 1,
         };
-        let taken = taken.map_err(Failure::bad)?;
-        let needs = Footprint::new::<B>(config, sizes, taken, dtype, extent);
+        let needs = Footprint::new::<B>(config, sizes, taken, place.dtype, extent);
         place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
-        let model: Model<B> = match folder {
-            Some(folder) => Model::load(folder, dtype, device).map(|(model, _)| model),
-            None => Model::random(config, sizes, *packed, dtype, device),
-        }
-        .map_err(Failure::bad)?;
+        let model: Model<B> = weights.load((config, sizes), &place)?;
         sync::<B>(&place.device)?;
         let load_seconds = started.elapsed().as_secs_f64();
         let weights_bytes = place.memory.taken();
 
         let mut rows = Vec::new();
         let mut watch = Watch::default();
-        let kinds = u64::from(!self.measure.no_dense) + u64::from(self.sparse.is_some());
-        let all = self.measure.prompt_tokens.len() as u64 * kinds;
-        let bar = crate::progress(all, "measuring");
+        let all = self.measure.prompt_tokens.len() * policies.len();
+        let bar = crate::progress(all as u64, "measuring");
         for &tokens in &self.measure.prompt_tokens {
-            if let Some(dense) = self.dense()? {
-                let subject = (&model, &dense, "dense");
-                rows.push(self.row(&place, subject, taken, tokens as usize, &mut watch)?);
-                bar.inc(1);
-            }
-            if let Some(policy) = self.swapped()? {
-                let subject = (&model, &policy, "butterfly");
+            for (name, policy) in &policies {
+                let subject = (&model, policy, *name);
                 rows.push(self.row(&place, subject, taken, tokens as usize, &mut watch)?);
                 bar.inc(1);
             }
@@ -307,37 +326,41 @@ impl Task for Work<'_> {
         bar.finish_and_clear();
         Ok(Report {
             device: place.kind,
-            dtype,
+            dtype: place.dtype,
             model: path.display().to_string(),
-            random_weights: folder.is_none(),
+            random_weights: weights.checkpoint().is_none(),
             chunk: chunk_of::<B>(self.run),
             load_seconds,
             weights_bytes,
             rows,
-            not_finite: watch.says(*folder, dtype),
+            not_finite: watch.says(weights.checkpoint(), place.dtype),
             device_name: place.name,
         })
     }
 }
 
 impl Work<'_> {
-    /// A policy by which all layers keep their attention, unless that is not measured; its kernels
-    /// are from the same artifacts as those of the pattern, if there are any.
-    fn dense(&self) -> Result<Option<Policy>, Failure> {
-        if self.measure.no_dense {
-            return Ok(None);
+    /// What is measured, each with its name.
+    fn policies(&self) -> Result<Vec<(&str, Policy)>, Failure> {
+        let mut policies = Vec::new();
+        if !self.measure.no_dense {
+            policies.push(("dense", self.dense()?));
         }
-        let policy = match self.sparse {
-            Some(sparse) => Policy::dense(&self.subject.built(), &sparse.plan),
-            None => return self.subject.policy(None).map(Some),
-        };
-        policy.map(Some).map_err(Failure::bad)
+        for Replacement { name, sparse } in self.replacements {
+            policies.push((name.as_str(), self.subject.policy(Some(sparse))?));
+        }
+        Ok(policies)
     }
 
-    /// A policy with the pattern, if there is one.
-    fn swapped(&self) -> Result<Option<Policy>, Failure> {
-        let sparse = self.sparse.map(|sparse| self.subject.policy(Some(sparse)));
-        sparse.transpose()
+    /// A policy by which all layers keep their attention; its kernels are from the same artifacts as
+    /// those of the pattern, if there are any.
+    fn dense(&self) -> Result<Policy, Failure> {
+        match self.replacements.first() {
+            Some(Replacement { sparse, .. }) => {
+                Policy::dense(&self.subject.built(), &sparse.plan).map_err(Failure::bad)
+            }
+            None => self.subject.policy(None),
+        }
     }
 
     /// Reports of the layers, numbered as in the whole model.
@@ -353,7 +376,7 @@ impl Work<'_> {
     fn row<B: AttentionBackend>(
         &self,
         place: &Place<B>,
-        (model, policy, attention): (&Model<B>, &Policy, &'static str),
+        (model, policy, attention): (&Model<B>, &Policy, &str),
         taken: Taken,
         tokens: usize,
         watch: &mut Watch,
@@ -424,7 +447,7 @@ impl Work<'_> {
         let key = u64::from(heads.kv_heads)
             * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
         Ok(Row {
-            attention,
+            attention: attention.into(),
             prompt_tokens: tokens,
             prefill_seconds: prefill,
             prefill_tokens_per_second: tokens as f64 / prefill,

@@ -23,6 +23,7 @@ mod memory;
 mod prompts;
 mod report;
 mod shown;
+mod weights;
 
 use crate::args::{DeviceArg, Draw, Run};
 use crate::device::{self, check_pattern};

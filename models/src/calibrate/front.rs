@@ -11,7 +11,9 @@ use super::Comparison;
 use crate::stream::Stream;
 use crate::{Model, ModelError, Policy, State};
 use burn::prelude::*;
+use burn::tensor::DType;
 use butterfly::AttentionBackend;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -107,7 +109,9 @@ impl<B: AttentionBackend> Reference<B> {
             })?;
         }
         let shared = state.clone();
-        let mut dense_logits = Vec::new();
+        let vocabulary = model.sizes.vocabulary as usize;
+        let rows = reading.positions(same..tokens.len()).count();
+        let mut dense_logits = Vec::with_capacity(rows * vocabulary);
         for range in reading.chunks(same..tokens.len()) {
             let stream = run(range.clone(), &mut state)?;
             reference.score(model, range, stream, dense, |_, logits| {
@@ -312,11 +316,22 @@ impl<'a, B: AttentionBackend> Front<'a, B> {
 
 /// Copies logits to host memory, as f32.
 fn host<B: Backend>(logits: Tensor<B, 3>) -> Result<Vec<f32>, ModelError> {
-    let failed = |error: String| ModelError::Device(error);
+    let failed = |error| ModelError::Device(format!("{error:?}"));
     let data = logits.try_into_data();
-    let data = data.map_err(|error| failed(format!("{error:?}")))?;
-    let numbers = data.convert::<f32>().into_vec();
-    numbers.map_err(|error| failed(format!("{error:?}")))
+    let data = data.map_err(|error| ModelError::Device(format!("{error:?}")))?;
+    // Burn's own conversion takes one thread, longer than the device for the logits of large
+    // vocabularies.
+    match data.dtype {
+        DType::BF16 => {
+            let numbers = data.as_slice::<bf16>().map_err(failed)?;
+            Ok(numbers.par_iter().map(|x| x.to_f32()).collect())
+        }
+        DType::F16 => {
+            let numbers = data.as_slice::<f16>().map_err(failed)?;
+            Ok(numbers.par_iter().map(|x| x.to_f32()).collect())
+        }
+        _ => data.convert::<f32>().into_vec().map_err(failed),
+    }
 }
 
 #[cfg(all(test, feature = "cpu"))]

@@ -1,19 +1,23 @@
 //! Runs the model: damages of parts, costs of sets, and the verification.
 
 use super::super::finite::Watch;
-use super::super::{Place, Task, chunk_of, dense, jit, report};
+use super::super::memory::Use;
+use super::super::{Place, Task, chunk_of, dense, report};
 use super::Calibration;
 use super::partial::{Entry, Partial, Replaced};
+use super::recall::{Questions, Recall};
 use super::report::{Cost, Point, Report};
+use super::room::Needs;
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
-use butterfly_ir::{Dtype, Sparsity};
 use butterfly_models::calibrate::{
-    Comparison, Front, Reading, Reference, Site, compose, count, grid, largest, ranked,
+    Comparison, Front, Reading, Reference, Site, count, grid, largest, ranked,
 };
-use butterfly_models::{Chosen, Extent, Footprint, Model, ModelShape, Policy, PolicyFile};
+use butterfly_models::{Chosen, Model, Policy, PolicyFile};
 use indicatif::ProgressBar;
 use std::collections::{BTreeMap, btree_map};
+use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 pub(super) struct Work<'a> {
@@ -24,11 +28,16 @@ pub(super) struct Work<'a> {
 /// A model in the middle of its calibration.
 struct Measurement<'a, B: AttentionBackend> {
     task: &'a Calibration<'a>,
+    place: Place<B>,
     partial: Partial,
     model: Model<B>,
-    dtype: Dtype,
     dense: Policy,
     reading: Reading,
+    needs: Needs,
+    /// The last window that was read, whether it verifies, and its dense pass.
+    last: Option<(usize, bool, Rc<Reference<B>>)>,
+    /// Bytes that the device had in use at most.
+    peak: Option<u64>,
 }
 
 impl Task for Work<'_> {
@@ -37,38 +46,39 @@ impl Task for Work<'_> {
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Self::Output, Failure> {
         let Self { task, partial } = self;
         let started = Instant::now();
-        let (folder, resumed) = (&task.folder, partial.len());
+        let (subject, resumed) = (&task.subject, partial.len());
         let dense = dense()?;
-        let dense = Policy::dense(&folder.config, &dense).map_err(Failure::bad)?;
-        let reading = Reading {
-            same: task.same,
-            skip: task.skip,
-            every: task.every,
-            chunk: chunk_of::<B>(&task.command.run) as usize,
-            capacity: task.capacity,
-        };
-        let scored = reading.scored(task.window);
-        let model = load(task, &place, &dense, &reading)?;
+        let dense = Policy::dense(&subject.config, &dense).map_err(Failure::bad)?;
+        let reading = task.reading(chunk_of::<B>(&task.command.run) as usize);
+        let needs = Needs::check(task, &place, &dense, &reading)?;
+        let model = subject.load(&place)?;
         let mut measurement = Measurement {
             task,
+            place,
             partial,
             model,
-            dtype: place.dtype,
             dense,
             reading,
+            needs,
+            last: None,
+            peak: None,
         };
-        let damages = measurement.damages()?;
+        let damages = match &task.earlier {
+            Some(earlier) => earlier.damages.clone(),
+            None => measurement.damages()?,
+        };
         let order = ranked(&damages);
-        let (curve, parts) = measurement.choose(&order)?;
+        let (mut curve, parts) = measurement.choose(&order)?;
         let pattern = task.pattern(&order[..parts])?;
         let policy = task.policy(&pattern)?;
         let verified = measurement.verify(&policy)?;
+        measurement.recalls(&order, &mut curve)?;
         let chosen = curve.iter().find(|point| point.parts == parts).copied();
         let chosen =
             chosen.ok_or_else(|| Failure::Bad("the chosen set was not measured".into()))?;
         let (damage, replaced) = task.table(&damages, &order[..parts]);
-        let file = PolicyFile::new(
-            ModelShape::new(&folder.config, &folder.sizes),
+        let mut file = PolicyFile::new(
+            subject.shape(),
             &pattern,
             Chosen {
                 by: task.command.by.into(),
@@ -76,27 +86,39 @@ impl Task for Work<'_> {
                 kl_nats: verified.kl_nats,
                 top1: verified.top1,
                 perplexity_ratio: verified.perplexity_ratio,
-                text_digest: task.text_digest.clone(),
+                text_digest: task.text.digest.clone(),
                 tokens: verified.scored,
+                random_weights: subject.seed(),
             },
             damage.clone(),
         );
+        let ranking = task.earlier.as_ref().map(|earlier| earlier.ranking.clone());
+        file.ranking.clone_from(&ranking);
+        let Measurement {
+            place,
+            partial,
+            needs,
+            peak,
+            ..
+        } = measurement;
         let report = Report {
             device: place.kind,
             device_name: place.name,
             dtype: place.dtype,
-            model: task.command.model.display().to_string(),
-            text: task.command.text.display().to_string(),
-            tokens: task.tokens.len(),
-            window: task.window,
-            windows: task.windows,
-            scored,
+            model: subject.path.display().to_string(),
+            random_weights: subject.seed(),
+            text: task.text.name.clone(),
+            tokens: task.text.tokens.len(),
+            window: task.text.window,
+            windows: task.text.windows,
+            scored: reading.scored(task.text.window),
             same: task.same,
             skip: task.skip,
             every: task.every,
             tail: task.tail.unwrap_or(0),
             by: task.command.by.into(),
             replaces: task.sparsity.to_string(),
+            ranking,
             damage,
             replaced,
             curve,
@@ -106,93 +128,51 @@ impl Task for Work<'_> {
             layers: report::layers(&policy),
             resumed,
             seconds: started.elapsed().as_secs_f64(),
+            memory: Use {
+                memory_bytes: peak,
+                planned_bytes: needs.device.total().saturating_add(needs.device.mapped),
+            },
+            logits_bytes: needs.logits,
             output: task.command.output.display().to_string(),
         };
-        Ok((report, file, measurement.partial))
-    }
-}
-
-/// Loads the model, after checking that there is room for it and for all that is kept.
-fn load<B: AttentionBackend>(
-    task: &Calibration<'_>,
-    place: &Place<B>,
-    dense: &Policy,
-    reading: &Reading,
-) -> Result<Model<B>, Failure> {
-    let folder = &task.folder;
-    let tokens = task.window as u64;
-    // Two sequences: the tokens that all policies share, and a policy.
-    let extent = Extent {
-        batch: 2,
-        capacity: tokens,
-        cached: dense.attention().count() as u64 * tokens,
-        chunk: (reading.chunk as u64).min(tokens),
-        logits: tokens.min(256),
-    };
-    let taken = Model::<B>::check(folder, place.dtype, &place.device).map_err(Failure::bad)?;
-    let mut needs = Footprint::new::<B>(&folder.config, &folder.sizes, taken, place.dtype, extent);
-    // The residual stream of a window and what is not yet added to it, before and after a layer.
-    let stream = u64::from(folder.sizes.hidden) * u64::from(4 + place.dtype.bytes());
-    needs.activations = needs.activations.saturating_add(2 * stream * tokens);
-    // Dense logits of the scored positions; those of some by a policy, as they come and in f32.
-    let rows = reading.scored(task.window) as u64 + 2 * extent.logits;
-    let on_host = rows.saturating_mul(4 * u64::from(folder.sizes.vocabulary));
-    place.check_room(&folder.config_file(), &needs, on_host)?;
-    place.load_checked(folder).map(|(model, _)| model)
-}
-
-impl Calibration<'_> {
-    /// The pattern that replaces `chosen`.
-    fn pattern(&self, chosen: &[Site]) -> Result<Sparsity, Failure> {
-        compose(&self.folder.config, &self.sparsity, chosen, self.tail)
-            .map_err(|error| Failure::file(&self.command.model, error))
-    }
-
-    /// The policy that runs a pattern.
-    fn policy(&self, pattern: &Sparsity) -> Result<Policy, Failure> {
-        let plan = jit(pattern.clone())?;
-        let policy = Policy::new(&self.folder.config, &plan, pattern);
-        policy.map_err(|error| Failure::file(&self.command.model, error))
-    }
-
-    /// Damages, and whether each part is chosen, by layer and head.
-    fn table(&self, damages: &[(Site, f64)], chosen: &[Site]) -> (Vec<Vec<f64>>, Vec<Vec<bool>>) {
-        let rows = |layer: u32| damages.iter().filter(move |(site, _)| site.layer == layer);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a model has at most 4096 layers"
-        )]
-        let layers = 0..self.folder.config.layers.len() as u32;
-        let row = |layer| {
-            let row = rows(layer).map(|(site, damage)| (*damage, chosen.contains(site)));
-            row.unzip::<_, _, Vec<_>, Vec<_>>()
-        };
-        layers.map(row).unzip()
+        Ok((report, file, partial))
     }
 }
 
 impl<B: AttentionBackend> Measurement<'_, B> {
     /// A window by dense attention.
-    fn reference(&self, tokens: &[u32]) -> Result<Reference<B>, Failure> {
+    fn reference(&mut self, window: usize, verify: bool) -> Result<Rc<Reference<B>>, Failure> {
+        // The last one is freed before the next is made.
+        if let Some((known, verified, reference)) = self.last.take()
+            && (known, verified) == (window, verify)
+        {
+            self.last = Some((window, verify, reference.clone()));
+            return Ok(reference);
+        }
+        let tokens = self.task.text.window(window, verify);
         let reference = Reference::new(&self.model, tokens, &self.dense, self.reading);
-        let reference = reference.map_err(Failure::bad)?;
+        let reference = Rc::new(reference.map_err(Failure::bad)?);
         let mut watch = Watch::default();
         let vocabulary = self.model.sizes.vocabulary as usize;
         watch.see(reference.logits(), vocabulary, [0, self.reading.skip]);
-        match watch.says(Some(&self.task.folder), self.dtype) {
-            None => Ok(reference),
+        match watch.says(self.task.subject.checkpoint(), self.place.dtype) {
+            None => {
+                self.last = Some((window, verify, reference.clone()));
+                Ok(reference)
+            }
             Some(said) => Err(Failure::Check(said)),
         }
     }
 
     /// Compares a policy from a layer on, and counts the layers on `bar`.
     fn compare(
-        &self,
+        &mut self,
         front: &Front<'_, B>,
         policy: &Policy,
         bar: &ProgressBar,
     ) -> Result<Comparison, Failure> {
         let sums = front.compare(policy).map_err(Failure::bad)?;
+        self.peak = self.peak.max(self.place.memory.taken());
         bar.inc((self.model.config.layers.len() - front.layer()) as u64);
         if sums.kl.is_finite() && sums.loss.is_finite() {
             return Ok(sums);
@@ -215,7 +195,7 @@ impl<B: AttentionBackend> Measurement<'_, B> {
                 .filter(|site| !known(site))
                 .collect()
         };
-        let open: Vec<Vec<Site>> = (0..task.windows)
+        let open: Vec<Vec<Site>> = (0..task.text.windows)
             .map(|i| missing(&self.partial, i))
             .collect();
         let work = |site: &Site| (layers - site.layer as usize) as u64;
@@ -226,7 +206,7 @@ impl<B: AttentionBackend> Measurement<'_, B> {
             if open.is_empty() {
                 continue;
             }
-            let reference = self.reference(task.window(window, false))?;
+            let reference = self.reference(window, false)?;
             let model = self.model.clone();
             let mut front = Front::new(&model, &reference).map_err(Failure::bad)?;
             for site in open {
@@ -255,7 +235,7 @@ impl<B: AttentionBackend> Measurement<'_, B> {
     /// What was measured on all windows.
     fn sum(&self, replaced: Replaced) -> Comparison {
         let mut sum = Comparison::default();
-        for window in 0..self.task.windows {
+        for window in 0..self.task.text.windows {
             if let Some(sums) = self.partial.find(window, replaced) {
                 sum += sums;
             }
@@ -274,7 +254,7 @@ impl<B: AttentionBackend> Measurement<'_, B> {
                 .filter(|count| !known(count))
                 .collect()
         };
-        let open: Vec<Vec<usize>> = (0..task.windows)
+        let open: Vec<Vec<usize>> = (0..task.text.windows)
             .map(|i| missing(&self.partial, i))
             .collect();
         let layers = self.model.config.layers.len();
@@ -284,7 +264,7 @@ impl<B: AttentionBackend> Measurement<'_, B> {
             if open.is_empty() {
                 continue;
             }
-            let reference = self.reference(task.window(window, false))?;
+            let reference = self.reference(window, false)?;
             let model = self.model.clone();
             let front = Front::new(&model, &reference).map_err(Failure::bad)?;
             for count in open {
@@ -344,21 +324,79 @@ impl<B: AttentionBackend> Measurement<'_, B> {
             parts,
             share: parts as f64 / all.max(1) as f64,
             cost: sums.into(),
+            retrieval: None,
         });
         Ok((points.collect(), chosen))
     }
 
     /// The policy on the windows that the choice has not seen.
-    fn verify(&self, policy: &Policy) -> Result<Cost, Failure> {
-        let layers = self.model.config.layers.len() * self.task.windows;
+    fn verify(&mut self, policy: &Policy) -> Result<Cost, Failure> {
+        let layers = self.model.config.layers.len() * self.task.text.windows;
         let bar = crate::progress(layers as u64, "verification, layers");
         let mut sum = Comparison::default();
-        for window in 0..self.task.windows {
-            let reference = self.reference(self.task.window(window, true))?;
-            let front = Front::new(&self.model, &reference).map_err(Failure::bad)?;
+        for window in 0..self.task.text.windows {
+            let reference = self.reference(window, true)?;
+            let model = self.model.clone();
+            let front = Front::new(&model, &reference).map_err(Failure::bad)?;
             sum += self.compare(&front, policy, &bar)?;
         }
         bar.finish_and_clear();
         Ok(sum.into())
+    }
+
+    /// Adds what each set of a curve finds in prompts, if that was asked for.
+    fn recalls(&mut self, order: &[Site], curve: &mut [Point]) -> Result<(), Failure> {
+        let task = self.task;
+        let Some(questions) = &task.questions else {
+            return Ok(());
+        };
+        self.last = None;
+        self.place.memory.release();
+        let chunk = chunk_of::<B>(&task.command.run) as usize;
+        let together = questions.together(B::ON_HOST, |prompts| {
+            let needs = self
+                .needs
+                .asking::<B>(task, &self.place, &self.dense, (prompts, chunk));
+            self.place.has_room(Path::new(""), &needs)
+        });
+        for point in curve {
+            let known = self
+                .partial
+                .recall(point.parts, |recall| questions.made(recall));
+            let recall = match known {
+                Some(recall) => recall,
+                None => {
+                    let chosen = &order[..point.parts];
+                    let recall = self.recall(questions, chosen, (together, chunk))?;
+                    self.partial.add_recall(point.parts, recall)?;
+                    recall
+                }
+            };
+            point.retrieval = Some(recall);
+        }
+        Ok(())
+    }
+
+    /// What the set of `chosen` parts finds.
+    fn recall(
+        &self,
+        questions: &Questions,
+        chosen: &[Site],
+        sizes: (usize, usize),
+    ) -> Result<Recall, Failure> {
+        let made;
+        let policy = match chosen {
+            [] => &self.dense,
+            _ => {
+                made = self.task.policy(&self.task.pattern(chosen)?)?;
+                &made
+            }
+        };
+        let (text, mut watch) = (&self.task.text.tokens, Watch::default());
+        let recall = questions.ask((&self.model, policy), text, sizes, &mut watch)?;
+        match watch.says(self.task.subject.checkpoint(), self.place.dtype) {
+            None => Ok(recall),
+            Some(said) => Err(Failure::Check(said)),
+        }
     }
 }

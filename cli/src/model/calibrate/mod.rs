@@ -2,30 +2,41 @@
 //!
 //! In:  a model, a text, a pattern. Out: a policy file. The text is cut into windows, and as many as
 //! are asked for, at even distances, are used: every second one to choose on, the others to verify.
+//! Random weights read random tokens, and tell time and memory.
 
+mod earlier;
 mod measure;
 mod page;
 mod partial;
+mod recall;
 mod report;
+mod room;
+mod subject;
+mod text;
 
-use super::{Setting, open, run_on, warn_of_length};
+use super::{Setting, jit, run_on, warn_of_length};
 use crate::args::{By, Calibrate as Command};
 use crate::failure::Failure;
 use crate::output::note;
 use crate::source;
 use butterfly_compiler::config;
 use butterfly_ir::Sparsity;
-use butterfly_models::calibrate::{Site, Unit, same, sites};
-use butterfly_models::{Chat, Checkpoint, ModelShape};
+use butterfly_models::calibrate::{Reading, Site, Unit, compose, same, sites};
+use butterfly_models::{Chat, Policy};
 use butterfly_runtime::artifacts::{check_file, write_file};
+use earlier::Earlier;
 use measure::Work;
 use partial::Partial;
-use std::path::Path;
+use recall::Questions;
+use subject::Subject;
+use text::Text;
 
 /// Replaces attention if no pattern is given: 512 keys, of which 64 are the first ones.
 const PATTERN: &str = "block 64\ncausal & (window(448) | sink(1))";
 /// Tokens of a window, if the model takes as many.
 const WINDOW: u32 = 4096;
+/// Bytes that dense logits of a window take at most, unless `--every` asks for more of them.
+const LOGITS: u64 = 2 << 30;
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let task = Calibration::new(command)?;
@@ -38,9 +49,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         ));
     }
     let setting = Setting {
-        config: &task.folder.config,
-        path: &command.model,
-        dtype: task.folder.config.dtype,
+        config: &task.subject.config,
+        path: &task.subject.path,
+        dtype: task.subject.config.dtype,
         sparse: None,
     };
     let work = Work {
@@ -70,18 +81,14 @@ impl From<By> for Unit {
 /// A calibration whose input was checked.
 struct Calibration<'a> {
     command: &'a Command,
-    folder: Checkpoint,
-    /// BLAKE3 of the text.
-    text_digest: String,
-    tokens: Vec<u32>,
+    subject: Subject,
+    text: Text,
     /// What replaces, and in which layers.
     sparsity: Sparsity,
     /// The parts that are replaced, each alone at first.
     sites: Vec<Site>,
-    /// Tokens of a window.
-    window: usize,
-    /// Number of windows that the choice is made on, and of those that it is verified on.
-    windows: usize,
+    /// Their damages, if they are not to be measured.
+    earlier: Option<Earlier>,
     /// First tokens of a window that see the same by the pattern.
     same: usize,
     /// First scored position.
@@ -89,13 +96,15 @@ struct Calibration<'a> {
     every: usize,
     tail: Option<u32>,
     capacity: usize,
+    /// Prompts with a hidden fact, if they are asked for.
+    questions: Option<Questions>,
 }
 
 impl<'a> Calibration<'a> {
     fn new(command: &'a Command) -> Result<Self, Failure> {
         if let Some(path) = &command.run.policy {
             return Err(Failure::Bad(format!(
-                "--policy {}: a policy is what calibration makes; give the pattern that replaces attention by --pattern",
+                "--policy {}: a policy is what calibration makes; give the pattern that replaces attention by --pattern, or the policy that damages are taken from by --from",
                 path.display()
             )));
         }
@@ -105,23 +114,23 @@ impl<'a> Calibration<'a> {
                 dir.display()
             )));
         }
-        let folder = open(&command.model)?;
-        let limit = folder.config.max_positions;
+        let subject = Subject::open(command)?;
+        let limit = subject.config.max_positions;
         let window = command.window.unwrap_or(WINDOW.min(limit)).max(2);
-        warn_of_length(&folder.config, window as usize);
-        let text = source::read_text(&command.text)?;
-        let chat = Chat::open(&command.model).map_err(Failure::bad)?;
-        let tokens = chat.encode(&text, false).map_err(Failure::bad)?;
-        let windows = command.windows as usize;
-        let needed = 2 * windows * window as usize;
-        if tokens.len() < needed {
-            let error = format!(
-                "has {} tokens, {needed} are needed: {windows} windows of {window} to choose on and as many to verify; give a longer text, or --window {} or less",
-                tokens.len(),
-                tokens.len() / (2 * windows)
-            );
-            return Err(Failure::file(&command.text, error));
-        }
+        warn_of_length(&subject.config, window as usize);
+        let sizes = [window as usize, command.windows as usize];
+        let (text, chat) = match &command.text {
+            Some(path) => {
+                let chat = Chat::open(&subject.path).map_err(Failure::bad)?;
+                (Text::read(path, &chat, sizes)?, Some(chat))
+            }
+            None => {
+                note(format_args!(
+                    "note: weights and tokens are random: damages, KL and perplexity mean nothing; time and memory do"
+                ));
+                (Text::drawn(command.seed, &subject, sizes)?, None)
+            }
+        };
         let capacity = command.run.capacity.unwrap_or(window);
         if capacity < window {
             return Err(Failure::Bad(format!(
@@ -129,16 +138,17 @@ impl<'a> Calibration<'a> {
             )));
         }
         let sparsity = sparsity(command, capacity)?;
-        let of_model = |error| Failure::file(&command.model, error);
-        let layers = config::swapped(&folder.config, &sparsity).map_err(of_model)?;
+        let of_model = |error| Failure::file(&subject.path, error);
+        let layers = config::swapped(&subject.config, &sparsity).map_err(of_model)?;
         let layers: Vec<u32> = layers.into_iter().map(|swapped| swapped.layer).collect();
-        let sites = sites(&folder.config, command.by.into(), &layers);
+        let unit = command.by.into();
+        let sites = sites(&subject.config, unit, &layers);
         if sites.is_empty() {
             let error =
                 "no layer is left to calibrate; name layers with softmax attention in --swap";
-            return Err(Failure::file(&command.model, error));
+            return Err(Failure::file(&subject.path, error));
         }
-        let same = same(&folder.config, &sparsity, window, capacity).map_err(of_model)?;
+        let same = same(&subject.config, &sparsity, window, capacity).map_err(of_model)?;
         if same >= window {
             return Err(Failure::Bad(format!(
                 "--pattern: every query of a window of {window} tokens sees all that it sees by the model's own attention, so nothing would be measured; give a larger --window, or a pattern of fewer keys"
@@ -157,40 +167,48 @@ impl<'a> Calibration<'a> {
                 "--skip {skip}: a window of {window} tokens has no such position; give less than {window}"
             )));
         }
+        let earlier = command.from.as_deref();
+        let earlier = earlier.map(|path| earlier::read(path, &subject, (unit, &sites)));
+        let questions = match (command.retrieval, chat) {
+            (Some(prompts), Some(chat)) => {
+                let seed = (command.seed, prompts);
+                Some(Questions::new(chat, seed, [window, capacity])?)
+            }
+            _ => None,
+        };
         for path in std::iter::once(&command.output).chain(&command.report) {
             check_file(path).map_err(Failure::bad)?;
         }
         Ok(Self {
             command,
-            folder,
-            text_digest: blake3::hash(text.as_bytes()).to_hex().to_string(),
-            tokens,
+            earlier: earlier.transpose()?,
+            every: every(command, &subject, window - skip),
+            subject,
+            text,
             sparsity,
             sites,
-            window: window as usize,
-            windows,
             same: same as usize,
             skip: skip as usize,
-            every: command.every as usize,
             tail: (tail > 0).then_some(tail),
             capacity: capacity as usize,
+            questions,
         })
     }
 
-    /// The digest of everything that measurements depend on.
+    /// The digest of everything that measurements of sets and parts depend on.
     fn digest(&self) -> Result<String, Failure> {
-        let shape = ModelShape::new(&self.folder.config, &self.folder.sizes);
         let run = &self.command.run;
+        let earlier = self.earlier.as_ref().map(|earlier| &earlier.digest);
         let parts = (
             env!("CARGO_PKG_VERSION"),
-            shape.digest,
-            files(&self.command.model)?,
-            &self.text_digest,
+            self.subject.shape().digest,
+            (self.subject.files()?, self.subject.seed()),
+            (&self.text.digest, earlier),
             self.sparsity.to_string(),
             Unit::from(self.command.by).name(),
             [
-                self.window,
-                self.windows,
+                self.text.window,
+                self.text.windows,
                 self.skip,
                 self.every,
                 self.capacity,
@@ -201,12 +219,63 @@ impl<'a> Calibration<'a> {
         Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
     }
 
-    /// The tokens of window `i` of those that the choice is made on, or that it is verified on.
-    fn window(&self, i: usize, verify: bool) -> &[u32] {
-        let (all, used) = (self.tokens.len() / self.window, 2 * self.windows);
-        let at = (2 * i + usize::from(verify)) * all / used;
-        &self.tokens[at * self.window..(at + 1) * self.window]
+    /// How windows are read, in chunks of at most so many tokens: of about the same length, since
+    /// memory is kept for one, and of whole blocks.
+    fn reading(&self, chunk: usize) -> Reading {
+        let rest = self.text.window - self.same;
+        let even = rest.div_ceil(rest.div_ceil(chunk));
+        let even = even.next_multiple_of(self.sparsity.block as usize);
+        Reading {
+            same: self.same,
+            skip: self.skip,
+            every: self.every,
+            chunk: even.min(chunk),
+            capacity: self.capacity,
+        }
     }
+
+    /// The pattern that replaces `chosen`.
+    fn pattern(&self, chosen: &[Site]) -> Result<Sparsity, Failure> {
+        compose(&self.subject.config, &self.sparsity, chosen, self.tail)
+            .map_err(|error| Failure::file(&self.subject.path, error))
+    }
+
+    /// The policy that runs a pattern.
+    fn policy(&self, pattern: &Sparsity) -> Result<Policy, Failure> {
+        let plan = jit(pattern.clone())?;
+        let policy = Policy::new(&self.subject.config, &plan, pattern);
+        policy.map_err(|error| Failure::file(&self.subject.path, error))
+    }
+
+    /// Damages, and whether each part is chosen, by layer and head.
+    fn table(&self, damages: &[(Site, f64)], chosen: &[Site]) -> (Vec<Vec<f64>>, Vec<Vec<bool>>) {
+        let rows = |layer: u32| damages.iter().filter(move |(site, _)| site.layer == layer);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a model has at most 4096 layers"
+        )]
+        let layers = 0..self.subject.config.layers.len() as u32;
+        let row = |layer| {
+            let row = rows(layer).map(|(site, damage)| (*damage, chosen.contains(site)));
+            row.unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        layers.map(row).unzip()
+    }
+}
+
+/// Every how many of `positions` positions one is scored.
+fn every(command: &Command, subject: &Subject, positions: u32) -> usize {
+    if let Some(every) = command.every {
+        return every as usize;
+    }
+    let all = 4 * u64::from(subject.sizes.vocabulary) * u64::from(positions);
+    let every = all.div_ceil(LOGITS).max(1);
+    if every > 1 {
+        note(format_args!(
+            "note: one of {every} positions is scored, so that dense logits take at most 2 GiB; --every gives another number"
+        ));
+    }
+    usize::try_from(every).unwrap_or(usize::MAX)
 }
 
 /// What replaces: the pattern of the command line, in the layers that --swap names.
@@ -227,49 +296,4 @@ fn sparsity(command: &Command, capacity: u32) -> Result<Sparsity, Failure> {
         sparsity.swapped_layers.clone_from(&command.run.swap);
     }
     Ok(sparsity)
-}
-
-/// The files of a model, by which one that was changed is told from what it was: names, lengths and
-/// times.
-fn files(model: &Path) -> Result<Vec<(String, u64, u128)>, Failure> {
-    let failed = |error| Failure::file(model, format!("cannot read: {error}"));
-    let entry = |path: &Path| {
-        let meta = std::fs::metadata(path)?;
-        let since = meta.modified()?.duration_since(std::time::UNIX_EPOCH);
-        let time = since.map_or(0, |since| since.as_nanos());
-        Ok((path.display().to_string(), meta.len(), time))
-    };
-    let model = model.canonicalize().map_err(failed)?;
-    if model.is_file() {
-        return Ok(vec![entry(&model).map_err(failed)?]);
-    }
-    let list = || -> std::io::Result<Vec<_>> {
-        let entries = std::fs::read_dir(&model)?;
-        let mut files = Vec::new();
-        for found in entries {
-            let path = found?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.ends_with(".safetensors") || name == "config.json" || name == "tokenizer.json" {
-                files.push(entry(&path)?);
-            }
-        }
-        files.sort();
-        Ok(files)
-    };
-    list().map_err(failed)
-}
-
-#[cfg(test)]
-mod tests {
-    /// As [`super::Calibration::window`] places them.
-    #[test]
-    fn windows_are_spread_and_disjoint() {
-        for windows in 1..5usize {
-            for all in 2 * windows..30 {
-                let at = |i: usize| i * all / (2 * windows);
-                let places: Vec<usize> = (0..2 * windows).map(at).collect();
-                assert!(places.is_sorted_by(|a, b| a < b) && places[2 * windows - 1] < all);
-            }
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! A calibration as a page: damages by layer and head, and what sets of them cost together.
 
+use super::recall::Recall;
 use super::report::{Point, Report};
 use crate::chart::{self, Axis, Curves, HeatMap, Line, Panel, Scale, Unit};
 use crate::page::{Page, Part};
@@ -7,7 +8,7 @@ use butterfly_models::calibrate;
 
 pub(super) fn page(report: &Report) -> Page {
     let verified = &report.verified;
-    let facts = vec![
+    let mut facts = vec![
         ("model", report.model.clone()),
         ("text", report.text.clone()),
         (
@@ -49,8 +50,23 @@ pub(super) fn page(report: &Report) -> Page {
                 report.seconds
             ),
         ),
+        (
+            "memory",
+            format!(
+                "{:.2} GB of logits on the host{}",
+                report.logits_bytes as f64 / 1e9,
+                report.memory.text()
+            ),
+        ),
         ("policy", report.pattern.clone()),
     ];
+    if let Some(ranking) = &report.ranking {
+        facts.push(("damages from", ranking.policy.clone()));
+    }
+    if let Some(seed) = report.random_weights {
+        let said = format!("random (seed {seed}): only time and memory mean anything");
+        facts.push(("weights", said));
+    }
     let curves = [
         (
             "KL divergence of sets replaced together",
@@ -61,6 +77,7 @@ pub(super) fn page(report: &Report) -> Page {
     ];
     let curves = curves.map(|(title, y, of)| chart::curves(&curve(report, title, y, of)));
     let charts = std::iter::once(chart::heat_map(&damages(report))).chain(curves);
+    let charts = charts.chain(found(report).as_ref().map(chart::curves));
     let parts = charts.map(Part::Chart).chain([table(report)]);
     Page {
         title: "Which heads a pattern can replace".into(),
@@ -113,21 +130,14 @@ fn damages(report: &Report) -> HeatMap {
 
 fn curve(report: &Report, title: &str, y: &str, of: fn(&Point) -> f64) -> Curves {
     let chosen_on = report.curve.iter().map(|point| [point.share, of(point)]);
-    let verified = Point {
-        cost: report.verified,
-        ..report.chosen
-    };
+    let verified = report.verified();
     let line = |name: &str, points| Line {
         name: name.into(),
         points,
     };
     Curves {
         title: title.into(),
-        x: Axis {
-            title: "share replaced".into(),
-            unit: Unit::Share,
-            scale: Scale::Linear,
-        },
+        x: shares(),
         y: Axis {
             title: y.into(),
             unit: Unit::Number,
@@ -140,21 +150,63 @@ fn curve(report: &Report, title: &str, y: &str, of: fn(&Point) -> f64) -> Curves
     }
 }
 
+/// How often facts are found, with the ends of the intervals.
+fn found(report: &Report) -> Option<Curves> {
+    let points = report.curve.iter();
+    let points = points.filter_map(|point| Some((point.share, point.retrieval?)));
+    let points: Vec<(f64, Recall)> = points.collect();
+    let (_, first) = points.first()?;
+    let line = |name: &str, of: fn(&Recall) -> f64| Line {
+        name: name.into(),
+        points: points.iter().map(|(x, recall)| [*x, of(recall)]).collect(),
+    };
+    Some(Curves {
+        title: format!(
+            "Facts found in {} prompts of {} tokens",
+            first.prompts, first.tokens
+        ),
+        x: shares(),
+        y: Axis {
+            title: "found".into(),
+            unit: Unit::Share,
+            scale: Scale::Linear,
+        },
+        lines: vec![
+            line("found", |recall| recall.share),
+            line("95 % interval, low", |recall| recall.interval[0]),
+            line("95 % interval, high", |recall| recall.interval[1]),
+        ],
+    })
+}
+
+/// The axis of the share that is replaced.
+fn shares() -> Axis {
+    Axis {
+        title: "share replaced".into(),
+        unit: Unit::Share,
+        scale: Scale::Linear,
+    }
+}
+
 fn table(report: &Report) -> Part {
+    let with_found = report.curve.iter().any(|point| point.retrieval.is_some());
     let row = |name: &str, point: &Point| {
-        vec![
+        let found = point.retrieval.map(|recall| {
+            let [low, high] = recall.interval.map(|share| 100.0 * share);
+            format!("{:.1} % ({low:.1} to {high:.1})", 100.0 * recall.share)
+        });
+        let found = with_found.then(|| found.unwrap_or_default());
+        let cells = [
             name.into(),
             point.parts.to_string(),
             format!("{:.1} %", 100.0 * point.share),
             format!("{:.5}", point.cost.kl_nats),
             format!("{:.2} %", 100.0 * point.cost.top1),
             format!("{:+.2} %", 100.0 * (point.cost.perplexity_ratio - 1.0)),
-        ]
+        ];
+        cells.into_iter().chain(found).collect::<Vec<String>>()
     };
-    let verified = Point {
-        cost: report.verified,
-        ..report.chosen
-    };
+    let verified = report.verified();
     let sets = report.curve.iter().map(|point| row("", point));
     let last = [
         row("chosen", &report.chosen),
@@ -168,9 +220,10 @@ fn table(report: &Report) -> Part {
         "same top token",
         "perplexity",
     ];
+    let (head, found) = (head.into_iter(), with_found.then_some("found"));
     Part::Table {
         title: "Sets replaced together".into(),
-        head: head.map(String::from).into(),
+        head: head.chain(found).map(String::from).collect(),
         rows: sets.chain(last).collect(),
     }
 }

@@ -4,6 +4,7 @@
 //! then what was measured, each line written at once. A last line without its end is what a process was
 //! writing when it was stopped, and is dropped.
 
+use super::recall::Recall;
 use crate::failure::Failure;
 use butterfly_models::calibrate::{Comparison, Site};
 use serde::{Deserialize, Serialize};
@@ -31,27 +32,47 @@ pub(super) enum Replaced {
     First(usize),
 }
 
+/// What a set of so many of the least harmful parts finds in prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Found {
+    parts: usize,
+    recall: Recall,
+}
+
+/// A line of the file, after the first.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Entry(Entry),
+    Found(Found),
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head {
     digest: String,
 }
 
-/// The file, open for more lines.
-#[derive(Debug)]
+/// What the file has, and what is added to it. It is made with the first measurement, so that a
+/// calibration which is refused leaves none.
 pub(super) struct Partial {
     path: PathBuf,
-    file: File,
-    entries: Vec<Entry>,
+    digest: String,
+    /// The file, once a line was added.
+    file: Option<File>,
+    /// Bytes of the whole lines that it had.
+    kept: usize,
+    lines: Vec<Line>,
 }
 
 impl Partial {
-    /// Opens what is kept for the policy at `output`, or begins it.
+    /// Reads what is kept for the policy at `output`, if there is anything.
     pub(super) fn open(output: &Path, digest: &str) -> Result<Self, Failure> {
         let mut path = output.as_os_str().to_os_string();
         path.push(".partial");
         let path = PathBuf::from(path);
-        let (entries, kept) = match fs::read_to_string(&path) {
+        let (lines, kept) = match fs::read_to_string(&path) {
             Ok(text) => read(&text, digest).map_err(|what| {
                 let way_out = "delete it, or give another --output";
                 Failure::file(&path, format!("{what}; {way_out}"))
@@ -59,57 +80,90 @@ impl Partial {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Vec::new(), 0),
             Err(error) => return Err(Failure::file(&path, format!("cannot read: {error}"))),
         };
-        let open = || {
-            let mut options = File::options();
-            let file = options.create(true).append(true).open(&path)?;
-            file.set_len(kept as u64)?;
-            Ok(file)
-        };
-        let failed = |error: std::io::Error| Failure::file(&path, format!("cannot write: {error}"));
-        let mut partial = Self {
-            file: open().map_err(failed)?,
+        Ok(Self {
             path,
-            entries,
-        };
-        if kept == 0 {
-            let digest = digest.to_string();
-            partial.line(&Head { digest })?;
-        }
-        Ok(partial)
+            digest: digest.to_string(),
+            file: None,
+            kept,
+            lines,
+        })
     }
 
     /// Number of measurements that there are already.
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.lines.len()
     }
 
     pub(super) fn find(&self, window: usize, replaced: Replaced) -> Option<Comparison> {
-        let is = |entry: &&Entry| entry.window == window && entry.replaced == replaced;
-        self.entries.iter().find(is).map(|entry| entry.sums)
+        self.lines.iter().find_map(|line| match line {
+            Line::Entry(entry) if (entry.window, entry.replaced) == (window, replaced) => {
+                Some(entry.sums)
+            }
+            Line::Entry(_) | Line::Found(_) => None,
+        })
+    }
+
+    /// What a set of so many parts finds in prompts that `made` says are those of this run.
+    pub(super) fn recall(&self, parts: usize, made: impl Fn(&Recall) -> bool) -> Option<Recall> {
+        self.lines.iter().find_map(|line| match line {
+            Line::Found(found) if found.parts == parts && made(&found.recall) => Some(found.recall),
+            Line::Entry(_) | Line::Found(_) => None,
+        })
     }
 
     /// Keeps a measurement.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), Failure> {
-        self.line(&entry)?;
-        self.entries.push(entry);
+        self.keep(Line::Entry(entry))
+    }
+
+    /// Keeps what a set of so many parts finds.
+    pub(super) fn add_recall(&mut self, parts: usize, recall: Recall) -> Result<(), Failure> {
+        self.keep(Line::Found(Found { parts, recall }))
+    }
+
+    fn keep(&mut self, line: Line) -> Result<(), Failure> {
+        self.line(&line)?;
+        self.lines.push(line);
         Ok(())
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        let line = serde_json::to_string(value).map_err(Failure::bad)? + "\n";
-        let written = self.file.write_all(line.as_bytes());
-        written.map_err(|error| Failure::file(&self.path, format!("cannot write: {error}")))
+        let failed =
+            |error: std::io::Error| Failure::file(&self.path, format!("cannot write: {error}"));
+        let line = |text: String| text + "\n";
+        let mut text = line(serde_json::to_string(value).map_err(Failure::bad)?);
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let mut options = File::options();
+                let file = options.create(true).append(true).open(&self.path);
+                let file = file.map_err(failed)?;
+                // Without the line that a process was writing when it was stopped.
+                file.set_len(self.kept as u64).map_err(failed)?;
+                if self.kept == 0 {
+                    let digest = self.digest.clone();
+                    let head = serde_json::to_string(&Head { digest }).map_err(Failure::bad)?;
+                    text = line(head) + &text;
+                }
+                none.insert(file)
+            }
+        };
+        file.write_all(text.as_bytes()).map_err(failed)
     }
 
     /// Removes the file: the policy is written.
     pub(super) fn remove(self) -> Result<(), Failure> {
-        let removed = fs::remove_file(&self.path);
-        removed.map_err(|error| Failure::file(&self.path, format!("cannot remove: {error}")))
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Failure::file(&self.path, format!("cannot remove: {error}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// The measurements of a text, and the length in bytes of its whole lines.
-fn read(text: &str, digest: &str) -> Result<(Vec<Entry>, usize), String> {
+fn read(text: &str, digest: &str) -> Result<(Vec<Line>, usize), String> {
     let kept = text.rfind('\n').map_or(0, |at| at + 1);
     let mut lines = text[..kept].lines().zip(1..);
     let Some((first, _)) = lines.next() else {
@@ -121,10 +175,10 @@ fn read(text: &str, digest: &str) -> Result<(Vec<Entry>, usize), String> {
     if head.digest != digest {
         return Err("was begun with another model, text or pattern, or with other options".into());
     }
-    let entries = lines.map(|(line, number)| {
+    let lines = lines.map(|(line, number)| {
         serde_json::from_str(line).map_err(|error| format!("line {number}: {error}"))
     });
-    Ok((entries.collect::<Result<_, _>>()?, kept))
+    Ok((lines.collect::<Result<_, _>>()?, kept))
 }
 
 #[cfg(test)]
@@ -154,6 +208,7 @@ mod tests {
         });
         let mut partial = Partial::open(&output, "abc").expect("begun");
         assert_eq!(partial.len(), 0);
+        assert!(!dir.path().join("policy.json.partial").exists());
         partial.add(entry(0, site)).expect("kept");
         partial.add(entry(1, Replaced::First(2))).expect("kept");
         drop(partial);
@@ -165,8 +220,19 @@ mod tests {
         assert_eq!(partial.find(0, site), Some(entry(0, site).sums));
         assert_eq!(partial.find(1, site), None);
         partial.add(entry(2, site)).expect("kept");
+        let recall = Recall {
+            prompts: 20,
+            tokens: 4088,
+            seed: 0,
+            share: 0.85,
+            interval: [0.6, 0.95],
+        };
+        partial.add_recall(4, recall).expect("kept");
         let partial = Partial::open(&output, "abc").expect("goes on");
-        assert_eq!(partial.len(), 3);
+        assert_eq!(partial.len(), 4);
+        assert_eq!(partial.recall(4, |found| found.seed == 0), Some(recall));
+        assert_eq!(partial.recall(4, |found| found.seed == 1), None);
+        assert_eq!(partial.recall(3, |_| true), None);
         assert_eq!(partial.find(2, site), Some(entry(2, site).sums));
         partial.remove().expect("removed");
         assert!(!path.exists());
