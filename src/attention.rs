@@ -5,7 +5,10 @@ use burn::module::Module;
 use burn::nn::attention::MultiHeadAttention;
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn::tensor::TensorPrimitive;
+use burn::tensor::{DType, TensorPrimitive};
+use butterfly_ir::pattern::Routing;
+use butterfly_ops::{Operation as LayerOperation, Pool};
+use std::ops::Range;
 
 /// The parameters of a call of [`attention`] that are not tensors.
 ///
@@ -68,8 +71,46 @@ pub fn attention_with_lse<B: AttentionBackend>(
     plan: &Plan,
     call: &Call,
 ) -> Result<(Tensor<B, 4>, Tensor<B, 3>), OperationError> {
-    let [_, _, q_len, head_dim] = q.dims();
-    let kv_len = call.kv_len.unwrap_or(k.dims()[2]);
+    let means = match plan.sparsity().pattern.routing() {
+        None => None,
+        Some(Routing { pool, .. }) => {
+            let ([batch, heads, room, dim], pool) = (k.dims(), pool as usize);
+            let pools = call.kv_len.unwrap_or(room).min(room) / pool;
+            // At least one, since devices take no buffer without memory.
+            let sizes = [batch, heads, pools.max(1), dim];
+            let none = Tensor::empty(sizes, (&k.device(), DType::F32));
+            Some(pooled(&k, none, pool, 0..pools)?)
+        }
+    };
+    attend([Some(q), Some(k), Some(v), means], plan, call)
+}
+
+/// The means, of which those numbered `pools` are updated from the keys k [B, Hkv, room, D].
+pub(crate) fn pooled<B: AttentionBackend>(
+    k: &Tensor<B, 4>,
+    means: Tensor<B, 4>,
+    tokens: usize,
+    pools: Range<usize>,
+) -> Result<Tensor<B, 4>, OperationError> {
+    let operation = LayerOperation::Pool(Pool { tokens, pools });
+    let inputs = [k.clone(), means].map(|x| x.into_primitive().tensor());
+    // Moved, so that the means can be updated in place.
+    let outputs = run::<B>(&operation.into(), inputs.into_iter().collect())?;
+    let mut outputs = outputs.into_iter().map(TensorPrimitive::Float);
+    Ok(Tensor::from_primitive(
+        outputs.next().expect("pool has one output"),
+    ))
+}
+
+/// [`attention_with_lse`] with means of the keys, if the pattern chooses by them: q, k, v, means.
+pub(crate) fn attend<B: AttentionBackend>(
+    inputs: [Option<Tensor<B, 4>>; 4],
+    plan: &Plan,
+    call: &Call,
+) -> Result<(Tensor<B, 4>, Tensor<B, 3>), OperationError> {
+    let inputs: Vec<_> = inputs.into_iter().flatten().collect();
+    let [_, _, q_len, head_dim] = inputs[0].dims();
+    let kv_len = call.kv_len.unwrap_or(inputs[1].dims()[2]);
     let before = || {
         let wrong = || argument(format!("{q_len} queries are more than the {kv_len} keys"));
         kv_len.checked_sub(q_len).ok_or_else(wrong)
@@ -90,9 +131,8 @@ pub fn attention_with_lse<B: AttentionBackend>(
         sinks: call.sinks.clone(),
         counts: call.counts.clone(),
     };
-    let primitive = |x: Tensor<B, 4>| x.into_primitive().tensor();
-    let inputs = vec![primitive(q), primitive(k), primitive(v)];
-    let outputs = run::<B>(&Operation::Attend(attend), inputs)?;
+    let inputs = inputs.into_iter().map(|x| x.into_primitive().tensor());
+    let outputs = run::<B>(&Operation::Attend(attend), inputs.collect())?;
     let mut outputs = outputs.into_iter().map(TensorPrimitive::Float);
     let (o, lse) = (outputs.next(), outputs.next());
     let lost = "attend has two outputs";

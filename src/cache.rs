@@ -1,9 +1,11 @@
 //! The KV cache: keys and values of the tokens so far.
 
-use crate::{Append, AttentionBackend, Operation, OperationError, run};
+use crate::attention::{attend, pooled};
+use crate::{Append, AttentionBackend, Call, Operation, OperationError, Plan, run};
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
+use butterfly_ir::pattern::Routing;
 use butterfly_ops::Operation as LayerOperation;
 use std::ops::Range;
 
@@ -34,6 +36,18 @@ pub struct KvCache<B: Backend> {
     sizes: [usize; 3],
     device: B::Device,
     dtype: DType,
+    /// Means of keys, once a pattern has asked for them.
+    means: Option<Means<B>>,
+}
+
+/// Means of consecutive keys, [B, Hkv, pools, D] in f32, by which rows choose blocks.
+#[derive(Clone, Debug)]
+struct Means<B: Backend> {
+    tensor: Tensor<B, 4>,
+    /// Keys of a mean.
+    pool: usize,
+    /// Number of means that are those of the cache's keys.
+    known: usize,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -65,6 +79,7 @@ impl<B: Backend> KvCache<B> {
             dtype: stored[0].dtype(),
             device,
             stored: Some(stored),
+            means: None,
         }
     }
 
@@ -92,6 +107,7 @@ impl<B: Backend> KvCache<B> {
             sizes,
             device: device.clone(),
             dtype,
+            means: None,
         }
     }
 
@@ -145,6 +161,9 @@ impl<B: Backend> KvCache<B> {
     /// Back to where the last append began is always possible.
     pub fn truncate(&mut self, len: usize) -> bool {
         self.len = self.len.min(len);
+        if let Some(means) = &mut self.means {
+            means.known = means.known.min(self.len / means.pool);
+        }
         let seen = self.window.map_or(self.len, |window| window - 1);
         let there = self.first == 0 || self.first + seen <= self.len;
         if !there {
@@ -267,6 +286,7 @@ impl<B: AttentionBackend> KvCache<B> {
 
         // A failure beyond this point leaves the cache empty.
         let caches = self.take(drop, room);
+        let means = self.means.take();
         let first = std::mem::take(&mut self.first) + drop;
         let len = std::mem::take(&mut self.len);
         inputs.extend(caches.map(|cache| primitive(cache.into_primitive())));
@@ -276,8 +296,62 @@ impl<B: AttentionBackend> KvCache<B> {
         let mut next = || Tensor::from_primitive(outputs.next().expect("three outputs"));
         let (q, k, v) = (next(), next(), next());
         self.stored = Some([k, v]);
+        // The positions of kept keys are counted from `first`.
+        self.means = means.filter(|_| drop == 0);
         (self.first, self.len) = (first, len + tokens);
         Ok(q)
+    }
+
+    /// Attention of q [B, Hq, q_len, D], the queries of the last tokens, over the keys that are kept, by
+    /// the pattern of `plan` → o [B, Hq, q_len, D]. `call.kv_len` is ignored.
+    ///
+    /// Means of keys, if the pattern chooses blocks by them, are kept beside the keys: only those of new
+    /// tokens are computed.
+    ///
+    /// # Errors
+    /// As [`attention`](crate::attention()).
+    pub fn attend(
+        &mut self,
+        q: Tensor<B, 4>,
+        plan: &Plan,
+        call: &Call,
+    ) -> Result<Tensor<B, 4>, OperationError> {
+        let [k, v] = self.tensors();
+        let means = match plan.sparsity().pattern.routing() {
+            None => None,
+            Some(Routing { pool, .. }) => Some(self.means(&k, pool as usize)?),
+        };
+        let call = Call {
+            kv_len: Some(self.kept()),
+            ..call.clone()
+        };
+        attend([Some(q), Some(k), Some(v), means], plan, &call).map(|(o, _)| o)
+    }
+
+    /// The means of `pool` keys each, up to date.
+    fn means(&mut self, k: &Tensor<B, 4>, pool: usize) -> Result<Tensor<B, 4>, OperationError> {
+        let [batch, heads, dim] = self.sizes;
+        // Room for one at least, since devices take no buffer without memory.
+        let (pools, room) = (self.kept() / pool, (self.room() / pool).max(1));
+        let fits = |means: &Means<B>| means.pool == pool && means.tensor.dims()[2] >= pools;
+        let Means { tensor, known, .. } = match self.means.take().filter(fits) {
+            Some(means) => means,
+            None => Means {
+                tensor: Tensor::empty([batch, heads, room, dim], (&self.device, DType::F32)),
+                pool,
+                known: 0,
+            },
+        };
+        let tensor = match known < pools {
+            true => pooled(k, tensor, pool, known..pools)?,
+            false => tensor,
+        };
+        self.means = Some(Means {
+            tensor: tensor.clone(),
+            pool,
+            known: pools,
+        });
+        Ok(tensor)
     }
 
     /// Checks that the operation can run, before the tensors are moved out of the cache.

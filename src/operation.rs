@@ -5,6 +5,7 @@
 use crate::plan::KernelShape;
 use crate::{Counts, Plan};
 use burn::tensor::{DType, Shape};
+use butterfly_ir::pattern::Routing;
 use butterfly_ir::{Dtype, Role, ScoreValues};
 use butterfly_ops::Operation as LayerOperation;
 
@@ -12,7 +13,9 @@ use butterfly_ops::Operation as LayerOperation;
 #[derive(Clone, Debug)]
 pub enum Operation {
     /// Attention: q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv]
-    /// → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32.
+    /// → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32. If the pattern chooses blocks by content, a
+    /// fourth input: means of keys [B, Hkv, pools, D] in f32, as [`Pool`](butterfly_ops::Pool) makes
+    /// them, of all whole blocks before that of the last query.
     Attend(Attend),
     /// An operation around attention; the type of each variant documents its inputs and outputs.
     Layer(LayerOperation),
@@ -76,6 +79,11 @@ impl Attend {
             },
             score: self.score().kind(),
         }
+    }
+
+    /// What rows choose by content, if the pattern says so.
+    pub(crate) fn routing(&self) -> Option<Routing> {
+        self.plan.sparsity().pattern.routing()
     }
 
     pub(crate) fn score(&self) -> ScoreValues<'_> {

@@ -286,6 +286,12 @@ impl Plan {
         Some(self.0.on_device.get(key, wanted, make))
     }
 
+    /// The most blocks that a row of each kv head chooses by content.
+    pub(crate) fn routed_blocks(&self, kv_heads: usize) -> Vec<u32> {
+        let heads = u32::try_from(kv_heads).unwrap_or(u32::MAX);
+        self.0.sparsity.pattern.routed_blocks(heads)
+    }
+
     /// What the table of a call with so many kv heads and queries depends on, and the rows of blocks
     /// that its queries are in.
     #[expect(

@@ -39,7 +39,10 @@ impl Operation {
     /// Names of the inputs, in order.
     pub(crate) fn inputs(&self) -> Names {
         match self {
-            Self::Attend(_) => Names::Borrowed(&["q", "k", "v"]),
+            Self::Attend(attend) => Names::Borrowed(match attend.routing() {
+                None => &["q", "k", "v"],
+                Some(_) => &["q", "k", "v", "means"],
+            }),
             Self::Layer(op) => op.inputs(),
         }
     }
@@ -89,10 +92,30 @@ fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
         )));
     }
     score(inputs, attend, q_heads)?;
+    means(inputs, attend)?;
     Ok(vec![
         ([batch, q_heads, q_len, v_head_dim].into(), dtype),
         ([batch, q_heads, q_len].into(), DType::F32),
     ])
+}
+
+/// Checks that there are means of all whole blocks before that of the last query, if rows choose by
+/// them.
+fn means(inputs: &Inputs<'_>, attend: &Attend) -> Result<(), OperationError> {
+    let Some(routing) = attend.routing() else {
+        return Ok(());
+    };
+    let [batch, kv_heads, _, head_dim] = inputs.rank(1)?;
+    let [_, _, pools, _] = inputs.rank(3)?;
+    inputs.is(3, &[batch, kv_heads, pools, head_dim])?;
+    inputs.has(3, DType::F32)?;
+    let (block, pool) = (attend.plan.sparsity().block as usize, routing.pool as usize);
+    let end = attend.q_offset + inputs.shape(0)[2];
+    let needed = end.saturating_sub(1) / block * (block / pool);
+    match pools < needed {
+        true => Err(inputs.wrong(3, format!("at least {needed} means of {pool} keys"))),
+        false => Ok(()),
+    }
 }
 
 /// Checks the scale, the softcap and the sinks.

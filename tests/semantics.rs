@@ -2,7 +2,7 @@
 
 use butterfly_compiler::{classify, resolve, work};
 use butterfly_ir::build::{per_head, per_layer};
-use butterfly_ir::rows::{self, Stream};
+use butterfly_ir::rows::{self, Stream, chosen};
 use butterfly_ir::{Class, Context, Indices, Leaf, PartnerRule, Pattern, band, sees};
 use proptest::prelude::*;
 
@@ -244,6 +244,52 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// A row that has chosen blocks sees them beside all that it sees without them; blocks that are seen
+    /// whole are not chosen.
+    #[test]
+    fn chosen_blocks_are_seen(
+        pattern in pattern(),
+        context in context(),
+        wanted in 1u32..5,
+        seed in any::<u32>(),
+    ) {
+        let routed = Leaf::Routed { blocks: wanted, pool: 1, every: 1 };
+        let pattern = Pattern::from(Leaf::Causal) & (pattern | routed.into());
+        let block = context.block;
+        let fixed = |b: u32| rows::row(&pattern, &context, b);
+        let whole = |b: u32, c: u32| {
+            let (q0, q1) = butterfly_ir::topology::queries(&context, b);
+            let mut keys = (q0..=q1).flat_map(|q| (c * block..(c + 1) * block).map(move |k| (q, k)));
+            keys.all(|(q, k)| sees(&pattern, &context, q, k))
+        };
+        let choice: Vec<Vec<u32>> = (0..context.rows())
+            .map(|b| {
+                let queries = butterfly_ir::topology::queries(&context, b);
+                let candidates = chosen::candidates(&fixed(b), queries, block, b);
+                for c in (0..b).filter(|c| !candidates.contains(c)) {
+                    assert!(whole(b, c), "row {b}, block {c}");
+                }
+                let score = |c: u32| (c ^ seed).wrapping_mul(2_654_435_761) as f32;
+                let scores: Vec<f32> = (0..b).map(score).collect();
+                chosen::choose(&candidates, &scores, wanted)
+            })
+            .collect();
+        let chosen_pattern = pattern.routed_to(&choice);
+        let mask = mask(&chosen_pattern, &context);
+        for (b, choice) in (0u32..).zip(&choice) {
+            prop_assert!(choice.len() <= wanted as usize && choice.is_sorted());
+            let bands = chosen::with_blocks(&fixed(b), choice, block);
+            let (q0, q1) = butterfly_ir::topology::queries(&context, b);
+            for q in q0..=q1 {
+                let keys = band::keys_of_query(&bands, q as i32);
+                for (k, seen) in (0i32..).zip(&mask[q as usize]) {
+                    let got = keys.iter().any(|r| r.0 <= k && k < r.1);
+                    prop_assert_eq!(got, *seen, "q {} k {}", q, k);
+                }
+            }
+        }
+    }
 
     /// A table has the rows of each head, or those that all heads share.
     #[test]

@@ -65,6 +65,12 @@ struct Row {
 pub(crate) fn run(phase: Role, command: &Command, json: bool) -> Result<(), Failure> {
     let parsed = command.pattern.read()?;
     let sparsity = &parsed.sparsity;
+    if sparsity.pattern.routing().is_some() {
+        return Err(Failure::Bad(
+            "the pattern chooses blocks by content, which this command does not measure: it runs attention alone; run `bench model`"
+                .into(),
+        ));
+    }
     if sparsity.pattern.is_by_layer() {
         return Err(Failure::Bad(
             "the pattern differs by layer; give the pattern of one layer, or run `bench model`"
@@ -259,7 +265,9 @@ fn measured(
 ) -> Result<Row, Failure> {
     let call = layer.call(pattern, context, runs);
     let outcome = call.run(chosen)?;
-    let agreement = check.then(|| measure::agreement(&call, &outcome));
+    let agreement = check
+        .then(|| measure::agreement(&call, &outcome))
+        .transpose()?;
     let geometry = match &chosen.kernel {
         Some((entry, _)) => entry.geometry,
         None => crate::kernel::choice(&chosen.spec, Target::Cpu)?.0,
@@ -270,7 +278,7 @@ fn measured(
     let schedule = schedule::of_heads((pattern, kv_heads), context, phase, &geometry, from);
     let mut schedule = schedule.map_err(Failure::bad)?;
     if chosen.device == Runner::Cpu {
-        let visited = visited_pairs(&call.problem(&call.table())).map_err(Failure::bad)?;
+        let visited = visited_pairs(&call.problem(&call.table()?)).map_err(Failure::bad)?;
         schedule.tile_pairs = visited / (layer.shape.batch * layer.shape.q_heads) as u64;
     }
     let shape = layer.shape;

@@ -8,7 +8,8 @@
 use crate::device::{Chosen, Runner};
 use crate::failure::Failure;
 use crate::tensors;
-use butterfly_cpu::{Attention, Problem};
+use butterfly_cpu::{Attention, Problem, Route};
+use butterfly_ir::pattern::Routing;
 use butterfly_ir::{BandTable, Context, Dtype, LaunchScalars, Pattern, Rows, ScoreValues, rows};
 use butterfly_runtime::{Arguments, Device, Loaded, launch};
 use std::time::Instant;
@@ -63,15 +64,46 @@ impl Call<'_> {
     /// Runs the call on the device and kernel that were chosen for it.
     pub(crate) fn run(&self, chosen: &Chosen) -> Result<Outcome, Failure> {
         match chosen.device {
-            Runner::Cpu => self.native(&self.table()),
+            Runner::Cpu => self.native(&self.table()?),
             Runner::Gpu(device) => self.on_gpu(device, chosen),
         }
     }
 
-    /// The bands of each row.
-    pub(crate) fn table(&self) -> BandTable {
-        let kv_heads = self.shape.kv_heads as u32;
-        rows::table(self.pattern, &self.context, kv_heads)
+    /// The bands of each row; those that rows choose by content are chosen on the CPU.
+    pub(crate) fn table(&self) -> Result<BandTable, Failure> {
+        let shape = &self.shape;
+        let kv_heads = shape.kv_heads as u32;
+        let fixed = rows::table(self.pattern, &self.context, kv_heads);
+        let Some(Routing { pool, every, .. }) = self.pattern.routing() else {
+            return Ok(fixed);
+        };
+        let pool = pool as usize;
+        let room = shape.kv_len / pool;
+        let means = self.k.chunks(shape.kv_len * shape.head_dim).flat_map(|k| {
+            let pools = k.chunks_exact(pool * shape.head_dim);
+            pools.flat_map(|keys| {
+                let sum = |i: usize| keys[i..].iter().step_by(shape.head_dim).sum::<f32>();
+                (0..shape.head_dim).map(move |i| sum(i) / pool as f32)
+            })
+        });
+        let route = Route {
+            batch: shape.batch,
+            q_heads: shape.q_heads,
+            kv_heads: shape.kv_heads,
+            q_len: shape.q_len,
+            head_dim: shape.head_dim,
+            q_offset: self.q_offset,
+            block: self.context.block as usize,
+            pool,
+            every: every as usize,
+            scale: self.scale,
+            q: self.q,
+            means: &means.collect::<Vec<f32>>(),
+            room,
+            blocks: &self.pattern.routed_blocks(kv_heads),
+            fixed: &fixed,
+        };
+        butterfly_cpu::route(&route).map_err(Failure::bad)
     }
 
     /// The call as the native kernel takes it.
@@ -127,7 +159,10 @@ impl Call<'_> {
         };
         let [q, k, v] = [self.q, self.k, self.v].map(|x| tensors::encode(x, self.dtype));
         // A kernel with closed-form rows computes them, and needs no table.
-        let table = (chosen.spec.rows == Rows::Table).then(|| self.table());
+        let table = match chosen.spec.rows {
+            Rows::Table => Some(self.table()?),
+            Rows::ClosedForm(_) => None,
+        };
         let kernel = Loaded {
             key: &entry.key,
             entry: &entry.entry,
@@ -137,7 +172,9 @@ impl Call<'_> {
         };
         let arguments = Arguments {
             scalars: LaunchScalars {
-                head_rows: table.as_ref().map_or(0, BandTable::head_rows),
+                table: table
+                    .as_ref()
+                    .map_or_else(Default::default, BandTable::layout),
                 ..self.scalars()
             },
             batch: self.shape.batch as u32,
@@ -169,7 +206,7 @@ impl Call<'_> {
             blocks: self.context.blocks(),
             index: self.context.index,
             prompt: self.context.prompt,
-            head_rows: 0,
+            table: Default::default(),
             scale_bits: self.scale.to_bits(),
             q_strides: strides(shape.q_heads, shape.q_len, shape.head_dim),
             k_strides: strides(shape.kv_heads, shape.kv_len, shape.head_dim),

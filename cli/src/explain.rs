@@ -30,6 +30,9 @@ struct Report {
     q_len: u32,
     kv_len: u32,
     rows: &'static str,
+    /// What rows choose by content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routing: Option<Choice>,
     /// The kv heads of the layer, if they differ: which, and what they see.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     heads: Vec<Heads>,
@@ -43,6 +46,15 @@ struct Report {
     capacity: u32,
     /// Milliseconds of each pass.
     passes: Vec<(&'static str, f64)>,
+}
+
+#[derive(Serialize)]
+struct Choice {
+    blocks: u32,
+    pool: u32,
+    every: u32,
+    /// FLOP of all scores of the layer.
+    score_flop: u64,
 }
 
 #[derive(Serialize)]
@@ -127,6 +139,12 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         q_len,
         kv_len,
         rows: rows(&pattern),
+        routing: choice(
+            &pattern,
+            &context,
+            &model.attention.kernel_shape(phase),
+            q_len,
+        )?,
         heads: heads(&pattern, &context, kv_heads)?,
         before: summary(before, q_len, kv_len),
         after: summary(after, q_len, kv_len),
@@ -150,8 +168,35 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
 fn rows(pattern: &Pattern) -> &'static str {
     match plan::rows(pattern) {
         Rows::ClosedForm(_) => "closed form, computed in registers: no index bytes",
+        Rows::Table if pattern.routing().is_some() => {
+            "a table, made on the device for each call: rows choose blocks by content"
+        }
         Rows::Table => "a table, made for each length and stage",
     }
+}
+
+fn choice(
+    pattern: &Pattern,
+    context: &Context,
+    shape: &KernelShape,
+    q_len: u32,
+) -> Result<Option<Choice>, Failure> {
+    let Some(routing) = pattern.routing() else {
+        return Ok(None);
+    };
+    let from = context.kv_len - q_len;
+    let mut products = 0;
+    for (pattern, heads) in pattern.head_classes(shape.kv_heads) {
+        let of_head = work::score_products(&pattern, context, from).map_err(Failure::bad)?;
+        products += heads.len() as u64 * of_head;
+    }
+    Ok(Some(Choice {
+        blocks: routing.blocks,
+        pool: routing.pool,
+        every: routing.every,
+        // Logits are computed twice: for the sums of weights, and for the weights.
+        score_flop: 4 * products * u64::from(shape.group) * u64::from(shape.head_dim),
+    }))
 }
 
 fn heads(pattern: &Pattern, context: &Context, kv_heads: u32) -> Result<Vec<Heads>, Failure> {
@@ -291,6 +336,15 @@ fn print(report: &Report) -> String {
     {
         let named = Indices::of(heads.iter().map(|head| (*head, head + 1)));
         text += &format!("  kv heads {named}: {mean_degree:.2} blocks a row, {pattern}\n");
+    }
+    if let Some(routing) = &report.routing {
+        text += &format!(
+            "rows choose up to {} more blocks by content, counted above; {:.3} GFLOP in scores against means of {} keys, by every query whose position {} divides, which the times below leave out\n",
+            routing.blocks,
+            routing.score_flop as f64 / 1e9,
+            routing.pool,
+            routing.every
+        );
     }
     let proof = &report.proof;
     let reached = proof.coverage.last().copied().unwrap_or_default();

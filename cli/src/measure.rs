@@ -86,12 +86,12 @@ impl Agreement {
 const SAMPLE: usize = 8;
 
 /// Compares `outcome` with the f64 reference for the pattern of `call`.
-pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
+pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Result<Agreement, Failure> {
     let shape = &call.shape;
     let sample = SAMPLE.min(shape.q_len);
     let starts = [0, shape.q_len / 2, shape.q_len - sample].map(|s| s.min(shape.q_len - sample));
     let starts: BTreeSet<usize> = starts.into();
-    let table = call.table();
+    let table = call.table()?;
     let (mut error, mut lse_error) = (0f64, 0f64);
     for &start in &starts {
         let part = |heads: usize, width: usize, from: &[f32]| -> Vec<f32> {
@@ -123,7 +123,7 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
         error = farthest(&got, &want).max(error);
         lse_error = farthest(&part(heads, 1, &outcome.lse), &want_lse).max(lse_error);
     }
-    Agreement {
+    Ok(Agreement {
         queries: starts.len() * sample * shape.batch * shape.q_heads,
         error,
         tolerance: match call.dtype {
@@ -132,7 +132,7 @@ pub(crate) fn agreement(call: &Call<'_>, outcome: &Outcome) -> Agreement {
             Dtype::Bf16 => 1.6e-2,
         },
         lse_error,
-    }
+    })
 }
 
 /// The largest difference; equal infinities have none.

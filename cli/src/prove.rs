@@ -30,6 +30,11 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
                 coverage
             );
         }
+        if let Some(most) = proof.coverage_at_most.as_ref().and_then(|all| all.last()) {
+            text += &format!(
+                "rows choose blocks by content: the above holds for any choice; the best one reaches {most:.4}\n"
+            );
+        }
         text += &match proof.full_at {
             Some(depth) => format!("every earlier block is reached after {depth} layers\n"),
             None => "not every earlier block is reached\n".to_string(),

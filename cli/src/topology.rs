@@ -39,6 +39,12 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         Format::Svg | Format::Text | Format::Json => source::LISTED,
     };
     let topology = source::listed(&pattern, &context, most)?;
+    if let Some(routing) = pattern.routing() {
+        output::note(format_args!(
+            "note: rows choose up to {} more blocks by content, which are not listed",
+            routing.blocks
+        ));
+    }
     let stage_count = sparsity.pattern.stage_count(context.blocks());
     let report = Report {
         num_blocks: context.blocks(),
@@ -70,6 +76,7 @@ fn radix(pattern: &Pattern) -> u32 {
         | Leaf::SinkTokens { .. }
         | Leaf::Global { .. }
         | Leaf::Tail { .. }
+        | Leaf::Routed { .. }
         | Leaf::Table { .. }
         | Leaf::All
         | Leaf::None => None,

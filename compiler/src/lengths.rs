@@ -69,7 +69,7 @@ pub fn check(sparsity: &Sparsity, max_tokens: u32) -> Result<(), ClassifyError> 
 fn always_causal(pattern: &Pattern) -> bool {
     match pattern {
         Pattern::Leaf(leaf) => match leaf {
-            Leaf::Causal | Leaf::Window { .. } | Leaf::None => true,
+            Leaf::Causal | Leaf::Window { .. } | Leaf::Routed { .. } | Leaf::None => true,
             Leaf::Sink { blocks } => *blocks == 0,
             Leaf::SinkTokens { tokens } => *tokens <= 1,
             Leaf::Global { blocks } => *blocks == 0,
@@ -98,6 +98,7 @@ fn always_sees_itself(pattern: &Pattern) -> bool {
             | Leaf::SinkTokens { .. }
             | Leaf::Global { .. }
             | Leaf::Tail { .. }
+            | Leaf::Routed { .. }
             | Leaf::Table { .. }
             | Leaf::None => false,
         },
@@ -119,6 +120,7 @@ fn always_sees_first(pattern: &Pattern) -> bool {
             | Leaf::Window { .. }
             | Leaf::Partner { .. }
             | Leaf::Tail { .. }
+            | Leaf::Routed { .. }
             | Leaf::Table { .. }
             | Leaf::None => false,
         },

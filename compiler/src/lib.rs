@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod card;
+mod chosen;
 pub mod classify;
 pub mod config;
 pub mod cost;

@@ -32,8 +32,11 @@ pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dt
 }
 
 /// How kernels get the rows of a pattern: in closed form where the pattern has one, else from a
-/// table.
+/// table, which is made on the device where rows choose by content.
 pub fn rows(pattern: &Pattern) -> Rows {
+    if pattern.routing().is_some() {
+        return Rows::Table;
+    }
     resolve::closed_form(pattern).map_or(Rows::Table, Rows::ClosedForm)
 }
 

@@ -97,6 +97,8 @@ fn symbolic_leaf(leaf: &Leaf, atoms: &mut Vec<Atom>) -> Option<Vec<SymbolicBand>
         Leaf::SinkTokens { tokens } => vec![of(Atom::Tokens { tokens })],
         Leaf::Global { blocks } => vec![of(Atom::Columns { blocks }), of(Atom::Rows { blocks })],
         Leaf::Tail { tokens } => vec![of(Atom::Tail { tokens })],
+        // Its rows are known to no kernel beforehand; the fixed part has a form of its own.
+        Leaf::Routed { .. } => vec![],
         Leaf::Table { .. } => return None,
         Leaf::All => vec![everything()],
         Leaf::None => vec![],

@@ -5,6 +5,7 @@
 //! its queries sees and goes on in steps of `k_tile`, skipping keys that none of them sees. Where
 //! workgroups split the keys of a query, each interval of keys is cut into tiles from its start.
 
+use crate::chosen;
 use crate::stretch::{self, MOST, TooManyRows};
 use crate::work;
 use butterfly_ir::band::merge;
@@ -151,6 +152,17 @@ pub fn lower(
     };
     let each = each.map(|b| row(b).0).reduce(Schedule::default, sum);
     schedule.add(&each, 1);
+    let mut most_chosen = 0;
+    for chosen in chosen::count(pattern, context, from)? {
+        // Chosen blocks need no mask.
+        let tiles = u64::from(context.block.div_ceil(geometry.k_tile));
+        let q_tiles = chosen.queries.div_ceil(u64::from(q_tile));
+        schedule.tiles += chosen.blocks * q_tiles * tiles;
+        schedule.keys += chosen.blocks * q_tiles * u64::from(context.block);
+        schedule.pairs += chosen.blocks * chosen.queries * u64::from(context.block);
+        most_chosen = most_chosen.max(chosen.most * tiles);
+    }
+    schedule.most_tiles += most_chosen;
     schedule.tile_pairs = schedule.tiles * u64::from(q_tile) * u64::from(geometry.k_tile);
     Ok(schedule)
 }

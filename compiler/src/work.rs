@@ -3,6 +3,7 @@
 //! In:  a pattern and a context. Out: counts over all rows, added up stretch by stretch.
 //! The counts are exact and known before any kernel runs, so predictions need no sampling.
 
+use crate::chosen::{self, Chosen};
 use crate::classify;
 use crate::prove::form;
 use crate::stretch::{self, EVERY, Stretch, TooManyRows};
@@ -11,7 +12,7 @@ use butterfly_ir::topology::queries;
 use butterfly_ir::{Band, Context, Pattern, rows};
 use serde::Serialize;
 
-/// The exact work of one q head of one sequence.
+/// The exact work of one q head of one sequence; an upper bound where rows choose blocks by content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Work {
     /// (query, key) pairs of which the query sees the key.
@@ -40,7 +41,8 @@ impl Work {
     }
 }
 
-/// Counts the work of `pattern`.
+/// Counts the work of `pattern`. Of patterns that choose blocks by content, what is counted is the most
+/// that it can be.
 ///
 /// # Errors
 /// [`TooManyRows`] if rows have to be counted one by one and are too many for that.
@@ -57,6 +59,20 @@ pub fn count(pattern: &Pattern, context: &Context) -> Result<Work, TooManyRows> 
         work.full_blocks += rows * (first.full_blocks + last.full_blocks) / 2;
         let most = first.blocks.max(last.blocks) as u32;
         work.max_degree = work.max_degree.max(most);
+    }
+    let chosen = chosen::count(pattern, context, 0)?;
+    for Chosen {
+        queries, blocks, ..
+    } in &chosen
+    {
+        work.pairs += blocks * queries * u64::from(context.block);
+        work.blocks += blocks;
+        work.full_blocks += blocks;
+    }
+    if let Some(most) = chosen.iter().map(|chosen| chosen.most).max() {
+        work.max_degree += most as u32;
+        // All later rows may choose the same block.
+        work.max_in_degree = context.rows();
     }
     Ok(work)
 }
@@ -101,9 +117,28 @@ pub fn mean_degree(
     let mut blocks = 0;
     for (pattern, heads) in pattern.head_classes(kv_heads) {
         let row = |b: u32| RowWork::of(&rows::row(&pattern, context, b), context, b).blocks;
-        blocks += heads.len() as u64 * (from..context.rows()).map(row).sum::<u64>();
+        let mut of_head = (from..context.rows()).map(row).sum::<u64>();
+        let chosen = chosen::count(&pattern, context, from * context.block)?;
+        of_head += chosen.iter().map(|chosen| chosen.blocks).sum::<u64>();
+        blocks += heads.len() as u64 * of_head;
     }
     Ok(blocks as f64 / f64::from(rows) / f64::from(kv_heads.max(1)))
+}
+
+/// Pairs of a scoring query and a mean of keys, for one q head, by which the rows of the queries from
+/// position `from` on choose blocks.
+///
+/// # Errors
+/// As [`count`].
+pub fn score_products(pattern: &Pattern, context: &Context, from: u32) -> Result<u64, TooManyRows> {
+    let every = pattern
+        .routing()
+        .map_or(1, |routing| u64::from(routing.every));
+    let chosen = chosen::count(pattern, context, from)?;
+    let pairs = chosen
+        .iter()
+        .map(|chosen| chosen.means * chosen.queries.div_ceil(every));
+    Ok(pairs.sum())
 }
 
 /// Groups of rows: the number of rows, and the work of the first and the last of them. The work

@@ -2,7 +2,11 @@
 //!
 //! In:  a [`Problem`]. Out: [`Attention`], bitwise the same for any number of threads.
 
-use crate::{Attention, Isa, Problem, ProblemError, query_tiles, scratch::Scratch, tile::Item};
+use crate::{
+    Attention, Isa, Problem, ProblemError, query_tiles,
+    scratch::Scratch,
+    tile::{Item, ItemWork},
+};
 use std::sync::Mutex;
 
 /// Attention of every query over the keys in the bands of its row.
@@ -75,9 +79,15 @@ fn execute(
     let work = || {
         let mut scratch = Scratch::default();
         while let Some(mut item) = next(&queue) {
+            let work = ItemWork {
+                lanes,
+                problem,
+                item: &mut item,
+                scratch: &mut scratch,
+            };
             // SAFETY: the problem and the instruction set were checked above, and the tiles were
             // made for `lanes` lanes.
-            unsafe { isa.compute(lanes, problem, &mut item, &mut scratch) };
+            unsafe { isa.run(work) };
         }
     };
     if threads <= 1 {

@@ -2,12 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
-use crate::{
-    Problem, few,
-    scratch::Scratch,
-    simd::{Portable, Simd},
-    tile::{Item, compute},
-};
+use crate::simd::{Portable, Simd};
 
 /// An instruction set for which the kernel is compiled. Results of different sets differ only by
 /// rounding.
@@ -69,62 +64,45 @@ impl Isa {
         if rows <= vector { vector } else { 2 * vector }
     }
 
-    /// Computes one item.
+    /// Runs work that is compiled for this instruction set.
     ///
     /// # Safety
-    /// [`Isa::is_available`] is true; the problem passed its check; the item was made for
-    /// `lanes` lanes, a number that [`Isa::lanes`] returned.
-    pub(crate) unsafe fn compute(
-        self,
-        lanes: usize,
-        problem: &Problem,
-        item: &mut Item,
-        scratch: &mut Scratch,
-    ) {
+    /// [`Isa::is_available`] is true, and what the work itself relies on holds.
+    pub(crate) unsafe fn run(self, work: impl Compiled) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => avx512(lanes, problem, item, scratch),
+                Self::Avx512 => avx512(work),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx2 => avx2(lanes, problem, item, scratch),
+                Self::Avx2 => avx2(work),
                 #[cfg(not(target_arch = "x86_64"))]
                 Self::Avx512 | Self::Avx2 => unreachable!("is_available() is false"),
-                Self::Portable => by_lanes::<Portable>(lanes, problem, item, scratch),
+                Self::Portable => work.run::<Portable>(),
             }
         }
     }
 }
 
+/// Work that is compiled for each instruction set.
+pub(crate) trait Compiled {
+    /// Does it. Implementations are always inlined, so that they are compiled with the instructions.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`, and what the work itself relies on holds.
+    unsafe fn run<S: Simd>(self);
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
+unsafe fn avx512(work: impl Compiled) {
     // SAFETY: the caller's promise; this function is compiled with these instructions.
-    unsafe { by_lanes::<Avx512>(lanes, problem, item, scratch) }
+    unsafe { work.run::<Avx512>() }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2(lanes: usize, problem: &Problem, item: &mut Item, scratch: &mut Scratch) {
+unsafe fn avx2(work: impl Compiled) {
     // SAFETY: the caller's promise; this function is compiled with these instructions.
-    unsafe { by_lanes::<Avx2>(lanes, problem, item, scratch) }
-}
-
-#[inline(always)]
-unsafe fn by_lanes<S: Simd>(
-    lanes: usize,
-    problem: &Problem,
-    item: &mut Item,
-    scratch: &mut Scratch,
-) {
-    // SAFETY: the caller's promise; `lanes` is the lanes of one vector or of two.
-    unsafe {
-        if lanes != S::N {
-            compute::<S, 2>(problem, item, scratch)
-        } else if few::takes::<S>(&item.tile.panels) {
-            few::compute::<S>(problem, item, scratch)
-        } else {
-            compute::<S, 1>(problem, item, scratch)
-        }
-    }
+    unsafe { work.run::<Avx2>() }
 }

@@ -1,7 +1,7 @@
 //! The native attention kernel and its f64 reference.
 //!
 //! Owns: block-sparse attention on the CPU, forward, in f32: tiles, online softmax,
-//! vector instructions and threads.
+//! vector instructions and threads; the choice of blocks by content.
 //!
 //! In:  contiguous q in f32, k and v in f32 or 16 bits ([`Elements`]), and, for each row, its [bands](butterfly_ir::Band).
 //! Out: o and the log-sum-exp of the logits ([`Attention`]), or the argument that does
@@ -29,6 +29,7 @@ mod problem;
 mod product;
 mod query_tiles;
 pub mod reference;
+mod route;
 mod scratch;
 mod simd;
 mod softmax;
@@ -39,3 +40,4 @@ pub use attend::{attend, attend_into, attend_on, visited_pairs};
 pub use elements::Elements;
 pub use isa::Isa;
 pub use problem::{Attention, Problem, ProblemError};
+pub use route::{Route, route};

@@ -111,25 +111,49 @@ pub enum ProblemError {
         /// The limit that it must stay below.
         limit: usize,
     },
-    /// The table ends before the last query.
-    #[error("the band table has {given} rows, but the queries reach into row {last}")]
+    /// The table does not have the rows of all queries.
+    #[error(
+        "the band table has {given} rows from row {start} on, but the queries are in rows {first} to {last}"
+    )]
     Rows {
+        /// Row of the first query.
+        first: usize,
         /// Row of the last query.
         last: usize,
+        /// The first row of the table.
+        start: usize,
         /// Rows in the table.
         given: usize,
     },
     /// The table is neither for all heads together nor for each of them.
     #[error(
-        "the band table has {entries} rows for {heads} heads; it needs as many rows for each of {kv_heads} kv heads, or is shared by all"
+        "the band table has {entries} rows for {heads} heads of {sequences} sequences; it needs as many rows for each of {kv_heads} kv heads, or is shared by all, and rows for 1 or {batch} sequences"
     )]
     TableHeads {
         /// Heads of the table.
         heads: usize,
+        /// Sequences of the table.
+        sequences: usize,
         /// Rows of all of them.
         entries: usize,
         /// Hkv.
         kv_heads: usize,
+        /// B.
+        batch: usize,
+    },
+    /// Means of keys do not fit the blocks, or there are too few of them.
+    #[error(
+        "there is room for {room} means of {pool} keys, but {needed} are needed, of a pool that divides the block of {block} tokens"
+    )]
+    Pools {
+        /// Tokens of a mean.
+        pool: usize,
+        /// Tokens in a block.
+        block: usize,
+        /// Means for which there is room.
+        room: usize,
+        /// Means that are read.
+        needed: usize,
     },
     /// The offsets of a row are not a range within the bands.
     #[error("row {row} of the band table is {start}..{end} of {bands} bands")]
@@ -168,7 +192,7 @@ impl Problem<'_> {
         self.q_heads / self.kv_heads
     }
 
-    /// The bands of row `row` for kv head `kv_head`.
+    /// The bands of row `row` for kv head `kv_head`, counted through all sequences.
     ///
     /// # Panics
     /// If the table has no such row.
@@ -176,7 +200,7 @@ impl Problem<'_> {
         self.rows.row(kv_head, row)
     }
 
-    /// Whether the query of kv head `kv_head` at absolute position `q` sees key `k`, according to
+    /// Whether the query of kv head `kv_head`, counted through all sequences, at absolute position `q` sees key `k`, according to
     /// the band table.
     ///
     /// # Panics
@@ -270,22 +294,33 @@ impl Problem<'_> {
             return Ok(());
         }
         let (first, last) = (self.q_offset / self.block, (end - 1) / self.block);
-        let heads = self.rows.heads as usize;
+        let (heads, sequences) = (self.rows.heads as usize, self.rows.sequences as usize);
         let entries = self.rows.offsets.len().saturating_sub(1);
-        if (heads != 1 && heads != self.kv_heads) || !entries.is_multiple_of(heads) {
+        let by_head = heads == self.kv_heads;
+        let shared = sequences == 1 && (heads == 1 || by_head);
+        let by_sequence = sequences == self.batch && by_head;
+        if !(shared || by_sequence) || !entries.is_multiple_of(heads * sequences) {
             return Err(ProblemError::TableHeads {
                 heads,
+                sequences,
                 entries,
                 kv_heads: self.kv_heads,
+                batch: self.batch,
             });
         }
-        let given = self.rows.rows();
-        if last >= given {
-            return Err(ProblemError::Rows { last, given });
+        let (start, given) = (self.rows.first_row as usize, self.rows.rows());
+        if first < start || last - start >= given {
+            return Err(ProblemError::Rows {
+                first,
+                last,
+                start,
+                given,
+            });
         }
         let bands = self.rows.bands.len();
+        let lists = 0..heads * sequences;
         let rows =
-            (0..heads).flat_map(|head| (first..=last).map(move |row| (row, head * given + row)));
+            lists.flat_map(|list| (first..=last).map(move |row| (row, list * given + row - start)));
         for (row, at) in rows {
             let (start, end) = (self.rows.offsets[at], self.rows.offsets[at + 1]);
             if start > end || end as usize > bands {

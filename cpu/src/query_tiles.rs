@@ -99,9 +99,9 @@ impl QueryTile {
 }
 
 /// Divides the queries into tiles, for panels of `lanes` query rows: one list if all kv heads share
-/// their rows, else one for each.
+/// their rows, else one for each, and for each sequence that has rows of its own.
 pub(crate) fn query_tiles(problem: &Problem, lanes: usize) -> Vec<Vec<QueryTile>> {
-    let heads = 0..problem.rows.heads as usize;
+    let heads = 0..(problem.rows.heads * problem.rows.sequences) as usize;
     heads.map(|head| tiles_of(problem, head, lanes)).collect()
 }
 

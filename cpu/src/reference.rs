@@ -1,6 +1,6 @@
 //! The reference for tests: attention by its definition, in f64, pair by pair.
 
-use crate::{Elements, Problem};
+use crate::{Elements, Problem, Route};
 
 /// `(o, lse)` of the problem in f64, `[B, Hq, q_len, Dv]` and `[B, Hq, q_len]`.
 ///
@@ -60,6 +60,45 @@ pub fn attend_f64(
         }
     }
     (o, lse)
+}
+
+/// The scores by which row `b` of a kv head, counted through all sequences, chooses among the blocks
+/// before it, in f64 and from the keys `[B, Hkv, kv_len, D]`; the route's means are not read.
+///
+/// # Panics
+/// If a slice is shorter than its shape.
+pub fn route_f64(route: &Route<'_>, k: &[f32], list: usize, b: usize) -> Vec<f64> {
+    let (d, pool) = (route.head_dim, route.pool);
+    let kv_len = k.len() / (route.batch * route.kv_heads * d);
+    let k = &k[list * kv_len * d..][..kv_len * d];
+    let mean = |j: usize| -> Vec<f64> {
+        let of = |i: usize| (0..pool).map(move |t| f64::from(k[(j * pool + t) * d + i]));
+        (0..d).map(|i| of(i).sum::<f64>() / pool as f64).collect()
+    };
+    let means: Vec<Vec<f64>> = (0..b * route.block / pool).map(mean).collect();
+    let end = (route.q_offset + route.q_len).min((b + 1) * route.block);
+    let scores_for = |query: usize| (query + 1).is_multiple_of(route.every) || query + 1 == end;
+    let group = route.q_heads / route.kv_heads;
+    let mut scores = vec![0.0; b];
+    for head in list * group..(list + 1) * group {
+        let queries = route.q_offset.max(b * route.block)..end;
+        for query in queries.filter(|query| scores_for(*query)) {
+            let q = &route.q[(head * route.q_len + query - route.q_offset) * d..][..d];
+            let terms =
+                |mean: &[f64]| -> f64 { q.iter().zip(mean).map(|(q, m)| f64::from(*q) * m).sum() };
+            let logits: Vec<f64> = means
+                .iter()
+                .map(|mean| terms(mean) * f64::from(route.scale))
+                .collect();
+            let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = logits.iter().map(|logit| (logit - top).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for (j, weight) in weights.iter().enumerate() {
+                scores[j * pool / route.block] += weight / sum;
+            }
+        }
+    }
+    scores
 }
 
 fn vector(array: &Elements<'_>, row: usize, len: usize) -> impl Iterator<Item = f32> {

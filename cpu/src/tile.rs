@@ -16,7 +16,8 @@
 )]
 
 use crate::{
-    Elements, Problem,
+    Elements, Problem, few,
+    isa::Compiled,
     product::{Left, product},
     query_tiles::{KEYS, Keys, Panel, QueryTile, Visit},
     scratch::Scratch,
@@ -36,13 +37,39 @@ pub(crate) struct Item<'a> {
     pub(crate) lse: Vec<&'a mut [f32]>,
 }
 
+/// One item as work for an instruction set, which relies on a problem that passed its check and an item
+/// made for `lanes` lanes, a number that [`Isa::lanes`](crate::Isa::lanes) returned.
+pub(crate) struct ItemWork<'a, 'b, 'c> {
+    pub(crate) lanes: usize,
+    pub(crate) problem: &'a Problem<'b>,
+    pub(crate) item: &'a mut Item<'c>,
+    pub(crate) scratch: &'a mut Scratch,
+}
+
+impl Compiled for ItemWork<'_, '_, '_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (problem, item, scratch) = (self.problem, self.item, self.scratch);
+        // SAFETY: the caller's promise; `lanes` is the lanes of one vector or of two.
+        unsafe {
+            if self.lanes != S::N {
+                compute::<S, 2>(problem, item, scratch)
+            } else if few::takes::<S>(&item.tile.panels) {
+                few::compute::<S>(problem, item, scratch)
+            } else {
+                compute::<S, 1>(problem, item, scratch)
+            }
+        }
+    }
+}
+
 /// Computes an item with panels of `W` vectors.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`; the problem passed its check; the tile was made for
 /// `W * S::N` lanes.
 #[inline(always)]
-pub(crate) unsafe fn compute<S: Simd, const W: usize>(
+unsafe fn compute<S: Simd, const W: usize>(
     problem: &Problem,
     item: &mut Item,
     scratch: &mut Scratch,

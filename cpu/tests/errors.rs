@@ -8,9 +8,9 @@ fn errors_name_the_argument() {
     let (q, kv) = (vec![0.5; 2 * 200 * 16], vec![0.5; 200 * 16]);
     // Thirteen rows of sixteen tokens; each sees every key.
     let rows = BandTable {
-        heads: 1,
         offsets: (0..=13).collect(),
         bands: vec![Band::keys(0, 200); 13],
+        ..BandTable::default()
     };
     let problem = Problem {
         score: Default::default(),
@@ -60,7 +60,7 @@ fn errors_name_the_argument() {
             q_offset: 9,
             ..problem
         }),
-        "the band table has 13 rows, but the queries reach into row 13"
+        "the band table has 13 rows from row 0 on, but the queries are in rows 0 to 13"
     );
     assert_eq!(
         text(Problem {
@@ -88,7 +88,7 @@ fn errors_name_the_argument() {
             rows: &broken,
             ..problem
         }),
-        "the band table has 13 rows for 3 heads; it needs as many rows for each of 1 kv heads, or is shared by all"
+        "the band table has 13 rows for 3 heads of 1 sequences; it needs as many rows for each of 1 kv heads, or is shared by all, and rows for 1 or 1 sequences"
     );
     let score = |softcap, sinks| Problem {
         score: ScoreValues { softcap, sinks },

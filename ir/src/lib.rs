@@ -30,7 +30,7 @@ pub use contract::ContractError;
 pub use indices::{Indices, Run};
 pub use kernel::{
     BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Resident,
-    Resources, Role, Rows, Score, ScoreValues, Sm, Split, Target, geometry, scalar,
+    Resources, Role, Rows, Score, ScoreValues, Sm, Split, TableLayout, Target, geometry, scalar,
 };
 pub use model::Phase;
 pub use pattern::build;

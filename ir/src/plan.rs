@@ -80,6 +80,11 @@ pub struct Proof {
     pub coverage: Vec<f64>,
     /// Number of layers after which that share is 1; `None` if it never is.
     pub full_at: Option<usize>,
+    /// The same as `coverage` if rows choose the best blocks for it. What rows choose depends on content,
+    /// so `coverage`, `full_at` and `empty_queries` hold for any choice, and the degrees are the largest
+    /// possible; `None` where no row chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage_at_most: Option<Vec<f64>>,
     /// Largest number of blocks that one row reads in one layer.
     pub max_degree: u32,
     /// Largest number of rows that read one block in one layer.

@@ -90,6 +90,8 @@ fn leaf_sees(leaf: &Leaf, context: &Context, q: u32, k: u32) -> bool {
         Leaf::SinkTokens { tokens } => k < *tokens,
         Leaf::Global { blocks } => c < *blocks || b < *blocks,
         Leaf::Tail { tokens } => b >= context.tail(*tokens),
+        // What is chosen is a table: `Pattern::routed_to`.
+        Leaf::Routed { .. } => false,
         Leaf::Table { rows } => rows.get(b as usize).is_some_and(|row| row.contains(&c)),
         Leaf::All => true,
         Leaf::None => false,

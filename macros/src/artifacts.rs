@@ -81,6 +81,7 @@ mod tests {
             capacity: 1,
             proof: Proof {
                 coverage: vec![1.0],
+                coverage_at_most: None,
                 full_at: Some(1),
                 tokens: 1,
                 max_degree: 1,

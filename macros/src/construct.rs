@@ -109,6 +109,11 @@ fn leaf(leaf: &Leaf) -> TokenStream {
         Leaf::SinkTokens { tokens } => quote!(SinkTokens { tokens: #tokens }),
         Leaf::Global { blocks } => quote!(Global { blocks: #blocks }),
         Leaf::Tail { tokens } => quote!(Tail { tokens: #tokens }),
+        Leaf::Routed {
+            blocks,
+            pool,
+            every,
+        } => quote!(Routed { blocks: #blocks, pool: #pool, every: #every }),
         Leaf::Table { rows } => {
             let rows = rows.iter().map(|row| quote!(::std::vec![#(#row),*]));
             quote!(Table {

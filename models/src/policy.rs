@@ -91,7 +91,8 @@ impl Policy {
         })
     }
 
-    /// Tokens that the KV caches of all layers hold of one sequence, together, when at most
+    /// Tokens that the KV caches of all layers hold of one sequence, together, and as many more as the
+    /// means by which rows choose blocks take up, when at most
     /// `capacity` tokens are run in chunks of at most `chunk`.
     pub fn cached(&self, capacity: u64, chunk: u64) -> u64 {
         let layers = self.attention().map(|(_, layer)| layer);
@@ -136,7 +137,11 @@ impl LayerPolicy {
             let block = u64::from(self.plan.sparsity().block);
             kept_at_most(window.into(), chunk, block)
         });
-        most.unwrap_or(capacity).min(capacity)
+        let tokens = most.unwrap_or(capacity).min(capacity);
+        // A mean in f32 takes as much memory as key and value of a token in 16 bits.
+        let means = self.plan.sparsity().pattern.routing();
+        let means = means.map_or(0, |routing| tokens / u64::from(routing.pool));
+        tokens.saturating_add(means)
     }
 }
 

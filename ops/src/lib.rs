@@ -28,6 +28,7 @@ mod limits;
 mod linear;
 mod norm;
 mod operation;
+mod pool;
 
 pub use delta::Delta;
 pub use error::OperationError;
@@ -43,3 +44,4 @@ pub use linear::Rows;
 pub use linear::{Embed, Packed, Part, Parts, Products, Project, Storage};
 pub use norm::{AddNorm, Norm};
 pub use operation::Operation;
+pub use pool::Pool;

@@ -1,7 +1,7 @@
 //! All operations as one type: plain data, checked against the inputs before anything runs.
 
 use crate::inputs::{Inputs, Names, Outputs};
-use crate::{Activation, AddNorm, Append, Delta, Embed, GateOutput, Norm, Project};
+use crate::{Activation, AddNorm, Append, Delta, Embed, GateOutput, Norm, Pool, Project};
 use burn::tensor::{DType, Shape};
 
 /// One operation; the type of each variant documents its inputs and outputs.
@@ -17,6 +17,8 @@ pub enum Operation {
     AddNorm(AddNorm),
     /// Splits projections into heads, and appends keys and values to the cache.
     Append(Append),
+    /// Means of consecutive keys.
+    Pool(Pool),
     /// The gate of a feed-forward layer.
     Gated(Activation),
     /// A gate on the output of attention.
@@ -34,6 +36,7 @@ impl Operation {
             Self::Norm(_) => "norm",
             Self::AddNorm(_) => "add_norm",
             Self::Append(_) => "append",
+            Self::Pool(_) => "pool",
             Self::Gated(_) => "gated",
             Self::GateOutput(_) => "gate_output",
             Self::Delta(_) => "delta",
@@ -48,6 +51,7 @@ impl Operation {
             Self::Norm(_) => &["x", "weight"],
             Self::AddNorm(_) => &["x", "y", "weight"],
             Self::Append(append) => append.names(),
+            Self::Pool(_) => &["k", "means"],
             Self::Gated(_) => &["x"],
             Self::GateOutput(_) => &["o", "projections"],
             Self::Delta(_) => &Delta::NAMES,
@@ -69,6 +73,7 @@ impl Operation {
             Self::Norm(op) => op.outputs(&inputs),
             Self::AddNorm(op) => op.outputs(&inputs),
             Self::Append(op) => op.outputs(&inputs),
+            Self::Pool(op) => op.outputs(&inputs),
             Self::Gated(op) => op.outputs(&inputs),
             Self::GateOutput(op) => op.outputs(&inputs),
             Self::Delta(op) => op.outputs(&inputs),
@@ -92,6 +97,7 @@ impl Operation {
             Self::AddNorm(_) => inputs[1],
             Self::Project(_)
             | Self::Append(_)
+            | Self::Pool(_)
             | Self::Gated(_)
             | Self::GateOutput(_)
             | Self::Delta(_) => inputs[0],

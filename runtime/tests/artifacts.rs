@@ -74,6 +74,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         proof: Proof {
             tokens: 1024,
             coverage: vec![1.0],
+            coverage_at_most: None,
             full_at: Some(1),
             max_degree: 8,
             max_in_degree: 8,

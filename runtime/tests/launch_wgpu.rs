@@ -90,7 +90,7 @@ impl Case {
             blocks: self.kv_len.div_ceil(BLOCK) as u32,
             index: INDEX,
             prompt: self.kv_len as u32,
-            head_rows: self.table.head_rows(),
+            table: self.table.layout(),
             scale_bits: scale().to_bits(),
             q_strides: strides(GROUP * KV_HEADS, self.q_len, HEAD_DIM),
             k_strides: strides(KV_HEADS, self.kv_len, HEAD_DIM),

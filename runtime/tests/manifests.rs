@@ -100,6 +100,7 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
         capacity: 1024,
         proof: Proof {
             coverage: vec![1.0],
+            coverage_at_most: None,
             full_at: Some(1),
             tokens: 1024,
             max_degree: 8,

@@ -5,6 +5,7 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
+use super::route::route;
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -14,6 +15,7 @@ use butterfly_ir::LaunchScalars;
 use butterfly_ops::cube::{capability, empty};
 use butterfly_runtime::{Call, Device, Launches, Ready, Tensors, enqueue};
 use cubecl::client::ComputeClient;
+use half::{bf16, f16};
 
 /// The kernel for inputs of these shapes and element types on the device of `client`.
 pub(super) fn kernel<R: CubeRuntime + Launches>(
@@ -37,11 +39,8 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     let kernel = kernel(op, &shapes, &inputs[0].client)?;
     let mut inputs = inputs.into_iter().map(dense_heads);
     let lost = "the inputs were counted";
-    let (q, k, v) = (
-        inputs.next().expect(lost),
-        inputs.next().expect(lost),
-        inputs.next().expect(lost),
-    );
+    let mut next = || inputs.next().expect(lost);
+    let (q, k, v) = (next(), next(), next());
     let [batch, q_heads, q_len, _] = dims(&q);
     let [_, kv_heads, _, _] = dims(&k);
     let v_head_dim = dims(&v)[3];
@@ -55,6 +54,17 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     let rows = op
         .plan
         .device_table(&q.client, &q.device, op, [kv_heads, q_len]);
+    let rows = match (op.routing(), rows) {
+        (Some(routing), Some(fixed)) => {
+            let tensors = [&q, &next()];
+            Some(match q.dtype {
+                DType::F16 => route::<R, f16>(op, routing, tensors, &fixed),
+                DType::BF16 => route::<R, bf16>(op, routing, tensors, &fixed),
+                _ => route::<R, f32>(op, routing, tensors, &fixed),
+            }?)
+        }
+        (_, rows) => rows,
+    };
     let call = Call {
         scalars: LaunchScalars {
             q_len: q_len as u32,
@@ -64,7 +74,9 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
             blocks: (op.capacity as u32).div_ceil(op.plan.sparsity().block),
             index: op.index,
             prompt: op.prompt as u32,
-            head_rows: rows.as_ref().map_or(0, |rows| rows.head_rows()),
+            table: rows
+                .as_ref()
+                .map_or_else(Default::default, |rows| rows.layout()),
             scale_bits: op.scale.to_bits(),
             q_strides: strides(&q),
             k_strides: strides(&k),

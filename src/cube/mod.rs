@@ -2,6 +2,7 @@
 
 mod attend;
 mod limits;
+mod route;
 
 use crate::{AttentionBackend, Checked, Operation, OperationError};
 use burn::tensor::{DType, Shape};

@@ -24,7 +24,34 @@ pub(super) fn attend<E: Stored>(
     }
     let [q_values, k_values, v_values] = [0, 1, 2].map(|i| elements::<E>(&inputs[i]));
     let q_values = floats(&q_values);
-    let table = op.plan.table(op, [k[1], q[2]]);
+    let wrong = |error: butterfly_cpu::ProblemError| OperationError::Argument {
+        operation: "attend",
+        what: error.to_string(),
+    };
+    let fixed = op.plan.table(op, [k[1], q[2]]);
+    let chosen = match op.routing() {
+        None => None,
+        Some(routing) => {
+            let route = butterfly_cpu::Route {
+                batch: q[0],
+                q_heads: q[1],
+                kv_heads: k[1],
+                q_len: q[2],
+                head_dim: q[3],
+                q_offset: op.q_offset,
+                block: op.plan.sparsity().block as usize,
+                pool: routing.pool as usize,
+                every: routing.every as usize,
+                scale: op.scale,
+                q: &q_values,
+                means: &elements::<f32>(&inputs[3]),
+                room: inputs[3].shape()[2],
+                blocks: &op.plan.routed_blocks(k[1]),
+                fixed: &fixed,
+            };
+            Some(butterfly_cpu::route(&route).map_err(wrong)?)
+        }
+    };
     let problem = Problem {
         batch: q[0],
         q_heads: q[1],
@@ -40,12 +67,8 @@ pub(super) fn attend<E: Stored>(
         q: &q_values,
         k: stored(&k_values),
         v: stored(&v_values),
-        rows: &table,
+        rows: chosen.as_ref().unwrap_or(&fixed),
         score: op.score(),
-    };
-    let wrong = |error: butterfly_cpu::ProblemError| OperationError::Argument {
-        operation: "attend",
-        what: error.to_string(),
     };
     let result = butterfly_cpu::attend(&problem, None).map_err(wrong)?;
     op.counts.add(name);

@@ -7,9 +7,9 @@ use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
 use butterfly::{Append, AttentionBackend, KvCache, OperationError, kept_at_most};
 
-const SIZES: [usize; 3] = [2, 2, 16];
+pub(crate) const SIZES: [usize; 3] = [2, 2, 16];
 
-fn append() -> Append {
+pub(crate) fn append() -> Append {
     Append {
         q_heads: 4,
         kv_heads: 2,

@@ -6,6 +6,7 @@ mod inputs;
 mod large;
 mod packed;
 mod replace;
+mod routed;
 
 use burn::module::Module;
 use burn::prelude::*;

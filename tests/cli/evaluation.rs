@@ -136,6 +136,130 @@ fn tasks_are_put_to_both_and_repeat_by_seed() {
     assert_eq!(short["retrieval"]["seed"], 0);
 }
 
+/// A policy file for the model, which `butterfly calibrate` writes.
+fn calibrated(dir: &Path) -> String {
+    let text = dir.join("text.txt");
+    let policy = dir.join("half.json");
+    let [dir, text, policy] = [dir, &text, &policy].map(|path| path.to_str().expect("utf-8"));
+    let args = ["calibrate", "-m", dir, "--text", text, "--device", "cpu"];
+    let more = ["--window", "128", "--tail", "16", "--pattern", PATTERN];
+    let output = butterfly(&[&args[..], &more, &["-o", policy]].concat());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    policy.into()
+}
+
+#[test]
+fn several_policies_are_each_what_they_are_alone() {
+    let folder = model(900);
+    let dir = folder.path();
+    let policy = calibrated(dir);
+    let file = dir.join("narrow.pattern");
+    fs::write(&file, "block 16\ncausal & local(0)").expect("written");
+    let file = file.to_str().expect("utf-8");
+    let given = [
+        ["--pattern", PATTERN],
+        ["--policy", &policy],
+        ["--pattern", file],
+    ];
+    let more = ["--window", "600", "--needle", "300,500", "--depths", "0.5"];
+    let all = report(dir, &[&more[..], &given.concat()].concat());
+    let names = ["pattern 1", "half", "narrow"];
+    let policies = all["policies"].as_array().expect("policies");
+    let found: Vec<_> = policies
+        .iter()
+        .map(|policy| policy["name"].as_str())
+        .collect();
+    assert_eq!(found, names.map(Some));
+    assert_eq!(policies[0]["pattern"], PATTERN);
+    assert_eq!(policies[1]["policy"], policy);
+    // What is only a policy's is not in the place of all.
+    for name in ["perplexity", "kl_divergence", "top1_agreement"] {
+        assert!(all[name].is_null(), "{name}");
+        assert!(all["by_position"][0][name].is_null(), "{name}");
+    }
+    let by_attention = |report: &Value, name: &str| -> Vec<Value> {
+        let rows = report["retrieval"]["by_depth"].as_array().expect("rows");
+        let rows = rows.iter().filter(|row| row["attention"] == name);
+        rows.map(|row| {
+            let mut row = row.clone();
+            row["attention"] = Value::Null;
+            row
+        })
+        .collect()
+    };
+    let mut perplexities = Vec::new();
+    for ((given, policy), name) in given.iter().zip(policies).zip(names) {
+        let alone = report(dir, &[&more[..], given].concat());
+        for field in [
+            "perplexity",
+            "kl_divergence",
+            "top1_agreement",
+            "by_position",
+            "layers",
+        ] {
+            assert_eq!(policy[field], alone[field], "{name}: {field}");
+            assert_eq!(alone["policies"][0][field], alone[field], "{name}: {field}");
+        }
+        let ratio = number(&alone["perplexity"]) / number(&all["dense_perplexity"]);
+        assert!((number(&policy["perplexity_ratio"]) - ratio).abs() < 1e-9);
+        assert_eq!(all["dense_perplexity"], alone["dense_perplexity"]);
+        assert_eq!(by_attention(&all, "dense"), by_attention(&alone, "dense"));
+        assert_eq!(by_attention(&all, name).len(), 2);
+        assert_eq!(by_attention(&all, name), by_attention(&alone, "butterfly"));
+        perplexities.push(number(&policy["perplexity"]));
+    }
+    assert!(perplexities[0] != perplexities[1] && perplexities[1] != perplexities[2]);
+    // Dense attention ran once: as often as beside one policy.
+    let launches = |layers: &Value| layers[0]["kernels"][0][1].as_u64().expect("a count");
+    let dense = report(dir, &more);
+    assert_eq!(launches(&all["layers"]), launches(&dense["layers"]));
+    assert_eq!(dense["policies"], Value::Array(Vec::new()));
+
+    let page = dir.join("report.html");
+    let path = ["--report", page.to_str().expect("utf-8")];
+    let output = run(dir, &[&more[..], &given.concat(), &path].concat());
+    let text = String::from_utf8(output.stdout).expect("utf-8");
+    let page = fs::read_to_string(&page).expect("a page");
+    for name in names {
+        assert!(text.contains(&format!("{name} found")), "{text}");
+        assert!(page.contains(&format!("needle, {name}")), "{page}");
+        // A line in each of two charts.
+        let lines = page.matches(&format!(">{name}</text>")).count();
+        assert_eq!(lines, 2, "{name}: {page}");
+    }
+    assert!(text.contains(&format!("--policy {policy}")), "{text}");
+}
+
+#[test]
+fn windows_are_at_even_distances() {
+    let folder = model(3050);
+    let dir = folder.path();
+    let args = ["--window", "500", "--from", "100", "--pattern", PATTERN];
+    let two = report(dir, &[&args[..], &["--windows", "2"]].concat());
+    assert_eq!(
+        (&two["tokens"], &two["predicted"]),
+        (&1000.into(), &798.into())
+    );
+    // The first and the fourth of six.
+    let text = fs::read(dir.join("text.txt")).expect("read");
+    fs::write(
+        dir.join("text.txt"),
+        [&text[..500], &text[1500..2000]].concat(),
+    )
+    .expect("written");
+    assert_eq!(two, report(dir, &args));
+    refused(
+        dir,
+        &["--window", "500", "--windows", "3"],
+        &[
+            "text.txt",
+            "has 1000 tokens, 1500 are needed",
+            "--window 333 or less",
+        ],
+    );
+}
+
 #[test]
 fn the_page_holds_all_and_needs_nothing_else() {
     let folder = model(600);
@@ -220,6 +344,34 @@ fn bad_input_is_refused_before_anything_runs() {
         &["--report", "/nowhere/report.html"],
         &["/nowhere/report.html", "name a folder that is there"],
     );
+    let twice = [
+        "--pattern",
+        PATTERN,
+        "--pattern",
+        "causal",
+        "--pattern",
+        PATTERN,
+    ];
+    refused(&twice, &["--pattern block 16 causal", "is given twice"]);
+    let kernels = [
+        "--artifacts",
+        "there",
+        "--pattern",
+        PATTERN,
+        "--pattern",
+        "causal",
+    ];
+    refused(
+        &kernels,
+        &[
+            "--artifacts there",
+            "the kernels of one pattern, but 2 are given",
+        ],
+    );
+    let missing = ["--pattern", PATTERN, "--policy", "none.json"];
+    refused(&missing, &["none.json"]);
+    let leaks = ["--pattern", PATTERN, "--pattern", "all"];
+    refused(&leaks, &["all"]);
     let last = report(dir, &["--from", "398"]);
     assert_eq!(last["predicted"], 1);
 }

@@ -4,11 +4,13 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 mod model;
+mod several;
 
 pub(crate) use model::{
     BenchLayer, BenchModel, By, Calibrate, Chat, Draw, Eval, Generate, Logits, Measure,
     RetrievalTask, Run,
 };
+pub(crate) use several::{Replace, Several};
 
 use butterfly_compiler::card::Card;
 use butterfly_ir::band::MAX_TOKENS;

@@ -1,6 +1,6 @@
 //! Arguments of the commands that run models.
 
-use super::{DeviceArg, dtype};
+use super::{DeviceArg, Several, dtype};
 use butterfly_ir::Dtype;
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -192,6 +192,9 @@ pub(crate) struct Eval {
     /// Tokens of a window; each begins anew [default: all of the text, up to the model's limit].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     pub(crate) window: Option<u32>,
+    /// Predict so many windows of the text, at even distances [default: all, and what is left over].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(crate) windows: Option<u32>,
     /// Positions before this one in each window are run but not scored.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..1 << 24))]
     pub(crate) from: u32,
@@ -233,7 +236,7 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "FILE", requires = "retrieval")]
     pub(crate) plot: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) run: Run,
+    pub(crate) several: Several,
 }
 
 /// A task of retrieval, after RULER.

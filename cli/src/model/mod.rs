@@ -311,6 +311,19 @@ pub(crate) struct Sparse {
     pub(crate) sparsity: Sparsity,
 }
 
+/// Checks that chunks of a prompt end on borders of blocks, if the rows of a block choose together.
+fn check_chunk(run: &Run, sparsity: &Sparsity) -> Result<(), Failure> {
+    // The smaller of the defaults.
+    let (chunk, block) = (run.chunk.unwrap_or(512), sparsity.block);
+    match sparsity.pattern.routing().is_some() && !chunk.is_multiple_of(block) {
+        true => Err(Failure::Bad(format!(
+            "chunks of {chunk} tokens cut blocks of {block}, whose queries choose blocks together; give --chunk {}, or another multiple of {block}",
+            chunk.next_multiple_of(block)
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Reads pattern and artifacts, and checks the pattern for sequences of up to `tokens` tokens.
 /// `None` without both: all attention is dense.
 pub(crate) fn sparse(
@@ -347,6 +360,7 @@ pub(crate) fn sparse(
         }
         (None, None) => return Ok(None),
     };
+    check_chunk(run, plan.sparsity())?;
     if let (Some(artifacts), Some(parsed)) = (plan.artifacts(), &parsed) {
         check_pattern(artifacts, &parsed.sparsity)?;
         let longest = artifacts.manifest.capacity as usize;

@@ -4,7 +4,7 @@ struct alignas(16) Band { int lo, hi, first, end; };
 
 struct Launch {
   int q_len, kv_len, q_offset, kv_heads;
-  unsigned blocks, index, prompt, head_rows;
+  unsigned blocks, index, prompt, head_rows, sequence_rows, first_row;
   float scale;
   // Strides in elements; those of q, k and v are in their tensor maps.
   unsigned o_batch, o_head, o_token;
@@ -26,6 +26,8 @@ __device__ __forceinline__ Launch read_launch(const Parameters& parameters) {
   launch.index = params[@INDEX];
   launch.prompt = params[@PROMPT];
   launch.head_rows = params[@HEAD_ROWS];
+  launch.sequence_rows = params[@SEQUENCE_ROWS];
+  launch.first_row = params[@FIRST_ROW];
   launch.scale = __uint_as_float(params[@SCALE]);
   launch.o_batch = params[@O_BATCH];
   launch.o_head = params[@O_HEAD];

@@ -30,8 +30,10 @@ struct Bands {
   }
 };
 
-__device__ __forceinline__ Bands bands_of(const Launch& launch, unsigned b, unsigned kv_head, const Band*) {
-  const unsigned* offsets = launch.offsets + (kv_head * launch.head_rows + b);
+__device__ __forceinline__ Bands bands_of(const Launch& launch, unsigned b, unsigned kv_head, unsigned sequence,
+                                          const Band*) {
+  const unsigned* offsets =
+      launch.offsets + (sequence * launch.sequence_rows + kv_head * launch.head_rows + b - launch.first_row);
   const unsigned from = offsets[0];
   return {launch.table + from, static_cast<int>(offsets[1] - from), launch.kv_len};
 }
@@ -52,7 +54,7 @@ struct Bands {
   __device__ __forceinline__ Band at(int i) const { return list[i]; }
 };
 
-__device__ __forceinline__ Bands bands_of(const Launch&, unsigned, unsigned, const Band* list) {
+__device__ __forceinline__ Bands bands_of(const Launch&, unsigned, unsigned, unsigned, const Band* list) {
   return {list};
 }
 

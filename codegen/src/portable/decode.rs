@@ -70,6 +70,7 @@ pub(crate) fn decode<F: Float>(
         offsets,
         at_query / comptime!(blueprint.block),
         kv_head,
+        CUBE_POS_Z,
         blueprint.clone(),
     );
     let member = t % TEAM;

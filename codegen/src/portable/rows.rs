@@ -26,13 +26,14 @@ pub(crate) struct Row {
     kv_len: i32,
 }
 
-/// The bands of row `b` for kv head `kv_head`.
+/// The bands of row `b` for kv head `kv_head` of a sequence.
 #[cube]
 pub(crate) fn of_block(
     params: &Array<u32>,
     offsets: &Array<u32>,
     b: u32,
     kv_head: u32,
+    sequence: u32,
     #[comptime] blueprint: Blueprint,
 ) -> Row {
     let kv_len = i32::cast_from(params[scalar::KV_LEN]);
@@ -62,7 +63,9 @@ pub(crate) fn of_block(
             });
         }
     } else {
-        let row = kv_head * params[scalar::HEAD_ROWS] + b;
+        let row =
+            sequence * params[scalar::SEQUENCE_ROWS] + kv_head * params[scalar::HEAD_ROWS] + b
+                - params[scalar::FIRST_ROW];
         from = offsets[row as usize];
         to = offsets[(row + 1) as usize];
     }

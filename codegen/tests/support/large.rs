@@ -60,7 +60,7 @@ pub(crate) fn check(role: Role, target: Target, gpu: Run<'_>) {
         blocks: case.capacity.div_ceil(case.spec.block),
         index: case.index,
         prompt: case.prompt,
-        head_rows: 0,
+        table: Default::default(),
         scale_bits: scale.to_bits(),
         q_strides: strides(QUERIES),
         k_strides: strides(KEYS),

@@ -56,7 +56,8 @@ pub fn lower(pattern: &Pattern, context: &Context, indices: &[u32]) -> Result<Pr
 /// Composes layers of `kv_heads` heads, first layer first, each given by its pattern, without
 /// `per_layer`, and its index.
 ///
-/// A block reaches what it reaches through any head of a layer. Degrees are the largest of any head;
+/// Where rows choose blocks by content, what is reached holds for any choice, and a second list says what
+/// the best choice could reach. A block reaches what it reaches through any head of a layer. Degrees are the largest of any head;
 /// queries that see no key are counted for each head that differs from those before it.
 ///
 /// # Errors
@@ -84,9 +85,38 @@ pub fn stack(
         .map(|(pattern, (_, index))| (pattern, *index))
         .collect();
     let mut proof = compose_all(&of_layers, context)?;
-    if classes.iter().all(|classes| classes.len() == 1) {
-        return Ok(proof);
+    if classes.iter().any(|classes| classes.len() > 1) {
+        by_heads(&mut proof, &classes, layers, context)?;
     }
+    let chosen = layers.iter().filter_map(|(pattern, _)| pattern.routing());
+    if let Some(most) = chosen.map(|routing| routing.blocks).max() {
+        let anywhere = layers.iter().zip(&joined).map(|((_, index), joined)| {
+            let anywhere = match joined.routing() {
+                Some(_) => joined.routed_anywhere(),
+                None => joined.clone(),
+            };
+            (anywhere, *index)
+        });
+        let anywhere: Vec<_> = anywhere.collect();
+        let of_layers: Vec<_> = anywhere
+            .iter()
+            .map(|(pattern, index)| (pattern, *index))
+            .collect();
+        proof.coverage_at_most = Some(compose_all(&of_layers, context)?.coverage);
+        // Any row may choose a block, and chooses no more than there are.
+        proof.max_degree = (proof.max_degree + most).min(context.rows());
+        proof.max_in_degree = context.rows();
+    }
+    Ok(proof)
+}
+
+/// The degrees and empty queries of layers whose heads differ.
+fn by_heads(
+    proof: &mut Proof,
+    classes: &[Vec<Pattern>],
+    layers: &[(Pattern, u32)],
+    context: &Context,
+) -> Result<(), ProveError> {
     // The n-th kinds of heads of all layers, as a stack of their own: its reach does not matter.
     let most = classes.iter().map(Vec::len).max().unwrap_or_default();
     let nth = |n: usize| {
@@ -99,7 +129,7 @@ pub fn stack(
     proof.max_degree = largest(|proof| proof.max_degree);
     proof.max_in_degree = largest(|proof| proof.max_in_degree);
     proof.empty_queries = each.iter().map(|proof| proof.empty_queries).sum();
-    Ok(proof)
+    Ok(())
 }
 
 /// A pattern at one of its stages, for which nothing but the stage is left open.
@@ -310,6 +340,7 @@ fn proof(context: &Context, pairs: &[u64], bounds: &[Bounds], order: &[usize]) -
             .iter()
             .map(|reached| *reached as f64 / all as f64)
             .collect(),
+        coverage_at_most: None,
         full_at: full.map(|depth| depth + 1),
         max_degree: bounds.iter().map(|x| x.degree).max().unwrap_or_default(),
         max_in_degree: bounds.iter().map(|x| x.in_degree).max().unwrap_or_default(),

@@ -13,7 +13,7 @@ pub use architecture::{ARCHITECTURES, Architecture};
 pub use dtype::Dtype;
 pub use geometry::{Boxes, Geometry, Launch, Resident, Split};
 pub use role::Role;
-pub use scalars::{LaunchScalars, scalar};
+pub use scalars::{LaunchScalars, TableLayout, scalar};
 pub use signature::{Binding, Operand};
 pub use spec::{KernelSpec, Rows, Score, ScoreValues};
 pub use target::{Sm, Target, UnknownTarget};
@@ -31,19 +31,26 @@ pub const NATIVE_ENTRY: &str = "native";
 pub struct BandTable {
     /// Number of kv heads that have rows of their own; 1 if all heads share them.
     pub heads: u32,
-    /// Where each row's bands begin and end, the rows of a head one after the other: those of row
-    /// `b` of the first head are `bands[offsets[b]..offsets[b + 1]]`. One more entry than there are
-    /// rows of all heads.
+    /// Number of sequences that have rows of their own, as those have that choose by content; 1 if
+    /// all sequences share them.
+    pub sequences: u32,
+    /// The row of blocks with which the table begins.
+    pub first_row: u32,
+    /// Where each row's bands begin and end, sequence by sequence, in each the rows of a head one after
+    /// the other: those of row `first_row + i` of the first head are
+    /// `bands[offsets[i]..offsets[i + 1]]`. One more entry than there are rows of all heads.
     pub offsets: Vec<u32>,
     /// The bands. A kernel reads each as four `i32`: `lo, hi, first, end`.
     pub bands: Vec<crate::Band>,
 }
 
 impl Default for BandTable {
-    /// A table without rows, shared by all heads.
+    /// A table without rows, shared by all heads and sequences.
     fn default() -> Self {
         Self {
             heads: 1,
+            sequences: 1,
+            first_row: 0,
             offsets: Vec::new(),
             bands: Vec::new(),
         }
@@ -53,23 +60,40 @@ impl Default for BandTable {
 impl BandTable {
     /// Number of rows of a head.
     pub fn rows(&self) -> usize {
-        self.offsets.len().saturating_sub(1) / self.heads.max(1) as usize
+        self.offsets.len().saturating_sub(1) / self.lists()
     }
 
-    /// From the rows of a head to those of the next, as kernels are told: 0 if heads share rows.
-    pub fn head_rows(&self) -> u32 {
-        match self.heads {
-            0 | 1 => 0,
-            _ => self.rows() as u32,
+    /// Number of heads, over all sequences, that have rows of their own.
+    fn lists(&self) -> usize {
+        self.heads.max(1) as usize * self.sequences.max(1) as usize
+    }
+
+    /// The most bands of a row.
+    pub fn widest_row(&self) -> u32 {
+        let rows = self.offsets.windows(2).map(|row| row[1] - row[0]);
+        rows.max().unwrap_or_default()
+    }
+
+    /// Where its rows lie, as kernels are told.
+    pub fn layout(&self) -> TableLayout {
+        let rows = self.rows() as u32;
+        TableLayout {
+            head_rows: if self.heads > 1 { rows } else { 0 },
+            sequence_rows: if self.sequences > 1 {
+                rows * self.heads
+            } else {
+                0
+            },
+            first_row: self.first_row,
         }
     }
 
-    /// The bands of row `b` for kv head `kv_head`.
+    /// The bands of row `b` for kv head `kv_head`, counted through all sequences.
     ///
     /// # Panics
     /// If the table does not have the row, or its offsets are beyond its bands.
     pub fn row(&self, kv_head: usize, b: usize) -> &[crate::Band] {
-        let row = kv_head * self.head_rows() as usize + b;
+        let row = kv_head % self.lists() * self.rows() + b - self.first_row as usize;
         &self.bands[self.offsets[row] as usize..self.offsets[row + 1] as usize]
     }
 }

@@ -23,9 +23,8 @@ pub struct LaunchScalars {
     pub index: u32,
     /// Number of tokens of the prompt (see [`Context::prompt`](crate::Context::prompt)).
     pub prompt: u32,
-    /// From the table rows of a kv head to those of the next; 0 if heads share their rows, or there
-    /// is no table.
-    pub head_rows: u32,
+    /// Where rows lie in the table, if there is one.
+    pub table: TableLayout,
     /// Bits of the f32 scale of the logits.
     pub scale_bits: u32,
     /// Strides of q: batch, head, token.
@@ -36,6 +35,18 @@ pub struct LaunchScalars {
     pub v_strides: [u64; 3],
     /// Strides of o: batch, head, token. The LSE is contiguous, `[B, Hq, q_len]`.
     pub o_strides: [u64; 3],
+}
+
+/// Where a kernel finds the rows of a table: row `b` of a kv head and a sequence is entry
+/// `sequence * sequence_rows + kv_head * head_rows + b - first_row`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableLayout {
+    /// From the rows of a kv head to those of the next; 0 if heads share their rows.
+    pub head_rows: u32,
+    /// From the rows of a sequence to those of the next; 0 if sequences share their rows.
+    pub sequence_rows: u32,
+    /// The row of blocks with which the table begins.
+    pub first_row: u32,
 }
 
 /// The index of each scalar among the words that a kernel is given.
@@ -70,9 +81,11 @@ pub mod scalar {
         18 O_TOKEN "Stride of o from token to token."
         19 PROMPT "Tokens of the prompt."
         20 HEAD_ROWS "From the table rows of a kv head to those of the next."
-        21 BATCH "Number of sequences, where scalars come by value or there is something done to logits."
-        22 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
-        23 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
+        21 SEQUENCE_ROWS "From the table rows of a sequence to those of the next."
+        22 FIRST_ROW "The row of blocks with which the table begins."
+        23 BATCH "Number of sequences, where scalars come by value or there is something done to logits."
+        24 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
+        25 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
     }
 }
 
@@ -124,7 +137,9 @@ impl LaunchScalars {
             (scalar::INDEX, self.index),
             (scalar::SCALE, self.scale_bits),
             (scalar::PROMPT, self.prompt),
-            (scalar::HEAD_ROWS, self.head_rows),
+            (scalar::HEAD_ROWS, self.table.head_rows),
+            (scalar::SEQUENCE_ROWS, self.table.sequence_rows),
+            (scalar::FIRST_ROW, self.table.first_row),
         ] {
             words[place] = word;
         }

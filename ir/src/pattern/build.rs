@@ -66,6 +66,17 @@ pub fn tail(tokens: u32) -> Pattern {
     Leaf::Tail { tokens }.into()
 }
 
+/// The `blocks` earlier blocks whose means of `pool` keys score highest for every `every`-th query, beside
+/// all else (see [`Leaf::Routed`]). Usual values are a pool of 16 and every query.
+pub fn routed(blocks: u32, pool: u32, every: u32) -> Pattern {
+    Leaf::Routed {
+        blocks,
+        pool,
+        every,
+    }
+    .into()
+}
+
 /// A pattern for each kv head; the first case that names a head counts.
 pub fn per_head(cases: impl IntoIterator<Item = (Indices, Pattern)>) -> Pattern {
     Pattern::PerHead(listed(cases))

@@ -5,7 +5,7 @@
 //! Invariant: a new [`Leaf`] does not compile until it has a name here, nor does a new
 //! name until it has a signature and a way to build its leaf.
 
-use super::{Leaf, PartnerRule};
+use super::{DEFAULT_POOL, Leaf, PartnerRule};
 
 /// Makes the enum, the list of all names and the words from one list.
 macro_rules! names {
@@ -39,6 +39,7 @@ names! {
     SinkTokens "sink_tokens",
     Global "global",
     Tail "tail",
+    Routed "routed",
     Table "table",
     All "all",
     None "none",
@@ -112,6 +113,7 @@ impl LeafName {
             Leaf::SinkTokens { .. } => Self::SinkTokens,
             Leaf::Global { .. } => Self::Global,
             Leaf::Tail { .. } => Self::Tail,
+            Leaf::Routed { .. } => Self::Routed,
             Leaf::Table { .. } => Self::Table,
             Leaf::All => Self::All,
             Leaf::None => Self::None,
@@ -127,6 +129,11 @@ impl LeafName {
             parameter("rule", ParameterKind::Rule, None),
             optional("radix", 2),
             optional("count", 1),
+        ];
+        const ROUTED: &[Parameter] = &[
+            number("blocks"),
+            optional("pool", DEFAULT_POOL),
+            optional("every", 1),
         ];
         const ROWS: &[Parameter] = &[parameter("rows", ParameterKind::Rows, None)];
         let (usage, parameters, meaning): (_, &[Parameter], _) = match self {
@@ -161,6 +168,11 @@ impl LeafName {
                 "tail(tokens)",
                 TOKENS,
                 "every key, from the block of the last `tokens` tokens of the prompt on",
+            ),
+            Self::Routed => (
+                "routed(blocks[, pool=16][, every=1])",
+                ROUTED,
+                "the earlier blocks that score best, by means of keys and every n-th query",
             ),
             Self::Table => (
                 "table([[0], [0, 1], …])",
@@ -221,6 +233,11 @@ impl LeafName {
             },
             Self::Tail => Leaf::Tail {
                 tokens: number("tokens")?,
+            },
+            Self::Routed => Leaf::Routed {
+                blocks: number("blocks")?,
+                pool: number("pool")?,
+                every: number("every")?,
             },
             Self::Table => Leaf::Table {
                 rows: arguments.rows.ok_or(Missing("rows"))?,

@@ -6,7 +6,7 @@
 //! Invariant: this is the only place that defines the ranges. Text, JSON and
 //! `Sparsity::check` all use it, so each form accepts the same patterns.
 
-use super::{Case, Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity};
+use super::{Case, Diagnostic, Leaf, PartnerRule, Pattern, Source, Sparsity, routed};
 use crate::Indices;
 
 /// Most tokens in a block.
@@ -15,6 +15,8 @@ pub const MAX_BLOCK: u32 = 1 << 20;
 pub const MAX_RADIX: u32 = 1 << 16;
 /// Most digits that one partner leaf visits at a stage; no network has more stages than this.
 pub const MAX_COUNT: u32 = 64;
+/// Most blocks that a row chooses by content.
+pub const MAX_ROUTED: u32 = 64;
 /// Most operators, or parentheses, that are nested around a leaf.
 ///
 /// An operator takes two levels of JSON, and serde_json reads at most 127 levels. A pattern of
@@ -81,7 +83,7 @@ impl Sparsity {
                 ..error
             })?;
         }
-        Ok(())
+        routed::check(self)
     }
 }
 
@@ -149,6 +151,15 @@ pub(crate) fn check_leaf(leaf: &Leaf) -> Result<(), LimitError> {
     match leaf {
         Leaf::Window { tokens } => within("tokens", "window", *tokens, 1, u32::MAX),
         Leaf::Tail { tokens } => within("tokens", "tail", *tokens, 1, u32::MAX),
+        Leaf::Routed {
+            blocks,
+            pool,
+            every,
+        } => {
+            within("blocks", "the blocks of `routed`", *blocks, 1, MAX_ROUTED)?;
+            within("pool", "the pool of `routed`", *pool, 1, MAX_BLOCK)?;
+            within("every", "`every` of `routed`", *every, 1, MAX_BLOCK)
+        }
         Leaf::Partner { rule, radix, count } => {
             within("radix", "radix", *radix, 2, MAX_RADIX)?;
             within("count", "count", *count, 1, MAX_COUNT)?;

@@ -44,6 +44,7 @@ fn leaf_sees(leaf: &Leaf, block: u64) -> Option<u64> {
         | Leaf::SinkTokens { .. }
         | Leaf::Global { .. }
         | Leaf::Tail { .. }
+        | Leaf::Routed { .. }
         | Leaf::Table { .. } => None,
     }
 }

@@ -18,6 +18,7 @@ mod parsed;
 mod parser;
 mod print;
 mod reference;
+mod routed;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -27,6 +28,7 @@ pub use diagnostic::{Diagnostic, Source};
 pub use limits::LimitError;
 pub use parsed::Parsed;
 pub use reference::reference;
+pub use routed::Routing;
 
 use crate::stage::{self, PartnerRule};
 
@@ -98,6 +100,26 @@ pub enum Leaf {
     Tail {
         /// Number of tokens; at least 1.
         tokens: u32,
+    },
+    /// The earlier blocks that a row of blocks chooses by content, among those that the rest of the
+    /// pattern does not already admit whole. Without a choice ([`Pattern::routed_to`]), no key.
+    ///
+    /// With `m_j` the mean of `pool` consecutive keys, after rotation, each query `i` of each q head of
+    /// the group gives the weights `softmax_j(scale * q_i . m_j)` over all means of whole blocks before
+    /// its own. The score of a block is the sum of its weights over these queries and heads; ties go to
+    /// the smaller block. The queries of a launch that are in one block choose together; of them, those
+    /// at positions `every - 1`, `2 * every - 1` and so on score, and the last one.
+    ///
+    /// Source: scores by pooled keys after MoBA (arXiv:2502.13189) and SeerAttention (arXiv:2410.13276).
+    Routed {
+        /// Number of blocks; at least 1. A row chooses fewer where there are not as many.
+        blocks: u32,
+        /// Tokens of a mean, which divides the block; at least 1.
+        #[serde(default = "default_pool")]
+        pool: u32,
+        /// From one query that scores to the next, which divides the block; at least 1.
+        #[serde(default = "default_every", skip_serializing_if = "is_one")]
+        every: u32,
     },
     /// Explicit kv blocks for each query block.
     Table {
@@ -172,6 +194,21 @@ impl Sparsity {
 /// Block size in tokens if neither text nor JSON gives one.
 pub const DEFAULT_BLOCK: u32 = 128;
 
+/// Tokens of a mean key of [`Leaf::Routed`] if neither text nor JSON says how many.
+pub const DEFAULT_POOL: u32 = 16;
+
+fn default_pool() -> u32 {
+    DEFAULT_POOL
+}
+
+fn default_every() -> u32 {
+    1
+}
+
+fn is_one(x: &u32) -> bool {
+    *x == 1
+}
+
 fn default_block() -> u32 {
     DEFAULT_BLOCK
 }
@@ -232,6 +269,7 @@ impl Pattern {
             | Leaf::Sink { .. }
             | Leaf::SinkTokens { .. }
             | Leaf::Global { .. }
+            | Leaf::Routed { .. }
             | Leaf::Table { .. }
             | Leaf::All
             | Leaf::None => 0,
@@ -253,6 +291,7 @@ impl Pattern {
             | Leaf::SinkTokens { .. }
             | Leaf::Global { .. }
             | Leaf::Tail { .. }
+            | Leaf::Routed { .. }
             | Leaf::Table { .. }
             | Leaf::All
             | Leaf::None => count,

@@ -66,6 +66,16 @@ impl fmt::Display for Leaf {
                 write!(f, "({}, radix={radix}, count={count})", rule.name())
             }
             Self::Sink { blocks } | Self::Global { blocks } => write!(f, "({blocks})"),
+            Self::Routed {
+                blocks,
+                pool,
+                every: 1,
+            } => write!(f, "({blocks}, pool={pool})"),
+            Self::Routed {
+                blocks,
+                pool,
+                every,
+            } => write!(f, "({blocks}, pool={pool}, every={every})"),
             Self::Table { rows } => write!(f, "({rows:?})"),
         }
     }

@@ -29,7 +29,7 @@ use super::leaves::LeafName;
 use super::lexer::{Kind, Token};
 use super::limits::{self, MAX_DEPTH, MAX_INDEX, MAX_LEAVES};
 use super::parser::Parser;
-use super::{Case, DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments};
+use super::{Case, DEFAULT_BLOCK, Leaf, Parsed, Pattern, Sparsity, StageBy, arguments, routed};
 use crate::Indices;
 use std::ops::Range;
 
@@ -59,7 +59,7 @@ pub(super) fn parse(source: Source) -> Result<Parsed, Diagnostic> {
     if parser.peek().kind != Kind::End {
         return Err(parser.after_expression());
     }
-    Ok(Parsed {
+    let parsed = Parsed {
         sparsity: Sparsity {
             block: header.block.unwrap_or(DEFAULT_BLOCK),
             stage_by: header.stage_by.unwrap_or_default(),
@@ -70,7 +70,13 @@ pub(super) fn parse(source: Source) -> Result<Parsed, Diagnostic> {
         source: parser.source,
         leaves: parser.leaves,
         has_header: header.lines > 0,
-    })
+    };
+    match routed::check(&parsed.sparsity) {
+        Ok(()) => Ok(parsed),
+        Err(error) => {
+            Err(parsed.at_leaf(error.leaf.unwrap_or_default(), &error.message, &error.given))
+        }
+    }
 }
 
 /// Words that begin a header line.

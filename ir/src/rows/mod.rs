@@ -10,11 +10,13 @@
 //! | `transpose` | the closed form by columns: which queries see the keys of a block |
 //! | `stream` | [`Stream`], keys that stand for several tokens |
 //! | `table` | the bands of one row directly from a pattern, for patterns without a closed form |
+//! | `chosen` | the bands of a row that chooses blocks by content |
 //!
 //! Code generators know the few operations of `expr`, but no leaf of the pattern algebra: a new
 //! leaf needs a new range in `lower`, and no change in a kernel.
 
 pub mod band;
+pub mod chosen;
 mod expr;
 mod lower;
 pub mod program;

@@ -18,8 +18,7 @@ pub fn table(pattern: &Pattern, context: &Context, kv_heads: u32) -> BandTable {
     table_of(pattern, context, kv_heads, 0..context.rows())
 }
 
-/// A table of the bands of `rows` only: earlier rows are empty, later ones are missing. Heads share
-/// their rows unless the pattern tells them apart.
+/// A table of the bands of `rows` only. Heads share their rows unless the pattern tells them apart.
 pub fn table_of(
     pattern: &Pattern,
     context: &Context,
@@ -32,15 +31,14 @@ pub fn table_of(
     };
     let mut table = BandTable {
         heads,
+        first_row: rows.start,
         offsets: vec![0],
-        bands: Vec::new(),
+        ..BandTable::default()
     };
     for head in 0..heads {
         let context = context.of_head(head);
-        for b in 0..rows.end {
-            if rows.contains(&b) {
-                table.bands.extend(row(pattern, &context, b));
-            }
+        for b in rows.clone() {
+            table.bands.extend(row(pattern, &context, b));
             table.offsets.push(table.bands.len() as u32);
         }
     }
@@ -129,6 +127,8 @@ impl RowOf<'_> {
                 ]
             }
             Leaf::Tail { tokens } => vec![of(Atom::Tail { tokens: *tokens })],
+            // The fixed part of a row; the chosen blocks are added to it once they are known.
+            Leaf::Routed { .. } => vec![],
             Leaf::Table { rows } => rows
                 .get(self.b as usize)
                 .into_iter()

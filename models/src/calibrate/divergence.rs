@@ -6,7 +6,21 @@
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
-/// Dense predictions beside those of a policy, summed over scored positions.
+/// Dense predictions beside those of a policy, summed over scored positions; `+=` joins the sums of
+/// two sets of positions.
+///
+/// ```
+/// use butterfly_models::calibrate::Comparison;
+///
+/// // Probabilities of 1/4 and 3/4 beside 1/2 each; the second token follows.
+/// let mut sums = Comparison::of(&[0.0, 3f32.ln()], &[5.0, 5.0], Some(1));
+/// assert_eq!((sums.scored, sums.agree, sums.predicted), (1, 0, 1));
+/// assert!((sums.dense_perplexity() - 4.0 / 3.0).abs() < 1e-6);
+/// assert!((sums.perplexity() - 2.0).abs() < 1e-6);
+/// // Equal logits do not diverge.
+/// sums += Comparison::of(&[5.0, 5.0], &[5.0, 5.0], None);
+/// assert_eq!((sums.scored, sums.agree, sums.predicted), (2, 1, 1));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Comparison {
@@ -61,8 +75,16 @@ impl Comparison {
         ((self.loss - self.dense_loss) / self.predicted.max(1) as f64).exp()
     }
 
-    /// One position: its dense logits [V], those of the policy, and the token that follows.
-    pub(crate) fn of(dense: &[f32], replaced: &[f32], next: Option<u32>) -> Self {
+    /// One position: its logits by dense attention and by a policy, `[V]` each, and the token that
+    /// follows in the text, if one does.
+    ///
+    /// Sums over the vocabulary are of f32 terms, in f64 from 1024 of them on: losses and divergence
+    /// are those of the definition to about six digits of a nat. Logits that are NaN make the
+    /// divergence NaN.
+    ///
+    /// # Panics
+    /// If `next` is not below V.
+    pub fn of(dense: &[f32], replaced: &[f32], next: Option<u32>) -> Self {
         let (a, b) = (Normal::of(dense), Normal::of(replaced));
         // The difference of log-probabilities is that of logits less that of the norms. These are
         // rounded to f32; what rounding the second takes is added once, as probabilities sum to 1.

@@ -9,7 +9,7 @@ use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::ops::Operation;
-use butterfly::{AttentionBackend, Call, KvCache, attention};
+use butterfly::{AttentionBackend, Call, KvCache};
 use butterfly_compiler::family;
 use butterfly_ir::model::ModelConfig;
 
@@ -114,11 +114,9 @@ impl<B: AttentionBackend> Attention<B> {
                     q = Some(heads);
                 }
                 Step::Attend { scale } => {
-                    let [k, v] = cache.tensors();
                     let q = q.take().expect(lost);
                     let call = Call {
                         index: policy.index,
-                        kv_len: Some(cache.kept()),
                         capacity: Some(lengths.capacity),
                         prompt: Some(lengths.prompt),
                         scale: Some(*scale),
@@ -126,7 +124,7 @@ impl<B: AttentionBackend> Attention<B> {
                         ..Call::default()
                     };
                     let heads = profile.part::<B, _>("attention", &device, || {
-                        attention(q, k, v, &policy.plan, &call)
+                        cache.attend(q, &policy.plan, &call)
                     })?;
                     o = Some(heads.swap_dims(1, 2).reshape([batch, tokens, width]));
                 }

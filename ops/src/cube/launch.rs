@@ -45,6 +45,15 @@ pub(crate) fn dense_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     }
 }
 
+/// The tensor with contiguous memory that no other tensor shares, to be updated in place. Rows of a copy
+/// can have gaps, as those of the tensor that was copied.
+pub(crate) fn owned<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    match x.can_mut() {
+        true => into_contiguous(x),
+        false => into_contiguous(x.copy()),
+    }
+}
+
 /// A new contiguous tensor on the device of `like`, uninitialised.
 pub fn empty<R: CubeRuntime>(
     like: &CubeTensor<R>,

@@ -8,7 +8,7 @@ pub(crate) mod unit;
 
 pub use launch::{capability, empty};
 
-use crate::{Limits, Operation, OperationError, delta, gate, heads, linear, norm};
+use crate::{Limits, Operation, OperationError, delta, gate, heads, linear, norm, pool};
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
@@ -31,12 +31,16 @@ pub fn check(
         inputs: operation.named(inputs),
         device,
     };
-    // Outputs that need new memory: the caches of `Append` are updated in place.
+    // Outputs that need new memory: the caches of `Append` and the means of `Pool` are updated in place.
     let mut new = outputs;
     match operation {
         Operation::Append(op) => {
             op.limits(&limits)?;
             new = &outputs[..1];
+        }
+        Operation::Pool(op) => {
+            op.limits(&limits)?;
+            new = &[];
         }
         Operation::Delta(op) => op.limits(&limits)?,
         // Norms run a workgroup for each row.
@@ -73,6 +77,7 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::Embed(op) => linear::cube::embed::<R, F>(op, inputs),
         Operation::Project(op) => linear::cube::project::<R, F>(op, inputs)?,
         Operation::Append(op) => heads::cube::append::<R, F>(op, inputs),
+        Operation::Pool(op) => pool::cube::pool::<R, F>(op, inputs),
         Operation::Norm(op) => norm::cube::norm::<R, F>(inputs, op.epsilon),
         Operation::AddNorm(op) => norm::cube::add_norm::<R, F>(inputs, op.epsilon),
         Operation::Gated(activation) => gate::cube::gated::<R, F>(inputs, *activation),

@@ -7,7 +7,7 @@ pub(crate) mod elements;
 
 pub use elements::{Stored, elements, floats, rounded, tensor};
 
-use crate::{Operation, delta, gate, heads, linear, norm};
+use crate::{Operation, delta, gate, heads, linear, norm, pool};
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
@@ -27,6 +27,7 @@ fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexT
         Operation::Embed(op) => linear::flex::embed::<E>(op, inputs),
         Operation::Project(op) => linear::flex::project::<E>(op, inputs),
         Operation::Append(op) => heads::flex::append::<E>(op, inputs),
+        Operation::Pool(op) => pool::flex::pool::<E>(op, inputs),
         Operation::Norm(op) => norm::flex::norm::<E>(&inputs, op.epsilon),
         Operation::AddNorm(op) => norm::flex::add_norm::<E>(&inputs, op.epsilon),
         Operation::Gated(activation) => gate::flex::gated::<E>(&inputs, *activation),

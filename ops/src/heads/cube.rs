@@ -6,7 +6,7 @@
 )]
 
 use crate::Append;
-use crate::cube::launch::{array, dense_rows, empty, plane};
+use crate::cube::launch::{array, dense_rows, empty, owned, plane};
 use crate::cube::unit::sum_of_units;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
@@ -39,10 +39,7 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
     let mut next = || inputs.next().expect("the inputs were counted");
     let rows = [next(), next(), next()].map(dense_rows);
     // The caches are updated in place, unless another tensor still shares their memory.
-    let caches = [next(), next()].map(|cache| match cache.can_mut() {
-        true => into_contiguous(cache),
-        false => cache.copy(),
-    });
+    let caches = [next(), next()].map(owned);
     let none = || empty(&rows[0], [1], DType::F32);
     let norms = match op.norm {
         Some(_) => [next(), next()].map(into_contiguous),

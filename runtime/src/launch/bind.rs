@@ -8,8 +8,11 @@
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
-use butterfly_ir::{Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues};
+use butterfly_ir::{
+    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout,
+};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// What a launch needs. The scalars have been checked; tensors and rows are checked against it.
 pub(super) struct Needs {
@@ -23,8 +26,8 @@ pub(super) struct Needs {
     pub(super) grid: [u32; 3],
     /// As [`Buffers::maps`].
     pub(super) maps: Vec<Map>,
-    /// One past the last row of blocks that holds a query.
-    pub(super) rows: u64,
+    /// The rows of blocks that hold queries.
+    pub(super) rows: Range<u64>,
 }
 
 /// The scalars and sinks of a launch, as 32-bit words.
@@ -159,7 +162,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
             0 => Vec::new(),
             _ => maps(kernel, call),
         },
-        rows: last.div_ceil(spec.block.into()),
+        rows: u64::from(scalars.q_offset / spec.block)..last.div_ceil(spec.block.into()),
     })
 }
 
@@ -190,7 +193,7 @@ pub(super) fn buffers<'a>(
     let [q, k, v, o] = needs.tensors;
     let table = rows_of(kernel, arguments.rows)?;
     if let Some(table) = table {
-        check_table(table, needs.rows, &arguments.scalars)?;
+        check_table(table, needs.rows, &call)?;
     }
     let tensor = |operand: Operand, bytes: &'a [u8], needed| {
         long_enough(operand.name(), bytes.len() as u64, needed)?;
@@ -390,11 +393,11 @@ fn check_score(score: Score, values: &ScoreValues<'_>, heads: u64) -> Result<(),
     }
 }
 
-/// Checks that a table has at least `rows` rows for each kv head, and that its offsets never decrease
-/// and stay within its bands.
-fn check_table(table: &BandTable, rows: u64, scalars: &LaunchScalars) -> Result<(), LaunchError> {
+/// Checks that a table has the rows that a launch reads, and that its offsets never decrease and stay
+/// within its bands.
+fn check_table(table: &BandTable, rows: Range<u64>, call: &Call<'_>) -> Result<(), LaunchError> {
     let offsets = &table.offsets;
-    check_rows(offsets.len() as u64, table.head_rows(), rows, scalars)?;
+    check_rows(offsets.len() as u64, table.layout(), rows, call)?;
     if !offsets.is_sorted() {
         return Err(LaunchError::Rows("has offsets that decrease"));
     }
@@ -407,21 +410,28 @@ fn check_table(table: &BandTable, rows: u64, scalars: &LaunchScalars) -> Result<
     Ok(())
 }
 
-/// Checks that a table of so many offsets, with `head_rows` rows for each kv head or 0 if heads share
-/// them, has the rows that a launch reads.
+/// Checks that a table of so many offsets, with rows that lie as `layout` says, has the rows `rows`
+/// for each kv head and sequence that a launch reads.
 pub(super) fn check_rows(
     offsets: u64,
-    head_rows: u32,
-    rows: u64,
-    scalars: &LaunchScalars,
+    layout: TableLayout,
+    rows: Range<u64>,
+    call: &Call<'_>,
 ) -> Result<(), LaunchError> {
-    if scalars.head_rows != head_rows {
-        return Err(LaunchError::Rows(
-            "has another number of rows for each kv head than the scalars say",
-        ));
+    if call.scalars.table != layout {
+        return Err(LaunchError::Rows("lies otherwise than the scalars say"));
     }
-    let last = u64::from(head_rows) * u64::from(scalars.kv_heads.saturating_sub(1));
-    if (head_rows > 0 && u64::from(head_rows) < rows) || offsets <= last + rows {
+    let [head_rows, sequence_rows, first_row] =
+        [layout.head_rows, layout.sequence_rows, layout.first_row].map(u64::from);
+    if rows.start < first_row {
+        return Err(LaunchError::Rows("begins after the first query"));
+    }
+    let of_head = rows.end.saturating_sub(first_row);
+    let before = |count: u32, step: u64| u64::from(count.saturating_sub(1)) * step;
+    let of_sequence = before(call.scalars.kv_heads, head_rows) + of_head;
+    let all = before(call.batch, sequence_rows) + of_sequence;
+    let overlaps = |step: u64, rows: u64| step > 0 && step < rows;
+    if overlaps(head_rows, of_head) || overlaps(sequence_rows, of_sequence) || offsets <= all {
         return Err(LaunchError::Rows("has fewer rows than the queries reach"));
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
 use butterfly_ir::geometry::Fitted;
 use butterfly_ir::kernel::signature::Operand;
-use butterfly_ir::{BandTable, Geometry};
+use butterfly_ir::{BandTable, Geometry, TableLayout};
 use cubecl_core::Runtime;
 use cubecl_core::ir::DeviceProperties;
 use cubecl_runtime::client::ComputeClient;
@@ -39,7 +39,8 @@ pub trait Launches: Runtime {
 #[derive(Clone, Debug)]
 pub struct DeviceTable {
     offsets: u64,
-    head_rows: u32,
+    layout: TableLayout,
+    widest_row: u32,
     buffers: [Handle; 2],
 }
 
@@ -48,7 +49,8 @@ impl DeviceTable {
     pub fn new<R: Runtime>(client: &ComputeClient<R>, table: &BandTable) -> Self {
         Self {
             offsets: table.offsets.len() as u64,
-            head_rows: table.head_rows(),
+            layout: table.layout(),
+            widest_row: table.widest_row(),
             buffers: [bind::offsets(table), bind::bands(table)]
                 .map(|words| client.create_from_slice(&bind::padded(words))),
         }
@@ -56,9 +58,35 @@ impl DeviceTable {
 }
 
 impl DeviceTable {
-    /// [`BandTable::head_rows`] of the table, which the scalars of a launch have to repeat.
-    pub fn head_rows(&self) -> u32 {
-        self.head_rows
+    /// A table that kernels write: `offsets` u32, of which there are so many, and `bands` i32 [bands, 4],
+    /// at most `widest_row` of them in a row.
+    pub fn of_buffers(
+        offsets: u64,
+        layout: TableLayout,
+        widest_row: u32,
+        buffers: [Handle; 2],
+    ) -> Self {
+        Self {
+            offsets,
+            layout,
+            widest_row,
+            buffers,
+        }
+    }
+
+    /// Its offsets and its bands.
+    pub fn buffers(&self) -> [Handle; 2] {
+        self.buffers.clone()
+    }
+
+    /// The most bands of a row.
+    pub fn widest_row(&self) -> u32 {
+        self.widest_row
+    }
+
+    /// Where its rows lie, which the scalars of a launch have to repeat.
+    pub fn layout(&self) -> TableLayout {
+        self.layout
     }
 }
 
@@ -120,7 +148,7 @@ pub fn enqueue<R: Launches>(
     run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
     let table = bind::rows_of(kernel, tensors.rows)?;
     if let Some(table) = table {
-        bind::check_rows(table.offsets, table.head_rows, needs.rows, &call.scalars)?;
+        bind::check_rows(table.offsets, table.layout, needs.rows, call)?;
     }
     let of_table = |i: usize| Ok(bind::there(table)?.buffers[i].clone());
     let upload =

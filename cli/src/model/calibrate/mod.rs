@@ -138,6 +138,7 @@ impl<'a> Calibration<'a> {
             )));
         }
         let sparsity = sparsity(command, capacity)?;
+        super::check_chunk(&command.run, &sparsity)?;
         let of_model = |error| Failure::file(&subject.path, error);
         let layers = config::swapped(&subject.config, &sparsity).map_err(of_model)?;
         let layers: Vec<u32> = layers.into_iter().map(|swapped| swapped.layer).collect();

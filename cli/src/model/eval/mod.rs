@@ -1,16 +1,17 @@
 //! `butterfly eval`: how much a pattern changes what a model predicts on a text, and what it finds
 //! in one.
 //!
-//! In:  a model, a text, and two policies: dense attention and the pattern. Out: a report of both.
+//! In:  a model, a text, dense attention, and policies or patterns. Out: a report of all.
 
 mod compare;
+mod contenders;
 mod interval;
 mod report;
 pub(crate) mod retrieval;
 pub(crate) mod tasks;
 
 use super::finite::{self, Watch};
-use super::{Place, Setting, Task, chunk_of, open, policy, run_on, sparse, warn_of_length};
+use super::{Place, Setting, Task, chunk_of, open, policy, run_on, warn_of_length};
 use crate::args::{Eval as Command, RetrievalTask};
 use crate::chart;
 use crate::failure::Failure;
@@ -18,8 +19,9 @@ use crate::source;
 use butterfly::AttentionBackend;
 use butterfly_models::{Chat, Checkpoint, Extent, Footprint, Model, Policy};
 use butterfly_runtime::artifacts::{check_file, write_file};
-use compare::{ByPosition, COMPARED};
-use report::{Report, Retrieval};
+use compare::{ByPosition, COMPARED, Difference, Means};
+use contenders::{Contender, DENSE};
+use report::{Compared, Report, Retrieval};
 use retrieval::{Questions, ask_all, tally};
 use std::path::Path;
 use tasks::{Case, Encode};
@@ -42,8 +44,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         let error = "`max_position_embeddings` is 1: no token is left to predict; give the model's own, or --window";
         return Err(Failure::file(&config, error));
     }
+    let windows = windows(command, &tokens, window)?;
     let from = command.from as usize;
-    if compare::scored(tokens.len(), window, from) == 0 {
+    if compare::scored(&windows, from) == 0 {
         let error = format!(
             "has {} tokens, in windows of {window}: none is left to predict from position {from} on; give --from at most {}, or a longer text",
             tokens.len(),
@@ -56,26 +59,22 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let longest = cases.iter().map(|case| case.length + answer).max();
     let most = window.max(longest.unwrap_or(0));
     warn_of_length(&folder.config, most);
-    let given = command.run.capacity.map(|tokens| tokens as usize);
+    let given = command.several.run.capacity.map(|tokens| tokens as usize);
     let capacity = given.unwrap_or(most);
     if capacity < most {
         return Err(Failure::Bad(format!(
             "--capacity {capacity} is less than the {most} tokens of a window, or of a prompt and its answer; give at least {most}"
         )));
     }
-    let sparse = sparse(&command.run, capacity, (&folder.config, &folder.sizes))?;
-    if let Some(sparse) = &sparse {
-        let prompts = cases.iter().map(|case| case.length);
-        let shortest = prompts.min().unwrap_or(window).min(window);
-        source::check_tail(&sparse.sparsity.pattern, shortest)?;
-    }
-    let dense = match &sparse {
+    let prompts = cases.iter().map(|case| case.length);
+    let shortest = prompts.min().unwrap_or(window).min(window);
+    let of_model = (&folder.config, &folder.sizes, &*command.model);
+    let contenders = contenders::read(&command.several, [shortest, capacity], of_model)?;
+    // All kernels come from the same source.
+    let sparse = contenders.first().map(|contender| &contender.sparse);
+    let dense = match sparse {
         Some(sparse) => Policy::dense(&folder.config, &sparse.plan).map_err(Failure::bad)?,
         None => policy(&folder.config, None, &command.model)?,
-    };
-    let swapped = match &sparse {
-        None => None,
-        sparse => Some(policy(&folder.config, sparse.as_ref(), &command.model)?),
     };
     for path in [&command.plot, &command.report].into_iter().flatten() {
         check_file(path).map_err(Failure::bad)?;
@@ -93,8 +92,8 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         command,
         folder: &folder,
         dense: &dense,
-        swapped: swapped.as_ref(),
-        tokens: &tokens,
+        contenders: &contenders,
+        windows: &windows,
         questions: &questions,
         window,
         from,
@@ -104,9 +103,9 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         config: &folder.config,
         path: &command.model,
         dtype: folder.config.dtype,
-        sparse: sparse.as_ref(),
+        sparse,
     };
-    let report = run_on(&command.run, &setting, work)?;
+    let report = run_on(&command.several.run, &setting, work)?;
     if let (Some(path), Some(retrieval)) = (&command.plot, &report.retrieval) {
         let plot = chart::heat_map(&report::map(retrieval));
         write_file(path, plot.as_bytes()).map_err(Failure::bad)?;
@@ -117,6 +116,28 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     }
     crate::print(json, &report, || report::text(&report))?;
     finite::check(report.not_finite)
+}
+
+/// The windows that a command asks for: all of the text, or whole ones at even distances.
+fn windows<'a>(
+    command: &Command,
+    tokens: &'a [u32],
+    window: usize,
+) -> Result<Vec<&'a [u32]>, Failure> {
+    let Some(asked) = command.windows.map(|n| n as usize) else {
+        return Ok(tokens.chunks(window).collect());
+    };
+    let whole: Vec<&[u32]> = tokens.chunks_exact(window).collect();
+    if whole.len() < asked {
+        let error = format!(
+            "has {} tokens, {} are needed for --windows {asked} of {window}; give a longer text, or --window {} or less",
+            tokens.len(),
+            asked * window,
+            tokens.len() / asked
+        );
+        return Err(Failure::file(&command.text, error));
+    }
+    Ok((0..asked).map(|i| whole[i * whole.len() / asked]).collect())
 }
 
 /// The prompts that a command asks for; those of a length stand together.
@@ -173,9 +194,11 @@ struct Work<'a> {
     command: &'a Command,
     folder: &'a Checkpoint,
     dense: &'a Policy,
-    swapped: Option<&'a Policy>,
-    tokens: &'a [u32],
+    contenders: &'a [Contender],
+    /// What is predicted, each from its beginning.
+    windows: &'a [&'a [u32]],
     questions: &'a Questions<'a>,
+    /// Most tokens of a window.
     window: usize,
     /// Positions of each window that are not scored.
     from: usize,
@@ -187,16 +210,18 @@ impl Task for Work<'_> {
     type Output = Report;
 
     fn run<B: AttentionBackend>(self, place: Place<B>) -> Result<Report, Failure> {
-        let chunk = chunk_of::<B>(&self.command.run) as usize;
+        let chunk = chunk_of::<B>(&self.command.several.run) as usize;
         let vocabulary = u64::from(self.folder.sizes.vocabulary);
         let taken = Model::<B>::check(self.folder, place.dtype, &place.device);
         let taken = taken.map_err(Failure::bad)?;
         let sizes = (&self.folder.config, &self.folder.sizes);
         let needs = |extent| Footprint::new::<B>(sizes.0, sizes.1, taken, place.dtype, extent);
         let compared = COMPARED.min(self.window);
-        // Two sequences: one with the pattern, one without.
+        // Dense attention and each policy have caches of their own, and take turns in all else.
+        let sequences = 1 + self.contenders.len();
         let window = self.given.unwrap_or(self.window);
-        let comparison = self.extent(2, window, (compared, compared));
+        let mut comparison = needs(self.extent(1, window, (compared, compared)));
+        comparison.caches = comparison.caches.saturating_mul(sequences as u64);
         let asking = |length: usize, batch: usize| {
             let each = (chunk / batch).clamp(1, length);
             self.extent(batch, self.questions.room(length), (each, 1))
@@ -208,31 +233,31 @@ impl Task for Work<'_> {
             let batch = given.unwrap_or_else(|| retrieval::together(B::ON_HOST, prompts, room));
             batches.push((length, batch.min(prompts)));
         }
-        let extents = batches
+        let asked = batches
             .iter()
-            .map(|(length, batch)| asking(*length, *batch));
-        let extents = extents.chain([comparison]);
-        let extent = extents.max_by_key(|extent| needs(*extent).total());
-        // Logits in f32, and log-probabilities of a row in f64, each with the pattern and without.
-        let threads = rayon::current_num_threads() as u64;
-        let on_host = vocabulary.saturating_mul(2 * 4 * compared as u64 + 2 * 8 * threads);
-        let (model, ..) = place.load(self.folder, extent.unwrap_or(comparison), on_host)?;
+            .map(|(length, batch)| needs(asking(*length, *batch)));
+        let most = asked.chain([comparison]).max_by_key(Footprint::total);
+        // Logits in f32, by dense attention and by one policy at a time.
+        let on_host = vocabulary.saturating_mul(2 * 4 * compared as u64);
+        let config_file = self.folder.config_file();
+        place.check_room(&config_file, &most.unwrap_or(comparison), on_host)?;
+        let (model, _) = place.load_checked(self.folder)?;
 
-        let (mut sums, mut watch) = (ByPosition::default(), Watch::default());
-        let bar = crate::progress(self.tokens.len() as u64, "tokens");
+        let mut watch = Watch::default();
+        let mut sums = vec![ByPosition::default(); self.contenders.len().max(1)];
+        let tokens = self.windows.iter().map(|window| window.len()).sum();
+        let bar = crate::progress((tokens * sequences) as u64, "tokens");
         let mut finite = true;
-        for window in self.tokens.chunks(self.window) {
+        for window in self.windows {
             finite = compare::window(&self, &model, window, &mut sums, (&mut watch, &bar))?;
             if !finite {
                 break;
             }
         }
         bar.finish_and_clear();
-        let swapped = self.swapped.map(|policy| ("butterfly", policy));
-        let policies: Vec<_> = [Some(("dense", self.dense)), swapped]
-            .into_iter()
-            .flatten()
-            .collect();
+        let mut policies = vec![(DENSE, self.dense)];
+        let contenders = self.contenders.iter();
+        policies.extend(contenders.map(|contender| (&*contender.name, &contender.policy)));
         let mut scores = Vec::new();
         // A model that gives no numbers answers nothing.
         if finite {
@@ -244,32 +269,53 @@ impl Task for Work<'_> {
                 &mut watch,
             )?;
         }
-        let sparse = self.swapped.is_some();
-        let total = sums.total(sparse);
+        let policies: Vec<Compared> = self.contenders.iter().zip(&sums).map(summed).collect();
+        // A policy that is alone stands beside dense attention, several have places of their own.
+        let alone = policies.len() == 1;
+        let total = Means::of(&sums[0].total(), alone);
         let unlikely = || {
-            let pattern = total.sparse.map_or(0.0, |sparse| sparse.perplexity);
-            let beyond = !total.dense_perplexity.is_finite() || !pattern.is_finite();
+            let mut all = policies.iter().map(|policy| policy.total.perplexity);
+            let beyond = !total.dense_perplexity.is_finite() || all.any(|n| !n.is_finite());
             beyond.then(|| "the perplexity is beyond the range of numbers: the model rules out tokens of this text; give the config.json that belongs to these weights".to_string())
         };
         let said = watch.says(Some(self.folder), place.dtype);
+        let not_finite = said.or_else(unlikely);
+        let of_layers = match self.contenders {
+            [only] => &only.policy,
+            _ => self.dense,
+        };
         Ok(Report {
             device: place.kind,
             device_name: place.name,
             dtype: place.dtype,
-            tokens: self.tokens.len(),
+            tokens,
             window: self.window,
             from: self.from,
             total,
-            by_position: sums.buckets(sparse),
+            by_position: sums[0].buckets(alone),
+            policies,
             retrieval: (!scores.is_empty()).then(|| Retrieval {
                 seed: self.command.seed,
                 trials: self.command.trials,
                 by_depth: tally(&scores, true),
                 by_length: tally(&scores, false),
             }),
-            not_finite: said.or_else(unlikely),
-            layers: super::report::layers(self.swapped.unwrap_or(self.dense)),
+            not_finite,
+            layers: super::report::layers(of_layers),
         })
+    }
+}
+
+/// What a policy is reported by.
+fn summed((contender, sums): (&Contender, &ByPosition)) -> Compared {
+    let total = sums.total();
+    Compared {
+        name: contender.name.clone(),
+        given: contender.given.clone(),
+        total: Difference::of(&total),
+        perplexity_ratio: total.perplexity_ratio(),
+        by_position: sums.buckets(true),
+        layers: super::report::layers(&contender.policy),
     }
 }
 
@@ -277,8 +323,9 @@ impl Work<'_> {
     /// The sizes of a run of so many sequences, in chunks of so many tokens, some with logits.
     fn extent(&self, batch: usize, capacity: usize, (chunk, logits): (usize, usize)) -> Extent {
         let [batch, capacity, chunk, logits] = [batch, capacity, chunk, logits].map(|n| n as u64);
-        let policies = [Some(self.dense), self.swapped].into_iter().flatten();
-        let cached = policies.map(|policy| policy.cached(capacity, chunk));
+        let policies = self.contenders.iter().map(|contender| &contender.policy);
+        let cached = policies.chain([self.dense]);
+        let cached = cached.map(|policy| policy.cached(capacity, chunk));
         Extent {
             batch,
             capacity,

@@ -1,8 +1,9 @@
 //! What `butterfly eval` reports: as JSON, as text, as charts and as a page.
 
-use super::compare::{Bucket, Means};
+use super::compare::{Bucket, Difference, Means};
+use super::contenders::DENSE;
 use super::retrieval::Found;
-use crate::args::Eval as Command;
+use crate::args::{Eval as Command, Replace};
 use crate::chart::{self, Axis, Curves, HeatMap, Line, Panel, Scale, Unit};
 use crate::model::report::{self as of_layers, LayerReport};
 use crate::page::{Page, Part};
@@ -18,14 +19,32 @@ pub(super) struct Report {
     pub(super) window: usize,
     /// Positions of each window that were not scored.
     pub(super) from: usize,
+    /// Dense attention, and the policy if there is one only; so are `by_position` and `layers`.
     #[serde(flatten)]
     pub(super) total: Means,
     pub(super) by_position: Vec<Bucket>,
+    /// Each policy, in the order of the command line.
+    pub(super) policies: Vec<Compared>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) retrieval: Option<Retrieval>,
     /// What is wrong with the logits, if not all are finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) not_finite: Option<String>,
+    pub(super) layers: Vec<LayerReport>,
+}
+
+/// A policy beside dense attention.
+#[derive(Serialize)]
+pub(super) struct Compared {
+    pub(super) name: String,
+    /// As it was given; nothing if it is the pattern of artifacts.
+    #[serde(flatten)]
+    pub(super) given: Option<Replace>,
+    #[serde(flatten)]
+    pub(super) total: Difference,
+    /// Perplexity, divided by that of dense attention.
+    pub(super) perplexity_ratio: f64,
+    pub(super) by_position: Vec<Bucket>,
     pub(super) layers: Vec<LayerReport>,
 }
 
@@ -40,38 +59,64 @@ pub(super) struct Retrieval {
 /// A table: its title, the names of its columns, its rows.
 type Table = (String, Vec<String>, Vec<Vec<String>>);
 
-fn positions(report: &Report) -> Table {
-    let mut head = vec!["positions", "tokens", "dense perplexity"];
-    if report.total.sparse.is_some() {
-        head.extend(["with the pattern", "KL, nats", "same top token"]);
-    }
-    let row = |bucket: &Bucket| {
-        let means = &bucket.means;
-        let mut row = vec![
-            format!("{}..{}", bucket.from, bucket.end),
-            means.predicted.to_string(),
-            format!("{:.4}", means.dense_perplexity),
-        ];
-        if let Some(sparse) = &means.sparse {
-            row.push(format!("{:.4}", sparse.perplexity));
-            row.push(format!("{:.5}", sparse.kl_divergence));
-            row.push(format!("{:.2} %", 100.0 * sparse.top1_agreement));
-        }
-        row
-    };
-    (
-        "By position".into(),
-        head.into_iter().map(String::from).collect(),
-        report.by_position.iter().map(row).collect(),
-    )
+/// All policies together.
+fn totals(report: &Report) -> Table {
+    let head = [
+        "attention",
+        "perplexity",
+        "beside dense",
+        "KL, nats",
+        "same top token",
+        "as given",
+    ];
+    let dense = format!("{:.4}", report.total.dense_perplexity);
+    let mut rows = vec![vec![DENSE.into(), dense]];
+    rows.extend(report.policies.iter().map(|policy| {
+        vec![
+            policy.name.clone(),
+            format!("{:.4}", policy.total.perplexity),
+            format!("{:+.2} %", 100.0 * (policy.perplexity_ratio - 1.0)),
+            format!("{:.5}", policy.total.kl_divergence),
+            format!("{:.2} %", 100.0 * policy.total.top1_agreement),
+            policy.given.iter().map(ToString::to_string).collect(),
+        ]
+    }));
+    rows[0].resize(head.len(), String::new());
+    ("Perplexity".into(), head.map(String::from).into(), rows)
 }
 
-/// Dense attention beside the pattern, a row for each task, length and depth.
+/// One figure by position, a column for each policy, after that of dense attention if it has one.
+fn positions(
+    report: &Report,
+    title: &str,
+    dense: bool,
+    show: &dyn Fn(&Difference) -> String,
+) -> Table {
+    let mut head = vec!["positions".to_string(), "tokens".into()];
+    head.extend(dense.then(|| DENSE.into()));
+    head.extend(report.policies.iter().map(|policy| policy.name.clone()));
+    let row = |(i, bucket): (usize, &Bucket)| {
+        let mut row = vec![
+            format!("{}..{}", bucket.from, bucket.end),
+            bucket.means.predicted.to_string(),
+        ];
+        row.extend(dense.then(|| format!("{:.4}", bucket.means.dense_perplexity)));
+        // All policies are scored at the same positions.
+        let policies = report.policies.iter();
+        let figures = policies.filter_map(|policy| policy.by_position[i].means.sparse.as_ref());
+        row.extend(figures.map(show));
+        row
+    };
+    let rows = report.by_position.iter().enumerate().map(row).collect();
+    (title.into(), head, rows)
+}
+
+/// Dense attention beside the policies, a row for each task, length and depth.
 fn retrieval(title: &str, all: &[Found]) -> Table {
     let mut attentions: Vec<&str> = Vec::new();
     for found in all {
-        if !attentions.contains(&found.attention) {
-            attentions.push(found.attention);
+        if !attentions.contains(&&*found.attention) {
+            attentions.push(&found.attention);
         }
     }
     let mut head: Vec<String> = ["task", "tokens", "depth", "prompts"]
@@ -113,7 +158,27 @@ fn retrieval(title: &str, all: &[Found]) -> Table {
 }
 
 fn tables(report: &Report) -> Vec<Table> {
-    let mut tables = vec![positions(report)];
+    let mut tables = vec![positions(
+        report,
+        "By position: perplexity",
+        true,
+        &|sparse| format!("{:.4}", sparse.perplexity),
+    )];
+    if !report.policies.is_empty() {
+        tables.insert(0, totals(report));
+        tables.push(positions(
+            report,
+            "By position: KL divergence, nats",
+            false,
+            &|sparse| format!("{:.5}", sparse.kl_divergence),
+        ));
+        tables.push(positions(
+            report,
+            "By position: same top token",
+            false,
+            &|sparse| format!("{:.2} %", 100.0 * sparse.top1_agreement),
+        ));
+    }
     if let Some(all) = &report.retrieval {
         tables.push(retrieval(
             "Retrieval by length, with 95 % intervals",
@@ -140,12 +205,12 @@ pub(super) fn text(report: &Report) -> String {
         text += &format!(", scored from position {} on", report.from);
     }
     text += &format!("\ndense perplexity {:.4}\n", report.total.dense_perplexity);
-    if let Some(sparse) = &report.total.sparse {
+    if let [only] = &report.policies[..] {
         text += &format!(
             "with the pattern {:.4}; same most likely token at {:.2} %, KL divergence {:.5} nats\n",
-            sparse.perplexity,
-            100.0 * sparse.top1_agreement,
-            sparse.kl_divergence
+            only.total.perplexity,
+            100.0 * only.total.top1_agreement,
+            only.total.kl_divergence
         );
     }
     if let Some(retrieval) = &report.retrieval {
@@ -164,10 +229,28 @@ pub(super) fn text(report: &Report) -> String {
         for row in &all {
             let cells = row.iter().enumerate();
             let cells = cells.map(|(column, cell)| format!("{cell:>0$}", width(column)));
-            text += &format!("{}\n", cells.collect::<Vec<_>>().join("  "));
+            let line = cells.collect::<Vec<_>>().join("  ");
+            text += &format!("{}\n", line.trim_end());
         }
     }
-    text + "\n" + &of_layers::text(&report.layers)
+    text + "\n" + &layers(report)
+}
+
+/// The kernels of the policy, or of dense attention if there is none; of several each.
+fn layers(report: &Report) -> String {
+    match &report.policies[..] {
+        [] | [_] => of_layers::text(&report.layers),
+        several => {
+            let of = |policy: &Compared| {
+                let layers = of_layers::text(&policy.layers);
+                format!("{}\n{layers}", policy.name)
+            };
+            let dense = format!("{DENSE}\n{}", of_layers::text(&report.layers));
+            std::iter::once(dense)
+                .chain(several.iter().map(of))
+                .collect()
+        }
+    }
 }
 
 /// Shares that were found, length across and depth down, a panel for each task and attention.
@@ -184,14 +267,14 @@ pub(super) fn map(retrieval: &Retrieval) -> HeatMap {
     let all = || retrieval.by_depth.iter();
     let lengths = distinct(all().map(|found| found.tokens));
     let depths = distinct(all().map(|found| found.depth));
-    let attentions = distinct(all().map(|found| found.attention));
+    let attentions = distinct(all().map(|found| &*found.attention));
     let tasks = distinct(all().map(|found| found.task));
     let mut panels = Vec::new();
     for task in tasks {
         for &attention in &attentions {
             let value = |depth: Option<f32>, tokens: usize| {
                 let mut all =
-                    all().filter(|found| (found.task, found.attention) == (task, attention));
+                    all().filter(|found| (found.task, &*found.attention) == (task, attention));
                 let cell = all.find(|found| (found.depth, found.tokens) == (depth, tokens));
                 cell.map(|found| found.found)
             };
@@ -230,10 +313,9 @@ pub(super) fn map(retrieval: &Retrieval) -> HeatMap {
 }
 
 fn curves(report: &Report) -> Vec<Curves> {
-    let line = |name: &str, of: &dyn Fn(&Means) -> Option<f64>| Line {
+    let line = |name: &str, buckets: &[Bucket], of: &dyn Fn(&Means) -> Option<f64>| Line {
         name: name.into(),
-        points: report
-            .by_position
+        points: buckets
             .iter()
             .filter_map(|bucket| Some([bucket.end as f64, of(&bucket.means)?]))
             .collect(),
@@ -252,24 +334,27 @@ fn curves(report: &Report) -> Vec<Curves> {
         },
         lines,
     };
-    let dense = line("dense", &|means| Some(means.dense_perplexity));
-    if report.total.sparse.is_none() {
-        return vec![chart("Perplexity by position", "perplexity", vec![dense])];
-    }
-    let pattern = line("pattern", &|means| {
-        means.sparse.map(|sparse| sparse.perplexity)
+    let lines = |of: &dyn Fn(&Difference) -> f64| -> Vec<Line> {
+        let of = |means: &Means| means.sparse.as_ref().map(of);
+        let policies = report.policies.iter();
+        policies
+            .map(|policy| line(&policy.name, &policy.by_position, &of))
+            .collect()
+    };
+    let dense = line(DENSE, &report.by_position, &|means| {
+        Some(means.dense_perplexity)
     });
-    let divergence = line("pattern", &|means| {
-        means.sparse.map(|sparse| sparse.kl_divergence)
-    });
-    vec![
-        chart("Perplexity by position", "perplexity", vec![dense, pattern]),
-        chart(
+    let mut perplexities = vec![dense];
+    perplexities.extend(lines(&|sparse| sparse.perplexity));
+    let mut charts = vec![chart("Perplexity by position", "perplexity", perplexities)];
+    if !report.policies.is_empty() {
+        charts.push(chart(
             "KL divergence from dense attention by position",
             "nats",
-            vec![divergence],
-        ),
-    ]
+            lines(&|sparse| sparse.kl_divergence),
+        ));
+    }
+    charts
 }
 
 pub(super) fn page(command: &Command, report: &Report) -> Page {
@@ -297,22 +382,8 @@ pub(super) fn page(command: &Command, report: &Report) -> Page {
             format!("{:.4}", report.total.dense_perplexity),
         ),
     ];
-    if let Some(pattern) = &command.run.pattern {
-        facts.push(("pattern", pattern.clone()));
-    }
-    if let Some(policy) = &command.run.policy {
-        facts.push(("policy", policy.display().to_string()));
-    }
-    if let Some(artifacts) = &command.run.artifacts {
+    if let Some(artifacts) = &command.several.run.artifacts {
         facts.push(("artifacts", artifacts.display().to_string()));
-    }
-    if let Some(sparse) = &report.total.sparse {
-        facts.push(("with the pattern", format!("{:.4}", sparse.perplexity)));
-        facts.push(("KL divergence", format!("{:.5} nats", sparse.kl_divergence)));
-        facts.push((
-            "same top token",
-            format!("{:.2} %", 100.0 * sparse.top1_agreement),
-        ));
     }
     if let Some(retrieval) = &report.retrieval {
         facts.push((
@@ -320,7 +391,7 @@ pub(super) fn page(command: &Command, report: &Report) -> Page {
             format!("seed {}, {} of each kind", retrieval.seed, retrieval.trials),
         ));
     }
-    facts.push(("layers", of_layers::text(&report.layers)));
+    facts.push(("layers", layers(report)));
     if let Some(wrong) = &report.not_finite {
         facts.push(("wrong", wrong.clone()));
     }

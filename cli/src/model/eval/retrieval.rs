@@ -1,4 +1,4 @@
-//! Retrieval tasks put to a model: prompts in batches, dense attention beside a pattern.
+//! Retrieval tasks put to a model: prompts in batches, dense attention beside policies.
 //!
 //! In:  cases, whose prompts are made when their turn comes. Out: shares that were found, by task,
 //!      length, depth and attention, with 95 % intervals.
@@ -73,7 +73,8 @@ pub(crate) struct Found {
     /// Where the fact was hidden; without it, anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) depth: Option<f32>,
-    pub(crate) attention: &'static str,
+    /// The name of the policy.
+    pub(crate) attention: String,
     pub(crate) prompts: u64,
     /// Mean share of the answer: of its tokens, up to the first that was wrong, or of its names.
     pub(crate) found: f64,
@@ -85,21 +86,21 @@ pub(crate) struct Found {
 
 /// One prompt's result.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Score {
+pub(crate) struct Score<'a> {
     pub(crate) case: Case,
-    pub(crate) attention: &'static str,
+    pub(crate) attention: &'a str,
     pub(crate) found: f64,
 }
 
 /// Puts all questions to a model with each of the policies. `batches` says how many prompts of a
 /// length run together.
-pub(in crate::model) fn ask_all<B: AttentionBackend>(
+pub(in crate::model) fn ask_all<'a, B: AttentionBackend>(
     questions: &Questions<'_>,
     model: &Model<B>,
-    policies: &[(&'static str, &Policy)],
+    policies: &[(&'a str, &Policy)],
     (batches, chunk): (&[(usize, usize)], usize),
     watch: &mut Watch,
-) -> Result<Vec<Score>, Failure> {
+) -> Result<Vec<Score<'a>>, Failure> {
     let tokens: usize = questions.cases.iter().map(|case| case.length).sum();
     let bar = crate::progress((tokens * policies.len()) as u64, "tokens with facts");
     let mut scores = Vec::new();
@@ -176,8 +177,8 @@ fn ask<B: AttentionBackend>(
 }
 
 /// Scores by task, length, depth (with `by_depth`) and attention, in the order of the scores.
-pub(crate) fn tally(scores: &[Score], by_depth: bool) -> Vec<Found> {
-    let of = |score: &Score| {
+pub(crate) fn tally<'a>(scores: &[Score<'a>], by_depth: bool) -> Vec<Found> {
+    let of = |score: &Score<'a>| {
         let Case {
             task,
             length,
@@ -203,7 +204,7 @@ pub(crate) fn tally(scores: &[Score], by_depth: bool) -> Vec<Found> {
             task,
             tokens,
             depth,
-            attention,
+            attention: attention.into(),
             prompts,
             found,
             found_interval: wilson(found, prompts),
@@ -244,21 +245,22 @@ mod tests {
             all.map(|f| (f.tokens, f.depth, f.attention, f.prompts, f.found, f.exact))
                 .collect()
         };
+        let [dense, other] = [|| "dense".to_string(), || "butterfly".to_string()];
         assert_eq!(
             found(true),
             [
-                (64, Some(0.0), "dense", 1, 1.0, 1.0),
-                (64, Some(0.0), "butterfly", 2, 0.75, 0.5),
-                (64, Some(1.0), "dense", 1, 1.0, 1.0),
-                (96, Some(0.0), "dense", 1, 0.0, 0.0),
+                (64, Some(0.0), dense(), 1, 1.0, 1.0),
+                (64, Some(0.0), other(), 2, 0.75, 0.5),
+                (64, Some(1.0), dense(), 1, 1.0, 1.0),
+                (96, Some(0.0), dense(), 1, 0.0, 0.0),
             ]
         );
         assert_eq!(
             found(false),
             [
-                (64, None, "dense", 2, 1.0, 1.0),
-                (64, None, "butterfly", 2, 0.75, 0.5),
-                (96, None, "dense", 1, 0.0, 0.0),
+                (64, None, dense(), 2, 1.0, 1.0),
+                (64, None, other(), 2, 0.75, 0.5),
+                (96, None, dense(), 1, 0.0, 0.0),
             ]
         );
         let exact = &tally(&scores, false)[1];

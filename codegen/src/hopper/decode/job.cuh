@@ -38,7 +38,7 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   const PerLaunch per_launch = per_launch_of(launch);
   Band list[@bands];
   write_bands(launch, per_launch, query / BLOCK, kv_head, list);
-  const Bands bands = bands_of(launch, query / BLOCK, kv_head, list);
+  const Bands bands = bands_of(launch, query / BLOCK, kv_head, batch, list);
   Tiles tiles(bands, query, lane, static_cast<int>(part) * TEAMS + team, WIDTH * TEAMS);
   const Keys keys = {k_map, v_map, static_cast<int>(kv_head), static_cast<int>(batch)};
   Ring ring = first_tiles(shared, tiles, keys, team, warp);

@@ -37,7 +37,7 @@ __device__ __forceinline__ void consume(const Launch& launch, const Shared& shar
   };
   auto begin_item = [&](const Item& item) {
     token = unit_here(item).token;
-    bands = bands_of(launch, item.token / BLOCK, item.kv_head, shared.bands(count % HEADERS));
+    bands = bands_of(launch, item.token / BLOCK, item.kv_head, item.batch, shared.bands(count % HEADERS));
     softmax.start();
     ++count;
   };

@@ -63,7 +63,7 @@ __device__ __forceinline__ void produce(const Launch& launch, const Shared& shar
       write_bands(launch, per_launch, item.token / BLOCK, item.kv_head, shared.bands(header));
     }
     __syncwarp();
-    const Bands bands = bands_of(launch, item.token / BLOCK, item.kv_head, shared.bands(header));
+    const Bands bands = bands_of(launch, item.token / BLOCK, item.kv_head, item.batch, shared.bands(header));
     const Seen seen(bands, q0, q1, lane);
 
     int k = seen.next_key(0);

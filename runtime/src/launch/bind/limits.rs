@@ -60,7 +60,7 @@ fn call(batch: u32, kv_heads: u32, kv_len: u32) -> Call<'static> {
             blocks: kv_len.div_ceil(128),
             index: 0,
             prompt: kv_len,
-            head_rows: 0,
+            table: Default::default(),
             scale_bits: 1.0f32.to_bits(),
             q_strides: strides(1),
             k_strides: strides(kv_len),

@@ -1,0 +1,139 @@
+//! The row of blocks of a workgroup: its queries, those that score, and the blocks that it may choose.
+
+use super::{Extent, Shape};
+use butterfly_ir::band::UNBOUNDED;
+use cubecl::prelude::*;
+
+/// A row of blocks of one kv head and sequence.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Row {
+    /// The row, and its block of queries.
+    pub(super) block: u32,
+    /// Its first and last query of the launch.
+    pub(super) q0: u32,
+    pub(super) q1: u32,
+    /// Kv head and sequence.
+    pub(super) kv_head: u32,
+    pub(super) sequence: u32,
+    /// Kv head and sequence as one number.
+    pub(super) list: u32,
+    /// The number of the row among those of all lists.
+    pub(super) entry: u32,
+    /// Its fixed bands.
+    pub(super) from: u32,
+    pub(super) to: u32,
+}
+
+#[cube]
+pub(super) fn row_of(
+    at: u32,
+    list: u32,
+    offsets: &Array<u32>,
+    extent: &Extent,
+    #[comptime] shape: Shape,
+) -> Row {
+    let size = comptime!(shape.block);
+    let block = extent.first_row + at;
+    let kv_head = list % extent.kv_heads;
+    let fixed = kv_head * extent.fixed_heads + block - extent.fixed_first;
+    Row {
+        block,
+        q0: max(extent.q_offset, block * size),
+        q1: min(extent.q_offset + extent.q_len, (block + 1u32) * size) - 1u32,
+        kv_head,
+        sequence: list / extent.kv_heads,
+        list,
+        entry: list * extent.row_count + at,
+        from: offsets[fixed as usize],
+        to: offsets[(fixed + 1u32) as usize],
+    }
+}
+
+/// The position of scoring query number `slot`; `u32::MAX` if the row has none of this number.
+///
+/// Positions `every - 1`, `2 * every - 1` and so on score, and the last query.
+#[cube]
+pub(super) fn scoring(row: &Row, slot: u32, #[comptime] shape: Shape) -> u32 {
+    let every = comptime!(shape.every);
+    let end = row.block * comptime!(shape.block) + (slot + 1u32) * every;
+    let regular = end - 1u32;
+    // The slot before this one stands for the last query, or lies before the launch.
+    let late = slot > 0u32 && end - every > row.q1;
+    let inside = regular >= row.q0 && !late;
+    select(inside, min(regular, row.q1), u32::MAX.runtime())
+}
+
+/// Whether every query of the row sees all keys of block `c` through the fixed bands.
+#[cube]
+pub(super) fn is_whole(row: &Row, bands: &Array<u32>, c: u32, #[comptime] shape: Shape) -> bool {
+    let size = comptime!(shape.block);
+    let (q0, q1) = (i32::cast_from(row.q0), i32::cast_from(row.q1));
+    let stop = i32::cast_from((c + 1u32) * size);
+    let mut reach = i32::cast_from(c * size);
+    // Each round adds a band at least, if any goes on where the others end.
+    for _ in row.from..row.to {
+        for i in row.from..row.to {
+            let at = (i * 4u32) as usize;
+            let lo = max(
+                i32::cast_from(bands[at]),
+                q1 + i32::cast_from(bands[at + 2]),
+            );
+            let hi = min(
+                i32::cast_from(bands[at + 1]),
+                q0 + i32::cast_from(bands[at + 3]),
+            );
+            reach = select(lo <= reach, max(reach, hi), reach);
+        }
+    }
+    reach >= stop
+}
+
+/// Whether the row has more blocks to choose from than it wants, so that scores decide. All units of the
+/// workgroup call this.
+#[cube]
+pub(super) fn has_choice(
+    row: &Row,
+    bands: &Array<u32>,
+    wanted: u32,
+    shared: &mut SharedMemory<u32>,
+    #[comptime] shape: Shape,
+) -> bool {
+    let mut own = 0u32;
+    if wanted > 0u32 {
+        let mut c = UNIT_POS;
+        while c < row.block {
+            if !is_whole(row, bands, c, shape) {
+                own += 1u32;
+            }
+            c += CUBE_DIM;
+        }
+    }
+    shared[UNIT_POS as usize] = own;
+    sync_cube();
+    let mut all = 0u32;
+    for i in 0..CUBE_DIM {
+        all += shared[i as usize];
+    }
+    sync_cube();
+    all > wanted
+}
+
+/// First and one past the last mean of a part, of whole blocks, of those before the row.
+#[cube]
+pub(super) fn part_of(row: &Row, part: u32, #[comptime] shape: Shape) -> (u32, u32) {
+    let parts = comptime!(shape.parts);
+    let means = comptime!(shape.means());
+    let span = (row.block + parts - 1u32) / parts;
+    let start = min(part * span, row.block);
+    (start * means, min(start + span, row.block) * means)
+}
+
+/// Writes the band of the keys `lo..hi`, which no position of a query limits.
+#[cube]
+pub(super) fn write_keys(bands: &mut Array<u32>, entry: u32, lo: u32, hi: u32) {
+    let at = (entry * 4u32) as usize;
+    bands[at] = lo;
+    bands[at + 1] = hi;
+    bands[at + 2] = comptime!((-UNBOUNDED).cast_unsigned()).runtime();
+    bands[at + 3] = comptime!(UNBOUNDED.cast_unsigned()).runtime();
+}

@@ -1,0 +1,295 @@
+//! Rows that choose blocks by content: outputs are those of the reference with the choice that the
+//! native code makes, which is tested against f64; caches keep means of keys.
+
+use crate::cache::{SIZES, append};
+use crate::{Fused, Vulkan, close, numbers, random};
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_flex::Flex;
+use burn_wgpu::WgpuDevice;
+use butterfly::{
+    AttentionBackend, Call, KvCache, Plan, Sparsity, attention, attention_with_lse, pattern,
+};
+use butterfly_cpu::reference::attend_f64;
+use butterfly_cpu::{Problem, Route};
+use butterfly_ir::{BandTable, Context, rows, sees};
+
+const D: usize = 24;
+
+/// k [heads, T, D] → means [heads, T / pool, D].
+fn means(k: &[f32], [tokens, d]: [usize; 2], pool: usize) -> Vec<f32> {
+    let of_head = |k: &[f32]| {
+        let pools = k[..tokens / pool * pool * d].chunks(pool * d);
+        let mean = |keys: &[f32]| -> Vec<f32> {
+            let of = |i: usize| keys[i..].iter().step_by(d).sum::<f32>() / pool as f32;
+            (0..d).map(of).collect()
+        };
+        pools.flat_map(mean).collect::<Vec<f32>>()
+    };
+    k.chunks(tokens * d).flat_map(of_head).collect()
+}
+
+/// o and LSE in f64 of a causal prefill of the last q_len of all tokens, with the blocks that the native
+/// code chooses.
+fn reference(
+    [q, k, v]: [&[f32]; 3],
+    [batch, q_heads, kv_heads, q_len, tokens]: [usize; 5],
+    sparsity: &Sparsity,
+    prompt: u32,
+) -> (Vec<f64>, Vec<f64>) {
+    let routing = sparsity.pattern.routing().expect("a pattern that chooses");
+    let (block, pool) = (sparsity.block as usize, routing.pool as usize);
+    let context = Context {
+        prompt,
+        ..Context::new(sparsity.block, tokens as u32, 0)
+    };
+    let fixed: BandTable = rows::table(&sparsity.pattern, &context, kv_heads as u32);
+    let scale = 1.0 / (D as f32).sqrt();
+    let table = butterfly_cpu::route(&Route {
+        batch,
+        q_heads,
+        kv_heads,
+        q_len,
+        head_dim: D,
+        q_offset: tokens - q_len,
+        block,
+        pool,
+        every: routing.every as usize,
+        scale,
+        q,
+        means: &means(k, [tokens, D], pool),
+        room: tokens / pool,
+        blocks: &sparsity.pattern.routed_blocks(kv_heads as u32),
+        fixed: &fixed,
+    });
+    let table = table.expect("a choice");
+    let (mut o, mut lse) = (Vec::new(), Vec::new());
+    for sequence in 0..batch {
+        let of = |x: &[f32]| -> Vec<f32> {
+            let each = x.len() / batch;
+            x[sequence * each..][..each].to_vec()
+        };
+        let [q, k, v] = [q, k, v].map(of);
+        let patterns: Vec<_> = (0..kv_heads)
+            .map(|head| {
+                let chosen = |b: usize| -> Vec<u32> {
+                    if b < (tokens - q_len) / block {
+                        return Vec::new();
+                    }
+                    let bands = table.row(sequence * kv_heads + head, b);
+                    let bands = &bands[fixed.row(head, b).len()..];
+                    bands
+                        .iter()
+                        .map(|band| band.lo as u32 / sparsity.block)
+                        .collect()
+                };
+                let rows: Vec<_> = (0..tokens.div_ceil(block)).map(chosen).collect();
+                sparsity.pattern.of_head(head as u32).routed_to(&rows)
+            })
+            .collect();
+        let problem = Problem {
+            batch: 1,
+            q_heads,
+            kv_heads,
+            q_len,
+            kv_len: tokens,
+            kv_room: tokens,
+            head_dim: D,
+            v_head_dim: D,
+            q_offset: tokens - q_len,
+            block,
+            scale,
+            q: &q,
+            k: (&k).into(),
+            v: (&v).into(),
+            rows: &Default::default(),
+            score: Default::default(),
+        };
+        let (of_o, of_lse) = attend_f64(&problem, |head, q, k| {
+            sees(&patterns[head], &context, q as u32, k as u32)
+        });
+        o.extend(of_o);
+        lse.extend(of_lse);
+    }
+    (o, lse)
+}
+
+/// Prefill, its end, and decode, for two sequences whose heads choose apart.
+pub(crate) fn agrees<B: AttentionBackend>(device: &B::Device) {
+    for (sparsity, q_heads) in [
+        (
+            pattern! { block 16 causal & (window(20) | sink(1) | routed(2, pool=4)) },
+            4,
+        ),
+        (
+            pattern! {
+                block 16
+                causal & per_head {
+                    0 => local(1) | routed(1, pool=16, every=4);
+                    else => local(0) | sink_tokens(3) | routed(3, pool=16, every=4)
+                }
+            },
+            6,
+        ),
+        (
+            pattern! {
+                block 32
+                causal & (tail(40) | per_head { 1 => all; else => local(0) | routed(2, pool=32, every=32) })
+            },
+            2,
+        ),
+        (
+            pattern! { block 8 causal & (local(0) | routed(5, pool=1, every=2)) },
+            20,
+        ),
+    ] {
+        let plan = Plan::new(sparsity.clone()).expect("a plan");
+        for (tokens, q_len) in [(203, 203), (203, 59), (160, 160), (131, 1), (9, 9), (1, 1)] {
+            let q = random::<B, 4>([2, q_heads, q_len, D], device);
+            let [k, v] = [0, 1].map(|_| random::<B, 4>([2, 2, tokens, D], device));
+            let call = Call {
+                prompt: Some(180),
+                ..Call::default()
+            };
+            let (o, lse) = attention_with_lse(q.clone(), k.clone(), v.clone(), &plan, &call)
+                .expect("attention");
+            let values = [q, k, v].map(|x| numbers(&x));
+            let sizes = [2, q_heads, 2, q_len, tokens];
+            let (want_o, want_lse) =
+                reference(values.each_ref().map(|x| &x[..]), sizes, &sparsity, 180);
+            let what = format!("{sparsity}: {q_len} of {tokens}");
+            close(&numbers(&o), &want_o, &what);
+            close(&numbers(&lse), &want_lse, &what);
+        }
+    }
+}
+
+/// Through a cache, chunks that end on borders of blocks see what the whole prompt sees, decode what a
+/// call without a cache sees, also after tokens were taken back; and ten launches give the same bits.
+pub(crate) fn caches_choose<B: AttentionBackend>(device: &B::Device) {
+    const T: usize = 203;
+    let sparsity =
+        pattern! { block 16 causal & (window(20) | sink(1) | routed(2, pool=8, every=2)) };
+    let plan = Plan::new(sparsity).expect("a plan");
+    let rows = random::<B, 3>([2, T, 128], device);
+    let norms = [random::<B, 1>([16], device), random::<B, 1>([16], device)];
+    let rotation = random::<B, 2>([T, 8], device);
+    let call = Call {
+        capacity: Some(T),
+        ..Call::default()
+    };
+    let fill = |cache: &mut KvCache<B>, from: usize, to: usize| {
+        let rows = rows.clone().slice([0..2, from..to, 0..128]);
+        let rotation = rotation.clone().slice([from..to, 0..8]);
+        let inputs = [rows.clone(), rows.clone(), rows];
+        let q = cache.append(inputs, Some(&norms), Some(&rotation), append());
+        q.expect("append")
+    };
+    let attend = |cache: &mut KvCache<B>, from: usize, to: usize| {
+        let q = fill(cache, from, to);
+        cache.attend(q, &plan, &call).expect("attention")
+    };
+    let exact = |x: &Tensor<B, 4>| numbers(x).into_iter().map(f64::from).collect::<Vec<_>>();
+    let new = || KvCache::new(SIZES, 1, 16, device);
+    let mut cache = new();
+    let whole = attend(&mut cache, 0, T);
+    let q = {
+        cache.truncate(0);
+        fill(&mut cache, 0, T)
+    };
+    for _ in 0..10 {
+        let again = cache.attend(q.clone(), &plan, &call).expect("attention");
+        assert_eq!(numbers(&again), numbers(&whole));
+    }
+    let mut parts = new();
+    for (from, to) in [(0, 16), (16, 112), (112, 128), (128, T)] {
+        let part = attend(&mut parts, from, to);
+        let want = whole.clone().slice([0..2, 0..4, from..to, 0..16]);
+        close(&numbers(&part), &exact(&want), "a chunk");
+    }
+    let decode = |cache: &mut KvCache<B>, at: usize| {
+        let q = fill(cache, at, at + 1);
+        let got = cache.attend(q.clone(), &plan, &call).expect("attention");
+        let [k, v] = cache.tensors();
+        let alone = Call {
+            kv_len: Some(at + 1),
+            ..call.clone()
+        };
+        let want = attention(q, k, v, &plan, &alone).expect("attention");
+        close(&numbers(&got), &exact(&want), "decode");
+    };
+    let mut cache = new();
+    attend(&mut cache, 0, 96);
+    for at in 96..131 {
+        decode(&mut cache, at);
+    }
+    cache.truncate(101);
+    for at in 101..107 {
+        decode(&mut cache, at);
+    }
+}
+
+#[test]
+fn cpu_chooses_blocks() {
+    agrees::<Flex>(&Default::default());
+    caches_choose::<Flex>(&Default::default());
+}
+
+#[test]
+fn vulkan_chooses_blocks() {
+    agrees::<Vulkan>(&WgpuDevice::Cpu);
+    caches_choose::<Vulkan>(&WgpuDevice::Cpu);
+}
+
+#[test]
+fn fusion_chooses_blocks() {
+    agrees::<Fused>(&WgpuDevice::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_chooses_blocks() {
+    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+    agrees::<Cuda>(&Default::default());
+    caches_choose::<Cuda>(&Default::default());
+}
+
+/// Means that are missing, too few or of another type are errors.
+#[test]
+fn means_have_to_fit() {
+    use butterfly::{Attend, Counts, Operation};
+    let plan = Plan::new(pattern! { block 16 causal & (local(0) | routed(1, pool=4)) });
+    let operation = Operation::Attend(Attend {
+        plan: plan.expect("a plan"),
+        index: 0,
+        q_offset: 0,
+        kv_len: 50,
+        capacity: 50,
+        prompt: 50,
+        scale: 1.0,
+        softcap: None,
+        sinks: None,
+        counts: Counts::default(),
+    });
+    let check = |means: Option<([usize; 4], DType)>| {
+        let tensor = |heads: usize| (Shape::from([1, heads, 50, 8]), DType::F32);
+        let mut inputs = vec![tensor(4), tensor(2), tensor(2)];
+        inputs.extend(means.map(|(shape, dtype)| (Shape::from(shape), dtype)));
+        let result = operation.outputs(&inputs);
+        result.map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(check(Some(([1, 2, 12, 8], DType::F32))), Ok(()));
+    for (means, says) in [
+        (None, "takes 4 tensors"),
+        (
+            Some(([1, 2, 11, 8], DType::F32)),
+            "at least 12 means of 4 keys",
+        ),
+        (Some(([1, 4, 12, 8], DType::F32)), "[1, 2, 12, 8]"),
+        (Some(([1, 2, 12, 8], DType::F16)), "F32"),
+    ] {
+        let error = check(means).expect_err(says);
+        assert!(error.contains(says), "{error}");
+    }
+}
