@@ -71,7 +71,7 @@ pub fn attention_with_lse<B: AttentionBackend>(
     plan: &Plan,
     call: &Call,
 ) -> Result<(Tensor<B, 4>, Tensor<B, 3>), OperationError> {
-    let means = match plan.sparsity().pattern.routing() {
+    let means = match plan.routing() {
         None => None,
         Some(Routing { pool, .. }) => {
             let ([batch, heads, room, dim], pool) = (k.dims(), pool as usize);

@@ -317,7 +317,7 @@ impl<B: AttentionBackend> KvCache<B> {
         call: &Call,
     ) -> Result<Tensor<B, 4>, OperationError> {
         let [k, v] = self.tensors();
-        let means = match plan.sparsity().pattern.routing() {
+        let means = match plan.routing() {
             None => None,
             Some(Routing { pool, .. }) => Some(self.means(&k, pool as usize)?),
         };

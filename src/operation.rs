@@ -83,7 +83,7 @@ impl Attend {
 
     /// What rows choose by content, if the pattern says so.
     pub(crate) fn routing(&self) -> Option<Routing> {
-        self.plan.sparsity().pattern.routing()
+        self.plan.routing()
     }
 
     pub(crate) fn score(&self) -> ScoreValues<'_> {

@@ -11,6 +11,7 @@ use crate::{Attend, OperationError};
 use butterfly_ir::Sm;
 use butterfly_ir::Target;
 use butterfly_ir::model::OwnAttention;
+use butterfly_ir::pattern::Routing;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
 use butterfly_ops::Products;
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts};
@@ -30,6 +31,8 @@ pub struct Plan(Arc<Inner>);
 
 struct Inner {
     sparsity: Sparsity,
+    /// What rows choose by content: every call asks for it, and finding it walks the pattern.
+    routing: Option<Routing>,
     rows: Rows,
     source: Source,
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -183,6 +186,11 @@ impl Plan {
     /// The pattern.
     pub fn sparsity(&self) -> &Sparsity {
         &self.0.sparsity
+    }
+
+    /// What the rows of the pattern choose by content; `None` if the pattern alone says what they see.
+    pub fn routing(&self) -> Option<Routing> {
+        self.0.routing
     }
 
     /// The artifacts, if the kernels come from artifacts.
@@ -340,6 +348,7 @@ impl Plan {
 impl Inner {
     fn new(sparsity: Sparsity, rows: Rows, source: Source) -> Self {
         Self {
+            routing: sparsity.pattern.routing(),
             sparsity,
             rows,
             source,

@@ -139,7 +139,7 @@ impl LayerPolicy {
         });
         let tokens = most.unwrap_or(capacity).min(capacity);
         // A mean in f32 takes as much memory as key and value of a token in 16 bits.
-        let means = self.plan.sparsity().pattern.routing();
+        let means = self.plan.routing();
         let means = means.map_or(0, |routing| tokens / u64::from(routing.pool));
         tokens.saturating_add(means)
     }

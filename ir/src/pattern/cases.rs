@@ -39,8 +39,11 @@ impl Sparsity {
 impl Pattern {
     /// What kv head `head` sees: the pattern without `per_head`.
     pub fn of_head(&self, head: u32) -> Self {
-        self.chosen(&|pattern| match pattern {
-            Self::PerHead(cases) => Some(Case::find(cases, head)),
+        self.rewritten(&|pattern| match pattern {
+            Self::PerHead(cases) => Some(match Case::find(cases, head) {
+                Some(case) => case.of_head(head),
+                None => Leaf::None.into(),
+            }),
             Self::PerLayer(_) | Self::Leaf(_) => None,
             Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
         })
@@ -48,23 +51,26 @@ impl Pattern {
 
     /// What the layer of index `layer` in the model sees: the pattern without `per_layer`.
     pub fn of_layer(&self, layer: u32) -> Self {
-        self.chosen(&|pattern| match pattern {
-            Self::PerLayer(cases) => Some(Case::find(cases, layer)),
+        self.rewritten(&|pattern| match pattern {
+            Self::PerLayer(cases) => Some(match Case::find(cases, layer) {
+                Some(case) => case.of_layer(layer),
+                None => Leaf::None.into(),
+            }),
             Self::PerHead(_) | Self::Leaf(_) => None,
             Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
         })
     }
 
-    /// The pattern with each part for which `of` names a case replaced by that case.
-    fn chosen<'a>(&'a self, of: &dyn Fn(&'a Self) -> Option<Option<&'a Self>>) -> Self {
-        if let Some(case) = of(self) {
-            return case.map_or(Leaf::None.into(), |case| case.chosen(of));
+    /// The pattern with each part for which `of` gives another replaced by that one, as a whole.
+    pub(super) fn rewritten(&self, of: &dyn Fn(&Self) -> Option<Self>) -> Self {
+        if let Some(other) = of(self) {
+            return other;
         }
-        let part = |pattern: &'a Self| Box::new(pattern.chosen(of));
-        let cases = |cases: &'a [Case]| {
-            let case = |case: &'a Case| Case {
+        let part = |pattern: &Self| Box::new(pattern.rewritten(of));
+        let cases = |cases: &[Case]| {
+            let case = |case: &Case| Case {
                 of: case.of.clone(),
-                pattern: case.pattern.chosen(of),
+                pattern: case.pattern.rewritten(of),
             };
             cases.iter().map(case).collect()
         };

@@ -70,25 +70,11 @@ impl Pattern {
     }
 
     fn choosing(&self, choice: &dyn Fn() -> Leaf) -> Self {
-        let part = |pattern: &Self| Box::new(pattern.choosing(choice));
-        let cases = |cases: &[Case]| {
-            let case = |case: &Case| Case {
-                of: case.of.clone(),
-                pattern: case.pattern.choosing(choice),
-            };
-            cases.iter().map(case).collect()
-        };
-        match self {
-            Self::Leaf(leaf) => match routing_of(leaf) {
-                Some(_) => choice().into(),
-                None => leaf.clone().into(),
-            },
-            Self::Or(a, b) => Self::Or(part(a), part(b)),
-            Self::And(a, b) => Self::And(part(a), part(b)),
-            Self::Minus(a, b) => Self::Minus(part(a), part(b)),
-            Self::PerHead(of) => Self::PerHead(cases(of)),
-            Self::PerLayer(of) => Self::PerLayer(cases(of)),
-        }
+        self.rewritten(&|pattern| match pattern {
+            Self::Leaf(leaf) => routing_of(leaf).map(|_| choice().into()),
+            Self::Or(..) | Self::And(..) | Self::Minus(..) => None,
+            Self::PerHead(_) | Self::PerLayer(_) => None,
+        })
     }
 
     /// Whether every query sees all keys of the blocks before its own.
