@@ -59,6 +59,8 @@ mod flex;
 mod fusion;
 mod operation;
 mod plan;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod scorers;
 mod shapes;
 mod tables;
 

@@ -10,7 +10,9 @@
 
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
-use butterfly_ir::{Dtype, KernelSpec, Launch, Role, Rows, Score, Sm, Sparsity, Target};
+use butterfly_ir::{
+    Dtype, KernelSpec, Launch, Role, Rows, Score, Scorer, ScorerPass, Sm, Sparsity, Target,
+};
 use rspirv::binary::Disassemble;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -201,14 +203,12 @@ fn hopper() {
     assert!(made >= 8, "only {made} plans have Hopper kernels");
 }
 
-/// The matrix product for linear layers: text, instructions and registers; no register spills.
-#[test]
-fn hopper_product() {
-    let (product, text) = butterfly_codegen::product(Dtype::Bf16).expect("a kernel");
-    snapshot("hopper", "product_bf16", &text);
+/// A kernel beside attention, for Hopper: text, instructions and registers; no register spills.
+fn hopper_kernel(name: &str, launched: &impl std::fmt::Debug, text: &str) {
+    snapshot("hopper", name, text);
     let search = butterfly_codegen::nvrtc::find();
     let nvrtc = search.nvrtc.as_ref().expect("scripts/test installs NVRTC");
-    let compiled = nvrtc.compile(&text, "sm_90a").expect("compiles");
+    let compiled = nvrtc.compile(text, "sm_90a").expect("compiles");
     let resources = compiled.resources.expect("a log that is understood");
     let counts = machine_code(&compiled.cubin);
     let count = |name: &str| counts.get(name).copied().unwrap_or(0);
@@ -219,9 +219,73 @@ fn hopper_product() {
     let listing: String = listing
         .map(|(name, count)| format!("{count:6} {name}\n"))
         .collect();
-    let listing = format!("{product:#?}\n{resources:#?}\n{listing}");
-    snapshot("hopper_code", "product_bf16", &listing);
+    let listing = format!("{launched:#?}\n{resources:#?}\n{listing}");
+    snapshot("hopper_code", name, &listing);
+}
+
+/// The matrix product for linear layers.
+#[test]
+fn hopper_product() {
+    let (product, text) = butterfly_codegen::product(Dtype::Bf16).expect("a kernel");
+    hopper_kernel("product_bf16", &product, &text);
     assert!(butterfly_codegen::product(Dtype::F32).is_none());
+}
+
+/// Scores of blocks by content: the shape of the benchmark, and blocks that are one mean, with more queries than
+/// a warpgroup has rows and a head size that fills no box.
+#[test]
+fn hopper_scorers() {
+    let scorer = |pass, head_dim, group, block, pool, every| Scorer {
+        entry: String::new(),
+        pass,
+        dtype: Dtype::Bf16,
+        head_dim,
+        group,
+        block,
+        pool,
+        every,
+        threads: 0,
+        shared_bytes: 0,
+    };
+    for (name, scorer) in [
+        ("weigh_d128", scorer(ScorerPass::Weigh, 128, 4, 128, 16, 8)),
+        ("score_d128", scorer(ScorerPass::Score, 128, 4, 128, 16, 8)),
+        ("score_d200", scorer(ScorerPass::Score, 200, 3, 64, 64, 1)),
+    ] {
+        let (launched, text) = butterfly_codegen::scorer(scorer).expect(name);
+        hopper_kernel(name, &launched, &text);
+    }
+    for (scorer, says) in [
+        (
+            scorer(ScorerPass::Weigh, 100, 4, 128, 16, 8),
+            "scorer.head_dim is 100",
+        ),
+        (scorer(ScorerPass::Weigh, 512, 4, 128, 16, 8), "at most 256"),
+        (
+            scorer(ScorerPass::Weigh, 128, 4, 96, 16, 8),
+            "a power of two",
+        ),
+        (
+            scorer(ScorerPass::Weigh, 128, 4, 128, 0, 8),
+            "a divisor of the block",
+        ),
+        (
+            scorer(ScorerPass::Weigh, 128, 4, 128, 16, 7),
+            "scorer.every is 7",
+        ),
+        (
+            Scorer {
+                dtype: Dtype::F32,
+                ..scorer(ScorerPass::Weigh, 128, 4, 128, 16, 8)
+            },
+            "a 16-bit float",
+        ),
+    ] {
+        let error = butterfly_codegen::scorer(scorer)
+            .expect_err(says)
+            .to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

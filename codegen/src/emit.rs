@@ -130,6 +130,22 @@ pub fn product(dtype: Dtype) -> Option<(butterfly_ir::Product, String)> {
     })
 }
 
+/// A kernel that scores blocks by content on Hopper: how it is launched, and its text in CUDA C++. Entry
+/// point, threads and shared memory of `scorer` are filled in.
+///
+/// # Errors
+/// [`ContractError`](butterfly_ir::ContractError) for the first other field that the kernel does not take.
+#[cfg(feature = "cuda")]
+pub fn scorer(
+    scorer: butterfly_ir::Scorer,
+) -> Result<(butterfly_ir::Scorer, String), butterfly_ir::ContractError> {
+    use crate::hopper::route;
+    let launched = route::launched(scorer);
+    launched.check()?;
+    let text = launched.heading() + &route::text(&launched);
+    Ok((launched, text))
+}
+
 #[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "metal")))]
 fn not_built(target: Target, feature: &'static str) -> EmitError {
     EmitError::NotBuilt { target, feature }

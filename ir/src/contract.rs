@@ -8,7 +8,9 @@
 
 use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
-use crate::{Atom, Bound, Dtype, KernelSpec, PartnerRule, Product, Role, RowProgram, Rows, Target};
+use crate::{
+    Atom, Bound, Dtype, KernelSpec, PartnerRule, Product, Role, RowProgram, Rows, Scorer, Target,
+};
 
 /// Most threads of a workgroup, on any device.
 const MOST_THREADS: u32 = 1024;
@@ -286,6 +288,37 @@ impl Product {
             "a multiple of 8, at most 256",
         )?;
         equal("product.k_tile", self.k_tile, 64)
+    }
+}
+
+impl Scorer {
+    /// Checks that the fields are those of a kernel that scores blocks on Hopper.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first field that does not fit.
+    pub fn check(&self) -> Result<(), ContractError> {
+        let half = self.dtype != Dtype::F32;
+        demand(half, "scorer.dtype", self.dtype, "a 16-bit float")?;
+        demand(is_name(&self.entry), "scorer.entry", &self.entry, "a name")?;
+        let d = self.head_dim;
+        let whole = d.is_multiple_of(8) && (8..=256).contains(&d);
+        demand(whole, "scorer.head_dim", d, "a multiple of 8, at most 256")?;
+        within("scorer.group", self.group, 1, MOST_GROUP)?;
+        within("scorer.block", self.block, 1, MAX_BLOCK)?;
+        for (field, step) in [("scorer.pool", self.pool), ("scorer.every", self.every)] {
+            let divides = step > 0 && self.block.is_multiple_of(step);
+            demand(divides, field, step, "a divisor of the block")?;
+        }
+        let means = self.means();
+        let tiled = means.is_power_of_two() && means <= Self::MEANS_TILE;
+        demand(
+            tiled,
+            "scorer.pool",
+            self.pool,
+            "1 to 128 means a block, a power of two",
+        )?;
+        equal("scorer.threads", self.threads, 2 * WARPGROUP + 32)?;
+        within("scorer.shared_bytes", self.shared_bytes, 0, MOST_SHARED)
     }
 }
 

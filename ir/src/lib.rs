@@ -23,6 +23,7 @@ pub mod pattern;
 pub mod plan;
 pub mod product;
 pub mod rows;
+pub mod scorer;
 pub mod sees;
 pub mod topology;
 
@@ -39,5 +40,6 @@ pub use product::Product;
 pub use rows::band::{self, Band};
 pub use rows::program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use rows::stage::{self, PartnerRule};
+pub use scorer::{Scorer, ScorerPass};
 pub use sees::{Context, sees};
 pub use topology::{Class, Row, RowBlock, Topology};

@@ -19,6 +19,9 @@ pub use launch::{
     launch,
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use launch::{DeviceTable, Launches, Multiply, ReadyProduct, Tensors, enqueue};
+pub use launch::{
+    DeviceTable, Launches, Multiply, ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors,
+    enqueue,
+};
 #[cfg(feature = "cuda")]
 pub use launch::{seed, seed_folder};

@@ -8,8 +8,10 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
+use butterfly::ops::{Operation as LayerOperation, Pool};
 use butterfly::{
-    AttentionBackend, Call, KvCache, Plan, Sparsity, attention, attention_with_lse, pattern,
+    Attend, AttentionBackend, Call, Counts, KvCache, Operation, Plan, Sparsity, attention,
+    attention_with_lse, pattern, run,
 };
 use butterfly_cpu::reference::attend_f64;
 use butterfly_cpu::{Problem, Route};
@@ -115,8 +117,16 @@ fn reference(
     (o, lse)
 }
 
-/// Prefill, its end, and decode, for two sequences whose heads choose apart.
-pub(crate) fn agrees<B: AttentionBackend>(device: &B::Device) {
+/// Keys, and queries at their end.
+const LENGTHS: [(usize, usize); 6] = [(131, 1), (203, 59), (203, 203), (160, 160), (9, 9), (1, 1)];
+
+/// Prefill, its end, and decode, for two sequences whose heads choose apart. In 16 bits the keys of a mean are
+/// equal, so that means are exact and the choice does not depend on how they are rounded.
+pub(crate) fn agrees<B: AttentionBackend>(
+    device: &B::Device,
+    dtype: DType,
+    lengths: &[(usize, usize)],
+) {
     for (sparsity, q_heads) in [
         (
             pattern! { block 16 causal & (window(20) | sink(1) | routed(2, pool=4)) },
@@ -145,9 +155,19 @@ pub(crate) fn agrees<B: AttentionBackend>(device: &B::Device) {
         ),
     ] {
         let plan = Plan::new(sparsity.clone()).expect("a plan");
-        for (tokens, q_len) in [(203, 203), (203, 59), (160, 160), (131, 1), (9, 9), (1, 1)] {
-            let q = random::<B, 4>([2, q_heads, q_len, D], device);
-            let [k, v] = [0, 1].map(|_| random::<B, 4>([2, 2, tokens, D], device));
+        for &(tokens, q_len) in lengths {
+            let normal = |heads, tokens| random::<B, 4>([2, heads, tokens, D], device).cast(dtype);
+            let (q, v) = (normal(q_heads, q_len), normal(2, tokens));
+            let k = match dtype {
+                DType::F32 => normal(2, tokens),
+                _ => {
+                    let pool = sparsity.pattern.routing().expect("a choice").pool as usize;
+                    let pools = tokens.div_ceil(pool);
+                    let each = normal(2, pools).reshape([2, 2, pools, 1, D]);
+                    let all = each.repeat_dim(3, pool).reshape([2, 2, pools * pool, D]);
+                    all.slice([0..2, 0..2, 0..tokens, 0..D])
+                }
+            };
             let call = Call {
                 prompt: Some(180),
                 ..Call::default()
@@ -159,7 +179,15 @@ pub(crate) fn agrees<B: AttentionBackend>(device: &B::Device) {
             let (want_o, want_lse) =
                 reference(values.each_ref().map(|x| &x[..]), sizes, &sparsity, 180);
             let what = format!("{sparsity}: {q_len} of {tokens}");
-            close(&numbers(&o), &want_o, &what);
+            match dtype {
+                DType::F32 => close(&numbers(&o), &want_o, &what),
+                _ => {
+                    for (got, want) in numbers(&o).iter().zip(&want_o) {
+                        let off = (f64::from(*got) - want).abs();
+                        assert!(off <= 2e-2, "{what}: {got}, not {want}");
+                    }
+                }
+            }
             close(&numbers(&lse), &want_lse, &what);
         }
     }
@@ -232,33 +260,102 @@ pub(crate) fn caches_choose<B: AttentionBackend>(device: &B::Device) {
 
 #[test]
 fn cpu_chooses_blocks() {
-    agrees::<Flex>(&Default::default());
+    agrees::<Flex>(&Default::default(), DType::F32, &LENGTHS);
     caches_choose::<Flex>(&Default::default());
 }
 
 #[test]
 fn vulkan_chooses_blocks() {
-    agrees::<Vulkan>(&WgpuDevice::Cpu);
+    agrees::<Vulkan>(&WgpuDevice::Cpu, DType::F32, &LENGTHS);
     caches_choose::<Vulkan>(&WgpuDevice::Cpu);
 }
 
 #[test]
 fn fusion_chooses_blocks() {
-    agrees::<Fused>(&WgpuDevice::Cpu);
+    agrees::<Fused>(&WgpuDevice::Cpu, DType::F32, &LENGTHS[..2]);
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_chooses_blocks() {
     type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
-    agrees::<Cuda>(&Default::default());
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        agrees::<Cuda>(&Default::default(), dtype, &LENGTHS);
+    }
     caches_choose::<Cuda>(&Default::default());
+}
+
+/// Scores and selection take no longer than the attention that they select for: at 131072 tokens, four blocks
+/// chosen beside four fixed ones, every eighth query.
+#[test]
+#[ignore = "needs an idle Hopper GPU: cargo test --release -p butterfly --test burn -- --ignored cuda_choice"]
+fn cuda_choice_takes_no_longer_than_attention() {
+    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+    const T: usize = 131_072;
+    let device = Default::default();
+    let normal = |heads| random::<Cuda, 4>([1, heads, T, 128], &device).cast(DType::BF16);
+    let (q, k, v) = (normal(16), normal(4), normal(4));
+    // Rows as wide as those with the choice, from a table too.
+    let blocks = |b: u32| (0..4).map(move |i| (b * 7919 + i * 104_729) % b.max(1));
+    let rows: Vec<Vec<u32>> = (0..1024).map(|b| blocks(b).collect()).collect();
+    let chosen = format!("{rows:?}");
+    let tensor = |x: Tensor<Cuda, 4>| x.into_primitive().tensor();
+    let means = {
+        let op = LayerOperation::Pool(Pool {
+            tokens: 16,
+            pools: 0..T / 16,
+        });
+        let means = Tensor::zeros([1, 4, T / 16, 128], &device);
+        let means = run::<Cuda>(&op.into(), vec![tensor(k.clone()), tensor(means)]);
+        means.expect("means").remove(0)
+    };
+    let inputs = [q, k, v].map(tensor);
+    let time = |pattern: &str| {
+        let plan = Plan::new(Sparsity::parse("speed", pattern).expect("a pattern"));
+        let plan = plan.expect("a plan");
+        let mut inputs = inputs.to_vec();
+        inputs.extend(plan.routing().map(|_| means.clone()));
+        let operation = Operation::Attend(Attend {
+            plan,
+            index: 0,
+            q_offset: 0,
+            kv_len: T,
+            capacity: T,
+            prompt: T,
+            scale: 1.0 / 128f32.sqrt(),
+            softcap: None,
+            sinks: None,
+            counts: Counts::default(),
+        });
+        let mut times: Vec<f64> = (0..7)
+            .map(|_| {
+                Cuda::sync(&device).expect("a device");
+                let start = std::time::Instant::now();
+                for _ in 0..10 {
+                    run::<Cuda>(&operation, inputs.clone()).expect("attention");
+                }
+                Cuda::sync(&device).expect("a device");
+                start.elapsed().as_secs_f64() * 100.0
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times[3]
+    };
+    let fixed = "block 128 causal & (local(2) | sink(1)";
+    let without = time(&format!("{fixed} | table({chosen}))"));
+    for (every, bound) in [(8, 1.0), (1, f64::INFINITY)] {
+        let with = time(&format!("{fixed} | routed(4, pool=16, every={every}))"));
+        let ratio = with / without - 1.0;
+        println!(
+            "every {every}: {with:.3} ms, {without:.3} without choice, {ratio:.2} for the choice"
+        );
+        assert!(ratio <= bound);
+    }
 }
 
 /// Means that are missing, too few or of another type are errors.
 #[test]
 fn means_have_to_fit() {
-    use butterfly::{Attend, Counts, Operation};
     let plan = Plan::new(pattern! { block 16 causal & (local(0) | routed(1, pool=4)) });
     let operation = Operation::Attend(Attend {
         plan: plan.expect("a plan"),

@@ -4,7 +4,7 @@
 //! generator does not take the spec; the portable kernel is emitted then. Pure functions: the same
 //! spec gives the same bytes.
 //!
-//! `prefill`, `decode` and `product` hold one kernel each, as fragments of CUDA C++ (`*.cuh`) that
+//! `prefill`, `decode`, `product` and `route` hold one kernel each, as fragments of CUDA C++ (`*.cuh`) that
 //! refer to constants; these are written before the fragments. `rows.rs` writes the code that
 //! evaluates a pattern's rows, and `source.rs` the parts that several kernels share.
 
@@ -13,6 +13,7 @@ mod decode;
 mod patterns;
 mod prefill;
 pub(crate) mod product;
+pub(crate) mod route;
 mod rows;
 mod source;
 

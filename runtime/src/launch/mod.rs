@@ -32,6 +32,8 @@ mod ready;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod run;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod scorer;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod shared;
 #[cfg(feature = "cuda")]
 mod tensor_maps;
@@ -43,6 +45,8 @@ pub use cubins::{seed, seed_folder};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use product::{Multiply, ReadyProduct};
 pub use ready::Ready;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use scorer::{ReadyScorer, Scoring, ScoringTensors};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use shared::{DeviceTable, Launches, Tensors, enqueue};
 

@@ -1,13 +1,13 @@
-//! The best of the blocks before a single query, by their scores, and the row's bands.
+//! The best of the blocks before a row, by their scores, and the bands of the row.
 
-use super::choose::{keep, write_row};
 use super::row::{has_choice, is_whole, row_of};
 use super::weigh::LEAST;
 use super::{Extent, SIDE, Shape};
+use butterfly_ir::band::UNBOUNDED;
 use cubecl::prelude::*;
 
 /// A workgroup computes one row: its entries of `offsets` and `bands`, [lists, rows, width, 4], from `scores`
-/// [lists, stride].
+/// [lists, rows, tiles, stride].
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn pick(
@@ -39,7 +39,10 @@ pub(super) fn pick(
         if blocks > 0u32 && !is_whole(&row, fixed_bands, c, shape) {
             let mut score = 0.0f32;
             if scored {
-                score = scores[(row.entry * stride + c) as usize];
+                for tile in 0..comptime!(shape.tiles) {
+                    let part = row.entry * comptime!(shape.tiles) + tile;
+                    score += scores[(part * stride + c) as usize];
+                }
             }
             kept = keep(&mut own, &mut own_scores, kept, c, score, blocks);
         }
@@ -56,16 +59,22 @@ pub(super) fn pick(
         }
         heads[UNIT_POS as usize] = score;
         counts[UNIT_POS as usize] = block;
-        sync_cube();
-        let mut top = LEAST.runtime();
-        let mut at = u32::MAX.runtime();
-        for i in 0..comptime!(SIDE * SIDE) {
-            let (score, block) = (heads[i as usize], counts[i as usize]);
-            if block != u32::MAX && (score > top || (score == top && block < at)) {
-                top = score;
-                at = block;
+        let mut step = comptime!(SIDE * SIDE / 2).runtime();
+        while step > 0u32 {
+            sync_cube();
+            if UNIT_POS < step {
+                let (own, other) = (UNIT_POS as usize, (UNIT_POS + step) as usize);
+                let (score, block) = (heads[other], counts[other]);
+                // Units without a block have a score below all others.
+                if score > heads[own] || (score == heads[own] && block < counts[own]) {
+                    heads[own] = score;
+                    counts[own] = block;
+                }
             }
+            step /= 2u32;
         }
+        sync_cube();
+        let at = counts[0];
         // No unit proposes its next block before all have seen this one.
         sync_cube();
         if at == u32::MAX {
@@ -86,10 +95,86 @@ pub(super) fn pick(
             bands,
             &best,
             found,
-            row.entry,
+            row.of_table,
             row.from,
             row.to,
             shape,
         );
     }
+}
+
+/// Puts a block among the best `wanted`, if its score is among theirs; of equal scores the earlier block
+/// stays before. Returns how many there are then.
+#[cube]
+fn keep(
+    best: &mut Array<u32>,
+    scores: &mut Array<f32>,
+    found: u32,
+    c: u32,
+    score: f32,
+    wanted: u32,
+) -> u32 {
+    let mut at = found;
+    let mut searching = true;
+    while searching {
+        searching = false;
+        if at > 0u32 {
+            let before = scores[(at - 1u32) as usize];
+            if score > before {
+                if at < wanted {
+                    scores[at as usize] = before;
+                    best[at as usize] = best[(at - 1u32) as usize];
+                }
+                at -= 1u32;
+                searching = true;
+            }
+        }
+    }
+    if at < wanted {
+        scores[at as usize] = score;
+        best[at as usize] = c;
+    }
+    min(found + 1u32, wanted)
+}
+
+/// Writes the fixed bands of a row, its chosen blocks, and empty bands where it has fewer than others.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn write_row(
+    fixed_bands: &Array<u32>,
+    offsets: &mut Array<u32>,
+    bands: &mut Array<u32>,
+    best: &Array<u32>,
+    found: u32,
+    entry: u32,
+    from: u32,
+    to: u32,
+    #[comptime] shape: Shape,
+) {
+    let width = comptime!(shape.width());
+    let size = comptime!(shape.block);
+    let start = entry * width;
+    offsets[entry as usize] = start;
+    offsets[(entry + 1u32) as usize] = start + width;
+    let fixed = to - from;
+    for i in 0..fixed * 4u32 {
+        bands[(start * 4u32 + i) as usize] = fixed_bands[(from * 4u32 + i) as usize];
+    }
+    for i in 0..found {
+        let c = best[i as usize];
+        write_keys(bands, start + fixed + i, c * size, (c + 1u32) * size);
+    }
+    for i in fixed + found..width {
+        write_keys(bands, start + i, 0u32, 0u32);
+    }
+}
+
+/// Writes the band of the keys `lo..hi`, which no position of a query limits.
+#[cube]
+fn write_keys(bands: &mut Array<u32>, entry: u32, lo: u32, hi: u32) {
+    let at = (entry * 4u32) as usize;
+    bands[at] = lo;
+    bands[at + 1] = hi;
+    bands[at + 2] = comptime!((-UNBOUNDED).cast_unsigned()).runtime();
+    bands[at + 3] = comptime!(UNBOUNDED.cast_unsigned()).runtime();
 }

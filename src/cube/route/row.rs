@@ -1,7 +1,6 @@
 //! The row of blocks of a workgroup: its queries, those that score, and the blocks that it may choose.
 
-use super::{Extent, Shape};
-use butterfly_ir::band::UNBOUNDED;
+use super::{Extent, SIDE, Shape};
 use cubecl::prelude::*;
 
 /// A row of blocks of one kv head and sequence.
@@ -17,8 +16,9 @@ pub(super) struct Row {
     pub(super) sequence: u32,
     /// Kv head and sequence as one number.
     pub(super) list: u32,
-    /// The number of the row among those of all lists.
+    /// The number of the row among those of all lists that are scored at a time, and in the table.
     pub(super) entry: u32,
+    pub(super) of_table: u32,
     /// Its fixed bands.
     pub(super) from: u32,
     pub(super) to: u32,
@@ -44,6 +44,7 @@ pub(super) fn row_of(
         sequence: list / extent.kv_heads,
         list,
         entry: list * extent.row_count + at,
+        of_table: list * extent.table_rows + block - extent.table_first,
         from: offsets[fixed as usize],
         to: offsets[(fixed + 1u32) as usize],
     }
@@ -109,11 +110,16 @@ pub(super) fn has_choice(
         }
     }
     shared[UNIT_POS as usize] = own;
-    sync_cube();
-    let mut all = 0u32;
-    for i in 0..CUBE_DIM {
-        all += shared[i as usize];
+    let mut step = comptime!(SIDE * SIDE / 2).runtime();
+    while step > 0u32 {
+        sync_cube();
+        if UNIT_POS < step {
+            shared[UNIT_POS as usize] += shared[(UNIT_POS + step) as usize];
+        }
+        step /= 2u32;
     }
+    sync_cube();
+    let all = shared[0];
     sync_cube();
     all > wanted
 }
@@ -126,14 +132,4 @@ pub(super) fn part_of(row: &Row, part: u32, #[comptime] shape: Shape) -> (u32, u
     let span = (row.block + parts - 1u32) / parts;
     let start = min(part * span, row.block);
     (start * means, min(start + span, row.block) * means)
-}
-
-/// Writes the band of the keys `lo..hi`, which no position of a query limits.
-#[cube]
-pub(super) fn write_keys(bands: &mut Array<u32>, entry: u32, lo: u32, hi: u32) {
-    let at = (entry * 4u32) as usize;
-    bands[at] = lo;
-    bands[at + 1] = hi;
-    bands[at + 2] = comptime!((-UNBOUNDED).cast_unsigned()).runtime();
-    bands[at + 3] = comptime!(UNBOUNDED.cast_unsigned()).runtime();
 }

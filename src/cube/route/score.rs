@@ -1,4 +1,4 @@
-//! The scores of a part of the blocks before a single query.
+//! The scores of the blocks before a row.
 
 use super::logits::{OPERAND, logits};
 use super::row::{has_choice, part_of, row_of};
@@ -6,7 +6,7 @@ use super::weigh::LEAST;
 use super::{Extent, SIDE, Shape, TILE};
 use cubecl::prelude::*;
 
-/// A workgroup computes a part of `scores` [lists, stride]; `sums` is what `weigh` leaves of parts.
+/// A workgroup computes a part of `scores` [lists, rows, stride] for one row; `sums` is what `weigh` leaves.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn score<F: Float>(
@@ -32,50 +32,57 @@ pub(super) fn score<F: Float>(
     if !has_choice(&row, fixed_bands, blocks, &mut counts, shape) {
         terminate!();
     }
-    if UNIT_POS < rows {
-        let first = (row.entry * rows + UNIT_POS) * parts * 2u32;
-        let mut most = LEAST.runtime();
-        for i in 0..parts {
-            most = max(most, sums[(first + 2u32 * i) as usize]);
-        }
-        let mut total = 0.0f32;
-        for i in 0..parts {
-            let at = (first + 2u32 * i) as usize;
-            total += sums[at + 1] * (sums[at] - most).exp();
-        }
-        logs[UNIT_POS as usize] = most + total.ln();
+    if comptime!(parts > 1) {
+        merge(sums, &mut logs, row.entry, shape);
     }
     let (start, end) = part_of(&row, CUBE_POS_Y, shape);
     let mut s = Array::<f32>::new(16usize);
+    // The score of the block that the walk over means has reached.
     let mut sum = 0.0f32;
     let mut mean = start;
     while mean < end {
-        // Waits for `logs` too.
-        logits(
-            q,
-            means,
-            &mut shared,
-            &mut s,
-            &row,
-            0u32,
-            mean,
-            end,
-            extent,
-            shape,
-        );
+        let mut column = Array::<f32>::new(4usize);
+        #[unroll]
+        for j in 0..4usize {
+            column[j] = 0.0f32;
+        }
+        for tile in 0..comptime!(rows.div_ceil(TILE)) {
+            let first = tile * TILE;
+            // Waits for `logs` too.
+            logits(
+                q,
+                means,
+                &mut shared,
+                &mut s,
+                &row,
+                first,
+                mean,
+                end,
+                extent,
+                shape,
+            );
+            #[unroll]
+            for i in 0..4u32 {
+                let r = first + 4u32 * UNIT_POS_Y + i;
+                if r < rows {
+                    let log = if comptime!(parts > 1) {
+                        logs[r as usize]
+                    } else {
+                        sums[(row.entry * rows + r) as usize]
+                    };
+                    #[unroll]
+                    for j in 0..4u32 {
+                        let at = comptime!((4 * i + j) as usize);
+                        column[comptime!(j as usize)] += (s[at] * extent.scale - log).exp();
+                    }
+                }
+            }
+        }
         sync_cube();
         #[unroll]
         for j in 0..4u32 {
-            let mut column = 0.0f32;
-            #[unroll]
-            for i in 0..4u32 {
-                let r = 4u32 * UNIT_POS_Y + i;
-                if r < rows {
-                    let at = comptime!((4 * i + j) as usize);
-                    column += (s[at] * extent.scale - logs[r as usize]).exp();
-                }
-            }
-            shared[((4u32 * UNIT_POS_X + j) * SIDE + UNIT_POS_Y) as usize] = column;
+            let at = (4u32 * UNIT_POS_X + j) * SIDE + UNIT_POS_Y;
+            shared[at as usize] = column[comptime!(j as usize)];
         }
         sync_cube();
         if UNIT_POS < TILE {
@@ -97,5 +104,25 @@ pub(super) fn score<F: Float>(
             }
         }
         mean += TILE;
+    }
+}
+
+/// The logarithms of the sums of weights of all parts, for the rows of an entry.
+#[cube]
+fn merge(sums: &Array<f32>, logs: &mut SharedMemory<f32>, entry: u32, #[comptime] shape: Shape) {
+    let rows = comptime!(shape.rows());
+    let parts = comptime!(shape.parts);
+    if UNIT_POS < rows {
+        let first = (entry * rows + UNIT_POS) * parts * 2u32;
+        let mut most = LEAST.runtime();
+        for i in 0..parts {
+            most = max(most, sums[(first + 2u32 * i) as usize]);
+        }
+        let mut total = 0.0f32;
+        for i in 0..parts {
+            let at = (first + 2u32 * i) as usize;
+            total += sums[at + 1] * (sums[at] - most).exp();
+        }
+        logs[UNIT_POS as usize] = most + total.ln();
     }
 }
