@@ -7,16 +7,16 @@
 use crate::compiled;
 use crate::tables::{Tables, Wanted};
 use crate::{Attend, OperationError};
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use butterfly_ir::Sm;
 use butterfly_ir::Target;
 use butterfly_ir::model::OwnAttention;
 use butterfly_ir::pattern::Routing;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use butterfly_ir::{Scorer, Sm};
 use butterfly_ops::Products;
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use butterfly_runtime::{Device, Ready};
+use butterfly_runtime::{Device, Ready, ReadyScorer};
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
@@ -45,6 +45,9 @@ struct Inner {
     on_device: Tables<(String, TableKey), butterfly_runtime::DeviceTable>,
     /// The matrix products among the artifacts that run on the NVIDIA device.
     products: Products,
+    /// The kernels among the artifacts that score blocks by content on the NVIDIA device.
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    scorers: Arc<[ReadyScorer]>,
 }
 
 enum Source {
@@ -131,9 +134,13 @@ impl Plan {
         };
         let plan = Inner::new(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
         #[cfg(feature = "cuda")]
-        let plan = Inner {
-            products: products(&plan.seed()?),
-            ..plan
+        let plan = {
+            let (ready, scorers) = plan.seed()?;
+            Inner {
+                products: products(&ready),
+                scorers: scorers.into(),
+                ..plan
+            }
         };
         Ok(Self(Arc::new(plan)))
     }
@@ -176,6 +183,7 @@ impl Plan {
                 #[cfg(feature = "cuda")]
                 let plan = Inner {
                     products: self.0.products.clone(),
+                    scorers: self.0.scorers.clone(),
                     ..plan
                 };
                 Ok(Self(Arc::new(plan)))
@@ -205,6 +213,16 @@ impl Plan {
     /// The plan's own kernels for matrix products.
     pub fn products(&self) -> Products {
         self.0.products.clone()
+    }
+
+    /// The kernel that scores blocks by content on Hopper; `None` if there is none for this shape.
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    pub(crate) fn scorer(&self, wanted: Scorer) -> Result<Option<ReadyScorer>, OperationError> {
+        let mut ready = self.0.scorers.iter();
+        match ready.find(|ready| ready.scorer().computes_as(&wanted)) {
+            Some(ready) => Ok(Some(ready.clone())),
+            None => crate::scorers::made(wanted),
+        }
     }
 
     fn spec(&self, shape: KernelShape) -> KernelSpec {
@@ -359,27 +377,32 @@ impl Inner {
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             on_device: Tables::default(),
             products: products(&[]),
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            scorers: Arc::default(),
         }
     }
 
     /// Writes compiled kernels to CubeCL's cache if there is an NVIDIA device; returns the kernels
-    /// for matrix products among the artifacts.
+    /// for matrix products among the artifacts, and those that score blocks.
     #[cfg(feature = "cuda")]
-    fn seed(&self) -> Result<Vec<butterfly_runtime::ReadyProduct>, OperationError> {
+    fn seed(
+        &self,
+    ) -> Result<(Vec<butterfly_runtime::ReadyProduct>, Vec<ReadyScorer>), OperationError> {
         let artifacts = match &self.source {
             #[cfg(feature = "jit")]
-            Source::Jit => return Ok(Vec::new()),
+            Source::Jit => return Ok(Default::default()),
             Source::Artifacts(artifacts) => artifacts,
         };
         let Ok(found) = butterfly_runtime::find(Device::Cuda) else {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         };
         let kernels = artifacts.ready(Device::Cuda, found.sm)?;
         let products = artifacts.products(Device::Cuda, found.sm)?;
+        let scorers = artifacts.scorers(Device::Cuda, found.sm)?;
         if !kernels.is_empty() {
-            butterfly_runtime::seed(&kernels, &products)?;
+            butterfly_runtime::seed(&kernels, &products, &scorers)?;
         }
-        Ok(products)
+        Ok((products, scorers))
     }
 }
 

@@ -11,7 +11,8 @@
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
 use butterfly_ir::{
-    Dtype, KernelSpec, Launch, Role, Rows, Score, Scorer, ScorerPass, Sm, Sparsity, Target,
+    Dtype, KernelSpec, Launch, Role, Rows, Score, Scorer, ScorerPass, ScorerShape, Sm, Sparsity,
+    Target,
 };
 use rspirv::binary::Disassemble;
 use std::collections::BTreeMap;
@@ -235,17 +236,15 @@ fn hopper_product() {
 /// a warpgroup has rows and a head size that fills no box.
 #[test]
 fn hopper_scorers() {
-    let scorer = |pass, head_dim, group, block, pool, every| Scorer {
-        entry: String::new(),
-        pass,
-        dtype: Dtype::Bf16,
-        head_dim,
-        group,
-        block,
-        pool,
-        every,
-        threads: 0,
-        shared_bytes: 0,
+    let scorer = |pass, head_dim, group, block, pool, every| {
+        let shape = ScorerShape {
+            head_dim,
+            group,
+            block,
+            pool,
+            every,
+        };
+        Scorer::of(pass, Dtype::Bf16, shape)
     };
     for (name, scorer) in [
         ("weigh_d128", scorer(ScorerPass::Weigh, 128, 4, 128, 16, 8)),

@@ -28,7 +28,7 @@ class Results:
 
     def __init__(self, folder):
         self.folder = folder
-        self.ranking = self.report("ranking")
+        self.ranking, self.by_content = self.report("ranking-near"), self.report("ranking-content")
         self.half, self.most = self.report("evaluate-half"), self.report("evaluate-most")
         self.policies = {policy["name"]: policy for policy in self.half["policies"] + self.most["policies"]}
         # The names of the patterns, in the order of the command line.
@@ -128,16 +128,17 @@ def by_depth(results):
 
 
 def curve(results):
-    rows = [
-        [
-            f"{100 * point['share']:.0f} %",
+    def cells(point):
+        return [
             f"{point['kl_nats']:.4f}",
             f"{100 * (point['perplexity_ratio'] - 1):+.2f} %",
             f"{100 * point['top1']:.1f} %",
         ]
-        for point in results.ranking["curve"]
-    ]
-    return table(["heads replaced", "KL, nats", "rise of perplexity", "same top token"], rows)
+
+    pairs = zip(results.ranking["curve"], results.by_content["curve"], strict=True)
+    rows = [[f"{100 * near['share']:.0f} %", *cells(near), *cells(content)] for near, content in pairs]
+    figures = ["KL, nats", "rise of perplexity", "same top token"]
+    return table(["heads replaced", *(f"{name}, near" for name in figures), *(f"{name}, by content" for name in figures)], rows)
 
 
 def uneven(results):
@@ -212,14 +213,18 @@ predictions from the dense ones, *same top token* how often both find the same t
 
 ## How many heads
 
-Each head was replaced alone by `{ranking['replaces'].splitlines()[-1]}` in a window of {ranking['window']} tokens, where
-that is as narrow as 512 keys are in a longer text. The order of these damages holds for all patterns here. Replaced
-together, in this order, on the text of the choice and by the same narrow pattern:
+Each head was replaced alone in a window of {ranking['window']} tokens, by a pattern that is as narrow there as 512 keys are
+in a longer text. The heads that bear a window are not those that bear a choice by content, so there are two orders:
+
+- *near*, for `window` and `butterfly`: by `{ranking['replaces'].splitlines()[-1]}`;
+- *by content*, for `routed`: by `{results.by_content['replaces'].splitlines()[-1]}`.
+
+Replaced together, in this order, on the text of the choice and by the same narrow pattern:
 
 {curve(results)}
 
-Damage is uneven: {middle:.4f} nats by the head in the middle, {largest:.4f} by the worst, and {tenth:.0f} % of the sum by a
-tenth of the heads.
+Damage is uneven: with the window, {middle:.4f} nats by the head in the middle, {largest:.4f} by the worst, and {tenth:.0f} % of
+the sum by a tenth of the heads.
 
 ## How to choose
 
@@ -240,6 +245,9 @@ by {rise(plain):.1f} %; in the half of the heads that it harms least, by {rise(s
 choice of heads.
 
 {newline.join(beside(results))}
+
+`routed` computes scores of blocks beside its attention: `explain` says how many FLOP that is. Means of four keys by
+every fourth query, as here, cost as much as means of sixteen by every query, and find more.
 
 Far partners (`partner`) are there for reach: `butterfly prove` shows which earlier tokens a stack of layers passes on.
 The rows above say whether that pays in a model that was not trained with them.

@@ -26,13 +26,15 @@
 mod kernel;
 mod module;
 mod product;
+mod scorer;
 
 pub use kernel::{Files, assemble, choice, describe, make, write};
 pub use product::{product_dtypes, products};
+pub use scorer::{scorers, wanted_scorers};
 
 use butterfly_compiler::config;
 use butterfly_compiler::pipeline::{self, Request};
-use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, ProductEntry, SCHEMA};
+use butterfly_ir::manifest::{ConfigRef, KernelEntry, Manifest, SCHEMA};
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::plan::Plan;
 use butterfly_ir::{Dtype, Sparsity, Target};
@@ -154,14 +156,16 @@ impl Build {
         let made: Vec<(KernelEntry, Files)> = made.collect::<Result<_, _>>()?;
         let (kernels, files): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         let (products, more) = products(product_dtypes(&lowered.plan))?;
-        let files: Files = files.into_iter().flatten().chain(more).collect();
-        let manifest = manifest(
-            &lowered.plan,
-            &model,
-            (&self.config, &text),
+        let (scorers, of_scorers) = scorers(wanted_scorers(&lowered.plan))?;
+        let files = files.into_iter().flatten();
+        let files: Files = files.chain(more).chain(of_scorers).collect();
+        let bare = manifest(&lowered.plan, &model, (&self.config, &text));
+        let manifest = Manifest {
             kernels,
             products,
-        );
+            scorers,
+            ..bare
+        };
         artifacts::write(dir, &manifest, &files)?;
         Ok(manifest)
     }
@@ -217,15 +221,9 @@ fn read(path: &Path) -> Result<String, BuildError> {
     })
 }
 
-/// The manifest of an artifact folder, still without its digest; the config is given by its path
+/// The manifest of an artifact folder, still without kernels and digest; the config is given by its path
 /// and text.
-pub fn manifest(
-    plan: &Plan,
-    model: &ModelConfig,
-    (path, text): (&Path, &str),
-    kernels: Vec<KernelEntry>,
-    products: Vec<ProductEntry>,
-) -> Manifest {
+pub fn manifest(plan: &Plan, model: &ModelConfig, (path, text): (&Path, &str)) -> Manifest {
     let name = path.file_name().unwrap_or(path.as_os_str());
     Manifest {
         schema: SCHEMA,
@@ -242,8 +240,9 @@ pub fn manifest(
         proof: plan.proof.clone(),
         variants: plan.variants.clone(),
         kept: plan.kept.clone(),
-        kernels,
-        products,
+        kernels: Vec::new(),
+        products: Vec::new(),
+        scorers: Vec::new(),
         digest: String::new(),
     }
 }

@@ -33,7 +33,7 @@ pub fn products(
         let Some((product, text)) = butterfly_codegen::product(dtype) else {
             continue;
         };
-        let made = butterfly_codegen::assemble_product(text);
+        let made = butterfly_codegen::assemble_text(text);
         let made = made.map_err(|error| BuildError::Kernel(error.to_string()))?;
         let path = |extension: &str| format!("kernels/product-{}.{extension}", dtype.name());
         let made: Files = made

@@ -137,7 +137,7 @@ fn one(
     note_substitutes(plan, targets, &command.made_for.dtype, model.dtype);
     note_coverage(plan);
     let mut passes = milliseconds(&lowered.timings);
-    let bare = butterfly_build::manifest(plan, &model, (path, &text), vec![], vec![]);
+    let bare = butterfly_build::manifest(plan, &model, (path, &text));
     if command.add && dir.join(artifacts::MANIFEST).exists() {
         let there = Artifacts::open(dir).map_err(Failure::bad)?;
         there.admits(&bare).map_err(Failure::bad)?;
@@ -147,6 +147,9 @@ fn one(
     let (products, more) =
         butterfly_build::products(butterfly_build::product_dtypes(plan)).map_err(Failure::bad)?;
     files.extend(more);
+    let (scorers, more) =
+        butterfly_build::scorers(butterfly_build::wanted_scorers(plan)).map_err(Failure::bad)?;
+    files.extend(more);
     let emitted = command.emit.iter();
     let emitted = emitted.map(|show| Ok((show.name(), show::text(*show, &lowered, &files)?)));
     let emitted = emitted.collect::<Result<_, Failure>>()?;
@@ -154,6 +157,7 @@ fn one(
     let new = Manifest {
         kernels,
         products,
+        scorers,
         ..bare
     };
     let packing = Instant::now();

@@ -55,6 +55,23 @@ fn artifacts(dir: &Path, json: bool) -> Result<(), Failure> {
                 listed(&entry.files)
             );
         }
+        for entry in &manifest.scorers {
+            let scorer = &entry.scorer;
+            text += &format!(
+                "{:<32} {:<13} scorer  {:<4} D {} group {} block {} pool {} every {} threads {} shared {} B\n    {}\n",
+                scorer.entry,
+                entry.target.to_string(),
+                scorer.dtype.name(),
+                scorer.head_dim,
+                scorer.group,
+                scorer.block,
+                scorer.pool,
+                scorer.every,
+                scorer.threads,
+                scorer.shared_bytes,
+                listed(&entry.files)
+            );
+        }
         text
     })
 }
@@ -152,6 +169,20 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
             None => report
                 .different
                 .push(format!("{name}: is not made any more")),
+        }
+    }
+    let scorers = &artifacts.manifest.scorers;
+    let wanted = scorers.iter().map(|entry| entry.scorer.clone());
+    let (again, _) = butterfly_build::scorers(wanted).map_err(Failure::bad)?;
+    for old in scorers {
+        let same = |new: &&butterfly_ir::manifest::ScorerEntry| new.scorer == old.scorer;
+        match again.iter().find(same) {
+            Some(new) => report.compare(&old.files, &new.files),
+            None => {
+                let name = &old.scorer.entry;
+                let what = format!("{name}: is not made any more, or launched otherwise");
+                report.different.push(what);
+            }
         }
     }
     crate::print(json, &report, || {

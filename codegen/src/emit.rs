@@ -99,12 +99,12 @@ pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
     }
 }
 
-/// The files of the matrix product's kernel: its text and, where NVRTC is found, `ptx` and `cubin`.
+/// The files of a matrix product or scorer: its text and, where NVRTC is found, `ptx` and `cubin`.
 ///
 /// # Errors
 /// [`EmitError::Nvrtc`] if NVRTC refuses the text.
 #[cfg(feature = "cuda")]
-pub fn assemble_product(text: String) -> Result<Vec<(String, Vec<u8>)>, EmitError> {
+pub fn assemble_text(text: String) -> Result<Vec<(String, Vec<u8>)>, EmitError> {
     let Target::Cuda(sm) = crate::hopper::TARGET else {
         return Ok(Vec::new());
     };

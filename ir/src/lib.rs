@@ -40,6 +40,6 @@ pub use product::Product;
 pub use rows::band::{self, Band};
 pub use rows::program::{Atom, Bound, RowProgram, SymbolicBand};
 pub use rows::stage::{self, PartnerRule};
-pub use scorer::{Scorer, ScorerPass};
+pub use scorer::{Scorer, ScorerPass, ScorerShape};
 pub use sees::{Context, sees};
 pub use topology::{Class, Row, RowBlock, Topology};

@@ -13,7 +13,7 @@ const UNIT_ROWS: u32 = 64;
 const WARP_ROWS: u32 = 16;
 
 /// What a scorer finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScorerPass {
     /// The base-2 logarithm of each scoring query's sum of weights.
@@ -36,7 +36,8 @@ pub enum ScorerPass {
 /// q_len, q_offset, kv heads, the strides of q by sequence, head and token, the first row of blocks, their number,
 /// stride, and the scale of logits (f32, positive). Both passes take all of them. q starts at multiples of 16 bytes
 /// in every row.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Scorer {
     /// Name of the entry point.
     pub entry: String,
@@ -60,12 +61,61 @@ pub struct Scorer {
     pub shared_bytes: u32,
 }
 
+/// The sizes of a [`Scorer`], each as its field of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScorerShape {
+    /// D.
+    pub head_dim: u32,
+    /// q heads of a kv head.
+    pub group: u32,
+    /// Tokens of a block.
+    pub block: u32,
+    /// Tokens of a mean.
+    pub pool: u32,
+    /// From one query that scores to the next.
+    pub every: u32,
+}
+
 impl Scorer {
     /// Rows of logits of a workgroup.
     pub const WORKGROUP_ROWS: u32 = 2 * UNIT_ROWS;
 
     /// Means in a tile.
     pub const MEANS_TILE: u32 = MEANS_TILE;
+
+    /// A kernel for this shape, of which emitters fill in entry point, threads and shared memory.
+    pub fn of(pass: ScorerPass, dtype: Dtype, shape: ScorerShape) -> Self {
+        let ScorerShape {
+            head_dim,
+            group,
+            block,
+            pool,
+            every,
+        } = shape;
+        Self {
+            entry: String::new(),
+            pass,
+            dtype,
+            head_dim,
+            group,
+            block,
+            pool,
+            every,
+            threads: 0,
+            shared_bytes: 0,
+        }
+    }
+
+    /// Whether both do the same, however they are launched.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        let bare = |scorer: &Self| Self {
+            entry: String::new(),
+            threads: 0,
+            shared_bytes: 0,
+            ..scorer.clone()
+        };
+        bare(self) == bare(other)
+    }
 
     /// Rows of logits of a row of blocks.
     pub fn rows(&self) -> u32 {
@@ -103,17 +153,15 @@ mod tests {
 
     #[test]
     fn warps_have_rows_of_one_row_of_blocks() {
-        let of = |group, block, every| Scorer {
-            entry: "butterfly_score".into(),
-            pass: ScorerPass::Score,
-            dtype: Dtype::Bf16,
-            head_dim: 128,
-            group,
-            block,
-            pool: block,
-            every,
-            threads: 288,
-            shared_bytes: 0,
+        let of = |group, block, every| {
+            let shape = ScorerShape {
+                head_dim: 128,
+                group,
+                block,
+                pool: block,
+                every,
+            };
+            Scorer::of(ScorerPass::Score, Dtype::Bf16, shape)
         };
         for (group, block, every, padded, tiles) in [
             (4, 128, 8, 64, 1),

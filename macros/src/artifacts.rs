@@ -93,6 +93,7 @@ mod tests {
             kept: vec![],
             kernels: vec![],
             products: vec![product],
+            scorers: Vec::new(),
             digest: String::new(),
         };
         let folder = tempfile::tempdir().expect("folder");

@@ -88,6 +88,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         kept: Vec::new(),
         kernels: vec![entry],
         products: Vec::new(),
+        scorers: Vec::new(),
         digest: String::new(),
     };
     (manifest, vec![(path, bytes)])

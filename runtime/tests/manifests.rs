@@ -2,13 +2,13 @@
 //! file, or changes nothing about how kernels are launched.
 
 use butterfly_ir::manifest::{
-    self, ConfigRef, FileEntry, KernelEntry, Manifest, ProductEntry, SCHEMA,
+    self, ConfigRef, FileEntry, KernelEntry, Manifest, ProductEntry, SCHEMA, ScorerEntry,
 };
 use butterfly_ir::model::OwnAttention;
 use butterfly_ir::plan::{Kept, Proof, SwappedLayer, Variant};
 use butterfly_ir::{
-    Atom, Bound, Dtype, KernelSpec, Role, RowProgram, Rows, Sparsity, SymbolicBand, Target, build,
-    key,
+    Atom, Bound, Dtype, KernelSpec, Role, RowProgram, Rows, Scorer, ScorerPass, ScorerShape,
+    Sparsity, SymbolicBand, Target, build, key,
 };
 use butterfly_runtime::artifacts::{Artifacts, write};
 use proptest::prelude::*;
@@ -80,6 +80,16 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
     }
     let (product, text) = butterfly_codegen::product(Dtype::F16).expect("a product");
     let file = ("kernels/product-f16.cu".to_string(), text.into_bytes());
+    let shape = ScorerShape {
+        head_dim: 64,
+        group: 4,
+        block: 64,
+        pool: 16,
+        every: 8,
+    };
+    let scorer = Scorer::of(ScorerPass::Score, Dtype::F16, shape);
+    let (scorer, text) = butterfly_codegen::scorer(scorer).expect("a scorer");
+    let scores = ("kernels/score-f16.cu".to_string(), text.into_bytes());
     let sparsity = Sparsity::from(build::causal() & build::local(1));
     let manifest = Manifest {
         schema: SCHEMA,
@@ -122,9 +132,14 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
             product,
             files: vec![described(&file)],
         }],
+        scorers: vec![ScorerEntry {
+            target: "cuda:sm_90a".parse().expect("a target"),
+            scorer,
+            files: vec![described(&scores)],
+        }],
         digest: String::new(),
     };
-    all.push(file);
+    all.extend([file, scores]);
     (manifest, all)
 }
 
@@ -281,6 +296,12 @@ fn one_wrong_member_is_an_error_or_is_not_relied_on() {
                 let mut products = opened.manifest.products.iter();
                 prop_assert!(
                     products.all(|product| good.products.contains(product)),
+                    "{}",
+                    what
+                );
+                let mut scorers = opened.manifest.scorers.iter();
+                prop_assert!(
+                    scorers.all(|scorer| good.scorers.contains(scorer)),
                     "{}",
                     what
                 );

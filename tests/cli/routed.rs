@@ -96,6 +96,65 @@ fn a_model_chooses_the_same_however_it_runs() {
     );
 }
 
+/// Folders for Hopper hold the kernels that score blocks: both passes for each head size and type, which are
+/// listed, made again with the same bytes, and kept when others are added.
+#[test]
+fn artifacts_hold_scorers() {
+    let folder = tempfile::tempdir().expect("folder");
+    let artifacts = folder.path().join("artifacts");
+    let config = fixture("configs").join("qwen3-8b.json");
+    let compile = |pattern: &str, more: &[&str]| {
+        let args = [
+            "compile",
+            text(&config),
+            "--pattern",
+            pattern,
+            "-o",
+            text(&artifacts),
+        ];
+        let target = ["--target", "cuda:sm_90a"];
+        good(&[&args[..], &target, more].concat());
+        let manifest = good(&["inspect", text(&artifacts)]);
+        let scorers = manifest["scorers"].as_array().cloned().unwrap_or_default();
+        let of = |entry: &Value| {
+            let scorer = &entry["scorer"];
+            format!(
+                "{} {} d{} g{} e{}",
+                scorer["pass"],
+                scorer["dtype"],
+                scorer["head_dim"],
+                scorer["group"],
+                scorer["every"]
+            )
+        };
+        scorers.iter().map(of).collect::<Vec<_>>()
+    };
+    let chosen = "block 64 causal & (local(1) | routed(4, pool=16, every=8))";
+    let bf16 = [
+        r#""weigh" "bf16" d128 g4 e8"#,
+        r#""score" "bf16" d128 g4 e8"#,
+    ];
+    let sorted = |mut names: Vec<String>| {
+        names.sort_unstable();
+        names
+    };
+    let both = |kinds: &[&str]| sorted(kinds.iter().map(ToString::to_string).collect());
+    assert_eq!(sorted(compile(chosen, &["--dtype", "bf16"])), both(&bf16));
+    let report = good(&["verify", text(&artifacts)]);
+    assert_eq!(
+        report["different"].as_array().map(Vec::len),
+        Some(0),
+        "{report}"
+    );
+    let f16 = [r#""weigh" "f16" d128 g4 e8"#, r#""score" "f16" d128 g4 e8"#];
+    let all = both(&[bf16, f16].concat());
+    assert_eq!(sorted(compile(chosen, &["--dtype", "f16", "--add"])), all);
+    let listed = String::from_utf8(butterfly(&["inspect", text(&artifacts)]).stdout);
+    assert!(listed.expect("utf-8").contains("butterfly_score"));
+    let none: [&str; 0] = [];
+    assert_eq!(compile("causal & local(1)", &["--dtype", "bf16"]), none);
+}
+
 /// With as many blocks as there are, a query sees all that dense attention sees.
 #[test]
 fn who_may_choose_all_blocks_sees_all() {

@@ -3,7 +3,9 @@
 //! A manifest's digest detects a damaged file. These checks detect an intact file whose content
 //! would break a launch, such as one of another version.
 
-use super::{FileEntry, KernelEntry, Manifest, ProductEntry, alone, arguments, grid_formulas};
+use super::{
+    FileEntry, KernelEntry, Manifest, ProductEntry, ScorerEntry, alone, arguments, grid_formulas,
+};
 use crate::band::MAX_TOKENS;
 use crate::kernel::{ENTRY, NATIVE_ENTRY};
 use crate::plan::{Kept, SwappedLayer, Variant};
@@ -89,6 +91,10 @@ impl Manifest {
             let place = format!("product of {}", product.product.dtype.name());
             product.check().map_err(|what| wrong(place, what))?;
         }
+        for scorer in &self.scorers {
+            let place = format!("scorer {}", scorer.scorer.entry);
+            scorer.check().map_err(|what| wrong(place, what))?;
+        }
         Ok(())
     }
 }
@@ -135,11 +141,24 @@ impl KernelEntry {
 
 impl ProductEntry {
     fn check(&self) -> Result<(), String> {
-        if self.target.to_string() != "cuda:sm_90a" {
-            return Err(format!("target is {}, must be cuda:sm_90a", self.target));
-        }
+        for_hopper(self.target)?;
         self.product.check().map_err(|error| error.to_string())?;
         launched(&self.files, self.target)
+    }
+}
+
+impl ScorerEntry {
+    fn check(&self) -> Result<(), String> {
+        for_hopper(self.target)?;
+        self.scorer.check().map_err(|error| error.to_string())?;
+        launched(&self.files, self.target)
+    }
+}
+
+fn for_hopper(target: Target) -> Result<(), String> {
+    match target.to_string() == "cuda:sm_90a" {
+        true => Ok(()),
+        false => Err(format!("target is {target}, must be cuda:sm_90a")),
     }
 }
 

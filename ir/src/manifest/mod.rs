@@ -11,7 +11,7 @@ use crate::kernel::geometry::second_entry;
 use crate::kernel::signature::{self, Binding, Operand, Way};
 use crate::plan::{Kept, Proof, SwappedLayer, Variant};
 use crate::{
-    Geometry, KernelSpec, Launch, Product, Resident, Role, Score, Sparsity, Split, Target,
+    Geometry, KernelSpec, Launch, Product, Resident, Role, Score, Scorer, Sparsity, Split, Target,
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,9 @@ pub struct Manifest {
     /// Matrix products of linear layers, for targets with generated kernels for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub products: Vec<ProductEntry>,
+    /// Kernels that score blocks by content, for targets with generated kernels for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scorers: Vec<ScorerEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
     pub digest: String,
 }
@@ -118,12 +121,25 @@ pub struct ProductEntry {
     pub files: Vec<FileEntry>,
 }
 
+/// One kernel that scores blocks by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScorerEntry {
+    /// Where it runs.
+    pub target: Target,
+    /// What it computes, and how it is launched.
+    pub scorer: Scorer,
+    /// Its files; the last is the one that is launched.
+    pub files: Vec<FileEntry>,
+}
+
 impl Manifest {
     /// Every file of the folder except the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
         let products = self.products.iter().flat_map(|product| &product.files);
         let kernels = self.kernels.iter().flat_map(|kernel| &kernel.files);
-        kernels.chain(products)
+        let scorers = self.scorers.iter().flat_map(|scorer| &scorer.files);
+        kernels.chain(products).chain(scorers)
     }
 }
 

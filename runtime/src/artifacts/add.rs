@@ -47,8 +47,8 @@ pub fn add(
     })
 }
 
-/// The kernels and products of both, without duplicates (`new` wins), in the order of a manifest:
-/// by target, then by key or element type.
+/// The kernels, products and scorers of both, without duplicates (`new` wins), in the order of a manifest:
+/// by target, then by key, element type or shape.
 fn merged(there: &Manifest, new: &Manifest) -> Manifest {
     let mut kernels = new.kernels.clone();
     let is_new = |target, key: &str| {
@@ -68,9 +68,18 @@ fn merged(there: &Manifest, new: &Manifest) -> Manifest {
     let old = old.filter(|old| !is_new(old.target, old.product.dtype));
     products.extend(old.cloned());
     products.sort_by_key(|entry| (entry.target, entry.product.dtype));
+
+    let mut scorers = new.scorers.clone();
+    let old = there.scorers.iter().filter(|old| {
+        let mut new = new.scorers.iter();
+        !new.any(|entry| entry.target == old.target && entry.scorer.computes_as(&old.scorer))
+    });
+    scorers.extend(old.cloned());
+    scorers.sort_by(|a, b| (a.target, &a.scorer).cmp(&(b.target, &b.scorer)));
     Manifest {
         kernels,
         products,
+        scorers,
         ..new.clone()
     }
 }

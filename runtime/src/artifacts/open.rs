@@ -81,7 +81,9 @@ impl Artifacts {
         let kernels = kernels.map(|kernel| (&kernel.files, kernel.geometry.heading()));
         let products = artifacts.manifest.products.iter();
         let products = products.map(|entry| (&entry.files, entry.product.heading()));
-        for (files, heading) in kernels.chain(products) {
+        let scorers = artifacts.manifest.scorers.iter();
+        let scorers = scorers.map(|entry| (&entry.files, entry.scorer.heading()));
+        for (files, heading) in kernels.chain(products).chain(scorers) {
             let text = artifacts.read(files.first(), "the text of a kernel")?;
             if !text.starts_with(heading.as_bytes()) {
                 return Err(malformed(

@@ -132,6 +132,29 @@ impl Artifacts {
         ready.collect()
     }
 
+    /// All kernels that score blocks by content on a device, prepared for launching; empty if the folder has
+    /// none for it.
+    ///
+    /// # Errors
+    /// Those of [`Artifacts::image`], and [`ArtifactError::Image`].
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub fn scorers(
+        &self,
+        device: Device,
+        sm: Option<Sm>,
+    ) -> Result<Vec<crate::ReadyScorer>, ArtifactError> {
+        let Ok(target) = self.target_for(device, sm) else {
+            return Ok(Vec::new());
+        };
+        let scorers = self.manifest.scorers.iter();
+        let scorers = scorers.filter(|entry| entry.target == target);
+        let ready = scorers.map(|entry| {
+            let image = self.last(&entry.scorer.entry, &entry.files)?;
+            Ok(crate::ReadyScorer::new(entry.scorer.clone(), &image)?)
+        });
+        ready.collect()
+    }
+
     /// One kernel, prepared for launching.
     ///
     /// # Errors

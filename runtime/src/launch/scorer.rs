@@ -92,6 +92,11 @@ impl ReadyScorer {
         &self.scorer
     }
 
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    pub(super) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
     /// Launches the kernel on the stream of `client`, without waiting for it.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use burn::tensor::DType;
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use butterfly_ir::{Dtype, Scorer, ScorerPass};
+use butterfly_ir::{Dtype, Scorer, ScorerPass, ScorerShape};
 use butterfly_ops::cube::capability;
 use butterfly_runtime::{Device, Launches, ReadyScorer, Scoring, ScoringTensors};
 use cubecl::server::Handle;
@@ -33,17 +33,12 @@ impl<R: CubeRuntime + Launches> Matrix<R> {
         if R::device(&q.client) != Device::Cuda || capability()?.version != 90 {
             return Ok(None);
         }
-        let scorer = |pass| Scorer {
-            entry: String::new(),
-            pass,
-            dtype,
+        let wanted = ScorerShape {
             head_dim: shape.head_dim,
             group: shape.group,
             block: shape.block,
             pool: shape.pool,
             every: shape.every,
-            threads: 0,
-            shared_bytes: 0,
         };
         // Strides of dimensions of size 1 are not used, and need not be multiples of 16 bytes.
         let steps = (0..3).filter(|d| q.meta.shape()[*d] > 1);
@@ -53,7 +48,7 @@ impl<R: CubeRuntime + Launches> Matrix<R> {
         }
         let mut kernels = Vec::with_capacity(2);
         for pass in [ScorerPass::Weigh, ScorerPass::Score] {
-            match crate::scorers::made(scorer(pass))? {
+            match op.plan.scorer(Scorer::of(pass, dtype, wanted))? {
                 Some(kernel) => kernels.push(kernel),
                 None => return Ok(None),
             }

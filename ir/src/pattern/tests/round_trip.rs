@@ -95,6 +95,7 @@ fn manifest(sparsity: &Sparsity) -> Manifest {
         kept: Vec::new(),
         kernels: Vec::new(),
         products: Vec::new(),
+        scorers: Vec::new(),
         digest: String::new(),
     }
 }
