@@ -66,7 +66,8 @@ class Launch:
         words = [q_len, kv_len, offset, kv_heads, -(-kv_len // block), index, scale]
         for x in (q, k, v, self.o):
             words += x.stride()[:3]
-        words += [kv_len, 0]  # The prompt is the whole sequence; heads share their rows.
+        # The prompt is the whole sequence; heads and sequences share their rows, from the first one on.
+        words += [kv_len, 0, 0, 0]
         maps = []
         rows = -(-(offset + q_len) // block) - offset // block
         resident, split, boxes = (geometry.get(name) for name in ("resident", "split", "boxes"))
@@ -91,7 +92,7 @@ class Launch:
             self.grid = (q_len, kv_heads, batch)
         # Tensor maps and pointers come first, then the scalars by value, with batch and softcap.
         if boxes:
-            self.buffers, by_value = [q, k, v, self.o, self.lse], [(C.c_uint32 * 24)(*words, batch)]
+            self.buffers, by_value = [q, k, v, self.o, self.lse], [(C.c_uint32 * 26)(*words, batch)]
         else:
             words = [w - (1 << 32) if w >= 1 << 31 else w for w in words]
             parameters = torch.tensor(words, dtype=torch.int32, device="cuda")

@@ -395,6 +395,39 @@ fn cuda_linear_layers() {
     }
 }
 
+/// Ten launches of heads that differ, with a tail, give the same bits.
+fn heads_repeat<B: AttentionBackend>(device: &B::Device, dtype: DType) {
+    let sparsity = pattern! {
+        block 64 causal & (tail(70) | per_head { 0 => all; else => window(90) | sink(1) })
+    };
+    let plan = Plan::new(sparsity).expect("a plan");
+    let normal = |heads| random::<B, 4>([2, heads, 500, 64], device).cast(dtype);
+    let (q, k, v) = (normal(6), normal(3), normal(3));
+    let attend = || {
+        let o = attention(q.clone(), k.clone(), v.clone(), &plan, &Call::default());
+        numbers(&o.expect("attention"))
+    };
+    let first = attend();
+    for _ in 1..10 {
+        assert_eq!(attend(), first);
+    }
+}
+
+#[test]
+fn heads_repeat_on_cpu_and_vulkan() {
+    heads_repeat::<Flex>(&Default::default(), DType::F32);
+    heads_repeat::<Vulkan>(&WgpuDevice::Cpu, DType::F32);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_heads_repeat() {
+    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+    for dtype in [DType::F32, DType::BF16] {
+        heads_repeat::<Cuda>(&Default::default(), dtype);
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_agrees_with_the_reference() {

@@ -258,6 +258,37 @@ pub(crate) fn caches_choose<B: AttentionBackend>(device: &B::Device) {
     }
 }
 
+/// Room for so many keys that rows are scored two at a time: outputs are those of all rows at once.
+fn slabs_agree<B: AttentionBackend>(device: &B::Device, dtype: DType) {
+    let sparsity = pattern! { block 16 causal & (local(1) | sink(1) | routed(2, pool=8, every=4)) };
+    let plan = Plan::new(sparsity).expect("a plan");
+    let normal = |heads| random::<B, 4>([1, heads, 203, D], device).cast(dtype);
+    let (q, k, v) = (normal(4), normal(2), normal(2));
+    let attend = |capacity| {
+        let call = Call {
+            capacity: Some(capacity),
+            ..Call::default()
+        };
+        let o = attention(q.clone(), k.clone(), v.clone(), &plan, &call);
+        numbers(&o.expect("attention"))
+    };
+    assert_eq!(attend(1 << 26), attend(203));
+}
+
+#[test]
+fn vulkan_scores_in_slabs() {
+    slabs_agree::<Vulkan>(&WgpuDevice::Cpu, DType::F32);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_scores_in_slabs() {
+    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+    for dtype in [DType::F32, DType::BF16] {
+        slabs_agree::<Cuda>(&Default::default(), dtype);
+    }
+}
+
 #[test]
 fn cpu_chooses_blocks() {
     agrees::<Flex>(&Default::default(), DType::F32, &LENGTHS);
