@@ -247,7 +247,7 @@ choice of heads.
 {newline.join(beside(results))}
 
 `routed` computes scores of blocks beside its attention: `explain` says how many FLOP that is. Means of four keys by
-every fourth query, as here, cost as much as means of sixteen by every query, and find more.
+every fourth query, as here, take as many FLOP as means of sixteen by every query, and four times the memory; they find more.
 
 Far partners (`partner`) are there for reach: `butterfly prove` shows which earlier tokens a stack of layers passes on.
 The rows above say whether that pays in a model that was not trained with them.
