@@ -39,6 +39,28 @@ pub(crate) fn file((path, bytes): &(String, Vec<u8>)) -> FileEntry {
     }
 }
 
+/// Compiles a kernel beside attention for [`HOPPER`]; its files are called `name`.
+///
+/// # Errors
+/// [`BuildError::Kernel`] if NVRTC rejects the text.
+#[cfg(feature = "emitters")]
+pub(crate) fn beside_attention(name: &str, text: String) -> Result<Files, BuildError> {
+    let made = butterfly_codegen::assemble_text(text);
+    let made = made.map_err(|error| BuildError::Kernel(error.to_string()))?;
+    let path = |extension: &str| format!("kernels/{name}.{extension}");
+    let files = made.into_iter();
+    Ok(files
+        .map(|(extension, bytes)| (path(&extension), bytes))
+        .collect())
+}
+
+/// Where kernels beside attention run.
+#[cfg(feature = "emitters")]
+pub(crate) const HOPPER: Target = Target::Cuda(butterfly_ir::Sm {
+    version: 90,
+    arch_specific: true,
+});
+
 /// The entry of a kernel in a manifest, and its files.
 pub fn describe(kernel: Kernel) -> (KernelEntry, Files) {
     let (spec, target) = (kernel.spec, kernel.target);

@@ -23,27 +23,17 @@ pub fn product_dtypes(plan: &Plan) -> Vec<Dtype> {
 pub fn products(
     dtypes: impl IntoIterator<Item = Dtype>,
 ) -> Result<(Vec<ProductEntry>, Files), BuildError> {
-    use butterfly_ir::{Sm, Target};
-    let hopper = Target::Cuda(Sm {
-        version: 90,
-        arch_specific: true,
-    });
+    use crate::kernel::{HOPPER, beside_attention, file};
     let (mut entries, mut files) = (Vec::new(), Files::new());
     for dtype in dtypes {
         let Some((product, text)) = butterfly_codegen::product(dtype) else {
             continue;
         };
-        let made = butterfly_codegen::assemble_text(text);
-        let made = made.map_err(|error| BuildError::Kernel(error.to_string()))?;
-        let path = |extension: &str| format!("kernels/product-{}.{extension}", dtype.name());
-        let made: Files = made
-            .into_iter()
-            .map(|(extension, bytes)| (path(&extension), bytes))
-            .collect();
+        let made = beside_attention(&format!("product-{}", dtype.name()), text)?;
         entries.push(ProductEntry {
-            target: hopper,
+            target: HOPPER,
             product,
-            files: made.iter().map(crate::kernel::file).collect(),
+            files: made.iter().map(file).collect(),
         });
         files.extend(made);
     }

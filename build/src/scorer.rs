@@ -42,18 +42,12 @@ pub fn wanted_scorers(plan: &Plan) -> Vec<Scorer> {
 pub fn scorers(
     wanted: impl IntoIterator<Item = Scorer>,
 ) -> Result<(Vec<ScorerEntry>, Files), BuildError> {
-    use butterfly_ir::{Sm, Target};
-    let hopper = Target::Cuda(Sm {
-        version: 90,
-        arch_specific: true,
-    });
+    use crate::kernel::{HOPPER, beside_attention, file};
     let (mut entries, mut files) = (Vec::new(), Files::new());
     for scorer in wanted {
         let Ok((scorer, text)) = butterfly_codegen::scorer(scorer) else {
             continue;
         };
-        let made = butterfly_codegen::assemble_text(text);
-        let made = made.map_err(|error| BuildError::Kernel(error.to_string()))?;
         let name = format!(
             "{}-{}-d{}-g{}-b{}-p{}-e{}",
             scorer.entry.trim_start_matches("butterfly_"),
@@ -64,14 +58,11 @@ pub fn scorers(
             scorer.pool,
             scorer.every
         );
-        let made: Files = made
-            .into_iter()
-            .map(|(extension, bytes)| (format!("kernels/{name}.{extension}"), bytes))
-            .collect();
+        let made = beside_attention(&name, text)?;
         entries.push(ScorerEntry {
-            target: hopper,
+            target: HOPPER,
             scorer,
-            files: made.iter().map(crate::kernel::file).collect(),
+            files: made.iter().map(file).collect(),
         });
         files.extend(made);
     }

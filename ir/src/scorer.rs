@@ -3,9 +3,6 @@
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
 
-/// Means in a tile of a scorer.
-const MEANS_TILE: u32 = 128;
-
 /// Rows of logits that a warpgroup computes.
 const UNIT_ROWS: u32 = 64;
 
@@ -81,7 +78,7 @@ impl Scorer {
     pub const WORKGROUP_ROWS: u32 = 2 * UNIT_ROWS;
 
     /// Means in a tile.
-    pub const MEANS_TILE: u32 = MEANS_TILE;
+    pub const MEANS_TILE: u32 = 128;
 
     /// A kernel for this shape, of which emitters fill in entry point, threads and shared memory.
     pub fn of(pass: ScorerPass, dtype: Dtype, shape: ScorerShape) -> Self {

@@ -26,6 +26,7 @@ use butterfly_ir::{Context, sees};
 
 type Vulkan = CubeBackend<WgpuRuntime, f32, i32, u8>;
 type Fused = Fusion<Vulkan>;
+type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
 
 fn sparsity() -> Sparsity {
     pattern! {
@@ -386,7 +387,6 @@ fn linear_layers() {
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_linear_layers() {
-    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     let device = Default::default();
     for (dtype, most) in [(DType::F32, 3e-6), (DType::F16, 4e-4), (DType::BF16, 3e-3)] {
         for stored in [DType::F32, DType::F16, DType::BF16] {
@@ -422,7 +422,6 @@ fn heads_repeat_on_cpu_and_vulkan() {
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_heads_repeat() {
-    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     for dtype in [DType::F32, DType::BF16] {
         heads_repeat::<Cuda>(&Default::default(), dtype);
     }
@@ -431,7 +430,6 @@ fn cuda_heads_repeat() {
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_agrees_with_the_reference() {
-    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     let device = Default::default();
     agrees::<Cuda>(&device);
     agrees::<Fusion<Cuda>>(&device);

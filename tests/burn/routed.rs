@@ -2,10 +2,9 @@
 //! native code makes, which is tested against f64; caches keep means of keys.
 
 use crate::cache::{SIZES, append};
-use crate::{Fused, Vulkan, close, numbers, random};
+use crate::{Cuda, Fused, Vulkan, close, numbers, random};
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn_cubecl::CubeBackend;
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
 use butterfly::ops::{Operation as LayerOperation, Pool};
@@ -283,7 +282,6 @@ fn vulkan_scores_in_slabs() {
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_scores_in_slabs() {
-    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     for dtype in [DType::F32, DType::BF16] {
         slabs_agree::<Cuda>(&Default::default(), dtype);
     }
@@ -309,7 +307,6 @@ fn fusion_chooses_blocks() {
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_chooses_blocks() {
-    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         agrees::<Cuda>(&Default::default(), dtype, &LENGTHS);
     }
@@ -321,7 +318,6 @@ fn cuda_chooses_blocks() {
 #[test]
 #[ignore = "needs an idle Hopper GPU: cargo test --release -p butterfly --test burn -- --ignored cuda_choice"]
 fn cuda_choice_takes_no_longer_than_attention() {
-    type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
     const T: usize = 131_072;
     let device = Default::default();
     let normal = |heads| random::<Cuda, 4>([1, heads, T, 128], &device).cast(DType::BF16);

@@ -1,7 +1,7 @@
 //! Launches matrix products on a CubeCL server that other code uses too.
 
 use super::bind::{Map, long_enough};
-use super::ready::{Code, Identity, Image};
+use super::ready::Image;
 use super::run::by_value;
 use super::{Device, LaunchError, Launches};
 use butterfly_ir::Product;
@@ -37,26 +37,8 @@ impl ReadyProduct {
     /// [`LaunchError::Image`] if `image` is none of these, [`LaunchError::Unfit`] if a field of
     /// `product` is invalid.
     pub fn new(product: Product, image: &[u8]) -> Result<Self, LaunchError> {
-        let fits = product.check();
-        fits.map_err(|reason| LaunchError::Unfit {
-            key: product.entry.clone(),
-            reason,
-        })?;
-        let code = Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
-            key: product.entry.clone(),
-            expected: "a cubin",
-        })?;
-        let image = Image {
-            device: Device::Cuda,
-            identity: Identity {
-                key: product.entry.clone(),
-                entry: product.entry.clone(),
-                digest: *blake3::hash(image).as_bytes(),
-                shared_bytes: product.shared_bytes,
-            },
-            threads: [product.threads, 1, 1],
-            code: Arc::new(code),
-        };
+        let launch = [product.threads, product.shared_bytes];
+        let image = Image::beside_attention(product.check(), &product.entry, launch, image)?;
         Ok(Self {
             image: Arc::new(image),
             product,

@@ -3,7 +3,7 @@
 use super::{Device, LaunchError, Loaded};
 use butterfly_ir::geometry::second_entry;
 use butterfly_ir::kernel::signature::{self, Binding, Operand, Way};
-use butterfly_ir::{Geometry, KernelSpec, Launch, Sm, Target};
+use butterfly_ir::{ContractError, Geometry, KernelSpec, Launch, Sm, Target};
 use std::sync::Arc;
 
 /// A kernel prepared for launching; clones share it.
@@ -30,6 +30,40 @@ pub struct Image {
     pub(super) identity: Identity,
     pub(super) threads: [u32; 3],
     pub(super) code: Arc<Code>,
+}
+
+impl Image {
+    /// A kernel beside attention for an NVIDIA device: a cubin, PTX, or CUDA C++, which CubeCL compiles at the
+    /// first launch.
+    ///
+    /// # Errors
+    /// [`LaunchError::Unfit`] if `fits` is an error, [`LaunchError::Image`] if `image` is none of these.
+    pub(super) fn beside_attention(
+        fits: Result<(), ContractError>,
+        entry: &str,
+        [threads, shared_bytes]: [u32; 2],
+        image: &[u8],
+    ) -> Result<Self, LaunchError> {
+        fits.map_err(|reason| LaunchError::Unfit {
+            key: entry.into(),
+            reason,
+        })?;
+        let code = Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
+            key: entry.into(),
+            expected: "a cubin",
+        })?;
+        Ok(Self {
+            device: Device::Cuda,
+            identity: Identity {
+                key: entry.into(),
+                entry: entry.into(),
+                digest: *blake3::hash(image).as_bytes(),
+                shared_bytes,
+            },
+            threads: [threads, 1, 1],
+            code: Arc::new(code),
+        })
+    }
 }
 
 /// Identifies a kernel in caches, so that different images are never mixed up.

@@ -1,7 +1,7 @@
 //! Launches kernels that score blocks by content on a CubeCL server that other code uses too.
 
 use super::bind::{Map, long_enough};
-use super::ready::{Code, Identity, Image};
+use super::ready::Image;
 use super::run::by_value;
 use super::{Device, LaunchError, Launches};
 use butterfly_ir::Scorer;
@@ -62,25 +62,8 @@ impl ReadyScorer {
     /// [`LaunchError::Image`] if `image` is none of these, [`LaunchError::Unfit`] if a field of `scorer` is
     /// invalid.
     pub fn new(scorer: Scorer, image: &[u8]) -> Result<Self, LaunchError> {
-        scorer.check().map_err(|reason| LaunchError::Unfit {
-            key: scorer.entry.clone(),
-            reason,
-        })?;
-        let code = Code::of_cuda(image).ok_or_else(|| LaunchError::Image {
-            key: scorer.entry.clone(),
-            expected: "a cubin",
-        })?;
-        let image = Image {
-            device: Device::Cuda,
-            identity: Identity {
-                key: scorer.entry.clone(),
-                entry: scorer.entry.clone(),
-                digest: *blake3::hash(image).as_bytes(),
-                shared_bytes: scorer.shared_bytes,
-            },
-            threads: [scorer.threads, 1, 1],
-            code: Arc::new(code),
-        };
+        let launch = [scorer.threads, scorer.shared_bytes];
+        let image = Image::beside_attention(scorer.check(), &scorer.entry, launch, image)?;
         Ok(Self {
             image: Arc::new(image),
             scorer,
@@ -122,9 +105,10 @@ impl ReadyScorer {
         let small = sizes.iter().all(|n| (1..1 << 30).contains(n));
         let end = u64::from(scoring.q_offset) + u64::from(scoring.q_len);
         let row_end = u64::from(first) + u64::from(count);
-        let within = row_end * u64::from(scorer.means())
-            <= u64::from(scoring.room) + u64::from(scorer.means())
-            && row_end <= u64::from(scoring.stride) + 1
+        // The last row has the most blocks before it.
+        let blocks = row_end.saturating_sub(1);
+        let within = blocks * u64::from(scorer.means()) <= u64::from(scoring.room)
+            && blocks <= u64::from(scoring.stride)
             && first >= scoring.q_offset / scorer.block
             && row_end <= end.div_ceil(scorer.block.into());
         let aligned = scoring.q_strides.iter().all(|step| step.is_multiple_of(8));

@@ -46,17 +46,17 @@ impl<R: CubeRuntime + Launches> Matrix<R> {
         if !aligned || op.scale <= 0.0 {
             return Ok(None);
         }
-        let mut kernels = Vec::with_capacity(2);
-        for pass in [ScorerPass::Weigh, ScorerPass::Score] {
-            match op.plan.scorer(Scorer::of(pass, dtype, wanted))? {
-                Some(kernel) => kernels.push(kernel),
-                None => return Ok(None),
-            }
-        }
-        let kernels = kernels.try_into().expect("one for each pass");
+        let find = |pass| op.plan.scorer(Scorer::of(pass, dtype, wanted));
+        let (Some(weigh), Some(score)) = (find(ScorerPass::Weigh)?, find(ScorerPass::Score)?)
+        else {
+            return Ok(None);
+        };
         // Rows of a tensor that CubeCL allocates can have gaps.
         let means = into_contiguous(cast(means.clone(), F::dtype()));
-        Ok(Some(Self { kernels, means }))
+        Ok(Some(Self {
+            kernels: [weigh, score],
+            means,
+        }))
     }
 
     /// Parts of a block's score.
