@@ -1,7 +1,7 @@
 //! Buffers and grids of a choice.
 
 use super::matrix::Matrix;
-use super::{ExtentLaunch, SIDE, Shape, TILE, pick, score, weigh};
+use super::{ExtentLaunch, SIDE, Shape, TILE, pick, score, single, weigh};
 use crate::{Attend, OperationError};
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
@@ -14,11 +14,17 @@ use butterfly_runtime::{DeviceTable, Launches};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Parts in which workgroups share the means of a single query.
-const PARTS: u32 = 32;
-
 /// Scores that are in memory at a time: rows are scored a slab at a time, each within this.
 const MOST_SCORES: u64 = 1 << 24;
+
+/// What scores blocks.
+enum Scorer<R: CubeRuntime> {
+    /// A single query keeps the weights of its blocks.
+    Single,
+    Matrix(Box<Matrix<R>>),
+    /// Kernels of this folder, on any device.
+    Portable,
+}
 
 /// The rows of the queries of `op`, with the blocks that they choose.
 pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
@@ -36,24 +42,25 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
     let table_first = q_offset / block;
     let table_rows = (q_offset + q_len).div_ceil(block) - table_first;
     let group = q_heads / kv_heads;
-    let alone = q_len == 1 && group <= TILE;
     let mut shape = Shape {
         head_dim,
         group,
         block,
         pool: routing.pool,
-        // The last query of a block scores in any case.
-        every: if alone { block } else { routing.every },
+        every: routing.every,
         blocks: routing.blocks,
         fixed: fixed.widest_row(),
-        parts: if alone { PARTS } else { 1 },
+        single: q_len == 1,
         tiles: 1,
     };
-    let matrix = match alone {
-        true => None,
-        false => Matrix::new::<F>(op, &shape, q, &means)?,
+    let scorer = match shape.single {
+        true => Scorer::Single,
+        false => match Matrix::new::<F>(op, &shape, q, &means)? {
+            Some(matrix) => Scorer::Matrix(Box::new(matrix)),
+            None => Scorer::Portable,
+        },
     };
-    if let Some(matrix) = &matrix {
+    if let Scorer::Matrix(matrix) = &scorer {
         shape.tiles = matrix.tiles();
     }
     let lists = batch * kv_heads;
@@ -61,15 +68,25 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
     let stride = (op.capacity as u32).div_ceil(block).max(1);
     let of_row = u64::from(lists) * u64::from(shape.tiles) * u64::from(stride);
     let slab = (MOST_SCORES / of_row).clamp(1, table_rows.into()) as u32;
-    check(&shape, client, [lists, slab, table_rows], of_row, &means)?;
+    let (of_sums, of_scores) = match shape.single {
+        true => (1, of_row * u64::from(2 * group)),
+        false => {
+            let rows = u64::from(lists) * u64::from(slab);
+            (rows * u64::from(shape.rows()), u64::from(slab) * of_row)
+        }
+    };
+    check(
+        &shape,
+        client,
+        [lists, table_first, table_rows],
+        [of_sums, of_scores],
+        &means,
+    )?;
 
     let buffer = |words: u64| client.empty(words as usize * 4);
     let tensor = |elements: u64| empty(q, [elements as usize], DType::F32);
-    let entries = u64::from(lists) * u64::from(slab);
-    // Of parts, the largest logit and the sum relative to it.
-    let of_sums = u64::from(if alone { 2 * PARTS } else { 1 });
-    let sums = tensor(entries * u64::from(shape.rows()) * of_sums);
-    let scores = tensor(u64::from(slab) * of_row);
+    let sums = tensor(of_sums);
+    let scores = tensor(of_scores);
     let rows = u64::from(lists) * u64::from(table_rows);
     let offsets = buffer(rows + 1);
     let bands = buffer(rows * u64::from(shape.width()) * 4);
@@ -111,8 +128,30 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
                 layout.first_row,
             )
         };
-        match &matrix {
-            Some(matrix) => {
+        match &scorer {
+            // SAFETY: as above; the grid is the blocks before the query, for every kv head and sequence.
+            Scorer::Single => unsafe {
+                let workgroups = table_first.div_ceil(single::blocks_at_once(&shape));
+                if workgroups > 0 {
+                    single::weigh_blocks::launch_unchecked::<F, R>(
+                        client,
+                        CubeCount::Static(workgroups, lists, 1),
+                        dim,
+                        address,
+                        single::LANES as usize,
+                        elements(q),
+                        elements(&means),
+                        array(&wanted),
+                        array(&fixed_offsets),
+                        array(&fixed_bands),
+                        elements(&scores),
+                        stride,
+                        extent(),
+                        shape,
+                    );
+                }
+            },
+            Scorer::Matrix(matrix) => {
                 let rows = [table_first + start, row_count];
                 matrix.launch(
                     op,
@@ -124,11 +163,10 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
                 )?;
             }
             // SAFETY: as above; the grids are the rows of every kv head and sequence.
-            None => unsafe {
-                let tiles = shape.rows().div_ceil(TILE);
+            Scorer::Portable => unsafe {
                 weigh::weigh::launch_unchecked::<F, R>(
                     client,
-                    CubeCount::Static(row_count, tiles * shape.parts, lists),
+                    CubeCount::Static(row_count, shape.rows().div_ceil(TILE), lists),
                     dim,
                     address,
                     elements(q),
@@ -142,7 +180,7 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
                 );
                 score::score::launch_unchecked::<F, R>(
                     client,
-                    CubeCount::Static(row_count, shape.parts, lists),
+                    CubeCount::Static(row_count, 1, lists),
                     dim,
                     address,
                     elements(q),
@@ -189,13 +227,13 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
     ))
 }
 
-/// Checks that kernels can count the rows of `lists` kv heads of all sequences: `slab` rows at a time, each
-/// with so many scores, and `table_rows` in all.
+/// Checks that kernels can count the rows of `lists` kv heads of all sequences, `table_rows` after `table_first`
+/// others, and the sums of queries and scores of blocks of a slab of them.
 fn check<R: CubeRuntime>(
     shape: &Shape,
     client: &ComputeClient<R>,
-    [lists, slab, table_rows]: [u32; 3],
-    of_row: u64,
+    [lists, table_first, table_rows]: [u32; 3],
+    [sums, scores]: [u64; 2],
     means: &CubeTensor<R>,
 ) -> Result<(), OperationError> {
     let limit = |what, given: u64, limit: u64| match given <= limit {
@@ -209,23 +247,22 @@ fn check<R: CubeRuntime>(
         }),
     };
     let most = u64::from(u32::MAX);
-    let rows = u64::from(lists) * u64::from(table_rows);
     let of_means = means.meta.num_elements() as u64;
     limit("means of keys, in elements", of_means, most)?;
-    limit(
-        "words of chosen bands",
-        rows * u64::from(shape.width()) * 4,
-        most,
-    )?;
-    let queries = u64::from(lists) * u64::from(slab) * u64::from(shape.rows());
-    limit("scoring queries of a slab of rows", queries, most)?;
-    limit("scores of a slab of rows", of_row * u64::from(slab), most)?;
+    let rows = u64::from(lists) * u64::from(table_rows);
+    let words = rows * u64::from(shape.width()) * 4;
+    limit("words of chosen bands", words, most)?;
+    limit("scoring queries of a slab of rows", sums, most)?;
+    limit("scores of a slab of rows", scores, most)?;
     let (x, y, z) = client.properties().hardware.max_cube_count;
-    limit("rows of blocks", table_rows.into(), x.into())?;
-    limit(
-        "tiles of scoring queries",
-        shape.rows().div_ceil(TILE).into(),
-        y.into(),
-    )?;
+    let x = u64::from(x);
+    limit("rows of blocks", table_rows.into(), x)?;
+    if shape.single {
+        let workgroups = table_first.div_ceil(single::blocks_at_once(shape));
+        limit("workgroups of earlier blocks", workgroups.into(), x)?;
+    } else {
+        let tiles = shape.rows().div_ceil(TILE);
+        limit("tiles of scoring queries", tiles.into(), y.into())?;
+    }
     limit("kv heads of all sequences", lists.into(), z.min(y).into())
 }

@@ -6,8 +6,9 @@
 //! Three kernels: `weigh` finds the logarithm of each scoring query's sum of weights, `score` adds the weights
 //! relative to it up block by block, `pick` keeps the best blocks. Logits are computed twice, and long launches are
 //! scored a slab of rows at a time, so that memory does not grow with the product of queries and keys.
-//! On Hopper the first two are generated and run on matrix units (`matrix.rs`). For a single query, as in decode,
-//! workgroups share its means. All add in a fixed order: the same inputs give the same bits.
+//! On Hopper the first two are generated and run on matrix units (`matrix.rs`). A single query, as in decode, needs
+//! one pass over the means (`single.rs`), since the weights of its blocks are few enough to keep.
+//! All add in a fixed order: the same inputs give the same bits.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -22,6 +23,7 @@ mod matrix;
 mod pick;
 mod row;
 mod score;
+mod single;
 mod weigh;
 
 pub(super) use launch::route;
@@ -46,8 +48,8 @@ pub(super) struct Shape {
     blocks: u32,
     /// The most fixed bands of a row.
     fixed: u32,
-    /// Parts of the means, each of whole blocks, that workgroups share; 1 if none do.
-    parts: u32,
+    /// Whether there is one query, scored by `single.rs`.
+    single: bool,
     /// Parts of a block's score, each of some of the scoring queries.
     tiles: u32,
 }

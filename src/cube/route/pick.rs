@@ -1,13 +1,14 @@
 //! The best of the blocks before a row, by their scores, and the bands of the row.
 
 use super::row::{has_choice, is_whole, row_of};
+use super::single::{score_block, sum_blocks};
 use super::weigh::LEAST;
 use super::{Extent, SIDE, Shape};
 use butterfly_ir::band::UNBOUNDED;
 use cubecl::prelude::*;
 
 /// A workgroup computes one row: its entries of `offsets` and `bands`, [lists, rows, width, 4], from `scores`
-/// [lists, rows, tiles, stride].
+/// [lists, rows, tiles, stride], or, of a single query, from its weights [lists, stride, group, 2].
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn pick(
@@ -28,6 +29,10 @@ pub(super) fn pick(
     let row = row_of(CUBE_POS_X, CUBE_POS_Y, fixed_offsets, extent, shape);
     let blocks = wanted[row.kv_head as usize];
     let scored = has_choice(&row, fixed_bands, blocks, &mut counts, shape);
+    let mut logs = SharedMemory::<f32>::new(comptime!(shape.group as usize));
+    if comptime!(shape.single) && scored {
+        sum_blocks(scores, &mut logs, &mut heads, &row, stride, shape);
+    }
     // Each unit keeps the best of its blocks; all units have the same list of the best of all.
     let mut own = Array::<u32>::new(most);
     let mut own_scores = Array::<f32>::new(most);
@@ -39,9 +44,13 @@ pub(super) fn pick(
         if blocks > 0u32 && !is_whole(&row, fixed_bands, c, shape) {
             let mut score = 0.0f32;
             if scored {
-                for tile in 0..comptime!(shape.tiles) {
-                    let part = row.entry * comptime!(shape.tiles) + tile;
-                    score += scores[(part * stride + c) as usize];
+                if comptime!(shape.single) {
+                    score = score_block(scores, &logs, &row, c, stride, shape);
+                } else {
+                    for tile in 0..comptime!(shape.tiles) {
+                        let part = row.entry * comptime!(shape.tiles) + tile;
+                        score += scores[(part * stride + c) as usize];
+                    }
                 }
             }
             kept = keep(&mut own, &mut own_scores, kept, c, score, blocks);

@@ -89,6 +89,28 @@ pub(super) fn is_whole(row: &Row, bands: &Array<u32>, c: u32, #[comptime] shape:
     reach >= stop
 }
 
+/// The most blocks that the fixed bands can show whole to any query of the row.
+#[cube]
+fn most_whole(row: &Row, bands: &Array<u32>, #[comptime] shape: Shape) -> u32 {
+    let size = comptime!(i32::try_from(shape.block).expect("a block is shorter than 2^31"));
+    let (q0, q1) = (i32::cast_from(row.q0), i32::cast_from(row.q1));
+    let mut blocks = 0u32;
+    for i in row.from..row.to {
+        let at = (i * 4u32) as usize;
+        let lo = max(
+            i32::cast_from(bands[at]),
+            q1 + i32::cast_from(bands[at + 2]),
+        );
+        let hi = min(
+            i32::cast_from(bands[at + 1]),
+            q0 + i32::cast_from(bands[at + 3]),
+        );
+        // Two bands can share a block: each counts the blocks that it begins.
+        blocks += u32::cast_from(max(hi - lo + size - 1, 0i32.runtime()) / size);
+    }
+    blocks
+}
+
 /// Whether the row has more blocks to choose from than it wants, so that scores decide. All units of the
 /// workgroup call this.
 #[cube]
@@ -99,8 +121,11 @@ pub(super) fn has_choice(
     shared: &mut SharedMemory<u32>,
     #[comptime] shape: Shape,
 ) -> bool {
-    let mut own = 0u32;
-    if wanted > 0u32 {
+    // Long rows need not count their blocks.
+    let sure = wanted > 0u32 && row.block > wanted + most_whole(row, bands, shape);
+    let mut chooses = sure;
+    if wanted > 0u32 && !sure {
+        let mut own = 0u32;
         let mut c = UNIT_POS;
         while c < row.block {
             if !is_whole(row, bands, c, shape) {
@@ -108,28 +133,18 @@ pub(super) fn has_choice(
             }
             c += CUBE_DIM;
         }
-    }
-    shared[UNIT_POS as usize] = own;
-    let mut step = comptime!(SIDE * SIDE / 2).runtime();
-    while step > 0u32 {
-        sync_cube();
-        if UNIT_POS < step {
-            shared[UNIT_POS as usize] += shared[(UNIT_POS + step) as usize];
+        shared[UNIT_POS as usize] = own;
+        let mut step = comptime!(SIDE * SIDE / 2).runtime();
+        while step > 0u32 {
+            sync_cube();
+            if UNIT_POS < step {
+                shared[UNIT_POS as usize] += shared[(UNIT_POS + step) as usize];
+            }
+            step /= 2u32;
         }
-        step /= 2u32;
+        sync_cube();
+        chooses = shared[0] > wanted;
+        sync_cube();
     }
-    sync_cube();
-    let all = shared[0];
-    sync_cube();
-    all > wanted
-}
-
-/// First and one past the last mean of a part, of whole blocks, of those before the row.
-#[cube]
-pub(super) fn part_of(row: &Row, part: u32, #[comptime] shape: Shape) -> (u32, u32) {
-    let parts = comptime!(shape.parts);
-    let means = comptime!(shape.means());
-    let span = (row.block + parts - 1u32) / parts;
-    let start = min(part * span, row.block);
-    (start * means, min(start + span, row.block) * means)
+    chooses
 }

@@ -1,12 +1,11 @@
 //! The scores of the blocks before a row.
 
 use super::logits::{OPERAND, logits};
-use super::row::{has_choice, part_of, row_of};
-use super::weigh::LEAST;
+use super::row::{has_choice, row_of};
 use super::{Extent, SIDE, Shape, TILE};
 use cubecl::prelude::*;
 
-/// A workgroup computes a part of `scores` [lists, rows, stride] for one row; `sums` is what `weigh` leaves.
+/// A workgroup computes `scores` [lists, rows, stride] for one row; `sums` is what `weigh` leaves.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn score<F: Float>(
@@ -22,24 +21,19 @@ pub(super) fn score<F: Float>(
     #[comptime] shape: Shape,
 ) {
     let rows = comptime!(shape.rows());
-    let parts = comptime!(shape.parts);
     let per_block = comptime!(shape.means());
     let mut shared = SharedMemory::<f32>::new(comptime!((2 * OPERAND) as usize));
-    let mut logs = SharedMemory::<f32>::new(comptime!(TILE as usize));
     let mut counts = SharedMemory::<u32>::new(comptime!((SIDE * SIDE) as usize));
     let row = row_of(CUBE_POS_X, CUBE_POS_Z, fixed_offsets, extent, shape);
     let blocks = wanted[row.kv_head as usize];
     if !has_choice(&row, fixed_bands, blocks, &mut counts, shape) {
         terminate!();
     }
-    if comptime!(parts > 1) {
-        merge(sums, &mut logs, row.entry, shape);
-    }
-    let (start, end) = part_of(&row, CUBE_POS_Y, shape);
+    let end = row.block * per_block;
     let mut s = Array::<f32>::new(16usize);
     // The score of the block that the walk over means has reached.
     let mut sum = 0.0f32;
-    let mut mean = start;
+    let mut mean = 0u32;
     while mean < end {
         let mut column = Array::<f32>::new(4usize);
         #[unroll]
@@ -48,7 +42,6 @@ pub(super) fn score<F: Float>(
         }
         for tile in 0..comptime!(rows.div_ceil(TILE)) {
             let first = tile * TILE;
-            // Waits for `logs` too.
             logits(
                 q,
                 means,
@@ -65,11 +58,7 @@ pub(super) fn score<F: Float>(
             for i in 0..4u32 {
                 let r = first + 4u32 * UNIT_POS_Y + i;
                 if r < rows {
-                    let log = if comptime!(parts > 1) {
-                        logs[r as usize]
-                    } else {
-                        sums[(row.entry * rows + r) as usize]
-                    };
+                    let log = sums[(row.entry * rows + r) as usize];
                     #[unroll]
                     for j in 0..4u32 {
                         let at = comptime!((4 * i + j) as usize);
@@ -104,25 +93,5 @@ pub(super) fn score<F: Float>(
             }
         }
         mean += TILE;
-    }
-}
-
-/// The logarithms of the sums of weights of all parts, for the rows of an entry.
-#[cube]
-fn merge(sums: &Array<f32>, logs: &mut SharedMemory<f32>, entry: u32, #[comptime] shape: Shape) {
-    let rows = comptime!(shape.rows());
-    let parts = comptime!(shape.parts);
-    if UNIT_POS < rows {
-        let first = (entry * rows + UNIT_POS) * parts * 2u32;
-        let mut most = LEAST.runtime();
-        for i in 0..parts {
-            most = max(most, sums[(first + 2u32 * i) as usize]);
-        }
-        let mut total = 0.0f32;
-        for i in 0..parts {
-            let at = (first + 2u32 * i) as usize;
-            total += sums[at + 1] * (sums[at] - most).exp();
-        }
-        logs[UNIT_POS as usize] = most + total.ln();
     }
 }

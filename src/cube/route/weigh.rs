@@ -1,7 +1,7 @@
 //! The logarithm of each scoring query's sum of weights over all means.
 
 use super::logits::{OPERAND, logits};
-use super::row::{has_choice, part_of, row_of, scoring};
+use super::row::{has_choice, row_of, scoring};
 use super::{Extent, SIDE, Shape, TILE};
 use cubecl::prelude::*;
 
@@ -10,8 +10,7 @@ pub(super) const SILENT: f32 = 3.0e38;
 /// Below every logit, and finite, since WGSL has no infinity.
 pub(super) const LEAST: f32 = -3.0e38;
 
-/// A workgroup computes [`TILE`] rows of a row of blocks, over a part of the means: `sums` [lists, rows,
-/// group * slots], or, of parts, the largest logit and the sum relative to it, [.., parts, 2].
+/// A workgroup computes [`TILE`] rows of a row of blocks: `sums` [lists, rows, group * slots].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn weigh<F: Float>(
@@ -32,10 +31,8 @@ pub(super) fn weigh<F: Float>(
     if !has_choice(&row, fixed_bands, blocks, &mut counts, shape) {
         terminate!();
     }
-    let parts = comptime!(shape.parts);
-    let first = CUBE_POS_Y / parts * TILE;
-    let part = CUBE_POS_Y % parts;
-    let (start, count) = part_of(&row, part, shape);
+    let first = CUBE_POS_Y * TILE;
+    let count = row.block * comptime!(shape.means());
     let mut s = Array::<f32>::new(16usize);
     let mut top = Array::<f32>::new(4usize);
     let mut sum = Array::<f32>::new(4usize);
@@ -44,7 +41,7 @@ pub(super) fn weigh<F: Float>(
         top[i] = LEAST.runtime();
         sum[i] = 0.0f32;
     }
-    let mut mean = start;
+    let mut mean = 0u32;
     while mean < count {
         logits(
             q,
@@ -100,14 +97,7 @@ pub(super) fn weigh<F: Float>(
             let at = UNIT_POS * SIDE + i;
             total += shared[(OPERAND + at) as usize] * (shared[at as usize] - most).exp();
         }
-        let entry = row.entry * rows + r;
-        if comptime!(shape.parts > 1) {
-            let at = ((entry * parts + part) * 2u32) as usize;
-            sums[at] = most;
-            sums[at + 1] = total;
-        } else {
-            let silent = scoring(&row, r % comptime!(shape.slots()), shape) == u32::MAX;
-            sums[entry as usize] = select(silent, SILENT.runtime(), most + total.ln());
-        }
+        let silent = scoring(&row, r % comptime!(shape.slots()), shape) == u32::MAX;
+        sums[(row.entry * rows + r) as usize] = select(silent, SILENT.runtime(), most + total.ln());
     }
 }
