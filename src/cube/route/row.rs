@@ -64,25 +64,31 @@ pub(super) fn scoring(row: &Row, slot: u32, #[comptime] shape: Shape) -> u32 {
     select(inside, min(regular, row.q1), u32::MAX.runtime())
 }
 
+/// The keys of band `i` that every query of the row sees: the first, and one past the last.
+#[cube]
+fn seen_by_all(row: &Row, bands: &Array<u32>, i: u32) -> (i32, i32) {
+    let at = (i * 4u32) as usize;
+    let lo = max(
+        i32::cast_from(bands[at]),
+        i32::cast_from(row.q1) + i32::cast_from(bands[at + 2]),
+    );
+    let hi = min(
+        i32::cast_from(bands[at + 1]),
+        i32::cast_from(row.q0) + i32::cast_from(bands[at + 3]),
+    );
+    (lo, hi)
+}
+
 /// Whether every query of the row sees all keys of block `c` through the fixed bands.
 #[cube]
 pub(super) fn is_whole(row: &Row, bands: &Array<u32>, c: u32, #[comptime] shape: Shape) -> bool {
     let size = comptime!(shape.block);
-    let (q0, q1) = (i32::cast_from(row.q0), i32::cast_from(row.q1));
     let stop = i32::cast_from((c + 1u32) * size);
     let mut reach = i32::cast_from(c * size);
     // Each round adds a band at least, if any goes on where the others end.
     for _ in row.from..row.to {
         for i in row.from..row.to {
-            let at = (i * 4u32) as usize;
-            let lo = max(
-                i32::cast_from(bands[at]),
-                q1 + i32::cast_from(bands[at + 2]),
-            );
-            let hi = min(
-                i32::cast_from(bands[at + 1]),
-                q0 + i32::cast_from(bands[at + 3]),
-            );
+            let (lo, hi) = seen_by_all(row, bands, i);
             reach = select(lo <= reach, max(reach, hi), reach);
         }
     }
@@ -93,18 +99,9 @@ pub(super) fn is_whole(row: &Row, bands: &Array<u32>, c: u32, #[comptime] shape:
 #[cube]
 fn most_whole(row: &Row, bands: &Array<u32>, #[comptime] shape: Shape) -> u32 {
     let size = comptime!(i32::try_from(shape.block).expect("a block is shorter than 2^31"));
-    let (q0, q1) = (i32::cast_from(row.q0), i32::cast_from(row.q1));
     let mut blocks = 0u32;
     for i in row.from..row.to {
-        let at = (i * 4u32) as usize;
-        let lo = max(
-            i32::cast_from(bands[at]),
-            q1 + i32::cast_from(bands[at + 2]),
-        );
-        let hi = min(
-            i32::cast_from(bands[at + 1]),
-            q0 + i32::cast_from(bands[at + 3]),
-        );
+        let (lo, hi) = seen_by_all(row, bands, i);
         // Two bands can share a block: each counts the blocks that it begins.
         blocks += u32::cast_from(max(hi - lo + size - 1, 0i32.runtime()) / size);
     }
