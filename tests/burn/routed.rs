@@ -405,9 +405,13 @@ fn cuda_choice_takes_no_longer_than_attention() {
 #[ignore = "needs an idle Hopper GPU: cargo test --release -p butterfly --test burn -- --ignored cuda_choice"]
 fn cuda_choice_of_one_query() {
     let (without, with) = times(1, &["routed(4, pool=16)"]);
-    let choice = with[0] - without;
-    println!("{:.4} ms, {without:.4} without choice", with[0]);
-    assert!(choice <= 0.1, "{choice:.4} ms for the choice");
+    let ratio = with[0] / without;
+    println!(
+        "{:.4} ms, {without:.4} without choice, {ratio:.2} times",
+        with[0]
+    );
+    // Both are times of the host's launches, of which a choice has two more.
+    assert!(ratio <= 4.0);
 }
 
 /// Means that are missing, too few or of another type are errors.
