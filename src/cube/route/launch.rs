@@ -17,15 +17,6 @@ use cubecl::server::Handle;
 /// Scores that are in memory at a time: rows are scored a slab at a time, each within this.
 const MOST_SCORES: u64 = 1 << 24;
 
-/// What scores blocks.
-enum Scorer<R: CubeRuntime> {
-    /// A single query keeps the weights of its blocks.
-    Single,
-    Matrix(Box<Matrix<R>>),
-    /// Kernels of this folder, on any device.
-    Portable,
-}
-
 /// The rows of the queries of `op`, with the blocks that they choose.
 pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Attend,
@@ -53,14 +44,11 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
         single: q_len == 1,
         tiles: 1,
     };
-    let scorer = match shape.single {
-        true => Scorer::Single,
-        false => match Matrix::new::<F>(op, &shape, q, &means)? {
-            Some(matrix) => Scorer::Matrix(Box::new(matrix)),
-            None => Scorer::Portable,
-        },
+    let matrix = match shape.single {
+        true => None,
+        false => Matrix::new::<F>(op, &shape, q, &means)?,
     };
-    if let Scorer::Matrix(matrix) = &scorer {
+    if let Some(matrix) = &matrix {
         shape.tiles = matrix.tiles();
     }
     let lists = batch * kv_heads;
@@ -128,9 +116,9 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
                 layout.first_row,
             )
         };
-        match &scorer {
+        match &matrix {
             // SAFETY: as above; the grid is the blocks before the query, for every kv head and sequence.
-            Scorer::Single => unsafe {
+            None if shape.single => unsafe {
                 let workgroups = table_first.div_ceil(single::blocks_at_once(&shape));
                 if workgroups > 0 {
                     single::weigh_blocks::launch_unchecked::<F, R>(
@@ -151,7 +139,7 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
                     );
                 }
             },
-            Scorer::Matrix(matrix) => {
+            Some(matrix) => {
                 let rows = [table_first + start, row_count];
                 matrix.launch(
                     op,
@@ -163,7 +151,7 @@ pub(in crate::cube) fn route<R: CubeRuntime + Launches, F: FloatElement>(
                 )?;
             }
             // SAFETY: as above; the grids are the rows of every kv head and sequence.
-            Scorer::Portable => unsafe {
+            None => unsafe {
                 weigh::weigh::launch_unchecked::<F, R>(
                     client,
                     CubeCount::Static(row_count, shape.rows().div_ceil(TILE), lists),

@@ -95,7 +95,7 @@ pub(super) fn is_whole(row: &Row, bands: &Array<u32>, c: u32, #[comptime] shape:
     reach >= stop
 }
 
-/// The most blocks that the fixed bands can show whole to any query of the row.
+/// The most blocks that the fixed bands can show whole to every query of the row.
 #[cube]
 fn most_whole(row: &Row, bands: &Array<u32>, #[comptime] shape: Shape) -> u32 {
     let size = comptime!(i32::try_from(shape.block).expect("a block is shorter than 2^31"));
@@ -119,9 +119,8 @@ pub(super) fn has_choice(
     #[comptime] shape: Shape,
 ) -> bool {
     // Long rows need not count their blocks.
-    let sure = wanted > 0u32 && row.block > wanted + most_whole(row, bands, shape);
-    let mut chooses = sure;
-    if wanted > 0u32 && !sure {
+    let mut chooses = wanted > 0u32 && row.block > wanted + most_whole(row, bands, shape);
+    if wanted > 0u32 && !chooses {
         let mut own = 0u32;
         let mut c = UNIT_POS;
         while c < row.block {

@@ -99,10 +99,9 @@ pub(super) fn weigh_blocks<F: Float, N: Size>(
                 }
                 #[unroll]
                 for h in 0..comptime!(HEADS as usize) {
-                    let logit = s[h] * extent.scale;
-                    let most = max(top[h], logit);
-                    total[h] = total[h] * (top[h] - most).exp() + (logit - most).exp();
+                    let (most, sum) = merged(top[h], total[h], s[h] * extent.scale, 1.0f32);
                     top[h] = most;
+                    total[h] = sum;
                 }
                 mean += sharing;
             }
@@ -123,12 +122,26 @@ pub(super) fn weigh_blocks<F: Float, N: Size>(
                     let at = (UNIT_POS + i) as usize;
                     sum += totals[at] * (tops[at] - most).exp();
                 }
-                let entry = (row.list * stride + block) * group + head + h;
-                weights[(entry * 2u32) as usize] = most;
-                weights[(entry * 2u32 + 1u32) as usize] = sum;
+                let at = place_of(&row, block, head + h, stride, shape);
+                weights[at] = most;
+                weights[at + 1] = sum;
             }
         }
     }
+}
+
+/// The place of a block's largest logit in its weights, for q head `h` of the group; the sum follows.
+#[cube]
+fn place_of(row: &Row, c: u32, h: u32, stride: u32, #[comptime] shape: Shape) -> usize {
+    (((row.list * stride + c) * comptime!(shape.group) + h) * 2u32) as usize
+}
+
+/// The largest of all logits of two sets, and the sum of all weights relative to it, from those of each.
+#[cube]
+fn merged(top: f32, total: f32, other_top: f32, other_total: f32) -> (f32, f32) {
+    let most = max(top, other_top);
+    let sum = total * (top - most).exp() + other_total * (other_top - most).exp();
+    (most, sum)
 }
 
 /// The logarithm of each q head's sum of weights over all blocks before the row. All units of the workgroup
@@ -149,12 +162,10 @@ pub(super) fn sum_blocks(
         let mut total = 0.0f32;
         let mut c = UNIT_POS;
         while c < row.block {
-            let at = ((row.list * stride + c) * group + h) * 2u32;
-            let other = weights[at as usize];
-            let most = max(top, other);
-            total =
-                total * (top - most).exp() + weights[(at + 1u32) as usize] * (other - most).exp();
+            let at = place_of(row, c, h, stride, shape);
+            let (most, sum) = merged(top, total, weights[at], weights[at + 1]);
             top = most;
+            total = sum;
             c += CUBE_DIM;
         }
         tops[UNIT_POS as usize] = top;
@@ -164,10 +175,9 @@ pub(super) fn sum_blocks(
             sync_cube();
             if UNIT_POS < step {
                 let (own, other) = (UNIT_POS as usize, (UNIT_POS + step) as usize);
-                let most = max(tops[own], tops[other]);
-                totals[own] = totals[own] * (tops[own] - most).exp()
-                    + totals[other] * (tops[other] - most).exp();
+                let (most, sum) = merged(tops[own], totals[own], tops[other], totals[other]);
                 tops[own] = most;
+                totals[own] = sum;
             }
             step /= 2u32;
         }
@@ -192,8 +202,8 @@ pub(super) fn score_block(
     let group = comptime!(shape.group);
     let mut score = 0.0f32;
     for h in 0..group {
-        let at = ((row.list * stride + c) * group + h) * 2u32;
-        score += weights[(at + 1u32) as usize] * (weights[at as usize] - logs[h as usize]).exp();
+        let at = place_of(row, c, h, stride, shape);
+        score += weights[at + 1] * (weights[at] - logs[h as usize]).exp();
     }
     score
 }
