@@ -10,20 +10,22 @@
 //! the others that running a model needs. All remaining fields are ignored.
 
 mod error;
+mod experts;
 mod fields;
 mod layers;
 mod rope;
 mod sizes;
+mod swapped;
 #[cfg(test)]
 mod tests;
 
 pub use error::ConfigError;
 pub use sizes::sizes;
+pub use swapped::swapped;
 
 use crate::family::{self, Attention, Description, Layer, OfBiases};
+use butterfly_ir::Dtype;
 use butterfly_ir::model::{AttentionShape, Biases, LayerKind, ModelConfig};
-use butterfly_ir::plan::SwappedLayer;
-use butterfly_ir::{Dtype, Pattern, Phase, Sparsity};
 use fields::{Fields, quote};
 use serde_json::Value;
 
@@ -40,84 +42,12 @@ pub fn read(file: &str, json: &str) -> Result<ModelConfig, ConfigError> {
     let value = parse(file, json)?;
     let (config, top) = text_model(file, &value)?;
     let family = family(&config, &top)?;
+    let config = config.with_defaults(family.defaults);
     let dtype = dtype(&config, &top)?;
     match family.layer {
         Layer::Gpt2 => gpt2(&config, family, dtype),
         Layer::Gated => gated(&config, family, dtype),
     }
-}
-
-/// Checks that the cases of a pattern name kv heads and layers that the model has.
-fn check_cases(config: &ModelConfig, pattern: &Pattern) -> Result<(), ConfigError> {
-    let [kv_heads, in_decode] =
-        [Phase::Prefill, Phase::Decode].map(|phase| config.attention.kernel_shape(phase).kv_heads);
-    if pattern.is_by_head() && kv_heads != in_decode {
-        return Err(ConfigError::LatentHeads);
-    }
-    let layers = u32::try_from(config.layers.len()).unwrap_or(u32::MAX);
-    for (what, end, count) in [
-        ("kv head", pattern.named_heads(), kv_heads),
-        ("layer", pattern.named_layers(), layers),
-    ] {
-        if end > count {
-            let named = end - 1;
-            return Err(ConfigError::Named { what, named, count });
-        }
-    }
-    Ok(())
-}
-
-/// The layers whose attention `sparsity` replaces, in order, each with the index that picks its
-/// stage. These are the layers that the pattern names or, if it names none, all layers with
-/// softmax attention.
-///
-/// # Errors
-/// [`ConfigError::NoSuchLayer`] and [`ConfigError::LinearLayer`] for a layer that cannot
-/// be replaced; [`ConfigError::Named`] for a head or layer that the model does not have, and
-/// [`ConfigError::LatentHeads`].
-pub fn swapped(
-    config: &ModelConfig,
-    sparsity: &Sparsity,
-) -> Result<Vec<SwappedLayer>, ConfigError> {
-    check_cases(config, &sparsity.pattern)?;
-    let softmax = (0u32..)
-        .zip(&config.layers)
-        .filter(|(_, kind)| kind.is_softmax())
-        .map(|(layer, _)| layer);
-    let layers: Vec<u32> = match &sparsity.swapped_layers {
-        None => softmax.collect(),
-        Some(named) => {
-            for &layer in named {
-                match config.layers.get(layer as usize) {
-                    Some(LayerKind::FullAttention | LayerKind::WindowAttention { .. }) => {}
-                    Some(LayerKind::LinearAttention) => {
-                        let full: Vec<String> = softmax.map(|l| l.to_string()).collect();
-                        return Err(ConfigError::LinearLayer {
-                            layer,
-                            full: full.join(", "),
-                        });
-                    }
-                    None => {
-                        return Err(ConfigError::NoSuchLayer {
-                            layer,
-                            layers: config.layers.len(),
-                        });
-                    }
-                }
-            }
-            let mut layers = named.clone();
-            layers.sort_unstable();
-            layers.dedup();
-            layers
-        }
-    };
-    Ok((0u32..)
-        .zip(layers)
-        .map(|(position, layer)| SwappedLayer {
-            layer,
-            index: sparsity.index(position, layer),
-        })
-        .collect())
 }
 
 fn parse(file: &str, json: &str) -> Result<Value, ConfigError> {
@@ -217,6 +147,10 @@ fn gpt2(
             head_dim: checked_head_dim(config, "n_embd / n_head", head_dim.into())?,
         },
         rope: None,
+        window_rope: None,
+        logit_scale: None,
+        softcap: None,
+        sinks: false,
         qk_norm: false,
         norm_eps: config
             .positive("layer_norm_epsilon")?
@@ -234,6 +168,10 @@ fn gated(
     dtype: Dtype,
 ) -> Result<ModelConfig, ConfigError> {
     let layers = layers::read(config, family)?;
+    if config.flag("use_bidirectional_attention", false)? {
+        let given = Value::from(true);
+        return Err(config.unsupported("use_bidirectional_attention", &given, "false"));
+    }
     let attention = match family.attention.latent {
         true => mla(config)?,
         false => gqa(config, &family.attention)?,
@@ -247,7 +185,30 @@ fn gated(
         dtype,
         layers,
         attention,
-        rope: Some(rope::read(config, &family.attention, rotated)?),
+        rope: Some(rope::read(
+            config,
+            &family.attention,
+            rotated,
+            "full_attention",
+        )?),
+        window_rope: match family.attention.window_theta {
+            Some(_) => Some(rope::read(
+                config,
+                &family.attention,
+                rotated,
+                "sliding_attention",
+            )?),
+            None => None,
+        },
+        logit_scale: match family.attention.query_scalar {
+            Some(usual) => {
+                let scalar = config.positive("query_pre_attn_scalar")?.unwrap_or(usual);
+                Some(1.0 / scalar.sqrt())
+            }
+            None => None,
+        },
+        softcap: config.positive("attn_logit_softcapping")?,
+        sinks: family.attention.sinks,
         qk_norm: family.attention.qk_norm,
         norm_eps: config.positive("rms_norm_eps")?.unwrap_or(family.norm_eps),
         output_gate: family.attention.output_gate,

@@ -55,7 +55,7 @@ pub fn build(config: &ModelConfig, layer: u32, phase: Phase) -> Result<LayerGrap
     }
     let mut builder = Builder {
         config,
-        shape: config.attention.kernel_shape(phase),
+        shape: config.kernel_shape(phase),
         graph: LayerGraph::new(config.family, layer, phase, config.dtype),
     };
     match config.attention {
@@ -219,7 +219,8 @@ impl Builder<'_> {
 
     /// Rotary embedding from element `first` of each head on, if the model has one.
     fn rope(&mut self, x: ValueId, first: u32) -> ValueId {
-        match self.config.rope.clone() {
+        let kind = self.config.layers[self.graph.layer as usize];
+        match self.config.rope_of(kind).cloned() {
             Some(rope) => self.keep(Op::Rope(Rotation { first, rope }), x),
             None => x,
         }

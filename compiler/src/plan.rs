@@ -5,22 +5,25 @@
 //! they are passed at launch.
 
 use crate::resolve;
-use butterfly_ir::model::{AttentionShape, ModelConfig};
+use butterfly_ir::model::ModelConfig;
 use butterfly_ir::plan::{SwappedLayer, Variant};
-use butterfly_ir::{Dtype, KernelSpec, Pattern, Phase, Rows, Sparsity, Target};
+use butterfly_ir::{Dtype, KernelSpec, Pattern, Phase, Rows, Score, Sparsity, Target};
 
 /// The kernels in `dtype` for layers of a model that have the same pattern: prefill, then decode.
 pub fn lower(config: &ModelConfig, sparsity: &Sparsity, dtype: Dtype) -> Vec<KernelSpec> {
     [Phase::Prefill, Phase::Decode]
-        .map(|phase| spec(&config.attention, sparsity, phase, dtype))
+        .map(|phase| spec(config, sparsity, phase, dtype))
         .into()
 }
 
-/// The specification of one kernel, without softcap or sink logits.
-pub fn spec(shape: &AttentionShape, sparsity: &Sparsity, phase: Phase, dtype: Dtype) -> KernelSpec {
-    let shape = shape.kernel_shape(phase);
+/// The specification of one kernel.
+pub fn spec(config: &ModelConfig, sparsity: &Sparsity, phase: Phase, dtype: Dtype) -> KernelSpec {
+    let shape = config.kernel_shape(phase);
     KernelSpec {
-        score: Default::default(),
+        score: Score {
+            softcap: config.softcap.is_some(),
+            sinks: config.sinks,
+        },
         role: phase.into(),
         head_dim: shape.head_dim,
         v_head_dim: shape.v_head_dim,

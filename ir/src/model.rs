@@ -41,6 +41,14 @@ pub struct ModelConfig {
     pub attention: AttentionShape,
     /// Rotary position embedding; `None` where positions are learned.
     pub rope: Option<Rope>,
+    /// That of layers with a window, where it is another.
+    pub window_rope: Option<Rope>,
+    /// Factor on the logits; `None` stands for the inverse root of the head size.
+    pub logit_scale: Option<f64>,
+    /// Soft limit `c` on the logits, `c * tanh(logit / c)`; `None` if there is none.
+    pub softcap: Option<f64>,
+    /// Whether each q head has a learned logit that takes part in the softmax without a value.
+    pub sinks: bool,
     /// Whether q and k are normalised per head before the rotation.
     pub qk_norm: bool,
     /// The epsilon of norms, added to the mean square or variance.
@@ -51,6 +59,25 @@ pub struct ModelConfig {
     pub biases: Biases,
     /// Longest sequence that the model was made for, in tokens.
     pub max_positions: u32,
+}
+
+impl ModelConfig {
+    /// The head shapes of kernels in `phase`, with the model's factor on the logits.
+    pub fn kernel_shape(&self, phase: Phase) -> KernelShape {
+        let shape = self.attention.kernel_shape(phase);
+        KernelShape {
+            scale: self.logit_scale.unwrap_or(shape.scale),
+            ..shape
+        }
+    }
+
+    /// The rotation of a layer of this kind.
+    pub fn rope_of(&self, kind: LayerKind) -> Option<&Rope> {
+        match (kind, &self.window_rope) {
+            (LayerKind::WindowAttention { .. }, Some(rope)) => Some(rope),
+            _ => self.rope.as_ref(),
+        }
+    }
 }
 
 /// The model architectures that the compiler knows.
@@ -69,6 +96,12 @@ pub enum Family {
     Phi3,
     /// Qwen3, dense.
     Qwen3,
+    /// Qwen3, mixture of experts.
+    Qwen3Moe,
+    /// Gemma 3, the text model.
+    Gemma3,
+    /// gpt-oss, mixture of experts.
+    GptOss,
     /// Qwen3.5, dense.
     Qwen35,
     /// Qwen3.5, mixture of experts.
@@ -90,8 +123,92 @@ pub struct ModelSizes {
     pub tied: bool,
     /// Heads of the linear-attention layers; `None` if the model has no such layers.
     pub linear: Option<LinearShape>,
+    /// The gate of feed-forward layers.
+    pub gate: FeedForwardGate,
+    /// Soft limit on the model's output logits; `None` if there is none.
+    pub logit_softcap: Option<f64>,
+    /// The feed-forward layers of experts; `None` if the model has none.
+    pub experts: Option<ExpertsShape>,
     /// Ids of the tokens that end a text.
     pub ends: Vec<u32>,
+}
+
+/// What is between the projections of a feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeedForwardGate {
+    /// silu(gate) * x.
+    Silu,
+    /// gelu(gate) * x, by the approximation with tanh.
+    Gelu,
+    /// gate * sigmoid(alpha * gate) * (x + 1), with the gate at most `limit` and x within `limit` of 0.
+    Clamped {
+        /// Factor within the sigmoid.
+        alpha: f64,
+        /// Bound on both.
+        limit: f64,
+    },
+}
+
+/// The feed-forward layers of experts, of which a router chooses some for each token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExpertsShape {
+    /// Number of experts of a layer.
+    pub count: u32,
+    /// Number of experts that compute for a token.
+    pub chosen: u32,
+    /// Length of the vector between the two projections of an expert.
+    pub intermediate: u32,
+    /// The expert that computes for every token, if there is one.
+    pub shared: Option<SharedExpert>,
+    /// How experts are chosen.
+    pub router: Router,
+    /// The layers that have a dense feed-forward layer instead, in order.
+    pub dense: Vec<u32>,
+}
+
+/// An expert that computes for every token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SharedExpert {
+    /// Length of the vector between its two projections.
+    pub intermediate: u32,
+    /// Whether its result is multiplied by a sigmoid of the token.
+    pub gated: bool,
+}
+
+/// How the logits of a router become a choice of experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Router {
+    /// How logits become scores.
+    pub scores: Scores,
+    /// Whether a learned number is added to the score of each expert for the choice alone.
+    pub biased: bool,
+    /// Groups of consecutive experts of which only some take part in the choice; `None` if all do.
+    pub groups: Option<ExpertGroups>,
+    /// Whether the weights of a token are divided by their sum.
+    pub normalised: bool,
+    /// Factor on the weights.
+    pub scale: f64,
+}
+
+/// How the logits of a router become scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scores {
+    /// Softmax over all experts.
+    Softmax,
+    /// The sigmoid of each (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+    Sigmoid,
+}
+
+/// Groups of experts: those whose two best experts have the highest sums of scores take part in the choice
+/// (arXiv:2412.19437, section 2.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ExpertGroups {
+    /// Number of groups.
+    pub count: u32,
+    /// Number of groups that take part.
+    pub chosen: u32,
 }
 
 /// Heads of a linear-attention layer.
@@ -328,6 +445,15 @@ pub enum RopeScaling {
         /// Longest sequence before the extension, in tokens.
         original_max: u32,
     },
+    /// High frequencies kept, low ones divided by `factor`, those between blended (YaRN, arXiv:2309.00071).
+    Yarn {
+        /// Divides low frequencies.
+        factor: f64,
+        /// The number of a pair up to which frequencies are kept, and that from which they are divided.
+        range: [f64; 2],
+        /// Multiplies cosines and sines.
+        amplitude: f64,
+    },
     /// Each frequency divided by a factor of its own, one of `short` for sequences of up to
     /// `original_max` tokens, one of `long` for longer ones.
     LongRope {
@@ -352,6 +478,9 @@ impl Family {
             Self::Qwen2 => "qwen2",
             Self::Phi3 => "phi3",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Gemma3 => "gemma3_text",
+            Self::GptOss => "gpt_oss",
             Self::Qwen35 => "qwen3_5",
             Self::Qwen35Moe => "qwen3_5_moe",
             Self::Glm4MoeLite => "glm4_moe_lite",

@@ -18,6 +18,7 @@
 pub mod cube;
 mod delta;
 mod error;
+mod experts;
 #[cfg(feature = "cpu")]
 pub mod flex;
 mod gate;
@@ -32,6 +33,7 @@ mod pool;
 
 pub use delta::Delta;
 pub use error::OperationError;
+pub use experts::{Experts, Route, Section, Sections};
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
 pub use inputs::{Inputs, Names, Outputs};

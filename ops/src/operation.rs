@@ -1,7 +1,9 @@
 //! All operations as one type: plain data, checked against the inputs before anything runs.
 
 use crate::inputs::{Inputs, Names, Outputs};
-use crate::{Activation, AddNorm, Append, Delta, Embed, GateOutput, Norm, Pool, Project};
+use crate::{
+    Activation, AddNorm, Append, Delta, Embed, Experts, GateOutput, Norm, Pool, Project, Route,
+};
 use burn::tensor::{DType, Shape};
 
 /// One operation; the type of each variant documents its inputs and outputs.
@@ -25,6 +27,10 @@ pub enum Operation {
     GateOutput(GateOutput),
     /// The gated delta rule.
     Delta(Delta),
+    /// The choice of experts.
+    Route(Route),
+    /// Rows through the experts that were chosen for them.
+    Experts(Experts),
 }
 
 impl Operation {
@@ -40,6 +46,8 @@ impl Operation {
             Self::Gated(_) => "gated",
             Self::GateOutput(_) => "gate_output",
             Self::Delta(_) => "delta",
+            Self::Route(_) => "route",
+            Self::Experts(_) => "experts",
         }
     }
 
@@ -55,6 +63,8 @@ impl Operation {
             Self::Gated(_) => &["x"],
             Self::GateOutput(_) => &["o", "projections"],
             Self::Delta(_) => &Delta::NAMES,
+            Self::Route(route) => route.names(),
+            Self::Experts(experts) => return experts.names(),
         })
     }
 
@@ -77,6 +87,8 @@ impl Operation {
             Self::Gated(op) => op.outputs(&inputs),
             Self::GateOutput(op) => op.outputs(&inputs),
             Self::Delta(op) => op.outputs(&inputs),
+            Self::Route(op) => op.outputs(&inputs),
+            Self::Experts(op) => op.outputs(&inputs),
         }
     }
 
@@ -100,7 +112,9 @@ impl Operation {
             | Self::Pool(_)
             | Self::Gated(_)
             | Self::GateOutput(_)
-            | Self::Delta(_) => inputs[0],
+            | Self::Delta(_)
+            | Self::Route(_)
+            | Self::Experts(_) => inputs[0],
         }
     }
 }

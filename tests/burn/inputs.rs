@@ -129,7 +129,16 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
         5 => {
             (may_grow, any_type, any_rank) = (vec![(0, 0), (0, 1)], vec![0], vec![0]);
             let inputs = vec![(vec![batch, tokens, 2 * heads * more], dtype)];
-            (LayerOperation::Gated(Activation::Silu).into(), inputs)
+            let activation = match flags {
+                [false, _] => Activation::Silu,
+                [true, false] => Activation::Gelu,
+                [true, true] => Activation::Clamped {
+                    alpha: 1.702,
+                    limit: 0.25,
+                    alternate: true,
+                },
+            };
+            (LayerOperation::Gated(activation).into(), inputs)
         }
         6 => {
             may_grow = vec![(1, 2)];

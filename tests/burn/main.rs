@@ -2,11 +2,14 @@
 //! operations around it.
 
 mod cache;
+mod experts;
+mod gates;
 mod inputs;
 mod large;
 mod packed;
 mod replace;
 mod routed;
+mod values;
 
 use burn::module::Module;
 use burn::prelude::*;

@@ -13,6 +13,8 @@ pub(super) struct Fields<'a> {
     /// Empty, or the path of the object followed by a dot.
     prefix: &'a str,
     object: &'a Map<String, Value>,
+    /// Sizes that count where the object has none.
+    defaults: &'static [(&'static str, u32)],
 }
 
 impl<'a> Fields<'a> {
@@ -21,7 +23,12 @@ impl<'a> Fields<'a> {
             file,
             prefix,
             object,
+            defaults: &[],
         }
+    }
+
+    pub(super) fn with_defaults(self, defaults: &'static [(&'static str, u32)]) -> Self {
+        Self { defaults, ..self }
     }
 
     pub(super) fn path(&self, name: &str) -> String {
@@ -68,8 +75,10 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required_count(&self, name: &str) -> Result<u32, ConfigError> {
-        self.count(name)?
-            .ok_or_else(|| self.missing(name, "a whole number of at least 1"))
+        let usual = self.defaults.iter().find(|(field, _)| *field == name);
+        let usual = usual.map(|(_, size)| *size).filter(|_| !self.has(name));
+        let given = self.count(name)?.or(usual);
+        given.ok_or_else(|| self.missing(name, "a whole number of at least 1"))
     }
 
     pub(super) fn positive(&self, name: &str) -> Result<Option<f64>, ConfigError> {

@@ -46,6 +46,7 @@ fn sliding(config: &Fields<'_>, windows: Windows) -> Result<Option<LayerKind>, C
         }
         Windows::Nowhere => return Ok(None),
         Windows::Everywhere { default } => default,
+        Windows::Between { default, .. } => Some(default),
         Windows::FromLayer { .. } if !used => return Ok(None),
         Windows::FromLayer { default, .. } => Some(default),
     };
@@ -92,7 +93,7 @@ fn listed(
         Windows::Everywhere { .. } => {
             expected += ": all layers have the window of `sliding_window`, or none if it is null";
         }
-        Windows::FromLayer { .. } | Windows::Nowhere => {}
+        Windows::FromLayer { .. } | Windows::Between { .. } | Windows::Nowhere => {}
     }
     let kind = |(layer, entry): (usize, &Value)| {
         let name = format!("layer_types[{layer}]");
@@ -117,7 +118,7 @@ fn usual(
     let sliding = kinds.sliding.unwrap_or(full);
     let first = match family.attention.windows {
         Windows::Nowhere => count,
-        Windows::Everywhere { .. } => 0,
+        Windows::Everywhere { .. } | Windows::Between { .. } => 0,
         Windows::FromLayer { first, .. } => config.number("max_window_layers")?.unwrap_or(first),
     };
     // In hybrid models every `interval`-th layer has softmax attention.
@@ -125,7 +126,14 @@ fn usual(
         true => config.count_or("full_attention_interval", 4)?,
         false => 1,
     };
+    let between = match family.attention.windows {
+        Windows::Between { interval, .. } => {
+            Some(config.count_or("sliding_window_pattern", interval)?)
+        }
+        _ => None,
+    };
     let kind = |layer: u32| match (layer + 1).is_multiple_of(interval) {
+        true if between.is_some_and(|every| (layer + 1).is_multiple_of(every)) => full,
         false => LayerKind::LinearAttention,
         true if layer >= first => sliding,
         true => full,

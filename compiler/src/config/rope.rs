@@ -6,14 +6,16 @@ use crate::family::Attention;
 use butterfly_ir::model::{Rope, RopeScaling};
 use serde_json::{Map, Value};
 
-const KINDS: &str = "default, linear or llama3";
+const KINDS: &str = "default, linear, llama3 or yarn";
 const LONG_KINDS: &str = "default, linear, llama3 or longrope";
 
-/// Reads the rotary embedding; `head_dim` is the number of elements of a head that may be rotated.
+/// Reads the rotary embedding of layers of a kind, by its name in `layer_types`; `head_dim` is the number of elements
+/// of a head that may be rotated.
 pub(super) fn read(
     config: &Fields<'_>,
     family: &Attention,
     head_dim: u32,
+    kind: &str,
 ) -> Result<Rope, ConfigError> {
     let empty = Map::new();
     let name = match config.get("rope_scaling") {
@@ -22,9 +24,19 @@ pub(super) fn read(
     };
     let object = config.object(name)?.unwrap_or(&empty);
     let prefix = config.path(&format!("{name}."));
-    let rope = Fields::new(config.file, &prefix, object);
-    if let Some((kind, value)) = object.iter().find(|(_, value)| value.is_object()) {
-        return Err(rope.unsupported(kind, value, "one rotation for all layers"));
+    let all = Fields::new(config.file, &prefix, object);
+    let inner = format!("{prefix}{kind}.");
+    // Layers of each kind may have a rotation of their own.
+    let own = family.window_theta.is_some() && object.values().any(Value::is_object);
+    let rope = match own {
+        true => Fields::new(config.file, &inner, all.object(kind)?.unwrap_or(&empty)),
+        false => all,
+    };
+    let windows = kind == "sliding_attention";
+    if let Some((other, value)) = object.iter().find(|(_, value)| value.is_object())
+        && !own
+    {
+        return Err(rope.unsupported(other, value, "one rotation for all layers"));
     }
 
     let older = |field: &str| -> Result<Option<f64>, ConfigError> {
@@ -33,7 +45,13 @@ pub(super) fn read(
             given => Ok(given),
         }
     };
-    let theta = older("rope_theta")?.unwrap_or(10_000.0);
+    let theta = match (family.window_theta, windows) {
+        (Some(usual), true) => match rope.positive("rope_theta")?.filter(|_| own) {
+            Some(theta) => theta,
+            None => config.positive("rope_local_base_freq")?.unwrap_or(usual),
+        },
+        _ => older("rope_theta")?.unwrap_or(family.theta),
+    };
     let part = older("partial_rotary_factor")?;
     let interleaved = match family.interleaved {
         Some(usual) => config.flag("rope_interleave", usual)?,
@@ -56,7 +74,16 @@ pub(super) fn read(
         theta,
         dims: whole,
         interleaved,
-        scaling: scaling(config, &rope, family, whole)?,
+        // Without rotations of their own, what is scaled is that of layers without a window.
+        scaling: match (windows && !own, family.yarn.filter(|_| object.is_empty())) {
+            (true, _) => RopeScaling::Default,
+            (_, Some((factor, original))) => RopeScaling::Yarn {
+                factor,
+                range: range(theta, whole, original, [32.0, 1.0], false),
+                amplitude: magnitude(factor, 1.0),
+            },
+            (false, None) => scaling(config, &rope, family, theta, whole)?,
+        },
     })
 }
 
@@ -64,6 +91,7 @@ fn scaling(
     config: &Fields<'_>,
     rope: &Fields<'_>,
     family: &Attention,
+    theta: f64,
     dims: u32,
 ) -> Result<RopeScaling, ConfigError> {
     let field = match rope.get("rope_type") {
@@ -77,6 +105,7 @@ fn scaling(
     match (rope.text(field, kinds)?, family.long_rope) {
         // The other two names are those of earlier versions.
         (Some("longrope" | "su" | "yarn"), Some(usual)) => long(config, rope, usual, dims),
+        (Some("yarn"), None) => yarn(config, rope, theta, dims),
         (given, _) => plain(rope, field, given, kinds),
     }
 }
@@ -142,4 +171,60 @@ fn long(
         original_max,
         amplitude,
     })
+}
+
+/// The scaling `yarn`, with what transformers takes for absent fields.
+fn yarn(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    theta: f64,
+    dims: u32,
+) -> Result<RopeScaling, ConfigError> {
+    let name = "original_max_position_embeddings";
+    let most = config.required_count("max_position_embeddings")?;
+    let original = config.count(name)?.or(rope.count(name)?).unwrap_or(most);
+    let factor = match rope.has("factor") && rope.get("factor").is_none() {
+        true => f64::from(most) / f64::from(original),
+        false => rope.required_positive("factor")?,
+    };
+    let amplitude = match rope.positive("attention_factor")? {
+        Some(amplitude) => amplitude,
+        None => match (rope.positive("mscale")?, rope.positive("mscale_all_dim")?) {
+            (Some(own), Some(all)) => magnitude(factor, own) / magnitude(factor, all),
+            _ => magnitude(factor, 1.0),
+        },
+    };
+    let fast = rope.positive("beta_fast")?.unwrap_or(32.0);
+    let slow = rope.positive("beta_slow")?.unwrap_or(1.0);
+    let truncate = rope.flag("truncate", true)?;
+    Ok(RopeScaling::Yarn {
+        factor,
+        range: range(theta, dims, original, [fast, slow], truncate),
+        amplitude,
+    })
+}
+
+/// What yarn multiplies queries and keys with.
+fn magnitude(factor: f64, of: f64) -> f64 {
+    match factor > 1.0 {
+        true => 0.1 * of * factor.ln() + 1.0,
+        false => 1.0,
+    }
+}
+
+/// The pairs of dimensions that turn `turns` times, first more often and then less, within the original length; between
+/// them yarn goes over from one frequency to the other.
+fn range(theta: f64, dims: u32, original: u32, turns: [f64; 2], truncate: bool) -> [f64; 2] {
+    let mut range = turns.map(|turns| {
+        let span = f64::from(original) / (turns * std::f64::consts::TAU);
+        f64::from(dims) * span.ln() / (2.0 * theta.ln())
+    });
+    if truncate {
+        range = [range[0].floor(), range[1].ceil()];
+    }
+    let mut range = [range[0].max(0.0), range[1].min(f64::from(dims - 1))];
+    if range[0] == range[1] {
+        range[1] += 0.001;
+    }
+    range
 }

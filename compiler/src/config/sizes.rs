@@ -1,9 +1,11 @@
 //! The sizes of the rest of a model: everything but softmax attention.
 
 use super::fields::Fields;
-use super::{ConfigError, MAX_HEADS, at_most, parse, text_model};
-use crate::family::{self, Layer};
-use butterfly_ir::model::{LayerKind, LinearShape, ModelConfig, ModelSizes};
+use super::{ConfigError, MAX_HEADS, at_most, experts, parse, text_model};
+use crate::family::{self, Description, Layer, OfGate};
+use butterfly_ir::model::{
+    Family, FeedForwardGate, LayerKind, LinearShape, ModelConfig, ModelSizes,
+};
 use serde_json::Value;
 
 /// Reads the sizes that running a model needs beyond its attention, which is `model`.
@@ -15,12 +17,12 @@ use serde_json::Value;
 pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, ConfigError> {
     let value = parse(file, json)?;
     let (config, top) = text_model(file, &value)?;
-    let config = &config;
+    let family = family::of(model.family);
+    let config = &config.with_defaults(family.defaults);
     let ends = match ends(config)? {
         ends if ends.is_empty() => self::ends(&top)?,
         ends => ends,
     };
-    let family = family::of(model.family);
     if family.layer == Layer::Gpt2 {
         activation(config, "activation_function", "gelu_new")?;
         let hidden = config.required_count("n_embd")?;
@@ -28,12 +30,15 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
             hidden,
             intermediate: config.count_or(family.intermediate, hidden.saturating_mul(4))?,
             vocabulary: config.required_count("vocab_size")?,
-            tied: config.flag("tie_word_embeddings", true)?,
+            tied: config.flag("tie_word_embeddings", family.tied)?,
             linear: None,
+            gate: FeedForwardGate::Gelu,
+            logit_softcap: None,
+            experts: None,
             ends,
         });
     }
-    activation(config, "hidden_act", "silu")?;
+    let gate = gate(config, family)?;
     for name in ["mlp_bias"] {
         if config.flag(name, false)? {
             return Err(config.unsupported(name, &Value::from(true), "false"));
@@ -44,17 +49,45 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
         Some(_) => config,
         None => &top,
     };
+    let experts = match &family.experts {
+        Some(of) => Some(experts::read(config, of, model.layers.len())?),
+        None => None,
+    };
+    // Without dense layers no field need say how large they are.
+    let intermediate = match &experts {
+        Some(experts) if experts.dense.is_empty() => experts.intermediate,
+        _ => config.required_count(family.intermediate)?,
+    };
     Ok(ModelSizes {
         hidden: config.required_count("hidden_size")?,
-        intermediate: config.required_count(family.intermediate)?,
+        intermediate,
         vocabulary: config.required_count("vocab_size")?,
-        tied: tied.flag("tie_word_embeddings", false)?,
+        tied: tied.flag("tie_word_embeddings", family.tied)?,
         linear: match hybrid {
             true => Some(linear(config)?),
             false => None,
         },
+        gate,
+        logit_softcap: config.positive("final_logit_softcapping")?,
+        experts,
         ends,
     })
+}
+
+/// The gate of feed-forward layers.
+fn gate(config: &Fields<'_>, family: &Description) -> Result<FeedForwardGate, ConfigError> {
+    if family.family == Family::Gemma3 {
+        activation(config, "hidden_activation", "gelu_pytorch_tanh")?;
+        return Ok(FeedForwardGate::Gelu);
+    }
+    activation(config, "hidden_act", "silu")?;
+    match family.experts.map(|experts| experts.gate) {
+        Some(OfGate::Clamped { alpha, limit }) => Ok(FeedForwardGate::Clamped {
+            alpha: config.positive("swiglu_alpha")?.unwrap_or(alpha),
+            limit: config.positive("swiglu_limit")?.unwrap_or(limit),
+        }),
+        Some(OfGate::Silu) | None => Ok(FeedForwardGate::Silu),
+    }
 }
 
 fn activation(config: &Fields<'_>, name: &str, supported: &str) -> Result<(), ConfigError> {

@@ -1,7 +1,10 @@
 //! The configs of nine models, and their older spellings; `bad` has configs that are refused,
-//! `windows` what sets some families apart.
+//! `experts`, `logits`, `rotations` and `windows` what sets some families apart.
 
 mod bad;
+mod experts;
+mod logits;
+mod rotations;
 mod windows;
 
 use super::{read, swapped};
@@ -86,6 +89,10 @@ fn nine_models() {
         layers: vec![LayerKind::FullAttention; 12],
         attention: gqa(12, 12, 64),
         rope: None,
+        window_rope: None,
+        logit_scale: None,
+        softcap: None,
+        sinks: false,
         qk_norm: false,
         norm_eps: 1e-5,
         output_gate: false,

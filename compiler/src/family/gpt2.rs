@@ -16,7 +16,12 @@ pub(super) const GPT2: Description = Description {
     },
     norm_eps: 1e-5,
     zero_centred: false,
+    tied: true,
+    defaults: &[],
     hybrid: false,
     projections: SEPARATE,
+    norms_after: false,
+    scaled_embedding: false,
     intermediate: "n_inner",
+    experts: None,
 };

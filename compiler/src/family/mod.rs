@@ -3,8 +3,10 @@
 //! Config reading, layer graphs and `butterfly-models` use these descriptions instead of testing
 //! for a family by name.
 
+mod gemma3;
 mod glm4_moe_lite;
 mod gpt2;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod phi3;
@@ -12,8 +14,9 @@ mod qwen2;
 mod qwen3;
 mod qwen3_5;
 mod qwen3_5_moe;
+mod qwen3_moe;
 
-use butterfly_ir::model::{Biases, Family};
+use butterfly_ir::model::{Biases, Family, Scores};
 
 /// The description of a model family. Defaults are those of its config class in transformers; they
 /// apply to absent fields.
@@ -39,12 +42,91 @@ pub struct Description {
     pub norm_eps: f64,
     /// Whether checkpoints store the weights of norms minus one.
     pub zero_centred: bool,
+    /// Default of `tie_word_embeddings`.
+    pub tied: bool,
+    /// Defaults of sizes that configs of the family leave out. Those of other families have to give them.
+    pub defaults: &'static [(&'static str, u32)],
+    /// Whether what attention and feed-forward layers give is normalised too.
+    pub norms_after: bool,
+    /// Whether embeddings are multiplied by the root of their length.
+    pub scaled_embedding: bool,
     /// Whether some layers are linear attention.
     pub hybrid: bool,
     /// Names of the stored projections, where a layer is [`Layer::Gated`].
     pub projections: Projections,
-    /// The config field with the inner size of feed-forward layers.
+    /// The config field with the inner size of dense feed-forward layers.
     pub intermediate: &'static str,
+    /// The family's layers of experts.
+    pub experts: Option<OfExperts>,
+}
+
+/// The layers of experts of a family: how configs and checkpoints name what they have.
+#[derive(Clone, Copy, Debug)]
+pub struct OfExperts {
+    /// The config fields that may hold the number of experts, and its default.
+    pub count: (&'static [&'static str], u32),
+    /// Default of `num_experts_per_tok`.
+    pub chosen: u32,
+    /// The config field with the inner size of an expert, and its default.
+    pub intermediate: (&'static str, u32),
+    /// The shared expert.
+    pub shared: OfShared,
+    /// How the gate of experts is computed.
+    pub gate: OfGate,
+    /// How logits become scores.
+    pub scores: Scores,
+    /// Whether a learned number is added to scores for the choice alone.
+    pub biased: bool,
+    /// Default of `norm_topk_prob`; `None` where weights are divided by their sum whatever the config says.
+    pub normalised: Option<bool>,
+    /// Default of `routed_scaling_factor`; `None` where the family has no such field.
+    pub scale: Option<f64>,
+    /// Whether the config has `n_group` and `topk_group`.
+    pub grouped: bool,
+    /// Which layers are dense.
+    pub dense: OfDense,
+}
+
+/// The gate of the experts of a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OfGate {
+    /// As `hidden_act` says, silu.
+    Silu,
+    /// Clamped; `swiglu_alpha` and `swiglu_limit` have these defaults.
+    Clamped {
+        /// Factor within the sigmoid.
+        alpha: f64,
+        /// Bound.
+        limit: f64,
+    },
+}
+
+/// The shared expert of a family, which computes for every token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfShared {
+    /// None.
+    Nothing,
+    /// One, whose size is a field with this default; its result is multiplied by a gate.
+    Gated {
+        /// Default of `shared_expert_intermediate_size`.
+        intermediate: u32,
+    },
+    /// One of as many times the size of an expert as `n_shared_experts` says, 1 by default.
+    Multiple,
+}
+
+/// Which layers of a family with experts have a dense feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfDense {
+    /// None.
+    Nowhere,
+    /// Those that `mlp_only_layers` lists, and those between every `decoder_sparse_step`-th.
+    Listed,
+    /// Those that `mlp_layer_types` calls `dense` or, without it, the first `first_k_dense_replace`.
+    First {
+        /// Default of `first_k_dense_replace`.
+        count: u32,
+    },
 }
 
 /// How a layer is built, and how configs name its sizes.
@@ -75,6 +157,17 @@ pub struct Attention {
     pub interleaved: Option<bool>,
     /// For families with the scaling `longrope`, the default of `original_max_position_embeddings`.
     pub long_rope: Option<u32>,
+    /// Default of `rope_theta`.
+    pub theta: f64,
+    /// Default of the base of the rotation of layers with a window; `None` where all layers rotate alike.
+    pub window_theta: Option<f64>,
+    /// For families whose rotation is scaled by yarn where the config has none: factor and original length. The range
+    /// is that of 1 to 32 turns, not rounded.
+    pub yarn: Option<(f64, u32)>,
+    /// Default of `query_pre_attn_scalar`; `None` where the family does not have that field.
+    pub query_scalar: Option<f64>,
+    /// Whether there are learned sinks.
+    pub sinks: bool,
     /// Which layers see only a window of the last tokens.
     pub windows: Windows,
     /// Which projections have biases.
@@ -90,6 +183,13 @@ pub enum Windows {
     Everywhere {
         /// Default of `sliding_window`.
         default: Option<u32>,
+    },
+    /// Those that `layer_types` names or, without it, all but every `interval`-th.
+    Between {
+        /// Default of `sliding_window`.
+        default: u32,
+        /// Default of `sliding_window_pattern`.
+        interval: u32,
     },
     /// With `use_sliding_window` those that `layer_types` names or, without it, those from layer
     /// `max_window_layers` on.
@@ -135,6 +235,11 @@ const PLAIN: Attention = Attention {
     rotated: 1.0,
     interleaved: None,
     long_rope: None,
+    theta: 10_000.0,
+    window_theta: None,
+    yarn: None,
+    query_scalar: None,
+    sinks: false,
     windows: Windows::Nowhere,
     biases: OfBiases::Field,
 };
@@ -147,9 +252,12 @@ pub const ALL: &[&Description] = &[
     &phi3::PHI3,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
     &qwen3_5::QWEN3_5,
     &qwen3_5_moe::QWEN3_5_MOE,
     &glm4_moe_lite::GLM4_MOE_LITE,
+    &gemma3::GEMMA3,
+    &gpt_oss::GPT_OSS,
 ];
 
 /// The description of `family`.
@@ -161,9 +269,12 @@ pub fn of(family: Family) -> &'static Description {
         Family::Qwen2 => &qwen2::QWEN2,
         Family::Phi3 => &phi3::PHI3,
         Family::Qwen3 => &qwen3::QWEN3,
+        Family::Qwen3Moe => &qwen3_moe::QWEN3_MOE,
         Family::Qwen35 => &qwen3_5::QWEN3_5,
         Family::Qwen35Moe => &qwen3_5_moe::QWEN3_5_MOE,
         Family::Glm4MoeLite => &glm4_moe_lite::GLM4_MOE_LITE,
+        Family::Gemma3 => &gemma3::GEMMA3,
+        Family::GptOss => &gpt_oss::GPT_OSS,
     }
 }
 

@@ -18,10 +18,15 @@ pub(super) const PHI3: Description = Description {
     },
     norm_eps: 1e-5,
     zero_centred: false,
+    tied: false,
+    defaults: &[],
     hybrid: false,
     projections: Projections {
         qkv: &["qkv_proj"],
         gate_up: &["gate_up_proj"],
     },
+    norms_after: false,
+    scaled_embedding: false,
     intermediate: "intermediate_size",
+    experts: None,
 };

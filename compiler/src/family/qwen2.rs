@@ -21,7 +21,12 @@ pub(super) const QWEN2: Description = Description {
     },
     norm_eps: 1e-6,
     zero_centred: false,
+    tied: false,
+    defaults: &[],
     hybrid: false,
     projections: SEPARATE,
+    norms_after: false,
+    scaled_embedding: false,
     intermediate: "intermediate_size",
+    experts: None,
 };

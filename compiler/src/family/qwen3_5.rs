@@ -20,7 +20,12 @@ pub(super) const QWEN3_5: Description = Description {
     },
     norm_eps: 1e-6,
     zero_centred: true,
+    tied: false,
+    defaults: &[],
     hybrid: true,
     projections: SEPARATE,
+    norms_after: false,
+    scaled_embedding: false,
     intermediate: "intermediate_size",
+    experts: None,
 };

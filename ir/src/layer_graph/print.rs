@@ -147,6 +147,7 @@ impl fmt::Display for Rotation {
             RopeScaling::Default => Ok(()),
             RopeScaling::Linear { factor } => write!(f, " linear {factor}"),
             RopeScaling::Llama3 { factor, .. } => write!(f, " llama3 {factor}"),
+            RopeScaling::Yarn { factor, .. } => write!(f, " yarn {factor}"),
             RopeScaling::LongRope { amplitude, .. } => write!(f, " longrope {amplitude:.4}"),
         }
     }

@@ -8,7 +8,7 @@ pub(crate) mod unit;
 
 pub use launch::{capability, empty};
 
-use crate::{Limits, Operation, OperationError, delta, gate, heads, linear, norm, pool};
+use crate::{Limits, Operation, OperationError, delta, experts, gate, heads, linear, norm, pool};
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
@@ -48,6 +48,8 @@ pub fn check(
         Operation::Gated(_) | Operation::GateOutput(_) => limits.counted(0..inputs.len())?,
         Operation::Embed(op) => op.limits(&limits)?,
         Operation::Project(op) => op.limits(&limits)?,
+        Operation::Route(op) => op.limits(&limits)?,
+        Operation::Experts(op) => op.limits(&limits)?,
     }
     limits.element_types(outputs)?;
     limits.memory(new)
@@ -83,5 +85,7 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::Gated(activation) => gate::cube::gated::<R, F>(inputs, *activation),
         Operation::GateOutput(op) => gate::cube::gate_output::<R, F>(inputs, op.head_dim),
         Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs),
+        Operation::Route(op) => experts::cube::route(op, inputs),
+        Operation::Experts(op) => experts::cube::experts::<R, F>(op, inputs),
     })
 }

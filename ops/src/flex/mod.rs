@@ -7,7 +7,7 @@ pub(crate) mod elements;
 
 pub use elements::{Stored, elements, floats, rounded, tensor};
 
-use crate::{Operation, delta, gate, heads, linear, norm, pool};
+use crate::{Operation, delta, experts, gate, heads, linear, norm, pool};
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
@@ -33,5 +33,7 @@ fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexT
         Operation::Gated(activation) => gate::flex::gated::<E>(&inputs, *activation),
         Operation::GateOutput(op) => gate::flex::gate_output::<E>(&inputs, op.head_dim),
         Operation::Delta(op) => delta::flex::delta::<E>(op, &inputs),
+        Operation::Route(op) => experts::flex::route(op, &inputs),
+        Operation::Experts(op) => experts::flex::experts::<E>(op, &inputs),
     }
 }

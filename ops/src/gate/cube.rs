@@ -5,8 +5,10 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
+use super::ROOT;
 use crate::Activation;
 use crate::cube::launch::{array, empty, grid};
+use crate::experts::cube::expert_of;
 use crate::norm::cube::{UNITS, lanes, take};
 use ::cubecl::prelude::*;
 use burn::tensor::TensorMetadata;
@@ -17,8 +19,10 @@ pub(crate) fn gated<R: CubeRuntime, F: FloatElement>(
     inputs: Vec<CubeTensor<R>>,
     activation: Activation,
 ) -> Vec<CubeTensor<R>> {
-    let Activation::Silu = activation;
     let [x] = take(inputs);
+    if activation != Activation::Silu {
+        return vec![activate::<R, F>(&x, activation, None)];
+    }
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;
     shape[last] /= 2;
@@ -59,6 +63,116 @@ fn gated_kernel<F: Float, N: Size>(
         let value = Vector::<f32, N>::cast_from(x[(gate_at + width) as usize]);
         let gated = gate * sigmoid_of(gate);
         out[at as usize] = Vector::<F, N>::cast_from(gated * value);
+    }
+}
+
+/// The gated rows of rows [.., 2 n], to which biases may be added first: `bias` is a number below E for each
+/// row, and biases [E, 2 n].
+pub(crate) fn activate<R: CubeRuntime, F: FloatElement>(
+    x: &CubeTensor<R>,
+    activation: Activation,
+    bias: Option<(&CubeTensor<R>, &CubeTensor<R>)>,
+) -> CubeTensor<R> {
+    let mut shape = x.shape().to_vec();
+    let last = shape.len() - 1;
+    shape[last] /= 2;
+    let n = shape[last];
+    let out = empty(x, shape, F::dtype());
+    let count = out.meta.num_elements();
+    let (alpha, limit, kind) = match activation {
+        Activation::Silu => (0.0, 0.0, Kind::Silu),
+        Activation::Gelu => (0.0, 0.0, Kind::Gelu),
+        Activation::Clamped {
+            alpha,
+            limit,
+            alternate: false,
+        } => (alpha, limit, Kind::Clamped),
+        Activation::Clamped {
+            alpha,
+            limit,
+            alternate: true,
+        } => (alpha, limit, Kind::Alternate),
+    };
+    let (ids, biases) = bias.unwrap_or((x, x));
+    if count > 0 {
+        // SAFETY: units beyond the last element do nothing; without biases any buffers stand for them and for ids.
+        unsafe {
+            let words = |x: &CubeTensor<R>| {
+                let bytes = x.meta.num_elements() * x.dtype.size();
+                ArrayArg::from_raw_parts(x.handle.clone(), bytes / 4)
+            };
+            activate_kernel::launch_unchecked::<F, R>(
+                &x.client,
+                grid((count as u32).div_ceil(UNITS)),
+                CubeDim::new_1d(UNITS),
+                array(x),
+                words(ids),
+                words(biases),
+                array(&out),
+                count as u32,
+                n as u32,
+                alpha,
+                limit,
+                kind,
+                bias.is_some(),
+            );
+        }
+    }
+    out
+}
+
+/// The activation as the kernel knows it when it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Silu,
+    Gelu,
+    Clamped,
+    /// As `Clamped`, with gate and x in turn.
+    Alternate,
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn activate_kernel<F: Float>(
+    x: &Array<F>,
+    ids: &Array<i32>,
+    biases: &Array<f32>,
+    out: &mut Array<F>,
+    count: u32,
+    n: u32,
+    alpha: f32,
+    limit: f32,
+    #[comptime] kind: Kind,
+    #[comptime] biased: bool,
+) {
+    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if at < count {
+        let row = at / n;
+        let mut gate_at = at % n;
+        let mut value_at = gate_at + n;
+        if comptime!(kind == Kind::Alternate) {
+            gate_at *= 2u32;
+            value_at = gate_at + 1u32;
+        }
+        let mut gate = f32::cast_from(x[(2u32 * row * n + gate_at) as usize]);
+        let mut value = f32::cast_from(x[(2u32 * row * n + value_at) as usize]);
+        if comptime!(biased) {
+            let experts = u32::cast_from(biases.len()) / (2u32 * n);
+            let start = expert_of(ids, row, experts) * 2u32 * n;
+            gate += biases[(start + gate_at) as usize];
+            value += biases[(start + value_at) as usize];
+        }
+        let gated = if comptime!(kind == Kind::Silu) {
+            gate / (1.0f32 + (-gate).exp()) * value
+        } else if comptime!(kind == Kind::Gelu) {
+            let inner = comptime!(2.0 * ROOT).runtime() * (gate + 0.044715f32 * gate * gate * gate);
+            // (1 + tanh(u)) / 2 as a sigmoid, without the cancellation of 1 + tanh(u) for negative numbers.
+            gate / (1.0f32 + (-inner).exp()) * value
+        } else {
+            let gate = min(gate, limit);
+            gate / (1.0f32 + (-alpha * gate).exp()) * (clamp(value, -limit, limit) + 1.0f32)
+        };
+        out[at as usize] = F::cast_from(gated);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Gates over rows.
 
+use super::ROOT;
 use crate::Activation;
 use crate::flex::elements::{Stored, elements, floats, rounded, sigmoid, silu};
 use burn::tensor::TensorMetadata;
@@ -15,16 +16,46 @@ pub(crate) fn gated<E: Stored>(inputs: &[FlexTensor], activation: Activation) ->
     let mut out = vec![0.0; x.len() / 2];
     let rows = out.par_chunks_mut(n).zip(x.par_chunks(2 * n));
     rows.for_each(|(out, row)| {
-        let row = floats(row);
-        let (gate, x) = row.split_at(n);
-        for ((out, gate), x) in out.iter_mut().zip(gate).zip(x) {
-            let gate = match activation {
-                Activation::Silu => silu(*gate),
-            };
-            *out = gate * x;
-        }
+        activate(activation, &floats(row), out);
     });
     vec![rounded::<E>(out, shape)]
+}
+
+/// The gated row [n] of a row [2 n].
+pub(crate) fn activate(activation: Activation, row: &[f32], out: &mut [f32]) {
+    let (gate, x) = row.split_at(out.len());
+    let pairs = gate.iter().zip(x);
+    match activation {
+        Activation::Silu => {
+            let pairs = out.iter_mut().zip(pairs);
+            pairs.for_each(|(out, (gate, x))| *out = silu(*gate) * x);
+        }
+        Activation::Gelu => {
+            let pairs = out.iter_mut().zip(pairs);
+            pairs.for_each(|(out, (gate, x))| *out = gelu(*gate) * x);
+        }
+        Activation::Clamped {
+            alpha,
+            limit,
+            alternate,
+        } => {
+            let clamped = |gate: f32, x: f32| {
+                let gate = gate.min(limit);
+                gate * sigmoid(alpha * gate) * (x.clamp(-limit, limit) + 1.0)
+            };
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = match alternate {
+                    true => clamped(row[2 * i], row[2 * i + 1]),
+                    false => clamped(gate[i], x[i]),
+                };
+            }
+        }
+    }
+}
+
+fn gelu(x: f32) -> f32 {
+    // (1 + tanh(u)) / 2 as a sigmoid, without the cancellation of 1 + tanh(u) for negative numbers.
+    x * sigmoid(2.0 * ROOT * (x + 0.044_715 * x * x * x))
 }
 
 pub(crate) fn gate_output<E: Stored>(inputs: &[FlexTensor], head_dim: usize) -> Vec<FlexTensor> {

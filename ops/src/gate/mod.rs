@@ -7,11 +7,25 @@ pub(crate) mod flex;
 
 use crate::inputs::{Inputs, Outputs, with_rows};
 
+/// sqrt(2 / pi).
+const ROOT: f32 = 0.797_884_6;
+
 /// The activation of a feed-forward gate: rows `[gate | x]` […, 2 n] → activation(gate) * x […, n].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
-    /// x / (1 + exp(-x)).
+    /// gate / (1 + exp(-gate)) * x.
     Silu,
+    /// GELU by its approximation with tanh (arXiv:1606.08415), times x.
+    Gelu,
+    /// gate / (1 + exp(-alpha * gate)) * (x + 1), with the gate at most `limit` and x within `limit` of 0 (gpt-oss).
+    Clamped {
+        /// Factor within the exponential.
+        alpha: f32,
+        /// Bound on both.
+        limit: f32,
+        /// Whether gate and x alternate in a row, instead of lying side by side.
+        alternate: bool,
+    },
 }
 
 /// The gate on the output of attention: o [B, T, Hq * D] → o * sigmoid(gate) (Gated Attention,

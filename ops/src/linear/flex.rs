@@ -66,10 +66,10 @@ pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<F
 }
 
 /// The bytes of a part's tensors.
-struct Bytes<'a>(Vec<Cow<'a, [u8]>>);
+pub(crate) struct Bytes<'a>(Vec<Cow<'a, [u8]>>);
 
 impl<'a> Bytes<'a> {
-    fn of(tensors: &'a [FlexTensor]) -> Self {
+    pub(crate) fn of(tensors: &'a [FlexTensor]) -> Self {
         let bytes = |x: &'a FlexTensor| match x.dtype() {
             DType::F32 => bytes_of::<f32>(x),
             DType::F16 => bytes_of::<half::f16>(x),
@@ -82,6 +82,11 @@ impl<'a> Bytes<'a> {
     fn rows(&self, part: Part, k: usize) -> Rows<'_> {
         let bytes: Vec<&[u8]> = self.0.iter().map(|bytes| bytes.as_ref()).collect();
         Rows::new(part.storage, [part.rows, k], &bytes).expect("the inputs were checked")
+    }
+
+    /// The bytes of a tensor.
+    pub(crate) fn tensor(&self, i: usize) -> &[u8] {
+        &self.0[i]
     }
 }
 

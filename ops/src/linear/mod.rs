@@ -9,7 +9,7 @@ mod hopper;
 pub(crate) mod packed;
 #[cfg(feature = "cpu")]
 pub(crate) mod rows;
-mod storage;
+pub(crate) mod storage;
 
 pub use packed::Packed;
 #[cfg(feature = "cpu")]

@@ -56,13 +56,19 @@ impl Part {
         let sizes = packed.sizes(self.rows, k);
         let sizes = sizes.map_err(|what| inputs.argument(what))?;
         for (at, bytes) in (at..).zip(sizes) {
-            inputs.has(at, DType::U8)?;
-            let [given] = inputs.rank(at)?;
-            if given < bytes || given - bytes >= WORD {
-                return Err(inputs.wrong(at, format!("the {bytes} bytes of the rows")));
-            }
+            self::bytes(inputs, at, bytes)?;
         }
         Ok(())
+    }
+}
+
+/// Checks that input `at` holds `bytes` bytes, and at most as many more as make them whole words.
+pub(crate) fn bytes(inputs: &Inputs<'_>, at: usize, bytes: usize) -> Result<(), OperationError> {
+    inputs.has(at, DType::U8)?;
+    let [given] = inputs.rank(at)?;
+    match given >= bytes && given - bytes < WORD {
+        true => Ok(()),
+        false => Err(inputs.wrong(at, format!("the {bytes} bytes of the rows"))),
     }
 }
 

@@ -23,9 +23,10 @@ fn bad_json() {
 #[test]
 fn bad_fields() {
     let count = "a whole number from 1 to 4294967295";
-    let kinds = "default, linear or llama3";
-    let types = "one of gpt2, llama, mistral, phi3, qwen2, qwen3, qwen3_5, qwen3_5_text, \
-                 qwen3_5_moe, qwen3_5_moe_text or glm4_moe_lite";
+    let kinds = "default, linear, llama3 or yarn";
+    let types = "one of gpt2, llama, mistral, phi3, qwen2, qwen3, qwen3_moe, qwen3_5, \
+                 qwen3_5_text, qwen3_5_moe, qwen3_5_moe_text, glm4_moe_lite, gemma3_text, gemma3 \
+                 or gpt_oss";
     let sliding = changed(QWEN3, json!({}))["layer_types"]
         .as_array()
         .map(|types| [vec![json!("sliding_attention")], types[1..].to_vec()].concat());
@@ -143,10 +144,8 @@ fn bad_fields() {
         ),
         (
             LLAMA,
-            json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
-            format!(
-                "`rope_parameters.rope_type` is \"yarn\", which is not supported: give {kinds}"
-            ),
+            json!({"rope_parameters": {"rope_type": "ntk", "factor": 4.0}}),
+            format!("`rope_parameters.rope_type` is \"ntk\", which is not supported: give {kinds}"),
         ),
         (
             LLAMA,

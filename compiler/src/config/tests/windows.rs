@@ -54,8 +54,27 @@ fn layers_of_qwen2_have_windows_from_one_on_or_as_listed() {
     assert_eq!(with(json!({"layer_types": [s, f, f, s]})), [w, all, all, w]);
 }
 
-/// A layer's own attention is `causal`, with the window where there is one; a window does not keep
-/// a pattern from replacing it.
+/// Layers with a window are replaced where they are named, or where all layers have one.
+#[test]
+fn full_attention_is_replaced_and_windows_are_not() {
+    let layers = |json: &str, named: Option<Vec<u32>>| {
+        let sparsity = Sparsity {
+            swapped_layers: named,
+            ..Sparsity::from(causal())
+        };
+        let swapped = swapped(&good(json), &sparsity).expect("layers");
+        let layers = swapped.iter().map(|swapped| (swapped.layer, swapped.index));
+        layers.collect::<Vec<_>>()
+    };
+    let config = json!({"use_sliding_window": true, "num_hidden_layers": 4,
+        "max_window_layers": 2, "sliding_window": 64});
+    let mixed = changed(QWEN2, config).to_string();
+    assert_eq!(layers(&mixed, None), [(0, 0), (1, 1)]);
+    assert_eq!(layers(&mixed, Some(vec![1, 3])), [(1, 0), (3, 1)]);
+}
+
+/// A layer's own attention is `causal`, with the window where there is one; where all layers have
+/// one, a pattern replaces all of them.
 #[test]
 fn own_attention_is_a_pattern() {
     let model = good(MISTRAL);

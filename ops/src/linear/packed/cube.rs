@@ -12,21 +12,22 @@
 mod bits;
 mod blocks;
 
+use super::super::Storage;
 use super::Packed;
 use crate::cube::launch::{array, empty, grid, plane, shaped};
 use ::cubecl::prelude::*;
-use bits::{byte, e4m3, e8m0, nibble, number, of_two, word};
-use burn::tensor::TensorMetadata;
+use bits::{byte, e4m3, e8m0, float, nibble, number, of_two, word};
+use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_ir::Dtype;
 
 /// Elements that a unit unpacks at once. The blocks of all formats hold a multiple of it.
-const TOGETHER: u32 = 8;
+pub(crate) const TOGETHER: u32 = 8;
 /// Units that share a row of the weight.
-const UNITS: u32 = 32;
+pub(crate) const UNITS: u32 = 32;
 /// Rows of the weight in a workgroup.
-const ROWS: u32 = 8;
+pub(crate) const ROWS: u32 = 8;
 /// Units of a workgroup that unpacks.
 const UNPACKING: u32 = 256;
 
@@ -40,12 +41,63 @@ pub(crate) struct Weight<R: CubeRuntime> {
 
 /// What kernels know of the format when they are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Format {
-    packed: Packed,
+pub(crate) struct Format {
+    storage: Storage,
     /// Elements of a row.
-    columns: u32,
+    pub(crate) columns: u32,
     /// Bytes of a row, in the first tensor.
     row: u32,
+    /// Rows of a matrix, of which the weight is one or several, one below another.
+    rows: u32,
+}
+
+/// The matrices of all experts as the words of their buffers.
+pub(crate) struct Words<'a, R: CubeRuntime> {
+    pub(crate) format: Format,
+    /// Rows of an expert.
+    pub(crate) rows: usize,
+    tensors: &'a [CubeTensor<R>],
+}
+
+impl<R: CubeRuntime> Words<'_, R> {
+    /// The buffers; formats with fewer than three repeat the first.
+    pub(crate) fn arrays(&self) -> [ArrayArg<R>; 3] {
+        words(self.tensors)
+    }
+}
+
+/// Matrices of `rows` rows of `columns` elements, one for each expert.
+pub(crate) fn words_of<R: CubeRuntime>(
+    storage: Storage,
+    columns: usize,
+    rows: usize,
+    tensors: &[CubeTensor<R>],
+) -> Words<'_, R> {
+    let row = match storage {
+        Storage::Dense(dtype) => columns * dtype.size(),
+        Storage::Packed(packed) => packed.row_bytes(columns),
+    };
+    let format = Format {
+        storage,
+        columns: columns as u32,
+        row: row as u32,
+        rows: rows as u32,
+    };
+    Words {
+        format,
+        rows,
+        tensors,
+    }
+}
+
+/// The buffers of tensors as words; of fewer than three the first is repeated.
+fn words<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> [ArrayArg<R>; 3] {
+    [0, 1, 2].map(|i| {
+        let tensor = tensors.get(i).unwrap_or(&tensors[0]);
+        let bytes = tensor.meta.num_elements() * tensor.dtype.size();
+        // SAFETY: buffers hold whole words, as the operation's inputs are checked to do.
+        unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), bytes.div_ceil(4)) }
+    })
 }
 
 /// The sizes of groups with scales in a tensor of their own.
@@ -60,18 +112,37 @@ struct Groups {
 }
 
 impl Format {
+    fn packed(&self) -> Packed {
+        match self.storage {
+            Storage::Packed(packed) => packed,
+            Storage::Dense(_) => unreachable!("packed weights"),
+        }
+    }
+
+    /// Bytes of an element that is stored as it is.
+    fn dense_size(&self) -> u32 {
+        match self.storage {
+            Storage::Dense(dtype) => dtype.size() as u32,
+            Storage::Packed(_) => unreachable!("dense weights"),
+        }
+    }
+
+    fn is_bf16(&self) -> bool {
+        self.storage == Storage::Dense(DType::BF16)
+    }
+
     fn groups(&self) -> Groups {
-        match self.packed {
-            Packed::Affine {
+        match self.storage {
+            Storage::Packed(Packed::Affine {
                 bits,
                 group,
                 scales,
-            } => Groups {
+            }) => Groups {
                 bits,
                 group,
                 scales,
             },
-            Packed::Float8 { scales } => Groups {
+            Storage::Packed(Packed::Float8 { scales }) => Groups {
                 bits: 8,
                 group: super::SQUARE as u32,
                 scales,
@@ -84,20 +155,15 @@ impl Format {
 impl<R: CubeRuntime> Weight<R> {
     fn format(&self) -> Format {
         Format {
-            packed: self.packed,
+            storage: Storage::Packed(self.packed),
             columns: self.columns as u32,
             row: self.packed.row_bytes(self.columns) as u32,
+            rows: 0,
         }
     }
 
-    /// The buffers of its tensors as words; formats with fewer than three repeat the first.
     fn words(&self) -> [ArrayArg<R>; 3] {
-        [0, 1, 2].map(|i| {
-            let tensor = self.tensors.get(i).unwrap_or(&self.tensors[0]);
-            let words = tensor.meta.num_elements().div_ceil(4);
-            // SAFETY: buffers hold whole words, as the operation's inputs are checked to do.
-            unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), words) }
-        })
+        words(&self.tensors)
     }
 
     /// Rows `first..first + count` as a contiguous [count, K] tensor of `F`, in memory for a whole
@@ -190,7 +256,7 @@ impl<R: CubeRuntime> Weight<R> {
 
 /// Elements `8 * group ..` of a row of the weight.
 #[cube]
-fn eight(
+pub(crate) fn eight(
     weight: &Array<u32>,
     scales: &Array<u32>,
     biases: &Array<u32>,
@@ -199,10 +265,57 @@ fn eight(
     out: &mut Array<f32>,
     #[comptime] format: Format,
 ) {
-    let packed = comptime!(format.packed);
+    if comptime!(matches!(format.storage, Storage::Dense(_))) {
+        dense(weight, row, group, out, format);
+    } else {
+        packed(weight, scales, biases, row, group, out, format);
+    }
+}
+
+/// Floats that are stored as they are.
+#[cube]
+fn dense(
+    weight: &Array<u32>,
+    row: u32,
+    group: u32,
+    out: &mut Array<f32>,
+    #[comptime] format: Format,
+) {
+    let start = row * comptime!(format.row / 4) + group * comptime!(format.dense_size() * 2);
+    if comptime!(format.dense_size() == 4) {
+        #[unroll]
+        for i in 0..8u32 {
+            out[i as usize] = f32::reinterpret(weight[(start + i) as usize]);
+        }
+    } else {
+        #[unroll]
+        for i in 0..4u32 {
+            let two = weight[(start + i) as usize];
+            if comptime!(format.is_bf16()) {
+                out[comptime!(2 * i as usize)] = f32::reinterpret(two << 16u32);
+                out[comptime!(2 * i as usize + 1)] = f32::reinterpret(two & 0xffff_0000u32);
+            } else {
+                out[comptime!(2 * i as usize)] = float(two & 0xffffu32, 10u32, 5u32);
+                out[comptime!(2 * i as usize + 1)] = float(two >> 16u32, 10u32, 5u32);
+            }
+        }
+    }
+}
+
+#[cube]
+fn packed(
+    weight: &Array<u32>,
+    scales: &Array<u32>,
+    biases: &Array<u32>,
+    row: u32,
+    group: u32,
+    out: &mut Array<f32>,
+    #[comptime] format: Format,
+) {
+    let packed = comptime!(format.packed());
     let start = row * comptime!(format.row);
-    let groups = comptime!(format.packed.block().0 as u32 / TOGETHER);
-    let at = start + group / groups * comptime!(format.packed.block().1 as u32);
+    let groups = comptime!(packed.block().0 as u32 / TOGETHER);
+    let at = start + group / groups * comptime!(packed.block().1 as u32);
     let within = group % groups;
     if comptime!(packed == Packed::Q4_0) {
         blocks::q4(weight, at, within, out, false);
@@ -250,7 +363,13 @@ fn float8(
     #[comptime] format: Format,
 ) {
     let across = comptime!(format.columns.div_ceil(128));
-    let at = row / 128u32 * across + group / 16u32;
+    let mut square = row / 128u32;
+    if comptime!(format.rows > 0) {
+        // Each matrix begins with squares of its own.
+        let down = comptime!(format.rows.div_ceil(128));
+        square = row / comptime!(format.rows) * down + row % comptime!(format.rows) / 128u32;
+    }
+    let at = square * across + group / 16u32;
     let scale = number(scales, at, comptime!(format.groups().scales));
     let low = word(weight, row * comptime!(format.row) + group * TOGETHER);
     let high = word(
@@ -384,7 +503,11 @@ fn few_rows_kernel<F: Float>(
 
 /// Sum over the units of a row of the weight, in a fixed order; the first of them gets it.
 #[cube]
-fn sum_of_row(value: f32, shared: &mut SharedMemory<f32>, #[comptime] planes: bool) -> f32 {
+pub(crate) fn sum_of_row(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] planes: bool,
+) -> f32 {
     if comptime!(planes) {
         plane_sum(value)
     } else {

@@ -1,0 +1,150 @@
+//! Pairs sorted by expert, and the tiles of pairs that experts have.
+
+use super::expert_of;
+use super::tiles::TILE;
+use crate::cube::launch::{array, empty};
+use ::cubecl::prelude::*;
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+
+/// Units of a workgroup.
+const UNITS: u32 = 256;
+
+/// Pairs sorted by expert, those of one expert in their order.
+pub(super) struct Arrangement<R: CubeRuntime> {
+    /// [pairs].
+    pub(super) order: CubeTensor<R>,
+    /// Where the pairs of each expert begin in the order, [experts + 1].
+    pub(super) offsets: CubeTensor<R>,
+    /// The expert of each tile, and the number of the tile among those of the expert, [tiles, 2]; tiles that do not
+    /// exist have expert `u32::MAX`.
+    pub(super) tiles: CubeTensor<R>,
+    /// The most tiles that there can be.
+    pub(super) count: usize,
+}
+
+impl<R: CubeRuntime> Arrangement<R> {
+    /// That of ids below `experts`.
+    pub(super) fn of(ids: &CubeTensor<R>, experts: usize) -> Self {
+        let pairs = ids.meta.num_elements();
+        // Each expert can have a tile that is not full.
+        let count = pairs / TILE as usize + experts.min(pairs);
+        let order = empty(ids, [pairs], DType::U32);
+        let offsets = empty(ids, [experts + 1], DType::U32);
+        let tiles = empty(ids, [count, 2], DType::U32);
+        // SAFETY: every pair has an expert below `experts`, and the buffers have the lengths that the kernels are given.
+        unsafe {
+            sort_kernel::launch_unchecked::<R>(
+                &ids.client,
+                CubeCount::Static(experts as u32, 1, 1),
+                CubeDim::new_1d(UNITS),
+                array(ids),
+                array(&order),
+                array(&offsets),
+                pairs as u32,
+            );
+            tiles_kernel::launch_unchecked::<R>(
+                &ids.client,
+                CubeCount::Static(1, 1, 1),
+                CubeDim::new_1d(UNITS),
+                array(&offsets),
+                array(&tiles),
+                count as u32,
+                experts as u32,
+            );
+        }
+        Self {
+            order,
+            offsets,
+            tiles,
+            count,
+        }
+    }
+}
+
+/// A workgroup finds the pairs of one expert; each unit looks at consecutive pairs.
+#[cube(launch_unchecked)]
+fn sort_kernel(ids: &Array<i32>, order: &mut Array<u32>, offsets: &mut Array<u32>, pairs: u32) {
+    let mut counts = SharedMemory::<u32>::new(comptime!(UNITS as usize));
+    let mut below = SharedMemory::<u32>::new(comptime!(UNITS as usize));
+    let expert = CUBE_POS_X;
+    let span = (pairs + comptime!(UNITS - 1)) / UNITS;
+    let start = min(UNIT_POS * span, pairs);
+    let end = min(start + span, pairs);
+    let mut own = 0u32;
+    let mut before = 0u32;
+    for i in start..end {
+        let id = expert_of(ids, i, CUBE_COUNT_X);
+        if id == expert {
+            own += 1u32;
+        } else if id < expert {
+            before += 1u32;
+        }
+    }
+    counts[UNIT_POS as usize] = own;
+    below[UNIT_POS as usize] = before;
+    sync_cube();
+    // Where the unit's pairs go: after those of smaller experts, and those of units before it.
+    let mut at = 0u32;
+    for unit in 0..UNITS {
+        at += below[unit as usize];
+        if unit < UNIT_POS {
+            at += counts[unit as usize];
+        }
+    }
+    if UNIT_POS == 0u32 {
+        offsets[CUBE_POS_X as usize] = at;
+        if CUBE_POS_X == CUBE_COUNT_X - 1u32 {
+            offsets[CUBE_COUNT_X as usize] = pairs;
+        }
+    }
+    for i in start..end {
+        if expert_of(ids, i, CUBE_COUNT_X) == expert {
+            order[at as usize] = i;
+            at += 1u32;
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn tiles_kernel(
+    offsets: &Array<u32>,
+    tiles: &mut Array<u32>,
+    count: u32,
+    #[comptime] experts: u32,
+) {
+    let mut first = SharedMemory::<u32>::new(comptime!(experts as usize + 1));
+    let mut e = UNIT_POS;
+    while e < experts {
+        let pairs = offsets[(e + 1u32) as usize] - offsets[e as usize];
+        first[e as usize] = (pairs + comptime!(TILE - 1)) / TILE;
+        e += UNITS;
+    }
+    sync_cube();
+    if UNIT_POS == 0u32 {
+        let mut sum = 0u32;
+        for e in 0..experts {
+            let own = first[e as usize];
+            first[e as usize] = sum;
+            sum += own;
+        }
+        first[experts as usize] = sum;
+    }
+    sync_cube();
+    let mut e = UNIT_POS;
+    while e < experts {
+        let start = first[e as usize];
+        for tile in start..first[(e + 1u32) as usize] {
+            tiles[(2u32 * tile) as usize] = e;
+            tiles[(2u32 * tile + 1u32) as usize] = tile - start;
+        }
+        e += UNITS;
+    }
+    let mut tile = first[experts as usize] + UNIT_POS;
+    while tile < count {
+        tiles[(2u32 * tile) as usize] = u32::MAX.runtime();
+        tiles[(2u32 * tile + 1u32) as usize] = 0u32;
+        tile += UNITS;
+    }
+}

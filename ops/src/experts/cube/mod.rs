@@ -1,0 +1,106 @@
+//! Experts on CubeCL's runtimes.
+//!
+//! A *pair* is a row and one of its experts; pair `row * k + j` is choice j of the row. A few pairs are multiplied one
+//! by one (`few.rs`). Many are sorted by expert (`arrange.rs`) and multiplied in tiles of pairs of one expert
+//! (`tiles.rs`), so that a weight is read once for a tile. The host never learns how many rows an expert has: it
+//! launches as many tiles as there can be.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "`limits` holds every count to what kernels index"
+)]
+
+mod arrange;
+mod combine;
+mod few;
+mod route;
+mod tiles;
+
+pub(crate) use route::route;
+
+use super::{Experts, Section};
+use crate::cube::launch::empty;
+use crate::gate::cube::activate;
+use crate::linear::packed::cube::{Words, words_of};
+use ::cubecl::prelude::*;
+use arrange::Arrangement;
+use burn::tensor::TensorMetadata;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeRuntime, FloatElement};
+
+/// Most pairs that are multiplied one by one.
+const FEW: usize = 64;
+
+/// The section of a weight on a device.
+struct Stored<R: CubeRuntime> {
+    section: Section,
+    tensors: Vec<CubeTensor<R>>,
+}
+
+pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
+    op: &Experts,
+    inputs: Vec<CubeTensor<R>>,
+) -> Vec<CubeTensor<R>> {
+    let mut inputs = inputs.into_iter().map(into_contiguous);
+    let mut next = || inputs.next().expect("the inputs were counted");
+    let (x, ids, weights) = (next(), next(), next());
+    let shape = x.shape().to_vec();
+    let hidden = shape[shape.len() - 1];
+    let pairs = ids.meta.num_elements();
+    let y = empty(&x, shape, F::dtype());
+    if pairs == 0 {
+        return vec![y];
+    }
+    let mut stored = |sections: &[Section]| -> Vec<Stored<R>> {
+        let take = |section: &Section| Stored {
+            section: *section,
+            tensors: (0..section.tensors(op.count)).map(|_| next()).collect(),
+        };
+        sections.iter().map(take).collect()
+    };
+    let (inner, outer) = (stored(&op.inner), stored(&op.outer));
+    let biases = op.biased.then(|| [next(), next()]);
+    let size = op.size();
+    let chosen = pairs / (x.meta.num_elements() / hidden);
+    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count));
+    let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
+        let y = empty(x, [pairs, rows], F::dtype());
+        let mut column = 0;
+        for stored in weight {
+            let weight = stored.words(columns);
+            match &arrangement {
+                Some(arrangement) => {
+                    tiles::multiply::<R, F>(x, share, &weight, arrangement, &y, column);
+                }
+                None => few::multiply::<R, F>(x, share, &weight, (&ids, op.count), &y, column),
+            }
+            column += stored.section.rows;
+        }
+        y
+    };
+    let wide = times(&x, chosen, &inner, hidden, 2 * size);
+    let bias = |i: usize| biases.as_ref().map(|biases| (&ids, &biases[i]));
+    let gated = activate::<R, F>(&wide, op.activation, bias(0));
+    let rows = times(&gated, 1, &outer, size, hidden);
+    combine::combine::<R, F>(&rows, &weights, bias(1), &y);
+    vec![y]
+}
+
+/// The expert of a pair. Ids that no expert has stand for the last one, so that kernels stay within its weights.
+#[cube]
+pub(crate) fn expert_of(ids: &Array<i32>, pair: u32, experts: u32) -> u32 {
+    min(u32::cast_from(ids[pair as usize]), experts - 1u32)
+}
+
+impl<R: CubeRuntime> Stored<R> {
+    /// The rows of all experts, of `columns` elements each.
+    fn words(&self, columns: usize) -> Words<'_, R> {
+        words_of(
+            self.section.storage,
+            columns,
+            self.section.rows,
+            &self.tensors,
+        )
+    }
+}

@@ -1,0 +1,260 @@
+//! The choice of experts.
+
+use super::super::Route;
+use crate::cube::launch::{array, empty, grid};
+use ::cubecl::prelude::*;
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use butterfly_ir::model::Scores;
+
+/// Units of a workgroup, which chooses for one row.
+const UNITS: u32 = 64;
+/// Below every score.
+const LEAST: f32 = -3.0e38;
+/// Added to the sum of weights, so that none is divided by 0.
+const SMALLEST_SUM: f32 = 1e-20;
+
+/// What the kernel knows when it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    experts: u32,
+    chosen: u32,
+    sigmoid: bool,
+    biased: bool,
+    normalised: bool,
+    /// Groups, and those that take part.
+    groups: u32,
+    chosen_groups: u32,
+}
+
+pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    let mut inputs = inputs.into_iter().map(into_contiguous);
+    let logits = inputs.next().expect("the inputs were counted");
+    let bias = inputs.next();
+    let mut shape = logits.shape().to_vec();
+    let last = shape.len() - 1;
+    let experts = std::mem::replace(&mut shape[last], op.chosen);
+    let rows = logits.meta.num_elements() / experts;
+    let ids = empty(&logits, shape.clone(), DType::I32);
+    let weights = empty(&logits, shape, DType::F32);
+    let groups = op.router.groups;
+    if rows > 0 {
+        // SAFETY: workgroups beyond the last row do nothing; without a bias any buffer stands for it.
+        unsafe {
+            route_kernel::launch_unchecked::<R>(
+                &logits.client,
+                grid(rows as u32),
+                CubeDim::new_1d(UNITS),
+                array(&logits),
+                array(bias.as_ref().unwrap_or(&logits)),
+                array(&ids),
+                array(&weights),
+                rows as u32,
+                op.scale(),
+                Shape {
+                    experts: experts as u32,
+                    chosen: op.chosen as u32,
+                    sigmoid: op.router.scores == Scores::Sigmoid,
+                    biased: bias.is_some(),
+                    normalised: op.router.normalised,
+                    groups: groups.map_or(1, |groups| groups.count),
+                    chosen_groups: groups.map_or(1, |groups| groups.chosen),
+                },
+            );
+        }
+    }
+    vec![ids, weights]
+}
+
+#[cube(launch_unchecked)]
+fn route_kernel(
+    logits: &Array<f32>,
+    bias: &Array<f32>,
+    ids: &mut Array<i32>,
+    weights: &mut Array<f32>,
+    rows: u32,
+    scale: f32,
+    #[comptime] shape: Shape,
+) {
+    let experts = comptime!(shape.experts);
+    let mut scores = SharedMemory::<f32>::new(comptime!(experts as usize));
+    let mut ranks = SharedMemory::<f32>::new(comptime!(experts as usize));
+    let mut best = SharedMemory::<f32>::new(comptime!(UNITS as usize));
+    let mut numbers = SharedMemory::<u32>::new(comptime!(UNITS as usize));
+    let row = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
+    if row >= rows {
+        terminate!();
+    }
+    let start = row * experts;
+    let mut most = 0.0f32;
+    let mut sum = 1.0f32;
+    if comptime!(!shape.sigmoid) {
+        let mut own = LEAST.runtime();
+        let mut e = UNIT_POS;
+        while e < experts {
+            own = max(own, logits[(start + e) as usize]);
+            e += UNITS;
+        }
+        most = largest(own, &mut best);
+        let mut part = 0.0f32;
+        let mut e = UNIT_POS;
+        while e < experts {
+            part += (logits[(start + e) as usize] - most).exp();
+            e += UNITS;
+        }
+        sum = total(part, &mut best);
+    }
+    let mut e = UNIT_POS;
+    while e < experts {
+        let logit = logits[(start + e) as usize];
+        let score = if comptime!(shape.sigmoid) {
+            1.0f32 / (1.0f32 + (-logit).exp())
+        } else {
+            (logit - most).exp() / sum
+        };
+        scores[e as usize] = score;
+        ranks[e as usize] = score;
+        if comptime!(shape.biased) {
+            ranks[e as usize] += bias[e as usize];
+        }
+        e += UNITS;
+    }
+    sync_cube();
+    if comptime!(shape.groups > 1) {
+        leave_groups_out(&mut ranks, &mut best, shape);
+    }
+    let mut together = 0.0f32;
+    for j in 0..comptime!(shape.chosen) {
+        // The unit's best, and of equal ones the first.
+        let mut own = LEAST.runtime();
+        let mut number = u32::MAX.runtime();
+        let mut e = UNIT_POS;
+        while e < experts {
+            let rank = ranks[e as usize];
+            if rank > own {
+                own = rank;
+                number = e;
+            }
+            e += UNITS;
+        }
+        best[UNIT_POS as usize] = own;
+        numbers[UNIT_POS as usize] = number;
+        let mut step = comptime!(UNITS / 2).runtime();
+        while step > 0u32 {
+            sync_cube();
+            if UNIT_POS < step {
+                let (own, other) = (UNIT_POS as usize, (UNIT_POS + step) as usize);
+                let (rank, number) = (best[other], numbers[other]);
+                if rank > best[own] || (rank == best[own] && number < numbers[own]) {
+                    best[own] = rank;
+                    numbers[own] = number;
+                }
+            }
+            step /= 2u32;
+        }
+        sync_cube();
+        // Ranks that are NaN choose no expert: any but the same one again.
+        let expert = min(numbers[0], comptime!(experts - 1).runtime());
+        sync_cube();
+        let weight = scores[expert as usize];
+        together += weight;
+        if UNIT_POS == 0u32 {
+            ranks[expert as usize] = LEAST.runtime();
+            let at = (row * comptime!(shape.chosen) + j) as usize;
+            ids[at] = i32::cast_from(expert);
+            weights[at] = weight;
+        }
+        sync_cube();
+    }
+    if UNIT_POS == 0u32 {
+        let mut factor = scale;
+        if comptime!(shape.normalised) {
+            factor = scale / (together + SMALLEST_SUM);
+        }
+        for j in 0..comptime!(shape.chosen) {
+            let at = (row * comptime!(shape.chosen) + j) as usize;
+            weights[at] = weights[at] * factor;
+        }
+    }
+}
+
+/// Leaves out all groups but the best ones. All units call this.
+#[cube]
+fn leave_groups_out(
+    ranks: &mut SharedMemory<f32>,
+    best: &mut SharedMemory<f32>,
+    #[comptime] shape: Shape,
+) {
+    let each = comptime!(shape.experts / shape.groups);
+    // Groups are at most as many as units.
+    if UNIT_POS < comptime!(shape.groups) {
+        let mut first = LEAST.runtime();
+        let mut second = LEAST.runtime();
+        for i in 0..each {
+            let rank = ranks[(UNIT_POS * each + i) as usize];
+            if rank > first {
+                second = first;
+                first = rank;
+            } else if rank > second {
+                second = rank;
+            }
+        }
+        // A group may have one expert alone.
+        best[UNIT_POS as usize] =
+            first + select(comptime!(each > 1).runtime(), second, 0.0f32.runtime());
+    }
+    sync_cube();
+    if UNIT_POS < comptime!(shape.groups) {
+        let own = best[UNIT_POS as usize];
+        let mut before = 0u32;
+        for other in 0..comptime!(shape.groups) {
+            let sum = best[other as usize];
+            if sum > own || (sum == own && other < UNIT_POS) {
+                before += 1u32;
+            }
+        }
+        if before >= comptime!(shape.chosen_groups) {
+            for i in 0..each {
+                ranks[(UNIT_POS * each + i) as usize] = LEAST.runtime();
+            }
+        }
+    }
+    sync_cube();
+}
+
+#[cube]
+fn largest(own: f32, shared: &mut SharedMemory<f32>) -> f32 {
+    shared[UNIT_POS as usize] = own;
+    let mut step = comptime!(UNITS / 2).runtime();
+    while step > 0u32 {
+        sync_cube();
+        if UNIT_POS < step {
+            let other = shared[(UNIT_POS + step) as usize];
+            shared[UNIT_POS as usize] = max(shared[UNIT_POS as usize], other);
+        }
+        step /= 2u32;
+    }
+    sync_cube();
+    let all = shared[0];
+    sync_cube();
+    all
+}
+
+#[cube]
+fn total(own: f32, shared: &mut SharedMemory<f32>) -> f32 {
+    shared[UNIT_POS as usize] = own;
+    let mut step = comptime!(UNITS / 2).runtime();
+    while step > 0u32 {
+        sync_cube();
+        if UNIT_POS < step {
+            shared[UNIT_POS as usize] += shared[(UNIT_POS + step) as usize];
+        }
+        step /= 2u32;
+    }
+    sync_cube();
+    let all = shared[0];
+    sync_cube();
+    all
+}
