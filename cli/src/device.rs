@@ -202,7 +202,7 @@ pub(crate) fn check_model(
     for (rows, phase) in wanted {
         let spec = KernelSpec {
             rows: rows.clone(),
-            ..plan::spec(&config.attention, &manifest.sparsity, phase, dtype)
+            ..plan::spec(config, &manifest.sparsity, phase, dtype)
         };
         artifacts
             .select(&spec, target)

@@ -2,10 +2,9 @@
 //!
 //! In:  a path. Out: its config, and every tensor by the name that Hugging Face gives it.
 
-use crate::loader;
-use crate::weights::View;
 use crate::weights::gguf_model::GgufModel;
 use crate::weights::safetensors::Shards;
+use crate::weights::{View, numbers};
 use crate::{Defaults, ModelError};
 use butterfly_compiler::{config, family};
 use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
@@ -63,7 +62,7 @@ impl Checkpoint {
         };
         let embedding = checkpoint.tensor(&checkpoint.embedding());
         let matrices = embedding.zip(checkpoint.tensor(OUTPUT));
-        if checkpoint.sizes.tied && matrices.is_some_and(|(a, b)| !loader::same(&a, &b)) {
+        if checkpoint.sizes.tied && matrices.is_some_and(|(a, b)| !numbers::same(&a, &b)) {
             checkpoint.sizes.tied = false;
             checkpoint.own_output = true;
         }

@@ -5,7 +5,7 @@
 
 use crate::{Checkpoint, Model, ModelError, Unused};
 use butterfly::AttentionBackend;
-use butterfly_ir::model::{AttentionShape, LayerKind};
+use butterfly_ir::model::{AttentionShape, ExpertsShape, LayerKind};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,6 +18,9 @@ pub struct Contents {
     pub layers: Vec<LayerKind>,
     /// Heads of the softmax attention layers.
     pub attention: AttentionShape,
+    /// The experts of feed-forward layers, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertsShape>,
     /// Length of the hidden vector of a token.
     pub hidden: u32,
     /// Number of tokens in the vocabulary.
@@ -62,6 +65,7 @@ impl Contents {
             family: config.family.name(),
             layers: config.layers.clone(),
             attention: config.attention,
+            experts: sizes.experts.clone(),
             hidden: sizes.hidden,
             vocabulary: sizes.vocabulary,
             context: config.max_positions,

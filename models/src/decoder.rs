@@ -1,16 +1,16 @@
-//! Llama, Mistral, Phi-3 and Qwen: each layer is a norm, softmax or linear attention, a norm, and a gated
-//! feed-forward layer.
+//! Every family but GPT-2: each layer is a norm, softmax or linear attention, a norm, and a gated feed-forward layer or
+//! experts.
 
-use crate::ModelError;
-use crate::layers::{self, Attention, GatedMlp, LinearAttention, Weight, add_norm, norm};
+use crate::layers::{self, Attention, Experts, GatedMlp, LinearAttention, Weight, add_norm, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation::Frequencies;
 use crate::state::{LayerState, State};
 use crate::stream::Stream;
+use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
-use butterfly::AttentionBackend;
+use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_compiler::family;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use std::ops::Range;
@@ -24,6 +24,11 @@ pub(crate) struct Decoder<B: Backend> {
     dtype: DType,
     epsilon: f32,
     rotation: Option<Frequencies>,
+    /// That of layers with a window, where it is another.
+    window_rotation: Option<Frequencies>,
+    windows: Vec<bool>,
+    /// Factor on embeddings.
+    scale: f32,
 }
 
 #[derive(Clone, Debug)]
@@ -31,13 +36,49 @@ struct Layer<B: Backend> {
     before: Tensor<B, 1>,
     mixer: Mixer<B>,
     after: Tensor<B, 1>,
-    mlp: GatedMlp<B>,
+    feed: FeedForward<B>,
+    /// Norms of what mixer and feed-forward layer give, where the model has them.
+    outputs: Option<[Tensor<B, 1>; 2]>,
 }
 
 #[derive(Clone, Debug)]
 enum Mixer<B: Backend> {
     Attention(Attention<B>),
     Linear(LinearAttention<B>),
+}
+
+#[derive(Clone, Debug)]
+enum FeedForward<B: Backend> {
+    Gated(GatedMlp<B>),
+    Experts(Box<Experts<B>>),
+}
+
+impl<B: AttentionBackend> FeedForward<B> {
+    fn load(loader: &mut Loader<'_, B>, layer: usize, names: &[&str], sizes: &ModelSizes) -> Self {
+        let at = format!("layers.{layer}.mlp");
+        match &sizes.experts {
+            Some(shape) if !shape.dense.contains(&(layer as u32)) => {
+                Self::Experts(Box::new(Experts::load(loader, (layer, &at), shape, sizes)))
+            }
+            _ => {
+                let activation = layers::activation(sizes.gate);
+                let sizes = [sizes.hidden, sizes.intermediate].map(|n| n as usize);
+                Self::Gated(GatedMlp::load(loader, &at, names, sizes, activation))
+            }
+        }
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        plan: Option<&Plan>,
+        profile: &Profile,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        match self {
+            Self::Gated(mlp) => mlp.forward(x, plan, profile),
+            Self::Experts(experts) => experts.forward(x, plan, profile),
+        }
+    }
 }
 
 impl<B: AttentionBackend> Decoder<B> {
@@ -68,17 +109,20 @@ impl<B: AttentionBackend> Decoder<B> {
                     Mixer::Attention(Attention::load(loader, &at, &program, config, hidden))
                 }
             };
-            let after = format!("{at}.post_attention_layernorm.weight");
+            let mut of = |name: &str| loader.norm(&format!("{at}.{name}.weight"), hidden, plus);
+            let (after, outputs) = match family.norms_after {
+                false => (of("post_attention_layernorm"), None),
+                true => {
+                    let outputs = ["post_attention_layernorm", "post_feedforward_layernorm"];
+                    (of("pre_feedforward_layernorm"), Some(outputs.map(of)))
+                }
+            };
             Layer {
                 before,
                 mixer,
-                after: loader.norm(&after, hidden, plus),
-                mlp: GatedMlp::load(
-                    loader,
-                    &format!("{at}.mlp"),
-                    family.projections.gate_up,
-                    sizes,
-                ),
+                after,
+                outputs,
+                feed: FeedForward::load(loader, i, family.projections.gate_up, sizes),
             }
         });
         let layers = layers.collect();
@@ -89,6 +133,14 @@ impl<B: AttentionBackend> Decoder<B> {
             dtype: loader.dtype(),
             epsilon,
             rotation: config.rope.as_ref().map(Frequencies::new),
+            window_rotation: config.window_rope.as_ref().map(Frequencies::new),
+            windows: (config.layers.iter())
+                .map(|kind| matches!(kind, LayerKind::WindowAttention { .. }))
+                .collect(),
+            scale: match family.scaled_embedding {
+                true => (hidden as f32).sqrt(),
+                false => 1.0,
+            },
         })
     }
 
@@ -116,8 +168,12 @@ impl<B: AttentionBackend> Decoder<B> {
     /// Tokens [B, T] → the residual stream before the first layer.
     pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>) -> Result<Stream<B>, ModelError> {
         // The residual stream is f32, whatever element type the layers compute in.
+        let x = self.embedding.rows(ids, DType::F32)?.cast(DType::F32);
         Ok(Stream {
-            x: self.embedding.rows(ids, DType::F32)?.cast(DType::F32),
+            x: match self.scale == 1.0 {
+                true => x,
+                false => x * self.scale,
+            },
             pending: None,
         })
     }
@@ -135,14 +191,16 @@ impl<B: AttentionBackend> Decoder<B> {
         let lengths = state.lengths(tokens)?;
         let profile = state.profile.clone();
         let positions = state.position..state.position + tokens;
-        let rotation = self.rotation.as_ref().map(|rotation| {
-            let table = rotation.table(lengths.capacity, positions);
+        let rotation = |rotation: &Frequencies| -> Tensor<B, 2> {
+            let table = rotation.table(lengths.capacity, positions.clone());
             let width = table.len() / tokens;
             Tensor::from_data(
                 TensorData::new(table, [tokens, width]),
                 (&device, DType::F32),
             )
-        });
+        };
+        let usual = self.rotation.as_ref().map(rotation);
+        let windows = self.window_rotation.as_ref().map(rotation);
         for i in layers {
             let layer = &self.layers[i];
             let normed;
@@ -151,14 +209,11 @@ impl<B: AttentionBackend> Decoder<B> {
             })?;
             let mixed = match (&layer.mixer, &mut state.layers[i], &policy.layers[i]) {
                 (Mixer::Attention(attention), LayerState::Attention(cache), Some(policy)) => {
-                    attention.forward(
-                        normed,
-                        cache,
-                        rotation.as_ref(),
-                        lengths,
-                        policy,
-                        &profile,
-                    )?
+                    let rotation = match &windows {
+                        Some(rotation) if self.windows[i] => Some(rotation),
+                        _ => usual.as_ref(),
+                    };
+                    attention.forward(normed, cache, rotation, lengths, policy, &profile)?
                 }
                 (Mixer::Linear(linear), LayerState::Linear(state), _) => {
                     linear.forward(normed, state, policy.plan(), &profile)?
@@ -167,9 +222,11 @@ impl<B: AttentionBackend> Decoder<B> {
             };
             let normed;
             (x, normed) = profile.part::<B, _>("norms", &device, || {
+                let mixed = self.output(mixed, layer, 0)?;
                 add_norm(x, mixed, &layer.after, self.epsilon)
             })?;
-            pending = Some(layer.mlp.forward(normed, policy.plan(), &profile)?);
+            let fed = layer.feed.forward(normed, policy.plan(), &profile)?;
+            pending = Some(profile.part::<B, _>("norms", &device, || self.output(fed, layer, 1))?);
         }
         Ok(Stream { x, pending })
     }
@@ -177,6 +234,19 @@ impl<B: AttentionBackend> Decoder<B> {
     /// The residual stream after the last layer → hidden states after the last norm [B, T, H].
     pub(crate) fn finish(&self, stream: Stream<B>) -> Result<Tensor<B, 3>, ModelError> {
         Ok(self.join(stream.x, stream.pending, &self.norm)?.1)
+    }
+
+    /// The norm of what a layer's mixer (0) or feed-forward layer (1) gives, where the model has it.
+    fn output(
+        &self,
+        y: Tensor<B, 3>,
+        layer: &Layer<B>,
+        which: usize,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        match &layer.outputs {
+            None => Ok(y),
+            Some(norms) => norm(y.cast(DType::F32), &norms[which], self.epsilon, self.dtype),
+        }
     }
 
     /// Adds the pending output, if any, to the residual stream x; returns the sum and its norm.

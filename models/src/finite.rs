@@ -1,7 +1,7 @@
 //! Finds weights that are not finite, to explain logits that are not finite.
 
 use crate::Checkpoint;
-use crate::loader::numbers;
+use crate::weights::numbers::numbers;
 use butterfly::Dtype;
 use half::{bf16, f16};
 use std::fmt;

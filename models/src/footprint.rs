@@ -78,7 +78,8 @@ impl Footprint {
         let bytes = wide32(dtype.bytes());
         let token = chunk::token(&chunk::steps(config, sizes, bytes), on_host);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
-        let rotation = 4 * config.rope.as_ref().map_or(0, |rope| wide32(rope.dims));
+        let ropes = config.rope.iter().chain(&config.window_rope);
+        let rotation = 4 * ropes.map(|rope| wide32(rope.dims)).sum::<u128>();
         let Extent {
             batch,
             capacity,
@@ -188,7 +189,14 @@ mod tests {
     #[test]
     fn nothing_overflows() {
         let most = u32::MAX - 255;
-        for family in ["gpt2", "llama", "qwen3", "qwen3_5"] {
+        for family in [
+            "gpt2",
+            "llama",
+            "qwen3",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "gpt_oss",
+        ] {
             let text = format!(
                 r#"{{"model_type": "{family}", "num_hidden_layers": 4096, "n_layer": 4096,
                 "max_position_embeddings": {most}, "n_positions": {most}, "hidden_size": {most},
@@ -196,7 +204,8 @@ mod tests {
                 "vocab_size": {most}, "num_attention_heads": 65536, "n_head": 65536,
                 "num_key_value_heads": 65536, "head_dim": 576, "linear_num_key_heads": 65536,
                 "linear_num_value_heads": 65536, "linear_key_head_dim": 256,
-                "linear_value_head_dim": 256}}"#,
+                "linear_value_head_dim": 256, "num_experts": 4096, "num_local_experts": 4096,
+                "moe_intermediate_size": {most}, "shared_expert_intermediate_size": {most}}}"#,
                 most_embd = 65536 * 576,
             );
             let model = config::read("config.json", &text).expect(family);

@@ -92,6 +92,8 @@ impl<B: AttentionBackend> Gpt2<B> {
                     rows: projection(loader, format!("{at}.attn.c_attn"), 3 * hidden, hidden),
                     output: projection(loader, format!("{at}.attn.c_proj"), hidden, hidden),
                     norms: None,
+                    sinks: None,
+                    softcap: None,
                     program: program.clone(),
                     dtype: loader.dtype(),
                 },

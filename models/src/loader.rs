@@ -4,13 +4,17 @@
 //! are missing or have a wrong shape are collected, so that one error names all of them. A first
 //! pass only compares names, shapes and types, so that no weights of a refused folder are read.
 
+mod sections;
+
 use crate::layers::Weight;
 use crate::weights::change::{Layout, Values};
-use crate::weights::upload::WORD;
-use crate::weights::upload::{Taken, Upload, convert, panel};
-use crate::weights::{Element, View, packed, random};
+use crate::weights::numbers::numbers;
+use crate::weights::packed::Stored;
+use crate::weights::upload::{Taken, Upload, WORD, convert, panel};
+use crate::weights::{Element, packed, random};
 use crate::{Checkpoint, ModelError};
 use burn::prelude::*;
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bytes, DType, Distribution};
 use butterfly::AttentionBackend;
 use butterfly::ops::{Packed, Part, Storage};
@@ -19,6 +23,16 @@ use std::collections::HashSet;
 
 /// The names of the folder's tensors that the model does not use, sorted.
 pub type Unused = Vec<String>;
+
+/// A matrix of a checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Matrix {
+    /// Name of the tensor, which [`Loader::full`] completes.
+    pub(crate) name: String,
+    /// Its number among the matrices of the tensor, and how many these are; `None` for all of a tensor.
+    pub(crate) of: Option<(usize, usize)>,
+    pub(crate) rows: usize,
+}
 
 /// What a pass over the model's tensors does with each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +84,31 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         self.device
     }
 
+    /// Whether the checkpoint has a tensor; without a checkpoint, none.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let full = self.full(name);
+        self.checkpoint
+            .is_some_and(|files| files.tensor(&full).is_some())
+    }
+
+    /// Whether weights are drawn at random.
+    pub(crate) fn is_random(&self) -> bool {
+        self.checkpoint.is_none()
+    }
+
+    /// Adds a problem to those that one error will name.
+    pub(crate) fn problem(&mut self, what: String) {
+        self.problems.push(what);
+    }
+
+    /// Loads what `load` asks for with f32 in the place of the model's element type.
+    pub(crate) fn in_f32<T>(&mut self, load: impl FnOnce(&mut Self) -> T) -> T {
+        let dtype = std::mem::replace(&mut self.dtype, DType::F32);
+        let loaded = load(self);
+        self.dtype = dtype;
+        loaded
+    }
+
     /// Packs random weights.
     pub(crate) fn packed(self, packed: Option<Packed>) -> Self {
         Self { packed, ..self }
@@ -84,25 +123,47 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     /// stores it, except that dense matrices get the model's element type. (Where that is f32 and
     /// tensors lie in the memory of the host, 16-bit floats stay what they are.)
     pub(crate) fn weight(&mut self, parts: &[(String, usize)], columns: usize) -> Weight<B> {
-        let Some(checkpoint) = self.checkpoint else {
+        if self.checkpoint.is_none() {
             return self.random(parts.iter().map(|(_, rows)| rows).sum(), columns);
-        };
+        }
         let mut upload = Upload::new(columns, self.dtype, B::ON_HOST);
         for (name, rows) in parts {
-            let name = self.full(name);
-            let taken = &mut self.taken;
-            let found = packed::stored(&name, [*rows, columns], |name| {
-                taken.insert(name.to_string());
-                checkpoint.tensor(name)
-            });
-            match found {
+            let matrix = Matrix {
+                name: name.clone(),
+                of: None,
+                rows: *rows,
+            };
+            match self.stored(&matrix, columns) {
                 Ok(stored) => upload.add(stored, *rows),
                 Err(problem) => self.problems.push(problem),
             }
         }
         self.needed += upload.taken();
-        let parts = upload.parts().collect();
-        let tensors = match self.pass {
+        Weight {
+            parts: upload.parts().collect(),
+            columns,
+            tensors: self.tensors(&upload),
+        }
+    }
+
+    /// How a matrix of the checkpoint is stored; marks its tensors as taken.
+    fn stored(&mut self, matrix: &Matrix, columns: usize) -> Result<Stored<'a>, String> {
+        let (checkpoint, name) = (self.checkpoint, self.full(&matrix.name));
+        let taken = &mut self.taken;
+        packed::stored(&name, [matrix.rows, columns], |name| {
+            taken.insert(name.to_string());
+            let tensor = checkpoint?.tensor(name)?;
+            match matrix.of {
+                None => Some(tensor),
+                // One of another number of matrices is shown whole, so that the error tells its shape.
+                Some((index, count)) => tensor.nth(index, count).or(Some(tensor)),
+            }
+        })
+    }
+
+    /// The tensors of a weight on the device; none in the checking pass.
+    fn tensors(&self, upload: &Upload<'_>) -> Vec<FloatTensor<B>> {
+        match self.pass {
             Pass::Check => Vec::new(),
             Pass::Load => upload
                 .tensors()
@@ -111,18 +172,14 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
                     Storage::Packed(_) => B::integers(B::int_from_data(data, self.device)),
                 })
                 .collect(),
-        };
-        Weight {
-            parts,
-            columns,
-            tensors,
         }
     }
 
     /// A weight of random numbers.
     fn random(&mut self, rows: usize, columns: usize) -> Weight<B> {
-        let sizes = self.packed.map(|packed| packed.sizes(rows, columns));
-        if let (Some(packed), Some(Ok(sizes))) = (self.packed, sizes) {
+        // In that format checkpoints have nothing but experts.
+        let packed = self.packed.filter(|packed| *packed != Packed::Microscaled);
+        if let (Some(packed), Some(Ok(sizes))) = (packed, packed.map(|p| p.sizes(rows, columns))) {
             return self.random_packed(packed, [rows, columns], &sizes);
         }
         let tensor = self.matrix("", [rows, columns]);
@@ -304,7 +361,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
 
     /// The full name of a tensor: the prefix is put before `name`, unless it begins with a slash. The
     /// rest is then the full name.
-    fn full(&self, name: &str) -> String {
+    pub(crate) fn full(&self, name: &str) -> String {
         match name.strip_prefix('/') {
             Some(absolute) => absolute.to_string(),
             None => format!("{}{name}", self.prefix),
@@ -392,60 +449,4 @@ fn known(name: &str) -> bool {
     parts.iter().any(|part| name.contains(part))
         || name.ends_with(".attn.bias")
         || name == "lm_head.weight"
-}
-
-/// Whether two tensors have the same shape and elements, whatever the types they are stored in.
-pub(crate) fn same(a: &View<'_>, b: &View<'_>) -> bool {
-    if a.element == b.element || a.shape != b.shape {
-        return a.shape == b.shape && a.bytes.bytes() == b.bytes.bytes();
-    }
-    match (&a.element, &b.element) {
-        (Element::Float(_), Element::Float(_)) => numbers(a).eq(numbers(b)),
-        _ => false,
-    }
-}
-
-/// The elements of a tensor in f32, in pieces, since it may be large; none of a tensor that does not
-/// say by itself what it stands for.
-pub(crate) fn numbers<'a>(view: &View<'a>) -> Box<dyn Iterator<Item = Vec<f32>> + 'a> {
-    match view.element {
-        Element::Float(dtype) => Box::new(floats(packed::dense(dtype), view.bytes.bytes())),
-        #[cfg(feature = "cpu")]
-        Element::Block(packed) => rows(packed, view),
-        _ => Box::new(std::iter::empty()),
-    }
-}
-
-fn floats(dtype: DType, bytes: &[u8]) -> impl Iterator<Item = Vec<f32>> {
-    const TOGETHER: usize = 4096;
-    bytes.chunks(TOGETHER * dtype.size()).map(move |part| {
-        let mut bytes = Vec::new();
-        convert(dtype, part, DType::F32, &mut bytes);
-        let words = bytes.as_chunks::<4>().0.iter();
-        words.map(|b| f32::from_le_bytes(*b)).collect()
-    })
-}
-
-/// The rows of a packed matrix.
-#[cfg(feature = "cpu")]
-fn rows<'a>(
-    packed: butterfly::ops::Packed,
-    view: &View<'a>,
-) -> Box<dyn Iterator<Item = Vec<f32>> + 'a> {
-    let mut shape = view.shape.to_vec();
-    if view.change.layout == Layout::Transposed {
-        shape.reverse();
-    }
-    // Vectors are one row.
-    let columns = shape.last().copied().unwrap_or(1);
-    let count = shape.iter().rev().skip(1).product();
-    let storage = Storage::Packed(packed);
-    match butterfly::ops::Rows::new(storage, [count, columns], &[view.bytes.bytes()]) {
-        Err(_) => Box::new(std::iter::empty()),
-        Ok(rows) => Box::new((0..count).map(move |row| {
-            let mut out = vec![0.0; columns];
-            rows.unpack(row, &mut out);
-            out
-        })),
-    }
 }

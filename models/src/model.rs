@@ -383,7 +383,11 @@ impl<B: AttentionBackend> Model<B> {
         hidden: Tensor<B, 3>,
         policy: &Policy,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        Ok(self.head.forward(hidden, policy.plan())?)
+        let logits = self.head.forward(hidden, policy.plan())?;
+        Ok(match self.sizes.logit_softcap {
+            None => logits,
+            Some(cap) => (logits / cap).tanh() * cap,
+        })
     }
 }
 

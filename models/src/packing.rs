@@ -39,7 +39,8 @@ fn packing(object: &Value) -> Result<Option<Packed>, String> {
         .iter()
         .find_map(|part| part["quant_method"].as_str());
     match method {
-        None | Some("mxfp4") => Ok(None),
+        None => Ok(None),
+        Some("mxfp4") => Ok(Some(Packed::Microscaled)),
         Some("fp8") => Ok(Some(Packed::Float8 {
             scales: Dtype::Bf16,
         })),
@@ -98,6 +99,8 @@ mod tests {
                 scales: Dtype::Bf16
             }))
         );
+        let experts = json!({"quantization_config": {"quant_method": "mxfp4"}});
+        assert_eq!(read(experts), Ok(Some(Packed::Microscaled)));
         for (object, part) in [
             (
                 json!({"quantization": {"bits": 4, "group_size": 32, "mode": "nvfp4"}}),

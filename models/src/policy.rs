@@ -40,8 +40,8 @@ impl Policy {
         Self::with(model, plan, &[])
     }
 
-    /// The attention layers that `sparsity` names follow `plan`; if it names none, all do. The
-    /// others keep their own attention, by kernels from the same source.
+    /// The attention layers that `sparsity` names follow `plan`; if it names none, those that
+    /// [`swapped`](config::swapped) says. The others keep their own attention, by kernels from the same source.
     ///
     /// # Errors
     /// [`ModelError::Config`] for a layer that cannot be replaced; [`ModelError::Operation`] if

@@ -90,13 +90,21 @@ impl ModelShape {
         // Numbers that every form of a model has alike: not those of rotations, which files round
         // differently, and not the vocabulary, which some pad.
         let kinds = (&model.layers, &model.attention);
-        let digested = serde_json::json!([
-            model.family.name(),
-            kinds,
-            sizes.linear,
-            sizes.hidden,
-            sizes.intermediate
-        ]);
+        let mut digested = vec![
+            serde_json::json!(model.family.name()),
+            serde_json::json!(kinds),
+            serde_json::json!(sizes.linear),
+            serde_json::json!(sizes.hidden),
+            serde_json::json!(sizes.intermediate),
+        ];
+        // Left out where there are none, so that the digests of other models stay as they were.
+        digested.extend(
+            sizes
+                .experts
+                .as_ref()
+                .map(|experts| serde_json::json!(experts)),
+        );
+        let digested = serde_json::Value::from(digested);
         let heads = model.attention.kernel_shape(Phase::Prefill);
         Self {
             digest: blake3::hash(digested.to_string().as_bytes())

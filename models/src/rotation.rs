@@ -18,7 +18,7 @@ pub(crate) struct Frequencies {
 impl Frequencies {
     /// # Source
     /// RoFormer, arXiv:2104.09864; `Llama3` scaling as in the reference code of Llama 3.1;
-    /// LongRoPE, arXiv:2402.13753.
+    /// YaRN, arXiv:2309.00071, section 3.2; LongRoPE, arXiv:2402.13753.
     pub(crate) fn new(rope: &Rope) -> Self {
         let pairs = rope.dims / 2;
         let plain = (0..pairs).map(|i| {
@@ -41,6 +41,20 @@ impl Frequencies {
                     kept * frequency + (1.0 - kept) * frequency / factor
                 });
                 Self::all(scaled.collect())
+            }
+            RopeScaling::Yarn {
+                factor,
+                range: [kept, divided],
+                amplitude,
+            } => {
+                let angles = plain.enumerate().map(|(i, frequency)| {
+                    let low = ((i as f64 - kept) / (divided - kept)).clamp(0.0, 1.0);
+                    low * frequency / factor + (1.0 - low) * frequency
+                });
+                Self {
+                    amplitude: *amplitude,
+                    ..Self::all(angles.collect())
+                }
             }
             RopeScaling::LongRope {
                 short,
@@ -107,6 +121,40 @@ mod tests {
         assert!((scaled[63] - plain[63] / 8.0).abs() < 1e-15);
         let between = (0..64).filter(|i| scaled[*i] < plain[*i] && scaled[*i] > plain[*i] / 8.0);
         assert!(between.count() > 2);
+    }
+
+    /// Frequencies of gpt-oss, by the formula of `_compute_yarn_parameters` of transformers 5.24 in f64.
+    #[test]
+    fn yarn_keeps_high_frequencies_and_divides_low_ones() {
+        let amplitude = 0.1 * 32f64.ln() + 1.0;
+        let frequencies = Frequencies::new(&Rope {
+            theta: 150_000.0,
+            dims: 64,
+            interleaved: false,
+            scaling: RopeScaling::Yarn {
+                factor: 32.0,
+                range: [8.092_779_115_512_402, 17.398_024_501_588_56],
+                amplitude,
+            },
+        });
+        assert_eq!(frequencies.angles.len(), 32);
+        for (pair, expected) in [
+            (0, 1.0),
+            (1, 0.689_044_305_888_163_2),
+            (8, 0.050_813_274_815_461_475),
+            (9, 0.031_705_696_184_663_77),
+            (13, 0.003_860_359_317_192_068_5),
+            (17, 0.000_129_318_701_245_063_2),
+            (18, 3.830_881_237_375_338_4e-5),
+            (31, 3.023_511_428_119_214_4e-7),
+        ] {
+            let off = (frequencies.angles[pair] / expected - 1.0).abs();
+            assert!(off < 1e-12, "{pair}: {}", frequencies.angles[pair]);
+        }
+        let table = frequencies.table(8, 0..1);
+        let (cosines, sines) = table.split_at(32);
+        assert!(cosines.iter().all(|cos| *cos == amplitude as f32));
+        assert!(sines.iter().all(|sin| *sin == 0.0));
     }
 
     #[test]

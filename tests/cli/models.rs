@@ -1,37 +1,11 @@
 //! `butterfly logits`, `generate`, `eval` and `bench` on whole models from folders.
 
+mod command;
+
 use butterfly_tests::{close, fixture, floats};
+use command::{bad, butterfly, good, model, text};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn butterfly(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_butterfly"));
-    command.args(args).output().expect("runs")
-}
-
-fn good(args: &[&str]) -> serde_json::Value {
-    let output = butterfly(&[args, &["--json"]].concat());
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {error}");
-    serde_json::from_slice(&output.stdout).expect("one JSON object")
-}
-
-/// The messages of a command that is refused: it must exit with 2.
-fn bad(args: &[&str]) -> String {
-    let output = butterfly(args);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
-    error
-}
-
-fn model(name: &str) -> PathBuf {
-    fixture("models").join(name)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("utf-8")
-}
+use std::path::Path;
 
 /// A copy of a model folder, to be changed by a test.
 fn copy(name: &str) -> tempfile::TempDir {
@@ -475,8 +449,8 @@ fn folders_that_are_wrong_say_how() {
         &["model.layers.4.self_attn.q_proj.weight: missing"],
     );
     has(
-        &change("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\""),
-        &["rope_type", "yarn", "default, linear or llama3"],
+        &change("\"rope_type\": \"default\"", "\"rope_type\": \"ntk\""),
+        &["rope_type", "ntk", "default, linear, llama3 or yarn"],
     );
     has(
         &change("\"llama\"", "\"mamba\""),

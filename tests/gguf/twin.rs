@@ -4,13 +4,31 @@
 //! stored. Out: a file with the metadata and tensors of ggml-org/llama.cpp, `conversion/*.py`, without a
 //! tokenizer. Names are those of the PyPI package `gguf` (`fixtures/gguf/names.json`).
 
+mod experts;
+
 use super::{Tensor, Value, write};
 use serde_json::Value as Json;
 use std::path::Path;
 
-/// How a matrix is stored: from its name in the file, its shape and its elements to the number of its
-/// ggml type and the bytes of its blocks. Vectors are always F32.
+/// How a matrix, or one for each expert, is stored: from its name in the file, its shape and its elements to
+/// the number of its ggml type and the bytes of its blocks. What is F32 in all files is not asked for: vectors,
+/// biases and the matrices of [`ALWAYS_F32`].
 pub type Store<'a> = &'a dyn Fn(&str, &[usize], &[f32]) -> (u32, Vec<u8>);
+
+/// How the names of matrices end that conversions store as F32 whatever the others are.
+pub const ALWAYS_F32: [&str; 4] = [
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d.weight",
+    "position_embd.weight",
+];
+
+/// A tensor of a checkpoint.
+struct Weight {
+    name: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
 
 /// Matrices as F32.
 pub fn in_f32(_: &str, _: &[usize], values: &[f32]) -> (u32, Vec<u8>) {
@@ -48,7 +66,11 @@ pub fn parts(folder: &Path, store: Store<'_>) -> (Vec<(String, Value)>, Vec<Tens
     };
     let architecture = match config["model_type"].as_str() {
         Some("llama" | "mistral") => "llama",
+        Some("qwen3_moe") => "qwen3moe",
         Some("qwen3_5" | "qwen3_5_text") => "qwen35",
+        Some("qwen3_5_moe" | "qwen3_5_moe_text") => "qwen35moe",
+        Some("gemma3" | "gemma3_text") => "gemma3",
+        Some("gpt_oss") => "gpt-oss",
         Some(same @ ("gpt2" | "qwen2" | "qwen3" | "phi3")) => same,
         other => panic!("{other:?} is not converted here"),
     };
@@ -56,17 +78,22 @@ pub fn parts(folder: &Path, store: Store<'_>) -> (Vec<(String, Value)>, Vec<Tens
     let path = folder.join("model.safetensors");
     let bytes = std::fs::read(&path).expect("model.safetensors");
     let stored = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let weights = stored.iter().map(|(name, view)| Weight {
+        name: name.to_string(),
+        shape: view.shape().to_vec(),
+        values: crate::floats(&path, name),
+    });
     let mut tensors = Vec::new();
-    for (name, view) in stored.iter() {
-        let Some(new) = renamed(name, &names) else {
+    for weight in experts::stacked(architecture, weights.collect()) {
+        let Some(new) = renamed(&weight.name, &names) else {
             continue;
         };
-        let shape = view.shape().to_vec();
-        let values = crate::floats(&path, name);
-        let (shape, values) = converted(architecture, name, &config, shape, values);
-        let (kind, bytes) = match shape.len() {
-            1 => in_f32(&new, &shape, &values),
-            _ => store(&new, &shape, &values),
+        let (shape, values) = converted(architecture, &config, weight);
+        let ends = |end: &&str| new.ends_with(*end);
+        let always = shape.len() == 1 || new.ends_with(".bias") || ALWAYS_F32.iter().any(ends);
+        let (kind, bytes) = match always {
+            true => in_f32(&new, &shape, &values),
+            false => store(&new, &shape, &values),
         };
         tensors.push(Tensor {
             name: new,
@@ -105,14 +132,13 @@ fn renamed(name: &str, names: &Json) -> Option<String> {
     })
 }
 
-/// What the conversion of an architecture does to a tensor.
-fn converted(
-    architecture: &str,
-    name: &str,
-    config: &Json,
-    shape: Vec<usize>,
-    mut values: Vec<f32>,
-) -> (Vec<usize>, Vec<f32>) {
+/// What the conversion of an architecture does to a tensor: its shape and elements then.
+fn converted(architecture: &str, config: &Json, weight: Weight) -> (Vec<usize>, Vec<f32>) {
+    let Weight {
+        name,
+        shape,
+        mut values,
+    } = weight;
     let size = |field: &str| config[field].as_u64().map(|n| n as usize);
     let ends = |parts: &[&str]| parts.iter().any(|part| name.ends_with(part));
     match architecture {
@@ -139,13 +165,21 @@ fn converted(
             let moved = swapped(&values, [1, shape[0], shape[1], 1]);
             (vec![shape[1], shape[0]], moved)
         }
-        "qwen35" => {
-            if name.ends_with(".A_log") {
+        "gemma3" if ends(&["norm.weight"]) => {
+            values.iter_mut().for_each(|x| *x += 1.0);
+            (shape, values)
+        }
+        "qwen35" | "qwen35moe" => {
+            if ends(&[".A_log"]) {
                 values.iter_mut().for_each(|x| *x = -x.exp());
-            } else if name.ends_with("norm.weight") && !name.ends_with("linear_attn.norm.weight") {
+            } else if ends(&["norm.weight"]) && !ends(&["linear_attn.norm.weight"]) {
                 values.iter_mut().for_each(|x| *x += 1.0);
             }
-            tiled(name, config, shape, values)
+            match ends(&[".shared_expert_gate.weight"]) {
+                // llama-quantize writes it so.
+                true => (vec![values.len()], values),
+                false => tiled(&name, config, shape, values),
+            }
         }
         _ => (shape, values),
     }
@@ -262,18 +296,31 @@ fn metadata(architecture: &str, config: &Json) -> Vec<(String, Value)> {
     set("attention.layer_norm_rms_epsilon", epsilon);
     set("attention.key_length", whole("head_dim"));
     set("attention.value_length", whole("head_dim"));
-    let rope = &config["rope_parameters"];
+    let all = &config["rope_parameters"];
+    // Gemma 3 has two.
+    let rope = all.get("full_attention").unwrap_or(all);
     set("rope.freq_base", float(&rope["rope_theta"]));
+    let windows = float(&all["sliding_attention"]["rope_theta"]);
+    set("rope.freq_base_swa", windows);
     if rope["rope_type"] == "linear" {
         set("rope.scaling.type", Some("linear".into()));
         set("rope.scaling.factor", float(&rope["factor"]));
+    }
+    if rope["rope_type"] == "yarn" {
+        set("rope.scaling.type", Some("yarn".into()));
+        set("rope.scaling.factor", float(&rope["factor"]));
+        let original = rope["original_max_position_embeddings"].as_u64();
+        let original = original.map(|tokens| Value::U32(tokens as u32));
+        set("rope.scaling.original_context_length", original);
+        set("rope.scaling.yarn_beta_fast", float(&rope["beta_fast"]));
+        set("rope.scaling.yarn_beta_slow", float(&rope["beta_slow"]));
     }
     let usual = size("hidden_size") / size("num_attention_heads");
     let head_dim = config["head_dim"].as_u64().map_or(usual, |n| n as u32);
     let share = rope["partial_rotary_factor"].as_f64().unwrap_or(1.0);
     let rotated = (f64::from(head_dim) * share) as u32;
     set("rope.dimension_count", Some(rotated.into()));
-    if ["phi3", "llama"].contains(&architecture) {
+    if ["phi3", "llama", "gemma3", "gpt-oss"].contains(&architecture) {
         // The conversion leaves out Mistral's, and llama.cpp sees all tokens then.
         set("attention.sliding_window", whole("sliding_window"));
     }
@@ -281,7 +328,15 @@ fn metadata(architecture: &str, config: &Json) -> Vec<(String, Value)> {
         let original = whole("original_max_position_embeddings");
         set("rope.scaling.original_context_length", original);
     }
-    if architecture == "qwen35" {
+    if architecture == "gemma3" {
+        // The conversion leaves out both: released models have what llama.cpp takes for granted.
+        let pattern = interval(config).expect("kinds of layers");
+        set("attention.sliding_window_pattern", Some(pattern.into()));
+        let scalar = config["query_pre_attn_scalar"].as_f64().expect("a number");
+        let scale = scalar.sqrt().recip() as f32;
+        set("attention.scale", Some(scale.into()));
+    }
+    if ["qwen35", "qwen35moe"].contains(&architecture) {
         let (heads, dim) = (
             size("linear_num_value_heads"),
             size("linear_value_head_dim"),
@@ -291,8 +346,27 @@ fn metadata(architecture: &str, config: &Json) -> Vec<(String, Value)> {
         set("ssm.group_count", whole("linear_num_key_heads"));
         set("ssm.time_step_rank", Some(heads.into()));
         set("ssm.inner_size", Some((heads * dim).into()));
-        let interval = config["full_attention_interval"].as_u64().unwrap_or(4);
-        set("full_attention_interval", Some((interval as u32).into()));
+        let interval = interval(config).unwrap_or(4);
+        set("full_attention_interval", Some(interval.into()));
+    }
+    if ["qwen3moe", "qwen35moe", "gpt-oss"].contains(&architecture) {
+        let count = whole("num_experts").or(whole("num_local_experts"));
+        set("expert_count", count);
+        set("expert_used_count", whole("num_experts_per_tok"));
+        let wide = match architecture {
+            "gpt-oss" => "intermediate_size",
+            _ => "moe_intermediate_size",
+        };
+        set("expert_feed_forward_length", whole(wide));
+        let shared = whole("shared_expert_intermediate_size");
+        set("expert_shared_feed_forward_length", shared);
     }
     out
+}
+
+/// The number of the first layer with full attention, counted from 1: it and its multiples have it.
+fn interval(config: &Json) -> Option<u32> {
+    let kinds = config["layer_types"].as_array()?;
+    let first = kinds.iter().position(|kind| kind == "full_attention")?;
+    Some(first as u32 + 1)
 }

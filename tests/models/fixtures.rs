@@ -1,5 +1,7 @@
 //! Logits of whole models against logits that other software computed.
 
+mod folders;
+mod formats;
 mod packed;
 mod support;
 
@@ -72,12 +74,12 @@ fn cpu() {
 // Two tests, since one leaves a core idle for minutes.
 #[test]
 fn vulkan() {
-    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[..4]);
+    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[..7]);
 }
 
 #[test]
 fn vulkan_of_other_models() {
-    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[4..]);
+    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[7..]);
 }
 
 #[test]
@@ -88,12 +90,15 @@ fn cuda() {
 
 /// Holds the mean distance, and the cosine at every position, within the fixtures' tolerances for
 /// bf16. At a few positions of Qwen3.5, rounding a single group of projections already changes the
-/// result, so its cosines need to hold only at 95 % of the positions. The least of all is printed.
+/// result, so its cosines need to hold only at 95 % of the positions; where there are experts, rounding can choose
+/// others, and 85 % have to hold. The least of all is printed.
 fn agree_in_bf16<B: AttentionBackend>(device: &B::Device) {
     for (name, tolerance) in MODELS {
-        let (mean, cosine) = match tolerance < 5e-4 {
-            true => (0.06, 0.985),
-            false => (0.12, 0.95),
+        let experts = name.contains("moe") || name == "gpt_oss";
+        let (mean, cosine) = match (experts, tolerance < 5e-4) {
+            (true, _) => (0.15, 0.97),
+            (false, true) => (0.06, 0.985),
+            (false, false) => (0.12, 0.95),
         };
         let model = load::<B>(name, Dtype::Bf16, device);
         for case in cases(name) {
@@ -109,9 +114,10 @@ fn agree_in_bf16<B: AttentionBackend>(device: &B::Device) {
             });
             let mut cosines: Vec<f32> = cosines.collect();
             cosines.sort_by(f32::total_cmp);
-            let at = match name.starts_with("qwen3_5") {
-                true => cosines.len() / 20,
-                false => 0,
+            let at = match (experts, name.starts_with("qwen3_5")) {
+                (true, _) => cosines.len() * 15 / 100,
+                (false, true) => cosines.len() / 20,
+                (false, false) => 0,
             };
             let (least, asked) = (cosines[0], cosines[at]);
             println!(

@@ -15,7 +15,8 @@ pub(crate) struct Run {
     /// A policy that `butterfly calibrate` wrote, in the place of a pattern.
     #[arg(long, value_name = "POLICY.json", conflicts_with = "pattern")]
     pub(crate) policy: Option<PathBuf>,
-    /// The layers to replace, by index [default: those of the pattern, or all].
+    /// The layers to replace, by index [default: those of the pattern, or
+    /// all with full attention].
     #[arg(long, value_name = "I,I,…", value_delimiter = ',')]
     pub(crate) swap: Option<Vec<u32>>,
     /// Tokens that fix the stages of the pattern and the room for keys [default: all tokens

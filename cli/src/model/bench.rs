@@ -53,6 +53,9 @@ struct Row {
     /// Seconds of prefill by part, if asked for.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     profile: BTreeMap<&'static str, f64>,
+    /// How often each expert was chosen in this prefill, by layer, if asked for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    expert_load: BTreeMap<usize, Vec<u64>>,
     layers: Vec<report::LayerReport>,
 }
 
@@ -255,6 +258,7 @@ fn text(report: &Report) -> String {
             let share = 100.0 * seconds / total;
             text += &format!("    {part:<18} {:>9.1} ms {share:>5.1} %\n", seconds * 1e3);
         }
+        text += &report::expert_load(&row.expert_load);
     }
     for row in &report.rows {
         text += &format!(
@@ -436,13 +440,12 @@ impl Work<'_> {
         let needs = Footprint::new::<B>(&model.config, &model.sizes, taken, place.dtype, extent);
         let memory = place.memory.beside(&needs);
         let profile = match self.measure.profile {
-            false => BTreeMap::new(),
-            true => {
-                let profile = Profile::on();
-                run(tokens, 0, profile.clone())?;
-                profile.seconds()
-            }
+            false => Profile::default(),
+            true => Profile::on(),
         };
+        if self.measure.profile {
+            run(tokens, 0, profile.clone())?;
+        }
         let heads = model.config.attention.kernel_shape(Phase::Prefill);
         let key = u64::from(heads.kv_heads)
             * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
@@ -456,7 +459,8 @@ impl Work<'_> {
             decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
             memory,
             cache_bytes: key * cached,
-            profile,
+            profile: profile.seconds(),
+            expert_load: profile.loads(),
             layers: self.layers(policy),
         })
     }

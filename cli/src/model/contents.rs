@@ -2,13 +2,28 @@
 
 use crate::failure::Failure;
 use butterfly::backends::Cpu;
-use butterfly_ir::model::{AttentionShape, LayerKind};
+use butterfly_ir::model::{AttentionShape, ExpertsShape, LayerKind};
 use butterfly_models::Contents;
 use std::path::Path;
 
 pub(crate) fn inspect(path: &Path, json: bool) -> Result<(), Failure> {
     let contents = Contents::of::<Cpu>(path, &Default::default()).map_err(Failure::bad)?;
     crate::print(json, &contents, || text(path, &contents))
+}
+
+fn experts(shape: &ExpertsShape) -> String {
+    let mut text = format!(
+        "{} experts of {}, {} chosen for a token",
+        shape.count, shape.intermediate, shape.chosen
+    );
+    if let Some(shared) = shape.shared {
+        text += &format!(", a shared one of {}", shared.intermediate);
+    }
+    if !shape.dense.is_empty() {
+        let layers: Vec<String> = shape.dense.iter().map(u32::to_string).collect();
+        text += &format!("; dense layers: {}", layers.join(", "));
+    }
+    text + "\n"
 }
 
 fn text(path: &Path, contents: &Contents) -> String {
@@ -37,6 +52,7 @@ fn text(path: &Path, contents: &Contents) -> String {
         contents.vocabulary,
         contents.context,
     );
+    text += &contents.experts.as_ref().map(experts).unwrap_or_default();
     for kind in &contents.types {
         text += &format!(
             "{:<10} {:>5} tensors {:>16} bytes\n",

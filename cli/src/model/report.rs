@@ -1,7 +1,8 @@
-//! Which kernels ran in which layers.
+//! Which kernels ran in which layers, and how busy experts were.
 
 use butterfly_models::Policy;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// One attention layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -54,4 +55,38 @@ pub(crate) fn text(layers: &[LayerReport]) -> String {
         );
     }
     text
+}
+
+/// How unevenly the tokens of each layer spread over its experts: one line a layer.
+pub(crate) fn expert_load(layers: &BTreeMap<usize, Vec<u64>>) -> String {
+    let mut text = String::new();
+    for (layer, load) in layers {
+        let all: u64 = load.iter().sum();
+        let most = load.iter().copied().max().unwrap_or_default();
+        let busiest = load.iter().position(|n| *n == most).unwrap_or_default();
+        let idle = load.iter().filter(|n| **n == 0).count();
+        // 1 if all experts had equally much to do.
+        let times = most as f64 * load.len() as f64 / all.max(1) as f64;
+        text += &format!(
+            "    expert load, layer {layer:<3} busiest {busiest} with {times:.2} x the mean, {idle} of {} idle\n",
+            load.len()
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_of_experts() {
+        let loads = BTreeMap::from([(0, vec![2, 2, 2, 2]), (3, vec![0, 3, 1, 0]), (4, vec![0])]);
+        assert_eq!(
+            expert_load(&loads),
+            "    expert load, layer 0   busiest 0 with 1.00 x the mean, 0 of 4 idle\n    \
+             expert load, layer 3   busiest 1 with 3.00 x the mean, 2 of 4 idle\n    \
+             expert load, layer 4   busiest 0 with 0.00 x the mean, 1 of 1 idle\n"
+        );
+    }
 }

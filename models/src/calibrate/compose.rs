@@ -25,8 +25,9 @@ pub fn compose(
 ) -> Result<Sparsity, ConfigError> {
     let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
     let mut layers = Vec::new();
-    for swapped in config::swapped(model, sparsity)? {
-        let layer = swapped.layer;
+    let swapped = config::swapped(model, sparsity)?;
+    let swapped: Vec<u32> = swapped.iter().map(|swapped| swapped.layer).collect();
+    for &layer in &swapped {
         let Some(own) = model.layers[layer as usize].own() else {
             continue;
         };
@@ -47,8 +48,14 @@ pub fn compose(
         true => sparsity.pattern.clone(),
         false => merged(layers, build::per_layer),
     };
+    let all = model.layers.iter().filter(|kind| kind.is_softmax()).count();
     Ok(Sparsity {
         pattern,
+        // A pattern with cases by layer would replace the other layers too.
+        swapped_layers: match swapped.len() == all {
+            true => sparsity.swapped_layers.clone(),
+            false => Some(swapped),
+        },
         ..sparsity.clone()
     })
 }
@@ -155,6 +162,21 @@ mod tests {
         );
         let sparsity = Sparsity::parse("test", "layers 2 causal").expect("a pattern");
         assert!(compose(&hybrid, &sparsity, &[], None).is_err());
+    }
+
+    /// Where only some layers have windows, these keep them, and the text of the pattern says so.
+    #[test]
+    fn windows_between_full_layers_stay() {
+        let text = std::fs::read_to_string(fixture("models/gemma3/config.json")).expect("a config");
+        let model = config::read("gemma3", &text).expect("a config");
+        let sparsity = Sparsity::parse("test", WINDOW).expect("a pattern");
+        let one = sites(&model, Unit::Layer, &[2]);
+        let got = compose(&model, &sparsity, &one, None).expect("composed");
+        assert_eq!(got.swapped_layers, Some(vec![2, 5]));
+        assert_eq!(
+            got.pattern.to_string(),
+            "per_layer { 5 => causal; else => causal & (window(448) | sink(1)) }"
+        );
     }
 
     /// A pattern that differs by layer and head is replaced by what it says for each.

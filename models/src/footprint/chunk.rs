@@ -40,12 +40,39 @@ pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Ve
             vec![stream, bytes * values, normed],
         ]);
     }
-    let inner = bytes * inner;
+    let dense = |inner: u128, more: &[u128]| {
+        let inner = bytes * inner;
+        let own = [
+            vec![normed, 2 * inner],
+            vec![2 * inner, inner],
+            vec![inner, normed],
+        ];
+        own.map(|own| [&[stream], more, &own].concat())
+    };
+    let Some(experts) = &sizes.experts else {
+        steps.extend(dense(inner, &[]));
+        return steps;
+    };
+    if !experts.dense.is_empty() {
+        steps.extend(dense(inner, &[]));
+    }
+    let [count, chosen, size] = [experts.count, experts.chosen, experts.intermediate].map(wide32);
+    // Numbers and weights of the chosen experts.
+    let choice = 4 * chosen;
+    let (size, rows) = (bytes * chosen * size, bytes * chosen * hidden);
+    let with_choice = |own: &[u128]| [&[stream, normed, choice, choice], own].concat();
     steps.extend([
-        vec![stream, normed, 2 * inner],
-        vec![stream, 2 * inner, inner],
-        vec![stream, inner, normed],
+        // Routers work in f32.
+        vec![stream, normed, 4 * hidden, 4 * count],
+        with_choice(&[2 * size]),
+        with_choice(&[2 * size, size]),
+        with_choice(&[size, rows]),
+        with_choice(&[rows, normed]),
     ]);
+    if let Some(shared) = experts.shared {
+        // Beside what the chosen experts gave.
+        steps.extend(dense(wide32(shared.intermediate), &[normed]));
+    }
     steps
 }
 

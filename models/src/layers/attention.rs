@@ -20,6 +20,9 @@ pub(crate) struct Attention<B: Backend> {
     pub(crate) rows: Projection<B>,
     pub(crate) output: Projection<B>,
     pub(crate) norms: Option<[Tensor<B, 1>; 2]>,
+    /// The logit of each q head's sink, where there are any.
+    pub(crate) sinks: Option<Vec<f32>>,
+    pub(crate) softcap: Option<f32>,
     pub(crate) program: Program,
     /// Element type of the cache.
     pub(crate) dtype: DType,
@@ -64,6 +67,9 @@ impl<B: AttentionBackend> Attention<B> {
             rows,
             output,
             norms,
+            sinks: (config.sinks)
+                .then(|| loader.vector(&format!("{at}.sinks"), &[program.q_heads], 0.0)),
+            softcap: config.softcap.map(|cap| cap as f32),
             program: program.clone(),
             dtype: loader.dtype(),
         }
@@ -120,6 +126,8 @@ impl<B: AttentionBackend> Attention<B> {
                         capacity: Some(lengths.capacity),
                         prompt: Some(lengths.prompt),
                         scale: Some(*scale),
+                        softcap: self.softcap,
+                        sinks: self.sinks.clone(),
                         counts: policy.counts.clone(),
                         ..Call::default()
                     };

@@ -6,26 +6,26 @@ use crate::loader::Loader;
 use burn::prelude::*;
 use butterfly::ops::{Activation, Operation};
 use butterfly::{AttentionBackend, OperationError, Plan};
-use butterfly_ir::model::ModelSizes;
 
-/// A gated feed-forward layer: `down(silu(gate(x)) * up(x))`.
+/// A gated feed-forward layer: `down(activation(gate(x), up(x)))`.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedMlp<B: Backend> {
     /// gate and up, stacked into one matrix in this order.
     inner: Projection<B>,
     down: Projection<B>,
+    activation: Activation,
 }
 
 impl<B: AttentionBackend> GatedMlp<B> {
     /// Loads the layer whose weights begin with `at`; `names` are those of gate and up, or of the
-    /// one matrix that holds both.
+    /// one matrix that holds both. `hidden` and `wide` are the sizes before and within the layer.
     pub(crate) fn load(
         loader: &mut Loader<'_, B>,
         at: &str,
         names: &[&str],
-        sizes: &ModelSizes,
+        [hidden, wide]: [usize; 2],
+        activation: Activation,
     ) -> Self {
-        let (hidden, wide) = (sizes.hidden as usize, sizes.intermediate as usize);
         let part = |name: &&str| (format!("{at}.{name}.weight"), 2 * wide / names.len());
         let parts: Vec<_> = names.iter().map(part).collect();
         let inner = loader.weight(&parts, hidden);
@@ -33,6 +33,7 @@ impl<B: AttentionBackend> GatedMlp<B> {
         Self {
             inner: Projection::new(inner),
             down: Projection::new(down),
+            activation,
         }
     }
 
@@ -45,7 +46,7 @@ impl<B: AttentionBackend> GatedMlp<B> {
         let device = x.device();
         let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x, plan))?;
         let gated = profile.part::<B, _>("gates", &device, || {
-            around::<B>(Operation::Gated(Activation::Silu), vec![primitive(inner)])
+            around::<B>(Operation::Gated(self.activation), vec![primitive(inner)])
         });
         let gated = one(gated?)?;
         profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated, plan))

@@ -2,6 +2,7 @@
 
 mod attention;
 mod delta;
+mod experts;
 mod linear;
 mod mlp;
 mod program;
@@ -9,6 +10,7 @@ mod weight;
 
 pub(crate) use attention::Attention;
 pub(crate) use delta::LinearAttention;
+pub(crate) use experts::Experts;
 pub(crate) use linear::Projection;
 pub(crate) use mlp::GatedMlp;
 pub(crate) use weight::Weight;
@@ -16,9 +18,9 @@ pub(crate) use weight::Weight;
 use crate::ModelError;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorPrimitive};
-use butterfly::ops::{AddNorm, Norm, Operation};
+use butterfly::ops::{Activation, AddNorm, Norm, Operation};
 use butterfly::{AttentionBackend, OperationError, run};
-use butterfly_ir::model::ModelConfig;
+use butterfly_ir::model::{FeedForwardGate, ModelConfig};
 
 /// The program that the attention layers of a model execute.
 ///
@@ -26,6 +28,19 @@ use butterfly_ir::model::ModelConfig;
 /// [`ModelError::Layer`] if a part of the layer has no step yet.
 pub(crate) fn program(config: &ModelConfig) -> Result<program::Program, ModelError> {
     program::of(config).map_err(ModelError::Layer)
+}
+
+/// The gate of a model's feed-forward layers.
+pub(crate) fn activation(gate: FeedForwardGate) -> Activation {
+    match gate {
+        FeedForwardGate::Silu => Activation::Silu,
+        FeedForwardGate::Gelu => Activation::Gelu,
+        FeedForwardGate::Clamped { alpha, limit } => Activation::Clamped {
+            alpha: alpha as f32,
+            limit: limit as f32,
+            alternate: false,
+        },
+    }
 }
 
 /// A float tensor as operations take it.

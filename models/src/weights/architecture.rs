@@ -10,19 +10,30 @@ pub(crate) enum Architecture {
     Llama,
     Qwen2,
     Qwen3,
+    /// Qwen3, mixture of experts.
+    Qwen3Moe,
     /// Qwen3.5, dense.
     Qwen35,
+    /// Qwen3.5, mixture of experts.
+    Qwen35Moe,
+    /// Gemma 3, the text model.
+    Gemma3,
+    GptOss,
     Phi3,
     Gpt2,
 }
 
 impl Architecture {
     /// Every architecture.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
+        Self::Qwen3Moe,
         Self::Qwen35,
+        Self::Qwen35Moe,
+        Self::Gemma3,
+        Self::GptOss,
         Self::Phi3,
         Self::Gpt2,
     ];
@@ -33,9 +44,27 @@ impl Architecture {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3moe",
             Self::Qwen35 => "qwen35",
+            Self::Qwen35Moe => "qwen35moe",
+            Self::Gemma3 => "gemma3",
+            Self::GptOss => "gpt-oss",
             Self::Phi3 => "phi3",
             Self::Gpt2 => "gpt2",
+        }
+    }
+
+    /// Whether its models have layers of experts.
+    pub(crate) fn has_experts(self) -> bool {
+        match self {
+            Self::Qwen3Moe | Self::Qwen35Moe | Self::GptOss => true,
+            Self::Llama
+            | Self::Qwen2
+            | Self::Qwen3
+            | Self::Qwen35
+            | Self::Gemma3
+            | Self::Phi3
+            | Self::Gpt2 => false,
         }
     }
 

@@ -65,10 +65,20 @@ fn seeds() -> Vec<Vec<u8>> {
             ("tokenizer.ggml.eos_token_id", 1.into()),
         ];
         let renamed = entries.map(|(key, value)| (key.replace("ARCH", name), value));
-        let entries: Vec<(&str, Stored)> = renamed
+        let mut entries: Vec<(&str, Stored)> = renamed
             .iter()
             .map(|(key, value)| (key.as_str(), value.clone()))
             .collect();
+        let experts = [
+            "expert_count",
+            "expert_used_count",
+            "expert_feed_forward_length",
+        ];
+        let experts = experts.map(|key| format!("{name}.{key}"));
+        if architecture.has_experts() {
+            let numbers = [8, 2, 32].map(Stored::from);
+            entries.extend(experts.iter().map(String::as_str).zip(numbers));
+        }
         let tensors = [
             Tensor::floats("token_embd.weight", &[2, 64], &[0.5; 128]),
             Tensor::floats("blk.0.attn_qkv.weight", &[2, 4], &[0.5; 8]),

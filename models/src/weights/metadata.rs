@@ -4,17 +4,20 @@
 //! which then holds it to what runs here; the fields of other programs are left out.
 //!
 //! Sizes that the tensors show are taken from there: the vocabulary (files may list fewer tokens),
-//! biases, whether the output projection is the embedding.
+//! biases, whether the output projection is the embedding, which layers have no experts.
 //!
 //! Source of keys and their defaults: ggml-org/llama.cpp, `gguf-py/gguf/constants.py`,
 //! `src/llama-model.cpp` and `src/models`; of what conversions write, `conversion/*.py`.
 
+mod experts;
+mod linear;
 mod rope;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use super::architecture::Architecture;
-use super::gguf::{GgmlType, Gguf, Value};
+use super::gguf::{GgmlType, Gguf, Tensor, Value};
 use crate::ModelError;
 use serde_json::{Map, json};
 
@@ -43,7 +46,11 @@ pub(crate) fn config(
         Architecture::Llama
         | Architecture::Qwen2
         | Architecture::Qwen3
+        | Architecture::Qwen3Moe
         | Architecture::Qwen35
+        | Architecture::Qwen35Moe
+        | Architecture::Gemma3
+        | Architecture::GptOss
         | Architecture::Phi3 => keys.gated(&mut fields)?,
     }
     Ok(fields.into())
@@ -107,12 +114,7 @@ impl Keys<'_> {
 
     /// Refuses what would silently give other logits.
     fn check(&self) -> Result<(), ModelError> {
-        if let Some(experts) = self.gguf.count(&self.key("expert_count"))?
-            && experts > 0
-        {
-            let what = format!("{experts}: mixtures of experts do not run from GGUF files");
-            return Err(self.beyond("expert_count", &what));
-        }
+        self.check_experts()?;
         if self.gguf.flag(&self.key("attention.causal"))? == Some(false) {
             let what = "false: models that see later tokens do not run";
             return Err(self.beyond("attention.causal", what));
@@ -145,6 +147,10 @@ impl Keys<'_> {
         let heads = required("attention.head_count")?;
         let head_dim = self.head_dim(hidden, heads)?;
         let window = self.window()?;
+        let wide = match self.architecture.has_experts() {
+            true => self.same_for_all("feed_forward_length")?,
+            false => Some(required("feed_forward_length")?),
+        };
         extend(
             fields,
             json!({
@@ -152,7 +158,7 @@ impl Keys<'_> {
                 "head_dim": head_dim,
                 "hidden_act": "silu",
                 "hidden_size": hidden,
-                "intermediate_size": required("feed_forward_length")?,
+                "intermediate_size": wide,
                 "max_position_embeddings": self.size("context_length")?,
                 "num_attention_heads": heads,
                 "num_hidden_layers": self.layers()?,
@@ -169,8 +175,17 @@ impl Keys<'_> {
                 "rope_interleave": true,
                 "sliding_window": window,
             }),
-            Architecture::Qwen3 => json!({ "attention_bias": has("blk.0.attn_q.bias") }),
-            Architecture::Qwen35 => self.linear()?,
+            Architecture::Qwen3 | Architecture::Qwen3Moe => {
+                json!({ "attention_bias": has("blk.0.attn_q.bias") })
+            }
+            Architecture::Qwen35 | Architecture::Qwen35Moe => self.linear()?,
+            Architecture::Gemma3 => json!({
+                "attn_logit_softcapping": self.softcap("attn_logit_softcapping")?,
+                "final_logit_softcapping": self.softcap("final_logit_softcapping")?,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "query_pre_attn_scalar": self.query_scalar([hidden, heads, head_dim])?,
+                "rope_local_base_freq": rope::of_windows(*self)?,
+            }),
             Architecture::Phi3 => {
                 let original = self.gguf.count(&self.key(rope::ORIGINAL))?;
                 let mut own = json!({ "sliding_window": window });
@@ -179,9 +194,11 @@ impl Keys<'_> {
                 }
                 own
             }
-            Architecture::Qwen2 | Architecture::Gpt2 => json!({}),
+            Architecture::Qwen2 | Architecture::GptOss | Architecture::Gpt2 => json!({}),
         };
         extend(fields, own);
+        extend(fields, self.between(window)?);
+        extend(fields, self.experts()?);
         Ok(())
     }
 
@@ -193,7 +210,11 @@ impl Keys<'_> {
             (Architecture::Llama, Some(_)) => "mistral",
             (Architecture::Qwen2, _) => "qwen2",
             (Architecture::Qwen3, _) => "qwen3",
+            (Architecture::Qwen3Moe, _) => "qwen3_moe",
             (Architecture::Qwen35, _) => "qwen3_5_text",
+            (Architecture::Qwen35Moe, _) => "qwen3_5_moe_text",
+            (Architecture::Gemma3, _) => "gemma3_text",
+            (Architecture::GptOss, _) => "gpt_oss",
             (Architecture::Phi3, _) => "phi3",
             (Architecture::Gpt2, _) => "gpt2",
         }
@@ -233,9 +254,11 @@ impl Keys<'_> {
             return Err(self.beyond("attention.value_length", &what));
         }
         let usual = f64::from(head_dim).sqrt().recip();
-        match self.float("attention.scale")? {
-            // Zero stands for the usual scale.
-            Some(scale) if scale != 0.0 && (scale - usual).abs() > 1e-6 * usual => {
+        match self.scale()? {
+            Some(scale)
+                if self.architecture != Architecture::Gemma3
+                    && (scale - usual).abs() > 1e-6 * usual =>
+            {
                 let what = format!("{scale}: only 1 / sqrt({head_dim}) runs");
                 Err(self.beyond("attention.scale", &what))
             }
@@ -243,69 +266,54 @@ impl Keys<'_> {
         }
     }
 
-    /// The window of all layers, in tokens; zero stands for none.
-    fn window(&self) -> Result<Option<u32>, ModelError> {
-        let name = "attention.sliding_window";
-        let window = self.gguf.count(&self.key(name))?.filter(|n| *n > 0);
-        match self.architecture {
-            Architecture::Llama | Architecture::Phi3 => Ok(window),
-            Architecture::Qwen2
-            | Architecture::Qwen3
-            | Architecture::Qwen35
-            | Architecture::Gpt2 => match window {
-                None => Ok(None),
-                Some(window) => {
-                    let what = format!(
-                        "{window}: windows in a part of the layers do not run; a pattern can have a window"
-                    );
-                    Err(self.beyond(name, &what))
-                }
-            },
+    /// The scale of logits, if it is not the usual one, for which zero stands.
+    fn scale(&self) -> Result<Option<f64>, ModelError> {
+        let scale = self.float("attention.scale")?;
+        Ok(scale.filter(|scale| *scale != 0.0))
+    }
+
+    /// `query_pre_attn_scalar` of Gemma 3: logits are divided by its root.
+    ///
+    /// Conversions do not write it. As llama.cpp, which knows models by their number of layers: the length
+    /// of heads or, in the model of 27B parameters, the hidden size by the number of heads. The key that
+    /// other architectures have for the scale counts if it is there.
+    fn query_scalar(&self, [hidden, heads, head_dim]: [u32; 3]) -> Result<f64, ModelError> {
+        const LAYERS_OF_27B: u32 = 62;
+        match self.scale()? {
+            None if self.layers()? == LAYERS_OF_27B => Ok((hidden / heads).into()),
+            None => Ok(head_dim.into()),
+            Some(scale) if scale > 0.0 && scale.powi(-2).is_finite() => Ok(scale.powi(-2)),
+            Some(scale) => {
+                let what = format!("{scale}, expected a number above 0; convert the model again");
+                Err(self.beyond("attention.scale", &what))
+            }
         }
     }
 
-    /// The fields of Qwen3.5: which layers are linear attention, and their heads.
-    fn linear(&self) -> Result<serde_json::Value, ModelError> {
-        let v_heads = self.size("ssm.time_step_rank")?;
-        let inner = self.size("ssm.inner_size")?;
-        if !inner.is_multiple_of(v_heads) {
-            let key = self.key("ssm.time_step_rank");
-            let what =
-                format!("{inner}, no multiple of `{key}`, {v_heads}; convert the model again");
-            return Err(self.beyond("ssm.inner_size", &what));
-        }
-        let mut config = json!({
-            "linear_conv_kernel_dim": self.size("ssm.conv_kernel")?,
-            "linear_key_head_dim": self.size("ssm.state_size")?,
-            "linear_num_key_heads": self.size("ssm.group_count")?,
-            "linear_num_value_heads": v_heads,
-            "linear_value_head_dim": inner / v_heads,
-        });
+    /// The bound of a soft cap; zero stands for none.
+    fn softcap(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        let cap = self.float(name)?;
+        Ok(cap.filter(|cap| *cap != 0.0))
+    }
+
+    /// A value for each layer, where a file lists bools.
+    fn each_layer<T: Copy>(
+        &self,
+        name: &str,
+        [no, yes]: [T; 2],
+    ) -> Result<Option<Vec<T>>, ModelError> {
+        let Some(flags) = self.gguf.flags(&self.key(name))? else {
+            return Ok(None);
+        };
         let layers = self.layers()? as usize;
-        let name = "attention.recurrent_layers";
-        let kinds = self.gguf.flags(&self.key(name))?;
-        match kinds {
-            Some(kinds) if kinds.len() < layers => {
-                let what = format!("given for {} layers of {layers}", kinds.len());
-                return Err(self.beyond(name, &what));
-            }
-            Some(kinds) => {
-                let kinds = kinds.iter().take(layers).map(|linear| match linear {
-                    true => "linear_attention",
-                    false => "full_attention",
-                });
-                config["layer_types"] = kinds.collect();
-            }
-            None => {
-                let key = self.key("full_attention_interval");
-                let interval = match self.gguf.count(&key)? {
-                    None => 4,
-                    Some(_) => self.size("full_attention_interval")?,
-                };
-                config["full_attention_interval"] = interval.into();
-            }
+        if flags.len() < layers {
+            let what = format!("given for {} layers of {layers}", flags.len());
+            return Err(self.beyond(name, &what));
         }
-        Ok(config)
+        let flags = flags.into_iter().take(layers);
+        Ok(Some(
+            flags.map(|flag| if flag { yes } else { no }).collect(),
+        ))
     }
 }
 
@@ -316,12 +324,24 @@ fn extend(fields: &mut Map<String, serde_json::Value>, more: serde_json::Value) 
     }
 }
 
+/// Matrices that conversions store as F32 whatever the others are; so they do those of biases.
+const ALWAYS_F32: [&str; 4] = [
+    ".ffn_gate_inp.weight",
+    ".ffn_gate_inp_shexp.weight",
+    ".ssm_conv1d.weight",
+    "position_embd.weight",
+];
+
 /// The float type of most bytes of matrices; of a file whose matrices are all packed, f16, in which
 /// blocks have their scales.
 fn dtype(gguf: &Gguf) -> &'static str {
+    let is_matrix = |one: &Tensor| {
+        let always = ALWAYS_F32.iter().any(|end| one.name.ends_with(end));
+        one.shape.len() > 1 && one.name.ends_with(".weight") && !always
+    };
     let bytes = |kind: GgmlType| -> usize {
         let matrices = gguf.tensors().iter();
-        let matrices = matrices.filter(|one| one.kind == kind && one.shape.len() > 1);
+        let matrices = matrices.filter(|one| one.kind == kind && is_matrix(one));
         matrices.map(|one| one.bytes.len()).sum()
     };
     let floats = [

@@ -11,6 +11,7 @@ pub(crate) mod gguf;
 pub(crate) mod gguf_model;
 pub(crate) mod metadata;
 pub(crate) mod names;
+pub(crate) mod numbers;
 pub(crate) mod packed;
 pub(crate) mod random;
 pub(crate) mod safetensors;
@@ -50,6 +51,23 @@ pub(crate) struct View<'a> {
     pub(crate) change: Change,
 }
 
+impl View<'_> {
+    /// Matrix `index` of the `count` that a tensor holds, which has one dimension more than a matrix (or than the blocks
+    /// of one); `None` if it is none of that kind.
+    pub(crate) fn nth(&self, index: usize, count: usize) -> Option<Self> {
+        let (first, shape) = self.shape.split_first()?;
+        let each = self.bytes.len().checked_div(count)?;
+        let fits =
+            *first == count && [2, 3].contains(&shape.len()) && self.bytes.len() == each * count;
+        (fits && index < count).then(|| Self {
+            element: self.element.clone(),
+            shape,
+            bytes: self.bytes.part(index * each..(index + 1) * each),
+            change: self.change,
+        })
+    }
+}
+
 /// Some bytes of a mapped file.
 #[derive(Clone, Debug)]
 pub(crate) struct Region<'a> {
@@ -75,6 +93,29 @@ impl<'a> Region<'a> {
         }
         let whole = bytes::Bytes::from_owner(Owner(self.map.clone()));
         Bytes::from_shared(whole.slice(self.range.clone()), AllocationProperty::File)
+    }
+
+    /// Some of the bytes.
+    ///
+    /// # Panics
+    /// If the region ends before `range` does.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        let start = self.range.start;
+        assert!(range.end <= self.range.len());
+        Self::new(self.map, start + range.start..start + range.end)
+    }
+
+    /// The region that these regions are together, if they lie one after another in one file.
+    pub(crate) fn span(regions: &[Self]) -> Option<Self> {
+        let first = regions.first()?;
+        let mut range = first.range.clone();
+        for region in &regions[1..] {
+            if !Arc::ptr_eq(region.map, first.map) || region.range.start != range.end {
+                return None;
+            }
+            range.end = region.range.end;
+        }
+        Some(Self::new(first.map, range))
     }
 
     pub(crate) fn bytes(&self) -> &'a [u8] {

@@ -11,12 +11,20 @@
 //!   `rope_factors_{long,short}.weight`, of which [`metadata`](super::metadata) makes the fields of
 //!   the config again.
 //! - `gpt2`: the matrices of projections are transposed to `[out, in]`, as in all other models.
-//! - `qwen35`: one is added to the weights of all norms but that of linear attention; `A_log` becomes
-//!   `-exp(A_log)`; the convolution loses its dimension of size 1; the v heads of linear attention are
-//!   reordered ([`Tiled`]). Layers for the prediction of further tokens are appended.
+//! - `qwen35`, `qwen35moe`: one is added to the weights of all norms but that of linear attention;
+//!   `A_log` becomes `-exp(A_log)`; the convolution and the gate of the shared expert lose their dimension
+//!   of size 1; the v heads of linear attention are reordered ([`Tiled`]). Layers for the prediction of
+//!   further tokens are appended.
+//! - `qwen3moe`, `qwen35moe`, `gpt-oss`: the matrices of a layer's experts become one tensor for each
+//!   projection, `[experts, out, in]`, whatever the checkpoint has. This is not undone: layers take stacked
+//!   matrices under the names that the conversion gives them before it looks them up,
+//!   `mlp.experts.gate_proj.weight` and so on. On demand, gate and up are one tensor, gate first.
+//! - `gpt-oss`: the rows of gate and up, and their biases, are two tensors, while they take turns in the one
+//!   of the checkpoint. Not undone either. The sinks get the ending `.weight`.
+//! - `gemma3`: one is added to the weights of all norms. Rows of the embedding without a token are cut off.
 //! - `phi3`: nothing else. q, k and v are one matrix in the checkpoint too, and so are gate and up.
 //!
-//! Source: ggml-org/llama.cpp, `conversion/{base,llama,qwen,gpt2,phi}.py` and
+//! Source: ggml-org/llama.cpp, `conversion/{base,llama,qwen,gemma,gpt_oss,gpt2,phi}.py` and
 //! `gguf-py/gguf/{constants,tensor_mapping}.py`.
 
 use super::architecture::Architecture;
@@ -46,9 +54,12 @@ pub(crate) struct Weight {
     pub(crate) change: Change,
 }
 
+/// Names in the file, and those in the checkpoint.
+type Table = &'static [(&'static str, &'static str)];
+
 /// The name of a gated architecture's tensors: in the file after `blk.N.`, in the checkpoint after
 /// `model.layers.N.`, both before `.weight` or `.bias`.
-const GATED: [(&str, &str); 11] = [
+const GATED: Table = &[
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -62,17 +73,40 @@ const GATED: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// The one of qwen35 that differs from [`GATED`].
-const QWEN35: [(&str, &str); 1] = [("post_attention_norm", "post_attention_layernorm")];
+/// The one of qwen35, qwen35moe and gpt-oss that differs from [`GATED`].
+const AFTER: Table = &[("post_attention_norm", "post_attention_layernorm")];
+
+/// Those of layers of experts.
+const EXPERTS: Table = &[
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_exps", "mlp.experts.gate_proj"),
+    ("ffn_up_exps", "mlp.experts.up_proj"),
+    ("ffn_gate_up_exps", "mlp.experts.gate_up_proj"),
+    ("ffn_down_exps", "mlp.experts.down_proj"),
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+];
+
+/// The one of gpt-oss that differs from [`EXPERTS`].
+const ROUTER: Table = &[("ffn_gate_inp", "mlp.router")];
+
+/// Those of gemma3 that differ from [`GATED`].
+const GEMMA3: Table = &[
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
 
 /// Those of phi3 that differ from [`GATED`].
-const PHI3: [(&str, &str); 2] = [
+const PHI3: Table = &[
     ("attn_qkv", "self_attn.qkv_proj"),
     ("ffn_up", "mlp.gate_up_proj"),
 ];
 
 /// Those of gpt2, in the checkpoint after `transformer.h.N.`.
-const GPT2: [(&str, &str); 6] = [
+const GPT2: Table = &[
     ("attn_norm", "ln_1"),
     ("attn_qkv", "attn.c_attn"),
     ("attn_output", "attn.c_proj"),
@@ -81,19 +115,22 @@ const GPT2: [(&str, &str); 6] = [
     ("ffn_down", "mlp.c_proj"),
 ];
 
-/// The tensors of linear attention in qwen35: the whole name in the file after `blk.N.`, that in the
-/// checkpoint after `model.layers.N.linear_attn.`.
-const LINEAR: [(&str, &str); 9] = [
-    ("attn_qkv.weight", "in_proj_qkv.weight"),
-    ("attn_gate.weight", "in_proj_z.weight"),
-    ("ssm_alpha.weight", "in_proj_a.weight"),
-    ("ssm_beta.weight", "in_proj_b.weight"),
-    ("ssm_conv1d.weight", "conv1d.weight"),
-    ("ssm_a", "A_log"),
-    ("ssm_dt.bias", "dt_bias"),
-    ("ssm_norm.weight", "norm.weight"),
-    ("ssm_out.weight", "out_proj.weight"),
+/// The tensors of linear attention in qwen35 and qwen35moe: the whole name in the file after `blk.N.`,
+/// that in the checkpoint after `model.layers.N.`.
+const LINEAR: Table = &[
+    ("attn_qkv.weight", "linear_attn.in_proj_qkv.weight"),
+    ("attn_gate.weight", "linear_attn.in_proj_z.weight"),
+    ("ssm_alpha.weight", "linear_attn.in_proj_a.weight"),
+    ("ssm_beta.weight", "linear_attn.in_proj_b.weight"),
+    ("ssm_conv1d.weight", "linear_attn.conv1d.weight"),
+    ("ssm_a", "linear_attn.A_log"),
+    ("ssm_dt.bias", "linear_attn.dt_bias"),
+    ("ssm_norm.weight", "linear_attn.norm.weight"),
+    ("ssm_out.weight", "linear_attn.out_proj.weight"),
 ];
+
+/// The sinks of gpt-oss, likewise.
+const SINKS: Table = &[("attn_sinks.weight", "self_attn.sinks")];
 
 /// The tensors outside layers: without `.weight` or `.bias`, in the file, in the checkpoint of a
 /// gated model, and in that of gpt2.
@@ -131,7 +168,7 @@ impl Names<'_> {
                 Some((layer, name)) => match layer.parse::<usize>() {
                     Ok(layer) if layer < self.layers => self.inside(layer, name),
                     // Checkpoints name these layers `mtp`, and no model here reads them.
-                    Ok(layer) if self.architecture == Architecture::Qwen35 => {
+                    Ok(layer) if self.predicts() => {
                         weight(format!("mtp.layers.{}.{name}", layer - self.layers))
                     }
                     _ => Role::Unknown,
@@ -157,36 +194,56 @@ impl Names<'_> {
             Architecture::Llama
             | Architecture::Qwen2
             | Architecture::Qwen3
+            | Architecture::Qwen3Moe
             | Architecture::Qwen35
+            | Architecture::Qwen35Moe
+            | Architecture::Gemma3
+            | Architecture::GptOss
             | Architecture::Phi3 => row.and_then(|(_, name, _)| *name),
         };
         name.map_or(Role::Unknown, |name| weight(format!("{name}.{what}")))
     }
 
     fn inside(&self, layer: usize, name: &str) -> Role {
-        if self.architecture == Architecture::Qwen35
-            && let Some((_, linear)) = LINEAR.iter().find(|(stored, _)| *stored == name)
-        {
-            return weight(format!("model.layers.{layer}.linear_attn.{linear}"));
+        let (whole, tables) = self.tables();
+        if let Some((_, name)) = whole.iter().find(|(stored, _)| *stored == name) {
+            return weight(format!("model.layers.{layer}.{name}"));
         }
         let Some((begin, what)) = end(name) else {
             return Role::Unknown;
         };
-        let find = |table: &[(&str, &'static str)]| {
-            let row = table.iter().find(|(stored, _)| *stored == begin);
-            row.map(|(_, name)| *name)
+        let mut rows = tables.iter().copied().flatten();
+        let prefix = match self.architecture == Architecture::Gpt2 {
+            true => "transformer.h",
+            false => "model.layers",
         };
-        let (prefix, found) = match self.architecture {
-            Architecture::Gpt2 => ("transformer.h", find(&GPT2)),
-            Architecture::Phi3 => ("model.layers", find(&PHI3).or(find(&GATED))),
-            Architecture::Qwen35 => ("model.layers", find(&QWEN35).or(find(&GATED))),
-            Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => {
-                ("model.layers", find(&GATED))
-            }
-        };
-        found.map_or(Role::Unknown, |name| {
-            weight(format!("{prefix}.{layer}.{name}.{what}"))
-        })
+        match rows.find(|(stored, _)| *stored == begin) {
+            None => Role::Unknown,
+            Some((_, name)) => weight(format!("{prefix}.{layer}.{name}.{what}")),
+        }
+    }
+
+    /// The table of whole names, and those of names before `.weight` or `.bias`, of which the first that
+    /// has a name counts.
+    fn tables(&self) -> (Table, &'static [Table]) {
+        match self.architecture {
+            Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => (&[], &[GATED]),
+            Architecture::Qwen3Moe => (&[], &[EXPERTS, GATED]),
+            Architecture::Qwen35 => (LINEAR, &[AFTER, GATED]),
+            Architecture::Qwen35Moe => (LINEAR, &[AFTER, EXPERTS, GATED]),
+            Architecture::Gemma3 => (&[], &[GEMMA3, GATED]),
+            Architecture::GptOss => (SINKS, &[AFTER, ROUTER, EXPERTS, GATED]),
+            Architecture::Phi3 => (&[], &[PHI3, GATED]),
+            Architecture::Gpt2 => (&[], &[GPT2]),
+        }
+    }
+
+    /// Whether layers beyond the model's own predict further tokens.
+    fn predicts(&self) -> bool {
+        matches!(
+            self.architecture,
+            Architecture::Qwen35 | Architecture::Qwen35Moe
+        )
     }
 
     /// Adds the checkpoint's shape, and what was changed.
@@ -196,6 +253,8 @@ impl Names<'_> {
             Architecture::Llama
             | Architecture::Qwen2
             | Architecture::Qwen3
+            | Architecture::Qwen3Moe
+            | Architecture::GptOss
             | Architecture::Phi3 => {}
             Architecture::Gpt2 => {
                 let projection = weight.name.contains(".c_") && weight.name.ends_with(".weight");
@@ -204,25 +263,36 @@ impl Names<'_> {
                     weight.change.layout = Layout::Transposed;
                 }
             }
-            Architecture::Qwen35 => match weight.name.split_once(".linear_attn.") {
-                None if weight.name.ends_with("norm.weight") => {
+            Architecture::Gemma3 => {
+                if weight.name.ends_with("norm.weight") {
                     weight.change.values = Values::PlusOne;
                 }
-                None => {}
-                Some((_, name)) => {
-                    if name == "A_log" {
-                        weight.change.values = Values::NegExp;
-                    }
-                    if name == "conv1d.weight" && weight.shape.len() == 2 {
-                        weight.shape.insert(1, 1);
-                    }
-                    if let Some(tiled) = self.tiled(name) {
-                        weight.change.layout = Layout::Tiled(tiled);
-                    }
-                }
-            },
+            }
+            Architecture::Qwen35 | Architecture::Qwen35Moe => self.shaped_qwen35(&mut weight),
         }
         weight
+    }
+
+    fn shaped_qwen35(&self, weight: &mut Weight) {
+        let Some((_, name)) = weight.name.split_once(".linear_attn.") else {
+            if weight.name.ends_with("norm.weight") {
+                weight.change.values = Values::PlusOne;
+            }
+            // [1, H] once; llama.cpp writes files without outer dimensions of size 1.
+            if weight.name.ends_with(".shared_expert_gate.weight") && weight.shape.len() == 1 {
+                weight.shape.insert(0, 1);
+            }
+            return;
+        };
+        if name == "A_log" {
+            weight.change.values = Values::NegExp;
+        }
+        if name == "conv1d.weight" && weight.shape.len() == 2 {
+            weight.shape.insert(1, 1);
+        }
+        if let Some(tiled) = self.tiled(name) {
+            weight.change.layout = Layout::Tiled(tiled);
+        }
     }
 
     /// Where the v heads are in a tensor of linear attention, if it has any and they were moved.

@@ -4,8 +4,9 @@
 //!   words [N, K * bits / 32], `X.scales` and `X.biases` are floats [N, K / group].
 //! - FP8 with scales of blocks, as DeepSeek-V3 introduced it (arXiv:2412.19437, section 3.3):
 //!   `X.weight` holds e4m3 [N, K], `X.weight_scale_inv` floats for squares of 128 × 128.
+//! - MXFP4, as gpt-oss has it: `X_blocks` holds bytes [N, K / 32, 16], `X_scales` exponents [N, K / 32].
 //!
-//! Both are told by the shapes and element types of the tensors alone, so that a layer may differ from
+//! All are told by the shapes and element types of the tensors alone, so that a layer may differ from
 //! the others.
 
 use super::change::Layout;
@@ -21,6 +22,21 @@ pub(crate) struct Stored<'a> {
     pub(crate) tensors: Vec<Region<'a>>,
 }
 
+impl Stored<'_> {
+    /// The matrix that these are together, if their tensors lie one after another in one file.
+    pub(crate) fn span(all: &[Self]) -> Option<Self> {
+        let first = all.first()?;
+        let spans = (0..first.tensors.len()).map(|i| {
+            let regions = all.iter().map(|stored| stored.tensors[i].clone());
+            Region::span(&regions.collect::<Vec<_>>())
+        });
+        Some(Self {
+            storage: first.storage,
+            tensors: spans.collect::<Option<_>>()?,
+        })
+    }
+}
+
 /// Finds the tensors of the weight `name` of `rows` rows of `columns` elements by `find`, which is
 /// asked for the names of all tensors that belong to it.
 ///
@@ -34,7 +50,13 @@ pub(crate) fn stored<'a>(
     let expected = [rows, columns];
     let missing =
         |name: &str, expected: &[usize]| format!("{name}: missing, expected {expected:?}");
-    let view = find(name).ok_or_else(|| missing(name, &expected))?;
+    let Some(view) = find(name) else {
+        let blocks = format!("{name}_blocks");
+        return match find(&blocks) {
+            Some(view) => microscaled((&blocks, view), name, expected, find),
+            None => Err(missing(name, &expected)),
+        };
+    };
     // Where a file stores a matrix transposed, that is what is asked for.
     let transposed = [columns, rows];
     let expected = match view.change.layout {
@@ -129,6 +151,39 @@ pub(crate) fn stored<'a>(
             "{name}: is {other}; F32, F16, BF16, packed integers with scales (MLX) and F8_E4M3 with scales of blocks can be read"
         )),
     }
+}
+
+/// The weight `name`, of which `blocks` were found.
+fn microscaled<'a>(
+    (blocks_name, blocks): (&str, View<'a>),
+    name: &str,
+    [rows, columns]: [usize; 2],
+    mut find: impl FnMut(&str) -> Option<View<'a>>,
+) -> Result<Stored<'a>, String> {
+    if !columns.is_multiple_of(32) {
+        return Err(format!(
+            "{blocks_name}: rows of {columns} elements are no whole blocks of 32"
+        ));
+    }
+    let groups = columns / 32;
+    let bytes = |name: &str, view: &View<'_>, expected: &[usize]| {
+        let (given, element) = (view.shape, &view.element);
+        match given == expected && *element == Element::Other("U8".into()) {
+            true => Ok(()),
+            false => Err(format!(
+                "{name}: is {element} of shape {given:?}, expected U8 of {expected:?}"
+            )),
+        }
+    };
+    bytes(blocks_name, &blocks, &[rows, groups, 16])?;
+    let scales_name = format!("{name}_scales");
+    let scales = find(&scales_name)
+        .ok_or_else(|| format!("{scales_name}: missing, expected [{rows}, {groups}]"))?;
+    bytes(&scales_name, &scales, &[rows, groups])?;
+    Ok(Stored {
+        storage: Storage::Packed(Packed::Microscaled),
+        tensors: vec![blocks.bytes, scales.bytes],
+    })
 }
 
 /// The element type of tensors for a float type.

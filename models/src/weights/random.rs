@@ -27,6 +27,10 @@ pub(crate) fn tensors(packed: Packed, sizes: &[usize]) -> Vec<Vec<u8>> {
             let codes = bytes(sizes[0], 0xbf);
             vec![codes, factors(sizes[1], scales, 2.0 * DEVIATION)]
         }
+        Packed::Microscaled => {
+            // Numbers from 0 to 6 have a root mean square of 2.9; 2^(120 - 127) makes that 0.023.
+            vec![bytes(sizes[0], 0xff), vec![120; sizes[1]]]
+        }
         _ => sizes.iter().map(|count| bytes(*count, 0xff)).collect(),
     }
 }
@@ -69,7 +73,7 @@ mod tests {
             scales: Dtype::Bf16,
         };
         let float8 = Packed::Float8 { scales: Dtype::F32 };
-        for packed in [affine(2), affine(4), affine(8), float8] {
+        for packed in [affine(2), affine(4), affine(8), float8, Packed::Microscaled] {
             let tensors = tensors(packed, &packed.sizes(130, 256).expect("sizes"));
             let slices: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
             let rows = Rows::new(Storage::Packed(packed), [130, 256], &slices).expect("rows");

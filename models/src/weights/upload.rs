@@ -67,14 +67,7 @@ impl<'a> Upload<'a> {
 
     /// Adds a matrix of `rows` rows below those so far.
     pub(crate) fn add(&mut self, stored: Stored<'a>, rows: usize) {
-        let storage = match stored.storage {
-            // 16-bit floats are exact in f32, and products with rows in f32 widen them on the way.
-            Storage::Dense(given) if self.on_host && self.dtype == DType::F32 => {
-                Storage::Dense(given)
-            }
-            Storage::Dense(_) => Storage::Dense(self.dtype),
-            Storage::Packed(packed) => Storage::Packed(packed),
-        };
+        let storage = self.in_memory(stored.storage);
         if let Some(run) = self.runs.last_mut()
             && !self.on_host
             && run.part.storage == storage
@@ -88,6 +81,25 @@ impl<'a> Upload<'a> {
             part: Part { storage, rows },
             stored: vec![stored],
         });
+    }
+
+    /// Adds a part of matrices that are stored alike, one below another, `rows` rows in all.
+    pub(crate) fn add_joined(&mut self, stored: Vec<Stored<'a>>, rows: usize) {
+        let storage = self.in_memory(stored[0].storage);
+        let part = Part { storage, rows };
+        self.runs.push(Run { part, stored });
+    }
+
+    /// How a matrix is stored once it is loaded.
+    pub(crate) fn in_memory(&self, stored: Storage) -> Storage {
+        match stored {
+            // 16-bit floats are exact in f32, and products with rows in f32 widen them on the way.
+            Storage::Dense(given) if self.on_host && self.dtype == DType::F32 => {
+                Storage::Dense(given)
+            }
+            Storage::Dense(_) => Storage::Dense(self.dtype),
+            Storage::Packed(packed) => Storage::Packed(packed),
+        }
     }
 
     /// The parts, in order.

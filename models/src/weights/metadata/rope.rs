@@ -1,34 +1,45 @@
 //! Rotary position embedding: its metadata → `rope_parameters`.
 //!
-//! llama.cpp knows Llama 3's scaling only by its result: the tensor `rope_freqs.weight` with a divisor
-//! of each frequency. The fields that give these divisors are found again, and checked against
-//! all of them.
+//! Scalings of all frequencies are keys, those with divisors of each frequency are tensors.
+
+mod llama3;
+mod yarn;
 
 use super::Keys;
 use crate::ModelError;
 use crate::weights::architecture::Architecture;
 use crate::weights::gguf::{GgmlType, decimal};
+use llama3::{Llama3, near};
 use serde_json::{Map, Value, json};
-use std::f64::consts::PI;
 
 /// The tensor of Llama 3's divisors.
 const DIVISORS: &str = "rope_freqs.weight";
 /// The longest text before the model was trained on longer ones, in tokens.
 pub(super) const ORIGINAL: &str = "rope.scaling.original_context_length";
-/// How far a divisor may be off, relative to its size; they are computed in f32.
-const TOLERANCE: f64 = 1e-4;
 
-/// The rotary parameters of a model with heads of `head_dim` elements.
+/// The base of the frequencies of layers with a window, where these have another.
+const OF_WINDOWS: &str = "rope.freq_base_swa";
+
+/// How all frequencies are scaled, and by which factor.
+enum Scaling {
+    Linear(f64),
+    Yarn(f64),
+}
+
+/// The rotary parameters of a model with heads of `head_dim` elements; in Gemma 3, of layers without a
+/// window.
 pub(super) fn parameters(keys: Keys<'_>, head_dim: u32) -> Result<Value, ModelError> {
     let gguf = keys.gguf;
-    let theta = match keys.float("rope.freq_base")? {
-        None => 10_000.0,
-        Some(theta) if theta > 0.0 => theta,
-        Some(theta) => {
-            let what = format!("{theta}, expected a number above 0; convert the model again");
-            return Err(keys.beyond("rope.freq_base", &what));
-        }
-    };
+    let theta = base(keys, "rope.freq_base")?;
+    if keys.architecture == Architecture::GptOss
+        && let Some(windows) = keys.float(OF_WINDOWS)?
+        && windows != theta
+    {
+        let what = format!(
+            "{windows}: of this architecture, only windows with the base of other layers, {theta}, run"
+        );
+        return Err(keys.beyond(OF_WINDOWS, &what));
+    }
     let dims = match gguf.count(&keys.key("rope.dimension_count"))? {
         None => head_dim,
         Some(dims) if dims <= head_dim && (2..).contains(&dims) && dims.is_multiple_of(2) => dims,
@@ -55,12 +66,15 @@ pub(super) fn parameters(keys: Keys<'_>, head_dim: u32) -> Result<Value, ModelEr
         super::extend(&mut parameters, long);
         return Ok(parameters.into());
     }
-    let factor = linear(keys)?;
+    let scaling = scaling(keys)?;
     let divisors = divisors(keys, DIVISORS, dims)?;
     let divisors = divisors.filter(|all| all.iter().any(|x| !near(*x, 1.0)));
-    let scaling = match (factor, divisors) {
+    let scaling = match (scaling, divisors) {
         (None, None) => json!({ "rope_type": "default" }),
-        (Some(factor), None) => json!({ "rope_type": "linear", "factor": factor }),
+        (Some(Scaling::Linear(factor)), None) => {
+            json!({ "rope_type": "linear", "factor": factor })
+        }
+        (Some(Scaling::Yarn(factor)), None) => yarn::fields(keys, factor)?,
         (None, Some(divisors)) => {
             let original = gguf.count(&keys.key(ORIGINAL))?;
             let found = Llama3::find(&divisors, theta, original).ok_or_else(|| {
@@ -83,6 +97,23 @@ pub(super) fn parameters(keys: Keys<'_>, head_dim: u32) -> Result<Value, ModelEr
     };
     super::extend(&mut parameters, scaling);
     Ok(parameters.into())
+}
+
+/// The base of layers with a window in Gemma 3, which are not scaled.
+pub(super) fn of_windows(keys: Keys<'_>) -> Result<f64, ModelError> {
+    base(keys, OF_WINDOWS)
+}
+
+/// A base of frequencies; llama.cpp has one default for all.
+fn base(keys: Keys<'_>, name: &str) -> Result<f64, ModelError> {
+    match keys.float(name)? {
+        None => Ok(10_000.0),
+        Some(theta) if theta > 0.0 => Ok(theta),
+        Some(theta) => {
+            let what = format!("{theta}, expected a number above 0; convert the model again");
+            Err(keys.beyond(name, &what))
+        }
+    }
 }
 
 /// Phi-3's scaling: the divisors of frequencies of short texts and of long ones, and what cosines and
@@ -125,27 +156,29 @@ fn share(dims: u32, head_dim: u32) -> f64 {
     }
 }
 
-/// The divisor of all frequencies, if it is not 1.
-fn linear(keys: Keys<'_>) -> Result<Option<f64>, ModelError> {
+/// How all frequencies are scaled, unless the factor is 1.
+fn scaling(keys: Keys<'_>) -> Result<Option<Scaling>, ModelError> {
     let name = "rope.scaling.type";
     // As llama.cpp: a factor without a type is linear, and had another name once.
     let kind = keys.gguf.string(&keys.key(name))?.unwrap_or("linear");
-    match kind {
+    let scaling = match kind {
         "none" => return Ok(None),
-        "linear" => {}
+        "linear" => Scaling::Linear,
+        // In configs of Phi-3, that is the name of another scaling.
+        "yarn" if keys.architecture != Architecture::Phi3 => Scaling::Yarn,
         other => {
             let what = format!(
-                "`{other}`, which does not run: linear, Llama 3's and Phi-3's do; take a file without a longer context"
+                "`{other}`, which does not run: linear, yarn (but in phi3), Llama 3's and Phi-3's do; take a file without a longer context"
             );
             return Err(keys.beyond(name, &what));
         }
-    }
+    };
     for name in ["rope.scaling.factor", "rope.scale_linear"] {
         match keys.float(name)? {
             None => {}
             // Zero stands for none.
             Some(factor) if factor == 0.0 || factor == 1.0 => return Ok(None),
-            Some(factor) if factor > 0.0 => return Ok(Some(factor)),
+            Some(factor) if factor > 0.0 => return Ok(Some(scaling(factor))),
             Some(factor) => {
                 let what = format!("{factor}, expected a number above 0; convert the model again");
                 return Err(keys.beyond(name, &what));
@@ -179,148 +212,9 @@ fn divisors(keys: Keys<'_>, name: &str, dims: u32) -> Result<Option<Vec<f64>>, M
     Ok(Some(divisors))
 }
 
-fn near(a: f64, b: f64) -> bool {
-    (a - b).abs() <= TOLERANCE * b.abs()
-}
-
-/// Llama 3's scaling: frequencies of wavelengths above `original / low` tokens are divided by
-/// `factor`, those below `original / high` are kept, those between are blended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Llama3 {
-    factor: f64,
-    low: f64,
-    high: f64,
-    original: u32,
-}
-
-impl Llama3 {
-    /// The scaling that has these divisors; `original` is what the metadata say of it.
-    fn find(divisors: &[f64], theta: f64, original: Option<u32>) -> Option<Self> {
-        let factor = *divisors.last()?;
-        // What all released models have.
-        let usual = Self {
-            factor,
-            low: 1.0,
-            high: 4.0,
-            original: original.unwrap_or(8192),
-        };
-        let fits = |one: &Self| {
-            let count = divisors.len();
-            let mut pairs = divisors.iter().enumerate();
-            pairs.all(|(i, given)| near(one.divisor(frequency(i, count, theta)), *given))
-        };
-        let fitted = Self::fitted(divisors, theta);
-        [Some(usual), fitted].into_iter().flatten().find(fits)
-    }
-
-    /// The scaling of which the blended divisors are. Blended, `(1/d - 1/factor) / (1 - 1/factor)` is
-    /// `(original / wavelength - low) / (high - low)`: a line over `1 / wavelength`, of which the
-    /// slope and the offset are found by least squares. Only the ratios of `original`, `low` and
-    /// `high` matter: `low` is set to 1.
-    fn fitted(divisors: &[f64], theta: f64) -> Option<Self> {
-        let factor = *divisors.last()?;
-        let least = factor.recip();
-        let blended = divisors.iter().enumerate();
-        let blended = blended.filter(|(_, d)| !near(**d, 1.0) && !near(**d, factor));
-        let points: Vec<(f64, f64)> = blended
-            .map(|(i, d)| {
-                let turns = frequency(i, divisors.len(), theta) / (2.0 * PI);
-                (turns, (d.recip() - least) / (1.0 - least))
-            })
-            .collect();
-        let count = points.len() as f64;
-        let (x, y) = points
-            .iter()
-            .fold((0.0, 0.0), |(x, y), p| (x + p.0 / count, y + p.1 / count));
-        let (xx, xy) = points.iter().fold((0.0, 0.0), |(xx, xy), p| {
-            (xx + (p.0 - x) * (p.0 - x), xy + (p.0 - x) * (p.1 - y))
-        });
-        let slope = xy / xx;
-        let offset = slope * x - y;
-        let original = (slope / offset).round();
-        let high = 1.0 + offset.recip();
-        // Comparisons with NaN are false: of fewer than two points there is no line.
-        (offset > 0.0 && (1.0..=f64::from(u32::MAX)).contains(&original)).then_some(Self {
-            factor,
-            low: 1.0,
-            high: (high * 1000.0).round() / 1000.0,
-            original: original as u32,
-        })
-    }
-
-    /// What a frequency, in radians a token, is divided by.
-    fn divisor(&self, frequency: f64) -> f64 {
-        let wavelength = 2.0 * PI / frequency;
-        let original = f64::from(self.original);
-        if wavelength < original / self.high {
-            1.0
-        } else if wavelength > original / self.low {
-            self.factor
-        } else {
-            let blend = (original / wavelength - self.low) / (self.high - self.low);
-            ((1.0 - blend) / self.factor + blend).recip()
-        }
-    }
-}
-
-/// The `i`-th of `count` rotary frequencies, in radians a token.
-fn frequency(i: usize, count: usize, theta: f64) -> f64 {
-    theta.powf(-(i as f64) / count as f64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn divisors(scaling: Llama3, theta: f64, count: usize) -> Vec<f64> {
-        // Rounded to f32, as files have them.
-        let rounded = |i| f64::from(scaling.divisor(frequency(i, count, theta)) as f32);
-        (0..count).map(rounded).collect()
-    }
-
-    #[test]
-    fn the_fields_of_a_scaling_are_found_again() {
-        for (factor, low, high, original, theta, count) in [
-            (8.0, 1.0, 4.0, 8192, 500_000.0, 64),
-            (32.0, 1.0, 4.0, 8192, 500_000.0, 32),
-            (4.0, 1.0, 4.0, 512, 10_000.0, 32),
-            (3.0, 1.0, 8.0, 2048, 1e6, 64),
-        ] {
-            let scaling = Llama3 {
-                factor,
-                low,
-                high,
-                original,
-            };
-            let found = Llama3::find(&divisors(scaling, theta, count), theta, None);
-            assert_eq!(found, Some(scaling));
-        }
-        // Only ratios matter.
-        let doubled = Llama3 {
-            factor: 8.0,
-            low: 2.0,
-            high: 8.0,
-            original: 16384,
-        };
-        let found = Llama3::find(&divisors(doubled, 5e5, 64), 5e5, None).expect("found");
-        assert_eq!((found.low, found.high, found.original), (1.0, 4.0, 8192));
-    }
-
-    #[test]
-    fn other_divisors_are_none_of_llama3() {
-        assert_eq!(Llama3::find(&[1.0, 3.0, 2.0, 8.0], 1e4, None), None);
-        assert_eq!(Llama3::find(&[2.0; 32], 1e4, None), None);
-        assert_eq!(Llama3::find(&[], 1e4, None), None);
-        let scaling = Llama3 {
-            factor: 8.0,
-            low: 1.0,
-            high: 4.0,
-            original: 8192,
-        };
-        let mut off = divisors(scaling, 5e5, 64);
-        off[30] *= 1.01;
-        assert_eq!(Llama3::find(&off, 5e5, None), None);
-    }
 
     #[test]
     fn a_share_gives_its_elements_back() {

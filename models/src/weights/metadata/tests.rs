@@ -1,3 +1,5 @@
+mod families;
+
 use super::*;
 use butterfly_compiler::config;
 use butterfly_ir::model::{
@@ -144,10 +146,10 @@ fn scalings_of_rotary_frequencies_are_read() {
         ("llama.rope.scaling.factor", 4.0.into()),
     ];
     assert_eq!(scaled(none, &[]), Ok(RopeScaling::Default));
-    let yarn = scaled(vec![("llama.rope.scaling.type", "yarn".into())], &[]);
-    let error = yarn.expect_err("refused");
+    let other = scaled(vec![("llama.rope.scaling.type", "longrope".into())], &[]);
+    let error = other.expect_err("refused");
     assert!(
-        error.contains("`llama.rope.scaling.type` is `yarn`"),
+        error.contains("`llama.rope.scaling.type` is `longrope`"),
         "{error}"
     );
 

@@ -107,6 +107,64 @@ fn matrices_of_gpt2_are_transposed_and_nothing_else_is() {
     }
 }
 
+/// Whether each tensor's values are one more than the checkpoint's, and its shape there.
+#[test]
+fn norms_and_gates_of_the_other_families_are_changed() {
+    let one = Values::PlusOne;
+    for (architecture, stored, shape, values) in [
+        (Architecture::Gemma3, "output_norm", &[4][..], one),
+        (Architecture::Gemma3, "blk.0.attn_norm", &[4], one),
+        (Architecture::Gemma3, "blk.0.attn_k_norm", &[4], one),
+        (Architecture::Gemma3, "blk.0.post_attention_norm", &[4], one),
+        (Architecture::Gemma3, "blk.0.ffn_norm", &[4], one),
+        (Architecture::Gemma3, "blk.0.post_ffw_norm", &[4], one),
+        (Architecture::Gemma3, "token_embd", &[5, 4], Values::Same),
+        (Architecture::Gemma3, "blk.0.ffn_up", &[6, 4], Values::Same),
+        (
+            Architecture::Qwen3Moe,
+            "blk.0.attn_k_norm",
+            &[4],
+            Values::Same,
+        ),
+        (Architecture::Qwen35Moe, "blk.0.attn_k_norm", &[4], one),
+        (
+            Architecture::Qwen35Moe,
+            "blk.0.ssm_norm",
+            &[4],
+            Values::Same,
+        ),
+        (
+            Architecture::GptOss,
+            "blk.0.post_attention_norm",
+            &[4],
+            Values::Same,
+        ),
+    ] {
+        let stored = format!("{stored}.weight");
+        let Role::Weight(weight) = names(architecture).of(&tensor(&stored, shape)) else {
+            panic!("{stored} is not known")
+        };
+        assert_eq!(
+            (weight.shape.as_slice(), weight.change.values),
+            (shape, values)
+        );
+        assert_eq!(weight.change.layout, Layout::Same, "{stored}");
+    }
+    // The gate of the shared expert, with or without its outer dimension.
+    for shape in [&[4][..], &[1, 4]] {
+        let gate = tensor("blk.0.ffn_gate_inp_shexp.weight", shape);
+        let Role::Weight(weight) = names(Architecture::Qwen35Moe).of(&gate) else {
+            panic!("not known")
+        };
+        assert_eq!((weight.shape, weight.change), (vec![1, 4], Change::NONE));
+    }
+    let stacked = tensor("blk.1.ffn_down_exps.weight", &[8, 4, 3]);
+    let Role::Weight(weight) = names(Architecture::GptOss).of(&stacked) else {
+        panic!("not known")
+    };
+    assert_eq!((weight.shape, weight.change), (vec![8, 4, 3], Change::NONE));
+}
+
 #[test]
 fn what_is_no_weight_is_said_to_be_none() {
     let of = |architecture, name| names(architecture).of(&tensor(name, &[2]));
@@ -133,9 +191,14 @@ fn what_is_no_weight_is_said_to_be_none() {
     ] {
         assert_eq!(of(Architecture::Llama, name), Role::Unknown, "{name}");
     }
+    for name in ["blk.0.ffn_gate_exps.weight", "blk.0.attn_sinks.weight"] {
+        assert_eq!(of(Architecture::Qwen3, name), Role::Unknown, "{name}");
+    }
     // Layers that predict further tokens.
-    let Role::Weight(weight) = of(Architecture::Qwen35, "blk.2.attn_q.weight") else {
-        panic!("not known")
-    };
-    assert!(weight.name.starts_with("mtp."), "{}", weight.name);
+    for architecture in [Architecture::Qwen35, Architecture::Qwen35Moe] {
+        let Role::Weight(weight) = of(architecture, "blk.2.attn_q.weight") else {
+            panic!("not known")
+        };
+        assert!(weight.name.starts_with("mtp."), "{}", weight.name);
+    }
 }

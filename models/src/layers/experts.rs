@@ -1,0 +1,294 @@
+//! Feed-forward layers of experts.
+
+use super::{GatedMlp, PROJECTIONS, Projection, activation, around, float, one, primitive};
+use crate::Profile;
+use crate::loader::{Loader, Matrix};
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn::tensor::activation::sigmoid;
+use burn::tensor::ops::FloatTensor;
+use butterfly::ops::{Activation, Experts as Operands, Operation, Route, Sections};
+use butterfly::{AttentionBackend, OperationError, Plan};
+use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes};
+
+/// A router, its experts, and the expert that computes for every token.
+#[derive(Clone, Debug)]
+pub(crate) struct Experts<B: Backend> {
+    /// [E, H], for f32: which experts are chosen depends on small differences.
+    router: Projection<B>,
+    /// [E], added to scores for the choice.
+    bias: Option<Tensor<B, 1>>,
+    route: Route,
+    /// For each expert gate and up [2 I, H].
+    inner: Weights<B>,
+    /// For each expert down [H, I].
+    outer: Weights<B>,
+    /// In f32, [E, 2 I] and [E, H].
+    biases: Option<[Tensor<B, 2>; 2]>,
+    activation: Activation,
+    shared: Option<Shared<B>>,
+    count: usize,
+    /// The layer's number.
+    layer: usize,
+}
+
+/// The weights of all experts.
+#[derive(Clone, Debug)]
+struct Weights<B: Backend> {
+    sections: Sections,
+    /// The tensors of each section in turn.
+    tensors: Vec<FloatTensor<B>>,
+}
+
+#[derive(Clone, Debug)]
+struct Shared<B: Backend> {
+    mlp: GatedMlp<B>,
+    /// [1, H].
+    gate: Option<Projection<B>>,
+}
+
+impl<B: AttentionBackend> Experts<B> {
+    /// Loads those of a layer, whose weights begin with `at`.
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        (layer, at): (usize, &str),
+        shape: &ExpertsShape,
+        sizes: &ModelSizes,
+    ) -> Self {
+        let (hidden, count) = (sizes.hidden as usize, shape.count as usize);
+        // gpt-oss has other names, biases, and rows of gate and up in turn.
+        let clamped = matches!(sizes.gate, FeedForwardGate::Clamped { .. });
+        let gate = match clamped {
+            true => format!("{at}.router"),
+            false => format!("{at}.gate"),
+        };
+        let router = loader.in_f32(|loader| Projection {
+            weight: loader.weight(&[(format!("{gate}.weight"), count)], hidden),
+            bias: clamped.then(|| loader.bias(&[(format!("{gate}.bias"), count)])),
+        });
+        let bias = shape.router.biased.then(|| {
+            let name = format!("{gate}.e_score_correction_bias");
+            loader.norm(&name, count, 0.0)
+        });
+        let (inner, outer) = match clamped && loader.has(&format!("{at}.experts.gate_up_proj")) {
+            true => transposed(loader, at, shape, hidden),
+            false => weights(loader, at, shape, hidden),
+        };
+        // Where they are tensors of their own, gate and up lie side by side.
+        let separate = loader.has(&format!("{at}.experts.gate_proj.bias"));
+        let biases = clamped.then(|| biases(loader, at, shape, hidden, separate));
+        let activation = match activation(sizes.gate) {
+            Activation::Clamped { alpha, limit, .. } => Activation::Clamped {
+                alpha,
+                limit,
+                alternate: !separate,
+            },
+            other => other,
+        };
+        let shared = shape.shared.map(|shared| {
+            let names = ["shared_expert", "shared_experts"].map(|name| format!("{at}.{name}"));
+            let name = match shared.gated {
+                true => &names[0],
+                false => &names[1],
+            };
+            let gate = shared.gated.then(|| {
+                let part = (format!("{at}.shared_expert_gate.weight"), 1);
+                Projection::new(loader.weight(&[part], hidden))
+            });
+            let wide = shared.intermediate as usize;
+            let names = ["gate_proj", "up_proj"];
+            let mlp = GatedMlp::load(loader, name, &names, [hidden, wide], Activation::Silu);
+            Shared { mlp, gate }
+        });
+        Self {
+            router,
+            bias,
+            route: Route {
+                chosen: shape.chosen as usize,
+                router: shape.router,
+            },
+            inner,
+            outer,
+            biases,
+            activation,
+            shared,
+            count,
+            layer,
+        }
+    }
+
+    /// x [B, T, H] → [B, T, H].
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        plan: Option<&Plan>,
+        profile: &Profile,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        let device = x.device();
+        let choice = profile.part::<B, _>("router", &device, || {
+            let logits = self.router.forward(x.clone().cast(DType::F32), None)?;
+            let bias = self.bias.iter().cloned().map(primitive);
+            let inputs = [primitive(logits)].into_iter().chain(bias);
+            around::<B>(Operation::Route(self.route), inputs.collect())
+        })?;
+        if profile.is_on() {
+            let ids: Tensor<B, 3> = float(choice[0].clone());
+            let ids = ids.into_data().to_vec::<i32>();
+            profile.chose(self.layer, self.count, &ids.unwrap_or_default());
+        }
+        let routed = profile.part::<B, _>("experts", &device, || {
+            let operation = Operation::Experts(Operands {
+                count: self.count,
+                inner: self.inner.sections.clone(),
+                outer: self.outer.sections.clone(),
+                activation: self.activation,
+                biased: self.biases.is_some(),
+            });
+            let weights = self.inner.tensors.iter().chain(&self.outer.tensors);
+            let biases = self.biases.iter().flatten().cloned().map(primitive);
+            let inputs = [primitive(x.clone())].into_iter().chain(choice);
+            let inputs = inputs.chain(weights.cloned()).chain(biases);
+            around::<B>(operation, inputs.collect())
+        })?;
+        let routed: Tensor<B, 3> = one(routed)?;
+        let Some(Shared { mlp, gate }) = &self.shared else {
+            return Ok(routed);
+        };
+        let shared = mlp.forward(x.clone(), plan, profile)?;
+        let shared = match gate {
+            None => shared,
+            Some(gate) => {
+                let gate = profile.part::<B, _>(PROJECTIONS, &device, || gate.forward(x, None))?;
+                shared * sigmoid(gate)
+            }
+        };
+        Ok(profile.part::<B, _>("gates", &device, || routed + shared))
+    }
+}
+
+/// What is before and after the name of a projection in the name of a tensor that holds a matrix of every
+/// expert: in Hugging Face's folders, in GGUF files, and in folders of mlx-lm.
+const STACKED: [[&str; 2]; 3] = [
+    ["experts.", ""],
+    ["experts.", ".weight"],
+    ["switch_mlp.", ".weight"],
+];
+
+/// The weights of all experts, in whichever layout the checkpoint has them: a tensor for each expert, or one
+/// for all, with gate and up in one tensor or in two.
+fn weights<B: AttentionBackend>(
+    loader: &mut Loader<'_, B>,
+    at: &str,
+    shape: &ExpertsShape,
+    hidden: usize,
+) -> (Weights<B>, Weights<B>) {
+    let (count, wide) = (shape.count as usize, shape.intermediate as usize);
+    let alone = |expert: usize, name: &str| format!("{at}.experts.{expert}.{name}.weight");
+    let first = alone(0, "gate_proj");
+    let fused: &[(&str, usize)] = &[("gate_up_proj", 2 * wide)];
+    let split: &[(&str, usize)] = &[("gate_proj", wide), ("up_proj", wide)];
+    let mut layouts = STACKED
+        .iter()
+        .flat_map(|ends| [(fused, ends), (split, ends)]);
+    let stacked = layouts.find(|(parts, [before, after])| {
+        let name = format!("{at}.{before}{}{after}", parts[0].0);
+        loader.has(&name) || loader.has(&format!("{name}_blocks"))
+    });
+    let (inner, ends) = match stacked {
+        Some((parts, ends)) => (parts, Some(ends)),
+        None => (split, None),
+    };
+    let name_of = |expert: usize, name: &str| match ends {
+        Some([before, after]) => format!("{at}.{before}{name}{after}"),
+        None => alone(expert, name),
+    };
+    if ends.is_none() && !loader.is_random() && !loader.has(&first) {
+        // One line instead of one for each tensor of each expert.
+        let all = format!("{at}.experts.gate_up_proj");
+        let [first, all] = [first, all].map(|name| loader.full(&name));
+        loader.problem(format!("{first}: missing, and so is {all}"));
+        let none = || Weights {
+            sections: Sections::from([]),
+            tensors: Vec::new(),
+        };
+        return (none(), none());
+    }
+    let more = alone(count, "gate_proj");
+    if loader.has(&more) {
+        let more = loader.full(&more);
+        loader.problem(format!(
+            "{more}: is there, but the config has {count} experts"
+        ));
+    }
+    let mut sections = |parts: &[(&str, usize)], columns| {
+        let sections = parts.iter().filter_map(|(name, rows)| {
+            let matrices = (0..count).map(|expert| Matrix {
+                name: name_of(expert, name),
+                of: ends.map(|_| (expert, count)),
+                rows: *rows,
+            });
+            loader.section(&matrices.collect::<Vec<_>>(), columns)
+        });
+        let (sections, tensors): (Vec<_>, Vec<_>) = sections.unzip();
+        Weights {
+            sections: sections.into(),
+            tensors: tensors.concat(),
+        }
+    };
+    let outer = [("down_proj", hidden)];
+    (sections(inner, hidden), sections(&outer, wide))
+}
+
+/// The biases of gpt-oss, [E, 2 I] and [E, H], each expert's in the order of its rows.
+fn biases<B: AttentionBackend>(
+    loader: &mut Loader<'_, B>,
+    at: &str,
+    shape: &ExpertsShape,
+    hidden: usize,
+    separate: bool,
+) -> [Tensor<B, 2>; 2] {
+    let (count, wide) = (shape.count as usize, shape.intermediate as usize);
+    let mut read = |name: &str, width: usize| {
+        let mut numbers = loader.vector(&format!("{at}.experts.{name}"), &[count, width], 0.0);
+        if loader.is_random() {
+            numbers.fill(0.0);
+        }
+        numbers
+    };
+    let [inner, outer] = match separate {
+        false => [
+            read("gate_up_proj_bias", 2 * wide),
+            read("down_proj_bias", hidden),
+        ],
+        true => {
+            let [gate, up] = ["gate_proj.bias", "up_proj.bias"].map(|name| read(name, wide));
+            let experts = gate.chunks(wide).zip(up.chunks(wide));
+            let inner = experts.flat_map(|(gate, up)| [gate, up].concat()).collect();
+            [inner, read("down_proj.bias", hidden)]
+        }
+    };
+    [
+        loader.floats(inner, [count, 2 * wide]),
+        loader.floats(outer, [count, hidden]),
+    ]
+}
+
+/// The weights of gpt-oss as matrices of floats, which checkpoints hold as [E, H, 2 I] and [E, I, H].
+fn transposed<B: AttentionBackend>(
+    loader: &mut Loader<'_, B>,
+    at: &str,
+    shape: &ExpertsShape,
+    hidden: usize,
+) -> (Weights<B>, Weights<B>) {
+    let (count, wide) = (shape.count as usize, shape.intermediate as usize);
+    let mut weights = |name: &str, [rows, columns]: [usize; 2]| {
+        let name = format!("{at}.experts.{name}");
+        let (section, tensor) = loader.section_transposed(&name, [count, rows, columns]);
+        Weights {
+            sections: [section].into(),
+            tensors: vec![tensor],
+        }
+    };
+    let inner = weights("gate_up_proj", [2 * wide, hidden]);
+    (inner, weights("down_proj", [hidden, wide]))
+}

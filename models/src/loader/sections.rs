@@ -1,0 +1,115 @@
+//! The weights of experts.
+//!
+//! In:  a matrix of each expert, or one tensor for all. Out: a [`Section`] of [`Experts`](butterfly::ops::Experts), and
+//! its tensors.
+
+use super::{Loader, Matrix};
+use crate::weights::packed::Stored;
+use crate::weights::upload::Upload;
+use burn::tensor::ops::FloatTensor;
+use butterfly::AttentionBackend;
+use butterfly::ops::{Section, Storage};
+
+impl<B: AttentionBackend> Loader<'_, B> {
+    /// Some rows of every expert's weight, from a matrix of each expert.
+    pub(crate) fn section(
+        &mut self,
+        experts: &[Matrix],
+        columns: usize,
+    ) -> Option<(Section, Vec<FloatTensor<B>>)> {
+        let rows = experts.first()?.rows;
+        if self.checkpoint.is_none() {
+            return Some(self.random_section(experts.len(), [rows, columns]));
+        }
+        let mut found = Vec::new();
+        for matrix in experts {
+            match self.stored(matrix, columns) {
+                Ok(stored) => found.push(stored),
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+        let storage = found.first()?.storage;
+        if let Some(other) = found.iter().position(|stored| stored.storage != storage) {
+            let [first, other] = [0, other].map(|i| self.full(&experts[i].name));
+            self.problems.push(format!(
+                "{other}: is stored in another way than {first}, but all experts of a layer have to be stored alike"
+            ));
+        }
+        let mut upload = Upload::new(columns, self.dtype, B::ON_HOST);
+        let storage = upload.in_memory(storage);
+        let whole = Stored::span(&found);
+        let joined = !B::ON_HOST || whole.is_some();
+        let all = rows * experts.len();
+        match whole {
+            Some(whole) => upload.add_joined(vec![whole], all),
+            None if joined => upload.add_joined(found, all),
+            None => (found.into_iter()).for_each(|one| upload.add_joined(vec![one], rows)),
+        }
+        self.needed += upload.taken();
+        let section = Section {
+            storage,
+            rows,
+            joined,
+        };
+        Some((section, self.tensors(&upload)))
+    }
+
+    /// The rows of every expert's weight, from one tensor of floats `[experts, columns, rows]`.
+    pub(crate) fn section_transposed(
+        &mut self,
+        name: &str,
+        [experts, rows, columns]: [usize; 3],
+    ) -> (Section, FloatTensor<B>) {
+        let all = [experts * rows, columns];
+        let size = self.dtype.size();
+        let bytes = [experts, rows, columns, size];
+        let bytes = (bytes.iter()).fold(1u64, |all, n| all.saturating_mul(*n as u64));
+        self.needed.allocated = self.needed.allocated.saturating_add(bytes);
+        let mut stored = Vec::new();
+        self.read(name, &[experts, columns, rows], self.dtype, &mut stored);
+        let mut turned = vec![0; stored.len()];
+        // Nothing was read in the checking pass, of whose sizes the product may not fit.
+        let each = stored.len() / experts;
+        let matrices = stored.chunks(each.max(1));
+        for (from, to) in matrices.zip(turned.chunks_mut(each.max(1))) {
+            for (row, to) in to.chunks_exact_mut(columns * size).enumerate() {
+                for (column, to) in to.chunks_exact_mut(size).enumerate() {
+                    to.copy_from_slice(&from[(column * rows + row) * size..][..size]);
+                }
+            }
+        }
+        let section = Section {
+            storage: Storage::Dense(self.dtype),
+            rows,
+            joined: true,
+        };
+        let tensor = self.upload(turned, all, self.dtype);
+        (section, tensor.into_primitive().tensor())
+    }
+
+    /// Rows of random numbers for every expert.
+    fn random_section(
+        &mut self,
+        experts: usize,
+        [rows, columns]: [usize; 2],
+    ) -> (Section, Vec<FloatTensor<B>>) {
+        let all = [experts * rows, columns];
+        let sizes = self.packed.map(|packed| packed.sizes(rows, columns));
+        let weight = match (self.packed, sizes) {
+            (Some(packed), Some(Ok(sizes))) => {
+                let sizes: Vec<usize> = sizes.iter().map(|n| n.saturating_mul(experts)).collect();
+                self.random_packed(packed, all, &sizes)
+            }
+            _ => {
+                let tensor = self.matrix("", all);
+                self.dense(tensor, all)
+            }
+        };
+        let section = Section {
+            storage: weight.parts[0].storage,
+            rows,
+            joined: true,
+        };
+        (section, weight.tensors)
+    }
+}
