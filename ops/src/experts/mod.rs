@@ -18,9 +18,9 @@ use burn::tensor::DType;
 use butterfly_ir::model::{ExpertGroups, Router};
 use std::sync::Arc;
 
-/// The choice of experts: logits [.., E] in f32 and, if the router is biased, numbers [E] in f32 → ids [.., k] in
-/// i32 and weights [.., k] in f32, the expert that ranks highest first; of equal ones the expert with the smaller
-/// number.
+/// The choice of experts: logits `[.., E]` in f32 and, if the router is biased, numbers `[E]` in f32 → ids `[.., k]`
+/// in i32 and weights `[.., k]` in f32, the expert that ranks highest first; of equal ones the expert with the
+/// smaller number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Route {
     /// k, the number of experts that are chosen.
@@ -29,11 +29,10 @@ pub struct Route {
     pub router: Router,
 }
 
-/// Rows through their experts: x [.., H], ids [.., k] in i32 from 0 to below `count` (others stand for the last
-/// expert), weights [.., k] in f32; the tensors of
-/// the inner weights, of which each expert has 2 I rows [H], and of the outer weights, H rows [I]; if `biased`, two
-/// more in f32, [count, 2 I] and [count, H] → the sum of weight * expert(x) over the chosen experts, [.., H] in x's
-/// type.
+/// Rows through their experts: x `[.., H]`, ids `[.., k]` in i32 from 0 to below `count` (others stand for the last
+/// expert), weights `[.., k]` in f32; the tensors of the inner weights, of which each expert has 2 I rows of H elements,
+/// and of the outer weights, H rows of I; if `biased`, two more in f32, `[count, 2 I]` and `[count, H]` → the sum of
+/// weight * expert(x) over the chosen experts, `[.., H]` in x's type.
 #[derive(Clone, Debug)]
 pub struct Experts {
     /// Number of experts.
