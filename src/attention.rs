@@ -82,7 +82,15 @@ pub fn attention_with_lse<B: AttentionBackend>(
             Some(pooled(&k, none, pool, 0..pools)?)
         }
     };
-    attend([Some(q), Some(k), Some(v), means], plan, call)
+    attend(q, (k, Values::Own(v)), means, plan, call)
+}
+
+/// The values of keys.
+pub(crate) enum Values<B: Backend> {
+    /// A tensor of their own.
+    Own(Tensor<B, 4>),
+    /// So many of the first elements of each key.
+    InKeys(usize),
 }
 
 /// The means, of which those numbered `pools` are updated from the keys k [B, Hkv, room, D].
@@ -102,15 +110,21 @@ pub(crate) fn pooled<B: AttentionBackend>(
     ))
 }
 
-/// [`attention_with_lse`] with means of the keys, if the pattern chooses by them: q, k, v, means.
+/// [`attention_with_lse`] with means of the keys, if the pattern chooses by them.
 pub(crate) fn attend<B: AttentionBackend>(
-    inputs: [Option<Tensor<B, 4>>; 4],
+    q: Tensor<B, 4>,
+    (k, values): (Tensor<B, 4>, Values<B>),
+    means: Option<Tensor<B, 4>>,
     plan: &Plan,
     call: &Call,
 ) -> Result<(Tensor<B, 4>, Tensor<B, 3>), OperationError> {
-    let inputs: Vec<_> = inputs.into_iter().flatten().collect();
-    let [_, _, q_len, head_dim] = inputs[0].dims();
-    let kv_len = call.kv_len.unwrap_or(inputs[1].dims()[2]);
+    let [_, _, q_len, head_dim] = q.dims();
+    let kv_len = call.kv_len.unwrap_or(k.dims()[2]);
+    let (v, v_in_k) = match values {
+        Values::Own(v) => (Some(v), None),
+        Values::InKeys(length) => (None, Some(length)),
+    };
+    let inputs = [Some(q), Some(k), v, means].into_iter().flatten();
     let before = || {
         let wrong = || argument(format!("{q_len} queries are more than the {kv_len} keys"));
         kv_len.checked_sub(q_len).ok_or_else(wrong)
@@ -125,13 +139,14 @@ pub(crate) fn attend<B: AttentionBackend>(
         q_offset: call.q_offset.map_or_else(before, Ok)?,
         kv_len,
         capacity: call.capacity.unwrap_or(kv_len),
+        v_in_k,
         prompt: call.prompt.unwrap_or(kv_len),
         scale: call.scale.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt()),
         softcap: call.softcap,
         sinks: call.sinks.clone(),
         counts: call.counts.clone(),
     };
-    let inputs = inputs.into_iter().map(|x| x.into_primitive().tensor());
+    let inputs = inputs.map(|x| x.into_primitive().tensor());
     let outputs = run::<B>(&Operation::Attend(attend), inputs.collect())?;
     let mut outputs = outputs.into_iter().map(TensorPrimitive::Float);
     let (o, lse) = (outputs.next(), outputs.next());

@@ -1,6 +1,8 @@
 //! The KV cache: keys and values of the tokens so far.
 
-use crate::attention::{attend, pooled};
+mod latents;
+
+use crate::attention::{Values, attend, pooled};
 use crate::{Append, AttentionBackend, Call, Operation, OperationError, Plan, run};
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
@@ -20,9 +22,11 @@ use std::ops::Range;
 /// memory until one of the two appends; that append copies it first.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
-    /// `None` while an operation owns the tensors, after one that failed on the device, and in a
-    /// cache with a window before the first token.
-    stored: Option<[Tensor<B, 4>; 2]>,
+    /// Keys, then values, unless they are part of the keys. `None` while an operation owns the tensors,
+    /// after one that failed on the device, and in a cache with a window before the first token.
+    stored: Option<Vec<Tensor<B, 4>>>,
+    /// If set, the value of a key is so many of its first elements, as in latent attention.
+    v_in_k: Option<usize>,
     /// Tokens that were dropped, a multiple of `block`.
     first: usize,
     /// Tokens so far, those that were dropped included.
@@ -62,25 +66,13 @@ impl<B: Backend> KvCache<B> {
         options: impl Into<TensorCreationOptions<B>>,
     ) -> Self {
         let options = options.into();
-        let block = block.max(1);
-        let (room, device) = (whole_blocks(capacity, block), options.device.clone());
-        // A persistent allocation has exactly this size: the cache lives long, and is most of the
-        // memory that a long sequence takes.
-        let stored = B::memory_persistent_allocations(&device, options, |options| {
-            empty(sizes, room, options)
-        });
-        Self {
-            first: 0,
-            len: 0,
-            block,
-            capacity,
-            window: None,
-            sizes,
-            dtype: stored[0].dtype(),
-            device,
-            stored: Some(stored),
-            means: None,
-        }
+        let device = options.device.clone();
+        // The type that a tensor of these options has.
+        let dtype = Tensor::<B, 1>::empty([1], options).dtype();
+        let mut cache = Self::with(sizes, None, [capacity, block], None, (&device, dtype));
+        let room = whole_blocks(capacity, cache.block);
+        cache.stored = Some(cache.allocated(room));
+        cache
     }
 
     /// An empty cache for queries that see only the last `window` tokens, their own included, for a
@@ -97,13 +89,26 @@ impl<B: Backend> KvCache<B> {
         window: usize,
         (device, dtype): (&B::Device, DType),
     ) -> Self {
+        let window = Some(window.max(1));
+        Self::with(sizes, None, [capacity, block], window, (device, dtype))
+    }
+
+    /// A cache without memory.
+    fn with(
+        sizes: [usize; 3],
+        v_in_k: Option<usize>,
+        [capacity, block]: [usize; 2],
+        window: Option<usize>,
+        (device, dtype): (&B::Device, DType),
+    ) -> Self {
         Self {
             stored: None,
+            v_in_k,
             first: 0,
             len: 0,
             block: block.max(1),
             capacity,
-            window: Some(window.max(1)),
+            window,
             sizes,
             device: device.clone(),
             dtype,
@@ -144,14 +149,32 @@ impl<B: Backend> KvCache<B> {
 
     /// Number of tokens that there is room for, those that are kept included.
     pub fn room(&self) -> usize {
-        self.stored.as_ref().map_or(0, |[k, _]| k.dims()[2])
+        let keys = self.stored.as_ref().and_then(|stored| stored.first());
+        keys.map_or(0, |k| k.dims()[2])
     }
 
-    /// Keys and values, [B, Hkv, room, D] each; only the first [`KvCache::kept`] tokens are
-    /// meaningful, of which the first has position [`KvCache::first`].
+    /// Keys and values, [B, Hkv, room, D] each, or Dv where values are part of the keys; only the first
+    /// [`KvCache::kept`] tokens are meaningful, of which the first has position [`KvCache::first`].
     pub fn tensors(&self) -> [Tensor<B, 4>; 2] {
+        let (k, values) = self.keys_and_values();
+        match values {
+            Values::Own(v) => [k, v],
+            Values::InKeys(length) => {
+                let v = k.clone().narrow(3, 0, length);
+                [k, v]
+            }
+        }
+    }
+
+    fn keys_and_values(&self) -> (Tensor<B, 4>, Values<B>) {
         let stored = self.stored.clone();
-        stored.unwrap_or_else(|| self.empty(self.block))
+        let mut stored = stored.unwrap_or_else(|| self.empty(self.block)).into_iter();
+        let k = stored.next().expect("every cache has keys");
+        match (self.v_in_k, stored.next()) {
+            (None, Some(v)) => (k, Values::Own(v)),
+            (Some(length), _) => (k, Values::InKeys(length)),
+            (None, None) => unreachable!("values are part of the keys or have a tensor"),
+        }
     }
 
     /// Forgets all tokens from `len` on. Returns whether all that a next token sees are still
@@ -181,8 +204,28 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    fn empty(&self, room: usize) -> [Tensor<B, 4>; 2] {
-        empty(self.sizes, room, (&self.device, self.dtype))
+    /// Uninitialised tensors with this room.
+    fn empty(&self, room: usize) -> Vec<Tensor<B, 4>> {
+        let count = self.tensor_count();
+        let of_room = |_| one(self.sizes, room, (&self.device, self.dtype));
+        (0..count).map(of_room).collect()
+    }
+
+    fn tensor_count(&self) -> usize {
+        match self.v_in_k {
+            None => 2,
+            Some(_) => 1,
+        }
+    }
+
+    /// As [`empty`](Self::empty), in memory of exactly their size: the cache lives long, and is most of the
+    /// memory that a long sequence takes.
+    fn allocated(&self, room: usize) -> Vec<Tensor<B, 4>> {
+        let (count, sizes, dtype) = (self.tensor_count(), self.sizes, self.dtype);
+        B::memory_persistent_allocations(&self.device, self.device.clone(), |device| {
+            let tensors = (0..count).map(|_| one(sizes, room, (&device, dtype)));
+            tensors.collect()
+        })
     }
 
     /// What has to be done to append `tokens` tokens: the number of tokens to drop from the front,
@@ -217,17 +260,13 @@ impl<B: Backend> KvCache<B> {
 
     /// Moves keys and values out, without the first `drop` of them and with at least this room;
     /// copies them if they have less.
-    fn take(&mut self, drop: usize, room: usize) -> [Tensor<B, 4>; 2] {
-        let Some([k, v]) = self.stored.take() else {
-            let options: TensorCreationOptions<B> = (&self.device, self.dtype).into();
-            // As in [`KvCache::new`].
-            return B::memory_persistent_allocations(&self.device, options, |options| {
-                empty(self.sizes, room, options)
-            });
+    fn take(&mut self, drop: usize, room: usize) -> Vec<Tensor<B, 4>> {
+        let roomy = self.room() >= room;
+        let Some(stored) = self.stored.take() else {
+            return self.allocated(room);
         };
-        let roomy = k.dims()[2] >= room;
         if roomy && drop == 0 {
-            return [k, v];
+            return stored;
         }
         let [batch, heads, dim] = self.sizes;
         let kept = self.kept();
@@ -246,7 +285,7 @@ impl<B: Backend> KvCache<B> {
                 }
             }
         };
-        [moved(k), moved(v)]
+        stored.into_iter().map(moved).collect()
     }
 }
 
@@ -270,36 +309,48 @@ impl<B: AttentionBackend> KvCache<B> {
         append: Append,
     ) -> Result<Tensor<B, 4>, OperationError> {
         let tokens = q.dims()[1];
+        let rows = [q, k, v].map(|x| x.into_primitive().tensor()).to_vec();
+        let operation = |position| LayerOperation::Append(Append { position, ..append });
+        let others = others(norms.into_iter().flatten(), rotation);
+        let q = self.append_by(operation, rows, others, tokens)?;
+        let q = q.into_iter().next().expect("q and two caches");
+        Ok(Tensor::from_primitive(TensorPrimitive::Float(q)))
+    }
+
+    /// Appends `tokens` tokens by an operation that takes `rows`, the tensors of the cache, and `others`,
+    /// and gives new tensors, which are returned, and then those of the cache. Its position is where the
+    /// tokens are written.
+    fn append_by(
+        &mut self,
+        operation: impl FnOnce(usize) -> LayerOperation,
+        rows: Vec<FloatTensor<B>>,
+        others: Vec<FloatTensor<B>>,
+        tokens: usize,
+    ) -> Result<Vec<FloatTensor<B>>, OperationError> {
         let (drop, room) = self.room_for(tokens);
-        let operation = Operation::Layer(LayerOperation::Append(Append {
-            position: self.kept() - drop,
-            ..append
-        }));
-        let primitive = |x: TensorPrimitive<B>| x.tensor();
-        let mut inputs = [q, k, v].map(|x| primitive(x.into_primitive())).to_vec();
-        let norms = norms.into_iter().flatten();
-        let mut others: Vec<_> = norms
-            .map(|weight| primitive(weight.clone().into_primitive()))
-            .collect();
-        others.extend(rotation.map(|rotation| primitive(rotation.clone().into_primitive())));
-        self.check(&operation, &inputs, room, &others)?;
+        let operation = Operation::Layer(operation(self.kept() - drop));
+        self.check(&operation, &rows, room, &others)?;
 
         // A failure beyond this point leaves the cache empty.
         let caches = self.take(drop, room);
         let means = self.means.take();
         let first = std::mem::take(&mut self.first) + drop;
         let len = std::mem::take(&mut self.len);
-        inputs.extend(caches.map(|cache| primitive(cache.into_primitive())));
+        let mut inputs = rows;
+        inputs.extend(
+            caches
+                .into_iter()
+                .map(|cache| cache.into_primitive().tensor()),
+        );
         inputs.extend(others);
-        let outputs = run::<B>(&operation, inputs)?;
-        let mut outputs = outputs.into_iter().map(TensorPrimitive::Float);
-        let mut next = || Tensor::from_primitive(outputs.next().expect("three outputs"));
-        let (q, k, v) = (next(), next(), next());
-        self.stored = Some([k, v]);
+        let mut outputs = run::<B>(&operation, inputs)?;
+        let kept = outputs.split_off(outputs.len() - self.tensor_count());
+        let kept = kept.into_iter().map(TensorPrimitive::Float);
+        self.stored = Some(kept.map(Tensor::from_primitive).collect());
         // The positions of kept keys are counted from `first`.
         self.means = means.filter(|_| drop == 0);
         (self.first, self.len) = (first, len + tokens);
-        Ok(q)
+        Ok(outputs)
     }
 
     /// Attention of q [B, Hq, q_len, D], the queries of the last tokens, over the keys that are kept, by
@@ -316,7 +367,7 @@ impl<B: AttentionBackend> KvCache<B> {
         plan: &Plan,
         call: &Call,
     ) -> Result<Tensor<B, 4>, OperationError> {
-        let [k, v] = self.tensors();
+        let (k, values) = self.keys_and_values();
         let means = match plan.routing() {
             None => None,
             Some(Routing { pool, .. }) => Some(self.means(&k, pool as usize)?),
@@ -325,7 +376,7 @@ impl<B: AttentionBackend> KvCache<B> {
             kv_len: Some(self.kept()),
             ..call.clone()
         };
-        attend([Some(q), Some(k), Some(v), means], plan, &call).map(|(o, _)| o)
+        attend(q, (k, values), means, plan, &call).map(|(o, _)| o)
     }
 
     /// The means of `pool` keys each, up to date.
@@ -368,7 +419,8 @@ impl<B: AttentionBackend> KvCache<B> {
         let shape = |x: &FloatTensor<B>| (x.shape(), x.dtype());
         shapes.extend(rows.iter().map(shape));
         let cache: Shape = [batch, heads, room, dim].into();
-        shapes.extend([(cache.clone(), self.dtype), (cache, self.dtype)]);
+        let caches = (0..self.tensor_count()).map(|_| (cache.clone(), self.dtype));
+        shapes.extend(caches);
         shapes.extend(others.iter().map(shape));
         operation.outputs(&shapes)?;
         let mut devices = rows.iter().chain(others).map(B::float_device);
@@ -382,23 +434,26 @@ impl<B: AttentionBackend> KvCache<B> {
     }
 }
 
-/// Uninitialised keys and values.
-fn empty<B: Backend>(
-    sizes: [usize; 3],
-    room: usize,
-    options: impl Into<TensorCreationOptions<B>>,
-) -> [Tensor<B, 4>; 2] {
-    let options = options.into();
-    [one(sizes, room, options.clone()), one(sizes, room, options)]
-}
-
 /// Uninitialised keys or values.
 fn one<B: Backend>(
     [batch, heads, dim]: [usize; 3],
     room: usize,
-    options: impl Into<TensorCreationOptions<B>>,
+    (device, dtype): (&B::Device, DType),
 ) -> Tensor<B, 4> {
-    Tensor::empty([batch, heads, room, dim], options)
+    // Rows of a tensor of several dimensions may be allocated with gaps, which kernels here do not take:
+    // the first append would copy them, and 576 elements would take a third more memory until then.
+    let all = Tensor::<B, 1>::empty([batch * heads * room * dim], (device, dtype));
+    all.reshape([batch, heads, room, dim])
+}
+
+/// Weights of norms, then the table of a rotation, as operations take them.
+fn others<'a, B: Backend>(
+    norms: impl Iterator<Item = &'a Tensor<B, 1>>,
+    rotation: Option<&Tensor<B, 2>>,
+) -> Vec<FloatTensor<B>> {
+    let norms = norms.map(|weight| weight.clone().into_primitive().tensor());
+    let rotation = rotation.map(|rotation| rotation.clone().into_primitive().tensor());
+    norms.chain(rotation).collect()
 }
 
 /// The largest number of tokens of a sequence that a cache with a window keeps when chunks of at

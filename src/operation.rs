@@ -12,9 +12,9 @@ use butterfly_ops::Operation as LayerOperation;
 /// One operation of a backend.
 #[derive(Clone, Debug)]
 pub enum Operation {
-    /// Attention: q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv]
-    /// → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32. If the pattern chooses blocks by content, a
-    /// fourth input: means of keys [B, Hkv, pools, D] in f32, as [`Pool`](butterfly_ops::Pool) makes
+    /// Attention: q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv] unless the values are
+    /// part of k → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32. If the pattern chooses blocks by
+    /// content, a further input: means of keys [B, Hkv, pools, D] in f32, as [`Pool`](butterfly_ops::Pool) makes
     /// them, of all whole blocks before that of the last query.
     Attend(Attend),
     /// An operation around attention; the type of each variant documents its inputs and outputs.
@@ -41,6 +41,9 @@ pub struct Attend {
     /// Number of tokens from which the number of blocks, and with it the stages, are derived; at
     /// least `kv_len`.
     pub capacity: usize,
+    /// If set, there is no input v: the value of a key is so many of its first elements, as in latent
+    /// attention.
+    pub v_in_k: Option<usize>,
     /// Number of tokens of the prompt, which `tail` reads.
     pub prompt: usize,
     /// Factor on the logits.
@@ -56,12 +59,13 @@ pub struct Attend {
 
 /// Calls with up to this many queries run the decode kernel, which takes one query at a time;
 /// others run the prefill kernel, which takes tiles of queries.
-const DECODE_QUERIES: usize = 4;
+pub const DECODE_QUERIES: usize = 4;
 
 impl Attend {
     /// The properties that select the kernel.
     pub(crate) fn shape(&self, inputs: &[(Shape, DType)]) -> KernelShape {
-        let [q, k, v] = [0, 1, 2].map(|i| inputs[i].0.to_vec());
+        let q = inputs[0].0.to_vec();
+        let v_head_dim = self.v_in_k.unwrap_or_else(|| inputs[2].0[3]);
         // Saturating is enough: no kernel is made for sizes near u32::MAX, so they are refused.
         let counted = |n| u32::try_from(n).unwrap_or(u32::MAX);
         KernelShape {
@@ -70,14 +74,36 @@ impl Attend {
                 false => Role::Prefill,
             },
             head_dim: counted(q[3]),
-            v_head_dim: counted(v[3]),
-            group: counted(q[1] / k[1]),
+            v_head_dim: counted(v_head_dim),
+            group: counted(q[1] / self.kv_heads(inputs)),
             dtype: match inputs[0].1 {
                 DType::F16 => Dtype::F16,
                 DType::BF16 => Dtype::Bf16,
                 _ => Dtype::F32,
             },
             score: self.score().kind(),
+        }
+    }
+
+    /// The kv heads that have rows of their own: those of k or, where all q heads read the same keys but the
+    /// pattern tells them apart, as many as q heads.
+    pub(crate) fn kv_heads(&self, inputs: &[(Shape, DType)]) -> usize {
+        match self.shares_keys() && inputs[1].0[1] == 1 {
+            true => inputs[0].0[1],
+            false => inputs[1].0[1],
+        }
+    }
+
+    /// Whether the pattern tells apart heads that share one head of keys, as in latent attention.
+    fn shares_keys(&self) -> bool {
+        self.v_in_k.is_some() && self.plan.sparsity().pattern.is_by_head()
+    }
+
+    /// The place of the means among the inputs.
+    pub(crate) fn means(&self) -> usize {
+        match self.v_in_k {
+            None => 3,
+            Some(_) => 2,
         }
     }
 

@@ -39,9 +39,11 @@ impl Operation {
     /// Names of the inputs, in order.
     pub(crate) fn inputs(&self) -> Names {
         match self {
-            Self::Attend(attend) => Names::Borrowed(match attend.routing() {
-                None => &["q", "k", "v"],
-                Some(_) => &["q", "k", "v", "means"],
+            Self::Attend(attend) => Names::Borrowed(match (attend.v_in_k, attend.routing()) {
+                (None, None) => &["q", "k", "v"],
+                (None, Some(_)) => &["q", "k", "v", "means"],
+                (Some(_), None) => &["q", "k"],
+                (Some(_), Some(_)) => &["q", "k", "means"],
             }),
             Self::Layer(op) => op.inputs(),
         }
@@ -52,7 +54,15 @@ fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
     let dtype = inputs.float(0)?;
     let [batch, q_heads, q_len, head_dim] = inputs.rank(0)?;
     let [_, kv_heads, room, _] = inputs.rank(1)?;
-    let [_, _, _, v_head_dim] = inputs.rank(2)?;
+    let v_head_dim = match attend.v_in_k {
+        None => inputs.rank::<4>(2)?[3],
+        Some(length) if length <= head_dim => length,
+        Some(length) => {
+            return Err(inputs.argument(format!(
+                "values of {length} elements are no part of keys of {head_dim}"
+            )));
+        }
+    };
     inputs.positive([
         ("B", batch),
         ("Hq", q_heads),
@@ -61,12 +71,19 @@ fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
         ("Dv", v_head_dim),
     ])?;
     inputs.is(1, &[batch, kv_heads, room, head_dim])?;
-    inputs.is(2, &[batch, kv_heads, room, v_head_dim])?;
+    if attend.v_in_k.is_none() {
+        inputs.is(2, &[batch, kv_heads, room, v_head_dim])?;
+    }
     if !q_heads.is_multiple_of(kv_heads) {
         let expected = format!("a number of heads that is a multiple of the {kv_heads} of k");
         return Err(inputs.wrong(0, expected));
     }
-    inputs.all_have([1, 2], dtype)?;
+    inputs.all_have(1..attend.means(), dtype)?;
+    if attend.routing().is_some() && attend.kv_heads(inputs.inputs) != kv_heads {
+        return Err(inputs.argument(format!(
+            "heads that share keys choose blocks together, but the pattern tells {q_heads} of them apart"
+        )));
+    }
     let &Attend {
         q_offset,
         kv_len,
@@ -105,15 +122,16 @@ fn means(inputs: &Inputs<'_>, attend: &Attend) -> Result<(), OperationError> {
     let Some(routing) = attend.routing() else {
         return Ok(());
     };
+    let at = attend.means();
     let [batch, kv_heads, _, head_dim] = inputs.rank(1)?;
-    let [_, _, pools, _] = inputs.rank(3)?;
-    inputs.is(3, &[batch, kv_heads, pools, head_dim])?;
-    inputs.has(3, DType::F32)?;
+    let [_, _, pools, _] = inputs.rank(at)?;
+    inputs.is(at, &[batch, kv_heads, pools, head_dim])?;
+    inputs.has(at, DType::F32)?;
     let (block, pool) = (attend.plan.sparsity().block as usize, routing.pool as usize);
     let end = attend.q_offset + inputs.shape(0)[2];
     let needed = end.saturating_sub(1) / block * (block / pool);
     match pools < needed {
-        true => Err(inputs.wrong(3, format!("at least {needed} means of {pool} keys"))),
+        true => Err(inputs.wrong(at, format!("at least {needed} means of {pool} keys"))),
         false => Ok(()),
     }
 }

@@ -6,7 +6,7 @@
 use crate::args::DeviceArg;
 use crate::failure::Failure;
 use crate::{kernel, output};
-use butterfly_compiler::plan;
+use butterfly_compiler::{form, plan};
 use butterfly_ir::manifest::KernelEntry;
 use butterfly_ir::model::ModelConfig;
 use butterfly_ir::{Dtype, KernelSpec, Phase, Sm, Sparsity, Target};
@@ -197,12 +197,17 @@ pub(crate) fn check_model(
 ) -> Result<(), Failure> {
     let manifest = &artifacts.manifest;
     let variants = manifest.variants.iter();
-    let wanted = variants
-        .flat_map(|variant| [Phase::Prefill, Phase::Decode].map(|phase| (&variant.rows, phase)));
-    for (rows, phase) in wanted {
+    let wanted = variants.flat_map(|variant| {
+        let forms = [Phase::Prefill, Phase::Decode].map(|phase| {
+            let forms = form::all(&config.attention, phase, &variant.pattern).iter();
+            forms.map(move |form| (&variant.rows, (phase, *form)))
+        });
+        forms.into_iter().flatten()
+    });
+    for (rows, kernel) in wanted {
         let spec = KernelSpec {
             rows: rows.clone(),
-            ..plan::spec(config, &manifest.sparsity, phase, dtype)
+            ..plan::spec(config, &manifest.sparsity, kernel, dtype)
         };
         artifacts
             .select(&spec, target)

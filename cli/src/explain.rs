@@ -8,9 +8,9 @@ use butterfly_compiler::cost::{self, Cost, LayerShape, Limit, Machine};
 use butterfly_compiler::pipeline::{Lowered, Request};
 use butterfly_compiler::schedule::{self, Schedule};
 use butterfly_compiler::work::{self, Work};
-use butterfly_compiler::{config, fuse, graph, plan};
+use butterfly_compiler::{config, form, fuse, graph, plan};
 use butterfly_ir::layer_graph::LayerGraph;
-use butterfly_ir::model::{KernelShape, ModelConfig};
+use butterfly_ir::model::{Form, KernelShape, ModelConfig};
 use butterfly_ir::plan::{PlannedKernel, Proof};
 use butterfly_ir::{Context, Dtype, Geometry, Indices, Pattern, Phase, Rows, Target};
 use serde::Serialize;
@@ -29,6 +29,9 @@ struct Report {
     phase: Phase,
     q_len: u32,
     kv_len: u32,
+    /// The form of latent attention, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    form: Option<String>,
     rows: &'static str,
     /// What rows choose by content.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,14 +120,16 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         layer: layer.layer,
         ..command.pattern.context(&parsed, kv_len, layer.index)?
     };
-    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    let kv_heads = model.attention.kv_heads();
     source::check(&parsed, &context, kv_heads)?;
     let pattern = parsed.sparsity.pattern.of_layer(layer.layer);
     let (phase, q_len) = match command.phase {
         PhaseArg::Prefill => (Phase::Prefill, kv_len),
         PhaseArg::Decode => (Phase::Decode, 1),
     };
-    let before = graph::build(&model, layer.layer, phase).map_err(Failure::bad)?;
+    let lengths = [q_len, kv_len].map(u64::from);
+    let form = form::of(&model.attention, phase, &pattern, lengths);
+    let before = graph::build(&model, layer.layer, phase, form).map_err(Failure::bad)?;
     let after = fuse::lower(&before);
     let stage_count = pattern.stage_count(context.blocks());
     let work = work::of_heads(&pattern, &context, kv_heads).map_err(Failure::bad)?;
@@ -138,17 +143,18 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         phase,
         q_len,
         kv_len,
+        form: form::reason(&model.attention, phase, &pattern, lengths),
         rows: rows(&pattern),
         routing: choice(
             &pattern,
             &context,
-            &model.attention.kernel_shape(phase),
+            &model.attention.kernel_shape(form),
             q_len,
         )?,
         heads: heads(&pattern, &context, kv_heads)?,
         before: summary(before, q_len, kv_len),
         after: summary(after, q_len, kv_len),
-        shape: model.attention.kernel_shape(phase),
+        shape: model.attention.kernel_shape(form),
         mean_degree: work.mean_degree(context.rows() as usize),
         work,
         targets: targets(
@@ -156,7 +162,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             &model,
             &lowered,
             (&pattern, &context),
-            (phase, q_len),
+            (phase, form, q_len),
         )?,
         proof: lowered.plan.proof.clone(),
         capacity: lowered.plan.capacity,
@@ -228,15 +234,18 @@ fn targets(
     model: &ModelConfig,
     lowered: &Lowered,
     (pattern, context): (&Pattern, &Context),
-    (phase, q_len): (Phase, u32),
+    (phase, form, q_len): (Phase, Form, u32),
 ) -> Result<Vec<OnTarget>, Failure> {
     let kernels = lowered.plan.kernels.iter();
     let own = plan::rows(pattern);
-    let of_layer =
-        |kernel: &&PlannedKernel| (kernel.spec.role, &kernel.spec.rows) == (phase.into(), &own);
+    let shape = model.attention.kernel_shape(form);
+    let of_layer = |kernel: &&PlannedKernel| {
+        let spec = &kernel.spec;
+        (spec.role, &spec.rows, spec.group, spec.head_dim)
+            == (phase.into(), &own, shape.group, shape.head_dim)
+    };
     let kernels = kernels.filter(of_layer);
-    let shape = model.attention.kernel_shape(phase);
-    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    let kv_heads = shape.kv_heads;
     let given = command.tflops.zip(command.bandwidth);
     // Targets with the same tiles have the same schedule.
     let mut schedules: Vec<(_, Schedule)> = Vec::new();
@@ -321,6 +330,9 @@ fn print(report: &Report) -> String {
         mega(after.bytes),
         after.graph
     );
+    if let Some(form) = &report.form {
+        text += &format!("latent attention, {form}\n");
+    }
     text += &format!(
         "rows: {}; {:.2} blocks a row, at most {}; {:.2} % of the causal pairs\n",
         report.rows,

@@ -25,7 +25,7 @@ pub use swapped::swapped;
 
 use crate::family::{self, Attention, Description, Layer, OfBiases};
 use butterfly_ir::Dtype;
-use butterfly_ir::model::{AttentionShape, Biases, LayerKind, ModelConfig};
+use butterfly_ir::model::{AttentionShape, Biases, Form, LayerKind, ModelConfig};
 use fields::{Fields, quote};
 use serde_json::Value;
 
@@ -205,7 +205,13 @@ fn gated(
                 let scalar = config.positive("query_pre_attn_scalar")?.unwrap_or(usual);
                 Some(1.0 / scalar.sqrt())
             }
-            None => None,
+            None => match attention {
+                AttentionShape::Gqa { .. } => None,
+                AttentionShape::Mla { .. } => {
+                    let usual = attention.kernel_shape(Form::Expanded).scale;
+                    rope::latent_factor(config)?.map(|factor| factor * usual)
+                }
+            },
         },
         softcap: config.positive("attn_logit_softcapping")?,
         sinks: family.attention.sinks,
@@ -266,6 +272,10 @@ fn mla(config: &Fields<'_>) -> Result<AttentionShape, ConfigError> {
         let expected =
             format!("{q_heads}, as `num_attention_heads`: latent attention has no groups");
         return Err(config.unsupported("num_key_value_heads", &Value::from(kv_heads), &expected));
+    }
+    if q_lora_rank.is_none() && config.flag("attention_bias", false)? {
+        let expected = "false where `q_lora_rank` is null: q has no bias then, but k and v do";
+        return Err(config.unsupported("attention_bias", &Value::from(true), expected));
     }
     let rope = u64::from(rope_dim);
     for (formula, size) in [

@@ -12,9 +12,14 @@
 //!    and writes them straight into the cache.
 //! 4. The prologue of q is joined with that of k and v if both do the same: one kernel then makes
 //!    the heads of all three.
+//! 5. In latent attention, the norm of the q latent is joined with the prologue of the kv latent, which
+//!    needs nothing but projections either.
+//! 6. Where q is absorbed, its rotation becomes part of that.
 //!
-//! A norm whose result goes into a matrix product stays as it is. Each remaining node that is not
+//! Another norm whose result goes into a matrix product stays as it is. Each remaining node that is not
 //! free is one kernel when a model runs (`models/src/layers/program.rs`).
+
+mod latents;
 
 use butterfly_ir::layer_graph::{LayerGraph, Node, Op, ValueId};
 
@@ -26,6 +31,8 @@ pub fn lower(graph: &LayerGraph) -> LayerGraph {
     // This ends: each change removes a node, or turns one into a prologue, which it then stays.
     while rules.iter().any(|rule| rule(&mut nodes)) {}
     join_heads(&mut graph, &mut nodes);
+    latents::join(&mut nodes);
+    latents::rotate_in_absorb(&mut nodes);
     renumber(&graph, nodes)
 }
 
@@ -40,6 +47,7 @@ fn drop_identity(nodes: &mut Vec<Node>) -> bool {
         | Op::Norm(_)
         | Op::Append
         | Op::Heads { .. }
+        | Op::Latents { .. }
         | Op::Up
         | Op::Absorb { .. }
         | Op::Expand { .. }
@@ -97,6 +105,7 @@ fn merge_prologue(nodes: &mut Vec<Node>) -> bool {
             | Op::Scale { .. }
             | Op::Prologue { .. }
             | Op::Heads { .. }
+            | Op::Latents { .. }
             | Op::Up
             | Op::Absorb { .. }
             | Op::Expand { .. }

@@ -10,7 +10,7 @@ use butterfly_ir::Phase;
 use butterfly_ir::layer_graph::{
     Attend, Axis, LayerGraph, Norm, Op, Rotation, Shape, Span, Tokens, Value, ValueId,
 };
-use butterfly_ir::model::{AttentionShape, KernelShape, LayerKind, ModelConfig};
+use butterfly_ir::model::{AttentionShape, Form, KernelShape, LayerKind, ModelConfig};
 
 /// Added to the mean square in the norms of latents. The model's definition fixes it, whatever
 /// epsilon the config gives.
@@ -35,16 +35,21 @@ pub enum BuildError {
     },
 }
 
-/// The graph of attention layer `layer` in `phase`.
+/// The graph of attention layer `layer` in `phase`, of whichever form [`form`](crate::form) chooses.
 ///
 /// Latent attention (arXiv:2405.04434) keeps `[latent | rotated key]` rows in its cache in
-/// both phases. Prefill makes keys and values of all heads from them; decode absorbs the
+/// both forms. The expanded one makes keys and values of all heads from them; the other absorbs the
 /// up-projections into q and o instead, and reads each row once for all heads. Elsewhere
-/// the two phases have the same graph.
+/// forms and phases have the same graph.
 ///
 /// # Errors
 /// [`BuildError`] when there is no such layer, or it has no softmax attention.
-pub fn build(config: &ModelConfig, layer: u32, phase: Phase) -> Result<LayerGraph, BuildError> {
+pub fn build(
+    config: &ModelConfig,
+    layer: u32,
+    phase: Phase,
+    form: Form,
+) -> Result<LayerGraph, BuildError> {
     match config.layers.get(layer as usize) {
         Some(LayerKind::FullAttention | LayerKind::WindowAttention { .. }) => {}
         Some(LayerKind::LinearAttention) => return Err(BuildError::LinearLayer { layer }),
@@ -55,7 +60,7 @@ pub fn build(config: &ModelConfig, layer: u32, phase: Phase) -> Result<LayerGrap
     }
     let mut builder = Builder {
         config,
-        shape: config.kernel_shape(phase),
+        shape: config.kernel_shape(form),
         graph: LayerGraph::new(config.family, layer, phase, config.dtype),
     };
     match config.attention {
@@ -74,6 +79,7 @@ pub fn build(config: &ModelConfig, layer: u32, phase: Phase) -> Result<LayerGrap
             nope: nope_dim,
             rope: rope_dim,
             v_dim,
+            form,
         }),
     }
     Ok(builder.graph)
@@ -92,6 +98,7 @@ struct Latent {
     nope: u32,
     rope: u32,
     v_dim: u32,
+    form: Form,
 }
 
 impl Builder<'_> {
@@ -150,7 +157,7 @@ impl Builder<'_> {
         self.graph.push(Op::Output, &[o], Vec::new());
     }
 
-    /// Latent attention, expanded for prefill and absorbed for decode.
+    /// Latent attention in either form.
     fn latent(&mut self, latent: &Latent) {
         let &Latent {
             heads,
@@ -159,6 +166,7 @@ impl Builder<'_> {
             nope,
             rope,
             v_dim,
+            form,
         } = latent;
         let q = match q_rank {
             Some(rank) => {
@@ -174,16 +182,16 @@ impl Builder<'_> {
         let kv = self.rope(kv, kv_rank);
         let cache = cached("kv latent", 1, kv_rank + rope);
         let cache = self.step(Op::Append, &[kv], cache);
-        let o = match self.graph.phase {
-            Phase::Prefill => {
+        let o = match form {
+            Form::Expanded => {
                 let q = self.scale(q);
                 let all = [cached("k", heads, nope + rope), cached("v", heads, v_dim)];
                 let all = self.graph.push(Op::Expand { nope }, &[cache], all.to_vec());
                 self.attend(&[q, all[0], all[1]], false)
             }
-            Phase::Decode => {
+            Form::Absorbed | Form::AbsorbedByHead => {
                 let absorbed = new("q", heads, kv_rank + rope);
-                let q = self.step(Op::Absorb { nope }, &[q], absorbed);
+                let q = self.step(Op::Absorb { nope, rope: None }, &[q], absorbed);
                 let q = self.scale(q);
                 let o = self.attend(&[q, cache], true);
                 self.step(Op::Unabsorb, &[o], new("o", heads, v_dim))

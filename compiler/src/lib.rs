@@ -15,6 +15,7 @@ pub mod classify;
 pub mod config;
 pub mod cost;
 pub mod family;
+pub mod form;
 pub mod fuse;
 pub mod graph;
 pub mod lengths;

@@ -5,7 +5,7 @@
 //! plan is checked by [`verify`] on request.
 
 use crate::prove::ProveError;
-use crate::{classify, config, fuse, graph, key, lengths, plan, prove, verify};
+use crate::{classify, config, form, fuse, graph, key, lengths, plan, prove, verify};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::layer_graph::{self, GraphError, LayerGraph};
 use butterfly_ir::model::{ModelConfig, OwnAttention};
@@ -110,7 +110,7 @@ pub fn lower(
     let layers = clock.time("swap", || config::swapped(model, sparsity))?;
     let first = layers.first().ok_or(PipelineError::NoLayers)?.layer;
     let variants = plan::variants(sparsity, &layers);
-    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    let kv_heads = model.attention.kv_heads();
     clock.time("lengths", || check(sparsity, &layers, kv_heads, capacity))?;
     let proof = clock.time("prove", || {
         let at = |tokens| Context::new(sparsity.block, tokens, 0);
@@ -120,8 +120,9 @@ pub fn lower(
         // If the whole capacity is too long to prove, prove the longest length that is not.
         prove(capacity).or_else(|ProveError::TooLong { longest, .. }| prove(longest))
     })?;
-    let [prefill, decode] =
-        [Phase::Prefill, Phase::Decode].map(|phase| graphs(model, first, phase, &mut clock));
+    let pattern = sparsity.pattern.of_layer(first);
+    let [prefill, decode] = [Phase::Prefill, Phase::Decode]
+        .map(|phase| graphs(model, (first, &pattern), (phase, capacity), &mut clock));
     let kept = kept(model, &layers);
     let kernels = clock.time("plan", || {
         let mut kernels = Vec::new();
@@ -187,17 +188,29 @@ fn check(
     Ok(())
 }
 
+/// The graphs of a layer, of the form that it has for a whole prompt of `capacity` tokens or the last of
+/// so many.
 fn graphs(
     model: &ModelConfig,
-    layer: u32,
-    phase: Phase,
+    (layer, pattern): (u32, &Pattern),
+    (phase, capacity): (Phase, u32),
     clock: &mut Clock,
 ) -> Result<Graphs, PipelineError> {
     let verified = |pass, graph: LayerGraph| match layer_graph::verify(&graph) {
         Ok(()) => Ok(graph),
         Err(error) => Err(PipelineError::Verify { pass, error }),
     };
-    let before = clock.time("graph", || graph::build(model, layer, phase))?;
+    let queries = match phase {
+        Phase::Prefill => capacity,
+        Phase::Decode => 1,
+    };
+    let form = form::of(
+        &model.attention,
+        phase,
+        pattern,
+        [queries, capacity].map(u64::from),
+    );
+    let before = clock.time("graph", || graph::build(model, layer, phase, form))?;
     let before = verified("graph", before)?;
     let after = clock.time("fuse", || fuse::lower(&before));
     let after = verified("fuse", after)?;

@@ -4,21 +4,29 @@
 //! type, no two equal. Lengths, batch, stage and query offset are not part of a specification:
 //! they are passed at launch.
 
-use crate::resolve;
-use butterfly_ir::model::ModelConfig;
+use crate::{form, resolve};
+use butterfly_ir::model::{Form, ModelConfig};
 use butterfly_ir::plan::{SwappedLayer, Variant};
 use butterfly_ir::{Dtype, KernelSpec, Pattern, Phase, Rows, Score, Sparsity, Target};
 
-/// The kernels in `dtype` for layers of a model that have the same pattern: prefill, then decode.
+/// The kernels in `dtype` for layers of a model that have the same pattern: prefill, then decode, each
+/// in every form that a call may run.
 pub fn lower(config: &ModelConfig, sparsity: &Sparsity, dtype: Dtype) -> Vec<KernelSpec> {
-    [Phase::Prefill, Phase::Decode]
-        .map(|phase| spec(config, sparsity, phase, dtype))
-        .into()
+    let of = |phase| {
+        let forms = form::all(&config.attention, phase, &sparsity.pattern).iter();
+        forms.map(move |form| spec(config, sparsity, (phase, *form), dtype))
+    };
+    of(Phase::Prefill).chain(of(Phase::Decode)).collect()
 }
 
 /// The specification of one kernel.
-pub fn spec(config: &ModelConfig, sparsity: &Sparsity, phase: Phase, dtype: Dtype) -> KernelSpec {
-    let shape = config.kernel_shape(phase);
+pub fn spec(
+    config: &ModelConfig,
+    sparsity: &Sparsity,
+    (phase, form): (Phase, Form),
+    dtype: Dtype,
+) -> KernelSpec {
+    let shape = config.kernel_shape(form);
     KernelSpec {
         score: Score {
             softcap: config.softcap.is_some(),

@@ -41,6 +41,28 @@ impl<'a> From<&'a [bf16]> for Elements<'a> {
     }
 }
 
+/// The values of keys.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// An array of their own.
+    Own(Elements<'a>),
+    /// The value of a key is its first elements, as in latent attention.
+    InKeys {
+        /// Whether all kv heads of a sequence have the same keys, of which there is then one array
+        /// `[B, 1, kv_room, D]`.
+        shared: bool,
+    },
+}
+
+impl<'a, E> From<E> for Values<'a>
+where
+    Elements<'a>: From<E>,
+{
+    fn from(elements: E) -> Self {
+        Self::Own(elements.into())
+    }
+}
+
 impl Elements<'_> {
     /// Number of elements.
     pub fn len(&self) -> usize {

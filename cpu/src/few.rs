@@ -77,8 +77,9 @@ pub(crate) unsafe fn compute<S: Simd>(problem: &Problem, item: &mut Item, scratc
             factors
         };
         let output = &mut scratch.output[..panel.rows * dv];
-        // SAFETY: as above.
-        unsafe { add::<S>(&scratch.logits[..count * lanes], v, dv, &factors, output) };
+        let (weights, v_step) = (&scratch.logits[..count * lanes], problem.v_step());
+        // SAFETY: as above; rows of v have at least `dv` elements.
+        unsafe { add::<S>(weights, (v, v_step), dv, &factors, output) };
     }
     for row in 0..panel.rows {
         let running = [scratch.maximum[row], scratch.sum[row]];
@@ -151,20 +152,26 @@ unsafe fn dots_of<S: Simd, const R: usize>(
     R
 }
 
-/// `output = factors * output + weights^T v`: weights [keys, lanes], v [keys, `dv`], output [rows, `dv`].
+/// `output = factors * output + weights^T v`: weights [keys, lanes], output [rows, `dv`], and v the first
+/// `dv` elements of each of its rows of `step`.
 ///
 /// # Safety
-/// As for [`dots`].
+/// As for [`dots`]; `step` is at least `dv`.
 #[inline(always)]
 unsafe fn add<S: Simd>(
     weights: &[f32],
-    v: &[f32],
+    (v, step): (&[f32], usize),
     dv: usize,
     factors: &[f32; LANES],
     output: &mut [f32],
 ) {
     // SAFETY: the caller's promise.
-    unsafe { strips!(output.len() / dv, add_of(weights, v, dv, factors, output)) }
+    unsafe {
+        strips!(
+            output.len() / dv,
+            add_of(weights, (v, step), dv, factors, output)
+        )
+    }
 }
 
 /// As [`add`], of `R` rows of the output from `row` on. Returns `R`.
@@ -175,7 +182,7 @@ unsafe fn add<S: Simd>(
 unsafe fn add_of<S: Simd, const R: usize>(
     row: usize,
     weights: &[f32],
-    v: &[f32],
+    (v, step): (&[f32], usize),
     dv: usize,
     factors: &[f32; LANES],
     output: &mut [f32],
@@ -185,17 +192,17 @@ unsafe fn add_of<S: Simd, const R: usize>(
     // SAFETY: the caller's promise; vectors from `at` on end within rows of `dv` elements.
     unsafe {
         while dv - at >= 2 * S::N {
-            columns::<S, R, 2>(row, weights, v, dv, factors, output, at);
+            columns::<S, R, 2>(row, weights, (v, step), dv, factors, output, at);
             at += 2 * S::N;
         }
         if dv - at >= S::N {
-            columns::<S, R, 1>(row, weights, v, dv, factors, output, at);
+            columns::<S, R, 1>(row, weights, (v, step), dv, factors, output, at);
             at += S::N;
         }
     }
     for at in at..dv {
         for r in 0..R {
-            let pairs = weights.chunks_exact(S::N).zip(v.chunks_exact(dv));
+            let pairs = weights.chunks_exact(S::N).zip(v.chunks_exact(step));
             let sum: f32 = pairs.map(|(weights, v)| weights[row + r] * v[at]).sum();
             let to = &mut output[r * dv + at];
             *to = factors[row + r] * *to + sum;
@@ -212,7 +219,7 @@ unsafe fn add_of<S: Simd, const R: usize>(
 unsafe fn columns<S: Simd, const R: usize, const V: usize>(
     row: usize,
     weights: &[f32],
-    v: &[f32],
+    (v, step): (&[f32], usize),
     dv: usize,
     factors: &[f32; LANES],
     output: &mut [f32],
@@ -221,7 +228,7 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; R];
-        for (weights, v) in weights.chunks_exact(S::N).zip(v.chunks_exact(dv)) {
+        for (weights, v) in weights.chunks_exact(S::N).zip(v.chunks_exact(step)) {
             let mut value = [S::splat(0.0); V];
             for (i, value) in value.iter_mut().enumerate() {
                 *value = S::load_any(v.as_ptr().add(at + i * S::N));

@@ -37,7 +37,7 @@ mod tile;
 mod transpose;
 
 pub use attend::{attend, attend_into, attend_on, visited_pairs};
-pub use elements::Elements;
+pub use elements::{Elements, Values};
 pub use isa::Isa;
 pub use problem::{Attention, Problem, ProblemError};
 pub use route::{Route, route};

@@ -3,7 +3,7 @@
 //! In:  slices, shapes and a band table from outside. Out: a problem that passes
 //! [`Problem::check`], or an error that names the argument.
 
-use crate::Elements;
+use crate::{Elements, Values};
 use butterfly_ir::{Band, BandTable, ScoreValues, band::MAX_TOKENS};
 
 /// One call of attention: `o = softmax(scale * q k^T) v`, where the softmax of a query
@@ -46,8 +46,8 @@ pub struct Problem<'a> {
     pub q: &'a [f32],
     /// Keys, `[B, Hkv, kv_room, D]`.
     pub k: Elements<'a>,
-    /// Values, `[B, Hkv, kv_room, Dv]`.
-    pub v: Elements<'a>,
+    /// Values, `[B, Hkv, kv_room, Dv]`, or the first Dv elements of each key.
+    pub v: Values<'a>,
     /// The bands of each row; row 0 has the queries from absolute position 0 on.
     pub rows: &'a BandTable,
     /// Softcap and sinks, if any.
@@ -84,6 +84,14 @@ pub enum ProblemError {
     Zero {
         /// The argument.
         name: &'static str,
+    },
+    /// Values are longer than the keys that hold them.
+    #[error("`v_head_dim` is {v_head_dim}, but values are part of keys of {head_dim} elements")]
+    InKeys {
+        /// Dv.
+        v_head_dim: usize,
+        /// D.
+        head_dim: usize,
     },
     /// There are more keys than k and v have room for.
     #[error("`kv_len` is {kv_len}, but `kv_room` only {kv_room}")]
@@ -192,6 +200,30 @@ impl Problem<'_> {
         self.q_heads / self.kv_heads
     }
 
+    /// Elements from one value to the next, of which the first Dv are the value.
+    pub(crate) fn v_step(&self) -> usize {
+        match self.v {
+            Values::Own(_) => self.v_head_dim,
+            Values::InKeys { .. } => self.head_dim,
+        }
+    }
+
+    /// The number of the first key of a kv head, counted through all sequences, in the array of keys.
+    pub(crate) fn first_key(&self, kv_head: usize) -> usize {
+        match self.v {
+            Values::InKeys { shared: true } => kv_head / self.kv_heads * self.kv_room,
+            Values::Own(_) | Values::InKeys { shared: false } => kv_head * self.kv_room,
+        }
+    }
+
+    /// The array that holds the values.
+    pub(crate) fn values(&self) -> &Elements<'_> {
+        match &self.v {
+            Values::Own(v) => v,
+            Values::InKeys { .. } => &self.k,
+        }
+    }
+
     /// The bands of row `row` for kv head `kv_head`, counted through all sequences.
     ///
     /// # Panics
@@ -251,10 +283,21 @@ impl Problem<'_> {
         }
         let (q_len, kv_room) = (self.q_len, self.kv_room);
         let (d, dv) = (self.head_dim, self.v_head_dim);
+        if matches!(self.v, Values::InKeys { .. }) && dv > d {
+            return Err(ProblemError::InKeys {
+                v_head_dim: dv,
+                head_dim: d,
+            });
+        }
+        let v = self.values().len();
+        let heads = match self.v {
+            Values::InKeys { shared: true } => 1,
+            Values::Own(_) | Values::InKeys { shared: false } => self.kv_heads,
+        };
         for (name, given, shape) in [
             ("q", self.q.len(), [self.batch, self.q_heads, q_len, d]),
-            ("k", self.k.len(), [self.batch, self.kv_heads, kv_room, d]),
-            ("v", self.v.len(), [self.batch, self.kv_heads, kv_room, dv]),
+            ("k", self.k.len(), [self.batch, heads, kv_room, d]),
+            ("v", v, [self.batch, heads, kv_room, self.v_step()]),
         ] {
             let expected = shape.into_iter().fold(1, usize::saturating_mul);
             if given != expected {

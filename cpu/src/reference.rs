@@ -23,7 +23,7 @@ pub fn attend_f64(
         let kv_head = head / problem.group();
         for i in 0..problem.q_len {
             let q = &problem.q[(head * problem.q_len + i) * d..][..d];
-            let row = |j| kv_head * problem.kv_room + j;
+            let row = |j| problem.first_key(kv_head) + j;
             let logits: Vec<(usize, f64)> = (0..problem.kv_len)
                 .filter(|&key| sees(kv_head % problem.kv_heads, problem.q_offset + i, key))
                 .map(|key| {
@@ -46,7 +46,8 @@ pub fn attend_f64(
             for (key, logit) in logits {
                 let weight = (logit - maximum).exp();
                 sum += weight;
-                for (to, x) in mean.iter_mut().zip(vector(&problem.v, row(key), dv)) {
+                let value = vector(problem.values(), row(key), problem.v_step());
+                for (to, x) in mean.iter_mut().zip(value) {
                     *to += weight * f64::from(x);
                 }
             }

@@ -16,7 +16,7 @@
 )]
 
 use crate::{
-    Elements, Problem, few,
+    Elements, Problem, Values, few,
     isa::Compiled,
     product::{Left, product},
     query_tiles::{KEYS, Keys, Panel, QueryTile, Visit},
@@ -114,12 +114,14 @@ pub(crate) unsafe fn widen_keys<S: Simd>(
     tile: Keys,
     scratch: &mut Scratch,
 ) {
-    let first = kv_head * problem.kv_room;
+    let first = problem.first_key(kv_head);
     let (start, end) = (first + tile.0 as usize, first + tile.1 as usize);
-    for (elements, len, to) in [
-        (problem.k, problem.head_dim, &mut scratch.keys),
-        (problem.v, problem.v_head_dim, &mut scratch.values),
-    ] {
+    let own = match problem.v {
+        Values::Own(v) => Some((v, problem.v_head_dim, &mut scratch.values)),
+        Values::InKeys { .. } => None,
+    };
+    let keys = (problem.k, problem.head_dim, &mut scratch.keys);
+    for (elements, len, to) in [Some(keys), own].into_iter().flatten() {
         if !matches!(elements, Elements::F32(_)) {
             to.reserve(KEYS * len);
             // SAFETY: the caller's promise.
@@ -162,7 +164,7 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     let columns_of_v = Left {
         start: v.as_ptr(),
         row_stride: 1,
-        step_stride: dv,
+        step_stride: problem.v_step(),
         rows: dv,
         steps: keys,
     };
@@ -179,8 +181,8 @@ unsafe fn visit_keys<S: Simd, const W: usize>(
     }
 }
 
-/// The keys and values of a visit, [keys, D] and [keys, Dv]: in place or, of 16 bits, in what
-/// [`widen_keys`] wrote.
+/// The keys and values of a visit, [keys, D] and rows of [`Problem::v_step`] elements that begin with
+/// the values: in place or, of 16 bits, in what [`widen_keys`] wrote.
 #[inline(always)]
 pub(crate) fn keys_of<'a>(
     problem: &Problem<'a>,
@@ -189,17 +191,19 @@ pub(crate) fn keys_of<'a>(
     visit: Visit,
     widened: [&'a [f32]; 2],
 ) -> [&'a [f32]; 2] {
-    let first = kv_head * problem.kv_room + visit.start as usize;
+    let first = problem.first_key(kv_head) + visit.start as usize;
     let in_tile = (visit.start - tile.0) as usize;
     let keys = (visit.end - visit.start) as usize;
     let part = |elements, len: usize, widened: &'a [f32]| match elements {
         Elements::F32(all) => &all[first * len..][..keys * len],
         Elements::F16(_) | Elements::Bf16(_) => &widened[in_tile * len..][..keys * len],
     };
-    [
-        part(problem.k, problem.head_dim, widened[0]),
-        part(problem.v, problem.v_head_dim, widened[1]),
-    ]
+    let k = part(problem.k, problem.head_dim, widened[0]);
+    let v = match problem.v {
+        Values::Own(v) => part(v, problem.v_head_dim, widened[1]),
+        Values::InKeys { .. } => k,
+    };
+    [k, v]
 }
 
 /// Turns the logits of a visit into weights, and updates the running maximum and sum of a panel.

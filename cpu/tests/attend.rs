@@ -1,6 +1,6 @@
 //! Compares the kernel with the f64 reference, for all kinds of shapes and bands.
 
-use butterfly_cpu::{Attention, Elements, Isa, Problem, attend, attend_on, reference};
+use butterfly_cpu::{Attention, Elements, Isa, Problem, Values, attend, attend_on, reference};
 use butterfly_ir::{Band, BandTable, ScoreValues};
 use half::{bf16, f16};
 
@@ -140,7 +140,27 @@ fn check(shape: Shape, rows: &BandTable) -> Attention {
         (Elements::from(&k16[..]), Elements::from(&vb[..])),
         (Elements::from(&kb[..]), Elements::from(&v16[..])),
     ] {
+        let v = v.into();
         holds(&Problem { k, v, ..problem });
+    }
+    if shape.dv <= shape.d {
+        for k in [problem.k, Elements::from(&k16[..]), Elements::from(&kb[..])] {
+            let v = Values::InKeys { shared: false };
+            holds(&Problem { k, v, ..problem });
+        }
+        // The keys of the first kv head of each sequence, for all of them.
+        let (of_head, sequence) = (
+            shape.kv_len * shape.d,
+            shape.kv_heads * shape.kv_len * shape.d,
+        );
+        let shared: Vec<f32> = (data.k.chunks(sequence.max(1)))
+            .flat_map(|keys| keys[..of_head].to_vec())
+            .collect();
+        holds(&Problem {
+            k: (&shared).into(),
+            v: Values::InKeys { shared: true },
+            ..problem
+        });
     }
     holds(&problem)
 }
@@ -351,7 +371,7 @@ fn no_queries_and_no_keys() {
         kv_room: 0,
         q_offset: 0,
         k: Elements::F32(&[]),
-        v: Elements::F32(&[]),
+        v: Elements::F32(&[]).into(),
         ..PLAIN.problem(&data, &rows)
     };
     let got = holds(&problem);

@@ -1,6 +1,6 @@
 //! Tests the errors for arguments that do not fit one another.
 
-use butterfly_cpu::{Problem, ProblemError, attend};
+use butterfly_cpu::{Problem, ProblemError, Values, attend};
 use butterfly_ir::{Band, BandTable, ScoreValues};
 
 #[test]
@@ -39,6 +39,14 @@ fn errors_name_the_argument() {
             ..problem
         }),
         "`k` has 3200 numbers, but its shape [1, 1, 199, 16] needs 3184"
+    );
+    assert_eq!(
+        text(Problem {
+            v: Values::InKeys { shared: false },
+            v_head_dim: 24,
+            ..problem
+        }),
+        "`v_head_dim` is 24, but values are part of keys of 16 elements"
     );
     assert_eq!(
         text(Problem {

@@ -32,7 +32,7 @@ pub struct LayerGraph {
     pub family: Family,
     /// Index of the layer in the model.
     pub layer: u32,
-    /// Prefill or decode; their graphs differ only in latent attention.
+    /// Prefill or decode; their graphs differ at most in the form of latent attention.
     pub phase: Phase,
     /// Element type of every value and weight.
     pub dtype: Dtype,
@@ -136,14 +136,26 @@ pub enum Op {
         /// The rotation of q and k.
         rope: Option<Rotation>,
     },
+    /// q latent, kv latent → q latent, cache: the [`Op::Norm`] of each, then [`Op::Rope`] and
+    /// [`Op::Append`] of the second. One pass over the new tokens.
+    Latents {
+        /// The norm on the q latent.
+        q: Norm,
+        /// The norm on the kv latent.
+        kv: Norm,
+        /// The rotation of the kv latent.
+        rope: Option<Rotation>,
+    },
     /// latent → x: projects the latent vector up to all heads with one matrix.
     Up,
     /// q → q: multiplies the first `nope` elements of each head by the head's key
     /// up-projection, so that the logits can be taken against latent keys
-    /// (arXiv:2405.04434).
+    /// (arXiv:2405.04434). [`Op::Rope`] of the elements behind them is part of it.
     Absorb {
         /// Elements before the rotated ones.
         nope: u32,
+        /// The rotation of elements from `nope` on.
+        rope: Option<Rotation>,
     },
     /// cache → k, v: computes keys and values of all heads from cached vectors
     /// `[latent | rope]`.
@@ -222,6 +234,7 @@ impl Op {
             | Self::Append
             | Self::Prologue { .. }
             | Self::Heads { .. }
+            | Self::Latents { .. }
             | Self::Up
             | Self::Absorb { .. }
             | Self::Expand { .. }

@@ -8,7 +8,7 @@
 use crate::{Dtype, Sparsity, build};
 use serde::{Deserialize, Serialize};
 
-/// The two phases of generation; layers with latent attention differ between them.
+/// The two phases of generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -24,6 +24,30 @@ impl Phase {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+        }
+    }
+}
+
+/// The two ways to compute latent attention (arXiv:2405.04434, section 2.1), which give the same result.
+/// Attention of other kinds has only one, whichever is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// Every head gets keys and values of its own, made from the latents of all tokens that are read.
+    Expanded,
+    /// The projections that would make them are applied to q and o instead: all heads read the latents.
+    Absorbed,
+    /// As [`Absorbed`](Self::Absorbed), but heads read the latents apart, since each has rows of its own.
+    AbsorbedByHead,
+}
+
+impl Form {
+    /// The name in reports and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expanded => "expanded",
+            Self::Absorbed => "absorbed",
+            Self::AbsorbedByHead => "absorbed, by head",
         }
     }
 }
@@ -62,9 +86,9 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// The head shapes of kernels in `phase`, with the model's factor on the logits.
-    pub fn kernel_shape(&self, phase: Phase) -> KernelShape {
-        let shape = self.attention.kernel_shape(phase);
+    /// The head shapes of the kernels of a form, with the model's factor on the logits.
+    pub fn kernel_shape(&self, form: Form) -> KernelShape {
+        let shape = self.attention.kernel_shape(form);
         KernelShape {
             scale: self.logit_scale.unwrap_or(shape.scale),
             ..shape
@@ -359,13 +383,33 @@ pub struct KernelShape {
 }
 
 impl AttentionShape {
-    /// The shape of the kernel that runs in `phase`.
+    /// The kv heads that patterns tell apart. Those of latent attention are the heads for which it can
+    /// be expanded.
+    pub fn kv_heads(&self) -> u32 {
+        self.kernel_shape(Form::Expanded).kv_heads
+    }
+
+    /// Elements of a token in the KV cache of a layer: key and value of every kv head or, of latent
+    /// attention, the latent vector and the rotated part of k that all heads share.
+    pub fn cached(&self) -> u64 {
+        match *self {
+            Self::Gqa {
+                kv_heads, head_dim, ..
+            } => 2 * u64::from(kv_heads) * u64::from(head_dim),
+            Self::Mla {
+                kv_lora_rank,
+                rope_dim,
+                ..
+            } => u64::from(kv_lora_rank) + u64::from(rope_dim),
+        }
+    }
+
+    /// The shape of the kernels of a form.
     ///
-    /// For prefill, latent attention is expanded to full heads. For decode, the
-    /// up-projections are absorbed into q and o: all heads then share one kv head, whose
-    /// key is the latent vector followed by the rotated part of k, and whose value is the
-    /// latent vector.
-    pub fn kernel_shape(&self, phase: Phase) -> KernelShape {
+    /// Where latent attention is absorbed, all heads share one kv head, whose key is the latent
+    /// vector followed by the rotated part of k, and whose value is the latent vector; by head, as many kv
+    /// heads share these.
+    pub fn kernel_shape(&self, form: Form) -> KernelShape {
         match *self {
             Self::Gqa {
                 q_heads,
@@ -387,9 +431,10 @@ impl AttentionShape {
                 rope_dim,
                 v_dim,
             } => {
-                let (kv_heads, head_dim, v_head_dim) = match phase {
-                    Phase::Prefill => (q_heads, nope_dim + rope_dim, v_dim),
-                    Phase::Decode => (1, kv_lora_rank + rope_dim, kv_lora_rank),
+                let (kv_heads, head_dim, v_head_dim) = match form {
+                    Form::Expanded => (q_heads, nope_dim + rope_dim, v_dim),
+                    Form::Absorbed => (1, kv_lora_rank + rope_dim, kv_lora_rank),
+                    Form::AbsorbedByHead => (q_heads, kv_lora_rank + rope_dim, kv_lora_rank),
                 };
                 KernelShape {
                     q_heads,

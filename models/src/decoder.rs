@@ -1,7 +1,8 @@
-//! Every family but GPT-2: each layer is a norm, softmax or linear attention, a norm, and a gated feed-forward layer or
-//! experts.
+//! Every family but GPT-2: each layer is a norm, softmax, latent or linear attention, a norm, and a gated
+//! feed-forward layer or experts.
 
-use crate::layers::{self, Attention, Experts, GatedMlp, LinearAttention, Weight, add_norm, norm};
+use crate::layers::{self, Attention, Experts, GatedMlp, LatentAttention, LatentPrograms};
+use crate::layers::{LinearAttention, Weight, add_norm, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation::Frequencies;
@@ -44,6 +45,7 @@ struct Layer<B: Backend> {
 #[derive(Clone, Debug)]
 enum Mixer<B: Backend> {
     Attention(Attention<B>),
+    Latent(LatentAttention<B>),
     Linear(LinearAttention<B>),
 }
 
@@ -87,7 +89,11 @@ impl<B: AttentionBackend> Decoder<B> {
         config: &ModelConfig,
         sizes: &ModelSizes,
     ) -> Result<Self, ModelError> {
-        let program = layers::program(config)?;
+        let latent = LatentPrograms::of(config)?;
+        let grouped = match latent {
+            Some(_) => None,
+            None => Some(layers::program(config)?),
+        };
         let hidden = sizes.hidden as usize;
         let epsilon = config.norm_eps as f32;
         let family = family::of(config.family);
@@ -99,15 +105,21 @@ impl<B: AttentionBackend> Decoder<B> {
         let layers = config.layers.iter().enumerate().map(|(i, kind)| {
             let at = format!("layers.{i}");
             let before = loader.norm(&format!("{at}.input_layernorm.weight"), hidden, plus);
-            let mixer = match (kind, &sizes.linear) {
-                (LayerKind::LinearAttention, Some(shape)) => {
+            let mixer = match (kind, &sizes.linear, &latent, &grouped) {
+                (LayerKind::LinearAttention, Some(shape), _, _) => {
                     let at = format!("{at}.linear_attn");
                     Mixer::Linear(LinearAttention::load(loader, &at, shape, hidden, epsilon))
                 }
-                _ => {
+                (_, _, Some(programs), _) => {
                     let at = format!("{at}.self_attn");
-                    Mixer::Attention(Attention::load(loader, &at, &program, config, hidden))
+                    let layer = LatentAttention::load(loader, &at, programs, config, hidden);
+                    Mixer::Latent(layer)
                 }
+                (_, _, None, Some(program)) => {
+                    let at = format!("{at}.self_attn");
+                    Mixer::Attention(Attention::load(loader, &at, program, config, hidden))
+                }
+                (_, _, None, None) => unreachable!("attention is latent or grouped"),
             };
             let mut of = |name: &str| loader.norm(&format!("{at}.{name}.weight"), hidden, plus);
             let (after, outputs) = match family.norms_after {
@@ -160,6 +172,7 @@ impl<B: AttentionBackend> Decoder<B> {
             Mixer::Attention(attention) => {
                 Some(attention.cache(batch, room, policy.as_ref()?, device))
             }
+            Mixer::Latent(latent) => Some(latent.cache(batch, room, policy.as_ref()?, device)),
             Mixer::Linear(linear) => Some(linear.state(batch, device)),
         });
         states.collect()
@@ -214,6 +227,10 @@ impl<B: AttentionBackend> Decoder<B> {
                         _ => usual.as_ref(),
                     };
                     attention.forward(normed, cache, rotation, lengths, policy, &profile)?
+                }
+                (Mixer::Latent(latent), LayerState::Attention(cache), Some(policy)) => {
+                    let rotation = usual.as_ref();
+                    latent.forward(normed, cache, rotation, lengths, policy, &profile)?
                 }
                 (Mixer::Linear(linear), LayerState::Linear(state), _) => {
                     linear.forward(normed, state, policy.plan(), &profile)?

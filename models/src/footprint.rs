@@ -4,7 +4,6 @@ mod chunk;
 
 use crate::Taken;
 use butterfly::{AttentionBackend, Dtype};
-use butterfly_ir::Phase;
 use butterfly_ir::model::{ModelConfig, ModelSizes};
 
 /// The memory that a run needs, in bytes; each figure saturates at `u64::MAX`.
@@ -32,6 +31,9 @@ pub struct Extent {
     /// Tokens of a sequence that the KV caches of all attention layers have room for, together
     /// ([`Policy::cached`](crate::Policy::cached)).
     pub cached: u64,
+    /// Tokens of a sequence of whose latents keys and values are made at a time
+    /// ([`Policy::expanded`](crate::Policy::expanded)).
+    pub expanded: u64,
     /// Tokens of a sequence that one call of the model takes.
     pub chunk: u64,
     /// Tokens of a sequence whose logits are computed at once.
@@ -62,8 +64,6 @@ impl Footprint {
         // 128 bits hold the product of two 32-bit sizes, up to 4096 layers, 576 elements of a head
         // and 4 bytes with a factor of a million to spare.
         let wide = |n: u64| u128::from(n);
-        let heads = config.attention.kernel_shape(Phase::Prefill);
-        let [kv, dim] = [heads.kv_heads, heads.head_dim].map(wide32);
         let vocabulary = wide32(sizes.vocabulary);
         let full = config
             .layers
@@ -84,9 +84,11 @@ impl Footprint {
             batch,
             capacity,
             cached,
+            expanded,
             chunk,
             logits,
         } = extent;
+        let of_expanded = wide(expanded).saturating_mul(chunk::expanded(config, bytes, on_host));
         let chunk = wide(chunk.min(capacity));
         let tokens = |each: u128| each.saturating_mul(wide(batch));
         let count = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -94,12 +96,12 @@ impl Footprint {
             weights: weights.allocated,
             mapped: weights.mapped,
             caches: count(tokens(
-                (2 * kv * dim * bytes)
+                (wide(config.attention.cached()) * bytes)
                     .saturating_mul(wide(cached))
                     .saturating_add(recurrent * 4 * state),
             )),
             activations: count(
-                tokens(chunk.saturating_mul(token))
+                tokens(chunk.saturating_mul(token).saturating_add(of_expanded))
                     .saturating_add(chunk * rotation)
                     .saturating_add(wide(weights.panel)),
             ),
@@ -138,6 +140,7 @@ mod tests {
             batch: 1,
             capacity: 8192,
             cached: 32 * 8192,
+            expanded: 0,
             chunk: 8192,
             logits: 1,
         };
@@ -163,6 +166,7 @@ mod tests {
             batch: 1,
             capacity: 8320,
             cached: 8 * 8320,
+            expanded: 0,
             chunk: 8192,
             logits: 1,
         };
@@ -196,6 +200,7 @@ mod tests {
             "qwen3_5",
             "qwen3_5_moe",
             "gpt_oss",
+            "glm4_moe_lite",
         ] {
             let text = format!(
                 r#"{{"model_type": "{family}", "num_hidden_layers": 4096, "n_layer": 4096,
@@ -205,7 +210,8 @@ mod tests {
                 "num_key_value_heads": 65536, "head_dim": 576, "linear_num_key_heads": 65536,
                 "linear_num_value_heads": 65536, "linear_key_head_dim": 256,
                 "linear_value_head_dim": 256, "num_experts": 4096, "num_local_experts": 4096,
-                "moe_intermediate_size": {most}, "shared_expert_intermediate_size": {most}}}"#,
+                "moe_intermediate_size": {most}, "shared_expert_intermediate_size": {most},
+                "kv_lora_rank": 512, "qk_rope_head_dim": 64}}"#,
                 most_embd = 65536 * 576,
             );
             let model = config::read("config.json", &text).expect(family);
@@ -217,6 +223,7 @@ mod tests {
                     batch: most,
                     capacity: most,
                     cached: most,
+                    expanded: most,
                     chunk: most,
                     logits: most,
                 };

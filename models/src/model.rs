@@ -423,7 +423,7 @@ mod tests {
     /// The last layer with a KV cache fails, after the layers before it have taken the chunk.
     #[test]
     fn a_state_survives_a_chunk_that_fails() {
-        for name in ["gpt2", "llama", "mistral", "qwen3_5"] {
+        for name in ["gpt2", "llama", "mistral", "glm4_moe_lite", "qwen3_5"] {
             let (model, policy) = model(name);
             let device = *model.device();
             let forward = |state: &mut State<Flex>, tokens: &[u32]| {

@@ -3,8 +3,9 @@
 use crate::ModelError;
 use burn::prelude::Backend;
 use butterfly::{Counts, KvCache, Plan, Sparsity, kept_at_most};
-use butterfly_compiler::config;
-use butterfly_ir::model::{LayerKind, ModelConfig, OwnAttention};
+use butterfly_compiler::{config, form};
+use butterfly_ir::Phase;
+use butterfly_ir::model::{AttentionShape, Form, LayerKind, ModelConfig, OwnAttention};
 use butterfly_ir::plan::SwappedLayer;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -28,6 +29,8 @@ pub struct LayerPolicy {
     pub swapped: bool,
     /// Counts the launches of this layer's kernels.
     pub counts: Counts,
+    /// The heads of the layer.
+    pub attention: AttentionShape,
 }
 
 impl Policy {
@@ -83,6 +86,7 @@ impl Policy {
                 index: swap.map_or(0, |swap| swap.index),
                 swapped: swap.is_some(),
                 counts: Counts::default(),
+                attention: model.attention,
             }))
         };
         let layers = (0..).zip(&model.layers).map(&mut layer);
@@ -98,6 +102,14 @@ impl Policy {
         let layers = self.attention().map(|(_, layer)| layer);
         let tokens = layers.map(|layer| layer.cached(capacity, chunk));
         tokens.fold(0, u64::saturating_add)
+    }
+
+    /// The most tokens of one sequence of whose latents a layer makes keys and values at a time, when at
+    /// most `capacity` tokens are run in chunks of at most `chunk`; 0 without latent attention.
+    pub fn expanded(&self, capacity: u64, chunk: u64) -> u64 {
+        let layers = self.attention().map(|(_, layer)| layer);
+        let tokens = layers.map(|layer| layer.expanded(capacity, chunk));
+        tokens.max().unwrap_or_default()
     }
 
     /// The plan of the first attention layer. All layers share its artifacts, from which kernels
@@ -138,10 +150,40 @@ impl LayerPolicy {
             kept_at_most(window.into(), chunk, block)
         });
         let tokens = most.unwrap_or(capacity).min(capacity);
-        // A mean in f32 takes as much memory as key and value of a token in 16 bits.
+        // A mean in f32 takes as much memory as key and value of a token in 16 bits or, where the value is part
+        // of the key, as those of two.
+        let of_mean = match self.attention {
+            AttentionShape::Gqa { .. } => 1u64,
+            AttentionShape::Mla { .. } => 2,
+        };
         let means = self.plan.routing();
         let means = means.map_or(0, |routing| tokens / u64::from(routing.pool));
-        tokens.saturating_add(means)
+        tokens.saturating_add(of_mean.saturating_mul(means))
+    }
+
+    fn expanded(&self, capacity: u64, chunk: u64) -> u64 {
+        let pattern = &self.plan.sparsity().pattern;
+        let expands = |keys: u64| {
+            let lengths = [chunk.min(keys), keys];
+            let form = form::of(&self.attention, Phase::Prefill, pattern, lengths);
+            form == Form::Expanded
+        };
+        match self.attention {
+            AttentionShape::Gqa { .. } => 0,
+            AttentionShape::Mla { .. } if expands(capacity) => capacity,
+            // More keys for a chunk only make it dearer to expand them.
+            AttentionShape::Mla { .. } => {
+                let (mut most, mut end) = (0, capacity);
+                while end - most > 1 {
+                    let keys = most + (end - most) / 2;
+                    match expands(keys) {
+                        true => most = keys,
+                        false => end = keys,
+                    }
+                }
+                most
+            }
+        }
     }
 }
 

@@ -6,8 +6,8 @@
 
 use crate::ModelError;
 use crate::calibrate::{Site, Unit};
+use butterfly_ir::Sparsity;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
-use butterfly_ir::{Phase, Sparsity};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -105,14 +105,13 @@ impl ModelShape {
                 .map(|experts| serde_json::json!(experts)),
         );
         let digested = serde_json::Value::from(digested);
-        let heads = model.attention.kernel_shape(Phase::Prefill);
         Self {
             digest: blake3::hash(digested.to_string().as_bytes())
                 .to_hex()
                 .to_string(),
             family: model.family.name().to_string(),
             layers: u32::try_from(model.layers.len()).unwrap_or(u32::MAX),
-            kv_heads: heads.kv_heads,
+            kv_heads: model.attention.kv_heads(),
         }
     }
 }

@@ -338,7 +338,13 @@ mod tests {
     /// What follows a cut is what follows the same tokens in a new state.
     #[test]
     fn a_state_goes_back() {
-        for (name, kept) in [("gpt2", 3), ("llama", 3), ("qwen3_5", 0)] {
+        let models = [
+            ("gpt2", 3),
+            ("llama", 3),
+            ("glm4_moe_lite", 3),
+            ("qwen3_5", 0),
+        ];
+        for (name, kept) in models {
             let path = fixture("models").join(name).join("config.json");
             let (config, sizes) = read_config(&path).expect("a config");
             let model =

@@ -14,16 +14,19 @@
     allow(dead_code, unused_imports)
 )]
 
+mod absorb;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub mod cube;
 mod delta;
 mod error;
+mod expand;
 mod experts;
 #[cfg(feature = "cpu")]
 pub mod flex;
 mod gate;
 mod heads;
 mod inputs;
+mod latents;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod limits;
 mod linear;
@@ -31,12 +34,15 @@ mod norm;
 mod operation;
 mod pool;
 
+pub use absorb::{Absorb, Unabsorb, Up};
 pub use delta::Delta;
 pub use error::OperationError;
+pub use expand::{Expand, Rotate};
 pub use experts::{Experts, Route, Section, Sections};
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
 pub use inputs::{Inputs, Names, Outputs};
+pub use latents::{Latent, Latents};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub use limits::{Limits, MOST, product};
 #[cfg(feature = "cuda")]

@@ -2,7 +2,8 @@
 
 use crate::inputs::{Inputs, Names, Outputs};
 use crate::{
-    Activation, AddNorm, Append, Delta, Embed, Experts, GateOutput, Norm, Pool, Project, Route,
+    Absorb, Activation, AddNorm, Append, Delta, Embed, Expand, Experts, GateOutput, Latents, Norm,
+    Pool, Project, Rotate, Route, Unabsorb,
 };
 use burn::tensor::{DType, Shape};
 
@@ -19,6 +20,16 @@ pub enum Operation {
     AddNorm(AddNorm),
     /// Splits projections into heads, and appends keys and values to the cache.
     Append(Append),
+    /// Latents out of projections, into the cache.
+    Latents(Latents),
+    /// The key matrices of latent attention, applied to q.
+    Absorb(Absorb),
+    /// The value matrices of latent attention, applied to o.
+    Unabsorb(Unabsorb),
+    /// Heads of which a part is rotated.
+    Rotate(Rotate),
+    /// Keys and values of all heads of latent attention.
+    Expand(Expand),
     /// Means of consecutive keys.
     Pool(Pool),
     /// The gate of a feed-forward layer.
@@ -42,6 +53,11 @@ impl Operation {
             Self::Norm(_) => "norm",
             Self::AddNorm(_) => "add_norm",
             Self::Append(_) => "append",
+            Self::Latents(_) => "latents",
+            Self::Absorb(_) => "absorb",
+            Self::Unabsorb(_) => "unabsorb",
+            Self::Rotate(_) => "rotate",
+            Self::Expand(_) => "expand",
             Self::Pool(_) => "pool",
             Self::Gated(_) => "gated",
             Self::GateOutput(_) => "gate_output",
@@ -59,6 +75,11 @@ impl Operation {
             Self::Norm(_) => &["x", "weight"],
             Self::AddNorm(_) => &["x", "y", "weight"],
             Self::Append(append) => append.names(),
+            Self::Latents(latents) => return latents.names(),
+            Self::Absorb(absorb) => return absorb.names(),
+            Self::Unabsorb(_) => &["o", "weight"],
+            Self::Rotate(rotate) => return rotate.names(),
+            Self::Expand(_) => &["rows", "latents"],
             Self::Pool(_) => &["k", "means"],
             Self::Gated(_) => &["x"],
             Self::GateOutput(_) => &["o", "projections"],
@@ -83,6 +104,11 @@ impl Operation {
             Self::Norm(op) => op.outputs(&inputs),
             Self::AddNorm(op) => op.outputs(&inputs),
             Self::Append(op) => op.outputs(&inputs),
+            Self::Latents(op) => op.outputs(&inputs),
+            Self::Absorb(op) => op.outputs(&inputs),
+            Self::Unabsorb(op) => op.outputs(&inputs),
+            Self::Rotate(op) => op.outputs(&inputs),
+            Self::Expand(op) => op.outputs(&inputs),
             Self::Pool(op) => op.outputs(&inputs),
             Self::Gated(op) => op.outputs(&inputs),
             Self::GateOutput(op) => op.outputs(&inputs),
@@ -109,6 +135,11 @@ impl Operation {
             Self::AddNorm(_) => inputs[1],
             Self::Project(_)
             | Self::Append(_)
+            | Self::Latents(_)
+            | Self::Absorb(_)
+            | Self::Unabsorb(_)
+            | Self::Rotate(_)
+            | Self::Expand(_)
             | Self::Pool(_)
             | Self::Gated(_)
             | Self::GateOutput(_)

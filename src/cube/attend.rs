@@ -12,7 +12,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use butterfly_ir::LaunchScalars;
-use butterfly_ops::cube::{capability, empty};
+use butterfly_ops::cube::{capability, empty, first_elements};
 use butterfly_runtime::{Call, Device, Launches, Ready, Tensors, enqueue};
 use cubecl::client::ComputeClient;
 use half::{bf16, f16};
@@ -40,9 +40,14 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     let mut inputs = inputs.into_iter().map(dense_heads);
     let lost = "the inputs were counted";
     let mut next = || inputs.next().expect(lost);
-    let (q, k, v) = (next(), next(), next());
+    let (q, k) = (next(), next());
+    let v = match op.v_in_k {
+        None => next(),
+        Some(length) => first_elements(&k, length),
+    };
     let [batch, q_heads, q_len, _] = dims(&q);
-    let [_, kv_heads, _, _] = dims(&k);
+    let kv_heads = op.kv_heads(&shapes);
+    let shared = kv_heads > dims(&k)[1];
     let v_head_dim = dims(&v)[3];
     // In memory [B, q_len, Hq, Dv], as the output projection reads it without a copy.
     let mut o = empty(&q, [batch, q_len, q_heads, v_head_dim], q.dtype);
@@ -79,8 +84,8 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
                 .map_or_else(Default::default, |rows| rows.layout()),
             scale_bits: op.scale.to_bits(),
             q_strides: strides(&q),
-            k_strides: strides(&k),
-            v_strides: strides(&v),
+            k_strides: of_heads(strides(&k), shared),
+            v_strides: of_heads(strides(&v), shared),
             o_strides: strides(&o),
         },
         batch: batch as u32,
@@ -99,6 +104,11 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
     op.counts
         .add(format!("{} {role} {}", kernel.device(), kernel.key()));
     Ok(vec![o, lse])
+}
+
+/// Strides of keys or values: all heads read those of the first if they are `shared`.
+fn of_heads([sequence, head, token]: [u64; 3], shared: bool) -> [u64; 3] {
+    [sequence, if shared { 0 } else { head }, token]
 }
 
 fn dims<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {

@@ -15,7 +15,7 @@ pub(super) fn check(
     device: &DeviceProperties,
 ) -> Result<(), OperationError> {
     let limits = Limits { inputs, device };
-    for i in 0..3 {
+    for i in 0..attend.means() {
         let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|d| limits.dims(i)[d]);
         let stride = match (batch, heads) {
             (1, 1) => product(&[dim]),
@@ -29,10 +29,11 @@ pub(super) fn check(
             MOST,
         )?;
     }
-    let (q, v) = (limits.dims(0), limits.dims(2));
+    let q = limits.dims(0);
+    let v_head_dim = attend.v_in_k.unwrap_or_else(|| limits.dims(2)[3]);
     let o = match q[0] {
-        1 => product(&[q[1], v[3]]),
-        _ => product(&[q[1], q[2], v[3]]),
+        1 => product(&[q[1], v_head_dim]),
+        _ => product(&[q[1], q[2], v_head_dim]),
     };
     limits.at_most("q", "elements of o from one sequence to the next", o, MOST)?;
     limits.at_most("q", "sequences", q[0] as u64, MOST)?;
@@ -75,6 +76,7 @@ mod tests {
             q_offset: tokens - 1,
             kv_len: tokens,
             capacity: tokens,
+            v_in_k: None,
             prompt: tokens,
             scale: 1.0,
             softcap: None,

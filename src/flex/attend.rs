@@ -3,7 +3,7 @@
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape as Dims, TensorMetadata};
 use burn_flex::FlexTensor;
-use butterfly_cpu::{Elements, Problem};
+use butterfly_cpu::{Elements, Problem, Values};
 use butterfly_ops::flex::{Stored, elements, floats, rounded, tensor};
 
 /// The name of the kernel, if the plan has one for such inputs.
@@ -17,18 +17,24 @@ pub(super) fn attend<E: Stored>(
 ) -> Result<Vec<FlexTensor>, OperationError> {
     let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
     let name = kernel(op, &shapes)?;
-    let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]].map(|x| x.shape().to_vec());
+    let [q, k] = [&inputs[0], &inputs[1]].map(|x| x.shape().to_vec());
+    let v_head_dim = op.v_in_k.unwrap_or_else(|| inputs[2].shape()[3]);
     if q[2] == 0 {
-        let o = tensor(Vec::<E>::new(), [q[0], q[1], 0, v[3]]);
+        let o = tensor(Vec::<E>::new(), [q[0], q[1], 0, v_head_dim]);
         return Ok(vec![o, tensor(Vec::<f32>::new(), [q[0], q[1], 0])]);
     }
-    let [q_values, k_values, v_values] = [0, 1, 2].map(|i| elements::<E>(&inputs[i]));
+    let [q_values, k_values] = [0, 1].map(|i| elements::<E>(&inputs[i]));
     let q_values = floats(&q_values);
+    let v_values = match op.v_in_k {
+        None => Some(elements::<E>(&inputs[2])),
+        Some(_) => None,
+    };
     let wrong = |error: butterfly_cpu::ProblemError| OperationError::Argument {
         operation: "attend",
         what: error.to_string(),
     };
-    let fixed = op.plan.table(op, [k[1], q[2]]);
+    let kv_heads = op.kv_heads(&shapes);
+    let fixed = op.plan.table(op, [kv_heads, q[2]]);
     let chosen = match op.routing() {
         None => None,
         Some(routing) => {
@@ -44,8 +50,8 @@ pub(super) fn attend<E: Stored>(
                 every: routing.every as usize,
                 scale: op.scale,
                 q: &q_values,
-                means: &elements::<f32>(&inputs[3]),
-                room: inputs[3].shape()[2],
+                means: &elements::<f32>(&inputs[op.means()]),
+                room: inputs[op.means()].shape()[2],
                 blocks: &op.plan.routed_blocks(k[1]),
                 fixed: &fixed,
             };
@@ -55,24 +61,29 @@ pub(super) fn attend<E: Stored>(
     let problem = Problem {
         batch: q[0],
         q_heads: q[1],
-        kv_heads: k[1],
+        kv_heads,
         q_len: q[2],
         kv_len: op.kv_len,
         kv_room: k[2],
         head_dim: q[3],
-        v_head_dim: v[3],
+        v_head_dim,
         q_offset: op.q_offset,
         block: op.plan.sparsity().block as usize,
         scale: op.scale,
         q: &q_values,
         k: stored(&k_values),
-        v: stored(&v_values),
+        v: match &v_values {
+            Some(values) => Values::Own(stored(values)),
+            None => Values::InKeys {
+                shared: kv_heads > k[1],
+            },
+        },
         rows: chosen.as_ref().unwrap_or(&fixed),
         score: op.score(),
     };
     let result = butterfly_cpu::attend(&problem, None).map_err(wrong)?;
     op.counts.add(name);
-    let shape = [q[0], q[1], q[2], v[3]];
+    let shape = [q[0], q[1], q[2], v_head_dim];
     Ok(vec![
         rounded::<E>(result.o, shape),
         tensor(result.lse, [q[0], q[1], q[2]]),

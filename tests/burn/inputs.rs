@@ -1,7 +1,7 @@
 //! Random inputs of every operation. Valid inputs give the same results on every backend, whatever
 //! their strides; invalid ones are errors, and neither launch nor panic.
 
-use crate::{Fused, Vulkan, sparsity};
+use crate::{Fused, Vulkan, latent, sparsity};
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape, TensorMetadata, TensorPrimitive};
@@ -42,24 +42,31 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
     let (operation, inputs) = match kind {
         0 => {
             let (hq, kv_len) = (2 * heads * group, tokens + more);
-            may_grow = vec![(2, 3)];
+            // Values of their own, or part of the keys.
+            let inside = (more == 2).then_some(8);
+            may_grow = match inside {
+                None => vec![(2, 3)],
+                Some(_) => vec![(1, 2)],
+            };
             let attend = Attend {
                 plan: Plan::new(sparsity()).expect("a plan"),
                 index: more as u32,
                 q_offset: more,
                 kv_len,
                 capacity: kv_len + more,
+                v_in_k: inside,
                 prompt: 1,
                 scale: 0.25,
                 softcap: flags[0].then_some(3.0),
                 sinks: flags[1].then(|| vec![0.5; hq]),
                 counts: Counts::default(),
             };
-            let inputs = vec![
+            let v = (vec![batch, 2 * heads, kv_len + 3, 8], dtype);
+            let mut inputs = vec![
                 (vec![batch, hq, tokens, 16], dtype),
                 (vec![batch, 2 * heads, kv_len + 3, 16], dtype),
-                (vec![batch, 2 * heads, kv_len + 3, 8], dtype),
             ];
+            inputs.extend(inside.is_none().then_some(v));
             (Operation::Attend(attend), inputs)
         }
         1 => {
@@ -153,7 +160,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 inputs,
             )
         }
-        _ => {
+        7 => {
             may_grow = vec![(0, 1), (0, 2)];
             let delta = Delta {
                 k_heads: heads,
@@ -176,6 +183,11 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
             ];
             (LayerOperation::Delta(delta).into(), inputs)
         }
+        _ => {
+            let (operation, inputs, grow, types) = latent::parts(kind - 8, n, flags, dtype);
+            (may_grow, any_type) = (grow, types);
+            (operation.into(), inputs)
+        }
     };
     Case {
         operation,
@@ -189,7 +201,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
 fn cases(dtypes: &'static [DType]) -> impl Strategy<Value = Case> {
     let sizes = [1..3usize, 1..40, 1..3, 1..3, 1..4];
     (
-        0..8usize,
+        0..13usize,
         sizes,
         any::<[bool; 2]>(),
         prop::sample::select(dtypes),
@@ -431,6 +443,14 @@ fn wrong_numbers_are_errors() {
         },
         Attend {
             softcap: Some(f32::INFINITY),
+            ..right.clone()
+        },
+        Attend {
+            v_in_k: Some(17),
+            ..right.clone()
+        },
+        Attend {
+            v_in_k: Some(0),
             ..right.clone()
         },
         Attend {

@@ -6,6 +6,7 @@ mod experts;
 mod gates;
 mod inputs;
 mod large;
+mod latent;
 mod packed;
 mod replace;
 mod routed;

@@ -1,4 +1,4 @@
-//! Every command on the models that have experts, or windows in some of their layers.
+//! Every command on the models that have experts, windows in some of their layers, or latent attention.
 
 mod command;
 
@@ -11,11 +11,17 @@ use std::path::{Path, PathBuf};
 const PATTERN: &str = "block 16 causal & (local(1) | partner(causal_shift) | sink(1))";
 
 /// The models, one pattern of each, the tolerance of its logits, and the layers that a pattern replaces by itself.
-const MODELS: [(&str, &str, f32, &[u64]); 4] = [
+const MODELS: [(&str, &str, f32, &[u64]); 5] = [
     ("qwen3_moe", "sparse_benes_bs16", 1e-3, &[0, 1, 2, 3]),
     ("qwen3_5_moe", "sparse_cshift_bs16", 1e-3, &[1, 3]),
     ("gemma3", "sparse_cshift_bs8_layers2_5", 5e-4, &[2, 5]),
     ("gpt_oss", "sparse_cshift_bs8_layers1_3", 1e-3, &[1, 3]),
+    (
+        "glm4_moe_lite",
+        "sparse_benes_bs16_layers1_2_3",
+        1e-3,
+        &[0, 1, 2, 3],
+    ),
 ];
 
 /// Kernels that were compiled ahead of time, from the config alone, give the logits of other software; without
@@ -127,7 +133,8 @@ fn measured_with_random_weights() {
         let json = json.get("text_config").unwrap_or(&json);
         let count = json["num_experts"]
             .as_u64()
-            .or(json["num_local_experts"].as_u64());
+            .or(json["num_local_experts"].as_u64())
+            .or(json["n_routed_experts"].as_u64());
         for row in report["rows"].as_array().expect("rows") {
             let loads = row["expert_load"].as_object();
             let Some(count) = count else {

@@ -485,18 +485,6 @@ fn folders_that_are_wrong_say_how() {
         &logits(folder.path(), &["--capacity", "268435456"]),
         &["GB", "needed", "--capacity"],
     );
-    let glm = fixture("configs").join("glm-4.7-flash.json");
-    has(
-        &bad(&[
-            "bench",
-            "model",
-            "--random-weights",
-            text(&glm),
-            "--device",
-            "cpu",
-        ]),
-        &["glm4_moe_lite", "cannot be run yet"],
-    );
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(crate) enum Shape {
     Llama,
     /// Qwen3 with experts.
     Experts,
+    /// GLM-4.7-Flash, without experts.
+    Latent,
 }
 
 /// Number of experts.
@@ -28,12 +30,20 @@ pub(crate) fn ones(dir: &Path, shape: Shape) {
             r#""model_type": "qwen3_moe", "head_dim": 64, "num_experts": 5, "num_experts_per_tok": 2,
             "moe_intermediate_size": 256, "norm_topk_prob": true"#
         }
+        Shape::Latent => {
+            r#""model_type": "glm4_moe_lite", "first_k_dense_replace": 2, "q_lora_rank": 256,
+            "kv_lora_rank": 128, "qk_nope_head_dim": 48, "qk_rope_head_dim": 16, "v_head_dim": 64"#
+        }
+    };
+    let kv_heads = match shape {
+        Shape::Llama | Shape::Experts => 2,
+        Shape::Latent => 4,
     };
     let config = format!(
         r#"{{{own}, "dtype": "float32", "num_hidden_layers": 2,
         "max_position_embeddings": 512, "hidden_size": 256, "intermediate_size": 512,
         "vocab_size": 260, "rms_norm_eps": 1e-5, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "tie_word_embeddings": false}}"#
+        "num_key_value_heads": {kv_heads}, "tie_word_embeddings": false}}"#
     );
     std::fs::write(dir.join("config.json"), config).expect("written");
     let mut tensors = BTreeMap::new();
@@ -43,12 +53,22 @@ pub(crate) fn ones(dir: &Path, shape: Shape) {
     };
     for layer in 0..2 {
         let at = format!("model.layers.{layer}");
-        for (name, rows, columns) in [
-            ("self_attn.q_proj", 256, 256),
-            ("self_attn.k_proj", 128, 256),
-            ("self_attn.v_proj", 128, 256),
-            ("self_attn.o_proj", 256, 256),
-        ] {
+        let attention: &[(&str, usize, usize)] = match shape {
+            Shape::Llama | Shape::Experts => &[
+                ("self_attn.q_proj", 256, 256),
+                ("self_attn.k_proj", 128, 256),
+                ("self_attn.v_proj", 128, 256),
+                ("self_attn.o_proj", 256, 256),
+            ],
+            Shape::Latent => &[
+                ("self_attn.q_a_proj", 256, 256),
+                ("self_attn.q_b_proj", 256, 256),
+                ("self_attn.kv_a_proj_with_mqa", 144, 256),
+                ("self_attn.kv_b_proj", 448, 128),
+                ("self_attn.o_proj", 256, 256),
+            ],
+        };
+        for &(name, rows, columns) in attention {
             add(format!("{at}.{name}.weight"), &[rows, columns]);
         }
         let mut mlp = |at: &str, wide: usize| {
@@ -66,6 +86,12 @@ pub(crate) fn ones(dir: &Path, shape: Shape) {
                 add(format!("{at}.mlp.gate.weight"), &[EXPERTS, 256]);
                 for name in ["q_norm", "k_norm"] {
                     add(format!("{at}.self_attn.{name}.weight"), &[64]);
+                }
+            }
+            Shape::Latent => {
+                mlp(&format!("{at}.mlp"), 512);
+                for (name, rank) in [("q_a_layernorm", 256), ("kv_a_layernorm", 128)] {
+                    add(format!("{at}.self_attn.{name}.weight"), &[rank]);
                 }
             }
         }

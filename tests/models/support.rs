@@ -6,7 +6,7 @@ use butterfly_tests::{fixture, floats};
 use std::path::{Path, PathBuf};
 
 /// The models, and the fixtures' tolerance for their logits in f32.
-pub(crate) const MODELS: [(&str, f32); 13] = [
+pub(crate) const MODELS: [(&str, f32); 14] = [
     ("gpt2", 2e-4),
     ("llama", 2e-4),
     ("mistral", 5e-4),
@@ -20,6 +20,7 @@ pub(crate) const MODELS: [(&str, f32); 13] = [
     ("qwen3_5_moe_fused_layout", 1e-3),
     ("gemma3", 5e-4),
     ("gpt_oss", 1e-3),
+    ("glm4_moe_lite", 1e-3),
 ];
 
 /// One model with one pattern, and the logits that other software computed.

@@ -42,6 +42,7 @@ pub(super) fn plan<B: AttentionBackend>(
             batch: batch.len() as u64,
             capacity,
             cached: policy.cached(capacity, chunk),
+            expanded: policy.expanded(capacity, chunk),
             chunk,
             logits: 1,
         }

@@ -8,8 +8,8 @@ use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
+use butterfly_ir::Dtype;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
-use butterfly_ir::{Dtype, Phase};
 use butterfly_models::{
     Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, read_config, read_packing,
 };
@@ -301,10 +301,14 @@ impl Task for Work<'_> {
         let cached = policies
             .iter()
             .map(|(_, policy)| policy.cached(self.capacity, chunk));
+        let expanded = policies
+            .iter()
+            .map(|(_, policy)| policy.expanded(self.capacity, chunk));
         let extent = Extent {
             batch: 1,
             capacity: self.capacity,
             cached: cached.max().unwrap_or_default(),
+            expanded: expanded.max().unwrap_or_default(),
             chunk,
             logits: 1,
         };
@@ -434,6 +438,7 @@ impl Work<'_> {
             batch: 1,
             capacity: capacity as u64,
             cached,
+            expanded: policy.expanded(capacity as u64, chunk as u64),
             chunk: chunk.min(tokens) as u64,
             logits: 1,
         };
@@ -446,9 +451,7 @@ impl Work<'_> {
         if self.measure.profile {
             run(tokens, 0, profile.clone())?;
         }
-        let heads = model.config.attention.kernel_shape(Phase::Prefill);
-        let key = u64::from(heads.kv_heads)
-            * u64::from((heads.head_dim + heads.v_head_dim) * place.dtype.bytes());
+        let key = model.config.attention.cached() * u64::from(place.dtype.bytes());
         Ok(Row {
             attention: attention.into(),
             prompt_tokens: tokens,

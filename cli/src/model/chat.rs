@@ -177,6 +177,7 @@ impl Task for Work<'_> {
             batch: 1,
             capacity,
             cached: self.policy.cached(capacity, chunk),
+            expanded: self.policy.expanded(capacity, chunk),
             chunk,
             logits: 1,
         };

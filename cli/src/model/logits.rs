@@ -114,6 +114,7 @@ impl Task for Work<'_> {
             batch,
             capacity,
             cached: self.policy.cached(capacity, chunk),
+            expanded: self.policy.expanded(capacity, chunk),
             chunk,
             logits: chunk,
         };

@@ -73,9 +73,9 @@ pub enum ConfigError {
         /// The size.
         given: u64,
     },
-    /// Heads that share one latent vector cannot have patterns of their own yet.
+    /// Heads that share one latent vector cannot choose blocks apart.
     #[error(
-        "`per_head` is not supported for latent attention, whose heads share keys in decode; use one pattern for all heads"
+        "`routed` is not supported beside `per_head` for latent attention, whose heads share keys and choose blocks together; use one pattern for all heads of a layer, or no `routed`"
     )]
     LatentHeads,
     /// A case of `per_head` or `per_layer` names more than the model has.

@@ -204,6 +204,31 @@ fn yarn(
     })
 }
 
+/// What a rotation that is scaled multiplies the logits of latent attention with, beside what yarn does to
+/// queries and keys; `None` if nothing (`yarn_apply_mscale` in transformers).
+pub(super) fn latent_factor(config: &Fields<'_>) -> Result<Option<f64>, ConfigError> {
+    let name = match config.get("rope_scaling") {
+        Some(_) => "rope_scaling",
+        None => "rope_parameters",
+    };
+    let Some(object) = config.object(name)? else {
+        return Ok(None);
+    };
+    let prefix = config.path(&format!("{name}."));
+    let rope = Fields::new(config.file, &prefix, object);
+    let all = object.get("mscale_all_dim").and_then(Value::as_f64);
+    let scaled = ["rope_type", "type"].iter().any(|field| {
+        let kind = object.get(*field).and_then(Value::as_str);
+        kind.is_some_and(|kind| kind != "default")
+    });
+    if !scaled || all.is_none_or(|all| all == 0.0) {
+        return Ok(None);
+    }
+    let of = rope.required_positive("mscale_all_dim")?;
+    let factor = magnitude(rope.required_positive("factor")?, of);
+    Ok(Some(factor * factor))
+}
+
 /// What yarn multiplies queries and keys with.
 fn magnitude(factor: f64, of: f64) -> f64 {
     match factor > 1.0 {

@@ -1,16 +1,19 @@
 //! Which layers of a model a pattern replaces.
 
 use super::ConfigError;
-use butterfly_ir::model::{LayerKind, ModelConfig};
+use butterfly_ir::model::{AttentionShape, LayerKind, ModelConfig};
 use butterfly_ir::plan::SwappedLayer;
-use butterfly_ir::{Pattern, Phase, Sparsity};
+use butterfly_ir::{Pattern, Sparsity};
 
 /// Checks that the cases of a pattern name kv heads and layers that the model has.
 fn check_cases(config: &ModelConfig, pattern: &Pattern) -> Result<(), ConfigError> {
-    let [kv_heads, in_decode] =
-        [Phase::Prefill, Phase::Decode].map(|phase| config.attention.kernel_shape(phase).kv_heads);
-    if pattern.is_by_head() && kv_heads != in_decode {
-        return Err(ConfigError::LatentHeads);
+    let kv_heads = config.attention.kv_heads();
+    if matches!(config.attention, AttentionShape::Mla { .. }) {
+        let layers = (0u32..).zip(&config.layers);
+        let mut patterns = layers.map(|(layer, _)| pattern.of_layer(layer));
+        if patterns.any(|pattern| pattern.is_by_head() && pattern.routing().is_some()) {
+            return Err(ConfigError::LatentHeads);
+        }
     }
     let layers = u32::try_from(config.layers.len()).unwrap_or(u32::MAX);
     for (what, end, count) in [

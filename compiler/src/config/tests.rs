@@ -9,9 +9,9 @@ mod windows;
 
 use super::{read, swapped};
 use butterfly_ir::model::{
-    AttentionShape, Biases, Family, KernelShape, LayerKind, ModelConfig, Rope, RopeScaling,
+    AttentionShape, Biases, Family, Form, KernelShape, LayerKind, ModelConfig, Rope, RopeScaling,
 };
-use butterfly_ir::{Dtype, Phase, Sparsity, StageBy, build::causal};
+use butterfly_ir::{Dtype, Sparsity, StageBy, build::causal};
 use serde_json::{Value, json};
 
 macro_rules! fixture {
@@ -288,7 +288,7 @@ fn values_without_a_fixture() {
 
 #[test]
 fn kernel_shapes() {
-    let shape = |json, phase| good(json).attention.kernel_shape(phase);
+    let shape = |json, form| good(json).attention.kernel_shape(form);
     let llama = KernelShape {
         q_heads: 32,
         kv_heads: 8,
@@ -297,9 +297,9 @@ fn kernel_shapes() {
         group: 4,
         scale: 1.0 / 128f64.sqrt(),
     };
-    assert_eq!(shape(LLAMA, Phase::Prefill), llama);
-    assert_eq!(shape(LLAMA, Phase::Decode), llama);
-    assert_eq!(shape(GPT2, Phase::Decode).scale, 0.125);
+    assert_eq!(shape(LLAMA, Form::Expanded), llama);
+    assert_eq!(shape(LLAMA, Form::Absorbed), llama);
+    assert_eq!(shape(GPT2, Form::Absorbed).scale, 0.125);
     let expanded = KernelShape {
         q_heads: 20,
         kv_heads: 20,
@@ -308,7 +308,7 @@ fn kernel_shapes() {
         group: 1,
         scale: 0.0625,
     };
-    assert_eq!(shape(GLM, Phase::Prefill), expanded);
+    assert_eq!(shape(GLM, Form::Expanded), expanded);
     let absorbed = KernelShape {
         kv_heads: 1,
         head_dim: 576,
@@ -316,7 +316,7 @@ fn kernel_shapes() {
         group: 20,
         ..expanded
     };
-    assert_eq!(shape(GLM, Phase::Decode), absorbed);
+    assert_eq!(shape(GLM, Form::Absorbed), absorbed);
 }
 
 #[test]

@@ -3,7 +3,7 @@ use crate::{config, graph};
 use butterfly_ir::layer_graph::{
     Attend, Axis, LayerGraph, Op, Rotation, Shape, Tokens, Value, verify,
 };
-use butterfly_ir::model::{Family, ModelConfig, Rope, RopeScaling};
+use butterfly_ir::model::{Family, Form, ModelConfig, Rope, RopeScaling};
 use butterfly_ir::{Dtype, Phase};
 
 /// Config, layer and phase of each graph to list, and its listings before and after fusing.
@@ -56,8 +56,13 @@ pub(super) fn model(name: &str) -> ModelConfig {
     config::read(&file, &json).unwrap()
 }
 
+/// Expanded for prefill, absorbed for decode.
 fn built(name: &str, layer: u32, phase: Phase) -> LayerGraph {
-    graph::build(&model(name), layer, phase).unwrap()
+    let form = match phase {
+        Phase::Prefill => Form::Expanded,
+        Phase::Decode => Form::Absorbed,
+    };
+    graph::build(&model(name), layer, phase, form).unwrap()
 }
 
 #[test]
@@ -188,7 +193,7 @@ fn what_is_read_twice_is_not_fused() {
 fn only_attention_layers_have_graphs() {
     let config = model("qwen3.5-9b");
     let error = |layer| {
-        graph::build(&config, layer, Phase::Prefill)
+        graph::build(&config, layer, Phase::Prefill, Form::Expanded)
             .unwrap_err()
             .to_string()
     };

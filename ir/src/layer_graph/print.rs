@@ -101,8 +101,19 @@ impl fmt::Display for Op {
                 let parts: Vec<String> = [norm, rope, append].into_iter().flatten().collect();
                 write!(f, "heads{{{}}}", parts.join("; "))
             }
+            Self::Latents { q, kv, rope } => {
+                write!(f, "latents{{{q}; {kv}")?;
+                if let Some(rope) = rope {
+                    write!(f, "; {rope}")?;
+                }
+                f.write_str("; append}")
+            }
             Self::Up => f.write_str("up"),
-            Self::Absorb { nope } => write!(f, "absorb 0..{nope}"),
+            Self::Absorb { nope, rope: None } => write!(f, "absorb 0..{nope}"),
+            Self::Absorb {
+                nope,
+                rope: Some(rope),
+            } => write!(f, "absorb{{0..{nope}; {rope}}}"),
             Self::Expand { nope } => write!(f, "expand 0..{nope}"),
             Self::Attend(attend) => {
                 write!(f, "attend{{scale {:.6}", attend.scale)?;

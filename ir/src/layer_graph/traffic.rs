@@ -80,7 +80,7 @@ impl LayerGraph {
                 let appended = node.outputs.iter().map(appended);
                 inputs().chain(appended).chain([weights]).sum()
             }
-            Op::Heads { .. } => {
+            Op::Heads { .. } | Op::Latents { .. } => {
                 let (q, caches) = node.outputs.split_at(node.outputs.len().min(1));
                 let q = q.iter().map(value).map(rows);
                 let written = q.chain(caches.iter().map(appended));
@@ -124,8 +124,9 @@ impl LayerGraph {
             Op::Heads {
                 norm: Some(norm), ..
             } => 2 * u64::from(norm.span.len),
+            Op::Latents { q, kv, .. } => u64::from(q.span.len) + u64::from(kv.span.len),
             Op::Up => x.row().saturating_mul(y.row()),
-            Op::Absorb { nope } => {
+            Op::Absorb { nope, .. } => {
                 let rank = y.width.saturating_sub(x.width.saturating_sub(*nope));
                 matrices(x.heads, *nope, rank)
             }

@@ -174,9 +174,20 @@ fn fits(op: &Op, inputs: &[Shape], outputs: &[Shape]) -> Option<bool> {
             });
             parts && q == y && new(&[*q]) && appends(&[*k, *v], caches)
         }
+        (Op::Latents { q, kv, rope }, [a, b], [y, cache]) => {
+            let parts = normalises(q, a)
+                && normalises(kv, b)
+                && rope.as_ref().is_none_or(|rope| rotates(rope, b));
+            parts && a == y && new(&[*a]) && appends(&[*b], &[*cache])
+        }
         (Op::Up, [x], [y]) => x.tokens == y.tokens,
-        (Op::Absorb { nope }, [x], [y]) => {
-            new(&[*x, *y]) && x.heads == y.heads && *nope < x.width && x.width - nope < y.width
+        (Op::Absorb { nope, rope }, [x], [y]) => {
+            let behind = |rope: &Rotation| rope.first >= *nope && rotates(rope, x);
+            new(&[*x, *y])
+                && x.heads == y.heads
+                && *nope < x.width
+                && x.width - nope < y.width
+                && rope.as_ref().is_none_or(behind)
         }
         (Op::Expand { nope }, [x], [k, v]) => {
             let cached = [x, k, v].iter().all(|shape| shape.tokens == Tokens::Cached);

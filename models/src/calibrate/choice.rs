@@ -3,7 +3,6 @@
 //! In:  the damage of each part alone, and a function that measures sets together. Out: the parts in
 //! the order in which they are replaced, and how many of them.
 
-use butterfly_ir::Phase;
 use butterfly_ir::model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +30,7 @@ impl Unit {
     pub fn in_layer(self, model: &ModelConfig) -> u32 {
         match self {
             Self::Layer => 1,
-            Self::Head => model.attention.kernel_shape(Phase::Prefill).kv_heads,
+            Self::Head => model.attention.kv_heads(),
         }
     }
 }

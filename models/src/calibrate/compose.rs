@@ -7,7 +7,7 @@
 use super::Site;
 use butterfly_compiler::config::{self, ConfigError};
 use butterfly_ir::model::ModelConfig;
-use butterfly_ir::{Indices, Pattern, Phase, Sparsity, build};
+use butterfly_ir::{Indices, Pattern, Sparsity, build};
 
 /// The pattern that replaces the attention of the `chosen` parts of a model by that of `sparsity`,
 /// and leaves the others their own.
@@ -23,7 +23,7 @@ pub fn compose(
     chosen: &[Site],
     tail: Option<u32>,
 ) -> Result<Sparsity, ConfigError> {
-    let kv_heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    let kv_heads = model.attention.kv_heads();
     let mut layers = Vec::new();
     let swapped = config::swapped(model, sparsity)?;
     let swapped: Vec<u32> = swapped.iter().map(|swapped| swapped.layer).collect();

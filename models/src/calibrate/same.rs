@@ -3,7 +3,7 @@
 use butterfly_compiler::config::{self, ConfigError};
 use butterfly_ir::band::keys_of_query;
 use butterfly_ir::model::ModelConfig;
-use butterfly_ir::{Context, Pattern, Phase, Sparsity, rows};
+use butterfly_ir::{Context, Pattern, Sparsity, rows};
 use std::collections::HashSet;
 
 /// The first tokens of a window, in whole blocks, whose queries see by the pattern what they see by
@@ -18,7 +18,7 @@ pub fn same(
     tokens: u32,
     capacity: u32,
 ) -> Result<u32, ConfigError> {
-    let heads = model.attention.kernel_shape(Phase::Prefill).kv_heads;
+    let heads = model.attention.kv_heads();
     let mut known = HashSet::new();
     let mut same = tokens;
     for swapped in config::swapped(model, sparsity)? {

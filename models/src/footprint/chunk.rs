@@ -4,28 +4,21 @@
 //! exists while it runs, and how much memory these take together.
 
 use super::wide32;
-use butterfly_ir::Phase;
-use butterfly_ir::model::{ModelConfig, ModelSizes};
+use butterfly_ir::model::{AttentionShape, Form, ModelConfig, ModelSizes};
 use std::collections::BTreeMap;
 
 /// The tensors that exist while each operation of a layer runs, in bytes of a token; elements have
 /// `bytes` bytes.
 pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Vec<Vec<u128>> {
-    let heads = config.attention.kernel_shape(Phase::Prefill);
-    let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(wide32);
     let [hidden, inner] = [sizes.hidden, sizes.intermediate].map(wide32);
-    let gate = if config.output_gate { 2 } else { 1 };
     // The residual stream is f32; what is added to it, and its norm, are not.
     let (stream, normed) = (4 * hidden, bytes * hidden);
-    let (rows, heads) = (bytes * (gate * q + 2 * kv) * dim, bytes * q * dim);
     let mut steps = vec![vec![stream, stream, normed, normed]];
     if config.layers.iter().any(|kind| kind.is_softmax()) {
-        steps.extend([
-            vec![stream, normed, rows],
-            // q and o, then o in the order of tokens, or before and after its gate.
-            vec![stream, rows, heads, heads],
-            vec![stream, rows, heads, normed],
-        ]);
+        steps.extend(match latents(config, bytes) {
+            None => grouped(config, [stream, normed], bytes),
+            Some(of) => of.steps([stream, normed]),
+        });
     }
     if let Some(shape) = sizes.linear {
         let [k_heads, v_heads] = [shape.k_heads, shape.v_heads].map(wide32);
@@ -74,6 +67,101 @@ pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Ve
         steps.extend(dense(wide32(shared.intermediate), &[normed]));
     }
     steps
+}
+
+/// The steps of grouped attention.
+fn grouped(config: &ModelConfig, [stream, normed]: [u128; 2], bytes: u128) -> Vec<Vec<u128>> {
+    let heads = config.attention.kernel_shape(Form::Expanded);
+    let [q, kv, dim] = [heads.q_heads, heads.kv_heads, heads.head_dim].map(wide32);
+    let gate = if config.output_gate { 2 } else { 1 };
+    let (rows, heads) = (bytes * (gate * q + 2 * kv) * dim, bytes * q * dim);
+    vec![
+        vec![stream, normed, rows],
+        // q and o, then o in the order of tokens, or before and after its gate.
+        vec![stream, rows, heads, heads],
+        vec![stream, rows, heads, normed],
+    ]
+}
+
+/// Bytes of a token in the tensors of latent attention.
+struct Latents {
+    /// The projections, and of these the latent of q.
+    rows: u128,
+    latent: u128,
+    /// All heads: of q, of q against latents, of these without what is rotated, and of o.
+    q: u128,
+    absorbed: u128,
+    sums: u128,
+    o: u128,
+}
+
+/// Those of a model; `None` if it has another kind of attention.
+fn latents(config: &ModelConfig, bytes: u128) -> Option<Latents> {
+    let AttentionShape::Mla {
+        q_heads,
+        q_lora_rank,
+        kv_lora_rank,
+        nope_dim,
+        rope_dim,
+        v_dim,
+    } = config.attention
+    else {
+        return None;
+    };
+    let [heads, rank, nope, rope, v] =
+        [q_heads, kv_lora_rank, nope_dim, rope_dim, v_dim].map(wide32);
+    let q = heads * (nope + rope);
+    Some(Latents {
+        rows: bytes * (q_lora_rank.map_or(q, wide32) + rank + rope),
+        latent: bytes * q_lora_rank.map_or(0, wide32),
+        q: bytes * q,
+        absorbed: bytes * heads * (rank + rope),
+        sums: bytes * heads * rank,
+        o: bytes * heads * v,
+    })
+}
+
+impl Latents {
+    fn steps(&self, [stream, normed]: [u128; 2]) -> Vec<Vec<u128>> {
+        let Self {
+            rows,
+            latent,
+            q,
+            absorbed,
+            sums,
+            o,
+        } = *self;
+        vec![
+            vec![stream, normed, rows],
+            vec![stream, rows, latent, q],
+            // The products, then those with what is rotated behind them.
+            vec![stream, rows, q, sums, absorbed],
+            vec![stream, rows, absorbed, sums],
+            // By heads, then in the order of tokens.
+            vec![stream, rows, sums, o, o],
+            vec![stream, rows, o, normed],
+        ]
+    }
+}
+
+/// What keys and values that are made of a token's latent take, and what these are made from.
+pub(super) fn expanded(config: &ModelConfig, bytes: u128, on_host: bool) -> u128 {
+    let AttentionShape::Mla {
+        q_heads,
+        kv_lora_rank,
+        nope_dim,
+        rope_dim,
+        v_dim,
+        ..
+    } = config.attention
+    else {
+        return 0;
+    };
+    let [heads, rank, nope, rope, v] =
+        [q_heads, kv_lora_rank, nope_dim, rope_dim, v_dim].map(wide32);
+    // On devices values stay in the rows that they were projected to.
+    let copied = if on_host { v } else { 0 };
+    bytes * (rank + heads * (nope + v) + heads * (nope + rope) + heads * copied)
 }
 
 /// The memory that these take for each token.

@@ -122,14 +122,9 @@ impl<B: AttentionBackend> Attention<B> {
                 Step::Attend { scale } => {
                     let q = q.take().expect(lost);
                     let call = Call {
-                        index: policy.index,
-                        capacity: Some(lengths.capacity),
-                        prompt: Some(lengths.prompt),
-                        scale: Some(*scale),
                         softcap: self.softcap,
                         sinks: self.sinks.clone(),
-                        counts: policy.counts.clone(),
-                        ..Call::default()
+                        ..call(policy, lengths, *scale)
                     };
                     let heads = profile.part::<B, _>("attention", &device, || {
                         cache.attend(q, &policy.plan, &call)
@@ -148,6 +143,18 @@ impl<B: AttentionBackend> Attention<B> {
         }
         let o = o.expect(lost);
         Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
+    }
+}
+
+/// A call of attention over a cache, with this factor on the logits.
+pub(super) fn call(policy: &LayerPolicy, lengths: Lengths, scale: f32) -> Call {
+    Call {
+        index: policy.index,
+        capacity: Some(lengths.capacity),
+        prompt: Some(lengths.prompt),
+        scale: Some(scale),
+        counts: policy.counts.clone(),
+        ..Call::default()
     }
 }
 

@@ -3,6 +3,7 @@
 mod attention;
 mod delta;
 mod experts;
+mod latent;
 mod linear;
 mod mlp;
 mod program;
@@ -11,6 +12,7 @@ mod weight;
 pub(crate) use attention::Attention;
 pub(crate) use delta::LinearAttention;
 pub(crate) use experts::Experts;
+pub(crate) use latent::{LatentAttention, Programs as LatentPrograms};
 pub(crate) use linear::Projection;
 pub(crate) use mlp::GatedMlp;
 pub(crate) use weight::Weight;

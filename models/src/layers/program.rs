@@ -9,7 +9,7 @@ use butterfly::ops::GateOutput;
 use butterfly_compiler::{fuse, graph};
 use butterfly_ir::Phase;
 use butterfly_ir::layer_graph::{Axis, LayerGraph, Node, Op, ValueId};
-use butterfly_ir::model::{LayerKind, ModelConfig};
+use butterfly_ir::model::{Form, LayerKind, ModelConfig};
 use std::collections::BTreeMap;
 
 /// One kernel of an attention layer.
@@ -40,14 +40,15 @@ pub(crate) struct Program {
     pub(crate) norm: Option<f32>,
 }
 
-/// The program of the attention layers of a model. It is made from the first one: they are alike.
+/// The program of the attention layers of a model with grouped attention. It is made from the first
+/// one: they are alike.
 ///
 /// # Errors
 /// A message that names the part of the layer that has no step yet.
 pub(crate) fn of(config: &ModelConfig) -> Result<Program, String> {
     let softmax = |kind: &LayerKind| kind.is_softmax();
     let layer = config.layers.iter().position(softmax).unwrap_or_default();
-    let graph = graph::build(config, layer as u32, Phase::Prefill);
+    let graph = graph::build(config, layer as u32, Phase::Prefill, Form::Expanded);
     lower(&fuse::lower(&graph.map_err(|error| error.to_string())?))
 }
 
@@ -97,6 +98,7 @@ fn lower(graph: &LayerGraph) -> Result<Program, String> {
             | Op::Scale { .. }
             | Op::Append
             | Op::Prologue { .. }
+            | Op::Latents { .. }
             | Op::Up
             | Op::Absorb { .. }
             | Op::Expand { .. }
@@ -193,7 +195,8 @@ mod tests {
             let program = of(&config).expect("a program");
             for phase in [Phase::Prefill, Phase::Decode] {
                 let layer = config.layers.len() as u32 - 1;
-                let fused = fuse::lower(&graph::build(&config, layer, phase).expect("a graph"));
+                let fused = graph::build(&config, layer, phase, Form::Expanded).expect("a graph");
+                let fused = fuse::lower(&fused);
                 assert_eq!(program, lower(&fused).expect("the same"), "{name}");
                 let kernels = fused.nodes.iter().filter(|node| !node.op.is_free());
                 let kernels: Vec<&str> = kernels
@@ -228,9 +231,9 @@ mod tests {
         assert_eq!(program.norm, Some(1.0));
     }
 
-    /// The error names the layer that has no steps.
+    /// The error names the layer: latent attention has steps of its own.
     #[test]
-    fn latent_attention_has_no_program_yet() {
+    fn latent_attention_has_another_program() {
         let error = of(&model("glm-4.7-flash")).expect_err("no program");
         assert!(error.contains("glm4_moe_lite layer 0"), "{error}");
     }

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use burn_std::Metadata;
 use butterfly_ir::Sm;
 use butterfly_runtime::{Device, LaunchError, find};
 use std::sync::OnceLock;
@@ -64,6 +65,31 @@ pub fn empty<R: CubeRuntime>(
     let handle = like.client.empty(shape.num_elements() * dtype.size());
     let (client, device) = (like.client.clone(), like.device.clone());
     CubeTensor::new_contiguous(client, device, shape, handle, dtype)
+}
+
+/// A view of the first elements of each vector [.., D], of which there are at least so many.
+pub fn first_elements<R: CubeRuntime>(x: &CubeTensor<R>, length: usize) -> CubeTensor<R> {
+    let (mut shape, strides) = (x.meta.shape().to_vec(), x.meta.strides().to_vec());
+    if let Some(last) = shape.last_mut() {
+        *last = length;
+    }
+    view(x, shape, strides)
+}
+
+/// A view of a tensor from its first element on, of which all that shape and strides reach exist.
+pub(crate) fn view<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+) -> CubeTensor<R> {
+    let (client, handle, device) = (x.client.clone(), x.handle.clone(), x.device.clone());
+    CubeTensor::new(
+        client,
+        handle,
+        Metadata::new(shape, strides),
+        device,
+        x.dtype,
+    )
 }
 
 /// A contiguous tensor in another shape of no more elements.

@@ -3,12 +3,14 @@
 //!
 //! In CubeCL's terms a *unit* is a thread, a *plane* a warp or subgroup, a *cube* a workgroup.
 
+pub(crate) mod join;
 pub(crate) mod launch;
 pub(crate) mod unit;
 
-pub use launch::{capability, empty};
+pub use launch::{capability, empty, first_elements};
 
-use crate::{Limits, Operation, OperationError, delta, experts, gate, heads, linear, norm, pool};
+use crate::{Limits, Operation, OperationError};
+use crate::{absorb, delta, expand, experts, gate, heads, latents, linear, norm, pool};
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
@@ -31,17 +33,25 @@ pub fn check(
         inputs: operation.named(inputs),
         device,
     };
-    // Outputs that need new memory: the caches of `Append` and the means of `Pool` are updated in place.
+    // Outputs that need new memory: caches and the means of `Pool` are updated in place.
     let mut new = outputs;
     match operation {
         Operation::Append(op) => {
             op.limits(&limits)?;
             new = &outputs[..1];
         }
+        Operation::Latents(op) => {
+            op.limits(&limits)?;
+            new = &outputs[..outputs.len() - 1];
+        }
         Operation::Pool(op) => {
             op.limits(&limits)?;
             new = &[];
         }
+        Operation::Absorb(op) => op.limits(&limits)?,
+        Operation::Unabsorb(op) => op.limits(&limits)?,
+        Operation::Rotate(op) => op.limits(&limits)?,
+        Operation::Expand(op) => op.limits(&limits)?,
         Operation::Delta(op) => op.limits(&limits)?,
         // Norms run a workgroup for each row.
         Operation::Norm(_) | Operation::AddNorm(_) => limits.rows()?,
@@ -79,6 +89,11 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::Embed(op) => linear::cube::embed::<R, F>(op, inputs),
         Operation::Project(op) => linear::cube::project::<R, F>(op, inputs)?,
         Operation::Append(op) => heads::cube::append::<R, F>(op, inputs),
+        Operation::Latents(op) => latents::cube::latents::<R, F>(op, inputs),
+        Operation::Absorb(op) => absorb::cube::absorb::<R, F>(op, inputs),
+        Operation::Unabsorb(op) => absorb::cube::unabsorb::<R, F>(op, inputs),
+        Operation::Rotate(op) => expand::cube::rotated::<R, F>(op, inputs),
+        Operation::Expand(op) => expand::cube::expand::<R, F>(op, inputs),
         Operation::Pool(op) => pool::cube::pool::<R, F>(op, inputs),
         Operation::Norm(op) => norm::cube::norm::<R, F>(inputs, op.epsilon),
         Operation::AddNorm(op) => norm::cube::add_norm::<R, F>(inputs, op.epsilon),

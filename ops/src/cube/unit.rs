@@ -49,6 +49,43 @@ pub(crate) fn sum_of_units(
     }
 }
 
+/// Element `at` of the vector that begins at `start`, of which the first `rotated` are rotated: element `i`
+/// of their first half with element `i` of the second, or neighbours if they are `interleaved`. `rotation`
+/// holds the cosines, then the sines of each token.
+#[cube]
+#[allow(clippy::manual_is_multiple_of)] // Kernels have operators and no methods.
+pub(crate) fn turned<F: Float>(
+    rows: &Array<F>,
+    rotation: &Array<f32>,
+    start: u32,
+    at: u32,
+    token: u32,
+    #[comptime] rotated: u32,
+    #[comptime] interleaved: bool,
+) -> f32 {
+    let mut x = f32::cast_from(rows[(start + at) as usize]);
+    if at < rotated {
+        let half = comptime!(rotated / 2).runtime();
+        // From the first element of a pair to the second, and the number of the pair.
+        let mut step = half;
+        let mut pair = at % half;
+        let mut first = at < half;
+        if interleaved {
+            step = 1u32;
+            pair = at / 2u32;
+            first = at % 2u32 == 0u32;
+        }
+        let cosine = rotation[(token * rotated + pair) as usize];
+        let sine = rotation[(token * rotated + half + pair) as usize];
+        if first {
+            x = x * cosine - f32::cast_from(rows[(start + at + step) as usize]) * sine;
+        } else {
+            x = x * cosine + f32::cast_from(rows[(start + at - step) as usize]) * sine;
+        }
+    }
+    x
+}
+
 #[cube]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0f32 / (1.0f32 + (-x).exp())

@@ -7,7 +7,8 @@ pub(crate) mod elements;
 
 pub use elements::{Stored, elements, floats, rounded, tensor};
 
-use crate::{Operation, delta, experts, gate, heads, linear, norm, pool};
+use crate::Operation;
+use crate::{absorb, delta, expand, experts, gate, heads, latents, linear, norm, pool};
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
@@ -27,6 +28,11 @@ fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexT
         Operation::Embed(op) => linear::flex::embed::<E>(op, inputs),
         Operation::Project(op) => linear::flex::project::<E>(op, inputs),
         Operation::Append(op) => heads::flex::append::<E>(op, inputs),
+        Operation::Latents(op) => latents::flex::latents::<E>(op, inputs),
+        Operation::Absorb(op) => absorb::flex::absorb::<E>(op, &inputs),
+        Operation::Unabsorb(op) => absorb::flex::unabsorb::<E>(op, &inputs),
+        Operation::Rotate(op) => expand::flex::rotated::<E>(op, &inputs),
+        Operation::Expand(op) => expand::flex::expand::<E>(op, &inputs),
         Operation::Pool(op) => pool::flex::pool::<E>(op, inputs),
         Operation::Norm(op) => norm::flex::norm::<E>(&inputs, op.epsilon),
         Operation::AddNorm(op) => norm::flex::add_norm::<E>(&inputs, op.epsilon),

@@ -245,20 +245,40 @@ fn rounded<R: CubeRuntime + Launches>(
     into_contiguous(cast(y, dtype))
 }
 
+/// A product for each matrix of a batch: x [H, M, K] times factors [H, K, N] of the same type →
+/// [H, M, N]. Both may be views whose rows or columns lie apart.
+pub(crate) fn batched<R: CubeRuntime + Launches>(
+    x: CubeTensor<R>,
+    factors: CubeTensor<R>,
+) -> CubeTensor<R> {
+    match (R::device(&x.client), x.dtype) {
+        (Device::Cuda, DType::F32) => on_units(x, factors),
+        (Device::Cuda | Device::Vulkan | Device::Webgpu, _) => on_any(x, factors),
+    }
+}
+
 fn general<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
-    let dtype = x.dtype;
-    let y = matmul(
-        x,
-        transposed(weight),
-        None,
-        MatmulStrategy::default(),
-        dtype,
-    );
-    into_contiguous(y.expect("Burn multiplies all shapes"))
+    on_any(x, transposed(weight))
 }
 
 fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
-    let y = empty(&x, [x.shape()[0], weight.shape()[0]], x.dtype);
+    on_units(x, transposed(weight))
+}
+
+/// Burn's own product.
+fn on_any<R: CubeRuntime>(x: CubeTensor<R>, factor: CubeTensor<R>) -> CubeTensor<R> {
+    let dtype = x.dtype;
+    let y = matmul(x, factor, None, MatmulStrategy::default(), dtype);
+    into_contiguous(y.expect("Burn multiplies all shapes"))
+}
+
+/// A product without matrix units.
+fn on_units<R: CubeRuntime>(x: CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
+    let mut shape = x.shape().to_vec();
+    if let (Some(to), Some(columns)) = (shape.last_mut(), right.shape().last()) {
+        *to = *columns;
+    }
+    let y = empty(&x, shape, x.dtype);
     let client = x.client.clone();
     let dtype = x.dtype.into();
     let launch = |strategy: &Strategy| {
@@ -267,8 +287,7 @@ fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>)
             rhs: dtype,
             out: dtype,
         });
-        let factor = transposed(weight.clone());
-        let factors = [x.clone(), factor].map(|x| InputBinding::new(x.binding(), dtype));
+        let factors = [x.clone(), right.clone()].map(|x| InputBinding::new(x.binding(), dtype));
         let [left, right] = factors;
         launch_ref(
             strategy,

@@ -79,7 +79,8 @@ impl<'a> Bytes<'a> {
         Self(tensors.iter().map(bytes).collect())
     }
 
-    fn rows(&self, part: Part, k: usize) -> Rows<'_> {
+    /// The weight of a part that has these tensors.
+    pub(crate) fn rows(&self, part: Part, k: usize) -> Rows<'_> {
         let bytes: Vec<&[u8]> = self.0.iter().map(|bytes| bytes.as_ref()).collect();
         Rows::new(part.storage, [part.rows, k], &bytes).expect("the inputs were checked")
     }

@@ -36,6 +36,7 @@ impl Needs {
             batch: 2,
             capacity: tokens,
             cached: cached.saturating_mul(tokens),
+            expanded: dense.expanded(tokens, (reading.chunk as u64).min(tokens)),
             chunk: (reading.chunk as u64).min(tokens),
             logits: tokens.min(256),
         };
@@ -90,6 +91,7 @@ impl Needs {
             batch: prompts,
             capacity,
             cached: (dense.attention().count() as u64).saturating_mul(capacity),
+            expanded: dense.expanded(capacity, (chunk as u64 / prompts).max(1)),
             chunk: (chunk as u64 / prompts).max(1),
             logits: 1,
         };

@@ -324,12 +324,16 @@ impl Work<'_> {
     fn extent(&self, batch: usize, capacity: usize, (chunk, logits): (usize, usize)) -> Extent {
         let [batch, capacity, chunk, logits] = [batch, capacity, chunk, logits].map(|n| n as u64);
         let policies = self.contenders.iter().map(|contender| &contender.policy);
-        let cached = policies.chain([self.dense]);
-        let cached = cached.map(|policy| policy.cached(capacity, chunk));
+        let policies = policies.chain([self.dense]);
+        let cached = policies
+            .clone()
+            .map(|policy| policy.cached(capacity, chunk));
+        let expanded = policies.map(|policy| policy.expanded(capacity, chunk));
         Extent {
             batch,
             capacity,
             cached: cached.max().unwrap_or_default(),
+            expanded: expanded.max().unwrap_or_default(),
             chunk,
             logits,
         }

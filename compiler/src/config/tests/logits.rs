@@ -42,13 +42,13 @@ fn sinks_are_those_of_gpt_oss() {
 
 #[test]
 fn logits_are_scaled_and_capped() {
-    let scale = |family, changes| model(family, changes).kernel_shape(Phase::Prefill).scale;
+    let scale = |family, changes| model(family, changes).kernel_shape(Form::Expanded).scale;
     assert_eq!(scale("gemma3_text", json!({})), 1.0 / 16.0);
     // That of the heads, which have 32 elements, does not count.
     let given = json!({"query_pre_attn_scalar": 24, "head_dim": 32});
     assert_eq!(scale("gemma3_text", given.clone()), 1.0 / 24f64.sqrt());
-    let decode = model("gemma3_text", given.clone()).kernel_shape(Phase::Decode);
-    assert_eq!(decode.scale, 1.0 / 24f64.sqrt());
+    let other = model("gemma3_text", given.clone()).kernel_shape(Form::Absorbed);
+    assert_eq!(other.scale, 1.0 / 24f64.sqrt());
     assert_eq!(scale("llama", given.clone()), 1.0 / 32f64.sqrt());
     assert_eq!(model("llama", given).logit_scale, None);
 
@@ -127,4 +127,22 @@ fn gpt_oss_is_scaled_by_default() {
     let given = model("gpt_oss", json!({"rope_parameters": given})).rope;
     assert_eq!(rope.theta, 150_000.0);
     assert_eq!(Some(rope), given);
+}
+
+/// `yarn_apply_mscale` of transformers: 0.1 ln(40) + 1 squared, for a head of 256.
+#[test]
+fn a_scaled_rotation_scales_the_logits_of_latent_attention() {
+    let scale = |rope: Value| {
+        let changes = json!({"rope_parameters": rope, "num_key_value_heads": 8});
+        model("glm4_moe_lite", changes)
+            .kernel_shape(Form::Expanded)
+            .scale
+    };
+    let yarn = |all: f64| {
+        json!({"rope_type": "yarn", "factor": 40.0, "rope_theta": 10000.0, "mscale": 1.0,
+            "mscale_all_dim": all, "original_max_position_embeddings": 64})
+    };
+    assert_eq!(scale(json!({"rope_type": "default"})), 0.0625);
+    let factor = 0.1 * 40f64.ln() + 1.0;
+    assert!((scale(yarn(1.0)) - 0.0625 * factor * factor).abs() < 1e-12);
 }

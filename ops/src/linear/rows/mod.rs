@@ -153,6 +153,11 @@ impl<'a> Rows<'a> {
         self.unpack_with(Isa::best(), row..row + 1, out);
     }
 
+    /// As [`unpack`](Self::unpack), of consecutive rows.
+    pub(crate) fn unpack_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        self.unpack_with(Isa::best(), rows, out);
+    }
+
     fn unpack_with(&self, isa: Isa, rows: Range<usize>, out: &mut [f32]) {
         assert!(
             rows.start <= rows.end && rows.end <= self.n,
