@@ -78,12 +78,14 @@ fn described_before_they_run() {
         "qwen3_5_moe layer 1, prefill",
         "rope 0..32 theta 1000000",
         "yarn 8",
+        "latent attention, absorbed: queries of a sparse pattern",
     ];
     let held = [
         "8 experts of 24, 2 chosen for a token; dense layers: 0",
         "8 experts of 24, 2 chosen for a token, a shared one of 32",
         "4 of attention to the last 16 tokens, 2 of full attention",
         "8 experts of 40, 2 chosen for a token",
+        "4 q heads, latent of 32",
     ];
     for ((name, _, _, layers), (explained, held)) in
         MODELS.into_iter().zip(explained.into_iter().zip(held))
