@@ -8,7 +8,6 @@
 use super::launch::{array, empty, grid};
 use super::unit::turned;
 use ::cubecl::prelude::*;
-use burn::tensor::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 
