@@ -7,7 +7,7 @@ use crate::weights::safetensors::Shards;
 use crate::weights::{View, numbers};
 use crate::{Defaults, ModelError};
 use butterfly_compiler::{config, family};
-use butterfly_ir::model::{Family, ModelConfig, ModelSizes};
+use butterfly_ir::model::{ModelConfig, ModelSizes};
 use std::path::{Path, PathBuf};
 
 /// An opened model: its config, and its memory-mapped weights.
@@ -71,7 +71,6 @@ impl Checkpoint {
 
     fn of_gguf(path: &Path) -> Result<Self, ModelError> {
         let (model, config, sizes) = GgufModel::open(path)?;
-        supported(config.family, path)?;
         Ok(Self {
             path: path.to_path_buf(),
             config,
@@ -139,26 +138,13 @@ impl Checkpoint {
 /// Reads a `config.json`: the attention layers, and all other sizes.
 ///
 /// # Errors
-/// A [`ModelError`] that names the file and, where there is one, the field;
-/// [`ModelError::Family`] for a model that can be compiled for but not run.
+/// A [`ModelError`] that names the file and, where there is one, the field.
 pub fn read_config(path: &Path) -> Result<(ModelConfig, ModelSizes), ModelError> {
     let text = read(path, "; give a Hugging Face model folder")?;
     let name = path.display().to_string();
     let config = config::read(&name, &text)?;
-    supported(config.family, path)?;
     let sizes = config::sizes(&name, &text, &config)?;
     Ok((config, sizes))
-}
-
-/// Checks that this crate has the layers of a family.
-fn supported(family: Family, path: &Path) -> Result<(), ModelError> {
-    match family::of(family).runs {
-        true => Ok(()),
-        false => Err(ModelError::Family {
-            path: path.to_path_buf(),
-            family: family.name(),
-        }),
-    }
 }
 
 pub(crate) fn read(path: &Path, hint: &'static str) -> Result<String, ModelError> {

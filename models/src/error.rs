@@ -1,7 +1,6 @@
 //! Errors of loading and running a model.
 
 use butterfly::OperationError;
-use butterfly_compiler::family;
 use std::path::PathBuf;
 
 /// What is wrong with a model folder, or with a request to its model.
@@ -35,14 +34,6 @@ pub enum ModelError {
         path: PathBuf,
         /// One line for each tensor.
         problems: Vec<String>,
-    },
-    /// A model family that the compiler knows, but whose layers this crate does not have yet.
-    #[error("{}: `model_type` {family} cannot be run yet: its kernels can be compiled, its layers are not written; give one of {}", path.display(), running())]
-    Family {
-        /// The `config.json`.
-        path: PathBuf,
-        /// Its `model_type`.
-        family: &'static str,
     },
     /// A layer with a step that does not run yet.
     #[error("this layer cannot be run yet: {0}; its kernels can be compiled")]
@@ -118,11 +109,4 @@ fn listed(problems: &[String]) -> String {
         text.push(format!("  and {} more", problems.len() - MOST));
     }
     text.join("\n")
-}
-
-/// The families whose models run.
-fn running() -> String {
-    let families = family::ALL.iter().filter(|one| one.runs);
-    let names: Vec<&str> = families.map(|one| one.family.name()).collect();
-    names.join(", ")
 }

@@ -216,11 +216,12 @@ fn broken(mut case: Case, way: usize, pick: usize) -> Case {
     let rank = case.inputs[i].0.len();
     match way {
         0 => {
-            let (i, d) = (0..count)
+            let fixed: Vec<(usize, usize)> = (0..count)
                 .flat_map(|i| (0..case.inputs[i].0.len()).map(move |d| (i, d)))
                 .filter(|at| !case.may_grow.contains(at))
-                .nth(pick % 3)
-                .unwrap_or((0, case.inputs[0].0.len() - 1));
+                .take(3)
+                .collect();
+            let (i, d) = fixed[pick % fixed.len()];
             case.inputs[i].0[d] += 1;
         }
         // A shorter last dimension. For attention it is that of q, since v may have any head size.

@@ -6,7 +6,6 @@ use butterfly_ir::model::{Family, Scores};
 pub(super) const GLM4_MOE_LITE: Description = Description {
     family: Family::Glm4MoeLite,
     model_types: &["glm4_moe_lite"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",

@@ -6,7 +6,6 @@ use butterfly_ir::model::{Biases, Family};
 pub(super) const GPT2: Description = Description {
     family: Family::Gpt2,
     model_types: &["gpt2"],
-    runs: true,
     layer: Layer::Gpt2,
     prefixes: &["transformer.", ""],
     embedding: "wte.weight",

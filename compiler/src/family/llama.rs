@@ -6,7 +6,6 @@ use butterfly_ir::model::Family;
 pub(super) const LLAMA: Description = Description {
     family: Family::Llama,
     model_types: &["llama"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",

@@ -6,7 +6,6 @@ use butterfly_ir::model::{Biases, Family};
 pub(super) const MISTRAL: Description = Description {
     family: Family::Mistral,
     model_types: &["mistral"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",

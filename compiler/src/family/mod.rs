@@ -26,9 +26,6 @@ pub struct Description {
     pub family: Family,
     /// Values of `model_type`: of the text model by itself, and of one inside a larger model.
     pub model_types: &'static [&'static str],
-    /// Whether `butterfly-models` runs models of the family. If not, only kernels for their
-    /// attention are compiled.
-    pub runs: bool,
     /// How a layer is built.
     pub layer: Layer,
     /// Possible prefixes of tensor names, which all tensors but the output projection share. The

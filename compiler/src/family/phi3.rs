@@ -6,7 +6,6 @@ use butterfly_ir::model::{Biases, Family};
 pub(super) const PHI3: Description = Description {
     family: Family::Phi3,
     model_types: &["phi3"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",

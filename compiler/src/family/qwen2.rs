@@ -6,7 +6,6 @@ use butterfly_ir::model::{Biases, Family};
 pub(super) const QWEN2: Description = Description {
     family: Family::Qwen2,
     model_types: &["qwen2"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",

@@ -6,7 +6,6 @@ use butterfly_ir::model::Family;
 pub(super) const QWEN3: Description = Description {
     family: Family::Qwen3,
     model_types: &["qwen3"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",

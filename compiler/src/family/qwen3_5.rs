@@ -6,7 +6,6 @@ use butterfly_ir::model::Family;
 pub(super) const QWEN3_5: Description = Description {
     family: Family::Qwen35,
     model_types: &["qwen3_5", "qwen3_5_text"],
-    runs: true,
     layer: Layer::Gated,
     prefixes: &["model.language_model.", "model."],
     embedding: "embed_tokens.weight",
