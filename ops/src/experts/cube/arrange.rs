@@ -1,7 +1,6 @@
 //! Pairs sorted by expert, and the tiles of pairs that experts have.
 
 use super::expert_of;
-use super::tiles::TILE;
 use crate::cube::launch::{array, empty};
 use ::cubecl::prelude::*;
 use burn::tensor::DType;
@@ -25,11 +24,11 @@ pub(super) struct Arrangement<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Arrangement<R> {
-    /// That of ids below `experts`.
-    pub(super) fn of(ids: &CubeTensor<R>, experts: usize) -> Self {
+    /// That of ids below `experts`, in tiles of up to `tile` pairs.
+    pub(super) fn of(ids: &CubeTensor<R>, experts: usize, tile: u32) -> Self {
         let pairs = ids.meta.num_elements();
         // Each expert can have a tile that is not full.
-        let count = pairs / TILE as usize + experts.min(pairs);
+        let count = pairs / tile as usize + experts.min(pairs);
         let order = empty(ids, [pairs], DType::U32);
         let offsets = empty(ids, [experts + 1], DType::U32);
         let tiles = empty(ids, [count, 2], DType::U32);
@@ -52,6 +51,7 @@ impl<R: CubeRuntime> Arrangement<R> {
                 array(&tiles),
                 count as u32,
                 experts as u32,
+                tile,
             );
         }
         Self {
@@ -113,12 +113,13 @@ fn tiles_kernel(
     tiles: &mut Array<u32>,
     count: u32,
     #[comptime] experts: u32,
+    #[comptime] tile: u32,
 ) {
     let mut first = SharedMemory::<u32>::new(comptime!(experts as usize + 1));
     let mut e = UNIT_POS;
     while e < experts {
         let pairs = offsets[(e + 1u32) as usize] - offsets[e as usize];
-        first[e as usize] = (pairs + comptime!(TILE - 1)) / TILE;
+        first[e as usize] = (pairs + comptime!(tile - 1)) / tile;
         e += UNITS;
     }
     sync_cube();
@@ -135,16 +136,16 @@ fn tiles_kernel(
     let mut e = UNIT_POS;
     while e < experts {
         let start = first[e as usize];
-        for tile in start..first[(e + 1u32) as usize] {
-            tiles[(2u32 * tile) as usize] = e;
-            tiles[(2u32 * tile + 1u32) as usize] = tile - start;
+        for i in start..first[(e + 1u32) as usize] {
+            tiles[(2u32 * i) as usize] = e;
+            tiles[(2u32 * i + 1u32) as usize] = i - start;
         }
         e += UNITS;
     }
-    let mut tile = first[experts as usize] + UNIT_POS;
-    while tile < count {
-        tiles[(2u32 * tile) as usize] = u32::MAX.runtime();
-        tiles[(2u32 * tile + 1u32) as usize] = 0u32;
-        tile += UNITS;
+    let mut i = first[experts as usize] + UNIT_POS;
+    while i < count {
+        tiles[(2u32 * i) as usize] = u32::MAX.runtime();
+        tiles[(2u32 * i + 1u32) as usize] = 0u32;
+        i += UNITS;
     }
 }

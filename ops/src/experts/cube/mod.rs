@@ -1,8 +1,8 @@
 //! Experts on CubeCL's runtimes.
 //!
 //! A *pair* is a row and one of its experts; pair `row * k + j` is choice j of the row. A few pairs are multiplied one
-//! by one (`few.rs`). Many are sorted by expert (`arrange.rs`) and multiplied in tiles of pairs of one expert
-//! (`tiles.rs`), so that a weight is read once for a tile. The host never learns how many rows an expert has: it
+//! by one (`few.rs`). Many are sorted by expert (`arrange.rs`) and multiplied in tiles of pairs of one expert, on matrix
+//! units (`matrix.rs`) where a device has them (else `tiles.rs`), so that a weight is read once for a tile. The host never learns how many rows an expert has: it
 //! launches as many tiles as there can be.
 
 #![expect(
@@ -13,6 +13,7 @@
 mod arrange;
 mod combine;
 mod few;
+mod matrix;
 mod route;
 mod tiles;
 
@@ -63,13 +64,21 @@ pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
     let biases = op.biased.then(|| [next(), next()]);
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
-    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count));
+    let units = matrix::has_units::<R, F>(&x);
+    let tile = match units {
+        true => matrix::TILE,
+        false => tiles::TILE,
+    };
+    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, tile));
     let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
         let y = empty(x, [pairs, rows], F::dtype());
         let mut column = 0;
         for stored in weight {
             let weight = stored.words(columns);
             match &arrangement {
+                Some(arrangement) if units => {
+                    matrix::multiply::<R, F>(x, share, &weight, arrangement, &y, column);
+                }
                 Some(arrangement) => {
                     tiles::multiply::<R, F>(x, share, &weight, arrangement, &y, column);
                 }
