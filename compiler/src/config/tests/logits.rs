@@ -109,6 +109,31 @@ fn windows_lie_between_full_attention() {
     }
 }
 
+/// Layers that see later tokens, as those of EmbeddingGemma do, are no layers of a language model.
+#[test]
+fn attention_in_both_directions_is_refused() {
+    let field = "use_bidirectional_attention";
+    for given in [json!(false), json!(null), json!("absent")] {
+        let read = model("gemma3_text", json!({field: given}));
+        assert_eq!(read, model("gemma3_text", json!({})));
+    }
+    let refused = |given: Value| config("gemma3_text", json!({field: given}));
+    assert_eq!(
+        message(&refused(json!(true))),
+        format!("config.json: `{field}` is true, which is not supported: give false")
+    );
+    assert_eq!(
+        message(&refused(json!("all"))),
+        format!("config.json: `{field}` is \"all\": give true or false")
+    );
+    let text: Value = serde_json::from_str(&refused(json!(true))).expect("JSON");
+    let nested = json!({"model_type": "gemma3", "text_config": text});
+    assert_eq!(
+        message(&nested.to_string()),
+        format!("config.json: `text_config.{field}` is true, which is not supported: give false")
+    );
+}
+
 /// `Gemma3TextConfig` of transformers 5.24 ties the output projection to the embedding, and checkpoints of such a
 /// model leave the field out.
 #[test]
