@@ -16,14 +16,19 @@ pub(crate) fn butterfly(args: &[&str]) -> Output {
 
 /// A copy of a model folder with a byte tokenizer, to be changed by a test.
 pub(crate) fn folder() -> tempfile::TempDir {
+    folder_of("llama")
+}
+
+/// The same of any model of the fixtures: each has a token for every byte.
+pub(crate) fn folder_of(model: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
     for from in [
-        "models/llama/config.json",
-        "models/llama/model.safetensors",
-        "tokenizer/tokenizer.json",
-        "tokenizer/tokenizer_config.json",
+        format!("models/{model}/config.json"),
+        format!("models/{model}/model.safetensors"),
+        "tokenizer/tokenizer.json".into(),
+        "tokenizer/tokenizer_config.json".into(),
     ] {
-        let from = fixture(from);
+        let from = fixture(&from);
         let name = from.file_name().expect("a name");
         // Not `fs::copy`: the original may be read-only.
         let bytes = fs::read(&from).expect("a fixture");

@@ -1,5 +1,6 @@
 //! Every command on the models that have experts, windows in some of their layers, or latent attention.
 
+mod byte_model;
 mod command;
 
 use butterfly_tests::{close, floats};
@@ -216,6 +217,51 @@ fn calibrated() {
             let error = bad(&other.iter().map(String::as_str).collect::<Vec<_>>());
             assert!(error.contains("was calibrated for"), "{error}");
         }
+    }
+}
+
+/// Dense attention beside a policy, and beside a pattern that takes nothing from the layers that it replaces.
+#[test]
+fn evaluated_beside_dense() {
+    for (name, _, _, layers) in MODELS {
+        let folder = byte_model::folder_of(name);
+        let [file, policy] = ["text.txt", "half.json"].map(|f| folder.path().join(f));
+        let words = "Some blocks attend to others, and some do not. ".repeat(20);
+        fs::write(&file, words).expect("written");
+        let [dir, file, policy] = [folder.path(), &file, &policy].map(text);
+        let given = ["--model", dir, "--text", file, "--device", "cpu"];
+        let run = |command: &str, more: &[&str]| good(&[&[command][..], &given, more].concat());
+        let sizes = ["--window", "128", "--tail", "16"];
+        let more = ["--pattern", PATTERN, "-o", policy];
+        run("calibrate", &[&sizes[..], &more].concat());
+
+        let sizes = ["--window", "256", "--needle", "200", "--depths", "0.5"];
+        let more = ["--policy", policy, "--pattern", "causal"];
+        let report = run("eval", &[&sizes[..], &more].concat());
+        let number = |value: &Value| value.as_f64().expect("a number");
+        // Every token but the first of each of four windows.
+        assert_eq!(report["predicted"], 940 - 4, "{name}");
+        let dense = number(&report["dense_perplexity"]);
+        assert!(dense.is_finite() && dense > 1.0, "{name}: {dense}");
+        let policies = report["policies"].as_array().expect("policies");
+        let names = policies.iter().map(|policy| policy["name"].as_str());
+        assert!(names.eq(["half", "pattern 2"].map(Some)), "{policies:?}");
+        for policy in policies {
+            let of_layers = policy["layers"].as_array().expect("layers").iter();
+            let swapped = of_layers.filter(|layer| layer["swapped"] == true);
+            let swapped = swapped.filter_map(|layer| layer["layer"].as_u64());
+            assert_eq!(swapped.collect::<Vec<_>>(), layers, "{name}");
+            let (got, ratio) = (&policy["perplexity"], &policy["perplexity_ratio"]);
+            assert!((number(ratio) - number(got) / dense).abs() < 1e-9, "{name}");
+        }
+        let differs = |policy: &Value| number(&policy["kl_divergence"]);
+        assert!(differs(&policies[0]) > 1e-4, "{name}: {policies:?}");
+        assert!(differs(&policies[1]).abs() < 1e-4, "{name}: {policies:?}");
+        let rows = report["retrieval"]["by_length"].as_array().expect("rows");
+        let asked = rows.iter().map(|row| row["attention"].as_str());
+        let all = ["dense", "half", "pattern 2"].map(Some);
+        assert!(asked.eq(all), "{name}: {rows:?}");
+        assert!(rows.iter().all(|row| row["tokens"] == 200), "{name}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Logits of whole models against logits that other software computed.
 
+mod built;
 mod choices;
 mod folders;
 mod formats;
