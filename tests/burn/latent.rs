@@ -8,7 +8,7 @@ use burn::tensor::{DType, Shape, TensorMetadata, TensorPrimitive};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
 use butterfly::ops::{
-    Absorb, Expand, Latent, Latents, Operation as LayerOperation, Rotate, Unabsorb, Up,
+    Absorb, Expand, Latent, Latents, Operation as LayerOperation, Products, Rotate, Unabsorb, Up,
 };
 use butterfly::{AttentionBackend, Call, KvCache, Operation, Plan, attention, run};
 
@@ -73,6 +73,7 @@ pub(crate) fn parts(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) 
                 rest,
                 rotated,
                 interleaved,
+                products: Products::default(),
             };
             let inputs = [q, weight].into_iter().chain(table).collect();
             (LayerOperation::Absorb(absorb), inputs, of_q, vec![0, 1])
@@ -80,7 +81,8 @@ pub(crate) fn parts(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) 
         2 => {
             let o = (vec![batch, heads, tokens, up.rank], dtype);
             let may_grow = vec![(0, 0), (0, 2)];
-            let operation = LayerOperation::Unabsorb(Unabsorb { up });
+            let products = Products::default();
+            let operation = LayerOperation::Unabsorb(Unabsorb { up, products });
             (operation, vec![o, weight], may_grow, vec![0, 1])
         }
         3 => {
@@ -232,14 +234,16 @@ fn latents_agree<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f6
     }
 }
 
-/// Scores against latents are those against keys, and sums of latents become sums of values.
+/// Scores against latents are those against keys, and sums of latents become sums of values. The first q head begins
+/// at element `start` of each row.
 fn products_agree<B: AttentionBackend>(
     device: &B::Device,
     [dtype, stored]: [DType; 2],
-    tokens: usize,
+    [tokens, start]: [usize; 2],
     most: f64,
 ) {
-    let (batch, start) = (2, 5);
+    let batch = 2;
+    let plan = Plan::new(sparsity()).expect("a plan");
     let head = UP.nope + REST;
     let row = start + UP.heads * head;
     let weight = random(stored, 1, &[UP.rows(), UP.rank]);
@@ -270,6 +274,7 @@ fn products_agree<B: AttentionBackend>(
         rest: REST,
         rotated: ROTATED,
         interleaved: true,
+        products: plan.products(),
     };
     let got = outputs::<B>(
         LayerOperation::Absorb(absorb),
@@ -302,7 +307,11 @@ fn products_agree<B: AttentionBackend>(
         values.extend((0..UP.v).map(product));
     }
     let inputs = vec![floats::<B>(&o, &shape, dtype, device), stored()];
-    let got = outputs::<B>(LayerOperation::Unabsorb(Unabsorb { up: UP }), inputs);
+    let unabsorb = Unabsorb {
+        up: UP,
+        products: plan.products(),
+    };
+    let got = outputs::<B>(LayerOperation::Unabsorb(unabsorb), inputs);
     close("unabsorb", &got[0], &values, most * (UP.rank as f64).sqrt());
 }
 
@@ -340,8 +349,9 @@ fn expansion_is_exact<B: AttentionBackend>(device: &B::Device, dtype: DType) {
 fn agree<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) {
     latents_agree::<B>(device, dtype, most);
     expansion_is_exact::<B>(device, dtype);
-    for tokens in [1, 3, 40] {
-        products_agree::<B>(device, [dtype, dtype], tokens, most);
+    // Matrix instructions read rows that begin at multiples of eight elements.
+    for sizes in [[1, 5], [3, 5], [40, 5], [40, 8], [200, 8]] {
+        products_agree::<B>(device, [dtype, dtype], sizes, most);
     }
 }
 
@@ -351,7 +361,7 @@ fn operations_agree_with_f64() {
         agree::<Flex>(&Default::default(), dtype, most);
     }
     // On the host, weights stay in the type of their file.
-    products_agree::<Flex>(&Default::default(), [DType::F32, DType::BF16], 7, 1e-5);
+    products_agree::<Flex>(&Default::default(), [DType::F32, DType::BF16], [7, 5], 1e-5);
     agree::<Vulkan>(&WgpuDevice::Cpu, DType::F32, 1e-5);
 }
 

@@ -1,14 +1,17 @@
 //! Products with a matrix of each head on devices.
 //!
-//! Many rows go through Burn's batched product, the batch being the heads; the weight is read as it is, by
-//! views. On NVIDIA devices, other kernels multiply a few rows.
+//! Many rows go through the generated kernel with Hopper's matrix instructions, one launch for each head, which reads
+//! and writes them where they lie; else through Burn's batched product, the batch being the heads. On NVIDIA devices,
+//! other kernels multiply a few rows.
 
 mod few;
 
 use super::{Absorb, Unabsorb, Up};
-use crate::cube::join::{Part, Turn, join};
+use crate::OperationError;
+use crate::cube::join::{Part, Turn, join, last};
 use crate::cube::launch::{empty, view};
 use crate::linear::cube::batched;
+use crate::linear::hopper::{self, Matrix};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::{cast, into_contiguous, slice};
 use burn_cubecl::tensor::CubeTensor;
@@ -18,7 +21,7 @@ use butterfly_runtime::Launches;
 pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Absorb,
     inputs: Vec<CubeTensor<R>>,
-) -> Vec<CubeTensor<R>> {
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     let mut next = || inputs.next().expect("the inputs were counted");
     let (q, weight) = (next(), next());
@@ -29,12 +32,29 @@ pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
     let (batch, tokens, row) = (q.shape()[0], q.shape()[1], q.shape()[2]);
     let up = op.up;
     let rows = batch * tokens;
+    let shape = [batch, up.heads, tokens, up.rank + op.rest];
     if rows == 0 {
-        let shape = [batch, up.heads, tokens, up.rank + op.rest];
-        return vec![empty(&q, shape, F::dtype())];
+        return Ok(vec![empty(&q, shape, F::dtype())]);
     }
     if few::takes::<R, F>(up, rows, &weight) {
-        return vec![few::absorb::<R, F>(op, [&q, &weight, &rotation])];
+        return Ok(vec![few::absorb::<R, F>(op, [&q, &weight, &rotation])]);
+    }
+    let turn = Turn {
+        table: &rotation,
+        rotated: op.rotated,
+        interleaved: op.interleaved,
+    };
+    let rest = Part {
+        tensor: &q,
+        first: op.start + up.nope,
+        steps: [tokens * row, op.head(), row],
+        length: op.rest,
+    };
+    let k = matrices(weight, up, 0..up.nope);
+    let out = empty(&q, shape, F::dtype());
+    if absorbed::<R, F>(op, &q, &k, &out)? {
+        last::<R, F>(&out, rest, &turn);
+        return Ok(vec![out]);
     }
     let whole = view(&q, vec![rows, row], vec![row, 1]);
     let end = op.start + up.heads * op.head();
@@ -48,48 +68,74 @@ pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
         vec![up.heads, rows, up.nope],
         vec![op.head(), step, 1],
     );
-    let k = matrices(weight, up, 0..up.nope);
     let y = batched(x, converted(k, F::dtype()));
-    let parts = [
-        Part {
-            tensor: &y,
-            first: 0,
-            steps: [tokens * up.rank, rows * up.rank, up.rank],
-            length: up.rank,
-        },
-        Part {
-            tensor: &q,
-            first: op.start + up.nope,
-            steps: [tokens * row, op.head(), row],
-            length: op.rest,
-        },
-    ];
-    let turn = Turn {
-        table: &rotation,
-        rotated: op.rotated,
-        interleaved: op.interleaved,
+    let absorbed = Part {
+        tensor: &y,
+        first: 0,
+        steps: [tokens * up.rank, rows * up.rank, up.rank],
+        length: up.rank,
     };
-    vec![join::<R, F>([batch, up.heads, tokens], parts, &turn)]
+    let parts = [absorbed, rest];
+    Ok(vec![join::<R, F>([batch, up.heads, tokens], parts, &turn)])
+}
+
+/// Writes the first elements of each vector of `out` by Hopper's matrix units, a launch for each head; false if the
+/// device has none, or they do not take the shape.
+fn absorbed<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Absorb,
+    q: &CubeTensor<R>,
+    k: &CubeTensor<R>,
+    out: &CubeTensor<R>,
+) -> Result<bool, OperationError> {
+    let [batch, heads, tokens, width] = out.meta.shape().dims();
+    let (up, row) = (op.up, q.shape()[2]);
+    // The kernel reads the rows of its second factor.
+    let mut of_rank = k.clone();
+    of_rank.meta.swap(1, 2);
+    let of_rank = into_contiguous(of_rank);
+    for (sequence, head) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let x = Matrix {
+            tensor: q,
+            first: sequence * tokens * row + op.start + head * op.head(),
+            step: row,
+        };
+        let weight = Matrix {
+            tensor: &of_rank,
+            first: head * up.rank * up.nope,
+            step: up.nope,
+        };
+        let to = [(sequence * heads + head) * tokens * width, width];
+        let shape = [tokens, up.rank, up.nope];
+        let y = || out.clone();
+        if hopper::multiply::<R, F>([x, weight], shape, to, &op.products, y)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 pub(crate) fn unabsorb<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Unabsorb,
     inputs: Vec<CubeTensor<R>>,
-) -> Vec<CubeTensor<R>> {
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
     let (mut o, weight) = (next(), into_contiguous(next()));
     let up = op.up;
     let (batch, tokens) = (o.shape()[0], o.shape()[2]);
-    let rows = batch * tokens;
+    let (rows, row) = (batch * tokens, up.heads * up.v);
+    let out = empty(&o, [batch, tokens, row], F::dtype());
     if rows == 0 {
-        return vec![empty(&o, [batch, tokens, up.heads * up.v], F::dtype())];
+        return Ok(vec![out]);
     }
     // As attention writes it, o lies in memory as [B, T, heads, rank].
     o.meta.swap(1, 2);
     let o = into_contiguous(o);
     if few::takes::<R, F>(up, rows, &weight) {
-        return vec![few::unabsorb::<R, F>(op, &o, &weight)];
+        return Ok(vec![few::unabsorb::<R, F>(op, &o, &weight)]);
+    }
+    if unabsorbed::<R, F>(op, &o, &weight, &out)? {
+        return Ok(vec![out]);
     }
     let x = view(
         &o,
@@ -102,12 +148,38 @@ pub(crate) fn unabsorb<R: CubeRuntime + Launches, F: FloatElement>(
     // [heads, rows, v] → [rows, heads, v].
     y.meta.swap(0, 1);
     let y = into_contiguous(y);
-    let row = up.heads * up.v;
-    vec![view(
-        &y,
-        vec![batch, tokens, row],
-        vec![tokens * row, row, 1],
-    )]
+    let steps = vec![tokens * row, row, 1];
+    Ok(vec![view(&y, vec![batch, tokens, row], steps)])
+}
+
+/// Writes `out` [B, T, heads * v] as [`absorbed`] does, from contiguous o [B, T, heads, rank].
+fn unabsorbed<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Unabsorb,
+    o: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    out: &CubeTensor<R>,
+) -> Result<bool, OperationError> {
+    let up = op.up;
+    let rows = out.shape()[0] * out.shape()[1];
+    for head in 0..up.heads {
+        let x = Matrix {
+            tensor: o,
+            first: head * up.rank,
+            step: up.heads * up.rank,
+        };
+        let v = Matrix {
+            tensor: weight,
+            first: (head * up.of_head() + up.nope) * up.rank,
+            step: up.rank,
+        };
+        let to = [head * up.v, up.heads * up.v];
+        let shape = [rows, up.v, up.rank];
+        let y = || out.clone();
+        if hopper::multiply::<R, F>([x, v], shape, to, &op.products, y)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Some rows of each head of the weight, [heads, rows, rank].

@@ -14,6 +14,7 @@ pub(crate) mod flex;
 use crate::Limits;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;
+use crate::Products;
 use crate::inputs::{Inputs, Names, Outputs};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::limits::{MOST, product};
@@ -38,7 +39,7 @@ pub struct Up {
 /// Inputs, in order: rows that hold the q heads, [B, T, n]; the weight, as [`Up`] says, of any float
 /// type; if something is rotated, the cosines, then the sines of each token, [T, rotated] in f32.
 /// Output: q [B, heads, T, rank + rest].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Absorb {
     /// The weight.
     pub up: Up,
@@ -51,16 +52,20 @@ pub struct Absorb {
     pub rotated: usize,
     /// Whether elements `2i` and `2i + 1` are rotated together.
     pub interleaved: bool,
+    /// Generated kernels for the products.
+    pub products: Products,
 }
 
 /// Multiplies the o of each head, which attention gives as a sum of latents, by the head's V.
 ///
 /// Inputs, in order: o [B, heads, T, rank]; the weight, as [`Up`] says, of any float type. Output:
 /// [B, T, heads * v].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Unabsorb {
     /// The weight.
     pub up: Up,
+    /// Generated kernels for the products.
+    pub products: Products,
 }
 
 impl Up {

@@ -40,19 +40,52 @@ struct Shape {
     rest: u32,
     rotated: u32,
     interleaved: bool,
+    /// Whether only the second part is written.
+    second: bool,
 }
 
 /// Joins the parts of each vector: [B, H, T, D], where D is the length of both together.
 pub(crate) fn join<R: CubeRuntime, F: FloatElement>(
     [batch, heads, tokens]: [usize; 3],
-    [a, b]: [Part<'_, R>; 2],
+    parts: [Part<'_, R>; 2],
     turn: &Turn<'_, R>,
 ) -> CubeTensor<R> {
-    let shape = [batch, heads, tokens, a.length + b.length];
-    let out = empty(a.tensor, shape, F::dtype());
-    let count = out.meta.num_elements() as u32;
+    let shape = [batch, heads, tokens, parts[0].length + parts[1].length];
+    let out = empty(parts[0].tensor, shape, F::dtype());
+    write::<R, F>(&out, parts, turn, false);
+    out
+}
+
+/// Writes the last elements of each vector of `out` [B, H, T, D].
+pub(crate) fn last<R: CubeRuntime, F: FloatElement>(
+    out: &CubeTensor<R>,
+    part: Part<'_, R>,
+    turn: &Turn<'_, R>,
+) {
+    let first = Part {
+        tensor: part.tensor,
+        first: 0,
+        steps: [0; 3],
+        length: out.meta.shape()[3] - part.length,
+    };
+    write::<R, F>(out, [first, part], turn, true);
+}
+
+/// Writes both parts of each vector of `out`, or only the second.
+fn write<R: CubeRuntime, F: FloatElement>(
+    out: &CubeTensor<R>,
+    [a, b]: [Part<'_, R>; 2],
+    turn: &Turn<'_, R>,
+    second: bool,
+) {
+    let [_, heads, tokens, width] = out.meta.shape().dims();
+    let vectors = out.meta.num_elements() / width.max(1);
+    let count = match second {
+        true => vectors * b.length,
+        false => vectors * width,
+    } as u32;
     if count == 0 {
-        return out;
+        return;
     }
     let shape = Shape {
         heads: heads as u32,
@@ -60,9 +93,10 @@ pub(crate) fn join<R: CubeRuntime, F: FloatElement>(
         rest: b.length as u32,
         rotated: turn.rotated as u32,
         interleaved: turn.interleaved,
+        second,
     };
     let [a_steps, b_steps] = [a.steps, b.steps].map(|steps| steps.map(|step| step as u32));
-    // SAFETY: units beyond the last element do nothing; the vectors of both parts are in their tensors.
+    // SAFETY: units beyond the last element do nothing; the vectors of the parts that are read are in their tensors.
     unsafe {
         join_kernel::launch_unchecked::<F, R>(
             &out.client,
@@ -71,7 +105,7 @@ pub(crate) fn join<R: CubeRuntime, F: FloatElement>(
             array(a.tensor),
             array(b.tensor),
             array(turn.table),
-            array(&out),
+            array(out),
             count,
             tokens as u32,
             a.first as u32,
@@ -85,7 +119,6 @@ pub(crate) fn join<R: CubeRuntime, F: FloatElement>(
             shape,
         );
     }
-    out
 }
 
 /// Each unit writes one element.
@@ -112,15 +145,18 @@ fn join_kernel<F: Float>(
     if at < count {
         let length = comptime!(shape.length);
         let width = comptime!(shape.length + shape.rest);
+        let skipped = comptime!(if shape.second { shape.length } else { 0 });
+        let written = comptime!(width - skipped);
         let heads = comptime!(shape.heads);
-        let element = at % width;
-        let vector = at / width;
+        let element = skipped + at % written;
+        let vector = at / written;
+        let to = vector * width + element;
         let token = vector % tokens;
         let head = vector / tokens % heads;
         let sequence = vector / tokens / heads;
         if element < length {
             let start = a_first + sequence * a_sequence + head * a_head + token * a_token;
-            out[at as usize] = a[(start + element) as usize];
+            out[to as usize] = a[(start + element) as usize];
         } else {
             let start = b_first + sequence * b_sequence + head * b_head + token * b_token;
             let x = turned(
@@ -132,7 +168,7 @@ fn join_kernel<F: Float>(
                 comptime!(shape.rotated),
                 comptime!(shape.interleaved),
             );
-            out[at as usize] = F::cast_from(x);
+            out[to as usize] = F::cast_from(x);
         }
     }
 }

@@ -10,7 +10,8 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::{Embed, Packed, Part, Products, Project, Storage, counts, hopper, packed};
+use super::hopper::{self, Matrix};
+use super::{Embed, Packed, Part, Products, Project, Storage, counts, packed};
 use crate::OperationError;
 use crate::cube::launch::{array, empty, grid, shaped};
 use ::cubecl::prelude::*;
@@ -142,9 +143,11 @@ fn columns<R: CubeRuntime + Launches, F: FloatElement>(
     column: usize,
     products: &Products,
 ) -> Result<(), OperationError> {
-    let at = [y.shape()[1], column];
-    let many = x.shape()[0] > FEW;
-    if many && hopper::multiply::<R, F>([x, weight], at, products, || y.clone())?.is_some() {
+    let [m, k, n] = [x.shape()[0], x.shape()[1], weight.shape()[0]];
+    let factors = [x, weight].map(Matrix::all);
+    let to = [column, y.shape()[1]];
+    let made = || y.clone();
+    if m > FEW && hopper::multiply::<R, F>(factors, [m, n, k], to, products, made)?.is_some() {
         return Ok(());
     }
     let part = dense::<R, F>(x, weight, products)?;
@@ -165,7 +168,8 @@ fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
     let same = weight.dtype == F::dtype();
     let y = || empty(&rows, [m, n], F::dtype());
-    if !few && let Some(y) = hopper::multiply::<R, F>([&rows, &weight], [n, 0], products, y)? {
+    let factors = [&rows, &weight].map(Matrix::all);
+    if !few && let Some(y) = hopper::multiply::<R, F>(factors, [m, n, k], [0, n], products, y)? {
         return Ok(y);
     }
     Ok(match (device, F::dtype()) {

@@ -3,15 +3,25 @@
 use super::Products;
 use crate::OperationError;
 #[cfg(feature = "cuda")]
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
 
+/// A matrix within a tensor's memory, its rows contiguous.
+pub(crate) struct Matrix<'a, R: CubeRuntime> {
+    pub(crate) tensor: &'a CubeTensor<R>,
+    /// The first element.
+    pub(crate) first: usize,
+    /// Elements from one row to the next.
+    pub(crate) step: usize,
+}
+
 /// Without CUDA there is no Hopper.
 #[cfg(not(feature = "cuda"))]
-pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
-    _: [&CubeTensor<R>; 2],
+pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
+    _: [Matrix<'_, R>; 2],
+    _: [usize; 3],
     _: [usize; 2],
     _: &Products,
     _: impl FnOnce() -> CubeTensor<R>,
@@ -19,15 +29,16 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     Ok(None)
 }
 
-/// The product of contiguous rows x [m, K] and a weight [N, K], written to the columns from `column` on
-/// of the matrix of `width` columns that `y` returns.
+/// The product of x [m, K] and a weight [N, K], of `shape` m, N, K, written to the matrix y [m, N] that begins at
+/// element `first` of the tensor which `y` returns, with `step` elements from one row to the next.
 ///
-/// `None`, without a call of `y`, if the device is no Hopper GPU, or if the kernel does not take the
-/// types or the shape: rows and results have to start at multiples of 16 bytes.
+/// `None`, without a call of `y`, if the device is no Hopper GPU, or if the kernel does not take the types or the
+/// shape: matrices and rows have to start at multiples of 16 bytes.
 #[cfg(feature = "cuda")]
-pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
-    [x, weight]: [&CubeTensor<R>; 2],
-    [width, column]: [usize; 2],
+pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
+    [x, weight]: [Matrix<'_, R>; 2],
+    shape: [usize; 3],
+    [first, step]: [usize; 2],
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
@@ -36,29 +47,45 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         DType::BF16 => butterfly_ir::Dtype::Bf16,
         _ => return Ok(None),
     };
-    let cuda = R::device(&x.client) == butterfly_runtime::Device::Cuda;
-    if !cuda || weight.dtype != F::dtype() || crate::cube::launch::capability()?.version != 90 {
+    let device = &x.tensor.client;
+    let cuda = R::device(device) == butterfly_runtime::Device::Cuda;
+    let same = weight.tensor.dtype == F::dtype();
+    if !cuda || !same || crate::cube::launch::capability()?.version != 90 {
         return Ok(None);
     }
-    let [m, k, n] = [x.shape()[0], x.shape()[1], weight.shape()[0]];
-    let start = column * F::dtype().size();
-    let counted = [(m, k), (n, k), (m, width)];
-    let counted = counted.iter().all(|(rows, row)| super::counts(*rows, *row));
-    if !counted || !start.is_multiple_of(16) {
+    let [m, n, _] = shape;
+    let steps = [x.step, weight.step, step];
+    let mut reaches = [m, n, m].into_iter().zip(steps);
+    let counted = reaches.all(|(rows, step)| super::counts(rows, step));
+    let starts = [x.first, weight.first, first].map(|first| first * F::dtype().size());
+    if !counted || starts.iter().any(|at| !at.is_multiple_of(16)) {
         return Ok(None);
     }
     #[expect(clippy::cast_possible_truncation, reason = "32 bits count them all")]
-    let [m, k, n, width] = [m, k, n, width].map(|n| n as u32);
     let multiply = butterfly_runtime::Multiply {
-        shape: [m, n, k],
-        rows: [k, k, width],
+        shape: shape.map(|n| n as u32),
+        rows: steps.map(|n| n as u32),
     };
     let product = products.find(dtype)?;
     let Some(product) = product.filter(|product| product.takes(&multiply)) else {
         return Ok(None);
     };
     let y = y();
-    let columns = y.handle.clone().offset_start(start as u64);
-    product.launch(&x.client, &multiply, [&x.handle, &weight.handle, &columns])?;
+    let tensors = [x.tensor, weight.tensor, &y].into_iter().zip(starts);
+    let from =
+        |(tensor, start): (&CubeTensor<R>, usize)| tensor.handle.clone().offset_start(start as u64);
+    let handles: Vec<_> = tensors.map(from).collect();
+    product.launch(device, &multiply, [&handles[0], &handles[1], &handles[2]])?;
     Ok(Some(y))
+}
+
+impl<'a, R: CubeRuntime> Matrix<'a, R> {
+    /// All of a contiguous tensor of two dimensions.
+    pub(crate) fn all(tensor: &'a CubeTensor<R>) -> Self {
+        Self {
+            tensor,
+            first: 0,
+            step: tensor.meta.shape()[1],
+        }
+    }
 }

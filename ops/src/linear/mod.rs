@@ -5,7 +5,7 @@ pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-mod hopper;
+pub(crate) mod hopper;
 pub(crate) mod packed;
 #[cfg(feature = "cpu")]
 pub(crate) mod rows;

@@ -11,7 +11,7 @@ use crate::state::{LayerState, Lengths};
 use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
-use butterfly::ops::{Expand, Operation};
+use butterfly::ops::{Absorb, Expand, Operation, Unabsorb};
 use butterfly::{AttentionBackend, DECODE_QUERIES, KvCache, OperationError, attention};
 use butterfly_compiler::form;
 use butterfly_ir::Phase;
@@ -188,7 +188,10 @@ impl<B: AttentionBackend> LatentAttention<B> {
                     inputs.extend(self.weight.tensors.iter().cloned());
                     let rotation = rotation.filter(|_| absorb.rotated > 0);
                     inputs.extend(rotation.map(|rotation| primitive(rotation.clone())));
-                    let operation = Operation::Absorb(absorb.clone());
+                    let operation = Operation::Absorb(Absorb {
+                        products: policy.plan.products(),
+                        ..absorb.clone()
+                    });
                     heads = Some(profile.part::<B, _>("latents", &device, || {
                         one(around::<B>(operation, inputs)?)
                     })?);
@@ -220,7 +223,10 @@ impl<B: AttentionBackend> LatentAttention<B> {
                     let heads = heads.take().expect(lost);
                     let weight = self.weight.tensors.iter().cloned();
                     let inputs = [primitive(heads)].into_iter().chain(weight).collect();
-                    let operation = Operation::Unabsorb(unabsorb.clone());
+                    let operation = Operation::Unabsorb(Unabsorb {
+                        products: policy.plan.products(),
+                        ..unabsorb.clone()
+                    });
                     o = Some(profile.part::<B, _>("latents", &device, || {
                         one(around::<B>(operation, inputs)?)
                     })?);
