@@ -220,6 +220,34 @@ fn calibrated() {
     }
 }
 
+/// A layer that is measured alone has the experts, or the dense part, that it has in the model.
+#[test]
+fn layers_measured_alone() {
+    let config = model("glm4_moe_lite").join("config.json");
+    for (layer, has_experts) in [("0", false), ("1", true), ("3", true)] {
+        let args = [
+            "bench",
+            "layer",
+            "--config",
+            text(&config),
+            "--layer",
+            layer,
+        ];
+        let more = [
+            "--prompt-tokens",
+            "40",
+            "--decode",
+            "1",
+            "--profile",
+            "--device",
+            "cpu",
+        ];
+        let report = good(&[&args[..], &more].concat());
+        let experts = report["rows"][0]["profile"]["experts"].as_f64();
+        assert_eq!(experts.is_some(), has_experts, "layer {layer}: {report}");
+    }
+}
+
 /// Dense attention beside a policy, and beside a pattern that takes nothing from the layers that it replaces.
 #[test]
 fn evaluated_beside_dense() {

@@ -107,6 +107,11 @@ pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
         )));
     }
     sizes.vocabulary = 256;
+    // Alone it is layer 0, and keeps its own feed-forward part.
+    if let Some(experts) = &mut sizes.experts {
+        let dense = experts.dense.iter().any(|layer| *layer as usize == at);
+        experts.dense = Vec::from_iter(dense.then_some(0));
+    }
     let subject = Subject {
         path,
         config,
