@@ -4,6 +4,7 @@
 //! are missing or have a wrong shape are collected, so that one error names all of them. A first
 //! pass only compares names, shapes and types, so that no weights of a refused folder are read.
 
+mod floats;
 mod sections;
 
 use crate::layers::Weight;
@@ -144,39 +145,6 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             columns,
             tensors: self.tensors(&upload),
         }
-    }
-
-    /// A matrix of floats, whatever it is stored as: for operations that read no packed weights. Of a layer
-    /// of GLM-4.7-Flash it takes 9 MB in 16 bits.
-    pub(crate) fn unpacked(&mut self, name: &str, shape: [usize; 2]) -> Weight<B> {
-        let [rows, columns] = shape;
-        let before = self.needed;
-        let stored = self.weight(&[(name.to_string(), rows)], columns);
-        let part = stored.parts.first().map(|part| part.storage);
-        if !matches!(part, Some(Storage::Packed(_))) {
-            return stored;
-        }
-        // What is packed is freed again.
-        self.needed = before;
-        self.needed += Taken {
-            allocated: (rows * columns * self.dtype.size()) as u64,
-            ..Taken::default()
-        };
-        let tensor = match self.pass {
-            Pass::Check => self.placeholder(),
-            Pass::Load => {
-                let ids = Tensor::<B, 1, Int>::arange(0..rows as i64, self.device);
-                let ids = ids.reshape([1, rows]);
-                match stored.rows(ids, self.dtype) {
-                    Ok(unpacked) => unpacked.reshape(shape),
-                    Err(error) => {
-                        self.problems.push(format!("{}: {error}", self.full(name)));
-                        self.placeholder()
-                    }
-                }
-            }
-        };
-        self.dense(tensor, shape)
     }
 
     /// How a matrix of the checkpoint is stored; marks its tensors as taken.

@@ -11,13 +11,16 @@ use crate::state::{LayerState, Lengths};
 use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
-use butterfly::ops::{Absorb, Expand, Operation, Unabsorb};
+use butterfly::ops::{Absorb, Expand, Operation, Unabsorb, Up};
 use butterfly::{AttentionBackend, DECODE_QUERIES, KvCache, OperationError, attention};
 use butterfly_compiler::form;
 use butterfly_ir::Phase;
 use butterfly_ir::model::{AttentionShape, Form, ModelConfig};
 use program::{Program, Sizes, Step};
 use std::sync::Arc;
+
+/// Names of the weights of each head, Kᵀ and V, where checkpoints have them apart: in folders of mlx-lm, in GGUF files.
+const APART: [[&str; 2]; 2] = [["embed_q", "unembed_out"], ["k_b_proj", "v_b_proj"]];
 
 /// The programs of a model with latent attention, which its layers share.
 #[derive(Debug)]
@@ -111,10 +114,7 @@ impl<B: AttentionBackend> LatentAttention<B> {
         let norms =
             norms.map(|(name, rank)| loader.norm(&format!("{at}.{name}.weight"), rank, 0.0));
         let norms = norms.collect();
-        let weight = loader.unpacked(
-            &format!("{at}.kv_b_proj.weight"),
-            [sizes.up.rows(), sizes.up.rank],
-        );
+        let weight = up_weight(loader, at, sizes.up);
         let width = sizes.up.heads * sizes.up.v;
         let output = Projection {
             weight: loader.weight(&[(format!("{at}.o_proj.weight"), hidden)], width),
@@ -257,5 +257,17 @@ impl<B: AttentionBackend> LatentAttention<B> {
         let mut outputs = outputs.into_iter().map(float);
         let mut next = || outputs.next().expect("two outputs");
         Ok([next(), next()])
+    }
+}
+
+/// The weight that makes keys and values of latents, from one matrix or from those of each head. It is small, and the
+/// operations that read it take floats: what is packed is unpacked here, once.
+fn up_weight<B: AttentionBackend>(loader: &mut Loader<'_, B>, at: &str, up: Up) -> Weight<B> {
+    let whole = format!("{at}.kv_b_proj.weight");
+    let apart = APART.map(|names| names.map(|name| format!("{at}.{name}.weight")));
+    let apart = (apart.iter()).find(|names| names.iter().any(|name| loader.has(name)));
+    match apart {
+        Some([keys, values]) if !loader.has(&whole) => loader.of_heads([keys, values], up),
+        Some(_) | None => loader.unpacked(&whole, [up.rows(), up.rank]),
     }
 }
