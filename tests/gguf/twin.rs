@@ -5,6 +5,7 @@
 //! tokenizer. Names are those of the PyPI package `gguf` (`fixtures/gguf/names.json`).
 
 mod experts;
+mod latent;
 
 use super::{Tensor, Value, write};
 use serde_json::Value as Json;
@@ -71,6 +72,7 @@ pub fn parts(folder: &Path, store: Store<'_>) -> (Vec<(String, Value)>, Vec<Tens
         Some("qwen3_5_moe" | "qwen3_5_moe_text") => "qwen35moe",
         Some("gemma3" | "gemma3_text") => "gemma3",
         Some("gpt_oss") => "gpt-oss",
+        Some("glm4_moe_lite") => "deepseek2",
         Some(same @ ("gpt2" | "qwen2" | "qwen3" | "phi3")) => same,
         other => panic!("{other:?} is not converted here"),
     };
@@ -84,7 +86,8 @@ pub fn parts(folder: &Path, store: Store<'_>) -> (Vec<(String, Value)>, Vec<Tens
         values: crate::floats(&path, name),
     });
     let mut tensors = Vec::new();
-    for weight in experts::stacked(architecture, weights.collect()) {
+    let weights = experts::stacked(architecture, weights.collect()).into_iter();
+    for weight in weights.flat_map(|weight| latent::apart(&config, weight)) {
         let Some(new) = renamed(&weight.name, &names) else {
             continue;
         };
@@ -291,11 +294,18 @@ fn metadata(architecture: &str, config: &Json) -> Vec<(String, Value)> {
     set("embedding_length", whole("hidden_size"));
     set("feed_forward_length", whole("intermediate_size"));
     set("attention.head_count", whole("num_attention_heads"));
-    set("attention.head_count_kv", whole("num_key_value_heads"));
     let epsilon = float(&config["rms_norm_eps"]);
     set("attention.layer_norm_rms_epsilon", epsilon);
-    set("attention.key_length", whole("head_dim"));
-    set("attention.value_length", whole("head_dim"));
+    let of_latents = architecture == "deepseek2";
+    if of_latents {
+        for (key, value) in latent::metadata(config) {
+            set(key, value);
+        }
+    } else {
+        set("attention.head_count_kv", whole("num_key_value_heads"));
+        set("attention.key_length", whole("head_dim"));
+        set("attention.value_length", whole("head_dim"));
+    }
     let all = &config["rope_parameters"];
     // Gemma 3 has two.
     let rope = all.get("full_attention").unwrap_or(all);
@@ -319,7 +329,8 @@ fn metadata(architecture: &str, config: &Json) -> Vec<(String, Value)> {
     let head_dim = config["head_dim"].as_u64().map_or(usual, |n| n as u32);
     let share = rope["partial_rotary_factor"].as_f64().unwrap_or(1.0);
     let rotated = (f64::from(head_dim) * share) as u32;
-    set("rope.dimension_count", Some(rotated.into()));
+    let rotated = (!of_latents).then_some(Value::U32(rotated));
+    set("rope.dimension_count", rotated);
     if ["phi3", "llama", "gemma3", "gpt-oss"].contains(&architecture) {
         // The conversion leaves out Mistral's, and llama.cpp sees all tokens then.
         set("attention.sliding_window", whole("sliding_window"));

@@ -26,7 +26,7 @@ pub(super) enum Split {
 }
 
 /// Names in files.
-const NAMES: [(&str, Split); 18] = [
+const NAMES: [(&str, Split); 20] = [
     ("default", Split::Default),
     ("gpt-2", Split::Gpt2),
     ("phi-2", Split::Gpt2),
@@ -40,6 +40,8 @@ const NAMES: [(&str, Split); 18] = [
     ("falcon3", Split::Llama3),
     ("dbrx", Split::Cl100k),
     ("smaug-bpe", Split::Cl100k),
+    ("glm4", Split::Cl100k),
+    ("chatglm-bpe", Split::Cl100k),
     ("qwen2", Split::Qwen2),
     ("deepseek-r1-qwen", Split::Qwen2),
     ("qwen35", Split::Qwen35),

@@ -138,7 +138,7 @@ fn text_is_cut_as_each_name_says() {
     let given: Vec<String> = read(&fixture["texts"]);
     let cuts = fixture["cuts"].as_object().expect("an object");
     let named = |name: &str| split::Split::of(name).expect("a known name");
-    for name in ["dbrx", "starcoder", "llama3", "deepseek-r1-qwen"] {
+    for name in ["dbrx", "glm4", "starcoder", "llama3", "deepseek-r1-qwen"] {
         named(name);
     }
     for (name, expected) in cuts {

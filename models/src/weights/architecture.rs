@@ -19,13 +19,15 @@ pub(crate) enum Architecture {
     /// Gemma 3, the text model.
     Gemma3,
     GptOss,
+    /// Latent attention, experts chosen by sigmoids: GLM-4.7-Flash, DeepSeek-V3.
+    Deepseek2,
     Phi3,
     Gpt2,
 }
 
 impl Architecture {
     /// Every architecture.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
@@ -34,6 +36,7 @@ impl Architecture {
         Self::Qwen35Moe,
         Self::Gemma3,
         Self::GptOss,
+        Self::Deepseek2,
         Self::Phi3,
         Self::Gpt2,
     ];
@@ -49,6 +52,7 @@ impl Architecture {
             Self::Qwen35Moe => "qwen35moe",
             Self::Gemma3 => "gemma3",
             Self::GptOss => "gpt-oss",
+            Self::Deepseek2 => "deepseek2",
             Self::Phi3 => "phi3",
             Self::Gpt2 => "gpt2",
         }
@@ -57,7 +61,7 @@ impl Architecture {
     /// Whether its models have layers of experts.
     pub(crate) fn has_experts(self) -> bool {
         match self {
-            Self::Qwen3Moe | Self::Qwen35Moe | Self::GptOss => true,
+            Self::Qwen3Moe | Self::Qwen35Moe | Self::GptOss | Self::Deepseek2 => true,
             Self::Llama
             | Self::Qwen2
             | Self::Qwen3

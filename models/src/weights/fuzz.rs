@@ -44,7 +44,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![read("kinds.gguf"), read("parts-00001-of-00003.gguf")];
     for architecture in Architecture::ALL {
         let name = architecture.name();
-        let entries: [(&str, Stored); 15] = [
+        let entries: [(&str, Stored); 22] = [
             ("general.architecture", name.into()),
             ("ARCH.block_count", 2.into()),
             ("ARCH.context_length", 512.into()),
@@ -53,6 +53,13 @@ fn seeds() -> Vec<Vec<u8>> {
             ("ARCH.attention.head_count", 4.into()),
             ("ARCH.attention.layer_norm_epsilon", 1e-5.into()),
             ("ARCH.attention.layer_norm_rms_epsilon", 1e-5.into()),
+            ("ARCH.attention.key_length_mla", 40.into()),
+            ("ARCH.attention.value_length_mla", 40.into()),
+            ("ARCH.attention.kv_lora_rank", 32.into()),
+            ("ARCH.attention.q_lora_rank", 48.into()),
+            ("ARCH.rope.dimension_count", 16.into()),
+            ("ARCH.leading_dense_block_count", 1.into()),
+            ("ARCH.expert_shared_count", 1.into()),
             ("ARCH.ssm.conv_kernel", 4.into()),
             ("ARCH.ssm.state_size", 16.into()),
             ("ARCH.ssm.group_count", 2.into()),
@@ -83,6 +90,7 @@ fn seeds() -> Vec<Vec<u8>> {
             Tensor::floats("token_embd.weight", &[2, 64], &[0.5; 128]),
             Tensor::floats("blk.0.attn_qkv.weight", &[2, 4], &[0.5; 8]),
             Tensor::floats("blk.0.ssm_a", &[4], &[-0.5; 4]),
+            Tensor::floats("blk.1.exp_probs_b.bias", &[8], &[0.5; 8]),
             Tensor::floats("rope_freqs.weight", &[8], &DIVISORS),
         ];
         seeds.push(files::bytes(Layout::default(), &entries, &tensors));

@@ -10,6 +10,7 @@
 //! `src/llama-model.cpp` and `src/models`; of what conversions write, `conversion/*.py`.
 
 mod experts;
+mod latent;
 mod linear;
 mod rope;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub(crate) fn config(
         | Architecture::Qwen35Moe
         | Architecture::Gemma3
         | Architecture::GptOss
+        | Architecture::Deepseek2
         | Architecture::Phi3 => keys.gated(&mut fields)?,
     }
     Ok(fields.into())
@@ -145,7 +147,11 @@ impl Keys<'_> {
             self.gguf.required(&self.key(name), "a whole number", size)
         };
         let heads = required("attention.head_count")?;
-        let head_dim = self.head_dim(hidden, heads)?;
+        let head_dim = match self.architecture == Architecture::Deepseek2 {
+            // As configs of latent attention have it: the elements that are rotated.
+            true => self.size("rope.dimension_count")?,
+            false => self.head_dim(hidden, heads)?,
+        };
         let window = self.window()?;
         let wide = match self.architecture.has_experts() {
             true => self.same_for_all("feed_forward_length")?,
@@ -186,6 +192,7 @@ impl Keys<'_> {
                 "query_pre_attn_scalar": self.query_scalar([hidden, heads, head_dim])?,
                 "rope_local_base_freq": rope::of_windows(*self)?,
             }),
+            Architecture::Deepseek2 => self.latent(heads)?,
             Architecture::Phi3 => {
                 let original = self.gguf.count(&self.key(rope::ORIGINAL))?;
                 let mut own = json!({ "sliding_window": window });
@@ -215,6 +222,7 @@ impl Keys<'_> {
             (Architecture::Qwen35Moe, _) => "qwen3_5_moe_text",
             (Architecture::Gemma3, _) => "gemma3_text",
             (Architecture::GptOss, _) => "gpt_oss",
+            (Architecture::Deepseek2, _) => "glm4_moe_lite",
             (Architecture::Phi3, _) => "phi3",
             (Architecture::Gpt2, _) => "gpt2",
         }
@@ -253,16 +261,21 @@ impl Keys<'_> {
             );
             return Err(self.beyond("attention.value_length", &what));
         }
+        if self.architecture != Architecture::Gemma3 {
+            self.check_scale(head_dim)?;
+        }
+        Ok(head_dim)
+    }
+
+    /// Refuses a scale of logits other than that of heads of `head_dim` elements.
+    fn check_scale(&self, head_dim: u32) -> Result<(), ModelError> {
         let usual = f64::from(head_dim).sqrt().recip();
         match self.scale()? {
-            Some(scale)
-                if self.architecture != Architecture::Gemma3
-                    && (scale - usual).abs() > 1e-6 * usual =>
-            {
+            Some(scale) if (scale - usual).abs() > 1e-6 * usual => {
                 let what = format!("{scale}: only 1 / sqrt({head_dim}) runs");
                 Err(self.beyond("attention.scale", &what))
             }
-            _ => Ok(head_dim),
+            _ => Ok(()),
         }
     }
 

@@ -21,10 +21,16 @@
 //!   `mlp.experts.gate_proj.weight` and so on. On demand, gate and up are one tensor, gate first.
 //! - `gpt-oss`: the rows of gate and up, and their biases, are two tensors, while they take turns in the one
 //!   of the checkpoint. Not undone either. The sinks get the ending `.weight`.
+//! - `deepseek2`: of the weight that makes keys and values of latents, each head's rows for keys, transposed, become
+//!   one tensor `[heads, rank, nope]`, and its rows for values another, `[heads, v, rank]`; in older files the weight
+//!   stays whole. Not undone: layers take both under the names that the conversion gives them before it looks them
+//!   up, `self_attn.k_b_proj.weight` and `self_attn.v_b_proj.weight`. Elements that are rotated together are
+//!   neighbours in the checkpoint too, so that q and k stay as they are. Layers for the prediction of further tokens
+//!   are appended.
 //! - `gemma3`: one is added to the weights of all norms. Rows of the embedding without a token are cut off.
 //! - `phi3`: nothing else. q, k and v are one matrix in the checkpoint too, and so are gate and up.
 //!
-//! Source: ggml-org/llama.cpp, `conversion/{base,llama,qwen,gemma,gpt_oss,gpt2,phi}.py` and
+//! Source: ggml-org/llama.cpp, `conversion/{base,llama,qwen,gemma,gpt_oss,gpt2,phi,deepseek,glm}.py` and
 //! `gguf-py/gguf/{constants,tensor_mapping}.py`.
 
 use super::architecture::Architecture;
@@ -92,6 +98,21 @@ const EXPERTS: Table = &[
 /// The one of gpt-oss that differs from [`EXPERTS`].
 const ROUTER: Table = &[("ffn_gate_inp", "mlp.router")];
 
+/// Those of latent attention and of the shared expert in deepseek2.
+const LATENT: Table = &[
+    ("attn_q_a", "self_attn.q_a_proj"),
+    ("attn_q_a_norm", "self_attn.q_a_layernorm"),
+    ("attn_q_b", "self_attn.q_b_proj"),
+    ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"),
+    ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
+    ("attn_kv_b", "self_attn.kv_b_proj"),
+    ("attn_k_b", "self_attn.k_b_proj"),
+    ("attn_v_b", "self_attn.v_b_proj"),
+    ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
+];
+
 /// Those of gemma3 that differ from [`GATED`].
 const GEMMA3: Table = &[
     ("post_attention_norm", "post_attention_layernorm"),
@@ -131,6 +152,9 @@ const LINEAR: Table = &[
 
 /// The sinks of gpt-oss, likewise.
 const SINKS: Table = &[("attn_sinks.weight", "self_attn.sinks")];
+
+/// What is added to the scores of deepseek2's experts, likewise.
+const CORRECTION: Table = &[("exp_probs_b.bias", "mlp.gate.e_score_correction_bias")];
 
 /// The tensors outside layers: without `.weight` or `.bias`, in the file, in the checkpoint of a
 /// gated model, and in that of gpt2.
@@ -199,6 +223,7 @@ impl Names<'_> {
             | Architecture::Qwen35Moe
             | Architecture::Gemma3
             | Architecture::GptOss
+            | Architecture::Deepseek2
             | Architecture::Phi3 => row.and_then(|(_, name, _)| *name),
         };
         name.map_or(Role::Unknown, |name| weight(format!("{name}.{what}")))
@@ -233,6 +258,7 @@ impl Names<'_> {
             Architecture::Qwen35Moe => (LINEAR, &[AFTER, EXPERTS, GATED]),
             Architecture::Gemma3 => (&[], &[GEMMA3, GATED]),
             Architecture::GptOss => (SINKS, &[AFTER, ROUTER, EXPERTS, GATED]),
+            Architecture::Deepseek2 => (CORRECTION, &[LATENT, EXPERTS, GATED]),
             Architecture::Phi3 => (&[], &[PHI3, GATED]),
             Architecture::Gpt2 => (&[], &[GPT2]),
         }
@@ -242,7 +268,7 @@ impl Names<'_> {
     fn predicts(&self) -> bool {
         matches!(
             self.architecture,
-            Architecture::Qwen35 | Architecture::Qwen35Moe
+            Architecture::Qwen35 | Architecture::Qwen35Moe | Architecture::Deepseek2
         )
     }
 
@@ -255,6 +281,7 @@ impl Names<'_> {
             | Architecture::Qwen3
             | Architecture::Qwen3Moe
             | Architecture::GptOss
+            | Architecture::Deepseek2
             | Architecture::Phi3 => {}
             Architecture::Gpt2 => {
                 let projection = weight.name.contains(".c_") && weight.name.ends_with(".weight");

@@ -5,6 +5,7 @@ use super::gguf::{GgmlType, Gguf};
 use super::metadata;
 use super::names::{Names, Role};
 use butterfly_compiler::config;
+use butterfly_ir::model::{ModelConfig, ModelSizes};
 use butterfly_tests::gguf::twin;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,17 +23,24 @@ fn floats(gguf: &Gguf, tensor: &super::gguf::Tensor) -> Vec<f32> {
     }
 }
 
-/// Compares a folder with its twin: all but the rows of q and k in `llama`, which are moved side by
-/// side and stay there.
-fn compare(folder: &Path, store: twin::Store<'_>) {
-    let name = folder.display().to_string();
-    let path = std::env::temp_dir().join(format!("twin-{}.gguf", std::process::id()));
+/// The twin of a folder.
+fn written(folder: &Path, store: twin::Store<'_>) -> Gguf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("twin-{}-{number}.gguf", std::process::id());
+    let path = std::env::temp_dir().join(name);
     twin::twin(folder, &path, store);
     let gguf = Gguf::open(&path).expect("opened");
     std::fs::remove_file(&path).expect("removed");
+    gguf
+}
 
-    let architecture = Architecture::of(&gguf).expect("known");
-    let json = metadata::config(&gguf, architecture)
+/// Compares the config of a folder with that of its twin, and returns the twin's.
+fn same_config(folder: &Path, gguf: &Gguf) -> (ModelConfig, ModelSizes) {
+    let name = folder.display().to_string();
+    let architecture = Architecture::of(gguf).expect("known");
+    let json = metadata::config(gguf, architecture)
         .expect("read")
         .to_string();
     let mut model = config::read(&name, &json).expect("a config");
@@ -40,15 +48,24 @@ fn compare(folder: &Path, store: twin::Store<'_>) {
     let text = std::fs::read_to_string(folder.join("config.json")).expect("read");
     let expected = config::read(&name, &text).expect("a config");
     let expected_sizes = config::sizes(&name, &text, &expected).expect("sizes");
-    let llama = architecture == Architecture::Llama;
-    if let Some(rope) = &mut model.rope {
-        assert_eq!(rope.interleaved, llama);
+    if let (Architecture::Llama, Some(rope)) = (architecture, &mut model.rope) {
+        assert!(rope.interleaved);
         rope.interleaved = false;
     }
     model.dtype = expected.dtype;
     assert_eq!(model, expected, "{name}");
     assert_eq!(sizes, expected_sizes, "{name}");
+    (model, sizes)
+}
 
+/// Compares a folder with its twin: all but the rows of q and k in `llama`, which are moved side by
+/// side and stay there.
+fn compare(folder: &Path, store: twin::Store<'_>) {
+    let name = folder.display().to_string();
+    let gguf = written(folder, store);
+    let (model, sizes) = same_config(folder, &gguf);
+    let architecture = Architecture::of(&gguf).expect("known");
+    let llama = architecture == Architecture::Llama;
     let names = Names {
         architecture,
         layers: model.layers.len(),
@@ -95,4 +112,17 @@ fn twins_are_equal() {
     }
     let folder = butterfly_tests::fixture("models/qwen3_5");
     compare(&folder, &twin::in_bf16);
+}
+
+/// Of latent attention, the tensors are not those of the checkpoint; all else is.
+#[test]
+fn configs_of_latent_attention_are_equal() {
+    let folder = butterfly_tests::fixture("models/glm4_moe_lite");
+    let gguf = written(&folder, &twin::in_bf16);
+    same_config(&folder, &gguf);
+    let shape = |name: &str| gguf.tensor(name).map(|tensor| tensor.shape.as_slice());
+    assert_eq!(shape("blk.0.attn_kv_b.weight"), Some(&[256, 32][..]));
+    assert_eq!(shape("blk.1.attn_k_b.weight"), Some(&[4, 32, 24][..]));
+    assert_eq!(shape("blk.1.attn_v_b.weight"), Some(&[4, 40, 32][..]));
+    assert_eq!(shape("blk.1.exp_probs_b.bias"), Some(&[8][..]));
 }

@@ -22,6 +22,9 @@ impl Keys<'_> {
                 }
             };
         }
+        if self.architecture == Architecture::Deepseek2 {
+            return self.check_sigmoid();
+        }
         let function = count("expert_gating_func")?.unwrap_or(0);
         if !SOFTMAX.contains(&function) {
             let what = format!("{function}: of this architecture, only softmax (1) runs");
@@ -69,6 +72,7 @@ impl Keys<'_> {
                 "num_local_experts": self.size("expert_count")?,
                 "num_experts_per_tok": self.size("expert_used_count")?,
             }),
+            Architecture::Deepseek2 => self.sigmoid_experts()?,
             Architecture::Llama
             | Architecture::Qwen2
             | Architecture::Qwen3

@@ -1,4 +1,5 @@
 mod families;
+mod latent;
 
 use super::*;
 use butterfly_compiler::config;

@@ -24,6 +24,7 @@ impl Keys<'_> {
             | Architecture::Qwen3Moe
             | Architecture::Qwen35
             | Architecture::Qwen35Moe
+            | Architecture::Deepseek2
             | Architecture::Gpt2 => match window {
                 None => Ok(None),
                 Some(window) => {
@@ -47,6 +48,7 @@ impl Keys<'_> {
             | Architecture::Qwen3Moe
             | Architecture::Qwen35
             | Architecture::Qwen35Moe
+            | Architecture::Deepseek2
             | Architecture::Phi3
             | Architecture::Gpt2 => return Ok(json!({})),
         }

@@ -165,6 +165,26 @@ fn norms_and_gates_of_the_other_families_are_changed() {
     assert_eq!((weight.shape, weight.change), (vec![8, 4, 3], Change::NONE));
 }
 
+/// Layers take the two matrices of each head as they are.
+#[test]
+fn matrices_of_latent_attention_stay_as_they_are() {
+    for (stored, shape) in [
+        ("blk.1.attn_k_b.weight", &[4, 32, 24][..]),
+        ("blk.1.attn_v_b.weight", &[4, 40, 32]),
+        ("blk.1.attn_kv_b.weight", &[256, 32]),
+        ("blk.1.attn_q_b.weight", &[160, 48]),
+        ("blk.1.attn_kv_a_norm.weight", &[32]),
+    ] {
+        let Role::Weight(weight) = names(Architecture::Deepseek2).of(&tensor(stored, shape)) else {
+            panic!("{stored} is not known")
+        };
+        assert_eq!(
+            (weight.shape.as_slice(), weight.change),
+            (shape, Change::NONE)
+        );
+    }
+}
+
 #[test]
 fn what_is_no_weight_is_said_to_be_none() {
     let of = |architecture, name| names(architecture).of(&tensor(name, &[2]));
@@ -191,11 +211,20 @@ fn what_is_no_weight_is_said_to_be_none() {
     ] {
         assert_eq!(of(Architecture::Llama, name), Role::Unknown, "{name}");
     }
-    for name in ["blk.0.ffn_gate_exps.weight", "blk.0.attn_sinks.weight"] {
+    for name in [
+        "blk.0.ffn_gate_exps.weight",
+        "blk.0.attn_sinks.weight",
+        "blk.0.attn_k_b.weight",
+        "blk.0.exp_probs_b.bias",
+    ] {
         assert_eq!(of(Architecture::Qwen3, name), Role::Unknown, "{name}");
     }
     // Layers that predict further tokens.
-    for architecture in [Architecture::Qwen35, Architecture::Qwen35Moe] {
+    for architecture in [
+        Architecture::Qwen35,
+        Architecture::Qwen35Moe,
+        Architecture::Deepseek2,
+    ] {
         let Role::Weight(weight) = of(architecture, "blk.2.attn_q.weight") else {
             panic!("not known")
         };

@@ -37,9 +37,25 @@ pub(super) fn fields(keys: Keys<'_>, factor: f64) -> Result<Value, ModelError> {
         }
     }
     let name = "rope.scaling.yarn_log_multiplier";
-    if let Some(all) = keys.float(name)?.filter(|all| *all != 0.0) {
-        fields["mscale"] = json!(1.0);
-        fields["mscale_all_dim"] = json!(all);
+    let multiplier = keys.float(name)?.filter(|all| *all != 0.0);
+    match (multiplier, keys.architecture) {
+        // Of latent attention, files have a tenth of `mscale_all_dim`, and nothing about `mscale`: llama.cpp takes the
+        // two to be the same, as they are in all checkpoints.
+        (Some(tenth), Architecture::Deepseek2) => {
+            let all = tenth * 10.0;
+            fields["mscale"] = json!(all);
+            fields["mscale_all_dim"] = json!(all);
+        }
+        // llama.cpp would multiply elements that are not rotated too, which checkpoints do not mean.
+        (None, Architecture::Deepseek2) => {
+            let what = "missing: of this architecture, the scaling `yarn` runs with it alone";
+            return Err(keys.beyond(name, what));
+        }
+        (Some(all), _) => {
+            fields["mscale"] = json!(1.0);
+            fields["mscale_all_dim"] = json!(all);
+        }
+        (None, _) => {}
     }
     if keys.architecture == Architecture::GptOss {
         // Files do not say it: the range of pairs that are blended is not rounded to whole pairs. llama.cpp
