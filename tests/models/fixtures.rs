@@ -4,6 +4,7 @@ mod built;
 mod choices;
 mod folders;
 mod formats;
+mod latents;
 mod packed;
 mod support;
 

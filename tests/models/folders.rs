@@ -1,6 +1,7 @@
 //! Models whose weights are packed, beside ones with the same weights unpacked, in f32.
 
 use crate::formats::{Random, affine, random, unpacked};
+use crate::latents;
 use butterfly::Dtype;
 use butterfly::ops::Packed;
 use butterfly_tests::gguf::{self, Tensor, twin};
@@ -15,7 +16,7 @@ pub(crate) enum Shape {
     Llama,
     /// Qwen3 with experts.
     Experts,
-    /// GLM-4.7-Flash, without experts.
+    /// GLM-4.7-Flash: a layer without experts, and one with them.
     Latent,
 }
 
@@ -31,8 +32,10 @@ pub(crate) fn ones(dir: &Path, shape: Shape) {
             "moe_intermediate_size": 256, "norm_topk_prob": true"#
         }
         Shape::Latent => {
-            r#""model_type": "glm4_moe_lite", "first_k_dense_replace": 2, "q_lora_rank": 256,
-            "kv_lora_rank": 128, "qk_nope_head_dim": 48, "qk_rope_head_dim": 16, "v_head_dim": 64"#
+            r#""model_type": "glm4_moe_lite", "first_k_dense_replace": 1, "n_routed_experts": 5,
+            "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 256, "norm_topk_prob": true,
+            "routed_scaling_factor": 1.8, "q_lora_rank": 256, "kv_lora_rank": 128, "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 64, "v_head_dim": 128"#
         }
     };
     let kv_heads = match shape {
@@ -62,12 +65,20 @@ pub(crate) fn ones(dir: &Path, shape: Shape) {
             ],
             Shape::Latent => &[
                 ("self_attn.q_a_proj", 256, 256),
-                ("self_attn.q_b_proj", 256, 256),
-                ("self_attn.kv_a_proj_with_mqa", 144, 256),
-                ("self_attn.kv_b_proj", 448, 128),
-                ("self_attn.o_proj", 256, 256),
+                ("self_attn.q_b_proj", 512, 256),
+                ("self_attn.kv_a_proj_with_mqa", 192, 256),
+                ("self_attn.kv_b_proj", 768, 128),
+                ("self_attn.o_proj", 256, 512),
             ],
         };
+        let norms: &[(&str, usize)] = match shape {
+            Shape::Llama => &[],
+            Shape::Experts => &[("q_norm", 64), ("k_norm", 64)],
+            Shape::Latent => &[("q_a_layernorm", 256), ("kv_a_layernorm", 128)],
+        };
+        for &(name, length) in norms {
+            add(format!("{at}.self_attn.{name}.weight"), &[length]);
+        }
         for &(name, rows, columns) in attention {
             add(format!("{at}.{name}.weight"), &[rows, columns]);
         }
@@ -77,23 +88,23 @@ pub(crate) fn ones(dir: &Path, shape: Shape) {
             }
             add(format!("{at}.down_proj.weight"), &[256, wide]);
         };
-        match shape {
-            Shape::Llama => mlp(&format!("{at}.mlp"), 512),
-            Shape::Experts => {
-                for expert in 0..EXPERTS {
-                    mlp(&format!("{at}.mlp.experts.{expert}"), 256);
-                }
-                add(format!("{at}.mlp.gate.weight"), &[EXPERTS, 256]);
-                for name in ["q_norm", "k_norm"] {
-                    add(format!("{at}.self_attn.{name}.weight"), &[64]);
-                }
+        let dense = match shape {
+            Shape::Llama => true,
+            Shape::Experts => false,
+            Shape::Latent => layer == 0,
+        };
+        if dense {
+            mlp(&format!("{at}.mlp"), 512);
+        } else {
+            for expert in 0..EXPERTS {
+                mlp(&format!("{at}.mlp.experts.{expert}"), 256);
             }
-            Shape::Latent => {
-                mlp(&format!("{at}.mlp"), 512);
-                for (name, rank) in [("q_a_layernorm", 256), ("kv_a_layernorm", 128)] {
-                    add(format!("{at}.self_attn.{name}.weight"), &[rank]);
-                }
+            if shape == Shape::Latent {
+                mlp(&format!("{at}.mlp.shared_experts"), 256);
+                let correction = format!("{at}.mlp.gate.e_score_correction_bias");
+                add(correction, &[EXPERTS]);
             }
+            add(format!("{at}.mlp.gate.weight"), &[EXPERTS, 256]);
         }
         add(format!("{at}.input_layernorm.weight"), &[256]);
         add(format!("{at}.post_attention_layernorm.weight"), &[256]);
@@ -151,6 +162,11 @@ pub(crate) fn gguf_twins(dir: &Path, packed: Packed, kind: u32, shape: Shape) {
             tensor.bytes.clone_from(&plain.bytes);
             continue;
         }
+        // As llama-quantize: rows without whole blocks get a type with smaller ones.
+        let (packed, kind) = match columns.is_multiple_of(packed.block().0) {
+            true => (packed, kind),
+            false => (Packed::Q8_0, 8),
+        };
         let stored = random(packed, [rows, columns], &mut numbers);
         plain.bytes = bytes(&unpacked(packed, [rows, columns], &stored));
         tensor.kind = kind;
@@ -165,7 +181,8 @@ pub(crate) fn gguf_twins(dir: &Path, packed: Packed, kind: u32, shape: Shape) {
 }
 
 /// A folder in a format, and one with the same weights in F32. In the packed one, the first layer's k
-/// keeps its floats, and with integers its v has 8 bits, and so have routers.
+/// keeps its floats, and with integers its v has 8 bits, and so have routers; the weight of latents is whole in the
+/// first layer, as older versions of mlx-lm have it, and in the second in matrices of each head.
 pub(crate) fn folder_twins(dir: &Path, packed: Packed, shape: Shape) {
     let [packed_dir, plain_dir] = ["packed", "plain"].map(|name| dir.join(name));
     for dir in [&packed_dir, &plain_dir] {
@@ -207,45 +224,65 @@ pub(crate) fn folder_twins(dir: &Path, packed: Packed, shape: Shape) {
             tensors.insert(name.clone(), (Stored::BF16, shape.clone(), halves));
             continue;
         }
+        if !float8
+            && let Some(at) = name.strip_suffix(".kv_b_proj.weight")
+            && at.contains("layers.1.")
+        {
+            tensors.remove(name);
+            let (apart, whole) = latents::packed(at, packed, &mut numbers);
+            tensors.extend(apart);
+            *values = bytes(&whole);
+            continue;
+        }
         let stored = random(packed, [rows, columns], &mut numbers);
         *values = bytes(&unpacked(packed, [rows, columns], &stored));
-        let base = name.strip_suffix(".weight").expect("a weight");
-        let dtype = |dtype: Dtype| match dtype {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            Dtype::Bf16 => Stored::BF16,
-        };
-        let mut stored = stored.into_iter();
-        let mut add = |name: String, dtype: Stored, shape: [usize; 2]| {
-            let bytes = stored.next().expect("a tensor");
-            tensors.insert(name, (dtype, shape.to_vec(), bytes));
-        };
-        match packed {
-            Packed::Affine {
-                bits,
-                group,
-                scales,
-            } => {
-                let words = columns * bits as usize / 32;
-                add(name.clone(), Stored::U32, [rows, words]);
-                for part in ["scales", "biases"] {
-                    let shape = [rows, columns / group as usize];
-                    add(format!("{base}.{part}"), dtype(scales), shape);
-                }
-            }
-            Packed::Float8 { scales } => {
-                add(name.clone(), Stored::F8_E4M3, [rows, columns]);
-                let squares = [rows.div_ceil(128), columns.div_ceil(128)];
-                add(format!("{name}_scale_inv"), dtype(scales), squares);
-            }
-            other => panic!("{other} is no format of folders"),
-        }
+        tensors.extend(named(name, packed, &[rows, columns], stored));
     }
     if matches!(packed, Packed::Affine { .. }) {
         tensors = stacked(tensors);
     }
     save(&packed_dir, &tensors);
     save(&plain_dir, &plain);
+}
+
+/// The tensors of a packed weight, or of several one below another, whose elements have this shape.
+pub(crate) fn named(name: &str, packed: Packed, shape: &[usize], stored: Vec<Vec<u8>>) -> Tensors {
+    let base = name.strip_suffix(".weight").expect("a weight");
+    let (columns, above) = shape.split_last().expect("a matrix");
+    let rows = |length: usize| [above, &[length]].concat();
+    let dtype = |dtype: Dtype| match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::F16 => Stored::F16,
+        Dtype::Bf16 => Stored::BF16,
+    };
+    let parts = match packed {
+        Packed::Affine {
+            bits,
+            group,
+            scales,
+        } => {
+            let groups = rows(columns / group as usize);
+            let words = rows(columns * bits as usize / 32);
+            vec![
+                (name.to_string(), Stored::U32, words),
+                (format!("{base}.scales"), dtype(scales), groups.clone()),
+                (format!("{base}.biases"), dtype(scales), groups),
+            ]
+        }
+        Packed::Float8 { scales } => {
+            let squares = shape.iter().map(|length| length.div_ceil(128)).collect();
+            vec![
+                (name.to_string(), Stored::F8_E4M3, shape.to_vec()),
+                (format!("{name}_scale_inv"), dtype(scales), squares),
+            ]
+        }
+        other => panic!("{other} is no format of folders"),
+    };
+    assert_eq!(parts.len(), stored.len());
+    let tensors = parts.into_iter().zip(stored);
+    tensors
+        .map(|((name, dtype, shape), bytes)| (name, (dtype, shape, bytes)))
+        .collect()
 }
 
 /// The tensors of all experts one below another, as MLX has them.

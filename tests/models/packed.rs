@@ -15,11 +15,7 @@ use std::path::Path;
 /// false, by every pattern and in chunks too.
 fn twins_agree<B: AttentionBackend>(device: &B::Device, whole: bool) {
     let dir = tempfile::tempdir().expect("a folder");
-    // Latent attention is read from folders alone.
-    let models = MODELS
-        .into_iter()
-        .filter(|(name, _)| *name != "glm4_moe_lite");
-    for (name, tolerance) in models {
+    for (name, tolerance) in MODELS {
         let path = dir.path().join(format!("{name}.gguf"));
         twin::twin(&folder(name), &path, &twin::in_bf16);
         let model = open::<B>(&path, device);
@@ -193,22 +189,30 @@ fn cuda_packed() {
     packed_agree::<burn_cuda::Cuda>(&Default::default(), false);
 }
 
-/// The weight that makes keys and values is unpacked when it is loaded.
-#[test]
-fn latent_attention() {
-    for packed in GROUPS {
-        let cpu = &Default::default();
-        agree_in_groups::<burn_flex::Flex>(packed, Shape::Latent, (cpu, false));
+/// Every format, unless `brief`. Of the weight that makes keys and values, whole or in matrices of each head, which is
+/// unpacked when it is loaded, and of everything else, which stays packed.
+fn latents_agree<B: AttentionBackend>(device: &B::Device, brief: bool) {
+    let some = if brief { 2 } else { usize::MAX };
+    for (packed, kind, _) in BLOCKS.into_iter().rev().take(some) {
+        agree_in_blocks::<B>(packed, kind, Shape::Latent, (device, brief));
     }
-    let device = &burn_wgpu::WgpuDevice::Cpu;
-    agree_in_groups::<burn_wgpu::Vulkan>(GROUPS[0], Shape::Latent, (device, true));
+    for packed in GROUPS.into_iter().rev().take(some) {
+        agree_in_groups::<B>(packed, Shape::Latent, (device, brief));
+    }
+}
+
+#[test]
+fn cpu_packed_latents() {
+    latents_agree::<burn_flex::Flex>(&Default::default(), false);
+}
+
+#[test]
+fn vulkan_packed_latents() {
+    latents_agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, true);
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
-fn cuda_latent_attention() {
-    for packed in GROUPS {
-        let device = &Default::default();
-        agree_in_groups::<burn_cuda::Cuda>(packed, Shape::Latent, (device, false));
-    }
+fn cuda_packed_latents() {
+    latents_agree::<burn_cuda::Cuda>(&Default::default(), false);
 }
