@@ -1,14 +1,20 @@
 //! The KV cache: keys and values of the tokens so far.
 
 mod latents;
+mod means;
+mod room;
 
-use crate::attention::{Values, attend, pooled};
+pub use room::kept_at_most;
+
+use crate::attention::{Values, attend};
 use crate::{Append, AttentionBackend, Call, Operation, OperationError, Plan, run};
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
 use butterfly_ir::pattern::Routing;
 use butterfly_ops::Operation as LayerOperation;
+use means::Means;
+use room::whole_blocks;
 use std::ops::Range;
 
 /// Keys and values of one attention layer, [B, Hkv, room, D] each, appended to in place.
@@ -42,16 +48,6 @@ pub struct KvCache<B: Backend> {
     dtype: DType,
     /// Means of keys, once a pattern has asked for them.
     means: Option<Means<B>>,
-}
-
-/// Means of consecutive keys, [B, Hkv, pools, D] in f32, by which rows choose blocks.
-#[derive(Clone, Debug)]
-struct Means<B: Backend> {
-    tensor: Tensor<B, 4>,
-    /// Keys of a mean.
-    pool: usize,
-    /// Number of means that are those of the cache's keys.
-    known: usize,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -228,36 +224,6 @@ impl<B: Backend> KvCache<B> {
         })
     }
 
-    /// What has to be done to append `tokens` tokens: the number of tokens to drop from the front,
-    /// and the room that is needed then.
-    fn room_for(&self, tokens: usize) -> (usize, usize) {
-        let needed = self.kept().saturating_add(tokens);
-        if needed <= self.room() {
-            return (0, self.room());
-        }
-        let drop = match self.window {
-            None => 0,
-            // The first new token sees `window - 1` of those before it.
-            Some(window) => {
-                let unseen = self.kept().saturating_sub(window - 1);
-                unseen - unseen % self.block
-            }
-        };
-        let (kept, needed) = (self.kept() - drop, needed - drop);
-        if needed <= self.room() {
-            return (drop, self.room());
-        }
-        // Grows by half at least, so that many small appends copy each token only a few times.
-        let grown = needed.max(kept + kept / 2).max(self.capacity);
-        let room = match self.window {
-            None => whole_blocks(grown, self.block),
-            Some(window) => {
-                whole_blocks(grown, self.block).min(most_kept(window, tokens, self.block))
-            }
-        };
-        (drop, room)
-    }
-
     /// Moves keys and values out, without the first `drop` of them and with at least this room;
     /// copies them if they have less.
     fn take(&mut self, drop: usize, room: usize) -> Vec<Tensor<B, 4>> {
@@ -379,32 +345,6 @@ impl<B: AttentionBackend> KvCache<B> {
         attend(q, (k, values), means, plan, &call).map(|(o, _)| o)
     }
 
-    /// The means of `pool` keys each, up to date.
-    fn means(&mut self, k: &Tensor<B, 4>, pool: usize) -> Result<Tensor<B, 4>, OperationError> {
-        let [batch, heads, dim] = self.sizes;
-        // Room for one at least, since devices take no buffer without memory.
-        let (pools, room) = (self.kept() / pool, (self.room() / pool).max(1));
-        let fits = |means: &Means<B>| means.pool == pool && means.tensor.dims()[2] >= pools;
-        let Means { tensor, known, .. } = match self.means.take().filter(fits) {
-            Some(means) => means,
-            None => Means {
-                tensor: Tensor::empty([batch, heads, room, dim], (&self.device, DType::F32)),
-                pool,
-                known: 0,
-            },
-        };
-        let tensor = match known < pools {
-            true => pooled(k, tensor, pool, known..pools)?,
-            false => tensor,
-        };
-        self.means = Some(Means {
-            tensor: tensor.clone(),
-            pool,
-            known: pools,
-        });
-        Ok(tensor)
-    }
-
     /// Checks that the operation can run, before the tensors are moved out of the cache.
     fn check(
         &self,
@@ -454,26 +394,4 @@ fn others<'a, B: Backend>(
     let norms = norms.map(|weight| weight.clone().into_primitive().tensor());
     let rotation = rotation.map(|rotation| rotation.clone().into_primitive().tensor());
     norms.chain(rotation).collect()
-}
-
-/// The largest number of tokens of a sequence that a cache with a window keeps when chunks of at
-/// most `chunk` tokens are appended, in whole blocks of `block` tokens: what the first of a chunk
-/// sees, the chunk, and less than a block that is only dropped whole.
-pub fn kept_at_most(window: u64, chunk: u64, block: u64) -> u64 {
-    let block = block.max(1);
-    let tokens = (window.max(1) - 1).saturating_add(chunk.max(1));
-    let tokens = tokens.saturating_add(block - 1);
-    tokens.checked_next_multiple_of(block).unwrap_or(tokens)
-}
-
-/// [`kept_at_most`] of sizes in memory.
-fn most_kept(window: usize, chunk: usize, block: usize) -> usize {
-    let [window, chunk, block] = [window, chunk, block].map(|n| n as u64);
-    usize::try_from(kept_at_most(window, chunk, block)).unwrap_or(usize::MAX)
-}
-
-/// The smallest whole number of blocks for `tokens` tokens, and for at least one, in tokens.
-fn whole_blocks(tokens: usize, block: usize) -> usize {
-    let tokens = tokens.max(1);
-    tokens.checked_next_multiple_of(block).unwrap_or(tokens)
 }

@@ -5,6 +5,14 @@
 //! number of q heads is a multiple of the number of kv heads, [`Rope::dims`] is even and no larger
 //! than the part of the head that is rotated.
 
+mod attention;
+mod experts;
+mod rotation;
+
+pub use attention::{AttentionShape, Form, KernelShape};
+pub use experts::{ExpertGroups, ExpertsShape, Router, Scores, SharedExpert};
+pub use rotation::{Rope, RopeScaling};
+
 use crate::{Dtype, Sparsity, build};
 use serde::{Deserialize, Serialize};
 
@@ -24,30 +32,6 @@ impl Phase {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
-        }
-    }
-}
-
-/// The two ways to compute latent attention (arXiv:2405.04434, section 2.1), which give the same result.
-/// Attention of other kinds has only one, whichever is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Form {
-    /// Every head gets keys and values of its own, made from the latents of all tokens that are read.
-    Expanded,
-    /// The projections that would make them are applied to q and o instead: all heads read the latents.
-    Absorbed,
-    /// As [`Absorbed`](Self::Absorbed), but heads read the latents apart, since each has rows of its own.
-    AbsorbedByHead,
-}
-
-impl Form {
-    /// The name in reports and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Expanded => "expanded",
-            Self::Absorbed => "absorbed",
-            Self::AbsorbedByHead => "absorbed, by head",
         }
     }
 }
@@ -174,67 +158,6 @@ pub enum FeedForwardGate {
     },
 }
 
-/// The feed-forward layers of experts, of which a router chooses some for each token.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ExpertsShape {
-    /// Number of experts of a layer.
-    pub count: u32,
-    /// Number of experts that compute for a token.
-    pub chosen: u32,
-    /// Length of the vector between the two projections of an expert.
-    pub intermediate: u32,
-    /// The expert that computes for every token, if there is one.
-    pub shared: Option<SharedExpert>,
-    /// How experts are chosen.
-    pub router: Router,
-    /// The layers that have a dense feed-forward layer instead, in order.
-    pub dense: Vec<u32>,
-}
-
-/// An expert that computes for every token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SharedExpert {
-    /// Length of the vector between its two projections.
-    pub intermediate: u32,
-    /// Whether its result is multiplied by a sigmoid of the token.
-    pub gated: bool,
-}
-
-/// How the logits of a router become a choice of experts and their weights.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Router {
-    /// How logits become scores.
-    pub scores: Scores,
-    /// Whether a learned number is added to the score of each expert for the choice alone.
-    pub biased: bool,
-    /// Groups of consecutive experts of which only some take part in the choice; `None` if all do.
-    pub groups: Option<ExpertGroups>,
-    /// Whether the weights of a token are divided by their sum.
-    pub normalised: bool,
-    /// Factor on the weights.
-    pub scale: f64,
-}
-
-/// How the logits of a router become scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scores {
-    /// Softmax over all experts.
-    Softmax,
-    /// The sigmoid of each (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
-    Sigmoid,
-}
-
-/// Groups of experts: those whose two best experts have the highest sums of scores take part in the choice
-/// (arXiv:2412.19437, section 2.1.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ExpertGroups {
-    /// Number of groups.
-    pub count: u32,
-    /// Number of groups that take part.
-    pub chosen: u32,
-}
-
 /// Heads of a linear-attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct LinearShape {
@@ -333,184 +256,6 @@ impl Biases {
             Self::None | Self::Inputs => false,
         }
     }
-}
-
-/// Heads of an attention layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionShape {
-    /// Each kv head serves `q_heads / kv_heads` q heads.
-    Gqa {
-        /// Query heads.
-        q_heads: u32,
-        /// Key and value heads.
-        kv_heads: u32,
-        /// Length of a q, k and v vector.
-        head_dim: u32,
-    },
-    /// Multi-head latent attention (MLA): k and v are projected up from one latent vector.
-    Mla {
-        /// Query heads.
-        q_heads: u32,
-        /// Length of the latent q vector; `None` where q is projected directly.
-        q_lora_rank: Option<u32>,
-        /// Length of the latent k and v vector.
-        kv_lora_rank: u32,
-        /// Elements of a q and k vector that are not rotated.
-        nope_dim: u32,
-        /// Elements of a q and k vector that are rotated; in k, all heads share them.
-        rope_dim: u32,
-        /// Length of a v vector.
-        v_dim: u32,
-    },
-}
-
-/// Head shapes as an attention kernel sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct KernelShape {
-    /// Query heads.
-    pub q_heads: u32,
-    /// Key and value heads.
-    pub kv_heads: u32,
-    /// D, the length of a q and k vector.
-    pub head_dim: u32,
-    /// Dv, the length of a v and o vector.
-    pub v_head_dim: u32,
-    /// q heads of a GQA group: `q_heads / kv_heads`.
-    pub group: u32,
-    /// Factor on the logits.
-    pub scale: f64,
-}
-
-impl AttentionShape {
-    /// The kv heads that patterns tell apart. Those of latent attention are the heads for which it can
-    /// be expanded.
-    pub fn kv_heads(&self) -> u32 {
-        self.kernel_shape(Form::Expanded).kv_heads
-    }
-
-    /// Elements of a token in the KV cache of a layer: key and value of every kv head or, of latent
-    /// attention, the latent vector and the rotated part of k that all heads share.
-    pub fn cached(&self) -> u64 {
-        match *self {
-            Self::Gqa {
-                kv_heads, head_dim, ..
-            } => 2 * u64::from(kv_heads) * u64::from(head_dim),
-            Self::Mla {
-                kv_lora_rank,
-                rope_dim,
-                ..
-            } => u64::from(kv_lora_rank) + u64::from(rope_dim),
-        }
-    }
-
-    /// The shape of the kernels of a form.
-    ///
-    /// Where latent attention is absorbed, all heads share one kv head, whose key is the latent
-    /// vector followed by the rotated part of k, and whose value is the latent vector; by head, as many kv
-    /// heads share these.
-    pub fn kernel_shape(&self, form: Form) -> KernelShape {
-        match *self {
-            Self::Gqa {
-                q_heads,
-                kv_heads,
-                head_dim,
-            } => KernelShape {
-                q_heads,
-                kv_heads,
-                head_dim,
-                v_head_dim: head_dim,
-                group: q_heads / kv_heads,
-                scale: inverse_root(head_dim),
-            },
-            Self::Mla {
-                q_heads,
-                q_lora_rank: _,
-                kv_lora_rank,
-                nope_dim,
-                rope_dim,
-                v_dim,
-            } => {
-                let (kv_heads, head_dim, v_head_dim) = match form {
-                    Form::Expanded => (q_heads, nope_dim + rope_dim, v_dim),
-                    Form::Absorbed => (1, kv_lora_rank + rope_dim, kv_lora_rank),
-                    Form::AbsorbedByHead => (q_heads, kv_lora_rank + rope_dim, kv_lora_rank),
-                };
-                KernelShape {
-                    q_heads,
-                    kv_heads,
-                    head_dim,
-                    v_head_dim,
-                    group: q_heads / kv_heads,
-                    scale: inverse_root(nope_dim + rope_dim),
-                }
-            }
-        }
-    }
-}
-
-fn inverse_root(dim: u32) -> f64 {
-    1.0 / f64::from(dim).sqrt()
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Rope {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// Number of elements that are rotated: the first ones of a head (in latent attention,
-    /// of the part that [`AttentionShape::Mla`] calls `rope_dim`).
-    pub dims: u32,
-    /// Whether neighbours such as (0, 1) are rotated together; if not, element `i` is rotated
-    /// together with `i + dims / 2`.
-    pub interleaved: bool,
-    /// How the frequencies are changed for longer sequences.
-    pub scaling: RopeScaling,
-}
-
-/// How rotary frequencies are changed for longer sequences.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RopeScaling {
-    /// Not at all.
-    Default,
-    /// All divided by `factor`.
-    Linear {
-        /// Divides every frequency.
-        factor: f64,
-    },
-    /// Low frequencies divided by `factor`, high ones kept, those between blended.
-    Llama3 {
-        /// Divides low frequencies.
-        factor: f64,
-        /// A frequency counts as low if its wavelength is above `original_max / low` tokens.
-        low: f64,
-        /// A frequency counts as high if its wavelength is below `original_max / high` tokens.
-        high: f64,
-        /// Longest sequence before the extension, in tokens.
-        original_max: u32,
-    },
-    /// High frequencies kept, low ones divided by `factor`, those between blended (YaRN, arXiv:2309.00071).
-    Yarn {
-        /// Divides low frequencies.
-        factor: f64,
-        /// The number of a pair up to which frequencies are kept, and that from which they are divided.
-        range: [f64; 2],
-        /// Multiplies cosines and sines.
-        amplitude: f64,
-    },
-    /// Each frequency divided by a factor of its own, one of `short` for sequences of up to
-    /// `original_max` tokens, one of `long` for longer ones.
-    LongRope {
-        /// One factor for each pair of rotated elements.
-        short: Vec<f64>,
-        /// One factor for each pair of rotated elements.
-        long: Vec<f64>,
-        /// Longest sequence before the extension, in tokens.
-        original_max: u32,
-        /// Multiplies cosines and sines, for sequences of any length.
-        amplitude: f64,
-    },
 }
 
 impl Family {

@@ -121,7 +121,7 @@ fn refused(change: impl Fn(&mut Tensors)) -> String {
     let checkpoint = Checkpoint::open(dir.path()).expect("a model");
     let device = Default::default();
     let loaded = Model::<burn_flex::Flex>::load(&checkpoint, Dtype::F32, &device);
-    loaded.err().expect("refused").to_string()
+    loaded.expect_err("refused").to_string()
 }
 
 /// What is wrong with a tensor for all heads is said once, not for each head.

@@ -3,6 +3,7 @@
 use butterfly::Dtype;
 use butterfly::ops::Packed;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// The tensors of a weight of `rows` rows of `k` elements of about the deviation that random dense
 /// weights have. Of blocks with scales among the codes, all bytes are random.
@@ -38,18 +39,31 @@ pub(crate) fn tensors(packed: Packed, sizes: &[usize]) -> Vec<Vec<u8>> {
 /// Standard deviation of weights.
 pub(crate) const DEVIATION: f32 = 0.02;
 
-/// Random bytes, of which only some bits are set: splitmix64.
+/// Random bytes, of which only some bits are set: splitmix64, by all threads.
 fn bytes(count: usize, mask: u8) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(count.next_multiple_of(8));
-    let mut state = 0u64;
-    while bytes.len() < count {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bytes.extend((z ^ (z >> 31)).to_le_bytes().map(|byte| byte & mask));
-    }
-    bytes.truncate(count);
+    // A whole number of words, small enough to be divided among threads.
+    const SPAN: usize = 1 << 20;
+    let mask = u64::from_ne_bytes([mask; 8]);
+    let mut bytes = vec![0; count];
+    let spans = bytes.par_chunks_mut(SPAN).enumerate();
+    spans.for_each(|(i, span)| {
+        let mut state = ((i * (SPAN / 8)) as u64).wrapping_mul(STEP);
+        for word in span.chunks_mut(8) {
+            state = state.wrapping_add(STEP);
+            let random = (mixed(state) & mask).to_le_bytes();
+            word.copy_from_slice(&random[..word.len()]);
+        }
+    });
     bytes
+}
+
+/// What splitmix64 adds to its state for each word.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn mixed(state: u64) -> u64 {
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn stored(dtype: Dtype, number: f32) -> Vec<u8> {

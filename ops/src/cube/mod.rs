@@ -5,9 +5,11 @@
 
 pub(crate) mod join;
 pub(crate) mod launch;
+pub(crate) mod square;
 pub(crate) mod unit;
 
 pub use launch::{capability, empty, first_elements};
+pub use square::multiply_square;
 
 use crate::{Limits, Operation, OperationError};
 use crate::{absorb, delta, expand, experts, gate, heads, latents, linear, norm, pool};

@@ -1,4 +1,4 @@
-//! What the units of a workgroup compute together.
+//! What kernels of several operations compute.
 
 use ::cubecl::prelude::*;
 
@@ -47,6 +47,12 @@ pub(crate) fn sum_of_units(
         sync_cube();
         sum
     }
+}
+
+/// The expert of a pair. Ids that no expert has stand for the last one, so that kernels stay within its weights.
+#[cube]
+pub(crate) fn expert_of(ids: &Array<i32>, pair: u32, experts: u32) -> u32 {
+    min(u32::cast_from(ids[pair as usize]), experts - 1u32)
 }
 
 /// Element `at` of the vector that begins at `start`, of which the first `rotated` are rotated: element `i`

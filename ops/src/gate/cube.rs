@@ -8,7 +8,7 @@
 use super::ROOT;
 use crate::Activation;
 use crate::cube::launch::{array, empty, grid};
-use crate::experts::cube::expert_of;
+use crate::cube::unit::expert_of;
 use crate::norm::cube::{UNITS, lanes, take};
 use ::cubecl::prelude::*;
 use burn::tensor::TensorMetadata;

@@ -2,6 +2,7 @@
 
 use super::row::{Row, scoring};
 use super::{Extent, SIDE, Shape, TILE};
+use butterfly_ops::cube::multiply_square;
 use cubecl::prelude::*;
 
 /// Elements of rows and means that are in shared memory at a time.
@@ -62,18 +63,6 @@ pub(super) fn logits<F: Float>(
             shared[(OPERAND + element * TILE + place) as usize] = right;
         }
         sync_cube();
-        for element in 0..STEP {
-            let left = element * TILE + 4u32 * UNIT_POS_Y;
-            let right = OPERAND + element * TILE + 4u32 * UNIT_POS_X;
-            #[unroll]
-            for i in 0..4u32 {
-                let x = shared[(left + i) as usize];
-                #[unroll]
-                for j in 0..4u32 {
-                    let at = comptime!((4 * i + j) as usize);
-                    s[at] += x * shared[(right + j) as usize];
-                }
-            }
-        }
+        multiply_square(shared, s, STEP, TILE);
     }
 }

@@ -129,7 +129,7 @@ impl Keys<'_> {
         let name = "expert_weights_scale";
         match self.float(name)? {
             None => Ok(1.0),
-            Some(scale) if scale == 0.0 => Ok(1.0),
+            Some(0.0) => Ok(1.0),
             Some(scale) if scale > 0.0 => Ok(scale),
             Some(scale) => {
                 let what = format!("{scale}, expected a number above 0; convert the model again");

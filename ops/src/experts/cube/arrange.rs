@@ -1,7 +1,8 @@
 //! Pairs sorted by expert, and the tiles of pairs that experts have.
 
-use super::expert_of;
+use super::tiles::Units;
 use crate::cube::launch::{array, empty};
+use crate::cube::unit::expert_of;
 use ::cubecl::prelude::*;
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -21,11 +22,13 @@ pub(super) struct Arrangement<R: CubeRuntime> {
     pub(super) tiles: CubeTensor<R>,
     /// The most tiles that there can be.
     pub(super) count: usize,
+    pub(super) units: Units,
 }
 
 impl<R: CubeRuntime> Arrangement<R> {
-    /// That of ids below `experts`, in tiles of up to `tile` pairs.
-    pub(super) fn of(ids: &CubeTensor<R>, experts: usize, tile: u32) -> Self {
+    /// That of ids below `experts`, in tiles for what multiplies them.
+    pub(super) fn of(ids: &CubeTensor<R>, experts: usize, units: Units) -> Self {
+        let tile = units.tile();
         let pairs = ids.meta.num_elements();
         // Each expert can have a tile that is not full.
         let count = pairs / tile as usize + experts.min(pairs);
@@ -59,6 +62,7 @@ impl<R: CubeRuntime> Arrangement<R> {
             offsets,
             tiles,
             count,
+            units,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The sum of what the experts of a row give.
 
-use super::expert_of;
 use crate::cube::launch::{array, grid};
+use crate::cube::unit::expert_of;
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};

@@ -1,7 +1,7 @@
 //! A few pairs times the weights of their experts, one by one.
 
-use super::expert_of;
 use crate::cube::launch::{array, plane};
+use crate::cube::unit::expert_of;
 use crate::linear::packed::cube::{Format, ROWS, TOGETHER, UNITS, Words, eight, sum_of_row};
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;

@@ -1,8 +1,8 @@
 //! Experts on CubeCL's runtimes.
 //!
 //! A *pair* is a row and one of its experts; pair `row * k + j` is choice j of the row. A few pairs are multiplied one
-//! by one (`few.rs`). Many are sorted by expert (`arrange.rs`) and multiplied in tiles of pairs of one expert, on matrix
-//! units (`matrix.rs`) where a device has them (else `tiles.rs`), so that a weight is read once for a tile. The host never learns how many rows an expert has: it
+//! by one (`few.rs`). Many are sorted by expert (`arrange.rs`) and multiplied in tiles of pairs of one expert
+//! (`tiles.rs`), so that a weight is read once for a tile. The host never learns how many rows an expert has: it
 //! launches as many tiles as there can be.
 
 #![expect(
@@ -13,7 +13,6 @@
 mod arrange;
 mod combine;
 mod few;
-mod matrix;
 mod route;
 mod tiles;
 
@@ -23,12 +22,12 @@ use super::{Experts, Section};
 use crate::cube::launch::empty;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::{Words, words_of};
-use ::cubecl::prelude::*;
 use arrange::Arrangement;
 use burn::tensor::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use tiles::Units;
 
 /// Most pairs that are multiplied one by one.
 const FEW: usize = 64;
@@ -64,21 +63,14 @@ pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
     let biases = op.biased.then(|| [next(), next()]);
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
-    let units = matrix::has_units::<R, F>(&x);
-    let tile = match units {
-        true => matrix::TILE,
-        false => tiles::TILE,
-    };
-    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, tile));
+    let units = Units::of::<R, F>(&x);
+    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, units));
     let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
         let y = empty(x, [pairs, rows], F::dtype());
         let mut column = 0;
         for stored in weight {
             let weight = stored.words(columns);
             match &arrangement {
-                Some(arrangement) if units => {
-                    matrix::multiply::<R, F>(x, share, &weight, arrangement, &y, column);
-                }
                 Some(arrangement) => {
                     tiles::multiply::<R, F>(x, share, &weight, arrangement, &y, column);
                 }
@@ -94,12 +86,6 @@ pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
     let rows = times(&gated, 1, &outer, size, hidden);
     combine::combine::<R, F>(&rows, &weights, bias(1), &y);
     vec![y]
-}
-
-/// The expert of a pair. Ids that no expert has stand for the last one, so that kernels stay within its weights.
-#[cube]
-pub(crate) fn expert_of(ids: &Array<i32>, pair: u32, experts: u32) -> u32 {
-    min(u32::cast_from(ids[pair as usize]), experts - 1u32)
 }
 
 impl<R: CubeRuntime> Stored<R> {

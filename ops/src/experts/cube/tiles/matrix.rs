@@ -1,13 +1,12 @@
-//! Many pairs times the weights of their experts on matrix units: products of size m16n8k16 (16 pairs, 8 rows of the
-//! weight, 16 terms) of 16-bit floats, sums in f32.
+//! Tiles on matrix units: products of size m16n8k16 (16 pairs, 8 rows of the weight, 16 terms) of 16-bit floats, sums
+//! in f32.
 //!
 //! A workgroup multiplies a tile of pairs of one expert with as many rows of its weight, a step of elements at a time.
 //! While a step is multiplied, the next one is read, and unpacked, into registers; it goes to the other half of shared
 //! memory, so a step costs one barrier.
 
-use super::arrange::Arrangement;
-use crate::cube::launch::array;
-use crate::linear::packed::cube::{Format, TOGETHER, Words, eight};
+use super::{Tile, UNITS};
+use crate::linear::packed::cube::{Format, TOGETHER, eight};
 use ::cubecl::features::MmaConfig;
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
@@ -15,8 +14,6 @@ use burn_cubecl::{CubeRuntime, FloatElement};
 
 /// Pairs of a tile, and rows of the weight that a workgroup multiplies them with.
 pub(super) const TILE: u32 = 128;
-/// Units of a workgroup: eight subgroups, each with 64 pairs and 32 rows.
-const UNITS: u32 = 256;
 /// Elements of rows that are in shared memory at a time.
 const STEP: u32 = 32;
 /// Elements between rows in shared memory: eight rows start at different banks.
@@ -43,74 +40,23 @@ pub(super) fn has_units<R: CubeRuntime, F: FloatElement>(x: &CubeTensor<R>) -> b
     features.mma.contains(&wanted) && features.ldmatrix.contains(&element)
 }
 
-/// The products of rows of x, of which `share` consecutive pairs share each, with the rows of their experts, written to
-/// columns from `column` on of y [pairs, n].
-pub(super) fn multiply<R: CubeRuntime, F: FloatElement>(
-    x: &CubeTensor<R>,
-    share: usize,
-    weight: &Words<'_, R>,
-    arrangement: &Arrangement<R>,
-    y: &CubeTensor<R>,
-    column: usize,
-) {
-    let [words, scales, biases] = weight.arrays();
-    let rows = weight.rows as u32;
-    // SAFETY: tiles that do not exist do nothing; pairs, rows and elements beyond the last are not accessed.
-    unsafe {
-        matrix_kernel::launch_unchecked::<F, R>(
-            &x.client,
-            CubeCount::Static(rows.div_ceil(TILE), arrangement.count as u32, 1),
-            CubeDim::new_1d(UNITS),
-            words,
-            scales,
-            biases,
-            array(x),
-            array(&arrangement.order),
-            array(&arrangement.offsets),
-            array(&arrangement.tiles),
-            array(y),
-            rows,
-            share as u32,
-            column as u32,
-            y.meta.shape()[1] as u32,
-            weight.format,
-        );
-    }
-}
-
-#[cube(launch_unchecked)]
+/// Multiplies the pairs of a tile with its rows of the weight. Each of the workgroup's eight subgroups has 64 pairs and
+/// 32 rows.
+#[cube]
 #[allow(clippy::too_many_arguments)]
-fn matrix_kernel<F: Float>(
+pub(super) fn multiply<F: Float>(
     weight: &Array<u32>,
     scales: &Array<u32>,
     biases: &Array<u32>,
     x: &Array<F>,
-    order: &Array<u32>,
-    offsets: &Array<u32>,
-    tiles: &Array<u32>,
+    pairs: &SharedMemory<u32>,
     y: &mut Array<F>,
-    rows: u32,
-    share: u32,
-    column: u32,
-    width: u32,
+    tile: &Tile,
     #[comptime] format: Format,
 ) {
     let size!(Chunk) = comptime!(TOGETHER as usize);
     let size!(Pair) = 2usize;
     let mut shared = SharedMemory::<F>::new_aligned(comptime!((4 * OPERAND) as usize), 32usize);
-    let mut pairs = SharedMemory::<u32>::new(comptime!(TILE as usize));
-    let expert = tiles[(2u32 * CUBE_POS_Y) as usize];
-    if expert == u32::MAX {
-        terminate!();
-    }
-    let start = offsets[expert as usize] + tiles[(2u32 * CUBE_POS_Y + 1u32) as usize] * TILE;
-    let count = min(offsets[(expert + 1u32) as usize] - start, TILE);
-    let first_row = CUBE_POS_X * TILE;
-    if UNIT_POS < count {
-        pairs[UNIT_POS as usize] = order[(start + UNIT_POS) as usize];
-    }
-    sync_cube();
-
     let lane = UNIT_POS % 32u32;
     let warp = UNIT_POS / 32u32;
     let own_pair = warp / 4u32 * 64u32;
@@ -125,10 +71,10 @@ fn matrix_kernel<F: Float>(
     let mut sums = Sequence::<Array<Vector<f32, Pair>>>::new();
     #[unroll]
     for _ in 0..16usize {
-        let mut tile = Array::<Vector<f32, Pair>>::new(2usize);
-        tile[0] = Vector::new(0.0f32);
-        tile[1] = Vector::new(0.0f32);
-        sums.push(tile);
+        let mut zeros = Array::<Vector<f32, Pair>>::new(2usize);
+        zeros[0] = Vector::new(0.0f32);
+        zeros[1] = Vector::new(0.0f32);
+        sums.push(zeros);
     }
 
     let mut lefts = Array::<Vector<F, Chunk>>::new(OWN);
@@ -136,19 +82,8 @@ fn matrix_kernel<F: Float>(
     let steps = comptime!(format.columns.div_ceil(STEP));
     for step in 0..steps + 1u32 {
         if step < steps {
-            read_pairs::<F, Chunk>(x, &pairs, &mut lefts, step, count, share, format);
-            let row = first_row;
-            read_rows::<F, Chunk>(
-                weight,
-                scales,
-                biases,
-                &mut rights,
-                step,
-                expert,
-                row,
-                rows,
-                format,
-            );
+            read_pairs::<F, Chunk>(x, pairs, &mut lefts, step, tile, format);
+            read_rows::<F, Chunk>(weight, scales, biases, &mut rights, step, tile, format);
         }
         if step > 0u32 {
             let stage = (step - 1u32) % 2u32 * comptime!(2 * OPERAND);
@@ -205,16 +140,17 @@ fn matrix_kernel<F: Float>(
         #[unroll]
         for h in 0..2usize {
             let place = own_pair + comptime!(16 * i as u32 + 8 * h as u32) + lane / 4u32;
-            if place < count {
-                let to = pairs[place as usize] * width + column;
+            if place < tile.count {
+                let to = pairs[place as usize] * tile.width + tile.column;
                 #[unroll]
                 for j in 0..4usize {
-                    let row = first_row + own_row + comptime!(8 * j as u32) + lane % 4u32 * 2u32;
+                    let row =
+                        tile.first_row + own_row + comptime!(8 * j as u32) + lane % 4u32 * 2u32;
                     let two = sums.index(comptime!(4 * i + j))[h];
                     #[unroll]
                     for e in 0..2usize {
                         let row = row + comptime!(e as u32);
-                        if row < rows {
+                        if row < tile.rows {
                             y[(to + row) as usize] = F::cast_from(two[e]);
                         }
                     }
@@ -231,8 +167,7 @@ fn read_pairs<F: Float, N: Size>(
     pairs: &SharedMemory<u32>,
     to: &mut Array<Vector<F, N>>,
     step: u32,
-    count: u32,
-    share: u32,
+    tile: &Tile,
     #[comptime] format: Format,
 ) {
     let chunks = comptime!(format.columns / TOGETHER);
@@ -243,36 +178,33 @@ fn read_pairs<F: Float, N: Size>(
         let place = at / CHUNKS;
         let chunk = step * CHUNKS + at % CHUNKS;
         to[i] = Vector::new(F::new(0.0));
-        if place < count && chunk < chunks {
-            let row = pairs[place as usize] / share;
+        if place < tile.count && chunk < chunks {
+            let row = pairs[place as usize] / tile.share;
             to[i] = source[(row * chunks + chunk) as usize];
         }
     }
 }
 
-/// The unit's chunks of the rows of an expert's weight from `first` on; zeros beyond the last row and element.
+/// The unit's chunks of the tile's rows of the weight; zeros beyond the last row and element.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn read_rows<F: Float, N: Size>(
     weight: &Array<u32>,
     scales: &Array<u32>,
     biases: &Array<u32>,
     to: &mut Array<Vector<F, N>>,
     step: u32,
-    expert: u32,
-    first: u32,
-    rows: u32,
+    tile: &Tile,
     #[comptime] format: Format,
 ) {
     let mut numbers = Array::<f32>::new(comptime!(TOGETHER as usize));
     #[unroll]
     for i in 0..OWN {
         let at = UNIT_POS + comptime!(i as u32 * UNITS);
-        let row = first + at / CHUNKS;
+        let row = tile.first_row + at / CHUNKS;
         let chunk = step * CHUNKS + at % CHUNKS;
         let mut elements = Vector::<F, N>::new(F::new(0.0));
-        if row < rows && chunk < comptime!(format.columns / TOGETHER) {
-            let row = expert * rows + row;
+        if row < tile.rows && chunk < comptime!(format.columns / TOGETHER) {
+            let row = tile.expert * tile.rows + row;
             eight(weight, scales, biases, row, chunk, &mut numbers, format);
             #[unroll]
             for lane in 0..comptime!(TOGETHER as usize) {
