@@ -325,13 +325,13 @@ fn what_does_not_fit_is_said() {
         }
     };
     // More experts than there are tensors of, and fewer.
-    for (name, count) in [("qwen3_moe", "8"), ("qwen3_5_moe", "8"), ("gpt_oss", "8")] {
-        let config = fs::read_to_string(model(name).join("config.json")).expect("read");
-        let field = match config.contains("\"num_experts\"") {
-            true => "num_experts",
-            false => "num_local_experts",
-        };
-        let from = format!("\"{field}\": {count}");
+    for (name, field) in [
+        ("qwen3_moe", "num_experts"),
+        ("qwen3_5_moe", "num_experts"),
+        ("gpt_oss", "num_local_experts"),
+        ("glm4_moe_lite", "n_routed_experts"),
+    ] {
+        let from = format!("\"{field}\": 8");
         for other in [4, 12] {
             let error = run(name, &from, &format!("\"{field}\": {other}"));
             has(error, &["experts"]);
@@ -357,4 +357,20 @@ fn what_does_not_fit_is_said() {
         run("gemma3", "\"head_dim\": 32", "\"head_dim\": 36"),
         &["config.json", "head_dim"],
     );
+    // Patterns tell apart the q heads of latent attention, of which there are four.
+    let config = model("glm4_moe_lite").join("config.json");
+    let pattern = "causal & per_head { 4 => local(0); else => all }";
+    let output = tempfile::tempdir().expect("folder");
+    let artifacts = output.path().join("artifacts");
+    let compile = [
+        "compile",
+        text(&config),
+        "--target",
+        "cpu",
+        "--pattern",
+        pattern,
+    ];
+    let error = bad(&[&compile[..], &["-o", text(&artifacts)]].concat());
+    has(error, &["head 4", "4 "]);
+    assert!(!artifacts.exists());
 }
