@@ -31,7 +31,7 @@ pub struct Extent {
     /// Tokens of a sequence that the KV caches of all attention layers have room for, together
     /// ([`Policy::cached`](crate::Policy::cached)).
     pub cached: u64,
-    /// Tokens of a sequence of whose latents keys and values are made at a time
+    /// Tokens of a sequence that keys and values which are made of latents have room for
     /// ([`Policy::expanded`](crate::Policy::expanded)).
     pub expanded: u64,
     /// Tokens of a sequence that one call of the model takes.

@@ -104,7 +104,7 @@ impl Policy {
         tokens.fold(0, u64::saturating_add)
     }
 
-    /// The most tokens of one sequence of whose latents a layer makes keys and values at a time, when at
+    /// The most tokens of one sequence for which a layer has room for keys and values that it makes of latents, when at
     /// most `capacity` tokens are run in chunks of at most `chunk`; 0 without latent attention.
     pub fn expanded(&self, capacity: u64, chunk: u64) -> u64 {
         let layers = self.attention().map(|(_, layer)| layer);
@@ -161,28 +161,14 @@ impl LayerPolicy {
         tokens.saturating_add(of_mean.saturating_mul(means))
     }
 
+    /// Keys and values that are made have the room of the cache, however many tokens it holds.
     fn expanded(&self, capacity: u64, chunk: u64) -> u64 {
         let pattern = &self.plan.sparsity().pattern;
-        let expands = |keys: u64| {
-            let lengths = [chunk.min(keys), keys];
-            let form = form::of(&self.attention, Phase::Prefill, pattern, lengths);
-            form == Form::Expanded
-        };
-        match self.attention {
-            AttentionShape::Gqa { .. } => 0,
-            AttentionShape::Mla { .. } if expands(capacity) => capacity,
-            // More keys for a chunk only make it dearer to expand them.
-            AttentionShape::Mla { .. } => {
-                let (mut most, mut end) = (0, capacity);
-                while end - most > 1 {
-                    let keys = most + (end - most) / 2;
-                    match expands(keys) {
-                        true => most = keys,
-                        false => end = keys,
-                    }
-                }
-                most
-            }
+        // The first chunk: more keys for the same queries only make it dearer to expand them.
+        let lengths = [chunk.min(capacity); 2];
+        match form::of(&self.attention, Phase::Prefill, pattern, lengths) {
+            Form::Expanded if matches!(self.attention, AttentionShape::Mla { .. }) => capacity,
+            Form::Expanded | Form::Absorbed | Form::AbsorbedByHead => 0,
         }
     }
 }

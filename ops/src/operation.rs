@@ -79,7 +79,7 @@ impl Operation {
             Self::Absorb(absorb) => return absorb.names(),
             Self::Unabsorb(_) => &["o", "weight"],
             Self::Rotate(rotate) => return rotate.names(),
-            Self::Expand(_) => &["rows", "latents"],
+            Self::Expand(_) => &["latents", "weight"],
             Self::Pool(_) => &["k", "means"],
             Self::Gated(_) => &["x"],
             Self::GateOutput(_) => &["o", "projections"],

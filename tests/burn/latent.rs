@@ -99,17 +99,19 @@ pub(crate) fn parts(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) 
         }
         _ => {
             let expand = Expand {
-                heads,
-                nope: up.nope,
-                v: up.v,
-                rank: up.rank,
+                up,
                 rest,
+                tokens,
+                products: Products::default(),
             };
-            let inputs = vec![
-                (vec![batch, tokens, heads * (up.nope + up.v)], dtype),
-                (vec![batch, tokens, up.rank + rest], dtype),
-            ];
-            (LayerOperation::Expand(expand), inputs, vec![], vec![])
+            let latents = (vec![batch, tokens, up.rank + rest], dtype);
+            let may_grow = vec![(0, 0), (0, 1)];
+            (
+                LayerOperation::Expand(expand),
+                vec![latents, weight],
+                may_grow,
+                vec![1],
+            )
         }
     }
 }
@@ -315,40 +317,54 @@ fn products_agree<B: AttentionBackend>(
     close("unabsorb", &got[0], &values, most * (UP.rank as f64).sqrt());
 }
 
-/// Keys and values are copied, not computed: they are exact.
-fn expansion_is_exact<B: AttentionBackend>(device: &B::Device, dtype: DType) {
-    let (batch, tokens) = (2, 5);
-    let head = UP.nope + UP.v;
-    let shapes = [
-        vec![batch, tokens, UP.heads * head],
-        vec![batch, tokens, UP.rank + REST],
-    ];
-    let [rows, latents] = [0, 1].map(|i| random(dtype, i, &shapes[i]));
-    let (mut k, mut v) = (Vec::new(), Vec::new());
-    for i in 0..batch * UP.heads * tokens {
-        let (sequence, of, token) = (i / tokens / UP.heads, i / tokens % UP.heads, i % tokens);
-        let at = sequence * tokens + token;
-        let from = &rows[(at * UP.heads + of) * head..][..head];
-        k.extend_from_slice(&from[..UP.nope]);
-        k.extend_from_slice(&latents[at * (UP.rank + REST) + UP.rank..][..REST]);
-        v.extend_from_slice(&from[UP.nope..]);
-    }
-    let inputs = [(rows, &shapes[0]), (latents, &shapes[1])];
-    let inputs = inputs.map(|(x, shape)| floats::<B>(&x, shape, dtype, device));
+/// The keys and values of the first `tokens` of 50 latents.
+fn expansion_agrees<B: AttentionBackend>(
+    device: &B::Device,
+    [dtype, stored]: [DType; 2],
+    tokens: usize,
+    most: f64,
+) {
+    let (batch, room, width) = (2, 50, UP.rank + REST);
+    let of_head = UP.nope + UP.v;
+    let shapes = [vec![batch, room, width], vec![UP.rows(), UP.rank]];
+    let latents = random(dtype, 0, &shapes[0]);
+    let weight = random(stored, 1, &shapes[1]);
     let expand = Expand {
-        heads: UP.heads,
-        nope: UP.nope,
-        v: UP.v,
-        rank: UP.rank,
+        up: UP,
         rest: REST,
+        tokens,
+        products: Plan::new(sparsity()).expect("a plan").products(),
     };
-    let got = outputs::<B>(LayerOperation::Expand(expand), inputs.to_vec());
-    assert_eq!(got, [k, v]);
+    let inputs = vec![
+        floats::<B>(&latents, &shapes[0], dtype, device),
+        floats::<B>(&weight, &shapes[1], stored, device),
+    ];
+    let got = outputs::<B>(LayerOperation::Expand(expand), inputs);
+    // Those of one token of a head: the rest may be anything.
+    let of =
+        |x: &[f32], i: usize, token: usize, d: usize| x[(i * room + token) * d..][..d].to_vec();
+    for (i, token) in (0..batch * UP.heads).flat_map(|i| (0..tokens).map(move |t| (i, t))) {
+        let (sequence, head) = (i / UP.heads, i % UP.heads);
+        let latent = &latents[(sequence * room + token) * width..][..width];
+        let made = |row: usize| -> f64 {
+            let row = &weight[(head * of_head + row) * UP.rank..][..UP.rank];
+            let terms = row.iter().zip(latent);
+            terms.map(|(w, x)| f64::from(*w) * f64::from(*x)).sum()
+        };
+        let shared = latent[UP.rank..].iter().map(|x| f64::from(*x));
+        let key: Vec<f64> = (0..UP.nope).map(made).chain(shared).collect();
+        let value: Vec<f64> = (UP.nope..of_head).map(made).collect();
+        let most = most * (UP.rank as f64).sqrt();
+        close("keys", &of(&got[0], i, token, UP.nope + REST), &key, most);
+        close("values", &of(&got[1], i, token, UP.v), &value, most);
+    }
 }
 
 fn agree<B: AttentionBackend>(device: &B::Device, dtype: DType, most: f64) {
     latents_agree::<B>(device, dtype, most);
-    expansion_is_exact::<B>(device, dtype);
+    for tokens in [1, 37, 50] {
+        expansion_agrees::<B>(device, [dtype, dtype], tokens, most);
+    }
     // Matrix instructions read rows that begin at multiples of eight elements.
     for sizes in [[1, 5], [3, 5], [40, 5], [40, 8], [200, 8]] {
         products_agree::<B>(device, [dtype, dtype], sizes, most);
@@ -361,7 +377,9 @@ fn operations_agree_with_f64() {
         agree::<Flex>(&Default::default(), dtype, most);
     }
     // On the host, weights stay in the type of their file.
-    products_agree::<Flex>(&Default::default(), [DType::F32, DType::BF16], [7, 5], 1e-5);
+    let mixed = [DType::F32, DType::BF16];
+    products_agree::<Flex>(&Default::default(), mixed, [7, 5], 1e-5);
+    expansion_agrees::<Flex>(&Default::default(), mixed, 7, 1e-5);
     agree::<Vulkan>(&WgpuDevice::Cpu, DType::F32, 1e-5);
 }
 

@@ -144,7 +144,7 @@ impl Latents {
     }
 }
 
-/// What keys and values that are made of a token's latent take, and what these are made from.
+/// What keys and values that are made of a token's latent take.
 pub(super) fn expanded(config: &ModelConfig, bytes: u128, on_host: bool) -> u128 {
     let AttentionShape::Mla {
         q_heads,
@@ -159,9 +159,14 @@ pub(super) fn expanded(config: &ModelConfig, bytes: u128, on_host: bool) -> u128
     };
     let [heads, rank, nope, rope, v] =
         [q_heads, kv_lora_rank, nope_dim, rope_dim, v_dim].map(wide32);
-    // On devices values stay in the rows that they were projected to.
-    let copied = if on_host { v } else { 0 };
-    bytes * (rank + heads * (nope + v) + heads * (nope + rope) + heads * copied)
+    let results = heads * (nope + rope + v);
+    // The host computes in f32, from latents in f32, and then rounds.
+    let wide = if on_host && bytes < 4 {
+        4 * (rank + rope + results)
+    } else {
+        0
+    };
+    bytes * results + wide
 }
 
 /// The memory that these take for each token.

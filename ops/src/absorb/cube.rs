@@ -8,7 +8,7 @@ mod few;
 
 use super::{Absorb, Unabsorb, Up};
 use crate::OperationError;
-use crate::cube::join::{Part, Turn, join, last};
+use crate::cube::join::{Part, Place, Turn, join, place};
 use crate::cube::launch::{empty, view};
 use crate::linear::cube::batched;
 use crate::linear::hopper::{self, Matrix};
@@ -53,7 +53,14 @@ pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
     let k = matrices(weight, up, 0..up.nope);
     let out = empty(&q, shape, F::dtype());
     if absorbed::<R, F>(op, &q, &k, &out)? {
-        last::<R, F>(&out, rest, &turn);
+        let width = up.rank + op.rest;
+        let behind = Place {
+            tensor: &out,
+            counts: [batch, up.heads, tokens],
+            first: up.rank,
+            steps: [up.heads * tokens * width, tokens * width, width],
+        };
+        place::<R, F>(&behind, rest, &turn);
         return Ok(vec![out]);
     }
     let whole = view(&q, vec![rows, row], vec![row, 1]);

@@ -95,7 +95,7 @@ pub(crate) fn unabsorb<E: Stored>(op: &Unabsorb, inputs: &[FlexTensor]) -> Vec<F
     vec![rounded::<E>(out, [batch, tokens, up.heads * up.v])]
 }
 
-fn weight<'a>(bytes: &'a Bytes<'_>, tensor: &FlexTensor, up: Up) -> Rows<'a> {
+pub(crate) fn weight<'a>(bytes: &'a Bytes<'_>, tensor: &FlexTensor, up: Up) -> Rows<'a> {
     let part = Part {
         storage: Storage::Dense(tensor.dtype()),
         rows: up.rows(),
@@ -104,22 +104,22 @@ fn weight<'a>(bytes: &'a Bytes<'_>, tensor: &FlexTensor, up: Up) -> Rows<'a> {
 }
 
 /// Some rows of a weight in f32.
-fn matrix(weight: &Rows<'_>, rows: Range<usize>, rank: usize) -> Vec<f32> {
+pub(crate) fn matrix(weight: &Rows<'_>, rows: Range<usize>, rank: usize) -> Vec<f32> {
     let mut out = vec![0.0; rows.len() * rank];
     weight.unpack_rows(rows, &mut out);
     out
 }
 
 /// Rows of a matrix, `step` elements apart.
-struct Rectangle<'a> {
-    values: &'a [f32],
-    rows: usize,
-    step: usize,
+pub(crate) struct Rectangle<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) step: usize,
 }
 
 /// The first `k` elements of each row times a matrix [k, n] whose rows and columns are `steps` apart, to
 /// the first `n` elements of rows of `width`.
-fn multiply(
+pub(crate) fn multiply(
     x: Rectangle<'_>,
     matrix: &[f32],
     [k, n]: [usize; 2],

@@ -75,12 +75,12 @@ impl Up {
     }
 
     /// Rows of a head.
-    fn of_head(&self) -> usize {
+    pub(crate) fn of_head(&self) -> usize {
         self.nope.saturating_add(self.v)
     }
 
     /// Checks the weight, which is input `i`.
-    fn check(&self, inputs: &Inputs<'_>, i: usize) -> Result<(), crate::OperationError> {
+    pub(crate) fn check(&self, inputs: &Inputs<'_>, i: usize) -> Result<(), crate::OperationError> {
         inputs.positive([
             ("heads", self.heads),
             ("nope", self.nope),

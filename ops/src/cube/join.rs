@@ -40,50 +40,61 @@ struct Shape {
     rest: u32,
     rotated: u32,
     interleaved: bool,
-    /// Whether only the second part is written.
-    second: bool,
+}
+
+/// Where the vectors of some tokens lie in a tensor.
+pub(crate) struct Place<'a, R: CubeRuntime> {
+    pub(crate) tensor: &'a CubeTensor<R>,
+    /// Sequences, heads and tokens.
+    pub(crate) counts: [usize; 3],
+    /// First element of the first vector.
+    pub(crate) first: usize,
+    /// Elements from one sequence, head and token to the next.
+    pub(crate) steps: [usize; 3],
 }
 
 /// Joins the parts of each vector: [B, H, T, D], where D is the length of both together.
 pub(crate) fn join<R: CubeRuntime, F: FloatElement>(
-    [batch, heads, tokens]: [usize; 3],
+    counts: [usize; 3],
     parts: [Part<'_, R>; 2],
     turn: &Turn<'_, R>,
 ) -> CubeTensor<R> {
-    let shape = [batch, heads, tokens, parts[0].length + parts[1].length];
-    let out = empty(parts[0].tensor, shape, F::dtype());
-    write::<R, F>(&out, parts, turn, false);
+    let [batch, heads, tokens] = counts;
+    let width = parts[0].length + parts[1].length;
+    let out = empty(parts[0].tensor, [batch, heads, tokens, width], F::dtype());
+    let place = Place {
+        tensor: &out,
+        counts,
+        first: 0,
+        steps: [heads * tokens * width, tokens * width, width],
+    };
+    write::<R, F>(&place, parts, turn);
     out
 }
 
-/// Writes the last elements of each vector of `out` [B, H, T, D].
-pub(crate) fn last<R: CubeRuntime, F: FloatElement>(
-    out: &CubeTensor<R>,
+/// Writes one part of each vector.
+pub(crate) fn place<R: CubeRuntime, F: FloatElement>(
+    to: &Place<'_, R>,
     part: Part<'_, R>,
     turn: &Turn<'_, R>,
 ) {
-    let first = Part {
+    let none = Part {
         tensor: part.tensor,
         first: 0,
         steps: [0; 3],
-        length: out.meta.shape()[3] - part.length,
+        length: 0,
     };
-    write::<R, F>(out, [first, part], turn, true);
+    write::<R, F>(to, [none, part], turn);
 }
 
-/// Writes both parts of each vector of `out`, or only the second.
-fn write<R: CubeRuntime, F: FloatElement>(
-    out: &CubeTensor<R>,
+/// Writes both parts of each vector, one behind the other.
+pub(crate) fn write<R: CubeRuntime, F: FloatElement>(
+    to: &Place<'_, R>,
     [a, b]: [Part<'_, R>; 2],
     turn: &Turn<'_, R>,
-    second: bool,
 ) {
-    let [_, heads, tokens, width] = out.meta.shape().dims();
-    let vectors = out.meta.num_elements() / width.max(1);
-    let count = match second {
-        true => vectors * b.length,
-        false => vectors * width,
-    } as u32;
+    let [batch, heads, tokens] = to.counts;
+    let count = (batch * heads * tokens * (a.length + b.length)) as u32;
     if count == 0 {
         return;
     }
@@ -93,32 +104,45 @@ fn write<R: CubeRuntime, F: FloatElement>(
         rest: b.length as u32,
         rotated: turn.rotated as u32,
         interleaved: turn.interleaved,
-        second,
     };
-    let [a_steps, b_steps] = [a.steps, b.steps].map(|steps| steps.map(|step| step as u32));
-    // SAFETY: units beyond the last element do nothing; the vectors of the parts that are read are in their tensors.
+    let steps = |steps: [usize; 3]| {
+        let [sequence, head, token] = steps.map(|step| step as u32);
+        StepsLaunch::new(sequence, head, token)
+    };
+    // SAFETY: units beyond the last element do nothing; the vectors are in their tensors.
     unsafe {
         join_kernel::launch_unchecked::<F, R>(
-            &out.client,
+            &to.tensor.client,
             grid(count.div_ceil(UNITS)),
             CubeDim::new_1d(UNITS),
             array(a.tensor),
             array(b.tensor),
             array(turn.table),
-            array(out),
+            array(to.tensor),
             count,
             tokens as u32,
             a.first as u32,
-            a_steps[0],
-            a_steps[1],
-            a_steps[2],
+            steps(a.steps),
             b.first as u32,
-            b_steps[0],
-            b_steps[1],
-            b_steps[2],
+            steps(b.steps),
+            to.first as u32,
+            steps(to.steps),
             shape,
         );
     }
+}
+
+/// Elements from one sequence, head and token to the next.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Steps {
+    sequence: u32,
+    head: u32,
+    token: u32,
+}
+
+#[cube]
+fn start(first: u32, steps: &Steps, sequence: u32, head: u32, token: u32) -> u32 {
+    first + sequence * steps.sequence + head * steps.head + token * steps.token
 }
 
 /// Each unit writes one element.
@@ -132,37 +156,33 @@ fn join_kernel<F: Float>(
     count: u32,
     tokens: u32,
     a_first: u32,
-    a_sequence: u32,
-    a_head: u32,
-    a_token: u32,
+    a_steps: Steps,
     b_first: u32,
-    b_sequence: u32,
-    b_head: u32,
-    b_token: u32,
+    b_steps: Steps,
+    out_first: u32,
+    out_steps: Steps,
     #[comptime] shape: Shape,
 ) {
     let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
     if at < count {
         let length = comptime!(shape.length);
         let width = comptime!(shape.length + shape.rest);
-        let skipped = comptime!(if shape.second { shape.length } else { 0 });
-        let written = comptime!(width - skipped);
         let heads = comptime!(shape.heads);
-        let element = skipped + at % written;
-        let vector = at / written;
-        let to = vector * width + element;
+        let element = at % width;
+        let vector = at / width;
         let token = vector % tokens;
         let head = vector / tokens % heads;
         let sequence = vector / tokens / heads;
+        let to = start(out_first, &out_steps, sequence, head, token) + element;
         if element < length {
-            let start = a_first + sequence * a_sequence + head * a_head + token * a_token;
-            out[to as usize] = a[(start + element) as usize];
+            let from = start(a_first, &a_steps, sequence, head, token);
+            out[to as usize] = a[(from + element) as usize];
         } else {
-            let start = b_first + sequence * b_sequence + head * b_head + token * b_token;
+            let from = start(b_first, &b_steps, sequence, head, token);
             let x = turned(
                 b,
                 rotation,
-                start,
+                from,
                 element - length,
                 token,
                 comptime!(shape.rotated),

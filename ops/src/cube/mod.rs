@@ -95,7 +95,7 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::Absorb(op) => absorb::cube::absorb::<R, F>(op, inputs)?,
         Operation::Unabsorb(op) => absorb::cube::unabsorb::<R, F>(op, inputs)?,
         Operation::Rotate(op) => expand::cube::rotated::<R, F>(op, inputs),
-        Operation::Expand(op) => expand::cube::expand::<R, F>(op, inputs),
+        Operation::Expand(op) => expand::cube::expand::<R, F>(op, inputs)?,
         Operation::Pool(op) => pool::cube::pool::<R, F>(op, inputs),
         Operation::Norm(op) => norm::cube::norm::<R, F>(inputs, op.epsilon),
         Operation::AddNorm(op) => norm::cube::add_norm::<R, F>(inputs, op.epsilon),

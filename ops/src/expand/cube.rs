@@ -1,16 +1,17 @@
 //! Heads of expanded latent attention on devices.
 
 use super::{Expand, Rotate};
-use crate::cube::join::{Part, Turn, join};
+use crate::cube::join::{Part, Place, Turn, join, place, write};
 use crate::cube::launch::{empty, view};
+use crate::linear::cube::dense;
+use crate::linear::hopper::{self, Matrix};
+use crate::{OperationError, Up};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::{into_contiguous, slice};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use butterfly_runtime::{Device, Launches};
-
-/// Kernels on NVIDIA devices read vectors from addresses that this divides, in bytes.
-const ALIGNED: usize = 16;
+use butterfly_runtime::Launches;
+use std::ops::Range;
 
 pub(crate) fn rotated<R: CubeRuntime, F: FloatElement>(
     op: &Rotate,
@@ -42,59 +43,141 @@ pub(crate) fn rotated<R: CubeRuntime, F: FloatElement>(
 pub(crate) fn expand<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Expand,
     inputs: Vec<CubeTensor<R>>,
-) -> Vec<CubeTensor<R>> {
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     let mut next = || inputs.next().expect("the inputs were counted");
-    let (rows, latents) = (next(), next());
-    let (batch, tokens, row) = (rows.shape()[0], rows.shape()[1], rows.shape()[2]);
-    let width = op.rank + op.rest;
-    let parts = [
-        Part {
-            tensor: &rows,
-            first: 0,
-            steps: [tokens * row, op.head(), row],
-            length: op.nope,
-        },
-        Part {
-            tensor: &latents,
-            first: op.rank,
-            steps: [tokens * width, 0, width],
-            length: op.rest,
-        },
-    ];
-    let none = empty(&rows, [1], DType::F32);
-    let turn = Turn {
-        table: &none,
-        rotated: 0,
-        interleaved: false,
-    };
-    let k = join::<R, F>([batch, op.heads, tokens], parts, &turn);
-    vec![k, values(op, rows)]
+    let (latents, weight) = (next(), next());
+    let (batch, room) = (latents.shape()[0], latents.shape()[1]);
+    let Up { heads, nope, v, .. } = op.up;
+    let k = empty(&latents, [batch, heads, room, nope + op.rest], F::dtype());
+    let v = empty(&latents, [batch, heads, room, v], F::dtype());
+    if op.tokens > 0 && !by_matrix_units::<R, F>(op, [&latents, &weight], [&k, &v])? {
+        for sequence in 0..batch {
+            for first in (0..op.tokens).step_by(PANEL) {
+                let tokens = first..op.tokens.min(first + PANEL);
+                panel::<R, F>(op, [&latents, &weight], [&k, &v], (sequence, tokens))?;
+            }
+        }
+    }
+    Ok(vec![k, v])
 }
 
-/// The values within the rows, [B, heads, T, v]: in place where kernels read from any address that vectors
-/// may have, else copied if the device cannot bind memory from there on.
-fn values<R: CubeRuntime + Launches>(op: &Expand, rows: CubeTensor<R>) -> CubeTensor<R> {
-    let (batch, tokens, row) = (rows.shape()[0], rows.shape()[1], rows.shape()[2]);
-    let of_heads = |length| {
-        let shape = vec![batch, tokens, op.heads, length];
-        view(&rows, shape, vec![tokens * row, row, op.head(), 1])
-    };
-    let bytes = op.nope * rows.dtype.size();
-    let mut v = match R::device(&rows.client) {
-        Device::Cuda if bytes.is_multiple_of(ALIGNED) => {
-            let mut v = of_heads(op.v);
-            v.handle = v.handle.clone().offset_start(bytes as u64);
-            v
+/// Tokens whose keys and values are made at once where they are not made in place.
+const PANEL: usize = 2048;
+
+/// By Hopper's matrix units, which write where keys and values belong, two launches for each head; false if the device
+/// has none, or they do not take the shape.
+fn by_matrix_units<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Expand,
+    [latents, weight]: [&CubeTensor<R>; 2],
+    [k, v]: [&CubeTensor<R>; 2],
+) -> Result<bool, OperationError> {
+    let [batch, room, width] = latents.meta.shape().dims();
+    let Up {
+        heads, nope, rank, ..
+    } = op.up;
+    for (sequence, head) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let first_row = head * op.up.of_head();
+        for (out, rows) in [(k, 0..nope), (v, nope..op.up.of_head())] {
+            let x = Matrix {
+                tensor: latents,
+                first: sequence * room * width,
+                step: width,
+            };
+            let matrix = Matrix {
+                tensor: weight,
+                first: (first_row + rows.start) * rank,
+                step: rank,
+            };
+            let step = out.shape()[3];
+            let to = [(sequence * heads + head) * room * step, step];
+            let shape = [op.tokens, rows.len(), rank];
+            let y = || out.clone();
+            if hopper::multiply::<R, F>([x, matrix], shape, to, &op.products, y)?.is_none() {
+                return Ok(false);
+            }
         }
-        Device::Cuda | Device::Vulkan | Device::Webgpu => {
-            let end = op.head();
-            slice(
-                of_heads(end),
-                &[0..batch, 0..tokens, 0..op.heads, op.nope..end],
-            )
-        }
+    }
+    let all = (0, 0..op.tokens);
+    let counts = [batch, heads, op.tokens];
+    place::<R, F>(
+        &within(k, counts, &all, nope),
+        shared(op, latents, &all),
+        &no_turn(latents),
+    );
+    Ok(true)
+}
+
+/// Keys and values of some tokens of a sequence, from their products with the whole weight.
+fn panel<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Expand,
+    [latents, weight]: [&CubeTensor<R>; 2],
+    [k, v]: [&CubeTensor<R>; 2],
+    at: (usize, Range<usize>),
+) -> Result<(), OperationError> {
+    let [batch, room, width] = latents.meta.shape().dims();
+    let Up {
+        heads,
+        nope,
+        v: of_value,
+        rank,
+    } = op.up;
+    let (sequence, tokens) = &at;
+    let first = sequence * room;
+    let all = view(latents, vec![batch * room, width], vec![width, 1]);
+    let x = slice(all, &[first + tokens.start..first + tokens.end, 0..rank]);
+    let rows = dense::<R, F>(&into_contiguous(x), weight, &op.products)?;
+    let row = op.up.rows();
+    let made = |first, length| Part {
+        tensor: &rows,
+        first,
+        steps: [0, op.up.of_head(), row],
+        length,
     };
-    v.meta.swap(1, 2);
-    v
+    let counts = [1, heads, tokens.len()];
+    let turn = no_turn(latents);
+    let parts = [made(0, nope), shared(op, latents, &at)];
+    write::<R, F>(&within(k, counts, &at, 0), parts, &turn);
+    place::<R, F>(&within(v, counts, &at, 0), made(nope, of_value), &turn);
+    Ok(())
+}
+
+/// The elements from `first` on of the vectors in keys or values [B, heads, room, D].
+fn within<'a, R: CubeRuntime>(
+    tensor: &'a CubeTensor<R>,
+    counts: [usize; 3],
+    (sequence, tokens): &(usize, Range<usize>),
+    first: usize,
+) -> Place<'a, R> {
+    let [_, heads, room, d] = tensor.meta.shape().dims();
+    Place {
+        tensor,
+        counts,
+        first: sequence * heads * room * d + tokens.start * d + first,
+        steps: [heads * room * d, room * d, d],
+    }
+}
+
+/// What all heads share of the keys of tokens.
+fn shared<'a, R: CubeRuntime>(
+    op: &Expand,
+    latents: &'a CubeTensor<R>,
+    (sequence, tokens): &(usize, Range<usize>),
+) -> Part<'a, R> {
+    let [_, room, width] = latents.meta.shape().dims();
+    Part {
+        tensor: latents,
+        first: (sequence * room + tokens.start) * width + op.up.rank,
+        steps: [room * width, 0, width],
+        length: op.rest,
+    }
+}
+
+/// What the cache holds is rotated already; any tensor that is only read stands for the table.
+fn no_turn<R: CubeRuntime>(table: &CubeTensor<R>) -> Turn<'_, R> {
+    Turn {
+        table,
+        rotated: 0,
+        interleaved: false,
+    }
 }

@@ -1,11 +1,15 @@
 //! Heads of expanded latent attention on the host.
 
 use super::{Expand, Rotate};
-use crate::flex::elements::{Stored, elements, tensor};
+use crate::Up;
+use crate::absorb::flex::{Rectangle, matrix, multiply, weight};
+use crate::flex::elements::{Stored, elements, floats, rounded, tensor};
 use crate::latents::flex::rotate;
+use crate::linear::flex::Bytes;
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
+use std::ops::Range;
 
 pub(crate) fn rotated<E: Stored>(op: &Rotate, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
@@ -36,32 +40,48 @@ pub(crate) fn rotated<E: Stored>(op: &Rotate, inputs: &[FlexTensor]) -> Vec<Flex
 
 pub(crate) fn expand<E: Stored>(op: &Expand, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let shape = inputs[0].shape();
-    let (batch, tokens, row) = (shape[0], shape[1], shape[2]);
-    let rows = elements::<E>(&inputs[0]);
-    let latents = elements::<E>(&inputs[1]);
-    let (d, width) = (op.nope + op.rest, op.rank + op.rest);
-    let mut k = vec![E::put(0.0); batch * op.heads * tokens * d];
-    let mut v = vec![E::put(0.0); batch * op.heads * tokens * op.v];
+    let (batch, room, width) = (shape[0], shape[1], shape[2]);
+    let given = elements::<E>(&inputs[0]);
+    let latents = floats(&given);
+    let bytes = Bytes::of(&inputs[1..2]);
+    let weight = weight(&bytes, &inputs[1], op.up);
+    let Up {
+        heads,
+        nope,
+        v,
+        rank,
+    } = op.up;
+    let d = nope + op.rest;
+    let mut keys = vec![0.0; batch * heads * room * d];
+    let mut values = vec![0.0; batch * heads * room * v];
     // The keys and values of one head of one sequence.
-    let of_head = |(i, (k, v)): (usize, (&mut [E], &mut [E]))| {
-        let (sequence, head) = (i / op.heads, i % op.heads);
-        let tokens_of = k.chunks_exact_mut(d).zip(v.chunks_exact_mut(op.v));
-        for (token, (k, v)) in tokens_of.enumerate() {
-            let at = sequence * tokens + token;
-            let from = &rows[at * row + head * op.head()..][..op.head()];
-            let (first, value) = from.split_at(op.nope);
-            k[..op.nope].copy_from_slice(first);
-            k[op.nope..].copy_from_slice(&latents[at * width + op.rank..][..op.rest]);
-            v.copy_from_slice(value);
+    let of_head = |(i, (keys, values)): (usize, (&mut [f32], &mut [f32]))| {
+        let (sequence, first_row) = (i / heads, i % heads * op.up.of_head());
+        let latents = &latents[sequence * room * width..][..room * width];
+        let times = |rows: Range<usize>, (out, step): (&mut [f32], usize)| {
+            let n = rows.len();
+            let matrix = matrix(&weight, rows, rank);
+            let from = Rectangle {
+                values: latents,
+                rows: op.tokens,
+                step: width,
+            };
+            multiply(from, &matrix, [rank, n], [1, rank], (out, step));
+        };
+        times(first_row..first_row + nope, (&mut *keys, d));
+        times(first_row + nope..first_row + nope + v, (values, v));
+        let shared = latents.chunks_exact(width).map(|latent| &latent[rank..]);
+        for (key, shared) in keys.chunks_exact_mut(d).zip(shared).take(op.tokens) {
+            key[nope..].copy_from_slice(shared);
         }
     };
-    if tokens > 0 {
-        let values = v.par_chunks_mut(tokens * op.v);
-        let heads = k.par_chunks_mut(tokens * d).zip(values).enumerate();
-        heads.for_each(of_head);
+    if op.tokens > 0 {
+        let values = values.par_chunks_mut(room * v);
+        let of_heads = keys.par_chunks_mut(room * d).zip(values).enumerate();
+        of_heads.for_each(of_head);
     }
     vec![
-        tensor(k, [batch, op.heads, tokens, d]),
-        tensor(v, [batch, op.heads, tokens, op.v]),
+        rounded::<E>(keys, [batch, heads, room, d]),
+        rounded::<E>(values, [batch, heads, room, v]),
     ]
 }

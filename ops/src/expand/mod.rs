@@ -12,6 +12,7 @@ use crate::OperationError;
 use crate::inputs::{Inputs, Names, Outputs};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::limits::{MOST, product};
+use crate::{Products, Up};
 use burn::tensor::DType;
 
 /// Splits rows into heads, and rotates the last elements of each.
@@ -35,23 +36,22 @@ pub struct Rotate {
     pub interleaved: bool,
 }
 
-/// Joins keys of what latents were projected to and what all heads share.
+/// Makes keys and values of all heads from latents.
 ///
-/// Inputs, in order: rows that hold of each head the first elements of the key, then the value,
-/// [B, T, heads * (nope + v)]; latents with the shared elements behind them, [B, T, rank + rest]. Outputs:
-/// keys [B, heads, T, nope + rest], and values [B, heads, T, v], which may share the memory of the rows.
-#[derive(Clone, Debug, PartialEq)]
+/// Inputs, in order: latents with the elements behind them that all heads share, [B, room, rank + rest]; the weight,
+/// as [`Up`] says, of any float type. Outputs: keys [B, heads, room, nope + rest], of which the last elements are the
+/// shared ones, and values [B, heads, room, v]. Of all three, only the first `tokens` tokens are meaningful: a cache
+/// that is filled in chunks then takes the same memory for each.
+#[derive(Clone, Debug)]
 pub struct Expand {
-    /// Number of heads.
-    pub heads: usize,
-    /// Elements of a key that the rows hold.
-    pub nope: usize,
-    /// Elements of a value.
-    pub v: usize,
-    /// Elements of a latent.
-    pub rank: usize,
+    /// The weight.
+    pub up: Up,
     /// Elements of a key that all heads share.
     pub rest: usize,
+    /// Tokens whose keys and values are made.
+    pub tokens: usize,
+    /// Generated kernels for the products.
+    pub products: Products,
 }
 
 impl Rotate {
@@ -94,36 +94,38 @@ impl Rotate {
 }
 
 impl Expand {
-    /// Elements of a head in a row.
-    fn head(&self) -> usize {
-        self.nope.saturating_add(self.v)
-    }
-
     pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
         let dtype = inputs.float(0)?;
-        let [batch, tokens, _] = inputs.rank(0)?;
-        let Self {
+        let [batch, room, _] = inputs.rank(0)?;
+        self.up.check(inputs, 1)?;
+        let Up {
             heads,
             nope,
             v,
             rank,
-            rest,
-        } = *self;
-        inputs.positive([("heads", heads), ("nope", nope), ("v", v), ("rank", rank)])?;
-        inputs.is(0, &[batch, tokens, heads.saturating_mul(self.head())])?;
-        inputs.is(1, &[batch, tokens, rank.saturating_add(rest)])?;
-        inputs.has(1, dtype)?;
+        } = self.up;
+        inputs.is(0, &[batch, room, rank.saturating_add(self.rest)])?;
+        if self.tokens > room {
+            let tokens = self.tokens;
+            return Err(inputs.wrong(0, format!("latents of at least {tokens} tokens")));
+        }
         Ok(vec![
-            ([batch, heads, tokens, nope + rest].into(), dtype),
-            ([batch, heads, tokens, v].into(), dtype),
+            ([batch, heads, room, nope + self.rest].into(), dtype),
+            ([batch, heads, room, v].into(), dtype),
         ])
     }
 
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     pub(crate) fn limits(&self, limits: &Limits<'_>) -> Result<(), OperationError> {
         limits.counted([0, 1])?;
-        let [batch, tokens] = [limits.dims(0)[0], limits.dims(0)[1]];
-        let keys = [batch, self.heads, tokens, self.nope + self.rest];
-        limits.at_most("rows", "elements of keys", product(&keys), MOST)
+        let [batch, room] = [limits.dims(0)[0], limits.dims(0)[1]];
+        let widest = (self.up.nope + self.rest).max(self.up.v);
+        let result = [batch, self.up.heads, room, widest];
+        limits.at_most(
+            "latents",
+            "elements of keys or values",
+            product(&result),
+            MOST,
+        )
     }
 }

@@ -156,7 +156,7 @@ fn columns<R: CubeRuntime + Launches, F: FloatElement>(
 }
 
 /// The product of contiguous rows [m, K] with a dense weight [N, K] → [m, N].
-fn dense<R: CubeRuntime + Launches, F: FloatElement>(
+pub(crate) fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     rows: &CubeTensor<R>,
     weight: &CubeTensor<R>,
     products: &Products,

@@ -12,7 +12,7 @@ use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::ops::{Absorb, Expand, Operation, Unabsorb, Up};
-use butterfly::{AttentionBackend, DECODE_QUERIES, KvCache, OperationError, attention};
+use butterfly::{AttentionBackend, Call, DECODE_QUERIES, KvCache, OperationError, attention};
 use butterfly_compiler::form;
 use butterfly_ir::Phase;
 use butterfly_ir::model::{AttentionShape, Form, ModelConfig};
@@ -212,7 +212,10 @@ impl<B: AttentionBackend> LatentAttention<B> {
                 }
                 Step::Attend { scale } => {
                     let q = heads.take().expect(lost);
-                    let call = call(policy, lengths, *scale);
+                    let call = Call {
+                        kv_len: Some(cache.kept()),
+                        ..call(policy, lengths, *scale)
+                    };
                     let keys = keys.take();
                     heads = Some(profile.part::<B, _>("attention", &device, || match keys {
                         None => cache.attend(q, &policy.plan, &call),
@@ -239,7 +242,7 @@ impl<B: AttentionBackend> LatentAttention<B> {
         Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
     }
 
-    /// Keys and values of all heads, [B, heads, T, ...] each, from the latents of all tokens in the cache.
+    /// Keys and values of all heads, [B, heads, room, ...] each, from the latents of all tokens in the cache.
     fn expanded(
         &self,
         expand: &Expand,
@@ -248,13 +251,15 @@ impl<B: AttentionBackend> LatentAttention<B> {
     ) -> Result<[Tensor<B, 4>; 2], OperationError> {
         let [latents, _] = cache.tensors();
         let [batch, _, room, width] = latents.dims();
-        let latents = latents.reshape([batch, room, width]);
-        let latents = latents.narrow(1, 0, cache.kept());
-        let down = latents.clone().narrow(2, 0, expand.rank);
-        let rows = self.weight.times(down, Some(&policy.plan))?;
-        let operation = Operation::Expand(expand.clone());
-        let outputs = around::<B>(operation, vec![primitive(rows), primitive(latents)])?;
-        let mut outputs = outputs.into_iter().map(float);
+        let latents = primitive(latents.reshape([batch, room, width]));
+        let operation = Operation::Expand(Expand {
+            tokens: cache.kept(),
+            products: policy.plan.products(),
+            ..expand.clone()
+        });
+        let weight = self.weight.tensors.iter().cloned();
+        let inputs = [latents].into_iter().chain(weight).collect();
+        let mut outputs = around::<B>(operation, inputs)?.into_iter().map(float);
         let mut next = || outputs.next().expect("two outputs");
         Ok([next(), next()])
     }

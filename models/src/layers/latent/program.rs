@@ -11,7 +11,8 @@ use butterfly_ir::layer_graph::{LayerGraph, Norm, Op, Rotation, ValueId};
 use butterfly_ir::model::{AttentionShape, Form, LayerKind, ModelConfig};
 use std::collections::BTreeMap;
 
-/// One kernel of a layer with latent attention. Products have no kernels here: those of a plan come with the call.
+/// One kernel of a layer with latent attention. The kernels of products, and how many tokens there are, come with the
+/// call.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// Normalises the latents in the rows of the projections, and appends that of k and v to the cache.
@@ -173,13 +174,11 @@ fn lower(graph: &LayerGraph, sizes: &Sizes) -> Result<Program, String> {
                 }));
             }
             Op::Expand { nope } if *nope as usize == sizes.up.nope => {
-                let Up { heads, v, rank, .. } = sizes.up;
                 steps.push(Step::Expand(Expand {
-                    heads,
-                    nope: sizes.up.nope,
-                    v,
-                    rank,
+                    up: sizes.up,
                     rest: sizes.rope,
+                    tokens: 0,
+                    products: Products::default(),
                 }));
             }
             // Its q is in heads.
