@@ -110,7 +110,7 @@ pub(crate) fn parts(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) 
                 LayerOperation::Expand(expand),
                 vec![latents, weight],
                 may_grow,
-                vec![1],
+                vec![0, 1],
             )
         }
     }
