@@ -348,7 +348,8 @@ fn times(q_len: usize, patterns: &[&str]) -> (f64, Vec<f64>) {
         means.expect("means").remove(0)
     };
     let inputs = [q, k, v].map(tensor);
-    let launches = if q_len == 1 { 100 } else { 10 };
+    // So many that the host's time before the first of them hardly counts.
+    let launches = if q_len == 1 { 100 } else { 30 };
     let operation = |far: &str| {
         let pattern = format!("block 128 causal & (local(2) | sink(1) | {far})");
         let plan = Plan::new(Sparsity::parse("speed", &pattern).expect("a pattern"));
@@ -383,10 +384,10 @@ fn times(q_len: usize, patterns: &[&str]) -> (f64, Vec<f64>) {
     };
     // By turns, and the first rounds don't count: under load a GPU lowers its clock for all alike, by a tenth within
     // the first second.
-    let mut rounds: Vec<Vec<f64>> = (0..35)
+    let mut rounds: Vec<Vec<f64>> = (0..12)
         .map(|_| operations.iter().map(time).collect())
         .collect();
-    let rounds = rounds.split_off(20);
+    let rounds = rounds.split_off(5);
     let mut medians = (0..operations.len()).map(|i| {
         let mut times: Vec<f64> = rounds.iter().map(|round| round[i]).collect();
         times.sort_by(f64::total_cmp);
