@@ -8,7 +8,7 @@ pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
     /// Number of elements that are rotated: the first ones of a head (in latent attention,
-    /// of the part that [`AttentionShape::Mla`] calls `rope_dim`).
+    /// of the part that [`AttentionShape::Mla`](super::AttentionShape::Mla) calls `rope_dim`).
     pub dims: u32,
     /// Whether neighbours such as (0, 1) are rotated together; if not, element `i` is rotated
     /// together with `i + dims / 2`.
