@@ -372,6 +372,6 @@ fn what_does_not_fit_is_said() {
         pattern,
     ];
     let error = bad(&[&compile[..], &["-o", text(&artifacts)]].concat());
-    has(error, &["head 4", "4 "]);
+    has(error, &["head 4", "the model has 4"]);
     assert!(!artifacts.exists());
 }
