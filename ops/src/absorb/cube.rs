@@ -51,8 +51,7 @@ pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
         length: op.rest,
     };
     let k = matrices(weight, up, 0..up.nope);
-    let out = empty(&q, shape, F::dtype());
-    if absorbed::<R, F>(op, &q, &k, &out)? {
+    if let Some(out) = absorbed::<R, F>(op, &q, &k)? {
         let width = up.rank + op.rest;
         let behind = Place {
             tensor: &out,
@@ -86,16 +85,19 @@ pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
     Ok(vec![join::<R, F>([batch, up.heads, tokens], parts, &turn)])
 }
 
-/// Writes the first elements of each vector of `out` by Hopper's matrix units, a launch for each head; false if the
-/// device has none, or they do not take the shape.
+/// q [B, heads, T, rank + rest], of whose vectors the first elements are written, by Hopper's matrix units, a launch for
+/// each head; `None` if the device has none, or they do not take the shape.
 fn absorbed<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Absorb,
     q: &CubeTensor<R>,
     k: &CubeTensor<R>,
-    out: &CubeTensor<R>,
-) -> Result<bool, OperationError> {
-    let [batch, heads, tokens, width] = out.meta.shape().dims();
-    let (up, row) = (op.up, q.shape()[2]);
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    if hopper::element::<R, F>(&q.client)?.is_none() {
+        return Ok(None);
+    }
+    let [batch, tokens, row] = q.meta.shape().dims();
+    let (up, heads, width) = (op.up, op.up.heads, op.up.rank + op.rest);
+    let out = empty(q, [batch, heads, tokens, width], F::dtype());
     // The kernel reads the rows of its second factor.
     let mut of_rank = k.clone();
     of_rank.meta.swap(1, 2);
@@ -115,10 +117,10 @@ fn absorbed<R: CubeRuntime + Launches, F: FloatElement>(
         let shape = [tokens, up.rank, up.nope];
         let y = || out.clone();
         if hopper::multiply::<R, F>([x, weight], shape, to, &op.products, y)?.is_none() {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(true)
+    Ok(Some(out))
 }
 
 pub(crate) fn unabsorb<R: CubeRuntime + Launches, F: FloatElement>(
@@ -159,7 +161,7 @@ pub(crate) fn unabsorb<R: CubeRuntime + Launches, F: FloatElement>(
     Ok(vec![view(&y, vec![batch, tokens, row], steps)])
 }
 
-/// Writes `out` [B, T, heads * v] as [`absorbed`] does, from contiguous o [B, T, heads, rank].
+/// Writes `out` [B, T, heads * v] from contiguous o [B, T, heads, rank], as [`absorbed`] does; false if it cannot.
 fn unabsorbed<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Unabsorb,
     o: &CubeTensor<R>,

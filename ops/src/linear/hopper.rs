@@ -2,6 +2,7 @@
 
 use super::Products;
 use crate::OperationError;
+use ::cubecl::client::ComputeClient;
 #[cfg(feature = "cuda")]
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -9,12 +10,39 @@ use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
 
 /// A matrix within a tensor's memory, its rows contiguous.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only that kernel reads it")
+)]
 pub(crate) struct Matrix<'a, R: CubeRuntime> {
     pub(crate) tensor: &'a CubeTensor<R>,
     /// The first element.
     pub(crate) first: usize,
     /// Elements from one row to the next.
     pub(crate) step: usize,
+}
+
+/// Without CUDA there is no Hopper.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn element<R: CubeRuntime + Launches, F: FloatElement>(
+    _: &ComputeClient<R>,
+) -> Result<Option<butterfly_ir::Dtype>, OperationError> {
+    Ok(None)
+}
+
+/// The element type, if it has 16 bits and the device is a Hopper GPU.
+#[cfg(feature = "cuda")]
+pub(crate) fn element<R: CubeRuntime + Launches, F: FloatElement>(
+    client: &ComputeClient<R>,
+) -> Result<Option<butterfly_ir::Dtype>, OperationError> {
+    let dtype = match F::dtype() {
+        DType::F16 => butterfly_ir::Dtype::F16,
+        DType::BF16 => butterfly_ir::Dtype::Bf16,
+        _ => return Ok(None),
+    };
+    let cuda = R::device(client) == butterfly_runtime::Device::Cuda;
+    let hopper = cuda && crate::cube::launch::capability()?.version == 90;
+    Ok(hopper.then_some(dtype))
 }
 
 /// Without CUDA there is no Hopper.
@@ -42,15 +70,11 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    let dtype = match F::dtype() {
-        DType::F16 => butterfly_ir::Dtype::F16,
-        DType::BF16 => butterfly_ir::Dtype::Bf16,
-        _ => return Ok(None),
-    };
     let device = &x.tensor.client;
-    let cuda = R::device(device) == butterfly_runtime::Device::Cuda;
-    let same = weight.tensor.dtype == F::dtype();
-    if !cuda || !same || crate::cube::launch::capability()?.version != 90 {
+    let Some(dtype) = element::<R, F>(device)? else {
+        return Ok(None);
+    };
+    if weight.tensor.dtype != F::dtype() {
         return Ok(None);
     }
     let [m, n, _] = shape;

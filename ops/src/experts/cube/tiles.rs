@@ -53,7 +53,7 @@ pub(super) fn multiply<R: CubeRuntime, F: FloatElement>(
         tile_kernel::launch_unchecked::<F, R>(
             &x.client,
             CubeCount::Static(rows.div_ceil(TILE), arrangement.count as u32, 1),
-            CubeDim::new_2d(UNITS / SIDE, SIDE),
+            CubeDim::new_2d(SIDE, SIDE),
             words,
             scales,
             biases,
