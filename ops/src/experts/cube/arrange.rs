@@ -1,6 +1,6 @@
 //! Pairs sorted by expert, and the tiles of pairs that experts have.
 
-use super::tiles::TILE;
+use super::tiles::Units;
 use crate::cube::launch::{array, empty};
 use crate::cube::unit::expert_of;
 use ::cubecl::prelude::*;
@@ -22,14 +22,16 @@ pub(super) struct Arrangement<R: CubeRuntime> {
     pub(super) tiles: CubeTensor<R>,
     /// The most tiles that there can be.
     pub(super) count: usize,
+    pub(super) units: Units,
 }
 
 impl<R: CubeRuntime> Arrangement<R> {
-    /// That of ids below `experts`.
-    pub(super) fn of(ids: &CubeTensor<R>, experts: usize) -> Self {
+    /// That of ids below `experts`, in tiles for what multiplies them.
+    pub(super) fn of(ids: &CubeTensor<R>, experts: usize, units: Units) -> Self {
+        let tile = units.tile();
         let pairs = ids.meta.num_elements();
         // Each expert can have a tile that is not full.
-        let count = pairs / TILE as usize + experts.min(pairs);
+        let count = pairs / tile as usize + experts.min(pairs);
         let order = empty(ids, [pairs], DType::U32);
         let offsets = empty(ids, [experts + 1], DType::U32);
         let tiles = empty(ids, [count, 2], DType::U32);
@@ -52,6 +54,7 @@ impl<R: CubeRuntime> Arrangement<R> {
                 array(&tiles),
                 count as u32,
                 experts as u32,
+                tile,
             );
         }
         Self {
@@ -59,6 +62,7 @@ impl<R: CubeRuntime> Arrangement<R> {
             offsets,
             tiles,
             count,
+            units,
         }
     }
 }
@@ -113,12 +117,13 @@ fn tiles_kernel(
     tiles: &mut Array<u32>,
     count: u32,
     #[comptime] experts: u32,
+    #[comptime] tile: u32,
 ) {
     let mut first = SharedMemory::<u32>::new(comptime!(experts as usize + 1));
     let mut e = UNIT_POS;
     while e < experts {
         let pairs = offsets[(e + 1u32) as usize] - offsets[e as usize];
-        first[e as usize] = (pairs + comptime!(TILE - 1)) / TILE;
+        first[e as usize] = (pairs + comptime!(tile - 1)) / tile;
         e += UNITS;
     }
     sync_cube();

@@ -27,6 +27,7 @@ use burn::tensor::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use tiles::Units;
 
 /// Most pairs that are multiplied one by one.
 const FEW: usize = 64;
@@ -62,7 +63,8 @@ pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
     let biases = op.biased.then(|| [next(), next()]);
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
-    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count));
+    let units = Units::of::<R, F>(&x);
+    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, units));
     let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
         let y = empty(x, [pairs, rows], F::dtype());
         let mut column = 0;
