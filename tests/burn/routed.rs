@@ -335,7 +335,12 @@ fn times(q_len: usize, patterns: &[&str]) -> (f64, Vec<f64>) {
     let normal =
         |heads, tokens| random::<Cuda, 4>([1, heads, tokens, 128], &device).cast(DType::BF16);
     let (q, k, v) = (normal(16, q_len), normal(4, T), normal(4, T));
-    let blocks = |b: u32| (0..4).map(move |i| (b * 7919 + i * 104_729) % b.max(1));
+    // One block of each quarter of those between the first block and the nearest three.
+    let blocks = |b: u32| {
+        let between = b.saturating_sub(3).max(1);
+        let block = move |i| 1 + (i * between + (b * 7919 + i * 104_729) % between) / 4;
+        (0..4).map(move |i| block(i).min(b))
+    };
     let rows: Vec<Vec<u32>> = (0..1024).map(|b| blocks(b).collect()).collect();
     let tensor = |x: Tensor<Cuda, 4>| x.into_primitive().tensor();
     let means = {
