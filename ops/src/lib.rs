@@ -35,14 +35,10 @@ mod operation;
 mod pool;
 
 pub use absorb::{Absorb, Unabsorb, Up};
-#[cfg(feature = "cuda")]
-pub use delta::MakeDeltaRule;
-pub use delta::{Delta, DeltaRules};
+pub use delta::Delta;
 pub use error::OperationError;
 pub use expand::{Expand, Rotate};
-#[cfg(feature = "cuda")]
-pub use experts::MakeGrouped;
-pub use experts::{Experts, GroupedProducts, Route, Section, Sections};
+pub use experts::{Experts, Route, Section, Sections};
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
 pub use inputs::{Inputs, Names, Outputs};

@@ -185,7 +185,6 @@ mod tests {
             taps: 4,
             tiled: false,
             epsilon: 1e-6,
-            rules: Default::default(),
         };
         let (channels, width) = (delta.channels(), delta.width());
         assert_eq!(width, 12_352);
@@ -299,7 +298,6 @@ mod tests {
             taps: 2,
             tiled: false,
             epsilon: 1e-6,
-            rules: Default::default(),
         };
         let hardware = &nvidia().hardware;
         let takes = |k, v| crate::delta::cube::takes(&delta(k, v), hardware);

@@ -20,8 +20,7 @@ pub use launch::{
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use launch::{
-    DeltaTensors, DeltaTokens, DeviceTable, GroupedSizes, GroupedTensors, Launches, Multiply,
-    ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors,
+    DeviceTable, Launches, Multiply, ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors,
     enqueue,
 };
 #[cfg(feature = "cuda")]

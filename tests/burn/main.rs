@@ -2,7 +2,6 @@
 //! operations around it.
 
 mod cache;
-mod delta;
 mod experts;
 mod gates;
 mod inputs;

@@ -7,11 +7,6 @@
 pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
-mod grouped;
-
-pub use grouped::GroupedProducts;
-#[cfg(feature = "cuda")]
-pub use grouped::MakeGrouped;
 
 use crate::OperationError;
 use crate::gate::Activation;
@@ -50,8 +45,6 @@ pub struct Experts {
     pub activation: Activation,
     /// Whether there are biases.
     pub biased: bool,
-    /// Generated kernels for 16-bit floats on Hopper.
-    pub products: GroupedProducts,
 }
 
 /// Some rows of the weight of each expert, stored in one way.
