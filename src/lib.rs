@@ -53,10 +53,12 @@ mod compiled;
 mod counts;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod cube;
+mod delta_rules;
 #[cfg(feature = "cpu")]
 mod flex;
 #[cfg(feature = "fusion")]
 mod fusion;
+mod grouped;
 mod operation;
 mod plan;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]

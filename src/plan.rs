@@ -5,6 +5,8 @@
 
 #[cfg(all(feature = "jit", any(feature = "cuda", feature = "vulkan")))]
 use crate::compiled;
+use crate::delta_rules;
+use crate::grouped;
 use crate::tables::{Tables, Wanted};
 use crate::{Attend, OperationError};
 use butterfly_ir::Target;
@@ -13,7 +15,7 @@ use butterfly_ir::pattern::Routing;
 use butterfly_ir::{BandTable, Context, Dtype, KernelSpec, Role, Rows, Score, Sparsity, rows};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_ir::{Scorer, Sm};
-use butterfly_ops::Products;
+use butterfly_ops::{DeltaRules, GroupedProducts, Products};
 use butterfly_runtime::artifacts::{ArtifactError, Artifacts};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use butterfly_runtime::{Device, Ready, ReadyScorer};
@@ -45,6 +47,10 @@ struct Inner {
     on_device: Tables<(String, TableKey), butterfly_runtime::DeviceTable>,
     /// The matrix products among the artifacts that run on the NVIDIA device.
     products: Products,
+    /// The kernels of the gated delta rule among the artifacts that run on the NVIDIA device.
+    delta_rules: DeltaRules,
+    /// The kernels for products with experts among the artifacts that run on the NVIDIA device.
+    grouped: GroupedProducts,
     /// The kernels among the artifacts that score blocks by content on the NVIDIA device.
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     scorers: Arc<[ReadyScorer]>,
@@ -135,10 +141,12 @@ impl Plan {
         let plan = Inner::new(sparsity, rows, Source::Artifacts(Box::new(artifacts)));
         #[cfg(feature = "cuda")]
         let plan = {
-            let (ready, scorers) = plan.seed()?;
+            let beside = plan.seed()?;
             Inner {
-                products: products(&ready),
-                scorers: scorers.into(),
+                products: products(&beside.products),
+                scorers: beside.scorers.into(),
+                delta_rules: delta_rules::of(&beside.delta_rules),
+                grouped: grouped::of(&beside.grouped),
                 ..plan
             }
         };
@@ -183,6 +191,8 @@ impl Plan {
                 #[cfg(feature = "cuda")]
                 let plan = Inner {
                     products: self.0.products.clone(),
+                    delta_rules: self.0.delta_rules.clone(),
+                    grouped: self.0.grouped.clone(),
                     scorers: self.0.scorers.clone(),
                     ..plan
                 };
@@ -213,6 +223,16 @@ impl Plan {
     /// The plan's own kernels for matrix products.
     pub fn products(&self) -> Products {
         self.0.products.clone()
+    }
+
+    /// The plan's own kernels for the gated delta rule.
+    pub fn delta_rules(&self) -> DeltaRules {
+        self.0.delta_rules.clone()
+    }
+
+    /// The plan's own kernels for products with experts.
+    pub fn grouped(&self) -> GroupedProducts {
+        self.0.grouped.clone()
     }
 
     /// The kernel that scores blocks by content on Hopper; `None` if there is none for this shape.
@@ -363,6 +383,16 @@ impl Plan {
     }
 }
 
+/// The kernels beside attention among artifacts.
+#[cfg(feature = "cuda")]
+#[derive(Default)]
+struct BesideAttention {
+    products: Vec<butterfly_runtime::ReadyProduct>,
+    scorers: Vec<ReadyScorer>,
+    delta_rules: Vec<butterfly_runtime::ReadyDeltaRule>,
+    grouped: Vec<butterfly_runtime::ReadyGrouped>,
+}
+
 impl Inner {
     fn new(sparsity: Sparsity, rows: Rows, source: Source) -> Self {
         Self {
@@ -377,17 +407,17 @@ impl Inner {
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             on_device: Tables::default(),
             products: products(&[]),
+            delta_rules: delta_rules::of(&[]),
+            grouped: grouped::of(&[]),
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             scorers: Arc::default(),
         }
     }
 
     /// Writes compiled kernels to CubeCL's cache if there is an NVIDIA device; returns the kernels
-    /// for matrix products among the artifacts, and those that score blocks.
+    /// beside attention among the artifacts.
     #[cfg(feature = "cuda")]
-    fn seed(
-        &self,
-    ) -> Result<(Vec<butterfly_runtime::ReadyProduct>, Vec<ReadyScorer>), OperationError> {
+    fn seed(&self) -> Result<BesideAttention, OperationError> {
         let artifacts = match &self.source {
             #[cfg(feature = "jit")]
             Source::Jit => return Ok(Default::default()),
@@ -397,12 +427,22 @@ impl Inner {
             return Ok(Default::default());
         };
         let kernels = artifacts.ready(Device::Cuda, found.sm)?;
-        let products = artifacts.products(Device::Cuda, found.sm)?;
-        let scorers = artifacts.scorers(Device::Cuda, found.sm)?;
+        let beside = BesideAttention {
+            products: artifacts.products(Device::Cuda, found.sm)?,
+            scorers: artifacts.scorers(Device::Cuda, found.sm)?,
+            delta_rules: artifacts.delta_rules(Device::Cuda, found.sm)?,
+            grouped: artifacts.grouped(Device::Cuda, found.sm)?,
+        };
         if !kernels.is_empty() {
-            butterfly_runtime::seed(&kernels, &products, &scorers)?;
+            let BesideAttention {
+                products,
+                scorers,
+                delta_rules,
+                grouped,
+            } = &beside;
+            butterfly_runtime::seed(&kernels, products, scorers, delta_rules, grouped)?;
         }
-        Ok((products, scorers))
+        Ok(beside)
     }
 }
 

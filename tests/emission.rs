@@ -10,9 +10,10 @@
 
 use butterfly_codegen::{EmitError, Kernel, emit, ptx, write};
 use butterfly_compiler::plan;
+use butterfly_ir::model::LinearShape;
 use butterfly_ir::{
-    Dtype, KernelSpec, Launch, Role, Rows, Score, Scorer, ScorerPass, ScorerShape, Sm, Sparsity,
-    Target,
+    DeltaRule, Dtype, Grouped, GroupedFormat, KernelSpec, Launch, Role, Rows, Score, Scorer,
+    ScorerPass, ScorerShape, Sm, Sparsity, Target,
 };
 use rspirv::binary::Disassemble;
 use std::collections::BTreeMap;
@@ -213,7 +214,9 @@ fn hopper_kernel(name: &str, launched: &impl std::fmt::Debug, text: &str) {
     let resources = compiled.resources.expect("a log that is understood");
     let counts = machine_code(&compiled.cubin);
     let count = |name: &str| counts.get(name).copied().unwrap_or(0);
-    assert!(count("HGMMA") > 0 && count("UTMALDG") > 0);
+    // Copies by tensor maps, or of rows that are gathered.
+    let copies = count("UTMALDG") + count("LDGSTS");
+    assert!(count("HGMMA") > 0 && copies > 0);
     let spills = (resources.spill_store_bytes, resources.spill_load_bytes);
     assert_eq!((spills, count("STL"), count("LDL")), ((0, 0), 0, 0));
     let listing = counts.iter();
@@ -284,6 +287,72 @@ fn hopper_scorers() {
             .expect_err(says)
             .to_string();
         assert!(error.contains(says), "{error}");
+    }
+}
+
+/// The gated delta rule: the heads of Qwen3.5-9B, and tiled ones with another type and fewer taps.
+#[test]
+fn hopper_delta_rules() {
+    let shape = |k_heads, v_heads, taps| LinearShape {
+        k_heads,
+        v_heads,
+        k_dim: 128,
+        v_dim: 128,
+        taps,
+        tiled: k_heads == 2,
+    };
+    let rule = |dtype, shape| DeltaRule::of(dtype, &shape).expect("heads of 128 elements");
+    for (name, rule) in [
+        ("delta_bf16", rule(Dtype::Bf16, shape(16, 32, 4))),
+        ("delta_f16_tiled", rule(Dtype::F16, shape(2, 4, 3))),
+    ] {
+        let (launched, text) = butterfly_codegen::delta_rule(rule).expect(name);
+        hopper_kernel(name, &launched, &text);
+    }
+    for (rule, says) in [
+        (rule(Dtype::F32, shape(16, 32, 4)), "a 16-bit float"),
+        (rule(Dtype::F16, shape(16, 24, 4)), "a multiple of k_heads"),
+        (rule(Dtype::F16, shape(0, 16, 4)), "delta_rule.k_heads is 0"),
+        (rule(Dtype::F16, shape(16, 32, 9)), "between 2 and 8"),
+    ] {
+        let error = butterfly_codegen::delta_rule(rule).expect_err(says);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+/// Products with experts: every format, with rows of Qwen3.5-35B-A3B and gpt-oss.
+#[test]
+fn hopper_grouped() {
+    let affine = |group| GroupedFormat::Affine4 {
+        group,
+        scales: Dtype::Bf16,
+    };
+    let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
+    let grouped = |dtype, format, columns| {
+        let grouped = Grouped::of(dtype, format, columns);
+        grouped.expect("whole steps and groups")
+    };
+    for (name, wanted) in [
+        (
+            "grouped_dense",
+            grouped(Dtype::Bf16, GroupedFormat::Dense, 2048),
+        ),
+        ("grouped_affine4", grouped(Dtype::Bf16, affine(64), 2048)),
+        ("grouped_float8", grouped(Dtype::F16, float8, 512)),
+        (
+            "grouped_microscaled",
+            grouped(Dtype::Bf16, GroupedFormat::Microscaled, 2880),
+        ),
+    ] {
+        let (launched, text) = butterfly_codegen::grouped(wanted).expect(name);
+        hopper_kernel(name, &launched, &text);
+    }
+    for (wanted, says) in [
+        (grouped(Dtype::F32, float8, 512), "a 16-bit float"),
+        (grouped(Dtype::F16, affine(16), 512), "groups of 32, 64 or"),
+    ] {
+        let error = butterfly_codegen::grouped(wanted).expect_err(says);
+        assert!(error.to_string().contains(says), "{error}");
     }
 }
 

@@ -23,11 +23,15 @@
 
 #![forbid(unsafe_code)]
 
+mod delta_rule;
+mod grouped;
 mod kernel;
 mod module;
 mod product;
 mod scorer;
 
+pub use delta_rule::{delta_rules, wanted_delta_rules};
+pub use grouped::{grouped, wanted_grouped};
 pub use kernel::{Files, assemble, choice, describe, make, write};
 pub use product::{product_dtypes, products};
 pub use scorer::{scorers, wanted_scorers};
@@ -157,13 +161,21 @@ impl Build {
         let (kernels, files): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         let (products, more) = products(product_dtypes(&lowered.plan))?;
         let (scorers, of_scorers) = scorers(wanted_scorers(&lowered.plan))?;
-        let files = files.into_iter().flatten();
-        let files: Files = files.chain(more).chain(of_scorers).collect();
+        let linear = config::linear(&name, &text, &model)?;
+        let rules = wanted_delta_rules(&lowered.plan, linear.as_ref());
+        let (delta_rules, of_rules) = delta_rules(rules)?;
+        let experts = config::expert_weights(&name, &text, &model)?;
+        let (grouped, of_experts) = grouped(wanted_grouped(&lowered.plan, experts.as_ref()))?;
+        let beside = of_scorers.into_iter().chain(of_rules).chain(of_experts);
+        let files = files.into_iter().flatten().chain(more);
+        let files: Files = files.chain(beside).collect();
         let bare = manifest(&lowered.plan, &model, (&self.config, &text));
         let manifest = Manifest {
             kernels,
             products,
             scorers,
+            delta_rules,
+            grouped,
             ..bare
         };
         artifacts::write(dir, &manifest, &files)?;
@@ -243,6 +255,8 @@ pub fn manifest(plan: &Plan, model: &ModelConfig, (path, text): (&Path, &str)) -
         kernels: Vec::new(),
         products: Vec::new(),
         scorers: Vec::new(),
+        delta_rules: Vec::new(),
+        grouped: Vec::new(),
         digest: String::new(),
     }
 }

@@ -150,6 +150,16 @@ fn one(
     let (scorers, more) =
         butterfly_build::scorers(butterfly_build::wanted_scorers(plan)).map_err(Failure::bad)?;
     files.extend(more);
+    let linear =
+        config::linear(&path.display().to_string(), &text, &model).map_err(Failure::bad)?;
+    let rules = butterfly_build::wanted_delta_rules(plan, linear.as_ref());
+    let (delta_rules, more) = butterfly_build::delta_rules(rules).map_err(Failure::bad)?;
+    files.extend(more);
+    let experts =
+        config::expert_weights(&path.display().to_string(), &text, &model).map_err(Failure::bad)?;
+    let wanted = butterfly_build::wanted_grouped(plan, experts.as_ref());
+    let (grouped, more) = butterfly_build::grouped(wanted).map_err(Failure::bad)?;
+    files.extend(more);
     let emitted = command.emit.iter();
     let emitted = emitted.map(|show| Ok((show.name(), show::text(*show, &lowered, &files)?)));
     let emitted = emitted.collect::<Result<_, Failure>>()?;
@@ -158,6 +168,8 @@ fn one(
         kernels,
         products,
         scorers,
+        delta_rules,
+        grouped,
         ..bare
     };
     let packing = Instant::now();

@@ -72,6 +72,40 @@ fn artifacts(dir: &Path, json: bool) -> Result<(), Failure> {
                 listed(&entry.files)
             );
         }
+        for entry in &manifest.delta_rules {
+            let rule = &entry.rule;
+            text += &format!(
+                "{:<32} {:<13} kernels {:<4} heads {}/{}{} taps {}\n",
+                "delta rule",
+                entry.target.to_string(),
+                rule.dtype.name(),
+                rule.k_heads,
+                rule.v_heads,
+                if rule.tiled { " tiled" } else { "" },
+                rule.taps
+            );
+            for (_, stage) in rule.stages() {
+                text += &format!(
+                    "    {} threads {} shared {} B\n",
+                    stage.entry, stage.threads, stage.shared_bytes
+                );
+            }
+            text += &format!("    {}\n", listed(&entry.files));
+        }
+        for entry in &manifest.grouped {
+            let grouped = &entry.grouped;
+            text += &format!(
+                "{:<32} {:<13} experts {:<4} {} K {} threads {} shared {} B\n    {}\n",
+                grouped.entry,
+                entry.target.to_string(),
+                grouped.dtype.name(),
+                grouped.format,
+                grouped.columns,
+                grouped.threads,
+                grouped.shared_bytes,
+                listed(&entry.files)
+            );
+        }
         text
     })
 }
@@ -180,6 +214,31 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
             Some(new) => report.compare(&old.files, &new.files),
             None => {
                 let name = &old.scorer.entry;
+                let what = format!("{name}: is not made any more, or launched otherwise");
+                report.different.push(what);
+            }
+        }
+    }
+    let rules = &artifacts.manifest.delta_rules;
+    let wanted = rules.iter().map(|entry| entry.rule.clone());
+    let (again, _) = butterfly_build::delta_rules(wanted).map_err(Failure::bad)?;
+    for old in rules {
+        match again.iter().find(|new| new.rule == old.rule) {
+            Some(new) => report.compare(&old.files, &new.files),
+            None => {
+                let what = "delta rule: is not made any more, or launched otherwise";
+                report.different.push(what.into());
+            }
+        }
+    }
+    let grouped = &artifacts.manifest.grouped;
+    let wanted = grouped.iter().map(|entry| entry.grouped.clone());
+    let (again, _) = butterfly_build::grouped(wanted).map_err(Failure::bad)?;
+    for old in grouped {
+        match again.iter().find(|new| new.grouped == old.grouped) {
+            Some(new) => report.compare(&old.files, &new.files),
+            None => {
+                let name = &old.grouped.entry;
                 let what = format!("{name}: is not made any more, or launched otherwise");
                 report.different.push(what);
             }

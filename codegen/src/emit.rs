@@ -99,7 +99,7 @@ pub fn assemble(kernel: Kernel) -> Result<Kernel, EmitError> {
     }
 }
 
-/// The files of a matrix product or scorer: its text and, where NVRTC is found, `ptx` and `cubin`.
+/// The files of kernels beside attention: their text and, where NVRTC is found, `ptx` and `cubin`.
 ///
 /// # Errors
 /// [`EmitError::Nvrtc`] if NVRTC refuses the text.
@@ -143,6 +143,37 @@ pub fn scorer(
     let launched = route::launched(scorer);
     launched.check()?;
     let text = launched.heading() + &route::text(&launched);
+    Ok((launched, text))
+}
+
+/// The kernels of the gated delta rule on Hopper: how they are launched, and their text in CUDA C++. The four stages
+/// of `rule` are filled in.
+///
+/// # Errors
+/// [`ContractError`](butterfly_ir::ContractError) for the first other field that the kernels do not take.
+#[cfg(feature = "cuda")]
+pub fn delta_rule(
+    rule: butterfly_ir::DeltaRule,
+) -> Result<(butterfly_ir::DeltaRule, String), butterfly_ir::ContractError> {
+    use crate::hopper::delta;
+    let launched = delta::launched(rule);
+    launched.check()?;
+    let text = launched.heading() + &delta::text(&launched);
+    Ok((launched, text))
+}
+
+/// The kernel for products with experts on Hopper: how it is launched, and its text in CUDA C++. Entry point, threads
+/// and shared memory of `grouped` are filled in.
+///
+/// # Errors
+/// [`ContractError`](butterfly_ir::ContractError) for the first other field that the kernel does not take.
+#[cfg(feature = "cuda")]
+pub fn grouped(
+    grouped: butterfly_ir::Grouped,
+) -> Result<(butterfly_ir::Grouped, String), butterfly_ir::ContractError> {
+    let launched = crate::hopper::grouped::launched(grouped);
+    launched.check()?;
+    let text = launched.heading() + &crate::hopper::grouped::text(&launched);
     Ok((launched, text))
 }
 

@@ -40,5 +40,5 @@ pub use choice::{Choice, choose};
 pub use cuda::{nvrtc, ptx};
 pub use emit::{assemble, emit, write};
 #[cfg(feature = "cuda")]
-pub use emit::{assemble_text, product, scorer};
+pub use emit::{assemble_text, delta_rule, grouped, product, scorer};
 pub use error::EmitError;

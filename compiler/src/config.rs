@@ -7,12 +7,14 @@
 //!
 //! An absent field has the default that transformers gives it; an absent `dtype`, for which
 //! transformers has no default, means float32. [`read`] reads the fields of attention, [`sizes`]
-//! the others that running a model needs. All remaining fields are ignored.
+//! the others that running a model needs, [`expert_weights`] how those of experts are stored. All
+//! remaining fields are ignored.
 
 mod error;
 mod experts;
 mod fields;
 mod layers;
+mod packing;
 mod rope;
 mod sizes;
 mod swapped;
@@ -20,7 +22,8 @@ mod swapped;
 mod tests;
 
 pub use error::ConfigError;
-pub use sizes::sizes;
+pub use packing::{ExpertWeights, expert_weights};
+pub use sizes::{linear, sizes};
 pub use swapped::swapped;
 
 use crate::family::{self, Attention, Description, Layer, OfBiases};

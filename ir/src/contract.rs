@@ -9,7 +9,8 @@
 use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
 use crate::{
-    Atom, Bound, Dtype, KernelSpec, PartnerRule, Product, Role, RowProgram, Rows, Scorer, Target,
+    Atom, Bound, DeltaRule, Dtype, Grouped, GroupedFormat, KernelSpec, PartnerRule, Product, Role,
+    RowProgram, Rows, Scorer, Target,
 };
 
 /// Most threads of a workgroup, on any device.
@@ -20,6 +21,10 @@ const MOST_SHARED: u32 = 232_448;
 const MOST_GROUP: u32 = 1 << 16;
 /// Largest head dimension of GPU kernels, in elements.
 const MOST_HEAD_DIM: u32 = 576;
+/// Most heads of a linear attention layer.
+const MOST_LINEAR_HEADS: u32 = 1024;
+/// Most elements of a row of an expert's weight.
+const MOST_COLUMNS: u32 = 1 << 24;
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
 /// Rows of one wgmma product; in Hopper prefill kernels, these rows of logits are a unit of work.
@@ -319,6 +324,63 @@ impl Scorer {
         )?;
         equal("scorer.threads", self.threads, 2 * WARPGROUP + 32)?;
         within("scorer.shared_bytes", self.shared_bytes, 0, MOST_SHARED)
+    }
+}
+
+impl DeltaRule {
+    /// Checks that the fields are those of kernels for the gated delta rule on Hopper.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first field that does not fit.
+    pub fn check(&self) -> Result<(), ContractError> {
+        let half = self.dtype != Dtype::F32;
+        demand(half, "delta_rule.dtype", self.dtype, "a 16-bit float")?;
+        within("delta_rule.k_heads", self.k_heads, 1, MOST_LINEAR_HEADS)?;
+        within("delta_rule.v_heads", self.v_heads, 1, MOST_LINEAR_HEADS)?;
+        let shared = self.v_heads.is_multiple_of(self.k_heads);
+        let heads = "a multiple of k_heads";
+        demand(shared, "delta_rule.v_heads", self.v_heads, heads)?;
+        within("delta_rule.taps", self.taps, 2, 8)?;
+        // The kernels share their work out to exactly so many threads.
+        let threads = [WARPGROUP, WARPGROUP, WARPGROUP + 32, 2 * WARPGROUP];
+        for ((name, stage), threads) in self.stages().into_iter().zip(threads) {
+            let field = |field: &str| format!("delta_rule.{name}.{field}");
+            demand(
+                is_name(&stage.entry),
+                &field("entry"),
+                &stage.entry,
+                "a name",
+            )?;
+            equal(&field("threads"), stage.threads, threads)?;
+            let shared = stage.shared_bytes;
+            within(&field("shared_bytes"), shared, 0, MOST_SHARED)?;
+        }
+        Ok(())
+    }
+}
+
+impl Grouped {
+    /// Checks that the fields are those of a kernel for products with experts on Hopper.
+    ///
+    /// # Errors
+    /// [`ContractError`] for the first field that does not fit.
+    pub fn check(&self) -> Result<(), ContractError> {
+        let half = self.dtype != Dtype::F32;
+        demand(half, "grouped.dtype", self.dtype, "a 16-bit float")?;
+        demand(is_name(&self.entry), "grouped.entry", &self.entry, "a name")?;
+        let known = match self.format {
+            GroupedFormat::Affine4 { group, .. } => matches!(group, 32 | 64 | 128),
+            GroupedFormat::Dense | GroupedFormat::Float8 { .. } | GroupedFormat::Microscaled => {
+                true
+            }
+        };
+        let groups = "groups of 32, 64 or 128 elements";
+        demand(known, "grouped.format", self.format, groups)?;
+        within("grouped.columns", self.columns, 1, MOST_COLUMNS)?;
+        let whole = format!("a multiple of {} and of the group", Self::K_TILE);
+        demand(self.is_whole(), "grouped.columns", self.columns, whole)?;
+        equal("grouped.threads", self.threads, 3 * WARPGROUP)?;
+        within("grouped.shared_bytes", self.shared_bytes, 0, MOST_SHARED)
     }
 }
 

@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 pub mod contract;
+pub mod delta_rule;
+pub mod grouped;
 mod indices;
 pub mod kernel;
 pub mod key;
@@ -28,6 +30,8 @@ pub mod sees;
 pub mod topology;
 
 pub use contract::ContractError;
+pub use delta_rule::{DeltaRule, DeltaStage};
+pub use grouped::{Grouped, GroupedFormat};
 pub use indices::{Indices, Run};
 pub use kernel::{
     BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Resident,

@@ -94,6 +94,8 @@ mod tests {
             kernels: vec![],
             products: vec![product],
             scorers: Vec::new(),
+            delta_rules: Vec::new(),
+            grouped: Vec::new(),
             digest: String::new(),
         };
         let folder = tempfile::tempdir().expect("folder");

@@ -35,10 +35,14 @@ mod operation;
 mod pool;
 
 pub use absorb::{Absorb, Unabsorb, Up};
-pub use delta::Delta;
+#[cfg(feature = "cuda")]
+pub use delta::MakeDeltaRule;
+pub use delta::{Delta, DeltaRules};
 pub use error::OperationError;
 pub use expand::{Expand, Rotate};
-pub use experts::{Experts, Route, Section, Sections};
+#[cfg(feature = "cuda")]
+pub use experts::MakeGrouped;
+pub use experts::{Experts, GroupedProducts, Route, Section, Sections};
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
 pub use inputs::{Inputs, Names, Outputs};

@@ -185,6 +185,7 @@ mod tests {
             taps: 4,
             tiled: false,
             epsilon: 1e-6,
+            rules: Default::default(),
         };
         let (channels, width) = (delta.channels(), delta.width());
         assert_eq!(width, 12_352);
@@ -298,6 +299,7 @@ mod tests {
             taps: 2,
             tiled: false,
             epsilon: 1e-6,
+            rules: Default::default(),
         };
         let hardware = &nvidia().hardware;
         let takes = |k, v| crate::delta::cube::takes(&delta(k, v), hardware);

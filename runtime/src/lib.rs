@@ -20,7 +20,8 @@ pub use launch::{
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use launch::{
-    DeviceTable, Launches, Multiply, ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors,
+    DeltaTensors, DeltaTokens, DeviceTable, GroupedSizes, GroupedTensors, Launches, Multiply,
+    ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors,
     enqueue,
 };
 #[cfg(feature = "cuda")]

@@ -89,6 +89,8 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         kernels: vec![entry],
         products: Vec::new(),
         scorers: Vec::new(),
+        delta_rules: Vec::new(),
+        grouped: Vec::new(),
         digest: String::new(),
     };
     (manifest, vec![(path, bytes)])

@@ -2,13 +2,14 @@
 //! file, or changes nothing about how kernels are launched.
 
 use butterfly_ir::manifest::{
-    self, ConfigRef, FileEntry, KernelEntry, Manifest, ProductEntry, SCHEMA, ScorerEntry,
+    self, ConfigRef, DeltaRuleEntry, FileEntry, GroupedEntry, KernelEntry, Manifest, ProductEntry,
+    SCHEMA, ScorerEntry,
 };
-use butterfly_ir::model::OwnAttention;
+use butterfly_ir::model::{LinearShape, OwnAttention};
 use butterfly_ir::plan::{Kept, Proof, SwappedLayer, Variant};
 use butterfly_ir::{
-    Atom, Bound, Dtype, KernelSpec, Role, RowProgram, Rows, Scorer, ScorerPass, ScorerShape,
-    Sparsity, SymbolicBand, Target, build, key,
+    Atom, Bound, DeltaRule, Dtype, Grouped, GroupedFormat, KernelSpec, Role, RowProgram, Rows,
+    Scorer, ScorerPass, ScorerShape, Sparsity, SymbolicBand, Target, build, key,
 };
 use butterfly_runtime::artifacts::{Artifacts, write};
 use proptest::prelude::*;
@@ -90,6 +91,24 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
     let scorer = Scorer::of(ScorerPass::Score, Dtype::F16, shape);
     let (scorer, text) = butterfly_codegen::scorer(scorer).expect("a scorer");
     let scores = ("kernels/score-f16.cu".to_string(), text.into_bytes());
+    let heads = LinearShape {
+        k_heads: 2,
+        v_heads: 4,
+        k_dim: 128,
+        v_dim: 128,
+        taps: 4,
+        tiled: true,
+    };
+    let rule = DeltaRule::of(Dtype::F16, &heads).expect("heads of 128 elements");
+    let (rule, text) = butterfly_codegen::delta_rule(rule).expect("a delta rule");
+    let delta = ("kernels/delta-f16.cu".to_string(), text.into_bytes());
+    let format = GroupedFormat::Affine4 {
+        group: 64,
+        scales: Dtype::Bf16,
+    };
+    let grouped = Grouped::of(Dtype::F16, format, 256).expect("whole groups");
+    let (grouped, text) = butterfly_codegen::grouped(grouped).expect("a product with experts");
+    let experts = ("kernels/grouped-f16.cu".to_string(), text.into_bytes());
     let sparsity = Sparsity::from(build::causal() & build::local(1));
     let manifest = Manifest {
         schema: SCHEMA,
@@ -137,9 +156,19 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
             scorer,
             files: vec![described(&scores)],
         }],
+        delta_rules: vec![DeltaRuleEntry {
+            target: "cuda:sm_90a".parse().expect("a target"),
+            rule,
+            files: vec![described(&delta)],
+        }],
+        grouped: vec![GroupedEntry {
+            target: "cuda:sm_90a".parse().expect("a target"),
+            grouped,
+            files: vec![described(&experts)],
+        }],
         digest: String::new(),
     };
-    all.extend([file, scores]);
+    all.extend([file, scores, delta, experts]);
     (manifest, all)
 }
 
@@ -302,6 +331,18 @@ fn one_wrong_member_is_an_error_or_is_not_relied_on() {
                 let mut scorers = opened.manifest.scorers.iter();
                 prop_assert!(
                     scorers.all(|scorer| good.scorers.contains(scorer)),
+                    "{}",
+                    what
+                );
+                let mut rules = opened.manifest.delta_rules.iter();
+                prop_assert!(
+                    rules.all(|rule| good.delta_rules.contains(rule)),
+                    "{}",
+                    what
+                );
+                let mut grouped = opened.manifest.grouped.iter();
+                prop_assert!(
+                    grouped.all(|entry| good.grouped.contains(entry)),
                     "{}",
                     what
                 );

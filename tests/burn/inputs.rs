@@ -170,6 +170,7 @@ fn case(kind: usize, n: [usize; 5], flags: [bool; 2], dtype: DType) -> Case {
                 taps: 1 + more,
                 tiled: false,
                 epsilon: 1e-6,
+                rules: Default::default(),
             };
             let (channels, v_heads) = (delta.channels(), delta.v_heads);
             let inputs = vec![
@@ -554,44 +555,51 @@ fn wrong_numbers_are_errors() {
         });
     }
     let case = of(7, [false, false]);
-    let Operation::Layer(LayerOperation::Delta(right)) = case.operation else {
+    let Operation::Layer(LayerOperation::Delta(right)) = &case.operation else {
         unreachable!("kind 7")
     };
+    let right = || right.clone();
     for delta in [
         Delta {
             k_heads: 0,
-            ..right
+            ..right()
         },
         Delta {
             k_heads: huge,
-            ..right
+            ..right()
         },
         Delta {
             v_heads: 0,
-            ..right
+            ..right()
         },
         Delta {
             v_heads: huge,
-            ..right
+            ..right()
         },
-        Delta { k_dim: 0, ..right },
+        Delta {
+            k_dim: 0,
+            ..right()
+        },
         Delta {
             k_dim: huge,
-            ..right
+            ..right()
         },
-        Delta { v_dim: 0, ..right },
+        Delta {
+            v_dim: 0,
+            ..right()
+        },
         Delta {
             v_dim: huge,
-            ..right
+            ..right()
         },
-        Delta { taps: 0, ..right },
+        Delta { taps: 0, ..right() },
         Delta {
             taps: huge,
-            ..right
+            ..right()
         },
         Delta {
             epsilon: f32::INFINITY,
-            ..right
+            ..right()
         },
     ] {
         wrong.push(Case {

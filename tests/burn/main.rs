@@ -2,6 +2,7 @@
 //! operations around it.
 
 mod cache;
+mod delta;
 mod experts;
 mod gates;
 mod inputs;

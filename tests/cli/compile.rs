@@ -149,6 +149,118 @@ fn with_nvrtc_the_binaries_are_the_same_twice_and_their_registers_are_known() {
     }
 }
 
+/// Folders for Hopper hold the kernels of a model's linear attention, for both orders of v heads, which are listed, made
+/// again with the same bytes, and kept when others are added.
+#[test]
+fn artifacts_hold_delta_rules() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    let dir = dir.to_str().expect("utf-8");
+    let said = |args: &[&str]| {
+        let run = butterfly("2", args);
+        let error = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{args:?}: {error}");
+        String::from_utf8(run.stdout).expect("utf-8")
+    };
+    let rules = |config: &str, more: &[&str]| {
+        let config = fixture("configs").join(config);
+        let config = config.to_str().expect("utf-8");
+        let args = ["compile", config, "--pattern", PATTERN, "-o", dir];
+        said(&[&args[..], more].concat());
+        let manifest: serde_json::Value =
+            serde_json::from_str(&said(&["inspect", dir, "--json"])).expect("object");
+        let rules = manifest["delta_rules"].as_array().cloned();
+        let of = |entry: &serde_json::Value| {
+            let rule = &entry["rule"];
+            let [dtype, k, v, tiled] =
+                ["dtype", "k_heads", "v_heads", "tiled"].map(|name| &rule[name]);
+            format!("{dtype} {k}/{v} {tiled}")
+        };
+        let rules = rules.unwrap_or_default();
+        rules.iter().map(of).collect::<Vec<_>>()
+    };
+    let hopper = ["--target", "cuda:sm_90a"];
+    let with = |more: &[&'static str]| [&hopper[..], more].concat();
+    let name = "qwen3.5-9b.json";
+    let bf16 = [r#""bf16" 16/32 false"#, r#""bf16" 16/32 true"#];
+    let f16 = [r#""f16" 16/32 false"#, r#""f16" 16/32 true"#];
+    assert_eq!(rules(name, &with(&["--dtype", "bf16"])), bf16);
+    let report: serde_json::Value =
+        serde_json::from_str(&said(&["verify", dir, "--json"])).expect("object");
+    assert_eq!(report["different"].as_array().map(Vec::len), Some(0));
+    let both = rules(name, &with(&["--dtype", "f16", "--add"]));
+    assert_eq!(both, [f16, bf16].concat());
+    assert!(said(&["inspect", dir]).contains("butterfly_delta_walk threads 160"));
+    let none: [&str; 0] = [];
+    assert_eq!(rules(name, &with(&["--dtype", "f32"])), none);
+    assert_eq!(rules(name, &["--target", "cuda:sm_80"]), none);
+    assert_eq!(rules("qwen3-8b.json", &hopper), none);
+}
+
+/// Folders for Hopper hold the kernels of a model's experts, for weights as the config says that they are stored, which
+/// are listed, made again with the same bytes, and kept when others are added.
+#[test]
+fn artifacts_hold_products_with_experts() {
+    let root = tempfile::tempdir().expect("root");
+    let dir = root.path().join("artifacts");
+    let dir = dir.to_str().expect("utf-8");
+    let said = |args: &[&str]| {
+        let run = butterfly("2", args);
+        let error = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{args:?}: {error}");
+        String::from_utf8(run.stdout).expect("utf-8")
+    };
+    let read = std::fs::read_to_string(fixture("configs/qwen3-8b.json")).expect("a config");
+    let grouped = |fields: serde_json::Value, more: &[&str]| {
+        let mut config: serde_json::Value = serde_json::from_str(&read).expect("an object");
+        config["model_type"] = "qwen3_moe".into();
+        config["moe_intermediate_size"] = 768.into();
+        for (name, value) in fields.as_object().expect("fields") {
+            config[name] = value.clone();
+        }
+        let path = root.path().join("config.json");
+        std::fs::write(&path, config.to_string()).expect("written");
+        let path = path.to_str().expect("utf-8");
+        let args = ["compile", path, "--pattern", PATTERN, "-o", dir];
+        said(&[&args[..], more].concat());
+        let manifest: serde_json::Value =
+            serde_json::from_str(&said(&["inspect", dir, "--json"])).expect("object");
+        let grouped = manifest["grouped"].as_array().cloned();
+        let of = |entry: &serde_json::Value| {
+            let grouped = &entry["grouped"];
+            let [dtype, format, columns] =
+                ["dtype", "format", "columns"].map(|name| &grouped[name]);
+            format!("{dtype} {format} {columns}")
+        };
+        let grouped = grouped.unwrap_or_default();
+        grouped.iter().map(of).collect::<Vec<_>>()
+    };
+    let bf16 = ["--target", "cuda:sm_90a", "--dtype", "bf16"];
+    let plain = || serde_json::json!({});
+    let dense = [r#""bf16" "dense" 768"#, r#""bf16" "dense" 4096"#];
+    assert_eq!(grouped(plain(), &bf16), dense);
+    let report: serde_json::Value =
+        serde_json::from_str(&said(&["verify", dir, "--json"])).expect("object");
+    assert_eq!(report["different"].as_array().map(Vec::len), Some(0));
+    assert!(said(&["inspect", dir]).contains("experts bf16 dense K 768 threads 384"));
+    let f16 = ["--target", "cuda:sm_90a", "--dtype", "f16", "--add"];
+    let of_f16 = [r#""f16" "dense" 768"#, r#""f16" "dense" 4096"#];
+    assert_eq!(grouped(plain(), &f16), [of_f16, dense].concat());
+
+    let affine = serde_json::json!({"quantization": {"bits": 4, "group_size": 64}});
+    let format = r#"{"affine4":{"group":64,"scales":"bf16"}}"#;
+    let made = [768, 4096].map(|columns| format!(r#""bf16" {format} {columns}"#));
+    assert_eq!(grouped(affine, &bf16), made);
+    let method = |name: &str| serde_json::json!({"quantization_config": {"quant_method": name}});
+    assert_eq!(grouped(method("mxfp4"), &bf16).len(), 2);
+    assert_eq!(grouped(method("fp8"), &bf16).len(), 4);
+    let none: [&str; 0] = [];
+    assert_eq!(grouped(method("awq"), &bf16), none);
+    let f32 = ["--target", "cuda:sm_90a", "--dtype", "f32"];
+    assert_eq!(grouped(plain(), &f32), none);
+    assert_eq!(grouped(plain(), &["--target", "cuda:sm_80"]), none);
+}
+
 /// A `stage` in the pattern's header holds in the plan, the proof and the generated module, as in
 /// every other command.
 #[test]

@@ -272,7 +272,7 @@ fn on_device<T: Task>(
         Device::Cuda => {
             // Sets the cache folder even without artifacts, so that kernels which CubeCL compiles
             // are kept for the next start.
-            butterfly_runtime::seed(&[], &[], &[]).map_err(Failure::bad)?;
+            butterfly_runtime::seed(&[], &[], &[], &[], &[]).map_err(Failure::bad)?;
             let device = backends::CudaDevice::default();
             task.run::<backends::Cuda>(Place {
                 kind: "cuda",

@@ -4,11 +4,14 @@
 //! generator does not take the spec; the portable kernel is emitted then. Pure functions: the same
 //! spec gives the same bytes.
 //!
-//! `prefill`, `decode`, `product` and `route` hold one kernel each, as fragments of CUDA C++ (`*.cuh`) that
-//! refer to constants; these are written before the fragments. `rows.rs` writes the code that
-//! evaluates a pattern's rows, and `source.rs` the parts that several kernels share.
+//! `prefill`, `decode`, `product`, `grouped` and `route` hold one kernel each, `delta` four, as
+//! fragments of CUDA C++ (`*.cuh`) that refer to constants; these are written before the fragments.
+//! `rows.rs` writes the code that evaluates a pattern's rows, and `source.rs` the parts that several
+//! kernels share.
 
 mod decode;
+pub(crate) mod delta;
+pub(crate) mod grouped;
 #[cfg(test)]
 mod patterns;
 mod prefill;

@@ -64,7 +64,7 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
         vocabulary: config.required_count("vocab_size")?,
         tied: tied.flag("tie_word_embeddings", family.tied)?,
         linear: match hybrid {
-            true => Some(linear(config)?),
+            true => Some(linear_shape(config)?),
             false => None,
         },
         gate,
@@ -72,6 +72,27 @@ pub fn sizes(file: &str, json: &str, model: &ModelConfig) -> Result<ModelSizes, 
         experts,
         ends,
     })
+}
+
+/// Reads the heads of linear attention from the config of `model`; `None` for a model without it. Fields that its
+/// attention does not need, as the sizes of feed-forward layers, may be missing.
+///
+/// `file` names the config in messages, `json` is its text.
+///
+/// # Errors
+/// [`ConfigError`] for the first field that is wrong or not supported.
+pub fn linear(
+    file: &str,
+    json: &str,
+    model: &ModelConfig,
+) -> Result<Option<LinearShape>, ConfigError> {
+    if !model.layers.contains(&LayerKind::LinearAttention) {
+        return Ok(None);
+    }
+    let value = parse(file, json)?;
+    let (config, _) = text_model(file, &value)?;
+    let config = config.with_defaults(family::of(model.family).defaults);
+    linear_shape(&config).map(Some)
 }
 
 /// The gate of feed-forward layers.
@@ -98,7 +119,7 @@ fn activation(config: &Fields<'_>, name: &str, supported: &str) -> Result<(), Co
     }
 }
 
-fn linear(config: &Fields<'_>) -> Result<LinearShape, ConfigError> {
+fn linear_shape(config: &Fields<'_>) -> Result<LinearShape, ConfigError> {
     let heads = |name, default| {
         let count = config.count_or(name, default)?;
         at_most(MAX_HEADS, "heads", config, name, count)

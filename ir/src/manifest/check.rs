@@ -4,7 +4,8 @@
 //! would break a launch, such as one of another version.
 
 use super::{
-    FileEntry, KernelEntry, Manifest, ProductEntry, ScorerEntry, alone, arguments, grid_formulas,
+    DeltaRuleEntry, FileEntry, GroupedEntry, KernelEntry, Manifest, ProductEntry, ScorerEntry,
+    alone, arguments, grid_formulas,
 };
 use crate::band::MAX_TOKENS;
 use crate::kernel::{ENTRY, NATIVE_ENTRY};
@@ -95,6 +96,14 @@ impl Manifest {
             let place = format!("scorer {}", scorer.scorer.entry);
             scorer.check().map_err(|what| wrong(place, what))?;
         }
+        for rule in &self.delta_rules {
+            let place = format!("delta rule of {}", rule.rule.dtype.name());
+            rule.check().map_err(|what| wrong(place, what))?;
+        }
+        for grouped in &self.grouped {
+            let place = format!("product with experts, {}", grouped.grouped.format);
+            grouped.check().map_err(|what| wrong(place, what))?;
+        }
         Ok(())
     }
 }
@@ -151,6 +160,22 @@ impl ScorerEntry {
     fn check(&self) -> Result<(), String> {
         for_hopper(self.target)?;
         self.scorer.check().map_err(|error| error.to_string())?;
+        launched(&self.files, self.target)
+    }
+}
+
+impl DeltaRuleEntry {
+    fn check(&self) -> Result<(), String> {
+        for_hopper(self.target)?;
+        self.rule.check().map_err(|error| error.to_string())?;
+        launched(&self.files, self.target)
+    }
+}
+
+impl GroupedEntry {
+    fn check(&self) -> Result<(), String> {
+        for_hopper(self.target)?;
+        self.grouped.check().map_err(|error| error.to_string())?;
         launched(&self.files, self.target)
     }
 }

@@ -11,7 +11,8 @@ use crate::kernel::geometry::second_entry;
 use crate::kernel::signature::{self, Binding, Operand, Way};
 use crate::plan::{Kept, Proof, SwappedLayer, Variant};
 use crate::{
-    Geometry, KernelSpec, Launch, Product, Resident, Role, Score, Scorer, Sparsity, Split, Target,
+    DeltaRule, Geometry, Grouped, KernelSpec, Launch, Product, Resident, Role, Score, Scorer,
+    Sparsity, Split, Target,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,12 @@ pub struct Manifest {
     /// Kernels that score blocks by content, for targets with generated kernels for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scorers: Vec<ScorerEntry>,
+    /// Kernels of the gated delta rule, for targets with generated kernels for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delta_rules: Vec<DeltaRuleEntry>,
+    /// Kernels for products with experts, for targets with generated kernels for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grouped: Vec<GroupedEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
     pub digest: String,
 }
@@ -133,13 +140,40 @@ pub struct ScorerEntry {
     pub files: Vec<FileEntry>,
 }
 
+/// The kernels of one gated delta rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaRuleEntry {
+    /// Where they run.
+    pub target: Target,
+    /// What they compute, and how they are launched.
+    pub rule: DeltaRule,
+    /// Their files; the last is the one that is launched, and holds all of them.
+    pub files: Vec<FileEntry>,
+}
+
+/// The kernel for products with experts whose weights are of one shape and format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupedEntry {
+    /// Where it runs.
+    pub target: Target,
+    /// What it computes, and how it is launched.
+    pub grouped: Grouped,
+    /// Its files; the last is the one that is launched.
+    pub files: Vec<FileEntry>,
+}
+
 impl Manifest {
     /// Every file of the folder except the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
         let products = self.products.iter().flat_map(|product| &product.files);
         let kernels = self.kernels.iter().flat_map(|kernel| &kernel.files);
         let scorers = self.scorers.iter().flat_map(|scorer| &scorer.files);
-        kernels.chain(products).chain(scorers)
+        let rules = self.delta_rules.iter().flat_map(|rule| &rule.files);
+        let grouped = self.grouped.iter().flat_map(|grouped| &grouped.files);
+        let beside = products.chain(scorers).chain(rules).chain(grouped);
+        kernels.chain(beside)
     }
 }
 

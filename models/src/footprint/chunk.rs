@@ -25,7 +25,8 @@ pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Ve
         let [k_dim, v_dim] = [shape.k_dim, shape.v_dim].map(wide32);
         let (keys, values) = (k_heads * k_dim, v_heads * v_dim);
         let rows = bytes * (2 * keys + 2 * values + 2 * v_heads);
-        // Convolved rows and what is read from the state are f32.
+        // Convolved rows and what is read from the state are f32. Where the delta rule runs in chunks, as on Hopper in
+        // 16 bits, convolved rows are not, and all of its matrices together take less than these two.
         let (convolved, read) = (4 * (2 * keys + values), 4 * values);
         steps.extend([
             vec![stream, normed, rows],

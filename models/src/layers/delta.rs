@@ -21,6 +21,7 @@ pub(crate) struct LinearAttention<B: Backend> {
     decay: Tensor<B, 1>,
     dt_bias: Tensor<B, 1>,
     norm: Tensor<B, 1>,
+    /// Without its kernels, which come with the plan of a call.
     op: Delta,
     dtype: DType,
 }
@@ -41,6 +42,7 @@ impl<B: AttentionBackend> LinearAttention<B> {
             taps: shape.taps as usize,
             tiled: shape.tiled,
             epsilon,
+            rules: Default::default(),
         };
         let (channels, taps, values) = (op.channels(), op.taps, op.v_heads * op.v_dim);
         let parts = [
@@ -90,8 +92,12 @@ impl<B: AttentionBackend> LinearAttention<B> {
             primitive(state.rows.clone()),
             primitive(state.memory.clone()),
         ];
+        let op = Delta {
+            rules: plan.map(Plan::delta_rules).unwrap_or_default(),
+            ..self.op.clone()
+        };
         let outputs = profile.part::<B, _>("linear attention", &device, || {
-            around::<B>(Operation::Delta(self.op), inputs)
+            around::<B>(Operation::Delta(op), inputs)
         })?;
         let mut outputs = outputs.into_iter();
         let mut next = || outputs.next().expect("three outputs");

@@ -143,6 +143,7 @@ impl<B: AttentionBackend> Experts<B> {
                 outer: self.outer.sections.clone(),
                 activation: self.activation,
                 biased: self.biases.is_some(),
+                products: plan.map(Plan::grouped).unwrap_or_default(),
             });
             let weights = self.inner.tensors.iter().chain(&self.outer.tensors);
             let biases = self.biases.iter().flatten().cloned().map(primitive);

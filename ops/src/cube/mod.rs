@@ -101,8 +101,8 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::AddNorm(op) => norm::cube::add_norm::<R, F>(inputs, op.epsilon),
         Operation::Gated(activation) => gate::cube::gated::<R, F>(inputs, *activation),
         Operation::GateOutput(op) => gate::cube::gate_output::<R, F>(inputs, op.head_dim),
-        Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs),
+        Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs)?,
         Operation::Route(op) => experts::cube::route(op, inputs),
-        Operation::Experts(op) => experts::cube::experts::<R, F>(op, inputs),
+        Operation::Experts(op) => experts::cube::experts::<R, F>(op, inputs)?,
     })
 }

@@ -1,6 +1,6 @@
-//! The gated delta rule in three kernels: convolve and normalise all tokens (`mix`), walk the
-//! tokens in order with the state in registers (`walk.rs`), then norm and gate all tokens
-//! (`finish`).
+//! The gated delta rule on devices: in chunks where `hopper.rs` takes it, else in three kernels:
+//! convolve and normalise all tokens (`mix`), walk the tokens in order with the state in registers
+//! (`walk.rs`), then norm and gate all tokens (`finish`).
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -8,15 +8,16 @@
 )]
 
 use super::walk::{LANES, Shape, shared_bytes, walk};
-use crate::Delta;
 use crate::cube::launch::{array, dense_rows, empty, plane};
 use crate::cube::unit::{sigmoid, sum_of_units};
+use crate::{Delta, OperationError};
 use ::cubecl::ir::HardwareProperties;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_runtime::Launches;
 
 /// Columns of the state that a workgroup owns.
 const COLUMNS: u32 = 32;
@@ -54,17 +55,30 @@ pub(crate) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), Str
     }
 }
 
-pub(crate) fn delta<R: CubeRuntime, F: FloatElement>(
+/// Computes the outputs, in the form that the device and the inputs have.
+///
+/// # Errors
+/// If a generated kernel cannot be made or launched.
+pub(crate) fn delta<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Delta,
     inputs: Vec<CubeTensor<R>>,
-) -> Vec<CubeTensor<R>> {
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter();
     let mut next = || inputs.next().expect("the inputs were counted");
     let rows = dense_rows(next());
-    let [convolution, decay, bias, norm, last, state] =
-        std::array::from_fn(|_| into_contiguous(next()));
-    let client = rows.client.clone();
+    let rest: [_; 6] = std::array::from_fn(|_| into_contiguous(next()));
+    let [convolution, decay, bias, norm, last, state] = rest;
     let (batch, tokens) = (rows.shape()[0], rows.shape()[1]);
+    if batch * tokens == 0 {
+        let out = empty(&rows, [batch, tokens, op.v_heads * op.v_dim], F::dtype());
+        return Ok(vec![out, last, state]);
+    }
+    let inputs = [rows, convolution, decay, bias, norm, last, state];
+    if let Some(outputs) = super::hopper::delta::<R, F>(op, &inputs)? {
+        return Ok(outputs);
+    }
+    let [rows, convolution, decay, bias, norm, last, state] = inputs;
+    let client = rows.client.clone();
     let plane = plane(&client);
     let dim = op.k_dim as u32;
     let shared = plane >= PARTS && dim.is_multiple_of(LANES * PARTS);
@@ -87,9 +101,6 @@ pub(crate) fn delta<R: CubeRuntime, F: FloatElement>(
     let read = empty(&rows, [batch, tokens, values], DType::F32);
     let new_state = empty(&rows, state.shape(), DType::F32);
     let out = empty(&rows, [batch, tokens, values], F::dtype());
-    if batch * tokens == 0 {
-        return vec![out, last, state];
-    }
     let strides = [rows.meta.strides()[0] as u32, rows.meta.strides()[1] as u32];
     let (tokens, batch) = (tokens as u32, batch as u32);
     let heads = 2 * shape.k_heads + shape.v_heads;
@@ -141,7 +152,7 @@ pub(crate) fn delta<R: CubeRuntime, F: FloatElement>(
             shape,
         );
     }
-    vec![out, kept, new_state]
+    Ok(vec![out, kept, new_state])
 }
 
 /// Convolution and silu; then q and k are normalised to length 1, and q is multiplied by

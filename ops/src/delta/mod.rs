@@ -1,11 +1,36 @@
 //! The gated delta rule: linear attention with a state of fixed size in place of a KV cache.
+//!
+//! It has two forms. Token by token, as it is defined: the state S decays, then the token's key is given its value,
+//! `S = exp(g) S + k (beta (v - exp(g) S^T k))^T`, and the query reads `S^T q`. This runs everywhere.
+//!
+//! In chunks of 64 tokens, after the WY form (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv:2412.06464, section
+//! 3.3; Yang et al.: DeltaNet, arXiv:2406.06484), as products of matrices. With keys K, queries Q and values V of a
+//! chunk, one token a row, and the sums G of the decays g within it:
+//!
+//! - `A = tril(beta_i exp(G_i - G_j) k_i . k_j, -1)` and `T = (I + A)^-1 diag(beta)` need no state;
+//! - new values `N = T (V - exp(G) K S)`;
+//! - the result `exp(G) Q S + tril(exp(G_i - G_j) q_i . k_j) N`;
+//! - the next state `exp(G_last) S + K^T exp(G_last - G) N`.
+//!
+//! Generated kernels for Hopper compute it so for 16-bit floats, heads of 128 elements and more than one token
+//! (`hopper.rs`). Convolved rows and what products take are 16-bit floats there, and the state and sums are f32.
+//!
+//! Results do not depend on where a prompt is cut if it is cut at multiples of 64 tokens and no part is a single token,
+//! which takes the first form; those of the first form do not depend on it at all.
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod hopper;
+mod rules;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod walk;
+
+pub use rules::DeltaRules;
+#[cfg(feature = "cuda")]
+pub use rules::MakeDeltaRule;
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::Limits;
@@ -29,7 +54,7 @@ use burn::tensor::DType;
 ///
 /// Outputs: the result [B, T, Hv * Dv], and the last rows and the state after the last token, to be
 /// given to the next call.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Delta {
     /// Heads of q and k; each serves `v_heads / k_heads` heads of v: neighbours, unless they are
     /// `tiled`.
@@ -46,6 +71,8 @@ pub struct Delta {
     pub tiled: bool,
     /// Added to the mean square in the gated norm.
     pub epsilon: f32,
+    /// Generated kernels for 16-bit floats on Hopper.
+    pub rules: DeltaRules,
 }
 
 impl Delta {
@@ -68,6 +95,20 @@ impl Delta {
     /// Elements of all heads of v.
     fn values(&self) -> usize {
         self.v_heads.saturating_mul(self.v_dim)
+    }
+
+    /// The heads, if 32 bits count them.
+    #[cfg(feature = "cuda")]
+    fn shape(&self) -> Option<butterfly_ir::model::LinearShape> {
+        let count = |n: usize| u32::try_from(n).ok();
+        Some(butterfly_ir::model::LinearShape {
+            k_heads: count(self.k_heads)?,
+            v_heads: count(self.v_heads)?,
+            k_dim: count(self.k_dim)?,
+            v_dim: count(self.v_dim)?,
+            taps: count(self.taps)?,
+            tiled: self.tiled,
+        })
     }
 
     /// Names of the inputs.
@@ -101,6 +142,7 @@ impl Delta {
             taps,
             tiled: _,
             epsilon,
+            rules: _,
         } = self;
         inputs.positive([
             ("k_heads", k_heads),

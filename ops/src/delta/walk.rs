@@ -1,7 +1,7 @@
 //! The gated delta rule's walk over tokens.
 //!
-//! Tokens are processed one after the other, so that results do not depend on how a prompt is cut
-//! into chunks. The columns of the state are independent of one another: a unit owns one column in
+//! Tokens are processed one after the other, so that results of this form do not depend on how a
+//! prompt is cut. The columns of the state are independent of one another: a unit owns one column in
 //! registers or, on devices with plane shuffles, a few neighbouring units share a few columns and
 //! sum by shuffles.
 

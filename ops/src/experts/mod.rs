@@ -7,6 +7,11 @@
 pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
+mod grouped;
+
+pub use grouped::GroupedProducts;
+#[cfg(feature = "cuda")]
+pub use grouped::MakeGrouped;
 
 use crate::OperationError;
 use crate::gate::Activation;
@@ -45,6 +50,8 @@ pub struct Experts {
     pub activation: Activation,
     /// Whether there are biases.
     pub biased: bool,
+    /// Generated kernels for 16-bit floats on Hopper.
+    pub products: GroupedProducts,
 }
 
 /// Some rows of the weight of each expert, stored in one way.

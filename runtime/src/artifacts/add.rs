@@ -47,8 +47,8 @@ pub fn add(
     })
 }
 
-/// The kernels, products and scorers of both, without duplicates (`new` wins), in the order of a manifest:
-/// by target, then by key, element type or shape.
+/// The kernels of both, without duplicates (`new` wins), in the order of a manifest: by target, then by key,
+/// element type or shape.
 fn merged(there: &Manifest, new: &Manifest) -> Manifest {
     let mut kernels = new.kernels.clone();
     let is_new = |target, key: &str| {
@@ -76,10 +76,28 @@ fn merged(there: &Manifest, new: &Manifest) -> Manifest {
     });
     scorers.extend(old.cloned());
     scorers.sort_by(|a, b| (a.target, &a.scorer).cmp(&(b.target, &b.scorer)));
+
+    let mut delta_rules = new.delta_rules.clone();
+    let old = there.delta_rules.iter().filter(|old| {
+        let mut new = new.delta_rules.iter();
+        !new.any(|entry| entry.target == old.target && entry.rule.computes_as(&old.rule))
+    });
+    delta_rules.extend(old.cloned());
+    delta_rules.sort_by(|a, b| (a.target, &a.rule).cmp(&(b.target, &b.rule)));
+
+    let mut grouped = new.grouped.clone();
+    let old = there.grouped.iter().filter(|old| {
+        let mut new = new.grouped.iter();
+        !new.any(|entry| entry.target == old.target && entry.grouped.computes_as(&old.grouped))
+    });
+    grouped.extend(old.cloned());
+    grouped.sort_by(|a, b| (a.target, &a.grouped).cmp(&(b.target, &b.grouped)));
     Manifest {
         kernels,
         products,
         scorers,
+        delta_rules,
+        grouped,
         ..new.clone()
     }
 }

@@ -83,7 +83,13 @@ impl Artifacts {
         let products = products.map(|entry| (&entry.files, entry.product.heading()));
         let scorers = artifacts.manifest.scorers.iter();
         let scorers = scorers.map(|entry| (&entry.files, entry.scorer.heading()));
-        for (files, heading) in kernels.chain(products).chain(scorers) {
+        let rules = artifacts.manifest.delta_rules.iter();
+        let rules = rules.map(|entry| (&entry.files, entry.rule.heading()));
+        let grouped = artifacts.manifest.grouped.iter();
+        let grouped = grouped.map(|entry| (&entry.files, entry.grouped.heading()));
+        let beside = products.chain(scorers).chain(rules).chain(grouped);
+        let all = kernels.chain(beside);
+        for (files, heading) in all {
             let text = artifacts.read(files.first(), "the text of a kernel")?;
             if !text.starts_with(heading.as_bytes()) {
                 return Err(malformed(

@@ -155,6 +155,52 @@ impl Artifacts {
         ready.collect()
     }
 
+    /// All kernels of the gated delta rule that a device runs, prepared for launching; empty if the folder has
+    /// none for it.
+    ///
+    /// # Errors
+    /// Those of [`Artifacts::image`], and [`ArtifactError::Image`].
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub fn delta_rules(
+        &self,
+        device: Device,
+        sm: Option<Sm>,
+    ) -> Result<Vec<crate::ReadyDeltaRule>, ArtifactError> {
+        let Ok(target) = self.target_for(device, sm) else {
+            return Ok(Vec::new());
+        };
+        let rules = self.manifest.delta_rules.iter();
+        let rules = rules.filter(|entry| entry.target == target);
+        let ready = rules.map(|entry| {
+            let image = self.last("of the delta rule", &entry.files)?;
+            Ok(crate::ReadyDeltaRule::new(entry.rule.clone(), &image)?)
+        });
+        ready.collect()
+    }
+
+    /// All kernels for products with experts that a device runs, prepared for launching; empty if the folder has none
+    /// for it.
+    ///
+    /// # Errors
+    /// Those of [`Artifacts::image`], and [`ArtifactError::Image`].
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub fn grouped(
+        &self,
+        device: Device,
+        sm: Option<Sm>,
+    ) -> Result<Vec<crate::ReadyGrouped>, ArtifactError> {
+        let Ok(target) = self.target_for(device, sm) else {
+            return Ok(Vec::new());
+        };
+        let grouped = self.manifest.grouped.iter();
+        let grouped = grouped.filter(|entry| entry.target == target);
+        let ready = grouped.map(|entry| {
+            let image = self.last("of a product with experts", &entry.files)?;
+            Ok(crate::ReadyGrouped::new(entry.grouped.clone(), &image)?)
+        });
+        ready.collect()
+    }
+
     /// One kernel, prepared for launching.
     ///
     /// # Errors

@@ -14,7 +14,10 @@
 use super::bind::Map;
 use super::ready::{Code, Image};
 use super::shared::Launches;
-use super::{Device, LaunchError, Ready, ReadyProduct, ReadyScorer, driver, run, tensor_maps};
+use super::{
+    Device, LaunchError, Ready, ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer, driver,
+    run, tensor_maps,
+};
 use butterfly_ir::Geometry;
 use butterfly_ir::geometry::Fitted;
 use cubecl_common::backtrace::BackTrace;
@@ -39,7 +42,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Version of CubeCL that the entries are made for.
 const CUBECL: &str = "0.10.0";
 
-/// Puts the cubins of kernels, products and scorers where CubeCL's CUDA runtime finds them.
+/// Puts the cubins of kernels, products, scorers, delta rules and products with experts where CubeCL's CUDA runtime finds them.
 ///
 /// Only servers that are created later in this process find them: call this before the device is
 /// first used. Other kernels that such a server compiles are kept in the same folder, for the next
@@ -52,6 +55,8 @@ pub fn seed(
     kernels: &[Ready],
     products: &[ReadyProduct],
     scorers: &[ReadyScorer],
+    rules: &[ReadyDeltaRule],
+    grouped: &[ReadyGrouped],
 ) -> Result<(), LaunchError> {
     let device = Device::Cuda;
     let missing = |reason| LaunchError::Missing { device, reason };
@@ -65,6 +70,8 @@ pub fn seed(
     let images = kernels.iter().flat_map(Ready::images);
     let images = images.chain(products.iter().map(ReadyProduct::image));
     let images = images.chain(scorers.iter().map(ReadyScorer::image));
+    let images = images.chain(rules.iter().flat_map(ReadyDeltaRule::images));
+    let images = images.chain(grouped.iter().map(ReadyGrouped::image));
     seed_at(&folder, images).map_err(missing)
 }
 

@@ -20,8 +20,12 @@ mod bind;
 mod cubins;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod delta_rule;
 #[cfg(feature = "cuda")]
 mod driver;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod grouped;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod product;
 #[cfg_attr(
@@ -42,6 +46,10 @@ mod wgpu;
 
 #[cfg(feature = "cuda")]
 pub use cubins::{seed, seed_folder};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use delta_rule::{DeltaTensors, DeltaTokens, ReadyDeltaRule};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use grouped::{GroupedSizes, GroupedTensors, ReadyGrouped};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use product::{Multiply, ReadyProduct};
 pub use ready::Ready;

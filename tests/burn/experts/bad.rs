@@ -174,6 +174,7 @@ fn experts() -> (Experts, Inputs) {
         outer: [section(DENSE, 16)].into(),
         activation: Activation::Silu,
         biased: true,
+        products: Default::default(),
     };
     let inputs = vec![
         tensor(&[1, 3, 16], DType::F32),

@@ -7,7 +7,7 @@ use crate::values::{data, floats, integers, number, rounded};
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
 use butterfly::ops::{Activation, Experts, Operation as LayerOperation, Storage};
-use butterfly::{AttentionBackend, run};
+use butterfly::{AttentionBackend, Plan, run};
 
 /// What sets a layer of experts apart.
 #[derive(Clone, Debug)]
@@ -56,6 +56,7 @@ impl Layer {
             outer: [self.outer.section].into(),
             activation: self.kind.activation,
             biased: self.kind.biased,
+            products: Plan::dense().grouped(),
         })
     }
 

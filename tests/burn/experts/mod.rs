@@ -1,6 +1,7 @@
 //! Layers of experts against f64: few rows and many, in every way of storing weights.
 
 mod bad;
+mod hopper;
 mod layer;
 mod route;
 mod weights;

@@ -15,6 +15,7 @@ pub(super) const F16: Storage = Storage::Dense(DType::F16);
 pub(super) const BF16: Storage = Storage::Dense(DType::BF16);
 pub(super) const Q4_0: Storage = Storage::Packed(Packed::Q4_0);
 pub(super) const MXFP4: Storage = Storage::Packed(Packed::Mxfp4);
+pub(super) const MICROSCALED: Storage = Storage::Packed(Packed::Microscaled);
 pub(super) const AFFINE: Storage = Storage::Packed(Packed::Affine {
     bits: 4,
     group: 32,
@@ -156,6 +157,11 @@ fn tensors(packed: Packed, [rows, columns]: [usize; 2], seed: usize) -> Vec<Vec<
         }
         Packed::Float8 { .. } => {
             let scales = (0..sizes[1] / 4).flat_map(|i| (2.0 * scaled(1, i)).to_le_bytes());
+            tensors.push(scales.collect());
+        }
+        // As those of `Mxfp4`.
+        Packed::Microscaled => {
+            let scales = (0..sizes[1]).map(|i| 120 + code(sizes[0] + i) % 4);
             tensors.push(scales.collect());
         }
         _ => assert_eq!(sizes.len(), 1, "{packed}"),

@@ -5,17 +5,9 @@ use std::fmt::Write;
 
 /// `mma_scores` (Q by K, both in shared memory) and `mma_values` (weights in registers by V).
 pub(super) fn text(dtype: Dtype, k_tile: u32, v_columns: u32) -> String {
-    let kind = kind(dtype);
     let mut text = instruction("mma_scores", dtype, k_tile);
     text.push('\n');
-    text += &function(
-        "mma_values",
-        "unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned long long b",
-        kind,
-        v_columns,
-        &["\"r\"(a0)", "\"r\"(a1)", "\"r\"(a2)", "\"r\"(a3)"],
-        "1, 1, 1",
-    );
+    text += &register_instruction("mma_values", dtype, v_columns, true);
     text
 }
 
@@ -31,6 +23,24 @@ pub(in crate::hopper) fn instruction(name: &str, dtype: Dtype, columns: u32) -> 
         "1, 1, 0, 0",
     );
     text
+}
+
+/// A wgmma instruction that multiplies 64 rows in registers by `columns` columns in shared memory. Each of these has
+/// its elements side by side or, `transposed`, each row has.
+pub(in crate::hopper) fn register_instruction(
+    name: &str,
+    dtype: Dtype,
+    columns: u32,
+    transposed: bool,
+) -> String {
+    function(
+        name,
+        "unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned long long b",
+        kind(dtype),
+        columns,
+        &["\"r\"(a0)", "\"r\"(a1)", "\"r\"(a2)", "\"r\"(a3)"],
+        if transposed { "1, 1, 1" } else { "1, 1, 0" },
+    )
 }
 
 fn kind(dtype: Dtype) -> &'static str {

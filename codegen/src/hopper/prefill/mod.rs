@@ -55,7 +55,7 @@ mod blueprint;
 mod matrix;
 
 pub(crate) use blueprint::Blueprint;
-pub(super) use matrix::instruction;
+pub(super) use matrix::{instruction, register_instruction};
 
 use super::source;
 use butterfly_ir::band::UNBOUNDED;

@@ -96,6 +96,8 @@ fn manifest(sparsity: &Sparsity) -> Manifest {
         kernels: Vec::new(),
         products: Vec::new(),
         scorers: Vec::new(),
+        delta_rules: Vec::new(),
+        grouped: Vec::new(),
         digest: String::new(),
     }
 }

@@ -19,6 +19,7 @@ mod tiles;
 pub(crate) use route::route;
 
 use super::{Experts, Section};
+use crate::OperationError;
 use crate::cube::launch::empty;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::{Words, words_of};
@@ -27,7 +28,8 @@ use burn::tensor::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use tiles::Units;
+use butterfly_runtime::Launches;
+use tiles::{Place, Units};
 
 /// Most pairs that are multiplied one by one.
 const FEW: usize = 64;
@@ -38,10 +40,14 @@ struct Stored<R: CubeRuntime> {
     tensors: Vec<CubeTensor<R>>,
 }
 
-pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
+/// Computes the output.
+///
+/// # Errors
+/// If a generated kernel cannot be made or launched.
+pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Experts,
     inputs: Vec<CubeTensor<R>>,
-) -> Vec<CubeTensor<R>> {
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     let mut next = || inputs.next().expect("the inputs were counted");
     let (x, ids, weights) = (next(), next(), next());
@@ -50,7 +56,7 @@ pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
     let pairs = ids.meta.num_elements();
     let y = empty(&x, shape, F::dtype());
     if pairs == 0 {
-        return vec![y];
+        return Ok(vec![y]);
     }
     let mut stored = |sections: &[Section]| -> Vec<Stored<R>> {
         let take = |section: &Section| Stored {
@@ -72,20 +78,22 @@ pub(crate) fn experts<R: CubeRuntime, F: FloatElement>(
             let weight = stored.words(columns);
             match &arrangement {
                 Some(arrangement) => {
-                    tiles::multiply::<R, F>(x, share, &weight, arrangement, &y, column);
+                    let place = Place { share, column };
+                    let products = &op.products;
+                    tiles::multiply::<R, F>(x, &weight, arrangement, &y, place, products)?;
                 }
                 None => few::multiply::<R, F>(x, share, &weight, (&ids, op.count), &y, column),
             }
             column += stored.section.rows;
         }
-        y
+        Ok::<_, OperationError>(y)
     };
-    let wide = times(&x, chosen, &inner, hidden, 2 * size);
+    let wide = times(&x, chosen, &inner, hidden, 2 * size)?;
     let bias = |i: usize| biases.as_ref().map(|biases| (&ids, &biases[i]));
     let gated = activate::<R, F>(&wide, op.activation, bias(0));
-    let rows = times(&gated, 1, &outer, size, hidden);
+    let rows = times(&gated, 1, &outer, size, hidden)?;
     combine::combine::<R, F>(&rows, &weights, bias(1), &y);
-    vec![y]
+    Ok(vec![y])
 }
 
 impl<R: CubeRuntime> Stored<R> {

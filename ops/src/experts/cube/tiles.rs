@@ -1,14 +1,19 @@
-//! Many pairs times the weights of their experts, in tiles of pairs of one expert.
+//! Many pairs times the weights of their experts, in tiles of pairs of one expert: by generated kernels where
+//! `hopper.rs` has one, else on matrix units, or without them.
 
+mod hopper;
 mod matrix;
 mod scalar;
 
 use super::arrange::Arrangement;
+use crate::OperationError;
 use crate::cube::launch::array;
+use crate::experts::GroupedProducts;
 use crate::linear::packed::cube::{Format, Words};
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_runtime::Launches;
 
 /// What multiplies the pairs of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +22,15 @@ pub(super) enum Units {
     Matrix,
     /// Each unit of a workgroup by itself, f32.
     Scalar,
+}
+
+/// Which rows of x pairs have, and where their products go.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Consecutive pairs that share a row of x.
+    pub(super) share: usize,
+    /// The column of y of the weight's first row.
+    pub(super) column: usize,
 }
 
 /// A tile of pairs of one expert, and the rows of its weight that a workgroup multiplies them with.
@@ -54,16 +68,21 @@ impl Units {
     }
 }
 
-/// The products of rows of x, of which `share` consecutive pairs share each, with the rows of their experts, written to
-/// columns from `column` on of y [pairs, n].
-pub(super) fn multiply<R: CubeRuntime, F: FloatElement>(
+/// The products of rows of x with the rows of their experts, written to columns of y [pairs, n].
+///
+/// # Errors
+/// If a generated kernel cannot be made or launched.
+pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     x: &CubeTensor<R>,
-    share: usize,
     weight: &Words<'_, R>,
     arrangement: &Arrangement<R>,
     y: &CubeTensor<R>,
-    column: usize,
-) {
+    place: Place,
+    products: &GroupedProducts,
+) -> Result<(), OperationError> {
+    if hopper::multiply::<R, F>(x, weight, arrangement, y, place, products)? {
+        return Ok(());
+    }
     let [words, scales, biases] = weight.arrays();
     let (rows, units) = (weight.rows as u32, arrangement.units);
     // SAFETY: tiles that do not exist do nothing; pairs, rows and elements beyond the last are not accessed.
@@ -81,13 +100,14 @@ pub(super) fn multiply<R: CubeRuntime, F: FloatElement>(
             array(&arrangement.tiles),
             array(y),
             rows,
-            share as u32,
-            column as u32,
+            place.share as u32,
+            place.column as u32,
             y.meta.shape()[1] as u32,
             weight.format,
             units,
         );
     }
+    Ok(())
 }
 
 /// Units of a workgroup, as a square of this side.

@@ -44,7 +44,7 @@ pub(crate) struct Weight<R: CubeRuntime> {
 /// What kernels know of the format when they are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Format {
-    storage: Storage,
+    pub(crate) storage: Storage,
     /// Elements of a row.
     pub(crate) columns: u32,
     /// Bytes of a row, in the first tensor.
@@ -58,7 +58,7 @@ pub(crate) struct Words<'a, R: CubeRuntime> {
     pub(crate) format: Format,
     /// Rows of an expert.
     pub(crate) rows: usize,
-    tensors: &'a [CubeTensor<R>],
+    pub(crate) tensors: &'a [CubeTensor<R>],
 }
 
 impl<R: CubeRuntime> Words<'_, R> {

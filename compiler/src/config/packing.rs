@@ -1,0 +1,153 @@
+//! The weights of experts, as far as a config tells how they are stored.
+
+use super::fields::Fields;
+use super::{ConfigError, parse, text_model};
+use crate::family;
+use butterfly_ir::model::ModelConfig;
+use butterfly_ir::{Dtype, GroupedFormat};
+use serde_json::Value;
+
+/// The weights of a model's experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertWeights {
+    /// Elements of a row of the inner weights, and of one of the outer weights.
+    pub columns: [u32; 2],
+    /// The formats in which they may be stored, of those for which there are kernels: a config does not say of which type
+    /// the factors of 8-bit floats are.
+    pub formats: Vec<GroupedFormat>,
+}
+
+/// Reads the weights of experts from the config of `model`; `None` for a model without experts, and for a config that
+/// does not say how large they are.
+///
+/// `file` names the config in messages, `json` is its text. Packings that are not known have no formats: whether such
+/// a model can be run, its loader says.
+///
+/// # Errors
+/// [`ConfigError`] for the first size that is wrong.
+pub fn expert_weights(
+    file: &str,
+    json: &str,
+    model: &ModelConfig,
+) -> Result<Option<ExpertWeights>, ConfigError> {
+    let family = family::of(model.family);
+    let Some(of) = &family.experts else {
+        return Ok(None);
+    };
+    let value = parse(file, json)?;
+    let (config, top) = text_model(file, &value)?;
+    let config = config.with_defaults(family.defaults);
+    let hidden = match config.required_count("hidden_size") {
+        Err(ConfigError::Missing { .. }) => return Ok(None),
+        read => read?,
+    };
+    let (name, default) = of.intermediate;
+    Ok(Some(ExpertWeights {
+        columns: [hidden, config.count_or(name, default)?],
+        formats: formats(&config, &top, model.dtype),
+    }))
+}
+
+/// The formats of `quantization` (MLX) or of `quantization_config` (transformers); dense weights without either.
+fn formats(config: &Fields<'_>, top: &Fields<'_>, dtype: Dtype) -> Vec<GroupedFormat> {
+    if let Some(settings) = top.get("quantization").filter(|value| value.is_object()) {
+        return affine4(settings, dtype).into_iter().collect();
+    }
+    // Multimodal models keep it beside the settings of their text model, or among them.
+    let settings = [top, config].map(|part| part.get("quantization_config"));
+    let method = settings
+        .into_iter()
+        .flatten()
+        .find_map(|settings| settings["quant_method"].as_str());
+    match method {
+        None => vec![GroupedFormat::Dense],
+        Some("mxfp4") => vec![GroupedFormat::Microscaled],
+        Some("fp8") => [Dtype::F32, Dtype::Bf16]
+            .map(|scales| GroupedFormat::Float8 { scales })
+            .to_vec(),
+        Some(_) => Vec::new(),
+    }
+}
+
+/// MLX's integers of 4 bits, whose scales have the type that the weights had.
+fn affine4(settings: &Value, scales: Dtype) -> Option<GroupedFormat> {
+    let affine = match settings.get("mode") {
+        None => true,
+        Some(mode) => mode.as_str() == Some("affine"),
+    };
+    let group = match settings["group_size"].as_u64()? {
+        32 => 32,
+        64 => 64,
+        128 => 128,
+        _ => return None,
+    };
+    let four = settings["bits"].as_u64() == Some(4);
+    (affine && four).then_some(GroupedFormat::Affine4 { group, scales })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read;
+    use super::*;
+    use serde_json::json;
+
+    /// The weights of a config of Qwen3-MoE with these fields more.
+    fn weights(more: &Value) -> Option<ExpertWeights> {
+        let mut config = json!({
+            "model_type": "qwen3_moe",
+            "dtype": "bfloat16",
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "hidden_size": 256,
+            "moe_intermediate_size": 128,
+            "max_position_embeddings": 4096
+        });
+        let fields = config.as_object_mut().expect("an object");
+        for (name, value) in more.as_object().expect("an object") {
+            fields.insert(name.clone(), value.clone());
+        }
+        let text = config.to_string();
+        let model = read("config.json", &text).expect("a model");
+        expert_weights("config.json", &text, &model).expect("sizes")
+    }
+
+    #[test]
+    fn formats_of_packings() {
+        let formats = |more: Value| weights(&more).expect("experts").formats;
+        let affine = |group| GroupedFormat::Affine4 {
+            group,
+            scales: Dtype::Bf16,
+        };
+        assert_eq!(formats(json!({})), [GroupedFormat::Dense]);
+        let four = json!({"bits": 4, "group_size": 64});
+        // mlx-lm writes both.
+        let both = json!({"quantization": four, "quantization_config": four});
+        assert_eq!(formats(both), [affine(64)]);
+        let mode = json!({"quantization": {"bits": 4, "group_size": 32, "mode": "affine"}});
+        assert_eq!(formats(mode), [affine(32)]);
+        for none in [
+            json!({"bits": 8, "group_size": 64}),
+            json!({"bits": 4, "group_size": 16}),
+            json!({"bits": 4, "group_size": 32, "mode": "mxfp4"}),
+        ] {
+            assert!(formats(json!({"quantization": none})).is_empty());
+        }
+        let method = |name: &str| json!({"quantization_config": {"quant_method": name}});
+        assert_eq!(formats(method("mxfp4")), [GroupedFormat::Microscaled]);
+        let float8 = [Dtype::F32, Dtype::Bf16].map(|scales| GroupedFormat::Float8 { scales });
+        assert_eq!(formats(method("fp8")), float8);
+        assert!(formats(method("awq")).is_empty());
+    }
+
+    #[test]
+    fn sizes_of_rows() {
+        let columns = |more: Value| weights(&more).map(|weights| weights.columns);
+        assert_eq!(columns(json!({})), Some([256, 128]));
+        assert_eq!(
+            columns(json!({"model_type": "qwen3", "head_dim": 64})),
+            None
+        );
+    }
+}

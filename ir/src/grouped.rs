@@ -1,0 +1,231 @@
+//! Kernels that multiply rows with the weights of their experts.
+
+use crate::Dtype;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How the kernel for products with experts is launched: for each pair of a row of x and one of its experts,
+/// `y[pair] = W[expert] x[row]`. Pairs are sorted by expert; [`PAIRS`](Self::PAIRS) pairs of one expert are a tile.
+///
+/// For E experts with N rows of K elements each, P pairs of which `share` consecutive ones share a row of x, and at
+/// most T tiles, its arguments are, all contiguous:
+///
+/// - x `[P / share, K]`, rounded up;
+/// - the tensors of the weight `[E, N, K]`, as [`GroupedFormat`] says, three of them: any tensor stands for those that
+///   the format does not have;
+/// - the order, pairs sorted by expert, u32 `[P]`; offsets, where those of each expert begin in it, u32 `[E + 1]`; tiles,
+///   the expert of each and the number of the tile among those of the expert, u32 `[T, 2]`. Tiles that do not exist come
+///   last and have expert 2^32 - 1;
+/// - y `[P, width]`;
+/// - by value, as i32: N, `share`, T, the column of y of a weight's first row, `width`, and a 0.
+///
+/// N, the column and the width are multiples of 8. Rows of x and y, and tensors, start at multiples of 16 bytes. The
+/// kernel is persistent: a launch has as many workgroups as the device runs at once, but no more than there can be tiles
+/// times N by [`ROWS`](Self::ROWS), rounded up.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grouped {
+    /// Name of the entry point.
+    pub entry: String,
+    /// Element type of x and y.
+    pub dtype: Dtype,
+    /// How the weight is stored.
+    pub format: GroupedFormat,
+    /// K, the elements of a row: a multiple of [`K_TILE`](Self::K_TILE) and of the elements that share a scale, except
+    /// for squares.
+    pub columns: u32,
+    /// Threads of a workgroup.
+    pub threads: u32,
+    /// Bytes of shared memory.
+    pub shared_bytes: u32,
+}
+
+/// How the weight of [`Grouped`] is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum GroupedFormat {
+    /// Elements of the type of x `[E, N, K]`.
+    Dense,
+    /// Integers of 4 bits, the first in the lowest bits of a byte; scales and biases `[E, N, K / group]`.
+    Affine4 {
+        /// Elements of a row that share a scale and a bias: 32, 64 or 128.
+        group: u32,
+        /// Element type of scales and biases.
+        scales: Dtype,
+    },
+    /// Floats of 8 bits (e4m3), and factors of squares of 128 rows and columns `[E, N / 128, K / 128]`, rounded up.
+    Float8 {
+        /// Element type of the factors.
+        scales: Dtype,
+    },
+    /// Floats of 4 bits (e2m1), and the exponents of powers of two, plus 127, in bytes `[E, N, K / 32]`.
+    Microscaled,
+}
+
+impl Grouped {
+    /// Pairs of a tile.
+    pub const PAIRS: u32 = 128;
+
+    /// Rows of the weight that a workgroup multiplies a tile with.
+    pub const ROWS: u32 = 256;
+
+    /// Elements of rows that are multiplied at a time.
+    pub const K_TILE: u32 = 64;
+
+    /// The kernel for such a weight, of which emitters fill in how it is launched; `None` if rows of so many elements are
+    /// no whole number of steps and groups.
+    pub fn of(dtype: Dtype, format: GroupedFormat, columns: u32) -> Option<Self> {
+        let grouped = Self {
+            entry: String::new(),
+            dtype,
+            format,
+            columns,
+            threads: 0,
+            shared_bytes: 0,
+        };
+        grouped.is_whole().then_some(grouped)
+    }
+
+    /// Whether rows are a whole number of steps and groups.
+    pub(crate) fn is_whole(&self) -> bool {
+        let group = match self.format {
+            GroupedFormat::Affine4 { group, .. } => group,
+            GroupedFormat::Dense | GroupedFormat::Float8 { .. } | GroupedFormat::Microscaled => 1,
+        };
+        let whole = |step: u32| step > 0 && self.columns.is_multiple_of(step);
+        self.columns > 0 && whole(Self::K_TILE) && whole(group)
+    }
+
+    /// Whether both do the same, however they are launched.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        let what = |one: &Self| (one.dtype, one.format, one.columns);
+        what(self) == what(other)
+    }
+
+    /// Bytes of a row of the weight, in its first tensor.
+    pub fn row_bytes(&self) -> u32 {
+        self.columns / 8 * self.format.bits()
+    }
+
+    /// The first line of the kernel's text: a comment that records how it is launched.
+    pub fn heading(&self) -> String {
+        crate::kernel::geometry::heading(self)
+    }
+}
+
+impl GroupedFormat {
+    /// Bits of an element in the first tensor.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Dense => 16,
+            Self::Affine4 { .. } | Self::Microscaled => 4,
+            Self::Float8 { .. } => 8,
+        }
+    }
+
+    /// Elements of a row that share a scale; 1 without scales.
+    pub fn group(self) -> u32 {
+        match self {
+            Self::Dense => 1,
+            Self::Affine4 { group, .. } => group,
+            Self::Float8 { .. } => 128,
+            Self::Microscaled => 32,
+        }
+    }
+}
+
+impl fmt::Display for GroupedFormat {
+    /// A name for files and messages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense => write!(f, "dense"),
+            Self::Affine4 { group, scales } => write!(f, "affine4-{group}-{}", scales.name()),
+            Self::Float8 { scales } => write!(f, "float8-{}", scales.name()),
+            Self::Microscaled => write!(f, "microscaled"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AFFINE: GroupedFormat = GroupedFormat::Affine4 {
+        group: 128,
+        scales: Dtype::F16,
+    };
+
+    fn grouped(format: GroupedFormat, columns: u32) -> Option<Grouped> {
+        let grouped = Grouped::of(Dtype::Bf16, format, columns)?;
+        Some(Grouped {
+            entry: "grouped".into(),
+            threads: 384,
+            ..grouped
+        })
+    }
+
+    #[test]
+    fn only_whole_steps_and_groups() {
+        for (format, columns, is) in [
+            (GroupedFormat::Dense, 64, true),
+            (GroupedFormat::Dense, 96, false),
+            (GroupedFormat::Dense, 0, false),
+            (GroupedFormat::Microscaled, 2880, true),
+            // The last square of a row may be narrower.
+            (GroupedFormat::Float8 { scales: Dtype::F32 }, 192, true),
+            (AFFINE, 256, true),
+            (AFFINE, 192, false),
+        ] {
+            let of = grouped(format, columns);
+            assert_eq!(of.is_some(), is, "{format} {columns}");
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_row() {
+        let bytes = |format| grouped(format, 256).map(|grouped| grouped.row_bytes());
+        assert_eq!(bytes(GroupedFormat::Dense), Some(512));
+        assert_eq!(bytes(AFFINE), Some(128));
+        let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
+        assert_eq!(bytes(float8), Some(256));
+    }
+
+    #[test]
+    fn what_is_computed_does_not_depend_on_the_launch() {
+        let made = grouped(AFFINE, 256).expect("whole groups");
+        let bare = Grouped::of(Dtype::Bf16, AFFINE, 256).expect("whole groups");
+        assert!(made.computes_as(&bare));
+        for other in [
+            Grouped::of(Dtype::F16, AFFINE, 256),
+            Grouped::of(Dtype::Bf16, AFFINE, 512),
+            Grouped::of(Dtype::Bf16, GroupedFormat::Dense, 256),
+        ] {
+            assert!(!made.computes_as(&other.expect("whole groups")));
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let right = grouped(AFFINE, 256).expect("whole groups");
+        right.check().expect("right");
+        let with = |change: &dyn Fn(&mut Grouped)| {
+            let mut grouped = right.clone();
+            change(&mut grouped);
+            grouped.check().expect_err("wrong").field
+        };
+        assert_eq!(with(&|one| one.dtype = Dtype::F32), "grouped.dtype");
+        assert_eq!(with(&|one| one.entry = "a b".into()), "grouped.entry");
+        assert_eq!(with(&|one| one.columns = 192), "grouped.columns");
+        assert_eq!(with(&|one| one.columns = 1 << 30), "grouped.columns");
+        for group in [0, 16, 256] {
+            let scales = Dtype::F16;
+            let format = GroupedFormat::Affine4 { group, scales };
+            assert_eq!(with(&|one| one.format = format), "grouped.format");
+        }
+        assert_eq!(with(&|one| one.threads = 256), "grouped.threads");
+        assert_eq!(
+            with(&|one| one.shared_bytes = u32::MAX),
+            "grouped.shared_bytes"
+        );
+    }
+}

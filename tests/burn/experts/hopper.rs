@@ -1,0 +1,75 @@
+//! Generated kernels for products with experts on Hopper, against f64.
+
+use super::layer::{Kind, Layer, alone, spread};
+use super::weights::{AFFINE, BF16, F16, FLOAT8, MICROSCALED};
+use super::{agrees, clamped};
+use crate::Cuda;
+use burn::tensor::DType;
+use butterfly::ops::{Activation, Storage};
+
+/// Rows of 320, 512 and 640 of a weight, whole and in two sections, of whole squares and not.
+fn layers(storage: Storage) -> [Layer; 3] {
+    let layer = |sizes, sections, activation, biased| {
+        Layer::new(Kind {
+            sizes,
+            inner: vec![storage; sections],
+            outer: storage,
+            activation,
+            biased,
+            joined: true,
+        })
+    };
+    [
+        layer([320, 256], 1, clamped(true), true),
+        layer([256, 320], 2, Activation::Silu, false),
+        layer([64, 128], 2, Activation::Gelu, true),
+    ]
+}
+
+/// A tile of an expert that is not full, several tiles of one expert, and experts that nobody chooses.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_generated_products_with_experts_agree_with_f64() {
+    let device = Default::default();
+    let choices = [spread(40, 2), spread(100, 4), alone(300)];
+    for (dtype, dense, most) in [(DType::BF16, BF16, 2e-2), (DType::F16, F16, 4e-3)] {
+        for storage in [dense, AFFINE, FLOAT8, MICROSCALED] {
+            for layer in layers(storage) {
+                agrees::<Cuda>(&layer, &choices, (dtype, most), &device);
+            }
+        }
+    }
+    // Else another form of the products was compared.
+    let made = butterfly::compiled();
+    for dtype in ["bf16", "f16"] {
+        for format in ["dense", "affine4-32-f16", "float8-f32", "microscaled"] {
+            for columns in [64, 128, 256, 320] {
+                let kernel = format!("cuda:sm_90a product with experts {dtype} {format} {columns}");
+                assert!(made.contains(&kernel), "{kernel}: {made:?}");
+            }
+        }
+    }
+}
+
+/// Ten launches give the same bits.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_generated_products_with_experts_repeat() {
+    let device = Default::default();
+    for storage in [BF16, AFFINE, FLOAT8, MICROSCALED] {
+        for layer in layers(storage) {
+            for choice in [spread(100, 4), alone(300)] {
+                let given = choice.given(layer.kind.sizes[0], DType::BF16);
+                let inputs = layer.inputs::<Cuda>(&given, DType::BF16, &device);
+                let bits = || {
+                    let y = layer.compute::<Cuda>(inputs.clone()).into_iter();
+                    y.map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let first = bits();
+                for _ in 1..10 {
+                    assert_eq!(bits(), first, "{:?}, {choice:?}", layer.kind);
+                }
+            }
+        }
+    }
+}
