@@ -139,6 +139,8 @@ def main():
     parser.add_argument("--butterfly", default="target/release/butterfly")
     parser.add_argument("--out", default="-")
     options = parser.parse_args()
+    # Makes the context that the kernels are loaded into.
+    torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([options.butterfly, "compile", CONFIG, "--pattern", "block 128 causal & window(1024)", "--target",
                         "cuda:sm_90a", "--dtype", "bf16", "-o", f"{folder}/a"], check=True, capture_output=True)

@@ -285,12 +285,12 @@ impl Product {
         within("product.shared_bytes", self.shared_bytes, 0, MOST_SHARED)?;
         let rows = (threads / WARPGROUP - 1) * UNIT_ROWS;
         equal("product.m_tile", self.m_tile, rows)?;
-        let n_tile = self.n_tile.is_multiple_of(8) && (8..=256).contains(&self.n_tile);
+        let n_tile = self.n_tile.is_multiple_of(16) && (16..=256).contains(&self.n_tile);
         demand(
             n_tile,
             "product.n_tile",
             self.n_tile,
-            "a multiple of 8, at most 256",
+            "a multiple of 16, at most 256",
         )?;
         equal("product.k_tile", self.k_tile, 64)
     }

@@ -1,13 +1,15 @@
-//! A kernel for the matrix product `c = a b^T`, all matrices row-major.
+//! A kernel for the matrix product `c = a b^T`, all matrices row-major, and for gated ones.
 
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
 
-/// How a kernel for `c = a b^T` is launched, with a `[M, K]`, b `[N, K]` and c `[M, N]`.
+/// How a kernel for `c = a b^T` is launched, with a `[M, K]`, b `[N, K]` and c `[M, N]`. With a
+/// gate b is `[2 N, K]`, and `c = silu(a b_0^T) * (a b_1^T)` of its halves `b_0` and `b_1`.
 ///
 /// Its arguments are tensor maps of a and b, the buffers behind them, c, and by value, as i32,
-/// M, N, K and the distance between rows of c in elements. The tensor maps have rank 4 and shape
-/// `[1, 1, rows, K]`; a box has `k_tile` elements of `m_tile` rows of a or of `n_tile` rows of b.
+/// M, N, K, the distance between rows of c in elements, 1 with a gate and else 0, and a 0. The
+/// tensor maps have rank 4 and shape `[1, 1, rows, K]`; a box has `k_tile` elements of `m_tile` rows
+/// of a or of half as many rows of b as a tile has, so that these may be those of a gate.
 /// They swizzle by 128 bytes and fill with zero outside. Rows must start at multiples of 16 bytes.
 /// The kernel is persistent: a launch has as many workgroups as the device runs at once, but no
 /// more than there are tiles of c.
@@ -23,7 +25,7 @@ pub struct Product {
     pub shared_bytes: u32,
     /// Rows of a, hence of c, in a tile.
     pub m_tile: u32,
-    /// Rows of b, hence columns of c, in a tile.
+    /// Rows of b in a tile, hence columns of c; with a gate, half as many.
     pub n_tile: u32,
     /// Columns of a and b in a tile.
     pub k_tile: u32,

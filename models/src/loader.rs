@@ -110,6 +110,31 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         loaded
     }
 
+    /// A matrix `[rows, columns]` whose products are wanted in f32: in f32, unless its file has it in the model's element
+    /// type, which then is as exact. At random it is never packed, as checkpoints do not pack it.
+    pub(crate) fn wide_weight(
+        &mut self,
+        (name, rows): (String, usize),
+        columns: usize,
+    ) -> Weight<B> {
+        let full = self.full(&name);
+        let same = self.checkpoint.is_none_or(|files| {
+            let tensor = files.tensor(&full);
+            tensor.is_some_and(|tensor| match tensor.element {
+                Element::Float(dtype) => packed::dense(dtype) == self.dtype,
+                _ => false,
+            })
+        });
+        let random = self.packed.take();
+        let parts = [(name, rows)];
+        let weight = match same {
+            true => self.weight(&parts, columns),
+            false => self.in_f32(|loader| loader.weight(&parts, columns)),
+        };
+        self.packed = random;
+        weight
+    }
+
     /// Packs random weights.
     pub(crate) fn packed(self, packed: Option<Packed>) -> Self {
         Self { packed, ..self }

@@ -15,7 +15,7 @@ mod values;
 
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::{DType, Distribution, TensorPrimitive};
+use burn::tensor::{DType, Distribution, TensorMetadata, TensorPrimitive};
 use burn_cubecl::CubeBackend;
 use burn_flex::Flex;
 use burn_fusion::Fusion;
@@ -333,8 +333,23 @@ fn gradients_are_refused() {
 }
 
 /// Matrix products of linear layers against f64, in sizes that use each of their kernels: of rows of
-/// `dtype` with a weight that is stored in `stored`.
+/// `dtype` with a weight that is stored in `stored`, to results of `dtype`, and to `wide` ones.
 fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, most: f64) {
+    for (wide, most) in [(false, most), (true, 3e-6)] {
+        multiplies_to::<B>(device, [dtype, stored], wide, most);
+    }
+}
+
+fn multiplies_to<B: AttentionBackend>(
+    device: &B::Device,
+    [dtype, stored]: [DType; 2],
+    wide: bool,
+    most: f64,
+) {
+    let project = |n| Project {
+        wide,
+        ..Project::dense(n, stored)
+    };
     for (m, n, k) in [
         (1, 300, 256),
         (5, 24, 1024),
@@ -350,12 +365,10 @@ fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DTy
                 x.clone().into_primitive().tensor(),
                 w.clone().into_primitive().tensor(),
             ];
-            let y = butterfly::run::<B>(
-                &LayerOperation::Project(Project::dense(n, stored)).into(),
-                inputs,
-            )
-            .expect("a product");
+            let y = butterfly::run::<B>(&LayerOperation::Project(project(n)).into(), inputs)
+                .expect("a product");
             let y = y.into_iter().next().expect("one output");
+            assert_eq!(y.dtype(), if wide { DType::F32 } else { dtype });
             numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
         };
         let y = run();
@@ -371,10 +384,10 @@ fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DTy
             }
         }
         let error = (off / all).sqrt();
-        println!("{dtype:?} by {stored:?} {m} {n} {k}: {error:.1e}");
+        println!("{dtype:?} by {stored:?} (wide: {wide}) {m} {n} {k}: {error:.1e}");
         assert!(
             error <= most,
-            "{dtype:?} by {stored:?} {m} {n} {k}: {error}"
+            "{dtype:?} by {stored:?} (wide: {wide}) {m} {n} {k}: {error}"
         );
     }
 }

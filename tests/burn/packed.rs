@@ -217,6 +217,8 @@ fn multiplies<B: AttentionBackend>(
             };
             let operation = Operation::Project(Project {
                 parts: [dense_part, weight.part()].into(),
+                wide: false,
+                gate: None,
                 products: Products::default(),
             });
             let tensor = |x: &Tensor<B, 2>| x.clone().into_primitive().tensor();
@@ -282,6 +284,8 @@ fn packed_weights_that_do_not_fit() {
     let said = |parts: Vec<Part>, inputs: Vec<_>| {
         let operation = Operation::Project(Project {
             parts: parts.into(),
+            wide: false,
+            gate: None,
             products: Products::default(),
         });
         let result = run::<Flex>(operation, inputs);

@@ -16,6 +16,9 @@ pub(super) const INSTRUCTIONS: &str = include_str!("instructions.cuh");
 /// Stores of matrix fragments by rows.
 pub(super) const STORES: &str = include_str!("stores.cuh");
 
+/// The activation of gates.
+pub(super) const SILU: &str = include_str!("silu.cuh");
+
 /// Most bytes of shared memory that a thread block can request on sm_90.
 pub(super) const SHARED_LIMIT: u32 = 232_448;
 

@@ -4,7 +4,6 @@ use super::{GatedMlp, PROJECTIONS, Projection, activation, around, float, one, p
 use crate::Profile;
 use crate::loader::{Loader, Matrix};
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::ops::FloatTensor;
 use butterfly::ops::{Activation, Experts as Operands, Operation, Route, Sections};
@@ -14,7 +13,7 @@ use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes};
 /// A router, its experts, and the expert that computes for every token.
 #[derive(Clone, Debug)]
 pub(crate) struct Experts<B: Backend> {
-    /// [E, H], for f32: which experts are chosen depends on small differences.
+    /// [E, H], its products in f32: which experts are chosen depends on small differences.
     router: Projection<B>,
     /// [E], added to scores for the choice.
     bias: Option<Tensor<B, 1>>,
@@ -62,10 +61,11 @@ impl<B: AttentionBackend> Experts<B> {
             true => format!("{at}.router"),
             false => format!("{at}.gate"),
         };
-        let router = loader.in_f32(|loader| Projection {
-            weight: loader.weight(&[(format!("{gate}.weight"), count)], hidden),
-            bias: clamped.then(|| loader.bias(&[(format!("{gate}.bias"), count)])),
-        });
+        let bias = |loader: &mut Loader<'_, B>| loader.bias(&[(format!("{gate}.bias"), count)]);
+        let router = Projection {
+            weight: loader.wide_weight((format!("{gate}.weight"), count), hidden),
+            bias: clamped.then(|| loader.in_f32(bias)),
+        };
         let bias = shape.router.biased.then(|| {
             let name = format!("{gate}.e_score_correction_bias");
             loader.norm(&name, count, 0.0)
@@ -126,7 +126,7 @@ impl<B: AttentionBackend> Experts<B> {
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
         let choice = profile.part::<B, _>("router", &device, || {
-            let logits = self.router.forward(x.clone().cast(DType::F32), None)?;
+            let logits = self.router.forward_wide(x.clone())?;
             let bias = self.bias.iter().cloned().map(primitive);
             let inputs = [primitive(logits)].into_iter().chain(bias);
             around::<B>(Operation::Route(self.route), inputs.collect())

@@ -25,10 +25,18 @@ impl<B: AttentionBackend> Projection<B> {
         x: Tensor<B, 3>,
         plan: Option<&Plan>,
     ) -> Result<Tensor<B, 3>, OperationError> {
-        let y = self.weight.times(x, plan)?;
-        Ok(match &self.bias {
+        Ok(self.biased(self.weight.times(x, plan)?))
+    }
+
+    /// [B, T, in] → [B, T, out] in f32, the type of its bias too.
+    pub(crate) fn forward_wide(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
+        Ok(self.biased(self.weight.times_wide(x)?))
+    }
+
+    fn biased(&self, y: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.bias {
             None => y,
             Some(bias) => y + bias.clone().unsqueeze::<3>(),
-        })
+        }
     }
 }

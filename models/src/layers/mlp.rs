@@ -1,17 +1,17 @@
 //! Feed-forward layers.
 
-use super::{PROJECTIONS, Projection, around, one, primitive};
+use super::{PROJECTIONS, Projection, Weight};
 use crate::Profile;
 use crate::loader::Loader;
 use burn::prelude::*;
-use butterfly::ops::{Activation, Operation};
+use butterfly::ops::Activation;
 use butterfly::{AttentionBackend, OperationError, Plan};
 
 /// A gated feed-forward layer: `down(activation(gate(x), up(x)))`.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedMlp<B: Backend> {
     /// gate and up, stacked into one matrix in this order.
-    inner: Projection<B>,
+    inner: Weight<B>,
     down: Projection<B>,
     activation: Activation,
 }
@@ -31,7 +31,7 @@ impl<B: AttentionBackend> GatedMlp<B> {
         let inner = loader.weight(&parts, hidden);
         let down = loader.weight(&[(format!("{at}.down_proj.weight"), hidden)], wide);
         Self {
-            inner: Projection::new(inner),
+            inner,
             down: Projection::new(down),
             activation,
         }
@@ -44,11 +44,9 @@ impl<B: AttentionBackend> GatedMlp<B> {
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x, plan))?;
-        let gated = profile.part::<B, _>("gates", &device, || {
-            around::<B>(Operation::Gated(self.activation), vec![primitive(inner)])
-        });
-        let gated = one(gated?)?;
+        let gated = profile.part::<B, _>(PROJECTIONS, &device, || {
+            self.inner.times_gated(x, self.activation, plan)
+        })?;
         profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated, plan))
     }
 }

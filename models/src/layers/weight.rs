@@ -4,7 +4,7 @@ use super::{around, one, primitive};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
-use butterfly::ops::{Embed, Operation, Parts, Project, Storage};
+use butterfly::ops::{Activation, Embed, Operation, Parts, Project, Storage};
 use butterfly::{AttentionBackend, OperationError, Plan};
 
 /// A weight matrix [N, K] of one or more parts.
@@ -24,15 +24,51 @@ impl<B: AttentionBackend> Weight<B> {
         x: Tensor<B, 3>,
         plan: Option<&Plan>,
     ) -> Result<Tensor<B, 3>, OperationError> {
-        let products = plan.map(Plan::products).unwrap_or_default();
-        let operation = Operation::Project(Project {
+        self.project(x, self.operation(plan))
+    }
+
+    /// x [B, T, K] → [B, T, N / 2]: the second half of the products, gated by the first.
+    pub(crate) fn times_gated(
+        &self,
+        x: Tensor<B, 3>,
+        activation: Activation,
+        plan: Option<&Plan>,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        let gate = Some(activation);
+        let operation = Project {
+            gate,
+            ..self.operation(plan)
+        };
+        self.project(x, operation)
+    }
+
+    /// x [B, T, K] → [B, T, N] in f32.
+    pub(crate) fn times_wide(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
+        let operation = Project {
+            wide: true,
+            ..self.operation(None)
+        };
+        self.project(x, operation)
+    }
+
+    /// The product, in x's type and without a gate.
+    fn operation(&self, plan: Option<&Plan>) -> Project {
+        Project {
             parts: self.parts.clone(),
-            products,
-        });
+            wide: false,
+            gate: None,
+            products: plan.map(Plan::products).unwrap_or_default(),
+        }
+    }
+
+    fn project(&self, x: Tensor<B, 3>, operation: Project) -> Result<Tensor<B, 3>, OperationError> {
         let inputs = [primitive(x)]
             .into_iter()
             .chain(self.tensors.iter().cloned());
-        one(around::<B>(operation, inputs.collect())?)
+        one(around::<B>(
+            Operation::Project(operation),
+            inputs.collect(),
+        )?)
     }
 
     /// The rows that tokens [B, T] name, [B, T, K]: of `dtype` where the weight is packed, else of the

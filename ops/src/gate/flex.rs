@@ -13,12 +13,16 @@ pub(crate) fn gated<E: Stored>(inputs: &[FlexTensor], activation: Activation) ->
     let n = shape[last] / 2;
     shape[last] = n;
     let x = elements::<E>(&inputs[0]);
-    let mut out = vec![0.0; x.len() / 2];
-    let rows = out.par_chunks_mut(n).zip(x.par_chunks(2 * n));
-    rows.for_each(|(out, row)| {
-        activate(activation, &floats(row), out);
-    });
+    let out = activated(activation, &floats(&x), 2 * n);
     vec![rounded::<E>(out, shape)]
+}
+
+/// The gated rows of rows of `n` elements.
+pub(crate) fn activated(activation: Activation, x: &[f32], n: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.len() / 2];
+    let rows = out.par_chunks_mut(n / 2).zip(x.par_chunks(n));
+    rows.for_each(|(out, row)| activate(activation, row, out));
+    out
 }
 
 /// The gated row [n] of a row [2 n].

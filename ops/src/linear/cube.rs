@@ -10,10 +10,15 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
+mod few;
+mod gate;
+
 use super::hopper::{self, Matrix};
-use super::{Embed, Packed, Part, Products, Project, Storage, counts, packed};
+use super::{Embed, Packed, Part, Products, Project, Storage, packed};
+use crate::Activation;
 use crate::OperationError;
 use crate::cube::launch::{array, empty, grid, shaped};
+use crate::gate::cube::gated;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -29,12 +34,6 @@ use half::{bf16, f16};
 
 /// Most rows for which the kernel is used that reads the weight once, without tensor cores.
 const FEW: usize = 8;
-/// Elements in a load: 16 bytes.
-const LANES: usize = 8;
-/// Planes of a workgroup.
-const PLANES: u32 = 8;
-/// Units of a plane.
-const PLANE: u32 = 32;
 
 /// Rows of a panel are a multiple of it, as are those of the tiles of all products.
 const TILE: usize = 128;
@@ -81,7 +80,24 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Project,
     inputs: Vec<CubeTensor<R>>,
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
-    let mut inputs = inputs.into_iter().map(into_contiguous);
+    let inputs: Vec<_> = inputs.into_iter().map(into_contiguous).collect();
+    let Some(activation) = op.gate else {
+        return times::<R, F>(op, inputs);
+    };
+    if activation == Activation::Silu
+        && let Some(y) = gate::times::<R, F>(op, &inputs)?
+    {
+        return Ok(vec![y]);
+    }
+    Ok(gated::<R, F>(times::<R, F>(op, inputs)?, activation))
+}
+
+/// The products of rows with all parts of a weight, contiguous, without a gate.
+fn times<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Project,
+    inputs: Vec<CubeTensor<R>>,
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    let mut inputs = inputs.into_iter();
     let x = inputs.next().expect("the inputs were counted");
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;
@@ -92,6 +108,9 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
         return Ok(vec![empty(&x, shape, F::dtype())]);
     }
     let x = shaped(x, [m, k]);
+    if op.wide && F::dtype() != DType::F32 {
+        return wide::<R, F>(op, x, inputs, shape);
+    }
     let parts = op.parts.iter();
     let parts: Vec<_> = parts
         .map(|part| (part.rows, stored(*part, k, &mut inputs)))
@@ -117,6 +136,31 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
         }
         column += rows;
     }
+    Ok(vec![shaped(y, shape)])
+}
+
+/// The products of rows x [m, K] of 16-bit floats as f32: with a weight of the same floats on NVIDIA devices, whose
+/// matrix units sum in f32; else x is made f32 first.
+fn wide<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Project,
+    x: CubeTensor<R>,
+    mut weight: impl Iterator<Item = CubeTensor<R>>,
+    shape: Vec<usize>,
+) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    let same = match op.parts.as_ref() {
+        [part] => part.storage == Storage::Dense(F::dtype()),
+        _ => false,
+    };
+    if !same || R::device(&x.client) != Device::Cuda {
+        let x = into_contiguous(cast(x, DType::F32));
+        return times::<R, f32>(op, [x].into_iter().chain(weight).collect());
+    }
+    let weight = weight.next().expect("the inputs were counted");
+    let (m, k, n) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
+    let y = match few::takes([m, k, n]) {
+        true => few::multiply::<R, F, F, f32>(&x, &weight),
+        false => on_any(x, transposed(weight), DType::F32),
+    };
     Ok(vec![shaped(y, shape)])
 }
 
@@ -164,8 +208,7 @@ pub(crate) fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     let [m, k, n] = [rows.shape()[0], rows.shape()[1], weight.shape()[0]];
     let (rows, weight) = (rows.clone(), weight.clone());
     let device = R::device(&rows.client);
-    // That kernel indexes the vectors of the weight and the result with 32 bits.
-    let few = m <= FEW && k.is_multiple_of(LANES) && counts(n, k / LANES) && counts(FEW, n);
+    let few = few::takes([m, k, n]);
     let same = weight.dtype == F::dtype();
     let y = || empty(&rows, [m, n], F::dtype());
     let factors = [&rows, &weight].map(Matrix::all);
@@ -174,9 +217,9 @@ pub(crate) fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     }
     Ok(match (device, F::dtype()) {
         (Device::Cuda, dtype) if few && !(same && dtype == DType::F32) => match weight.dtype {
-            DType::F16 => few_rows::<R, F, f16>(&rows, &weight),
-            DType::BF16 => few_rows::<R, F, bf16>(&rows, &weight),
-            _ => few_rows::<R, F, f32>(&rows, &weight),
+            DType::F16 => few::multiply::<R, F, f16, F>(&rows, &weight),
+            DType::BF16 => few::multiply::<R, F, bf16, F>(&rows, &weight),
+            _ => few::multiply::<R, F, f32, F>(&rows, &weight),
         },
         (_, dtype) if !same => rounded(rows, weight, dtype),
         (Device::Cuda, DType::F32) => without_matrix_units(rows, weight),
@@ -257,21 +300,21 @@ pub(crate) fn batched<R: CubeRuntime + Launches>(
 ) -> CubeTensor<R> {
     match (R::device(&x.client), x.dtype) {
         (Device::Cuda, DType::F32) => on_units(x, factors),
-        (Device::Cuda | Device::Vulkan | Device::Webgpu, _) => on_any(x, factors),
+        (Device::Cuda | Device::Vulkan | Device::Webgpu, dtype) => on_any(x, factors, dtype),
     }
 }
 
 fn general<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
-    on_any(x, transposed(weight))
+    let dtype = x.dtype;
+    on_any(x, transposed(weight), dtype)
 }
 
 fn without_matrix_units<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
     on_units(x, transposed(weight))
 }
 
-/// Burn's own product.
-fn on_any<R: CubeRuntime>(x: CubeTensor<R>, factor: CubeTensor<R>) -> CubeTensor<R> {
-    let dtype = x.dtype;
+/// Burn's own product, of type `dtype`.
+fn on_any<R: CubeRuntime>(x: CubeTensor<R>, factor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
     let y = matmul(x, factor, None, MatmulStrategy::default(), dtype);
     into_contiguous(y.expect("Burn multiplies all shapes"))
 }
@@ -306,88 +349,4 @@ fn on_units<R: CubeRuntime>(x: CubeTensor<R>, right: CubeTensor<R>) -> CubeTenso
         .or_else(|_| launch(&Strategy::Naive))
         .expect("the naive product takes all shapes");
     y
-}
-
-fn few_rows<R: CubeRuntime, F: FloatElement, W: FloatElement>(
-    x: &CubeTensor<R>,
-    weight: &CubeTensor<R>,
-) -> CubeTensor<R> {
-    let (m, k, n) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
-    let y = empty(x, [m, n], x.dtype);
-    let vectors = (k / LANES) as u32;
-    let at_once = match vectors.is_multiple_of(4 * PLANE) {
-        true => 4,
-        false => 1,
-    };
-    // SAFETY: each plane writes its own column of all rows; rows hold `vectors` vectors.
-    unsafe {
-        few_rows_kernel::launch_unchecked::<F, W, R>(
-            &x.client,
-            grid((n as u32).div_ceil(PLANES)),
-            CubeDim::new_2d(PLANE, PLANES),
-            LANES,
-            array(x),
-            array(weight),
-            array(&y),
-            n as u32,
-            m as u32,
-            vectors,
-            LANES as u32,
-            at_once,
-        );
-    }
-    y
-}
-
-/// Each plane multiplies one row of the weight by all rows of x.
-#[cube(launch_unchecked)]
-fn few_rows_kernel<F: Float, W: Float, N: Size>(
-    x: &Array<Vector<F, N>>,
-    weight: &Array<Vector<W, N>>,
-    y: &mut Array<F>,
-    columns: u32,
-    #[comptime] m: u32,
-    #[comptime] vectors: u32,
-    #[comptime] lanes: u32,
-    #[comptime] at_once: u32,
-) {
-    let column = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * PLANES + UNIT_POS_Y;
-    // The same for all units of a plane.
-    if column < columns {
-        let start = column * vectors;
-        let mut sums = Array::<f32>::new(comptime!(m as usize));
-        #[unroll]
-        for row in 0..m {
-            sums[row as usize] = 0.0f32;
-        }
-        let mut loaded = Array::<Vector<W, N>>::new(comptime!(at_once as usize));
-        let mut at = UNIT_POS_X;
-        while at < vectors {
-            #[unroll]
-            for i in 0..at_once {
-                loaded[i as usize] = weight[(start + at + comptime!(i * PLANE)) as usize];
-            }
-            #[unroll]
-            for i in 0..at_once {
-                let w = Vector::<f32, N>::cast_from(loaded[i as usize]);
-                #[unroll]
-                for row in 0..m {
-                    let x = x[(comptime!(row * vectors) + at + comptime!(i * PLANE)) as usize];
-                    let products = w * Vector::<f32, N>::cast_from(x);
-                    #[unroll]
-                    for lane in 0..lanes {
-                        sums[row as usize] += products[lane as usize];
-                    }
-                }
-            }
-            at += comptime!(at_once * PLANE);
-        }
-        #[unroll]
-        for row in 0..m {
-            let sum = plane_sum(sums[row as usize]);
-            if UNIT_POS_X == 0u32 {
-                y[(row * columns + column) as usize] = F::cast_from(sum);
-            }
-        }
-    }
 }

@@ -3,6 +3,8 @@
 use super::rows::{Rows, multiply};
 use super::storage::{Part, Storage};
 use crate::flex::elements::{Stored, elements, floats, rounded};
+use crate::flex::tensor;
+use crate::gate::flex::activated;
 use crate::{Embed, Project};
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -62,7 +64,14 @@ pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<F
     let parts = bytes.iter().zip(op.parts.iter());
     let weights: Vec<Rows<'_>> = parts.map(|(bytes, part)| bytes.rows(*part, k)).collect();
     multiply(&x, m, &weights, &mut y);
-    vec![rounded::<E>(y, shape)]
+    if let Some(activation) = op.gate {
+        shape[last] = n / 2;
+        y = activated(activation, &y, n);
+    }
+    vec![match op.wide {
+        true => tensor(y, shape),
+        false => rounded::<E>(y, shape),
+    }]
 }
 
 /// The bytes of a part's tensors.

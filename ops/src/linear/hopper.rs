@@ -45,28 +45,51 @@ pub(crate) fn element<R: CubeRuntime + Launches, F: FloatElement>(
     Ok(hopper.then_some(dtype))
 }
 
+/// The product of x [m, K] and a weight [N, K], of `shape` m, N, K, written to the matrix y [m, N] that begins at
+/// element `first` of the tensor which `y` returns, with `step` elements from one row to the next.
+///
+/// `None`, without a call of `y`, if the device is no Hopper GPU, or if the kernel does not take the types or the
+/// shape: matrices and rows have to start at multiples of 16 bytes.
+pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
+    factors: [Matrix<'_, R>; 2],
+    shape: [usize; 3],
+    to: [usize; 2],
+    products: &Products,
+    y: impl FnOnce() -> CubeTensor<R>,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    launch::<R, F>(factors, shape, to, false, products, y)
+}
+
+/// As [`multiply`], of a weight [2 N, K], of which silu of the first half's products multiplies the second half's.
+pub(crate) fn multiply_gated<R: CubeRuntime + Launches, F: FloatElement>(
+    factors: [Matrix<'_, R>; 2],
+    shape: [usize; 3],
+    to: [usize; 2],
+    products: &Products,
+    y: impl FnOnce() -> CubeTensor<R>,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    launch::<R, F>(factors, shape, to, true, products, y)
+}
+
 /// Without CUDA there is no Hopper.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
+fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     _: [Matrix<'_, R>; 2],
     _: [usize; 3],
     _: [usize; 2],
+    _: bool,
     _: &Products,
     _: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
     Ok(None)
 }
 
-/// The product of x [m, K] and a weight [N, K], of `shape` m, N, K, written to the matrix y [m, N] that begins at
-/// element `first` of the tensor which `y` returns, with `step` elements from one row to the next.
-///
-/// `None`, without a call of `y`, if the device is no Hopper GPU, or if the kernel does not take the types or the
-/// shape: matrices and rows have to start at multiples of 16 bytes.
 #[cfg(feature = "cuda")]
-pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
+fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     [x, weight]: [Matrix<'_, R>; 2],
     shape: [usize; 3],
     [first, step]: [usize; 2],
+    gated: bool,
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
@@ -79,7 +102,8 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     }
     let [m, n, _] = shape;
     let steps = [x.step, weight.step, step];
-    let mut reaches = [m, n, m].into_iter().zip(steps);
+    let weight_rows = if gated { n.saturating_mul(2) } else { n };
+    let mut reaches = [m, weight_rows, m].into_iter().zip(steps);
     let counted = reaches.all(|(rows, step)| super::counts(rows, step));
     let starts = [x.first, weight.first, first].map(|first| first * F::dtype().size());
     if !counted || starts.iter().any(|at| !at.is_multiple_of(16)) {
@@ -89,6 +113,7 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     let multiply = butterfly_runtime::Multiply {
         shape: shape.map(|n| n as u32),
         rows: steps.map(|n| n as u32),
+        gated,
     };
     let product = products.find(dtype)?;
     let Some(product) = product.filter(|product| product.takes(&multiply)) else {

@@ -16,6 +16,7 @@ pub use packed::Packed;
 pub use rows::Rows;
 pub use storage::{Part, Parts, Storage};
 
+use crate::Activation;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;
 use crate::inputs::{Inputs, Names, Outputs, with_rows};
@@ -44,11 +45,15 @@ pub struct Embed {
 }
 
 /// A linear layer: x […, K], then the tensors of each part of its weight → x weight^T […, N] in x's
-/// type, where N is the number of rows of all parts together.
+/// type or in f32, where N is the number of rows of all parts together; with a gate […, N / 2].
 #[derive(Clone, Debug)]
 pub struct Project {
     /// How the weight is stored.
     pub parts: Parts,
+    /// Whether the result is f32 whatever x is, that is, the sums as they are.
+    pub wide: bool,
+    /// The activation by which the first half of the results gates the second.
+    pub gate: Option<Activation>,
     /// Kernels for products of 16-bit floats on Hopper.
     pub products: Products,
 }
@@ -98,6 +103,8 @@ impl Project {
         let storage = Storage::Dense(dtype);
         Self {
             parts: [Part { storage, rows }].into(),
+            wide: false,
+            gate: None,
             products: Products::default(),
         }
     }
@@ -121,7 +128,19 @@ impl Project {
             at += part.names().len();
         }
         inputs.positive([("N", self.rows())])?;
-        Ok(vec![(with_rows(inputs.shape(0), self.rows()), dtype)])
+        let (rows, dtype) = match (self.wide, self.gate) {
+            (false, None) => (self.rows(), dtype),
+            (true, None) => (self.rows(), DType::F32),
+            (false, Some(_)) if self.rows().is_multiple_of(2) => (self.rows() / 2, dtype),
+            (false, Some(_)) => {
+                let what = format!("{} rows, of which half are gates", self.rows());
+                return Err(inputs.argument(what));
+            }
+            (true, Some(_)) => {
+                return Err(inputs.argument("a gate in f32, which has x's type".into()));
+            }
+        };
+        Ok(vec![(with_rows(inputs.shape(0), rows), dtype)])
     }
 
     /// Kernels count the words of packed weights, and what several parts write, with 32 bits; for

@@ -20,13 +20,16 @@ pub struct ReadyProduct {
     product: Product,
 }
 
-/// Sizes and row strides of `c = a b^T`, with a `[M, K]`, b `[N, K]` and c `[M, N]`.
+/// Sizes and row strides of `c = a b^T`, with a `[M, K]`, b `[N, K]` and c `[M, N]`, or of
+/// `c = silu(a b_0^T) * (a b_1^T)`, with b `[2 N, K]` of the halves `b_0` and `b_1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiply {
     /// M, N and K.
     pub shape: [u32; 3],
     /// Row strides of a, b and c, in elements.
     pub rows: [u32; 3],
+    /// Whether the first half of b's rows are gates of the second.
+    pub gated: bool,
 }
 
 impl ReadyProduct {
@@ -60,14 +63,18 @@ impl ReadyProduct {
     pub fn takes(&self, multiply: &Multiply) -> bool {
         let aligned = 16 / self.product.dtype.bytes();
         let small = multiply.shape.iter().all(|n| (1..1 << 30).contains(n));
-        let [m, n, _] = multiply.shape;
         let aligned = multiply.rows.iter().all(|row| row.is_multiple_of(aligned));
-        small && aligned && self.tiles(m, n) <= MOST_TILES
+        small && aligned && self.tiles(multiply) <= MOST_TILES
     }
 
     /// Number of tiles of c.
-    fn tiles(&self, m: u32, n: u32) -> u64 {
-        u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(self.product.n_tile))
+    fn tiles(&self, multiply: &Multiply) -> u64 {
+        let [m, n, _] = multiply.shape;
+        let columns = match multiply.gated {
+            true => self.product.n_tile / 2,
+            false => self.product.n_tile,
+        };
+        u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(columns))
     }
 
     /// Launches the product on the stream of `client`, without waiting for it.
@@ -90,13 +97,14 @@ impl ReadyProduct {
             });
         }
         let [m, n, k] = multiply.shape;
+        let b_rows = if multiply.gated { 2 * n } else { n };
         let bytes = |rows: u32, row: u32, columns: u32| {
             let elements = u64::from(rows - 1) * u64::from(row) + u64::from(columns);
             elements * u64::from(self.product.dtype.bytes())
         };
         let [a_row, b_row, c_row] = multiply.rows;
         long_enough("a", a.size_in_used(), bytes(m, a_row, k))?;
-        long_enough("b", b.size_in_used(), bytes(n, b_row, k))?;
+        long_enough("b", b.size_in_used(), bytes(b_rows, b_row, k))?;
         long_enough("c", c.size_in_used(), bytes(m, c_row, n))?;
         let map = |rows: u32, row: u32, tile: u32| Map {
             dtype: self.product.dtype,
@@ -108,14 +116,14 @@ impl ReadyProduct {
             tile: [1, 1, tile, self.product.k_tile],
         };
         let (m_tile, n_tile) = (self.product.m_tile, self.product.n_tile);
-        let maps = [map(m, a_row, m_tile), map(n, b_row, n_tile)];
+        let maps = [map(m, a_row, m_tile), map(b_rows, b_row, n_tile / 2)];
         let inputs = [a.clone(), b.clone()];
         let maps = R::tensor_maps(&maps, &inputs);
         let arguments = KernelArguments::new()
             .with_tensor_maps(maps)
             .with_buffers(vec![c.clone().binding()])
-            .with_info(by_value(&[m, n, k, c_row]));
-        let tiles = u32::try_from(self.tiles(m, n)).unwrap_or(u32::MAX);
+            .with_info(by_value(&[m, n, k, c_row, multiply.gated.into(), 0]));
+        let tiles = u32::try_from(self.tiles(multiply)).unwrap_or(u32::MAX);
         let processors = client.properties().hardware.num_streaming_multiprocessors;
         let grid = tiles.min(processors.unwrap_or(1).max(1));
         // SAFETY: every length was checked against the rows.

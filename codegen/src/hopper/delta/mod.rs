@@ -100,6 +100,7 @@ pub(crate) fn text(rule: &DeltaRule) -> String {
         source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
         source::STORES.to_string(),
+        source::SILU.to_string(),
         instruction("mma_rows", dtype, 64),
         register_instruction("mma_tokens", dtype, 64, false),
         register_instruction("mma_state", dtype, DeltaRule::HEAD_DIM, true),

@@ -3,8 +3,6 @@
 // The strides of rows by sequence and by token, in elements; the epsilon of the norm.
 struct alignas(8) Shape { long long row_batch; int tokens, chunks, row_token; float epsilon; };
 
-__device__ __forceinline__ float silu(float x) { return x * reciprocal_fast(1.0f + exp2_fast(-1.44269504f * x)); }
-
 // Loads 16 bytes at once, of memory that the kernel does not write.
 __device__ __forceinline__ void load_pieces(unsigned (&x)[4], const void* from) {
   asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"

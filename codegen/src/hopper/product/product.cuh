@@ -1,20 +1,28 @@
 // ---- Work: tiles of the output, in strips of rows (BAND) so that thread blocks share a and b ----
 
-struct alignas(8) Shape { int m, n, k, c_row; };
+// c is [m, n]. Without a gate b has n rows; with one it has 2 n, and row i gates row n + i.
+struct alignas(8) Shape { int m, n, k, c_row, gated; };
 struct Tile { int m, n; };
 
+// Columns of c in a tile. A tile has as many rows of b with a gate as without, of which half are gates.
+__device__ __forceinline__ int width_of(const Shape& shape) { return shape.gated ? N_TILE / 2 : N_TILE; }
+
+__device__ __forceinline__ int columns_of(const Shape& shape) {
+  return (shape.n + width_of(shape) - 1) / width_of(shape);
+}
+
 __device__ __forceinline__ int tiles_of(const Shape& shape) {
-  return (shape.m + M_TILE - 1) / M_TILE * ((shape.n + N_TILE - 1) / N_TILE);
+  return (shape.m + M_TILE - 1) / M_TILE * columns_of(shape);
 }
 
 __device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
   const int rows = (shape.m + M_TILE - 1) / M_TILE;
-  const int columns = (shape.n + N_TILE - 1) / N_TILE;
+  const int columns = columns_of(shape);
   const int band = index / (TILES_IN_A_BAND * columns);
   const int first = band * TILES_IN_A_BAND;
   const int height = min(TILES_IN_A_BAND, rows - first);
   const int within = index - band * TILES_IN_A_BAND * columns;
-  return {(first + within % height) * M_TILE, within / height * N_TILE};
+  return {(first + within % height) * M_TILE, within / height * width_of(shape)};
 }
 
 struct Ring {
@@ -37,6 +45,8 @@ struct Ring {
 
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const TensorMap* a_map,
                                         const TensorMap* b_map) {
+  // A tile of b is two boxes: neighbours, or gates and what they gate.
+  const int apart = shape.gated ? shape.n : N_TILE / 2;
   for (int i = blockIdx.x; i < tiles_of(shape); i += gridDim.x) {
     const Tile tile = tile_at(shape, i);
     for (int k = 0; k < shape.k; k += K_TILE) {
@@ -44,6 +54,7 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Ten
       barrier_expect(ring.full(), SLOT_BYTES);
       copy_box(ring.a(), a_map, ring.full(), k, tile.m, 0, 0);
       copy_box(ring.b(), b_map, ring.full(), k, tile.n, 0, 0);
+      copy_box(ring.b() + N_TILE / 2 * 128, b_map, ring.full(), k, tile.n + apart, 0, 0);
       ring.advance();
     }
   }
@@ -51,8 +62,11 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Ten
 
 // ---- Consumer: 64 rows of each tile ----
 
+// Multiplies the second half of the columns with the activation of the first, and stores that, or all columns.
+template <bool GATED>
 __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile, int consumer,
                                            const float (&c)[N_TILE / 2], Element* output) {
+  constexpr int WIDTH = GATED ? N_TILE / 2 : N_TILE;
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -61,12 +75,13 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile,
     Element* const to = output + static_cast<long long>(row) * shape.c_row;
     // 32 columns at a time, so that each lane has 16 consecutive bytes of its row.
 #pragma unroll
-    for (int j = 0; j < N_TILE / 32; ++j) {
+    for (int j = 0; j < WIDTH / 32; ++j) {
       unsigned x[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at = (j * 4 + i) * 4 + r * 2;
-        x[i] = pack(c[at], c[at + 1]);
+        x[i] = GATED ? pack(silu(c[at]) * c[N_TILE / 4 + at], silu(c[at + 1]) * c[N_TILE / 4 + at + 1])
+                     : pack(c[at], c[at + 1]);
       }
       transpose_quad(x, lane);
       const int column = tile.n + j * 32 + lane % 4 * 8;
@@ -112,7 +127,8 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, int consu
     }
     mma_wait<0>(c);
     release(before);
-    store_tile(shape, tile, consumer, c, output);
+    if (shape.gated) store_tile<true>(shape, tile, consumer, c, output);
+    else store_tile<false>(shape, tile, consumer, c, output);
   }
 }
 

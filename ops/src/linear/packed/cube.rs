@@ -178,6 +178,23 @@ impl<R: CubeRuntime> Weight<R> {
         out
     }
 
+    /// As [`unpacked`](Self::unpacked): `count` rows from each of two rows on, those of the second below the others.
+    pub(crate) fn unpacked_both<F: FloatElement>(
+        &self,
+        [first, second]: [usize; 2],
+        count: usize,
+    ) -> CubeTensor<R> {
+        let like = &self.tensors[0];
+        let half = count * self.columns;
+        let panel = empty(like, [Packed::PANEL.max(2 * half)], F::dtype());
+        for (from, at) in [(first, 0), (second, half)] {
+            let mut out = shaped(panel.clone(), [count, self.columns]);
+            out.handle = out.handle.offset_start((at * F::dtype().size()) as u64);
+            self.unpack::<F>(None, from, &out);
+        }
+        shaped(panel, [2 * count, self.columns])
+    }
+
     /// The rows that `ids`, integers of 32 or 64 bits, name, as a [count, K] tensor of `F`.
     pub(crate) fn picked<F: FloatElement>(&self, ids: &CubeTensor<R>) -> CubeTensor<R> {
         let shape = [ids.meta.num_elements(), self.columns];

@@ -1,0 +1,62 @@
+//! Products of which the first half gates the second, without a tensor of both.
+
+use super::{FEW, panel_rows};
+use crate::OperationError;
+use crate::cube::launch::{empty, shaped};
+use crate::linear::hopper::{Matrix, multiply_gated};
+use crate::linear::packed::cube::Weight;
+use crate::linear::{Project, Storage};
+use burn::tensor::TensorMetadata;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_runtime::Launches;
+
+/// The products of contiguous rows […, K] with a weight [2 N, K] of one part, silu of the first N times the last N, by
+/// a generated kernel. Of a packed weight, rows of both halves are unpacked together, a panel of them at a time.
+///
+/// `None` if that kernel does not take them, of which no part has been computed then.
+pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Project,
+    inputs: &[CubeTensor<R>],
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    let (x, tensors) = (&inputs[0], &inputs[1..]);
+    let mut shape = x.shape().to_vec();
+    let last = shape.len() - 1;
+    let (k, n) = (shape[last], op.rows() / 2);
+    shape[last] = n;
+    let m = x.meta.num_elements() / k;
+    let [part] = op.parts.as_ref() else {
+        return Ok(None);
+    };
+    if m <= FEW {
+        return Ok(None);
+    }
+    let x = shaped(x.clone(), [m, k]);
+    let multiply = |weight: &CubeTensor<R>, rows, column, y: &mut Option<CubeTensor<R>>| {
+        let made = || y.take().unwrap_or_else(|| empty(&x, [m, n], F::dtype()));
+        let factors = [&x, weight].map(Matrix::all);
+        let to = [column, n];
+        multiply_gated::<R, F>(factors, [m, rows, k], to, &op.products, made)
+    };
+    let mut y = None;
+    match part.storage {
+        Storage::Dense(_) => y = multiply(&tensors[0], n, 0, &mut y)?,
+        Storage::Packed(packed) => {
+            let weight = Weight {
+                packed,
+                columns: k,
+                tensors: tensors.to_vec(),
+            };
+            let panel = (panel_rows(k) / 2).max(1);
+            for first in (0..n).step_by(panel) {
+                let rows = panel.min(n - first);
+                let both = weight.unpacked_both::<F>([first, n + first], rows);
+                y = multiply(&both, rows, first, &mut y)?;
+                if y.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(y.map(|y| shaped(y, shape)))
+}
