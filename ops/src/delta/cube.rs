@@ -7,7 +7,8 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-use super::single::{self, Layout};
+use super::layout::Layout;
+use super::single;
 use super::token::{convolved, gated, keep, normalised, squared};
 use super::walk::{LANES, Shape, shared_bytes, walk};
 use crate::cube::launch::{array, dense_rows, empty, plane};

@@ -26,6 +26,8 @@ pub(crate) mod cube;
 pub(crate) mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod hopper;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod layout;
 mod rules;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod single;
