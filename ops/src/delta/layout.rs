@@ -10,6 +10,9 @@ const HELD: u32 = 128;
 /// Most elements of the state that a workgroup holds: half of the registers of an NVIDIA multiprocessor.
 const STATE: u32 = 32_768;
 
+/// Buffers of the kernel: its tensors, and the one with its parameters.
+const BUFFERS: u32 = 11;
+
 /// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Layout {
@@ -23,7 +26,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout with the most teams that a device takes; `None` for heads that are too large for the kernel.
+    /// The layout with the most teams that a device takes; `None` for heads that are too large for the kernel, and
+    /// for devices that bind too few buffers.
     pub(super) fn of(shape: Shape, hardware: &HardwareProperties) -> Option<Self> {
         let lanes = match shape.v_dim.is_multiple_of(LANES) {
             true => LANES,
@@ -47,9 +51,10 @@ impl Layout {
                 && layout.shared_bytes() <= hardware.max_shared_memory_size
         };
         let small = shape.k_dim.saturating_mul(shape.v_dim) <= STATE;
+        let bound = hardware.max_bindings >= BUFFERS;
         let bits = 0..=of_teams(1).classes().ilog2();
         let mut layouts = bits.rev().map(|bits| of_teams(1 << bits));
-        layouts.find(fits).filter(|_| small)
+        layouts.find(fits).filter(|_| small && bound)
     }
 
     /// Elements of the longer of the heads of k and v: so many units compute a head's convolution.
@@ -115,6 +120,7 @@ mod tests {
         hardware.max_cube_dim = (units, units, 64);
         hardware.max_units_per_cube = units;
         hardware.max_shared_memory_size = shared;
+        hardware.max_bindings = BUFFERS;
         let together = plane >= 8 && k_dim.is_multiple_of(32);
         let shape = Shape {
             k_heads: 1,
