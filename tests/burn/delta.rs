@@ -1,4 +1,6 @@
-//! The gated delta rule in chunks, on Hopper, against token by token on the CPU.
+//! The gated delta rule in chunks, on Hopper, against token by token on the CPU; and single tokens.
+
+mod single;
 
 use crate::Cuda;
 use crate::values::{floats, number, rounded};

@@ -2,8 +2,9 @@
 
 use ::cubecl::prelude::*;
 
-/// Sum over the `n` units of a workgroup, in a fixed order; uses sums over planes of `plane` units
-/// if `plane` is not 0. `shared` has room for `n` numbers.
+/// Sum over each `n` neighbouring units of a workgroup, in a fixed order; uses sums over planes of `plane` units
+/// if `plane` is not 0. `shared` has room for a number of each unit, and for `n` more if the last units are fewer
+/// than `n`, whose sum is any number. All units call this.
 #[cube]
 #[allow(clippy::manual_is_multiple_of)] // Kernels have operators and no methods.
 pub(crate) fn sum_of_units(
@@ -21,10 +22,11 @@ pub(crate) fn sum_of_units(
                 shared[(unit / plane) as usize] = within;
             }
             sync_cube();
+            let first = unit / n * planes;
             let mut sum = 0.0f32;
             #[unroll]
             for i in 0..planes {
-                sum += shared[i as usize];
+                sum += shared[(first + i) as usize];
             }
             sync_cube();
             sum
@@ -32,18 +34,19 @@ pub(crate) fn sum_of_units(
             within
         }
     } else {
+        let within = unit % n;
         shared[unit as usize] = value;
         sync_cube();
         let mut reach = comptime!(n.next_power_of_two() / 2).runtime();
         while reach > 0u32 {
-            if unit < reach && unit + reach < n {
+            if within < reach && within + reach < n {
                 let other = shared[(unit + reach) as usize];
                 shared[unit as usize] += other;
             }
             sync_cube();
             reach /= 2u32;
         }
-        let sum = shared[0];
+        let sum = shared[(unit - within) as usize];
         sync_cube();
         sum
     }

@@ -1,15 +1,18 @@
-//! The gated delta rule on devices: in chunks where `hopper.rs` takes it, else in three kernels:
-//! convolve and normalise all tokens (`mix`), walk the tokens in order with the state in registers
-//! (`walk.rs`), then norm and gate all tokens (`finish`).
+//! The gated delta rule on devices: in chunks where `hopper.rs` takes it, a single token in one kernel where
+//! `single.rs` takes it, else in three kernels: convolve and normalise all tokens (`mix`), walk the tokens in order
+//! with the state in registers (`walk.rs`), then norm and gate all tokens (`finish`).
 
 #![expect(
     clippy::cast_possible_truncation,
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
+use super::layout::Layout;
+use super::single;
+use super::token::{convolved, gated, keep, normalised, squared};
 use super::walk::{LANES, Shape, shared_bytes, walk};
 use crate::cube::launch::{array, dense_rows, empty, plane};
-use crate::cube::unit::{sigmoid, sum_of_units};
+use crate::cube::unit::sum_of_units;
 use crate::{Delta, OperationError};
 use ::cubecl::ir::HardwareProperties;
 use ::cubecl::prelude::*;
@@ -27,7 +30,7 @@ const PARTS: u32 = 8;
 /// for all of them.
 const EACH: u32 = 2;
 
-/// Checks that the kernels can be made for such heads on a device; else says why not.
+/// Checks that the kernels for any number of tokens can be made for such heads on a device; else says why not.
 pub(crate) fn takes(op: &Delta, hardware: &HardwareProperties) -> Result<(), String> {
     let lanes = LANES as usize;
     if !op.k_dim.is_multiple_of(lanes) || !op.channels().is_multiple_of(lanes) {
@@ -77,8 +80,7 @@ pub(crate) fn delta<R: CubeRuntime + Launches, F: FloatElement>(
     if let Some(outputs) = super::hopper::delta::<R, F>(op, &inputs)? {
         return Ok(outputs);
     }
-    let [rows, convolution, decay, bias, norm, last, state] = inputs;
-    let client = rows.client.clone();
+    let client = inputs[0].client.clone();
     let plane = plane(&client);
     let dim = op.k_dim as u32;
     let shared = plane >= PARTS && dim.is_multiple_of(LANES * PARTS);
@@ -94,6 +96,12 @@ pub(crate) fn delta<R: CubeRuntime + Launches, F: FloatElement>(
         columns: COLUMNS,
         plane,
     };
+    if tokens == 1
+        && let Some(layout) = Layout::of(shape, &client.properties().hardware)
+    {
+        return Ok(single::delta::<R, F>(op, &inputs, layout));
+    }
+    let [rows, convolution, decay, bias, norm, last, state] = inputs;
     let channels = op.channels();
     let values = op.v_heads * op.v_dim;
     let mixed = empty(&rows, [batch, tokens, channels], DType::F32);
@@ -173,9 +181,7 @@ fn mix<F: Float>(
     let k_dim = comptime!(shape.k_dim);
     let v_dim = comptime!(shape.v_dim);
     let k_heads = comptime!(shape.k_heads);
-    let taps = comptime!(shape.taps);
     let channels = comptime!(shape.channels());
-    let before = comptime!(shape.taps - 1);
     let mut shared = SharedMemory::<f32>::new(comptime!(shape.k_dim.max(shape.v_dim) as usize));
     let (token, head, sequence) = (CUBE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
     let is_v = head >= 2u32 * k_heads;
@@ -187,22 +193,18 @@ fn mix<F: Float>(
     }
     let unit = UNIT_POS;
     let channel = start + min(unit, dim - 1u32);
-    let mut sum = 0.0f32;
-    #[unroll]
-    for tap in 0..taps {
-        // The tap's token plus `taps - 1`, which is never negative.
-        let ahead = token + tap;
-        let weight = convolution[(tap * channels + channel) as usize];
-        if ahead >= before {
-            let at = sequence * row_batch + (ahead - before) * row_token + channel;
-            sum += weight * f32::cast_from(rows[at as usize]);
-        } else {
-            let at = (sequence * before + ahead) * channels + channel;
-            sum += weight * f32::cast_from(last[at as usize]);
-        }
-    }
-    let mut value = sum * sigmoid(sum);
-    let mut square = value * value;
+    let mut value = convolved(
+        rows,
+        convolution,
+        last,
+        channel,
+        token,
+        sequence,
+        row_batch,
+        row_token,
+        shape,
+    );
+    let mut square = squared(value);
     if unit >= dim {
         square = 0.0f32;
     }
@@ -213,27 +215,14 @@ fn mix<F: Float>(
         comptime!(shape.plane),
     );
     if !is_v {
-        value *= (square + comptime!(Delta::LENGTH_EPSILON).runtime()).inverse_sqrt();
-        if head < k_heads {
-            value *= comptime!(1.0 / (shape.k_dim as f32).sqrt()).runtime();
-        }
+        value = normalised(value, square, head < k_heads, shape);
     }
     if unit < dim {
         mixed[((sequence * tokens + token) * channels + channel) as usize] = value;
-        // The next call starts from the last `taps - 1` rows, which may include rows of earlier
-        // calls.
         if token == 0u32 {
-            #[unroll]
-            for row in 0..before {
-                let ahead = tokens + row;
-                let to = ((sequence * before + row) * channels + channel) as usize;
-                if ahead >= before {
-                    let at = sequence * row_batch + (ahead - before) * row_token + channel;
-                    kept[to] = rows[at as usize];
-                } else {
-                    kept[to] = last[((sequence * before + ahead) * channels + channel) as usize];
-                }
-            }
+            keep(
+                rows, last, kept, channel, tokens, sequence, row_batch, row_token, shape,
+            );
         }
     }
 }
@@ -257,13 +246,13 @@ fn finish<F: Float>(
     let (token, head, sequence) = (CUBE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
     let at = ((sequence * tokens + token) * comptime!(shape.v_heads) + head) * v_dim + UNIT_POS;
     let x = read[at as usize];
-    let square = sum_of_units(x * x, &mut shared, v_dim, comptime!(shape.plane));
-    let factor = (square / comptime!(v_dim as f32).runtime() + epsilon).inverse_sqrt();
+    let square = sum_of_units(squared(x), &mut shared, v_dim, comptime!(shape.plane));
     let z = sequence * row_batch
         + token * row_token
         + comptime!(shape.channels())
         + head * v_dim
         + UNIT_POS;
     let z = f32::cast_from(rows[z as usize]);
-    out[at as usize] = F::cast_from(x * factor * norm[UNIT_POS as usize] * z * sigmoid(z));
+    let weight = norm[UNIT_POS as usize];
+    out[at as usize] = F::cast_from(gated(x, square, weight, z, epsilon, shape));
 }

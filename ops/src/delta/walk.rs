@@ -5,7 +5,7 @@
 //! registers or, on devices with plane shuffles, a few neighbouring units share a few columns and
 //! sum by shuffles.
 
-use crate::cube::unit::sigmoid;
+use super::token::{change_of, gate, k_head_of, read_of, updated};
 use ::cubecl::prelude::*;
 
 /// Elements of a vector.
@@ -88,11 +88,7 @@ fn load_keys<N: Size>(
 ) {
     let vectors = comptime!(shape.k_dim / LANES);
     let channels = comptime!(shape.channels() / LANES);
-    let k_head = if comptime!(shape.tiled) {
-        head % comptime!(shape.k_heads)
-    } else {
-        head / comptime!(shape.v_heads / shape.k_heads)
-    };
+    let k_head = k_head_of(head, shape);
     #[unroll]
     for i in 0..comptime!(key_loads(&shape)) {
         let number = min(
@@ -138,31 +134,6 @@ fn load_value<N: Size>(
         select(lane == 0u32, vector[0], vector[1]),
         select(lane == 2u32, vector[2], vector[3]),
     )
-}
-
-/// One of a token's two gates: for `which` 0 the factor by which the state decays, for 1 beta, the
-/// factor on the update.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn load_gate<F: Float>(
-    rows: &Array<F>,
-    which: u32,
-    token: u32,
-    head: u32,
-    row_base: u32,
-    row_token: u32,
-    decay: f32,
-    bias: f32,
-    #[comptime] shape: Shape,
-) -> f32 {
-    let gates = row_base
-        + token * row_token
-        + comptime!(shape.channels() + shape.v_heads * shape.v_dim)
-        + head;
-    let a = f32::cast_from(rows[(gates + comptime!(shape.v_heads)) as usize]) + bias;
-    let step = select(a < 20.0f32, (1.0f32 + a.exp()).ln(), a);
-    let b = f32::cast_from(rows[gates as usize]);
-    select(which == 0u32, (decay * step).exp(), sigmoid(b))
 }
 
 /// Walks all tokens; a workgroup owns some columns of one head's state.
@@ -257,13 +228,12 @@ pub(super) fn walk<F: Float, N: Size>(
                     shape,
                 );
             }
-            coming_gate = load_gate(
+            let token = min(first + gate_token, last_token);
+            coming_gate = gate(
                 rows,
                 unit % 2u32,
-                min(first + gate_token, last_token),
+                row_base + token * row_token,
                 head,
-                row_base,
-                row_token,
                 decay,
                 bias,
                 shape,
@@ -289,12 +259,12 @@ pub(super) fn walk<F: Float, N: Size>(
                     let q = keys[at as usize];
                     let k = keys[(at + vectors) as usize];
                     own_keys[i as usize] = k;
-                    both += k * q;
+                    both = fma(k, q, both);
                     #[unroll]
                     for c in 0..each {
                         let row = memory[comptime!((c * owned + i) as usize)];
-                        by_k[c as usize] += row * k;
-                        by_q[c as usize] += row * q;
+                        by_k[c as usize] = fma(row, k, by_k[c as usize]);
+                        by_q[c as usize] = fma(row, q, by_q[c as usize]);
                     }
                 }
                 let both = sum_of_parts(both, shape);
@@ -305,18 +275,19 @@ pub(super) fn walk<F: Float, N: Size>(
                     let by_q = sum_of_parts(by_q[c as usize], shape);
                     let value =
                         values[(buffer * stage_values + token * columns + own + c) as usize];
-                    let change = learn * (value - forget * by_k);
+                    let change = change_of(value, by_k, forget, learn);
                     let change_all = Vector::<f32, N>::new(change);
                     #[unroll]
                     for i in 0..owned {
                         let at = comptime!((c * owned + i) as usize);
-                        memory[at] = memory[at] * forget_all + own_keys[i as usize] * change_all;
+                        memory[at] =
+                            updated(memory[at], forget_all, own_keys[i as usize], change_all);
                     }
                     let column = first_column + own + c;
                     if column < v_dim && part == 0u32 {
                         let row = sequence * tokens + before + token;
                         let to = (row * comptime!(shape.v_heads) + head) * v_dim + column;
-                        read[to as usize] = forget * by_q + both * change;
+                        read[to as usize] = read_of(by_q, both, forget, change);
                     }
                 }
             }
