@@ -1,11 +1,12 @@
 //! Feed-forward layers.
 
-use super::{PROJECTIONS, Projection, around, one, primitive};
+use super::{Projection, around, one, primitive};
 use crate::Profile;
 use crate::loader::Loader;
 use burn::prelude::*;
 use butterfly::ops::{Activation, Operation};
 use butterfly::{AttentionBackend, OperationError, Plan};
+use butterfly_ir::model::Part;
 
 /// A gated feed-forward layer: `down(activation(gate(x), up(x)))`.
 #[derive(Clone, Debug)]
@@ -44,11 +45,14 @@ impl<B: AttentionBackend> GatedMlp<B> {
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let inner = profile.part::<B, _>(PROJECTIONS, &device, || self.inner.forward(x, plan))?;
-        let gated = profile.part::<B, _>("gates", &device, || {
+        let inner =
+            profile.part::<B, _>(Part::Projections, &device, || self.inner.forward(x, plan))?;
+        let gated = profile.part::<B, _>(Part::Gates, &device, || {
             around::<B>(Operation::Gated(self.activation), vec![primitive(inner)])
         });
         let gated = one(gated?)?;
-        profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated, plan))
+        profile.part::<B, _>(Part::Projections, &device, || {
+            self.down.forward(gated, plan)
+        })
     }
 }
