@@ -15,7 +15,7 @@ pub(crate) const MEASURED: Target = Target::Cuda(Sm {
 });
 
 /// What is predicted for some calls of a model.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Predicted {
     pub(crate) parts: Vec<Entry>,
     /// The sum of all parts; `None` for a device that is not known.

@@ -4,10 +4,11 @@ use super::super::Place;
 use super::Work;
 use super::table::Row;
 use crate::failure::Failure;
+use crate::output;
 use crate::parts::{self, MEASURED, Predicted};
 use butterfly::AttentionBackend;
 use butterfly_compiler::card::{Card, Roof};
-use butterfly_compiler::parts::{Attending, Call, Device, Subject};
+use butterfly_compiler::parts::{Attending, Call, Device, PartsError, Subject};
 use butterfly_ir::Target;
 use butterfly_ir::model::{ModelConfig, Part};
 use butterfly_models::Policy;
@@ -68,13 +69,19 @@ impl Work<'_> {
             kv_len: tokens.saturating_add(1 + decoded / 2),
             ..Call::after_prompt(1, [tokens, capacity])
         };
+        // What was measured is shown also where it cannot be counted.
+        let none = |error: PartsError| {
+            output::note(format_args!("note: nothing is predicted: {error}"));
+            Predicted::default()
+        };
+        let prefill = parts::of_calls(&subject, prompt, on).unwrap_or_else(none);
         let decode = match decoded {
             0 => None,
-            _ => Some(parts::of_calls(&subject, once(token), on).map_err(Failure::bad)?),
+            _ => Some(parts::of_calls(&subject, once(token), on).unwrap_or_else(none)),
         };
         Ok(Predictions {
             roof: card.map(Card::roof),
-            prefill: parts::of_calls(&subject, prompt, on).map_err(Failure::bad)?,
+            prefill,
             decode,
         })
     }
