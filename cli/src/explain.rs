@@ -1,5 +1,7 @@
 //! `butterfly explain`: a layer before and after fusion, which kernel runs on each target and why,
-//! its work, and the predicted time of that work.
+//! its work, and the predicted time of that work; with `--model`, that of the whole model.
+
+mod whole;
 
 use crate::args::{Explain as Command, PhaseArg};
 use crate::failure::Failure;
@@ -49,6 +51,9 @@ struct Report {
     capacity: u32,
     /// Milliseconds of each pass.
     passes: Vec<(&'static str, f64)>,
+    /// All parts of the model, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<whole::Whole>,
 }
 
 #[derive(Serialize)]
@@ -167,6 +172,15 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
         proof: lowered.plan.proof.clone(),
         capacity: lowered.plan.capacity,
         passes: compile::milliseconds(&lowered.timings),
+        model: match command.model {
+            true => Some(whole::predict(
+                command,
+                (&model, &text),
+                (&parsed, &lowered),
+                kv_len,
+            )?),
+            false => None,
+        },
     };
     crate::print(json, &report, || print(&report))
 }
@@ -372,6 +386,7 @@ fn print(report: &Report) -> String {
         ),
     };
     report.targets.iter().for_each(|on| text += &target(on));
+    text += &report.model.as_ref().map_or_else(String::new, whole::text);
     text
 }
 

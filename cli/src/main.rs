@@ -31,6 +31,7 @@ mod model;
 mod output;
 #[cfg(feature = "models")]
 mod page;
+mod parts;
 mod prove;
 mod show;
 mod source;

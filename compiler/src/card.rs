@@ -2,7 +2,13 @@
 //!
 //! In:  a card and a kernel. Out: a [`Machine`], the rates that this kind of kernel reaches on the
 //! card. Memory bandwidth was measured for each card; the other rates were measured for each kind
-//! of kernel and hold for all cards of an architecture.
+//! of kernel and hold for all cards of an architecture. [`Roof`] is the most that a card can do; the kernels of a model
+//! around attention have the rates of `rates.rs`.
+
+mod rates;
+
+pub use rates::Roof;
+pub(crate) use rates::{GAP_SECONDS, rates};
 
 use crate::cost::{Machine, Pace};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Launch, Role, Sm, Target};

@@ -22,7 +22,7 @@ mod swapped;
 mod tests;
 
 pub use error::ConfigError;
-pub use packing::{ExpertWeights, expert_weights};
+pub use packing::{ExpertWeights, expert_weights, stored};
 pub use sizes::{linear, sizes};
 pub use swapped::swapped;
 

@@ -19,6 +19,7 @@ pub mod form;
 pub mod fuse;
 pub mod graph;
 pub mod lengths;
+pub mod parts;
 pub mod pipeline;
 pub mod plan;
 pub mod prove;

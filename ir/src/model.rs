@@ -7,10 +7,12 @@
 
 mod attention;
 mod experts;
+mod part;
 mod rotation;
 
 pub use attention::{AttentionShape, Form, KernelShape};
 pub use experts::{ExpertGroups, ExpertsShape, Router, Scores, SharedExpert};
+pub use part::Part;
 pub use rotation::{Rope, RopeScaling};
 
 use crate::{Dtype, Sparsity, build};

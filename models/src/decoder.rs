@@ -13,7 +13,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_compiler::family;
-use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes, Part};
 use std::ops::Range;
 
 /// The model from the embedding to the last norm; the output projection is not part of it.
@@ -212,12 +212,13 @@ impl<B: AttentionBackend> Decoder<B> {
                 (&device, DType::F32),
             )
         };
-        let usual = self.rotation.as_ref().map(rotation);
-        let windows = self.window_rotation.as_ref().map(rotation);
+        let [usual, windows] = profile.part::<B, _>(Part::Heads, &device, || {
+            [&self.rotation, &self.window_rotation].map(|of| of.as_ref().map(rotation))
+        });
         for i in layers {
             let layer = &self.layers[i];
             let normed;
-            (x, normed) = profile.part::<B, _>("norms", &device, || {
+            (x, normed) = profile.part::<B, _>(Part::Norms, &device, || {
                 self.join(x, pending.take(), &layer.before)
             })?;
             let mixed = match (&layer.mixer, &mut state.layers[i], &policy.layers[i]) {
@@ -238,12 +239,13 @@ impl<B: AttentionBackend> Decoder<B> {
                 _ => unreachable!("state and policy were made for this model"),
             };
             let normed;
-            (x, normed) = profile.part::<B, _>("norms", &device, || {
+            (x, normed) = profile.part::<B, _>(Part::Norms, &device, || {
                 let mixed = self.output(mixed, layer, 0)?;
                 add_norm(x, mixed, &layer.after, self.epsilon)
             })?;
             let fed = layer.feed.forward(normed, policy.plan(), &profile)?;
-            pending = Some(profile.part::<B, _>("norms", &device, || self.output(fed, layer, 1))?);
+            pending =
+                Some(profile.part::<B, _>(Part::Norms, &device, || self.output(fed, layer, 1))?);
         }
         Ok(Stream { x, pending })
     }

@@ -9,7 +9,7 @@ use crate::stream::Stream;
 use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::AttentionBackend;
-use butterfly_ir::model::{ModelConfig, ModelSizes};
+use butterfly_ir::model::{ModelConfig, ModelSizes, Part};
 use std::ops::Range;
 
 #[derive(Clone, Debug)]
@@ -165,6 +165,7 @@ impl<B: AttentionBackend> Gpt2<B> {
         policy: &Policy,
     ) -> Result<Stream<B>, ModelError> {
         let [_, tokens, _] = x.dims();
+        let device = x.device();
         let lengths = state.lengths(tokens)?;
         let profile = state.profile.clone();
         let dtype = self.dtype;
@@ -175,15 +176,27 @@ impl<B: AttentionBackend> Gpt2<B> {
             else {
                 unreachable!("state and policy were made for this model");
             };
-            let normed = layer.before.forward(x.clone(), dtype);
+            let normed = profile.part::<B, _>(Part::Norms, &device, || {
+                layer.before.forward(x.clone(), dtype)
+            });
             let mixed = layer
                 .attention
                 .forward(normed, cache, None, lengths, policy, &profile)?;
-            x = x + mixed.cast(DType::F32);
-            let normed = layer.after.forward(x.clone(), dtype);
+            let normed;
+            (x, normed) = profile.part::<B, _>(Part::Norms, &device, || {
+                let x = x + mixed.cast(DType::F32);
+                let normed = layer.after.forward(x.clone(), dtype);
+                (x, normed)
+            });
             let plan = Some(&policy.plan);
-            let inner = gelu(layer.up.forward(normed, plan)?);
-            x = x + layer.down.forward(inner, plan)?.cast(DType::F32);
+            let wide = profile.part::<B, _>(Part::Projections, &device, || {
+                layer.up.forward(normed, plan)
+            })?;
+            let inner = profile.part::<B, _>(Part::Gates, &device, || gelu(wide));
+            let fed = profile.part::<B, _>(Part::Projections, &device, || {
+                layer.down.forward(inner, plan)
+            })?;
+            x = profile.part::<B, _>(Part::Norms, &device, || x + fed.cast(DType::F32));
         }
         Ok(Stream { x, pending: None })
     }

@@ -5,6 +5,7 @@
 //! pass only compares names, shapes and types, so that no weights of a refused folder are read.
 
 mod floats;
+mod parts;
 mod sections;
 
 use crate::layers::Weight;
@@ -19,8 +20,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bytes, DType, Distribution};
 use butterfly::AttentionBackend;
 use butterfly::ops::{Packed, Part, Storage};
-use butterfly_ir::model::ModelSizes;
-use std::collections::HashSet;
+use butterfly_ir::model::{self, ModelSizes};
+use std::collections::{BTreeMap, HashSet};
 
 /// The names of the folder's tensors that the model does not use, sorted.
 pub type Unused = Vec<String>;
@@ -58,6 +59,10 @@ pub(crate) struct Loader<'a, B: Backend> {
     problems: Vec<String>,
     /// The memory of the weights so far.
     needed: Taken,
+    /// The part of the model that reads the weights which are loaded now.
+    part: model::Part,
+    /// Bytes and elements of the matrices of each part so far.
+    matrices: BTreeMap<model::Part, [u64; 2]>,
 }
 
 impl<'a, B: AttentionBackend> Loader<'a, B> {
@@ -78,6 +83,8 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             taken: HashSet::new(),
             problems: Vec::new(),
             needed: Taken::default(),
+            part: model::Part::Projections,
+            matrices: BTreeMap::new(),
         }
     }
 
@@ -149,8 +156,12 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     /// stores it, except that dense matrices get the model's element type. (Where that is f32 and
     /// tensors lie in the memory of the host, 16-bit floats stay what they are.)
     pub(crate) fn weight(&mut self, parts: &[(String, usize)], columns: usize) -> Weight<B> {
+        let before = self.needed;
+        let all: usize = parts.iter().map(|(_, rows)| rows).sum();
         if self.checkpoint.is_none() {
-            return self.random(parts.iter().map(|(_, rows)| rows).sum(), columns);
+            let weight = self.random(all, columns);
+            self.count(before, [all, columns]);
+            return weight;
         }
         let mut upload = Upload::new(columns, self.dtype, B::ON_HOST);
         for (name, rows) in parts {
@@ -165,6 +176,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             }
         }
         self.needed += upload.taken();
+        self.count(before, [all, columns]);
         Weight {
             parts: upload.parts().collect(),
             columns,
@@ -263,7 +275,9 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             .map(Checkpoint::embedding)
             .unwrap_or_default();
         let part = (format!("/{name}"), sizes.vocabulary as usize);
-        self.weight(&[part], sizes.hidden as usize)
+        self.of_part(model::Part::Embedding, |loader| {
+            loader.weight(&[part], sizes.hidden as usize)
+        })
     }
 
     /// A matrix of floats in the model's element type.

@@ -14,7 +14,8 @@ use burn::tensor::DType;
 use butterfly::ops::Packed;
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_compiler::family::{self, Layer};
-use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
+use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes, Part};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -118,6 +119,24 @@ impl<B: AttentionBackend> Model<B> {
         loader.finish().map(|_| taken)
     }
 
+    /// Bytes of an element of the matrices of each part of a model in element type `dtype`, scales included:
+    /// of a checkpoint or, without one, of random weights, packed as `packed` where their shapes allow it. The
+    /// output projection is not among them where the embedding stands for it.
+    ///
+    /// # Errors
+    /// [`ModelError::Layer`] for a family that does not run yet.
+    pub fn stored(
+        (checkpoint, packed): (Option<&Checkpoint>, Option<Packed>),
+        (config, sizes): (&ModelConfig, &ModelSizes),
+        dtype: Dtype,
+        device: &B::Device,
+    ) -> Result<BTreeMap<Part, f64>, ModelError> {
+        let loader = Loader::new(Pass::Check, checkpoint, device, dense(dtype));
+        let mut loader = loader.packed(packed);
+        Self::parts(&mut loader, config, sizes)?;
+        Ok(loader.element_bytes())
+    }
+
     /// A model with random weights of the shapes of a config, as returned by
     /// [`read_config`](crate::read_config).
     ///
@@ -171,7 +190,9 @@ impl<B: AttentionBackend> Model<B> {
             true => inner.embedding().clone(),
             false => {
                 let part = (format!("/{OUTPUT}"), sizes.vocabulary as usize);
-                loader.weight(&[part], sizes.hidden as usize)
+                loader.of_part(Part::OutputProjection, |loader| {
+                    loader.weight(&[part], sizes.hidden as usize)
+                })
             }
         };
         Ok((inner, head))
@@ -327,15 +348,16 @@ impl<B: AttentionBackend> Model<B> {
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
         let length = tokens.len() / state.batch;
-        let stream = self.embed(tokens, state)?;
+        let profile = state.profile.clone();
+        let stream =
+            profile.part::<B, _>(Part::Embedding, &self.device, || self.embed(tokens, state))?;
         let stream = self.through(0..self.config.layers.len(), stream, state, policy)?;
-        let hidden = self.finish(stream)?;
+        let hidden = profile.part::<B, _>(Part::Norms, &self.device, || self.finish(stream))?;
         let wanted = match logits {
             Logits::All => hidden,
             Logits::Last => hidden.narrow(1, length - 1, 1),
         };
-        let profile = state.profile.clone();
-        let logits = profile.part::<B, _>("output projection", &self.device, || {
+        let logits = profile.part::<B, _>(Part::OutputProjection, &self.device, || {
             self.logits_of(wanted, policy)
         })?;
         state.position += length;

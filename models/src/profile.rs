@@ -1,20 +1,22 @@
 //! Times of the parts of a model, and how tokens spread over experts.
 
 use burn::prelude::Backend;
+use butterfly_ir::model::Part;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Measures the seconds spent in each part of a model, such as norms or the output projection.
 ///
-/// The device is synchronised before and after each part, which itself takes time: the default
-/// profile is therefore off. Clones add to the same measurements.
+/// The device is synchronised before and after each part. What that takes while the device has nothing to do
+/// is not counted, but parts cannot overlap: the default profile is therefore off. Clones add to the same
+/// measurements.
 #[derive(Clone, Debug, Default)]
 pub struct Profile(Option<Arc<Mutex<Measured>>>);
 
 #[derive(Debug, Default)]
 struct Measured {
-    seconds: BTreeMap<&'static str, f64>,
+    seconds: BTreeMap<Part, f64>,
     loads: BTreeMap<usize, Vec<u64>>,
 }
 
@@ -25,7 +27,7 @@ impl Profile {
     }
 
     /// Seconds so far, by part; empty if the profile is off.
-    pub fn seconds(&self) -> BTreeMap<&'static str, f64> {
+    pub fn seconds(&self) -> BTreeMap<Part, f64> {
         self.measured(|measured| measured.seconds.clone())
     }
 
@@ -59,10 +61,10 @@ impl Profile {
         });
     }
 
-    /// Runs `f`, and adds its time to part `name` if the profile is on.
+    /// Runs `f`, and adds its time to `part` if the profile is on.
     pub(crate) fn part<B: Backend, T>(
         &self,
-        name: &'static str,
+        part: Part,
         device: &B::Device,
         f: impl FnOnce() -> T,
     ) -> T {
@@ -71,11 +73,14 @@ impl Profile {
         }
         // An error of the device is reported again when results are read.
         let _ = B::sync(device);
+        let idle = Instant::now();
+        let _ = B::sync(device);
+        let wait = idle.elapsed();
         let started = Instant::now();
         let result = f();
         let _ = B::sync(device);
-        let seconds = started.elapsed().as_secs_f64();
-        self.measured(|measured| *measured.seconds.entry(name).or_default() += seconds);
+        let seconds = started.elapsed().saturating_sub(wait).as_secs_f64();
+        self.measured(|measured| *measured.seconds.entry(part).or_default() += seconds);
         result
     }
 }

@@ -313,6 +313,31 @@ fn models_and_layers_are_measured() {
         assert!(row["prefill_tokens_per_second"].as_f64() > Some(0.0));
         assert!(row["decode_milliseconds"].as_f64() > Some(0.0));
         assert!(row["profile"]["linear attention"].as_f64() > Some(0.0));
+        assert!(row["decode_profile"]["projections"].as_f64() > Some(0.0));
+        // Each part that is measured is counted; for the CPU no times are predicted.
+        for (phase, seconds) in [("prefill", "profile"), ("decode", "decode_profile")] {
+            let counted = &row["predicted"][phase];
+            let parts = counted["parts"].as_array().expect("parts");
+            let names: Vec<_> = parts.iter().map(|part| part["part"].as_str()).collect();
+            let measured = row[seconds].as_object().expect("seconds");
+            let measured: Vec<_> = measured.keys().map(|name| Some(name.as_str())).collect();
+            assert_eq!(names, measured, "{phase}");
+            assert!(parts.iter().all(|part| part["bytes"].as_f64() > Some(0.0)));
+            assert!(counted["predicted_ms"].is_null());
+        }
+    }
+    // As text, a line for each part of prefill and decode.
+    let bench = ["bench", "model", "--random-weights", text(&config)];
+    let said = butterfly(&[&bench[..], &flags].concat());
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let lines = |start: &str| {
+        said.lines()
+            .filter(|line| line.trim().starts_with(start))
+            .count()
+    };
+    for start in ["prefill: ", "decode of a token: ", "linear attention "] {
+        let each = if start.starts_with("linear") { 2 } else { 1 };
+        assert_eq!(lines(start), 4 * each, "{start}:\n{said}");
     }
     // Other patterns and policies, in the same run.
     let dir = tempfile::tempdir().expect("folder");

@@ -268,6 +268,79 @@ fn explain_shows_both_graphs_and_every_target() {
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("[3, 7, 11"));
 }
 
+/// The whole model, part by part: counts are exact, times are those of the card.
+#[test]
+fn explain_predicts_the_whole_model() {
+    let args = ["explain", CONFIG, "--pattern", "causal", "--target", "cpu"];
+    let whole = ["--model", "--tokens", "8192", "--card", "h200"];
+    let report = object(&[&args[..], &whole, &["--json"]].concat());
+    let model = &report["model"];
+    assert_eq!(
+        (&model["tokens"], &model["chunk"]),
+        (&8192.into(), &8192.into())
+    );
+    let part = |phase: &str, name: &str| {
+        let parts = model[phase]["parts"].as_array().expect("parts").iter();
+        let found = parts.clone().find(|part| part["part"] == name);
+        found.unwrap_or_else(|| panic!("no {name}")).clone()
+    };
+    // 24 layers with linear and 8 with softmax attention: what goes in, what comes out; three matrices of
+    // each feed-forward layer.
+    let elements =
+        4096.0 * (24.0 * (12352.0 + 4096.0) + 8.0 * (10240.0 + 4096.0) + 32.0 * 3.0 * 12288.0);
+    let projections = part("prefill", "projections");
+    assert_eq!(projections["flop"].as_f64(), Some(2.0 * 8192.0 * elements));
+    assert_eq!(projections["kernels"], 32 * 4);
+    let decoded = part("decode", "projections")["bytes"]
+        .as_f64()
+        .expect("bytes");
+    assert!(
+        (2.0 * elements..2.01 * elements).contains(&decoded),
+        "{decoded}"
+    );
+    assert_eq!(part("decode", "gates")["kernels"], 32 + 8);
+    for phase in ["prefill", "decode"] {
+        let sum = |field: &str| {
+            let parts = model[phase]["parts"].as_array().expect("parts").iter();
+            parts.filter_map(|part| part[field].as_f64()).sum::<f64>()
+        };
+        let all = model[phase]["predicted_ms"].as_f64().expect("a time");
+        assert!((sum("predicted_ms") / all - 1.0).abs() < 1e-9);
+        assert!(sum("roofline_ms") < all);
+    }
+    // A prompt in chunks has the same products, but more logits.
+    let chunks = object(&[&args[..], &whole, &["--json", "--chunk", "2048"]].concat());
+    let of = |report: &serde_json::Value, name: &str| {
+        let parts = report["model"]["prefill"]["parts"]
+            .as_array()
+            .expect("parts");
+        let found = parts.iter().find(|part| part["part"] == name);
+        found.and_then(|part| part["flop"].as_f64()).expect("FLOP")
+    };
+    for (name, times) in [
+        ("projections", 1.0),
+        ("attention", 1.0),
+        ("output projection", 4.0),
+    ] {
+        assert_eq!(of(&chunks, name), times * of(&report, name), "{name}");
+    }
+    let text = butterfly(&[&args[..], &whole].concat());
+    let text = String::from_utf8(text.stdout).expect("utf-8");
+    let line = |start: &str| {
+        let found = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(start));
+        found
+            .unwrap_or_else(|| panic!("{start}:\n{text}"))
+            .to_string()
+    };
+    assert!(line("the whole model in bf16, on NVIDIA H200").contains("989 TFLOP/s"));
+    assert!(line("output projection").contains("2.034"), "{text}");
+    assert!(line("linear attention").contains(">= "), "{text}");
+    let none = object(&[&args[..], &["--json"]].concat());
+    assert!(none.get("model").is_none());
+}
+
 /// Decode is bound by memory, whose bandwidth differs between cards.
 #[test]
 fn explain_predicts_for_a_card() {

@@ -330,8 +330,15 @@ pub(crate) struct Explain {
     #[arg(long, value_enum, default_value = "prefill")]
     pub(crate) phase: PhaseArg,
     /// Number of tokens [default: 32768, or what the model takes if that is less].
-    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    #[arg(long, visible_alias = "tokens", value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub(crate) seq_len: Option<u32>,
+    /// Also predict the whole model, part by part: a prompt of that many tokens, and the token after it.
+    #[arg(long)]
+    pub(crate) model: bool,
+    /// Tokens of a prompt that the model takes at once.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192, requires = "model",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub(crate) chunk: u32,
     /// Number of sequences.
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(crate) batch: u32,

@@ -177,7 +177,7 @@ pub(crate) struct Measure {
     /// Leave out dense attention.
     #[arg(long)]
     pub(crate) no_dense: bool,
-    /// Also say what each part of a layer takes, with a wait after each.
+    /// Also say what each part of the model takes, with a wait after each, beside what is predicted.
     #[arg(long)]
     pub(crate) profile: bool,
 }

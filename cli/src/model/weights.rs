@@ -4,8 +4,9 @@ use super::Place;
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
 use butterfly::ops::Packed;
-use butterfly_ir::model::{ModelConfig, ModelSizes};
+use butterfly_ir::model::{ModelConfig, ModelSizes, Part};
 use butterfly_models::{Checkpoint, Model, Taken};
+use std::collections::BTreeMap;
 
 /// Where weights come from.
 #[derive(Debug)]
@@ -44,6 +45,19 @@ impl Weights {
             Self::Random { packed, .. } => Model::<B>::taken(config, sizes, *packed, dtype, device),
         }
         .map_err(Failure::bad)
+    }
+
+    /// Bytes of an element of the matrices of each part of the model.
+    pub(super) fn stored<B: AttentionBackend>(
+        &self,
+        shapes: (&ModelConfig, &ModelSizes),
+        place: &Place<B>,
+    ) -> Result<BTreeMap<Part, f64>, Failure> {
+        let stored = match self {
+            Self::Stored(checkpoint) => (Some(checkpoint.as_ref()), None),
+            Self::Random { packed, .. } => (None, *packed),
+        };
+        Model::<B>::stored(stored, shapes, place.dtype, &place.device).map_err(Failure::bad)
     }
 
     /// The model with these weights, for which there is room.

@@ -1,11 +1,12 @@
-//! The weights of experts, as far as a config tells how they are stored.
+//! How weights are stored, as far as a config tells.
 
 use super::fields::Fields;
 use super::{ConfigError, parse, text_model};
 use crate::family;
-use butterfly_ir::model::ModelConfig;
+use butterfly_ir::model::{ModelConfig, Part};
 use butterfly_ir::{Dtype, GroupedFormat};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// The weights of a model's experts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,18 +49,47 @@ pub fn expert_weights(
     }))
 }
 
+/// Bytes of an element of the matrices of the parts of `model` that its config says are packed, scales included;
+/// others have the model's own type. Checkpoints may differ in single tensors.
+///
+/// `file` names the config in messages, `json` is its text. Packings that are not known say nothing.
+///
+/// # Errors
+/// [`ConfigError`] for a config that is not read.
+pub fn stored(
+    file: &str,
+    json: &str,
+    model: &ModelConfig,
+) -> Result<BTreeMap<Part, f64>, ConfigError> {
+    let value = parse(file, json)?;
+    let (config, top) = text_model(file, &value)?;
+    let all = |parts: &[Part], bytes: f64| -> BTreeMap<Part, f64> {
+        parts.iter().map(|part| (*part, bytes)).collect()
+    };
+    let layers = [Part::Experts, Part::Projections];
+    if let Some(settings) = top.get("quantization").filter(|value| value.is_object()) {
+        let number = |name: &str| settings[name].as_f64().filter(|number| *number > 0.0);
+        let (Some(bits), Some(group)) = (number("bits"), number("group_size")) else {
+            return Ok(BTreeMap::new());
+        };
+        let scales = 2.0 * f64::from(model.dtype.bytes()) / group;
+        let ends = [Part::Embedding, Part::OutputProjection];
+        return Ok(all(&[ends, layers].concat(), bits / 8.0 + scales));
+    }
+    Ok(match method(&config, &top) {
+        Some("mxfp4") => all(&layers[..1], 17.0 / 32.0),
+        // A factor of a square of 128 rows and columns takes next to nothing.
+        Some("fp8") => all(&layers, 1.0),
+        Some(_) | None => BTreeMap::new(),
+    })
+}
+
 /// The formats of `quantization` (MLX) or of `quantization_config` (transformers); dense weights without either.
 fn formats(config: &Fields<'_>, top: &Fields<'_>, dtype: Dtype) -> Vec<GroupedFormat> {
     if let Some(settings) = top.get("quantization").filter(|value| value.is_object()) {
         return affine4(settings, dtype).into_iter().collect();
     }
-    // Multimodal models keep it beside the settings of their text model, or among them.
-    let settings = [top, config].map(|part| part.get("quantization_config"));
-    let method = settings
-        .into_iter()
-        .flatten()
-        .find_map(|settings| settings["quant_method"].as_str());
-    match method {
+    match method(config, top) {
         None => vec![GroupedFormat::Dense],
         Some("mxfp4") => vec![GroupedFormat::Microscaled],
         Some("fp8") => [Dtype::F32, Dtype::Bf16]
@@ -67,6 +97,14 @@ fn formats(config: &Fields<'_>, top: &Fields<'_>, dtype: Dtype) -> Vec<GroupedFo
             .to_vec(),
         Some(_) => Vec::new(),
     }
+}
+
+/// The packing that `quantization_config` names.
+fn method<'a>(config: &Fields<'a>, top: &Fields<'a>) -> Option<&'a str> {
+    // Multimodal models keep it beside the settings of their text model, or among them.
+    let settings = [top, config].map(|part| part.get("quantization_config"));
+    let mut settings = settings.into_iter().flatten();
+    settings.find_map(|settings| settings["quant_method"].as_str())
 }
 
 /// MLX's integers of 4 bits, whose scales have the type that the weights had.

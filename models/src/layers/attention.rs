@@ -1,7 +1,7 @@
 //! Softmax attention layers: projections, norms, rotation, cache, attention, gate.
 
 use super::program::{Program, Step};
-use super::{PROJECTIONS, Projection, around, one, primitive};
+use super::{Projection, around, one, primitive};
 use crate::loader::Loader;
 use crate::policy::LayerPolicy;
 use crate::state::{LayerState, Lengths};
@@ -11,7 +11,7 @@ use burn::tensor::DType;
 use butterfly::ops::Operation;
 use butterfly::{AttentionBackend, Call, KvCache};
 use butterfly_compiler::family;
-use butterfly_ir::model::ModelConfig;
+use butterfly_ir::model::{ModelConfig, Part};
 
 /// A softmax attention layer: a program, and the weights that its steps read.
 #[derive(Clone, Debug)]
@@ -105,7 +105,8 @@ impl<B: AttentionBackend> Attention<B> {
         let [batch, tokens, _] = x.dims();
         let device = x.device();
         let plan = Some(&policy.plan);
-        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
+        let rows =
+            profile.part::<B, _>(Part::Projections, &device, || self.rows.forward(x, plan))?;
         let width = self.program.q_heads * self.program.head_dim;
         // The value that one step hands to the next: q, then o.
         let (mut q, mut o): (Option<Tensor<B, 4>>, Option<Tensor<B, 3>>) = (None, None);
@@ -114,7 +115,7 @@ impl<B: AttentionBackend> Attention<B> {
             match step {
                 Step::Heads(append) => {
                     let inputs = [rows.clone(), rows.clone(), rows.clone()];
-                    let heads = profile.part::<B, _>("heads and cache", &device, || {
+                    let heads = profile.part::<B, _>(Part::Heads, &device, || {
                         cache.append(inputs, self.norms.as_ref(), rotation, append.clone())
                     })?;
                     q = Some(heads);
@@ -126,7 +127,7 @@ impl<B: AttentionBackend> Attention<B> {
                         sinks: self.sinks.clone(),
                         ..call(policy, lengths, *scale)
                     };
-                    let heads = profile.part::<B, _>("attention", &device, || {
+                    let heads = profile.part::<B, _>(Part::Attention, &device, || {
                         cache.attend(q, &policy.plan, &call)
                     })?;
                     o = Some(heads.swap_dims(1, 2).reshape([batch, tokens, width]));
@@ -134,15 +135,14 @@ impl<B: AttentionBackend> Attention<B> {
                 Step::Gate(gate) => {
                     let operation = Operation::GateOutput(*gate);
                     let inputs = vec![primitive(o.take().expect(lost)), primitive(rows.clone())];
-                    o =
-                        Some(profile.part::<B, _>("gates", &device, || {
-                            one(around::<B>(operation, inputs)?)
-                        })?);
+                    o = Some(profile.part::<B, _>(Part::Gates, &device, || {
+                        one(around::<B>(operation, inputs)?)
+                    })?);
                 }
             }
         }
         let o = o.expect(lost);
-        Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
+        Ok(profile.part::<B, _>(Part::Projections, &device, || self.output.forward(o, plan))?)
     }
 }
 

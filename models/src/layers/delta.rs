@@ -1,6 +1,6 @@
 //! Linear attention: the gated delta rule with its projections.
 
-use super::{PROJECTIONS, Projection, around, float, primitive};
+use super::{Projection, around, float, primitive};
 use crate::Profile;
 use crate::loader::Loader;
 use crate::state::{LayerState, LinearState};
@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::ops::{Delta, Operation};
 use butterfly::{AttentionBackend, OperationError, Plan};
-use butterfly_ir::model::LinearShape;
+use butterfly_ir::model::{LinearShape, Part};
 
 /// A linear attention layer: the gated delta rule with its projections.
 #[derive(Clone, Debug)]
@@ -82,7 +82,8 @@ impl<B: AttentionBackend> LinearAttention<B> {
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
+        let rows =
+            profile.part::<B, _>(Part::Projections, &device, || self.rows.forward(x, plan))?;
         let inputs = vec![
             primitive(rows),
             primitive(self.convolution.clone()),
@@ -96,7 +97,7 @@ impl<B: AttentionBackend> LinearAttention<B> {
             rules: plan.map(Plan::delta_rules).unwrap_or_default(),
             ..self.op.clone()
         };
-        let outputs = profile.part::<B, _>("linear attention", &device, || {
+        let outputs = profile.part::<B, _>(Part::LinearAttention, &device, || {
             around::<B>(Operation::Delta(op), inputs)
         })?;
         let mut outputs = outputs.into_iter();
@@ -104,6 +105,6 @@ impl<B: AttentionBackend> LinearAttention<B> {
         let y = float(next());
         state.rows = float(next());
         state.memory = float(next());
-        profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(y, plan))
+        profile.part::<B, _>(Part::Projections, &device, || self.output.forward(y, plan))
     }
 }

@@ -1,6 +1,6 @@
 //! Feed-forward layers of experts.
 
-use super::{GatedMlp, PROJECTIONS, Projection, activation, around, float, one, primitive};
+use super::{GatedMlp, Projection, activation, around, float, one, primitive};
 use crate::Profile;
 use crate::loader::{Loader, Matrix};
 use burn::prelude::*;
@@ -8,7 +8,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::ops::FloatTensor;
 use butterfly::ops::{Activation, Experts as Operands, Operation, Route, Sections};
 use butterfly::{AttentionBackend, OperationError, Plan};
-use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes};
+use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes, Part};
 
 /// A router, its experts, and the expert that computes for every token.
 #[derive(Clone, Debug)]
@@ -62,18 +62,19 @@ impl<B: AttentionBackend> Experts<B> {
             false => format!("{at}.gate"),
         };
         let bias = |loader: &mut Loader<'_, B>| loader.bias(&[(format!("{gate}.bias"), count)]);
-        let router = Projection {
+        let router = loader.of_part(Part::Router, |loader| Projection {
             weight: loader.wide_weight((format!("{gate}.weight"), count), hidden),
             bias: clamped.then(|| loader.in_f32(bias)),
-        };
+        });
         let bias = shape.router.biased.then(|| {
             let name = format!("{gate}.e_score_correction_bias");
             loader.norm(&name, count, 0.0)
         });
-        let (inner, outer) = match clamped && loader.has(&format!("{at}.experts.gate_up_proj")) {
+        let whole = clamped && loader.has(&format!("{at}.experts.gate_up_proj"));
+        let (inner, outer) = loader.of_part(Part::Experts, |loader| match whole {
             true => transposed(loader, at, shape, hidden),
             false => weights(loader, at, shape, hidden),
-        };
+        });
         // Where they are tensors of their own, gate and up lie side by side.
         let separate = loader.has(&format!("{at}.experts.gate_proj.bias"));
         let biases = clamped.then(|| biases(loader, at, shape, hidden, separate));
@@ -125,7 +126,7 @@ impl<B: AttentionBackend> Experts<B> {
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let choice = profile.part::<B, _>("router", &device, || {
+        let choice = profile.part::<B, _>(Part::Router, &device, || {
             let logits = self.router.forward_wide(x.clone())?;
             let bias = self.bias.iter().cloned().map(primitive);
             let inputs = [primitive(logits)].into_iter().chain(bias);
@@ -136,7 +137,7 @@ impl<B: AttentionBackend> Experts<B> {
             let ids = ids.into_data().to_vec::<i32>();
             profile.chose(self.layer, self.count, &ids.unwrap_or_default());
         }
-        let routed = profile.part::<B, _>("experts", &device, || {
+        let routed = profile.part::<B, _>(Part::Experts, &device, || {
             let operation = Operation::Experts(Operands {
                 count: self.count,
                 inner: self.inner.sections.clone(),
@@ -159,11 +160,12 @@ impl<B: AttentionBackend> Experts<B> {
         let shared = match gate {
             None => shared,
             Some(gate) => {
-                let gate = profile.part::<B, _>(PROJECTIONS, &device, || gate.forward(x, None))?;
-                shared * sigmoid(gate)
+                let gate =
+                    profile.part::<B, _>(Part::Projections, &device, || gate.forward(x, None))?;
+                profile.part::<B, _>(Part::Gates, &device, || shared * sigmoid(gate))
             }
         };
-        Ok(profile.part::<B, _>("gates", &device, || routed + shared))
+        Ok(profile.part::<B, _>(Part::Gates, &device, || routed + shared))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Feed-forward layers.
 
-use super::{PROJECTIONS, Projection, Weight};
+use super::{Projection, Weight};
 use crate::Profile;
 use crate::loader::Loader;
 use burn::prelude::*;
 use butterfly::ops::Activation;
 use butterfly::{AttentionBackend, OperationError, Plan};
+use butterfly_ir::model::Part;
 
 /// A gated feed-forward layer: `down(activation(gate(x), up(x)))`.
 #[derive(Clone, Debug)]
@@ -44,9 +45,11 @@ impl<B: AttentionBackend> GatedMlp<B> {
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
-        let gated = profile.part::<B, _>(PROJECTIONS, &device, || {
+        let gated = profile.part::<B, _>(Part::Projections, &device, || {
             self.inner.times_gated(x, self.activation, plan)
         })?;
-        profile.part::<B, _>(PROJECTIONS, &device, || self.down.forward(gated, plan))
+        profile.part::<B, _>(Part::Projections, &device, || {
+            self.down.forward(gated, plan)
+        })
     }
 }

@@ -96,6 +96,3 @@ fn one<B: Backend, const D: usize>(
     let output = outputs.into_iter().next();
     Ok(float(output.expect("one output")))
 }
-
-/// The name under which a profile counts matrix products.
-const PROJECTIONS: &str = "projections";

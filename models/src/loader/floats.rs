@@ -103,5 +103,7 @@ impl<B: AttentionBackend> Loader<'_, B> {
             allocated: bytes,
             ..Taken::default()
         };
+        let elements = (rows as u64).saturating_mul(columns as u64);
+        self.matrices.insert(self.part, [bytes, elements]);
     }
 }

@@ -18,8 +18,11 @@ impl<B: AttentionBackend> Loader<'_, B> {
         columns: usize,
     ) -> Option<(Section, Vec<FloatTensor<B>>)> {
         let rows = experts.first()?.rows;
+        let before = self.needed;
         if self.checkpoint.is_none() {
-            return Some(self.random_section(experts.len(), [rows, columns]));
+            let section = self.random_section(experts.len(), [rows, columns]);
+            self.count(before, [rows * experts.len(), columns]);
+            return Some(section);
         }
         let mut found = Vec::new();
         for matrix in experts {
@@ -48,6 +51,7 @@ impl<B: AttentionBackend> Loader<'_, B> {
             None => (found.into_iter()).for_each(|one| upload.add_joined(vec![one], rows)),
         }
         self.needed += upload.taken();
+        self.count(before, [all, columns]);
         let section = Section {
             storage,
             rows,
@@ -66,7 +70,9 @@ impl<B: AttentionBackend> Loader<'_, B> {
         let size = self.dtype.size();
         let bytes = [experts, rows, columns, size];
         let bytes = (bytes.iter()).fold(1u64, |all, n| all.saturating_mul(*n as u64));
+        let before = self.needed;
         self.needed.allocated = self.needed.allocated.saturating_add(bytes);
+        self.count(before, all);
         let mut stored = Vec::new();
         self.read(name, &[experts, columns, rows], self.dtype, &mut stored);
         let mut turned = vec![0; stored.len()];

@@ -4,7 +4,7 @@
 pub(crate) mod program;
 
 use super::attention::call;
-use super::{PROJECTIONS, Projection, Weight, around, float, one, primitive};
+use super::{Projection, Weight, around, float, one, primitive};
 use crate::loader::Loader;
 use crate::policy::LayerPolicy;
 use crate::state::{LayerState, Lengths};
@@ -15,7 +15,7 @@ use butterfly::ops::{Absorb, Expand, Operation, Unabsorb, Up};
 use butterfly::{AttentionBackend, Call, DECODE_QUERIES, KvCache, OperationError, attention};
 use butterfly_compiler::form;
 use butterfly_ir::Phase;
-use butterfly_ir::model::{AttentionShape, Form, ModelConfig};
+use butterfly_ir::model::{AttentionShape, Form, ModelConfig, Part};
 use program::{Program, Sizes, Step};
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ impl<B: AttentionBackend> LatentAttention<B> {
         let norms =
             norms.map(|(name, rank)| loader.norm(&format!("{at}.{name}.weight"), rank, 0.0));
         let norms = norms.collect();
-        let weight = up_weight(loader, at, sizes.up);
+        let weight = loader.of_part(Part::Latents, |loader| up_weight(loader, at, sizes.up));
         let width = sizes.up.heads * sizes.up.v;
         let output = Projection {
             weight: loader.weight(&[(format!("{at}.o_proj.weight"), hidden)], width),
@@ -161,7 +161,8 @@ impl<B: AttentionBackend> LatentAttention<B> {
         let device = x.device();
         let plan = Some(&policy.plan);
         let program = (self.programs).of_call(tokens, cache.kept() + tokens, policy);
-        let rows = profile.part::<B, _>(PROJECTIONS, &device, || self.rows.forward(x, plan))?;
+        let rows =
+            profile.part::<B, _>(Part::Projections, &device, || self.rows.forward(x, plan))?;
         // What one step hands to the next: the latent of q or all its heads, then heads of q or o, beside them
         // keys and values, then o in the order of tokens.
         let mut latent: Option<Tensor<B, 3>> = None;
@@ -172,14 +173,15 @@ impl<B: AttentionBackend> LatentAttention<B> {
         for step in &program.steps {
             match step {
                 Step::Latents(latents) => {
-                    latent = profile.part::<B, _>("heads and cache", &device, || {
+                    latent = profile.part::<B, _>(Part::Heads, &device, || {
                         cache.append_latents(rows.clone(), &self.norms, rotation, latents.clone())
                     })?;
                 }
                 Step::Up => {
                     let x = latent.take().expect(lost);
                     let up = self.up.as_ref().expect(lost);
-                    let q = profile.part::<B, _>(PROJECTIONS, &device, || up.forward(x, plan))?;
+                    let q =
+                        profile.part::<B, _>(Part::Projections, &device, || up.forward(x, plan))?;
                     latent = Some(q);
                 }
                 Step::Absorb(absorb) => {
@@ -192,7 +194,7 @@ impl<B: AttentionBackend> LatentAttention<B> {
                         products: policy.plan.products(),
                         ..absorb.clone()
                     });
-                    heads = Some(profile.part::<B, _>("latents", &device, || {
+                    heads = Some(profile.part::<B, _>(Part::Latents, &device, || {
                         one(around::<B>(operation, inputs)?)
                     })?);
                 }
@@ -201,12 +203,12 @@ impl<B: AttentionBackend> LatentAttention<B> {
                     let rotation = rotation.map(|rotation| primitive(rotation.clone()));
                     let inputs = [primitive(q)].into_iter().chain(rotation).collect();
                     let operation = Operation::Rotate(rotate.clone());
-                    heads = Some(profile.part::<B, _>("heads and cache", &device, || {
+                    heads = Some(profile.part::<B, _>(Part::Heads, &device, || {
                         one(around::<B>(operation, inputs)?)
                     })?);
                 }
                 Step::Expand(expand) => {
-                    keys = Some(profile.part::<B, _>("latents", &device, || {
+                    keys = Some(profile.part::<B, _>(Part::Latents, &device, || {
                         self.expanded(expand, cache, policy)
                     })?);
                 }
@@ -217,10 +219,13 @@ impl<B: AttentionBackend> LatentAttention<B> {
                         ..call(policy, lengths, *scale)
                     };
                     let keys = keys.take();
-                    heads = Some(profile.part::<B, _>("attention", &device, || match keys {
-                        None => cache.attend(q, &policy.plan, &call),
-                        Some([k, v]) => attention(q, k, v, &policy.plan, &call),
-                    })?);
+                    heads =
+                        Some(
+                            profile.part::<B, _>(Part::Attention, &device, || match keys {
+                                None => cache.attend(q, &policy.plan, &call),
+                                Some([k, v]) => attention(q, k, v, &policy.plan, &call),
+                            })?,
+                        );
                 }
                 Step::Unabsorb(unabsorb) => {
                     let heads = heads.take().expect(lost);
@@ -230,7 +235,7 @@ impl<B: AttentionBackend> LatentAttention<B> {
                         products: policy.plan.products(),
                         ..unabsorb.clone()
                     });
-                    o = Some(profile.part::<B, _>("latents", &device, || {
+                    o = Some(profile.part::<B, _>(Part::Latents, &device, || {
                         one(around::<B>(operation, inputs)?)
                     })?);
                 }
@@ -239,7 +244,7 @@ impl<B: AttentionBackend> LatentAttention<B> {
         let width = self.programs.sizes.up.heads * self.programs.sizes.up.v;
         let in_order = |heads: Tensor<B, 4>| heads.swap_dims(1, 2).reshape([batch, tokens, width]);
         let o = o.or_else(|| heads.map(in_order)).expect(lost);
-        Ok(profile.part::<B, _>(PROJECTIONS, &device, || self.output.forward(o, plan))?)
+        Ok(profile.part::<B, _>(Part::Projections, &device, || self.output.forward(o, plan))?)
     }
 
     /// Keys and values of all heads, [B, heads, room, ...] each, from the latents of all tokens in the cache.

@@ -1,63 +1,21 @@
 //! `butterfly bench model` and `bench layer`: prefill and decode, dense beside a pattern.
 
+mod profile;
+mod row;
+mod table;
+
 use super::finite::{self, Watch};
-use super::memory::Use;
 use super::weights::Weights;
 use super::{Place, Setting, Sparse, Task, chunk_of, open, policy, report, run_on, sparse, sync};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
-use butterfly_ir::Dtype;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
-use butterfly_models::{
-    Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, read_config, read_packing,
-};
-use serde::Serialize;
-use std::collections::BTreeMap;
+use butterfly_models::{Extent, Footprint, Model, Policy, read_config, read_packing};
 use std::path::Path;
 use std::time::Instant;
-
-#[derive(Serialize)]
-struct Report {
-    device: &'static str,
-    device_name: String,
-    dtype: Dtype,
-    model: String,
-    random_weights: bool,
-    chunk: u32,
-    load_seconds: f64,
-    /// Bytes that the weights take on the device.
-    weights_bytes: Option<u64>,
-    rows: Vec<Row>,
-    /// What is wrong with the logits, if not all are finite.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    not_finite: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Row {
-    /// `dense`, `butterfly`, or what `--also` names.
-    attention: String,
-    prompt_tokens: usize,
-    prefill_seconds: f64,
-    prefill_tokens_per_second: f64,
-    /// Prefill and the choice of one token.
-    first_token_seconds: f64,
-    decode_milliseconds: Option<f64>,
-    decode_tokens_per_second: Option<f64>,
-    #[serde(flatten)]
-    memory: Use,
-    /// Bytes of the KV cache, computed from its shape.
-    cache_bytes: u64,
-    /// Seconds of prefill by part, if asked for.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    profile: BTreeMap<&'static str, f64>,
-    /// How often each expert was chosen in this prefill, by layer, if asked for.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    expert_load: BTreeMap<usize, Vec<u64>>,
-    layers: Vec<report::LayerReport>,
-}
+use table::{Report, text};
 
 /// `bench model`.
 pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
@@ -221,61 +179,6 @@ fn bench(
     finite::check(report.not_finite)
 }
 
-fn text(report: &Report) -> String {
-    let gigabytes = |bytes: Option<u64>| {
-        bytes.map_or_else(
-            || "-".to_string(),
-            |bytes| format!("{:.2}", bytes as f64 / 1e9),
-        )
-    };
-    let mut text = format!(
-        "{} in {} on {} ({}), chunks of {}; weights {} GB, loaded in {:.1} s\n",
-        report.model,
-        report.dtype.name(),
-        report.device,
-        report.device_name,
-        report.chunk,
-        gigabytes(report.weights_bytes),
-        report.load_seconds
-    );
-    let names = report.rows.iter().map(|row| row.attention.chars().count());
-    let width = names.max().unwrap_or(0).max(10);
-    text += &format!(
-        "{:<width$}     tokens   prefill s     tok/s   first s  decode ms   reserved GB  planned GB  cache GB\n",
-        "attention"
-    );
-    for row in &report.rows {
-        text += &format!(
-            "{:<width$} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>11.2} {:>9.2}\n",
-            row.attention,
-            row.prompt_tokens,
-            row.prefill_seconds,
-            row.prefill_tokens_per_second,
-            row.first_token_seconds,
-            row.decode_milliseconds
-                .map_or_else(|| "-".into(), |ms| format!("{ms:.2}")),
-            gigabytes(row.memory.memory_bytes),
-            row.memory.planned_bytes as f64 / 1e9,
-            row.cache_bytes as f64 / 1e9
-        );
-        let total: f64 = row.profile.values().sum();
-        for (part, seconds) in &row.profile {
-            let share = 100.0 * seconds / total;
-            text += &format!("    {part:<18} {:>9.1} ms {share:>5.1} %\n", seconds * 1e3);
-        }
-        text += &report::expert_load(&row.expert_load);
-    }
-    for row in &report.rows {
-        text += &format!(
-            "{} at {}: {}",
-            row.attention,
-            row.prompt_tokens,
-            report::text(&row.layers)
-        );
-    }
-    text
-}
-
 struct Work<'a> {
     subject: &'a Subject<'a>,
     measure: &'a Measure,
@@ -383,93 +286,5 @@ impl Work<'_> {
             layer.layer += self.subject.layer.unwrap_or(0);
         }
         layers
-    }
-
-    /// Measures one prompt, after a warm-up that compiles what is compiled at first use.
-    fn row<B: AttentionBackend>(
-        &self,
-        place: &Place<B>,
-        (model, policy, attention): (&Model<B>, &Policy, &str),
-        taken: Taken,
-        tokens: usize,
-        watch: &mut Watch,
-    ) -> Result<Row, Failure> {
-        let decode = self.measure.decode as usize;
-        let capacity = self.run.capacity.map_or(tokens + decode, |n| n as usize);
-        let chunk = chunk_of::<B>(self.run) as usize;
-        let vocabulary = model.sizes.vocabulary;
-        let scattered = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;
-        let prompt: Vec<u32> = (0..).take(tokens).map(scattered).collect();
-        let mut run = |length: usize, decode: usize, profile: Profile| {
-            let mut state = model.state(1, Some(capacity), policy);
-            state.profile = profile;
-            state.set_prompt(length);
-            let mut sampler = Sampler::new(Default::default());
-            sync::<B>(&place.device)?;
-            let started = Instant::now();
-            let mut last = None;
-            for chunk in prompt[..length].chunks(chunk) {
-                let logits = model.forward(chunk, &mut state, policy, Logits::Last);
-                last = Some(logits.map_err(Failure::bad)?);
-            }
-            sync::<B>(&place.device)?;
-            let prefill = started.elapsed().as_secs_f64();
-            let mut choose = |logits, position| {
-                let logits = super::floats(logits)?;
-                watch.see(&logits, logits.len(), [0, position]);
-                Ok::<_, Failure>(sampler.next(&logits))
-            };
-            let mut token = match last {
-                Some(last) => choose(last, length - 1)?,
-                None => 0,
-            };
-            let first = started.elapsed().as_secs_f64();
-            let started = Instant::now();
-            for step in 0..decode {
-                let logits = model.forward(&[token], &mut state, policy, Logits::Last);
-                token = choose(logits.map_err(Failure::bad)?, length + step)?;
-            }
-            Ok::<_, Failure>([prefill, first, started.elapsed().as_secs_f64()])
-        };
-        place.memory.release();
-        // Warm up with every length of chunk that occurs.
-        run(tokens.min(chunk), 2.min(decode), Profile::default())?;
-        if !tokens.is_multiple_of(chunk) && tokens > chunk {
-            run(tokens % chunk, 0, Profile::default())?;
-        }
-        let [prefill, first, decoded] = run(tokens, decode, Profile::default())?;
-        let cached = policy.cached(capacity as u64, chunk as u64);
-        let extent = Extent {
-            batch: 1,
-            capacity: capacity as u64,
-            cached,
-            expanded: policy.expanded(capacity as u64, chunk as u64),
-            chunk: chunk.min(tokens) as u64,
-            logits: 1,
-        };
-        let needs = Footprint::new::<B>(&model.config, &model.sizes, taken, place.dtype, extent);
-        let memory = place.memory.beside(&needs);
-        let profile = match self.measure.profile {
-            false => Profile::default(),
-            true => Profile::on(),
-        };
-        if self.measure.profile {
-            run(tokens, 0, profile.clone())?;
-        }
-        let key = model.config.attention.cached() * u64::from(place.dtype.bytes());
-        Ok(Row {
-            attention: attention.into(),
-            prompt_tokens: tokens,
-            prefill_seconds: prefill,
-            prefill_tokens_per_second: tokens as f64 / prefill,
-            first_token_seconds: first,
-            decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
-            decode_tokens_per_second: (decode > 0).then(|| decode as f64 / decoded),
-            memory,
-            cache_bytes: key * cached,
-            profile: profile.seconds(),
-            expert_load: profile.loads(),
-            layers: self.layers(policy),
-        })
     }
 }

@@ -1,0 +1,107 @@
+//! What `bench model` and `bench layer` print.
+
+use super::super::memory::Use;
+use super::super::report;
+use super::profile::{self, Predictions};
+use butterfly_ir::Dtype;
+use butterfly_ir::model::Part;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+#[derive(Serialize)]
+pub(super) struct Report {
+    pub(super) device: &'static str,
+    pub(super) device_name: String,
+    pub(super) dtype: Dtype,
+    pub(super) model: String,
+    pub(super) random_weights: bool,
+    pub(super) chunk: u32,
+    pub(super) load_seconds: f64,
+    /// Bytes that the weights take on the device.
+    pub(super) weights_bytes: Option<u64>,
+    pub(super) rows: Vec<Row>,
+    /// What is wrong with the logits, if not all are finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) not_finite: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Row {
+    /// `dense`, `butterfly`, or what `--also` names.
+    pub(super) attention: String,
+    pub(super) prompt_tokens: usize,
+    pub(super) prefill_seconds: f64,
+    pub(super) prefill_tokens_per_second: f64,
+    /// Prefill and the choice of one token.
+    pub(super) first_token_seconds: f64,
+    pub(super) decode_milliseconds: Option<f64>,
+    pub(super) decode_tokens_per_second: Option<f64>,
+    #[serde(flatten)]
+    pub(super) memory: Use,
+    /// Bytes of the KV cache, computed from its shape.
+    pub(super) cache_bytes: u64,
+    /// Seconds of prefill by part, if asked for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) profile: BTreeMap<Part, f64>,
+    /// Seconds of a token by part, if asked for: the mean of a few of those that are decoded.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) decode_profile: BTreeMap<Part, f64>,
+    /// What is predicted for them, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) predicted: Option<Predictions>,
+    /// How often each expert was chosen in this prefill, by layer, if asked for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) expert_load: BTreeMap<usize, Vec<u64>>,
+    pub(super) layers: Vec<report::LayerReport>,
+}
+
+pub(super) fn text(report: &Report) -> String {
+    let gigabytes = |bytes: Option<u64>| {
+        bytes.map_or_else(
+            || "-".to_string(),
+            |bytes| format!("{:.2}", bytes as f64 / 1e9),
+        )
+    };
+    let mut text = format!(
+        "{} in {} on {} ({}), chunks of {}; weights {} GB, loaded in {:.1} s\n",
+        report.model,
+        report.dtype.name(),
+        report.device,
+        report.device_name,
+        report.chunk,
+        gigabytes(report.weights_bytes),
+        report.load_seconds
+    );
+    let names = report.rows.iter().map(|row| row.attention.chars().count());
+    let width = names.max().unwrap_or(0).max(10);
+    text += &format!(
+        "{:<width$}     tokens   prefill s     tok/s   first s  decode ms   reserved GB  planned GB  cache GB\n",
+        "attention"
+    );
+    for row in &report.rows {
+        text += &format!(
+            "{:<width$} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>11.2} {:>9.2}\n",
+            row.attention,
+            row.prompt_tokens,
+            row.prefill_seconds,
+            row.prefill_tokens_per_second,
+            row.first_token_seconds,
+            row.decode_milliseconds
+                .map_or_else(|| "-".into(), |ms| format!("{ms:.2}")),
+            gigabytes(row.memory.memory_bytes),
+            row.memory.planned_bytes as f64 / 1e9,
+            row.cache_bytes as f64 / 1e9
+        );
+        text += &profile::text(row);
+        text += &report::expert_load(&row.expert_load);
+    }
+    for row in &report.rows {
+        text += &format!(
+            "{} at {}: {}",
+            row.attention,
+            row.prompt_tokens,
+            report::text(&row.layers)
+        );
+    }
+    text
+}

@@ -1,0 +1,85 @@
+//! The steps of feed-forward layers, dense and of experts.
+
+use super::{Counter, Kind, Step};
+use butterfly_ir::model::{ExpertsShape, FeedForwardGate, Part};
+
+impl Counter<'_> {
+    /// The steps of the feed-forward layer of layer number `layer`.
+    pub(super) fn feed_forward(&self, layer: u32) -> Vec<Step> {
+        let sizes = self.subject.sizes;
+        let wide = f64::from(sizes.intermediate);
+        if self.is_gpt2() {
+            let mut steps = self.product([wide, self.hidden], true);
+            steps.push(self.over_rows(Part::Gates, 2.0 * self.bytes * wide));
+            steps.extend(self.product([self.hidden, wide], true));
+            return steps;
+        }
+        match &sizes.experts {
+            Some(shape) if !shape.dense.contains(&layer) => self.experts(shape),
+            Some(_) | None => self.gated(wide),
+        }
+    }
+
+    /// `down(activation(gate(x), up(x)))`, with `wide` elements within.
+    fn gated(&self, wide: f64) -> Vec<Step> {
+        let mut steps = self.product([2.0 * wide, self.hidden], false);
+        steps.push(self.over_rows(Part::Gates, 3.0 * self.bytes * wide));
+        steps.extend(self.product([self.hidden, wide], false));
+        steps
+    }
+
+    /// A router, the experts that it chooses, and the one that computes for every token.
+    fn experts(&self, shape: &ExpertsShape) -> Vec<Step> {
+        let [count, chosen, size] = [shape.count, shape.chosen, shape.intermediate].map(f64::from);
+        let (hidden, bytes, rows) = (self.hidden, self.bytes, self.rows);
+        let router = Step {
+            // To f32, logits, choice.
+            kernels: 3,
+            flop: 2.0 * rows * count * hidden,
+            // Ids and weights of the chosen ones are 32 bits each.
+            bytes: rows * ((bytes + 8.0) * hidden + 8.0 * count + 8.0 * chosen)
+                + self.stored(Part::Router) * count * hidden,
+            ..self.over_rows(Part::Router, 0.0)
+        };
+        let biased = matches!(self.subject.sizes.gate, FeedForwardGate::Clamped { .. });
+        let matrices = 3.0 * size * hidden;
+        // Experts that no token chooses are not read: with independent choices, so many are expected to be.
+        let read = count * (1.0 - (1.0 - chosen / count).powf(rows));
+        // Gathered rows, both halves of the inner vector, the gated one, the rows that are summed, and the sum.
+        let moved = chosen * (2.0 * hidden + 4.0 * size + 2.0 * size + hidden) + hidden;
+        let experts = Step {
+            // Sorted pairs and their tiles where there are many; both products, the gate, and the sum.
+            kernels: if rows * chosen > FEW { 6 } else { 4 },
+            flop: 2.0 * rows * chosen * matrices,
+            bytes: rows * bytes * moved
+                + read * (matrices * self.stored(Part::Experts) + biases(biased, [size, hidden])),
+            kind: Kind::Other,
+            ..self.over_rows(Part::Experts, 0.0)
+        };
+        let mut steps = vec![router, experts];
+        if let Some(shared) = shape.shared {
+            steps.extend(self.gated(f64::from(shared.intermediate)));
+            if shared.gated {
+                steps.extend(self.product([1.0, hidden], false));
+                // The sigmoid, and the product with it.
+                steps.push(Step {
+                    kernels: 2,
+                    ..self.over_rows(Part::Gates, 2.0 * bytes * (hidden + 1.0))
+                });
+            }
+            steps.push(self.over_rows(Part::Gates, 3.0 * bytes * hidden));
+        }
+        steps
+    }
+}
+
+/// Pairs of a row and an expert that are computed without being sorted.
+const FEW: f64 = 64.0;
+
+/// Bytes of the biases of an expert, which are f32.
+fn biases(biased: bool, [size, hidden]: [f64; 2]) -> f64 {
+    match biased {
+        true => 4.0 * (2.0 * size + hidden),
+        false => 0.0,
+    }
+}
