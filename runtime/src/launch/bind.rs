@@ -7,9 +7,12 @@
 
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
+use butterfly_ir::geometry::Entry;
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
+use butterfly_ir::rows::Inputs;
 use butterfly_ir::{
-    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout,
+    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, Spread, TableLayout,
+    scalar,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -24,6 +27,8 @@ pub(super) struct Needs {
     pub(super) words: Words,
     /// As [`Buffers::grid`].
     pub(super) grid: [u32; 3],
+    /// As [`Buffers::keys`].
+    pub(super) keys: u32,
     /// As [`Buffers::maps`].
     pub(super) maps: Vec<Map>,
     /// The rows of blocks that hold queries.
@@ -47,6 +52,22 @@ impl Words {
             false => &[],
         }
     }
+
+    /// Tells the kernel into how many parts the keys of each query are spread.
+    pub(super) fn set_parts(&mut self, entry: Entry) {
+        if let (true, Entry::Spread(parts)) = (self.by_value, entry) {
+            self.scalars[scalar::PARTS] = parts;
+        }
+    }
+}
+
+/// Bytes of the results of parts, between the two launches of a call with a grid of [`Needs::grid`]; 0
+/// for other calls.
+pub(super) fn partial_bytes(kernel: &Ready, grid: [u32; 3], entry: Entry) -> u64 {
+    match entry {
+        Entry::Spread(parts) => Spread::partial_bytes(kernel.spec(), grid, parts),
+        Entry::First | Entry::Alone => 0,
+    }
 }
 
 /// The checked arguments of a launch from host memory.
@@ -59,6 +80,8 @@ pub(super) struct Buffers<'a> {
     pub(super) outputs: [usize; 2],
     /// Workgroups in x, y and z, before `Geometry::fitted` adapts them to the device.
     pub(super) grid: [u32; 3],
+    /// The most keys that a query sees, as `Geometry::fitted` takes it.
+    pub(super) keys: u32,
     /// The tensors behind its tensor maps.
     pub(super) maps: Vec<Map>,
 }
@@ -157,6 +180,10 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         tensors,
         results,
         words: words_of(kernel, call),
+        keys: match results {
+            0 => 0,
+            _ => keys(kernel, call),
+        },
         grid,
         maps: match results {
             0 => Vec::new(),
@@ -164,6 +191,29 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         },
         rows: u64::from(scalars.q_offset / spec.block)..last.div_ceil(spec.block.into()),
     })
+}
+
+/// The most keys that the last query sees in a kv head, if the kernel could be spread for this call; else
+/// 0.
+fn keys(kernel: &Ready, call: &Call<'_>) -> u32 {
+    let scalars = &call.scalars;
+    let v_in_k = call.v_in_k && scalars.k_strides == scalars.v_strides;
+    let Some((spread, rows)) = kernel.spread() else {
+        return 0;
+    };
+    if scalars.kv_len < spread.from || (spread.v_in_k && !v_in_k) {
+        return 0;
+    }
+    let last = scalars.q_offset + scalars.q_len - 1;
+    let inputs = Inputs {
+        block: last / kernel.spec().block,
+        kv_head: 0,
+        kv_len: scalars.kv_len,
+        blocks: scalars.blocks,
+        index: scalars.index,
+        prompt: scalars.prompt,
+    };
+    rows.most_keys(last, scalars.kv_heads, &inputs)
 }
 
 /// Checks that a tensor has as many bytes as its strides reach.
@@ -188,6 +238,7 @@ pub(super) fn buffers<'a>(
         scalars: arguments.scalars,
         batch: arguments.batch,
         score: arguments.score,
+        v_in_k: false,
     };
     let needs = needs(device, kernel, &call)?;
     let [q, k, v, o] = needs.tensors;
@@ -209,7 +260,7 @@ pub(super) fn buffers<'a>(
             Operand::Bands => padded(bands(there(table)?)),
             Operand::Scalars => padded(words(needs.words.scalars.iter().copied())),
             Operand::Sinks => padded(words(needs.words.sinks.iter().copied())),
-            Operand::O | Operand::Lse => continue,
+            Operand::O | Operand::Lse | Operand::Partials => continue,
         };
         inputs.push((operand, bytes));
     }
@@ -226,18 +277,19 @@ pub(super) fn buffers<'a>(
         words: needs.words,
         outputs: [bytes(o)?, bytes(4 * needs.results)?],
         grid: needs.grid,
+        keys: needs.keys,
         maps: needs.maps,
     })
 }
 
-/// The buffers of a kernel, in binding order: first those behind tensor maps, which are bound
+/// The buffers of a launch, in binding order: first those behind tensor maps, which are bound
 /// together with the maps, then the others.
 pub(super) fn in_order<T, E>(
-    kernel: &Ready,
+    signature: &[Binding],
     mut of: impl FnMut(Operand) -> Result<T, E>,
 ) -> Result<(Vec<T>, Vec<T>), E> {
     let (mut mapped, mut buffers) = (Vec::new(), Vec::new());
-    for Binding { operand, way } in kernel.signature() {
+    for Binding { operand, way } in signature {
         match way {
             Way::Mapped => mapped.push(of(*operand)?),
             Way::Buffer => buffers.push(of(*operand)?),
@@ -349,7 +401,8 @@ fn maps(kernel: &Ready, call: &Call<'_>) -> Vec<Map> {
             | Operand::Offsets
             | Operand::Bands
             | Operand::Scalars
-            | Operand::Sinks => return None,
+            | Operand::Sinks
+            | Operand::Partials => return None,
         };
         Some(Map {
             dtype: spec.dtype,
