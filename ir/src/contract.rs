@@ -262,31 +262,26 @@ impl Geometry {
             split.cluster,
             "1, 2, 4 or 8",
         )?;
-        split
-            .spread
-            .map_or(Ok(()), |spread| self.check_spread(spec, spread))
+        split.spread.map_or(Ok(()), |spread| spread.check(spec))
     }
+}
 
+impl Spread {
     /// That it pays is not checked, only that a launch covers all keys.
-    fn check_spread(&self, spec: &KernelSpec, spread: Spread) -> Checked {
+    fn check(&self, spec: &KernelSpec) -> Checked {
         let closed = matches!(spec.rows, Rows::ClosedForm(_));
         let absent = "absent where rows come from a table";
-        demand(closed, "geometry.split.spread", spread, absent)?;
+        demand(closed, "geometry.split.spread", self, absent)?;
         let field = |name: &str| format!("geometry.split.spread.{name}");
-        within(&field("from"), spread.from, 1, MAX_TOKENS)?;
-        within(&field("part"), spread.part, 1, MAX_TOKENS)?;
-        within(&field("per_processor"), spread.per_processor, 1, 32)?;
-        within(&field("shared_bytes"), spread.shared_bytes, 0, MOST_SHARED)?;
+        within(&field("from"), self.from, 1, MAX_TOKENS)?;
+        within(&field("part"), self.part, 1, MAX_TOKENS)?;
+        within(&field("per_processor"), self.per_processor, 1, 32)?;
+        within(&field("shared_bytes"), self.shared_bytes, 0, MOST_SHARED)?;
         // Values by columns of the tiles of keys, 64 at a time.
         let [d, dv] = [spec.head_dim, spec.v_head_dim];
         let whole = dv <= d && d.is_multiple_of(64) && dv.is_multiple_of(64);
         let sizes = "false but for head sizes that are multiples of 64, that of v the smaller one";
-        demand(
-            whole || !spread.v_in_k,
-            &field("v_in_k"),
-            spread.v_in_k,
-            sizes,
-        )
+        demand(whole || !self.v_in_k, &field("v_in_k"), self.v_in_k, sizes)
     }
 }
 

@@ -5,14 +5,16 @@
 //! Out: buffers that are at least as long as the strides and the rows reach, or an error that names
 //! the argument.
 
+mod long;
+
+pub(super) use long::partial_bytes;
+
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::geometry::Entry;
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
-use butterfly_ir::rows::Inputs;
 use butterfly_ir::{
-    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, Spread, TableLayout,
-    scalar,
+    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout, scalar,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -58,15 +60,6 @@ impl Words {
         if let (true, Entry::Spread(parts)) = (self.by_value, entry) {
             self.scalars[scalar::PARTS] = parts;
         }
-    }
-}
-
-/// Bytes of the results of parts, between the two launches of a call with a grid of [`Needs::grid`]; 0
-/// for other calls.
-pub(super) fn partial_bytes(kernel: &Ready, grid: [u32; 3], entry: Entry) -> u64 {
-    match entry {
-        Entry::Spread(parts) => Spread::partial_bytes(kernel.spec(), grid, parts),
-        Entry::First | Entry::Alone => 0,
     }
 }
 
@@ -182,7 +175,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         words: words_of(kernel, call),
         keys: match results {
             0 => 0,
-            _ => keys(kernel, call),
+            _ => long::keys(kernel, call),
         },
         grid,
         maps: match results {
@@ -191,29 +184,6 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         },
         rows: u64::from(scalars.q_offset / spec.block)..last.div_ceil(spec.block.into()),
     })
-}
-
-/// The most keys that the last query sees in a kv head, if the kernel could be spread for this call; else
-/// 0.
-fn keys(kernel: &Ready, call: &Call<'_>) -> u32 {
-    let scalars = &call.scalars;
-    let v_in_k = call.v_in_k && scalars.k_strides == scalars.v_strides;
-    let Some((spread, rows)) = kernel.spread() else {
-        return 0;
-    };
-    if scalars.kv_len < spread.from || (spread.v_in_k && !v_in_k) {
-        return 0;
-    }
-    let last = scalars.q_offset + scalars.q_len - 1;
-    let inputs = Inputs {
-        block: last / kernel.spec().block,
-        kv_head: 0,
-        kv_len: scalars.kv_len,
-        blocks: scalars.blocks,
-        index: scalars.index,
-        prompt: scalars.prompt,
-    };
-    rows.most_keys(last, scalars.kv_heads, &inputs)
 }
 
 /// Checks that a tensor has as many bytes as its strides reach.
