@@ -74,6 +74,7 @@ pub fn describe(kernel: Kernel) -> (KernelEntry, Files) {
     let entry = KernelEntry {
         grid: manifest::grid_formulas(&spec, &kernel.geometry),
         alone: manifest::alone(&kernel.entry, &kernel.geometry),
+        spread: manifest::spread(&kernel.entry, &spec, &kernel.geometry),
         arguments: manifest::arguments(&spec, &kernel.geometry),
         files: files.iter().map(file).collect(),
         spec,

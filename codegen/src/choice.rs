@@ -65,7 +65,7 @@ impl Blueprint {
     fn reason(&self, spec: &KernelSpec, target: Target) -> String {
         match (spec.role, self) {
             #[cfg(feature = "cuda")]
-            (Role::Decode, Self::Hopper(_)) => "Hopper decode: copies by tensor maps; a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once, or a workgroup alone where there are many; one launch, merged in shared memory".into(),
+            (Role::Decode, Self::Hopper(_)) => "Hopper decode: copies by tensor maps; a cluster of workgroups takes one query of all heads of a group, whose keys it splits and reads once, or a workgroup alone where there are many; one launch, merged in shared memory, or for long rows a launch of the whole device and one that merges".into(),
             #[cfg(feature = "cuda")]
             (Role::Prefill, Self::Hopper(_)) if spec.is_wide() => "Hopper prefill: copies by tensor maps, wgmma, resident workgroups; two warpgroups share the columns of an output that is too wide for the registers of one".into(),
             #[cfg(feature = "cuda")]

@@ -11,7 +11,8 @@ mod random;
 #[path = "support/mod.rs"]
 mod support;
 
-use butterfly_ir::{Dtype, Role, Target};
+use butterfly_ir::band::UNBOUNDED;
+use butterfly_ir::{Dtype, Kernel, Launch, Role, Target};
 use support::{Case, cases, check};
 
 /// Checks a table of cases on the device, in every dtype.
@@ -113,6 +114,83 @@ fn softcaps_and_sinks() {
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-codegen --test cuda -- --ignored"]
 fn sharp_logits() {
     run(cases::sharp_logits);
+}
+
+/// Rows of up to 70,000 keys, as they are launched and with even short rows spread; ten launches give the
+/// same bits.
+#[test]
+#[ignore = "needs a Hopper GPU: cargo test --release -p butterfly-codegen --test cuda -- --ignored long_rows"]
+fn long_rows() {
+    let gpu = cuda::device();
+    let own = gpu.own_target().expect("a Hopper GPU");
+    let mut few = cuda::device();
+    few.processors = 8;
+    cases::long_rows(&|mut case| {
+        let dtypes = match case.kv_len > 10_000 {
+            true => vec![Dtype::Bf16],
+            false => vec![Dtype::Bf16, Dtype::F16],
+        };
+        for dtype in dtypes {
+            (case.target, case.spec.dtype) = (own, dtype);
+            check(&case, &|kernel, launch| {
+                let first = gpu.launch(kernel, launch);
+                let times = if launch.keys < 10_000 { 10 } else { 2 };
+                for _ in 1..times {
+                    assert!(first == gpu.launch(kernel, launch), "{:?}", kernel.spec);
+                }
+                first
+            });
+            if case.kv_len > 10_000 {
+                continue;
+            }
+            for gpu in [&gpu, &few] {
+                check(&case, &|kernel, launch| {
+                    gpu.launch(&spread_always(kernel), launch)
+                });
+            }
+        }
+    });
+}
+
+/// The kernel with a geometry by which rows of any length are spread, over parts that may be empty.
+fn spread_always(kernel: &Kernel) -> Kernel {
+    let mut kernel = kernel.clone();
+    if let Launch::Split(split) = &mut kernel.geometry.launch
+        && let Some(spread) = &mut split.spread
+    {
+        (spread.from, spread.part) = (1, 16);
+    }
+    kernel
+}
+
+/// Prints how fast decode of one sequence reads long rows.
+#[test]
+#[ignore = "measures, checks nothing: cargo test --release -p butterfly-codegen --test cuda -- --ignored --nocapture reads"]
+fn reads_of_long_rows() {
+    let gpu = cuda::device();
+    let own = gpu.own_target().expect("a Hopper GPU");
+    for (d, dv, group, kv_heads, v_in_k) in [
+        (576, 512, 20, 1, true),
+        (128, 128, 4, 8, false),
+        (256, 256, 4, 4, false),
+        (64, 64, 8, 8, false),
+    ] {
+        for length in [1024, 8192, 65_536, 229_376] {
+            let mut case = cases::case(Role::Decode, d);
+            case.spec.rows = butterfly_ir::Rows::ClosedForm(cases::relative(-UNBOUNDED));
+            (case.target, case.spec.dtype) = (own, Dtype::Bf16);
+            (case.spec.v_head_dim, case.spec.group, case.spec.block) = (dv, group, 128);
+            (case.kv_heads, case.v_in_k, case.pad) = (kv_heads, v_in_k, 0);
+            (case.q_len, case.kv_len, case.capacity) = (1, length, length);
+            case.q_offset = length - 1;
+            let (kernel, launch) = support::prepare(&case, &support::tensors(&case));
+            let (_, _, time) = gpu.launch_often(&kernel, &launch, 200);
+            let of_key = 2 * (d + if v_in_k { 0 } else { dv }) * kv_heads;
+            let bytes = f64::from(of_key) * f64::from(length);
+            let rate = bytes / time.as_secs_f64() * 1e-9;
+            println!("D {d} Hkv {kv_heads} group {group}, {length} keys: {time:?}, {rate:.0} GB/s");
+        }
+    }
 }
 
 /// 500 random shapes and patterns, on kernels with Hopper's own instructions.

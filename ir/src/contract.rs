@@ -6,7 +6,8 @@
 //! Invariants: a launch with checked values never divides by zero, indexes only within its lists,
 //! and covers every query with its grid. Everything that the emitters make passes these checks.
 
-use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split};
+use crate::band::MAX_TOKENS;
+use crate::kernel::geometry::{Boxes, Geometry, Launch, Resident, Split, Spread};
 use crate::pattern::limits::{MAX_BLOCK, MAX_COUNT, MAX_RADIX};
 use crate::{
     Atom, Bound, DeltaRule, Dtype, Grouped, GroupedFormat, KernelSpec, PartnerRule, Product, Role,
@@ -260,7 +261,27 @@ impl Geometry {
             "geometry.split.cluster",
             split.cluster,
             "1, 2, 4 or 8",
-        )
+        )?;
+        split.spread.map_or(Ok(()), |spread| spread.check(spec))
+    }
+}
+
+impl Spread {
+    /// That it pays is not checked, only that a launch covers all keys.
+    fn check(&self, spec: &KernelSpec) -> Checked {
+        let closed = matches!(spec.rows, Rows::ClosedForm(_));
+        let absent = "absent where rows come from a table";
+        demand(closed, "geometry.split.spread", self, absent)?;
+        let field = |name: &str| format!("geometry.split.spread.{name}");
+        within(&field("from"), self.from, 1, MAX_TOKENS)?;
+        within(&field("part"), self.part, 1, MAX_TOKENS)?;
+        within(&field("per_processor"), self.per_processor, 1, 32)?;
+        within(&field("shared_bytes"), self.shared_bytes, 0, MOST_SHARED)?;
+        // Values by columns of the tiles of keys, 64 at a time.
+        let [d, dv] = [spec.head_dim, spec.v_head_dim];
+        let whole = dv <= d && d.is_multiple_of(64) && dv.is_multiple_of(64);
+        let sizes = "false but for head sizes that are multiples of 64, that of v the smaller one";
+        demand(whole || !self.v_in_k, &field("v_in_k"), self.v_in_k, sizes)
     }
 }
 

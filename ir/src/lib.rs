@@ -35,7 +35,8 @@ pub use grouped::{Grouped, GroupedFormat};
 pub use indices::{Indices, Run};
 pub use kernel::{
     BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Resident,
-    Resources, Role, Rows, Score, ScoreValues, Sm, Split, TableLayout, Target, geometry, scalar,
+    Resources, Role, Rows, Score, ScoreValues, Sm, Split, Spread, TableLayout, Target, geometry,
+    scalar,
 };
 pub use model::Phase;
 pub use pattern::build;

@@ -103,6 +103,7 @@ impl Footprint {
             activations: count(
                 tokens(chunk.saturating_mul(token).saturating_add(of_expanded))
                     .saturating_add(chunk * rotation)
+                    .saturating_add(chunk::partials(config, on_host))
                     .saturating_add(wide(weights.panel)),
             ),
             logits: count(tokens((bytes * vocabulary).saturating_mul(wide(logits)))),

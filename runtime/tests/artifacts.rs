@@ -49,6 +49,7 @@ fn content(size: usize) -> (Manifest, Vec<(String, Vec<u8>)>) {
         geometry,
         grid: manifest::grid_formulas(&spec(), &geometry),
         alone: manifest::alone("kernel", &geometry),
+        spread: manifest::spread("kernel", &spec(), &geometry),
         arguments: manifest::arguments(&spec(), &geometry),
         registers: None,
         spills: None,

@@ -66,6 +66,7 @@ fn folder() -> (Manifest, Vec<(String, Vec<u8>)>) {
             kernels.push(KernelEntry {
                 grid: manifest::grid_formulas(&spec, &kernel.geometry),
                 alone: manifest::alone(&kernel.entry, &kernel.geometry),
+                spread: manifest::spread(&kernel.entry, &spec, &kernel.geometry),
                 arguments: manifest::arguments(&spec, &kernel.geometry),
                 files: files.iter().map(described).collect(),
                 key,

@@ -90,6 +90,7 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
         },
         batch: batch as u32,
         score: op.score(),
+        v_in_k: op.v_in_k.is_some(),
     };
     let tensors = Tensors {
         q: &q.handle,

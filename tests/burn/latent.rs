@@ -470,3 +470,51 @@ fn a_cache_of_latents_is_like_others() {
 fn cuda_caches_of_latents_are_like_others() {
     cache_agrees::<Cuda>(&Default::default());
 }
+
+/// One token attends to a long cache of latents, which are read once, as to values that have memory of their
+/// own; ten calls give the same bits.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_long_rows_of_latents() {
+    let device = Default::default();
+    let (heads, rank, rest) = (20, 512, 64);
+    let width = rank + rest;
+    let latents = Latents {
+        q: None,
+        kv: Latent {
+            start: 0,
+            rank,
+            epsilon: 1e-6,
+        },
+        rest,
+        rotated: 0,
+        interleaved: false,
+        position: 0,
+    };
+    let norms = [Tensor::<Cuda, 1>::ones([rank], &device)];
+    let plan = Plan::dense();
+    for tokens in [200, 3000, 9001] {
+        let rows: Tensor<Cuda, 3> = crate::random([1, tokens, width], &device).cast(DType::BF16);
+        let bf16 = (&device, DType::BF16);
+        let mut cache = KvCache::<Cuda>::of_latents([1, width, rank], 1, 32, None, bf16);
+        let appended = cache.append_latents(rows, &norms, None, latents.clone());
+        assert!(appended.expect("it fits").is_none());
+        let call = Call {
+            capacity: Some(tokens),
+            prompt: Some(tokens),
+            kv_len: Some(tokens),
+            ..Call::default()
+        };
+        let q: Tensor<Cuda, 4> = crate::random([1, heads, 1, width], &device).cast(DType::BF16);
+        let [k, v] = cache.tensors().map(|x| x.narrow(2, 0, tokens));
+        let want = attention(q.clone(), k, v, &plan, &call).expect("attention");
+        let want: Vec<f64> = numbers(&want).iter().map(|x| f64::from(*x)).collect();
+        let mut of_latents = || {
+            let o = cache.attend(q.clone(), &plan, &call).expect("attention");
+            numbers(&o)
+        };
+        let got = of_latents();
+        close("long rows of latents", &got, &want, 1e-2);
+        assert!((1..10).all(|_| of_latents() == got));
+    }
+}

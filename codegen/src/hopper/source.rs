@@ -1,7 +1,7 @@
 //! Parts of the text that several Hopper kernels share.
 
-use butterfly_ir::kernel::signature::{self, Binding, Operand, Way};
-use butterfly_ir::{Dtype, Geometry, KernelSpec, LaunchScalars, Rows, scalar};
+use butterfly_ir::kernel::signature::{Binding, Operand, Way};
+use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Rows, scalar};
 use std::fmt::Write;
 
 /// Fast arithmetic instructions.
@@ -139,14 +139,13 @@ pub(super) fn with_sink(spec: &KernelSpec, text: &str) -> String {
 }
 
 /// Fills in an entry point: its arguments, one a line, and the pointers that go into `launch`.
-pub(super) fn entry(spec: &KernelSpec, geometry: &Geometry, text: &str) -> String {
+pub(super) fn entry(signature: &[Binding], text: &str) -> String {
     let (before, _) = text.split_once("@arguments").expect("a mark");
     let line = before.rsplit('\n').next().unwrap_or_default();
     let indent = format!("\n{:1$}", "", line.chars().count());
-    let signature = signature::of(spec, geometry);
     let arguments: Vec<String> = signature.iter().map(declared).collect();
     let mut launch = String::new();
-    for binding in &signature {
+    for binding in signature {
         launch += match binding.operand {
             Operand::Offsets => "\n  launch.offsets = offsets;",
             Operand::Bands => "\n  launch.table = bands;",
@@ -168,6 +167,7 @@ fn declared(Binding { operand, way }: &Binding) -> String {
         (_, Operand::O) => "Element* __restrict__ o".into(),
         (Way::Mapped, _) => "const void*".into(),
         (Way::Buffer, Operand::Lse) => "float* __restrict__ lse".into(),
+        (Way::Buffer, Operand::Partials) => "float* __restrict__ partials".into(),
         (Way::Buffer, Operand::Bands) => "const Band* __restrict__ bands".into(),
         (Way::Buffer, Operand::Sinks) => "const float* __restrict__ sinks".into(),
         (Way::Buffer, _) => format!("const unsigned* __restrict__ {name}"),

@@ -82,6 +82,8 @@ fn expand<F: Float + CubeElement>(spec: &KernelSpec, blueprint: &Blueprint) -> K
                 let buffer = <Array<u32> as LaunchArg>::expand(&arg, &mut builder);
                 words.insert(operand, buffer);
             }
+            // Of further entry points of Hopper kernels.
+            Operand::Partials => {}
         }
     }
     let tensor = |operand| tensors[&operand].clone();

@@ -66,6 +66,7 @@ pub(crate) fn case(role: Role, head_dim: u32) -> Case {
         index: 0,
         prompt: 150,
         pad: 8,
+        v_in_k: false,
         // Large enough that the weights differ.
         sharpness: 1.0,
         table: BandTable::default(),
@@ -363,5 +364,52 @@ pub(crate) fn sharp_logits(check: &dyn Fn(Case)) {
                 check(case);
             }
         }
+    }
+}
+
+/// Decode of rows that Hopper's kernels spread over the device, and of short ones: latents, whose values are
+/// part of the keys, and keys with values of their own.
+#[allow(dead_code, reason = "only on CUDA")]
+pub(crate) fn long_rows(check: &dyn Fn(Case)) {
+    let sizes = [
+        (576, 512, 20, 1, true),
+        (576, 512, 1, 3, true),
+        (576, 512, 32, 1, true),
+        (128, 128, 4, 8, false),
+        (256, 256, 4, 4, false),
+        (72, 24, 3, 2, false),
+    ];
+    for (d, dv, group, kv_heads, v_in_k) in sizes {
+        for first in [-UNBOUNDED, -4999] {
+            for length in [1, 63, 64, 65, 1000, 8193, 70_000] {
+                for (batch, q_len) in [(1, 1), (3, 1), (2, 3)] {
+                    if length < q_len || (length > 10_000 && q_len > 1) {
+                        continue;
+                    }
+                    let mut case = case(Role::Decode, d);
+                    case.spec.rows = Rows::ClosedForm(relative(first));
+                    (case.spec.v_head_dim, case.spec.group, case.spec.block) = (dv, group, 128);
+                    (case.batch, case.kv_heads, case.v_in_k) = (batch, kv_heads, v_in_k);
+                    (case.q_len, case.kv_len, case.capacity) = (q_len, length, length);
+                    case.q_offset = length - q_len;
+                    check(case);
+                }
+            }
+        }
+    }
+}
+
+/// The keys from `first` relative to the query up to its own.
+#[allow(dead_code, reason = "only on CUDA")]
+pub(crate) fn relative(first: i32) -> RowProgram {
+    RowProgram {
+        atoms: vec![],
+        bands: vec![SymbolicBand {
+            lo: vec![],
+            hi: vec![],
+            first,
+            end: 1,
+            heads: Default::default(),
+        }],
     }
 }

@@ -1,8 +1,10 @@
 //! Launches cubins through the CUDA driver.
 
 use crate::support::{Launch, Map};
-use butterfly_ir::geometry::{Fitted, second_entry};
-use butterfly_ir::{Kernel, Sm, Target};
+use butterfly_ir::geometry::{
+    Entry, Fitted, Launch as Shared, merge_entry, second_entry, spread_entry,
+};
+use butterfly_ir::{Kernel, Sm, Spread, Target, scalar};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ptr;
@@ -140,12 +142,31 @@ impl Gpu {
         runs: u32,
     ) -> (Vec<u8>, Vec<u8>, Duration) {
         let (_, cubin) = kernel.files.last().expect("files");
-        let Fitted { grid, alone } = kernel.geometry.fitted(launch.grid, self.processors);
-        let entry = match alone {
-            true => second_entry(&kernel.entry),
-            false => kernel.entry.clone(),
-        };
-        let entry = CString::new(entry).expect("a name");
+        let geometry = &kernel.geometry;
+        let Fitted { grid, entry } = geometry.fitted(launch.grid, self.processors, launch.keys);
+        // Name, grid and shared memory of each launch.
+        let mut steps = vec![match entry {
+            Entry::First => (kernel.entry.clone(), grid, geometry.shared_bytes),
+            Entry::Alone => (second_entry(&kernel.entry), grid, geometry.shared_bytes),
+            Entry::Spread(_) => {
+                let Shared::Split(split) = geometry.launch else {
+                    panic!("only decode is spread");
+                };
+                let shared = split.spread.map_or(0, |spread| spread.shared_bytes);
+                (spread_entry(&kernel.entry), grid, shared)
+            }
+        }];
+        let mut by_value = launch.by_value;
+        let mut partial_bytes = None;
+        if let Entry::Spread(parts) = entry {
+            let merged = Spread::merge_grid(&kernel.spec, launch.grid);
+            steps.push((merge_entry(&kernel.entry), merged, 0));
+            let bytes = Spread::partial_bytes(&kernel.spec, launch.grid, parts);
+            partial_bytes = Some(bytes as usize);
+            if let Some(words) = &mut by_value {
+                words[scalar::PARTS] = parts;
+            }
+        }
         // SAFETY: signatures are those of cuda.h; every pointer outlives its call.
         unsafe {
             let load: Symbol<'_, unsafe extern "C" fn(*mut Handle, *const c_void) -> Status> =
@@ -185,11 +206,17 @@ impl Gpu {
             let finish: Symbol<'_, unsafe extern "C" fn() -> Status> =
                 self.symbol("cuCtxSynchronize");
 
-            let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
+            let mut module = ptr::null_mut();
             ok(load(&mut module, cubin.as_ptr().cast()));
-            ok(get(&mut function, module, entry.as_ptr()));
-            let shared = kernel.geometry.shared_bytes;
-            ok(set(function, 8, shared as c_int));
+            let functions: Vec<Handle> = (steps.iter())
+                .map(|(entry, _, shared)| {
+                    let mut function = ptr::null_mut();
+                    let entry = CString::new(entry.as_str()).expect("a name");
+                    ok(get(&mut function, module, entry.as_ptr()));
+                    ok(set(function, 8, *shared as c_int));
+                    function
+                })
+                .collect();
 
             let lse = vec![0u8; launch.lse_bytes];
             let mut pointers: Vec<Pointer> = Vec::new();
@@ -216,24 +243,37 @@ impl Gpu {
             let buffers = pointers
                 .iter_mut()
                 .map(|pointer| ptr::from_mut(pointer).cast());
-            let mut scalars = launch.by_value;
-            let scalars = scalars.iter_mut().map(|words| ptr::from_mut(words).cast());
-            let mut arguments: Vec<*mut c_void> = maps.chain(buffers).chain(scalars).collect();
-            let ([x, y, z], [tx, ty, tz]) = (grid, kernel.geometry.threads);
+            // Results of parts, in which nothing is a number before the first launch.
+            let mut partials = 0;
+            if let Some(bytes) = partial_bytes {
+                ok(allocate(&mut partials, bytes));
+                let nothing = vec![0xffu8; bytes];
+                ok(upload(partials, nothing.as_ptr().cast(), bytes));
+            }
+            let between = partial_bytes.map(|_| ptr::from_mut(&mut partials).cast());
+            let scalars = by_value.iter_mut().map(|words| ptr::from_mut(words).cast());
+            let arguments: Vec<*mut c_void> =
+                maps.chain(buffers).chain(between).chain(scalars).collect();
+            // Merging takes no maps, and of the buffers o and those after it.
+            let merging = arguments[(launch.maps.len() + o_at).min(arguments.len())..].to_vec();
+            let mut arguments = [arguments, merging];
+            let [tx, ty, tz] = kernel.geometry.threads;
             let mut run = || {
-                ok(start(
-                    function,
-                    x,
-                    y,
-                    z,
-                    tx,
-                    ty,
-                    tz,
-                    shared,
-                    ptr::null_mut(),
-                    arguments.as_mut_ptr(),
-                    ptr::null_mut(),
-                ));
+                for (i, (_, [x, y, z], shared)) in steps.iter().enumerate() {
+                    ok(start(
+                        functions[i],
+                        *x,
+                        *y,
+                        *z,
+                        tx,
+                        ty,
+                        tz,
+                        *shared,
+                        ptr::null_mut(),
+                        arguments[i].as_mut_ptr(),
+                        ptr::null_mut(),
+                    ));
+                }
             };
             run();
             ok(finish());
@@ -247,6 +287,9 @@ impl Gpu {
             ok(download(lse.as_mut_ptr().cast(), outputs[1], lse.len()));
             for pointer in pointers {
                 ok(free(pointer));
+            }
+            if partial_bytes.is_some() {
+                ok(free(partials));
             }
             ok(unload(module));
             (o, lse, mean)

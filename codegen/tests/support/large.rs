@@ -80,6 +80,7 @@ pub(crate) fn check(role: Role, target: Target, gpu: Run<'_>) {
         o: vec![0; HEADS * QUERIES * DIM * 2],
         lse_bytes: HEADS * QUERIES * 4,
         grid: kernel.geometry.grid(&case.spec, &scalars, 1),
+        keys: 0,
         maps: vec![
             map(QUERIES, [1, heads, tokens, 64]),
             map(KEYS, keys_at_once),

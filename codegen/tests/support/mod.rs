@@ -3,8 +3,8 @@
 pub(crate) mod cases;
 
 use butterfly_ir::{
-    Band, BandTable, Context, Dtype, Kernel, KernelSpec, LaunchScalars, Rows, ScoreValues, Target,
-    band::keys_of_query,
+    Band, BandTable, Context, Dtype, Geometry, Kernel, KernelSpec, LaunchScalars, Rows,
+    ScoreValues, Target, band::keys_of_query,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -24,6 +24,8 @@ pub(crate) struct Case {
     pub(crate) prompt: u32,
     /// Unused elements between the rows of each tensor.
     pub(crate) pad: u32,
+    /// Whether the values are the first elements of the keys.
+    pub(crate) v_in_k: bool,
     /// 1.5 times the standard deviation of logits.
     pub(crate) sharpness: f32,
     pub(crate) table: BandTable,
@@ -36,6 +38,9 @@ pub(crate) struct Launch {
     pub(crate) o: Vec<u8>,
     pub(crate) lse_bytes: usize,
     pub(crate) grid: [u32; 3],
+    /// The most keys that a query sees, as `Geometry::fitted` takes it.
+    #[allow(dead_code, reason = "only on CUDA")]
+    pub(crate) keys: u32,
     /// The tensor maps of q, k, v and o, for a kernel that copies by TMA.
     #[allow(dead_code, reason = "only on CUDA")]
     pub(crate) maps: Vec<Map>,
@@ -65,6 +70,7 @@ pub(crate) fn noise(seed: u32, i: usize) -> f32 {
     ((x ^ (x >> 16)) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
+#[derive(Clone)]
 pub(crate) struct Tensor {
     values: Vec<f32>,
     strides: [u32; 3],
@@ -111,6 +117,9 @@ pub(crate) fn tensors(case: &Case) -> [Tensor; 4] {
                 }
             }
         }
+    }
+    if case.v_in_k {
+        tensors[2] = tensors[1].clone();
     }
     tensors
 }
@@ -359,10 +368,27 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
         o: bytes(spec.dtype, &o.values),
         lse_bytes,
         grid: kernel.geometry.grid(spec, &scalars, case.batch),
+        keys: keys(case, &kernel.geometry),
         maps,
         by_value: by_value.then(|| scalars.by_value(case.batch, &values)),
     };
     (kernel, launch)
+}
+
+/// The most keys that the last query sees in a kv head, if the kernel could be spread for this case; else 0.
+fn keys(case: &Case, geometry: &Geometry) -> u32 {
+    let spread = match geometry.launch {
+        butterfly_ir::Launch::Split(split) => split.spread,
+        _ => None,
+    };
+    match spread {
+        Some(spread) if case.v_in_k || !spread.v_in_k => {
+            let last = case.q_offset + case.q_len - 1;
+            let heads = (0..case.kv_heads).map(|kv| seen(case, kv, last).len() as u32);
+            heads.max().unwrap_or(0)
+        }
+        _ => 0,
+    }
 }
 
 /// Emits each kernel once, because compiling takes longer than running.

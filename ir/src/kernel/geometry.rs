@@ -123,7 +123,7 @@ pub struct Resident {
     pub cluster: u32,
 }
 
-/// A split-KV decode kernel, which has two entry points.
+/// A split-KV decode kernel, which has two entry points or, with [`Spread`], four.
 ///
 /// A job is one query with one kv head of one sequence. At the first entry point, a cluster of
 /// workgroups shares the keys of a job, and x of the grid is multiplied by the cluster size. At
@@ -134,11 +134,82 @@ pub struct Resident {
 pub struct Split {
     /// Workgroups of a cluster: 1, 2, 4 or 8.
     pub cluster: u32,
+    /// How the keys of long rows are spread over the device; `None` if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spread>,
+}
+
+/// Decode of long rows: the workgroups of a whole device share the keys of each job.
+///
+/// At a third entry point ([`spread_entry`]) each workgroup has a part of the keys of one job, and
+/// leaves its result in memory. At a fourth one ([`merge_entry`]), a second launch merges them in a
+/// fixed order. The number of parts follows from the shape and the device, so that results are the
+/// same in every run.
+///
+/// # Source
+/// Flash-Decoding, Dao, Haziza, Massa and Sizov, 2023.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spread {
+    /// Keys of a query from which on launches are spread.
+    pub from: u32,
+    /// Keys for which there is one workgroup, until all that run at once have a part.
+    pub part: u32,
+    /// Workgroups that an SM runs at once.
+    pub per_processor: u32,
+    /// Shared memory of a workgroup in bytes.
+    pub shared_bytes: u32,
+    /// Whether the third entry point takes the first elements of the keys as their values, and does
+    /// not read v.
+    pub v_in_k: bool,
+}
+
+impl Spread {
+    /// Columns of a row that a workgroup of the second launch merges.
+    pub const MERGED_COLUMNS: u32 = 32;
+
+    /// Floats of a part's result for one q head, beside its output: logit and sum, and two that
+    /// align the next one.
+    pub const BESIDE_OUTPUT: u32 = 4;
+
+    /// Parts of each of `jobs` jobs whose queries see at most `keys` keys, on a device with
+    /// `processors` SMs; `None` if that is too few keys to spread.
+    fn parts(&self, jobs: u32, keys: u32, processors: u32) -> Option<u32> {
+        let at_once = processors.saturating_mul(self.per_processor);
+        let parts = keys.div_ceil(self.part.max(1)).min(at_once / jobs.max(1));
+        (keys >= self.from).then_some(parts.max(1))
+    }
+
+    /// The grid of the second launch; `grid` is the result of [`Geometry::grid`].
+    pub fn merge_grid(spec: &KernelSpec, grid: [u32; 3]) -> [u32; 3] {
+        let [x, y, z] = grid;
+        let of_query = spec.v_head_dim.div_ceil(Self::MERGED_COLUMNS) * spec.group;
+        [x.saturating_mul(of_query), y, z]
+    }
+
+    /// Bytes of the results of all parts, f32 `[B, Hkv, q_len, parts, group, Dv + 4]`; `grid` as for
+    /// [`Spread::merge_grid`].
+    pub fn partial_bytes(spec: &KernelSpec, grid: [u32; 3], parts: u32) -> u64 {
+        let of_head = 4 * u64::from(spec.v_head_dim + Self::BESIDE_OUTPUT);
+        let jobs = grid.map(u64::from).into_iter();
+        jobs.chain([parts.into(), spec.group.into()])
+            .fold(of_head, u64::saturating_mul)
+    }
 }
 
 /// Name of the second entry point of a [`Split`] kernel whose first one is `entry`.
 pub fn second_entry(entry: &str) -> String {
     format!("{entry}_alone")
+}
+
+/// Name of the entry point of a [`Spread`] kernel that computes parts.
+pub fn spread_entry(entry: &str) -> String {
+    format!("{entry}_spread")
+}
+
+/// Name of the entry point of a [`Spread`] kernel that merges parts.
+pub fn merge_entry(entry: &str) -> String {
+    format!("{entry}_merge")
 }
 
 /// The first line of a kernel's text: a comment with its geometry as JSON, so that a file can be
@@ -153,8 +224,19 @@ pub(crate) fn heading(launched: &impl Serialize) -> String {
 pub struct Fitted {
     /// Number of workgroups: x, y, z.
     pub grid: [u32; 3],
-    /// Whether to launch the [`second_entry`].
-    pub alone: bool,
+    /// Where the kernel is entered.
+    pub entry: Entry,
+}
+
+/// Where a launch enters a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The first entry point.
+    First,
+    /// The [`second_entry`].
+    Alone,
+    /// The [`spread_entry`], with so many parts of each job, and then the [`merge_entry`].
+    Spread(u32),
 }
 
 impl Geometry {
@@ -178,23 +260,36 @@ impl Geometry {
     }
 
     /// The launch on a device with `processors` SMs; `grid` is the result of [`Geometry::grid`].
-    pub fn fitted(&self, grid: [u32; 3], processors: u32) -> Fitted {
+    /// Queries see at most `keys` keys; 0 stands for a number that is not known, or for arguments
+    /// that a [`Spread`] does not take.
+    pub fn fitted(&self, grid: [u32; 3], processors: u32, keys: u32) -> Fitted {
         let [x, y, z] = grid;
-        let fitted = |grid, alone| Fitted { grid, alone };
+        let fitted = |grid, entry| Fitted { grid, entry };
         match self.launch {
-            Launch::Grid => fitted(grid, false),
+            Launch::Grid => fitted(grid, Entry::First),
             Launch::Resident(Resident { cluster, .. }) => {
                 let at_once = processors / cluster * cluster;
-                fitted([x.min(at_once.max(cluster)), y, z], false)
+                fitted([x.min(at_once.max(cluster)), y, z], Entry::First)
             }
-            Launch::Split(Split { cluster }) => {
+            Launch::Split(Split { cluster, spread }) => {
                 let jobs = x.saturating_mul(y).saturating_mul(z);
                 // The workgroups of a cluster run within one GPC, and clusters rarely fill a GPC:
                 // with 132 SMs, about a tenth of them was seen to stay idle. More clusters than
                 // fit would have to wait until others end.
-                match jobs.saturating_mul(cluster) >= processors * 9 / 10 {
-                    true => fitted(grid, true),
-                    false => fitted([x.saturating_mul(cluster), y, z], false),
+                let alone = jobs.saturating_mul(cluster) >= processors * 9 / 10;
+                let together = if alone { 1 } else { cluster };
+                let parts = spread.and_then(|spread| {
+                    let parts = spread.parts(jobs, keys, processors);
+                    // Without room for more workgroups than without it, spreading only pays where the
+                    // keys are then read once, not twice.
+                    parts.filter(|parts| spread.v_in_k || *parts > together)
+                });
+                match (parts, alone) {
+                    (Some(parts), _) => {
+                        fitted([x.saturating_mul(parts), y, z], Entry::Spread(parts))
+                    }
+                    (None, true) => fitted(grid, Entry::Alone),
+                    (None, false) => fitted([x.saturating_mul(cluster), y, z], Entry::First),
                 }
             }
         }
@@ -237,18 +332,70 @@ mod tests {
     #[test]
     fn few_jobs_take_clusters_and_many_a_workgroup_each() {
         let split = Geometry {
-            launch: Launch::Split(Split { cluster: 4 }),
+            launch: Launch::Split(Split {
+                cluster: 4,
+                spread: None,
+            }),
             ..Geometry::new([128, 1, 1], [1, 16], 0)
         };
         for (grid, expected) in [
-            ([1, 4, 1], ([4, 4, 1], false)),
-            ([1, 29, 1], ([4, 29, 1], false)),
-            ([2, 5, 3], ([2, 5, 3], true)),
-            ([1, 4, 32], ([1, 4, 32], true)),
+            ([1, 4, 1], ([4, 4, 1], Entry::First)),
+            ([1, 29, 1], ([4, 29, 1], Entry::First)),
+            ([2, 5, 3], ([2, 5, 3], Entry::Alone)),
+            ([1, 4, 32], ([1, 4, 32], Entry::Alone)),
         ] {
-            let Fitted { grid, alone } = split.fitted(grid, 132);
-            assert_eq!((grid, alone), expected);
+            let Fitted { grid, entry } = split.fitted(grid, 132, 1 << 20);
+            assert_eq!((grid, entry), expected);
         }
+    }
+
+    /// Long rows have as many parts as there is room for, and none has too few keys.
+    #[test]
+    fn long_rows_fill_the_device() {
+        let spread = |v_in_k| Spread {
+            from: 4096,
+            part: 256,
+            per_processor: 2,
+            shared_bytes: 0,
+            v_in_k,
+        };
+        let geometry = |v_in_k| Geometry {
+            launch: Launch::Split(Split {
+                cluster: 4,
+                spread: Some(spread(v_in_k)),
+            }),
+            ..Geometry::new([128, 1, 1], [1, 16], 0)
+        };
+        for (grid, keys, expected) in [
+            ([1, 8, 1], 4095, ([4, 8, 1], Entry::First)),
+            ([1, 8, 1], 4097, ([17, 8, 1], Entry::Spread(17))),
+            ([1, 8, 1], 1 << 20, ([33, 8, 1], Entry::Spread(33))),
+            ([2, 8, 2], 1 << 20, ([16, 8, 2], Entry::Spread(8))),
+            ([1, 8, 16], 1 << 20, ([2, 8, 16], Entry::Spread(2))),
+            ([1, 8, 17], 1 << 20, ([1, 8, 17], Entry::Alone)),
+        ] {
+            let Fitted { grid, entry } = geometry(false).fitted(grid, 132, keys);
+            assert_eq!((grid, entry), expected, "{keys}");
+        }
+        let Fitted { grid, entry } = geometry(true).fitted([1, 1, 500], 132, 4096);
+        assert_eq!((grid, entry), ([1, 1, 500], Entry::Spread(1)));
+    }
+
+    #[test]
+    fn results_of_parts_are_counted() {
+        let spec = KernelSpec {
+            score: Default::default(),
+            role: Role::Decode,
+            head_dim: 576,
+            v_head_dim: 512,
+            group: 20,
+            dtype: crate::Dtype::Bf16,
+            block: 128,
+            rows: crate::Rows::Table,
+        };
+        assert_eq!(Spread::merge_grid(&spec, [1, 1, 2]), [320, 1, 2]);
+        let bytes = Spread::partial_bytes(&spec, [1, 1, 2], 66);
+        assert_eq!(bytes, 2 * 66 * 20 * 516 * 4);
     }
 
     #[test]
@@ -261,8 +408,11 @@ mod tests {
             ..Geometry::new([128, 1, 1], [1, 16], 0)
         };
         for (x, expected) in [(6, 6), (4000, 130)] {
-            let fitted = resident.fitted([x, 1, 1], 131);
-            assert_eq!((fitted.grid, fitted.alone), ([expected, 1, 1], false));
+            let fitted = resident.fitted([x, 1, 1], 131, 0);
+            assert_eq!(
+                (fitted.grid, fitted.entry),
+                ([expected, 1, 1], Entry::First)
+            );
         }
     }
 }

@@ -11,7 +11,7 @@ mod target;
 
 pub use architecture::{ARCHITECTURES, Architecture};
 pub use dtype::Dtype;
-pub use geometry::{Boxes, Geometry, Launch, Resident, Split};
+pub use geometry::{Boxes, Geometry, Launch, Resident, Split, Spread};
 pub use role::Role;
 pub use scalars::{LaunchScalars, TableLayout, scalar};
 pub use signature::{Binding, Operand};

@@ -86,6 +86,7 @@ pub mod scalar {
         23 BATCH "Number of sequences, where scalars come by value or there is something done to logits."
         24 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
         25 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
+        25 PARTS "Parts of the keys of a query, where scalars come by value and the kernel is spread."
     }
 }
 
@@ -94,8 +95,9 @@ impl LaunchScalars {
     pub const WORDS: usize = scalar::BATCH;
 
     /// Number of words given by value: the [`WORDS`](Self::WORDS), the number of sequences, the
-    /// softcap, and one that is not read, since CubeCL takes an even number.
-    pub const BY_VALUE: usize = scalar::SOFTCAP + 2;
+    /// softcap, and the number of parts, which only kernels read that are spread. It is even, as
+    /// CubeCL wants it.
+    pub const BY_VALUE: usize = scalar::PARTS + 1;
 
     /// The parameter buffer of a kernel without tensor maps that was compiled for `score`.
     ///
@@ -113,7 +115,7 @@ impl LaunchScalars {
         words
     }
 
-    /// The words that a kernel with tensor maps is given by value.
+    /// The words that a kernel with tensor maps is given by value; the number of parts is 0.
     pub fn by_value(&self, batch: u32, values: &ScoreValues<'_>) -> [u32; Self::BY_VALUE] {
         let mut words = [0; Self::BY_VALUE];
         words[..Self::WORDS].copy_from_slice(&self.words());

@@ -28,6 +28,9 @@ pub enum Operand {
     Scalars,
     /// Logits of sinks, f32, `[Hq]`, if they do not follow the scalars.
     Sinks,
+    /// Results of the parts of each job, between the two launches of a
+    /// [`Spread`](super::geometry::Spread) kernel: f32, `[B, Hkv, q_len, parts, group, Dv + 4]`.
+    Partials,
 }
 
 impl Operand {
@@ -43,6 +46,7 @@ impl Operand {
             Self::Bands => "bands",
             Self::Scalars => "scalars",
             Self::Sinks => "sinks",
+            Self::Partials => "partials",
         }
     }
 
@@ -56,7 +60,8 @@ impl Operand {
             | Self::Offsets
             | Self::Bands
             | Self::Scalars
-            | Self::Sinks => false,
+            | Self::Sinks
+            | Self::Partials => false,
         }
     }
 }
@@ -113,6 +118,30 @@ pub fn of(spec: &KernelSpec, geometry: &Geometry) -> Vec<Binding> {
     all
 }
 
+/// The arguments of the entry point of a [`Spread`](super::geometry::Spread) kernel that computes
+/// parts: those of the first one, and the results of parts, before the scalars by value.
+pub fn spread(spec: &KernelSpec, geometry: &Geometry) -> Vec<Binding> {
+    let mut all = of(spec, geometry);
+    all.insert(all.len().saturating_sub(1), PARTIALS);
+    all
+}
+
+/// The arguments of the entry point that merges parts.
+pub fn merge(spec: &KernelSpec) -> Vec<Binding> {
+    let with = |way: Way| move |operand: Operand| Binding { operand, way };
+    let sinks = spec.score.sinks.then_some(Operand::Sinks);
+    let buffers = [Operand::O].into_iter().chain(sinks).chain([Operand::Lse]);
+    let mut all: Vec<Binding> = buffers.map(with(Way::Buffer)).collect();
+    all.push(PARTIALS);
+    all.push(with(Way::Value)(Operand::Scalars));
+    all
+}
+
+const PARTIALS: Binding = Binding {
+    operand: Operand::Partials,
+    way: Way::Buffer,
+};
+
 impl Boxes {
     /// The box of a tensor, as sequences, heads, tokens and elements.
     fn of(&self, operand: Operand) -> [u32; 4] {
@@ -150,8 +179,8 @@ mod tests {
             boxes,
             ..Geometry::new([1; 3], [1, 1], 0)
         };
-        let text = |spec: &KernelSpec, geometry: &Geometry| {
-            let named = of(spec, geometry).into_iter().map(|binding| {
+        let named = |bindings: Vec<Binding>| {
+            let named = bindings.into_iter().map(|binding| {
                 let name = binding.operand.name();
                 match binding.way {
                     Way::Map(_) => format!("{name}_map"),
@@ -162,6 +191,7 @@ mod tests {
             });
             named.collect::<Vec<_>>().join(" ")
         };
+        let text = |spec: &KernelSpec, geometry: &Geometry| named(of(spec, geometry));
         for sinks in [false, true] {
             let plain = text(&spec(sinks), &geometry(None));
             assert_eq!(plain, "q k v scalars offsets bands o lse");
@@ -178,6 +208,14 @@ mod tests {
         assert_eq!(
             text(&closed, &boxes),
             "q_map k_map v_map o_map (q) (k) (v) (o) lse =scalars"
+        );
+        assert_eq!(
+            named(super::spread(&closed, &boxes)),
+            "q_map k_map v_map o_map (q) (k) (v) (o) lse partials =scalars"
+        );
+        assert_eq!(
+            named(super::merge(&spec(true))),
+            "o sinks lse partials =scalars"
         );
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{
     DeltaRuleEntry, FileEntry, GroupedEntry, KernelEntry, Manifest, ProductEntry, ScorerEntry,
-    alone, arguments, grid_formulas,
+    alone, arguments, grid_formulas, spread,
 };
 use crate::band::MAX_TOKENS;
 use crate::kernel::{ENTRY, NATIVE_ENTRY};
@@ -136,6 +136,7 @@ impl KernelEntry {
         for (field, same) in [
             ("grid", self.grid == grid_formulas(spec, geometry)),
             ("alone", self.alone == alone(&self.entry, geometry)),
+            ("spread", self.spread == spread(&self.entry, spec, geometry)),
             ("arguments", self.arguments == arguments(spec, geometry)),
         ] {
             if !same {

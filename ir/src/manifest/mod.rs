@@ -7,12 +7,12 @@ mod check;
 
 pub use check::ManifestError;
 
-use crate::kernel::geometry::second_entry;
+use crate::kernel::geometry::{merge_entry, second_entry, spread_entry};
 use crate::kernel::signature::{self, Binding, Operand, Way};
 use crate::plan::{Kept, Proof, SwappedLayer, Variant};
 use crate::{
     DeltaRule, Geometry, Grouped, KernelSpec, Launch, Product, Resident, Role, Score, Scorer,
-    Sparsity, Split, Target,
+    Sparsity, Split, Spread, Target,
 };
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,9 @@ pub struct KernelEntry {
     /// The second entry point of a [`Split`] kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alone: Option<AloneEntry>,
+    /// The entry points of a [`Spread`] kernel for long rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<SpreadEntry>,
     /// Tensor maps, buffers and values in binding order.
     pub arguments: Vec<Argument>,
     /// Registers per thread; `None` if it was not compiled to machine code.
@@ -114,6 +117,34 @@ pub struct AloneEntry {
     pub grid: [String; 3],
     /// The condition under which a launch takes it, as a formula.
     pub when: String,
+}
+
+/// The entry points of a [`Spread`] kernel for long rows, which are launched one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpreadEntry {
+    /// The one that computes parts of the keys of each job.
+    pub parts: LaunchEntry,
+    /// The one that merges their results.
+    pub merge: LaunchEntry,
+    /// The number of parts of a job, as a formula.
+    pub count: String,
+    /// The condition under which a launch takes them, as a formula.
+    pub when: String,
+}
+
+/// A further entry point of a kernel, with arguments of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchEntry {
+    /// Its name.
+    pub entry: String,
+    /// Workgroups along x, y, z, as formulas over the run-time scalars.
+    pub grid: [String; 3],
+    /// Bytes of shared memory that a launch asks for.
+    pub shared_bytes: u32,
+    /// Tensor maps, buffers and values in binding order.
+    pub arguments: Vec<Argument>,
 }
 
 /// One matrix product.
@@ -228,7 +259,7 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
         ],
         (Role::Decode, _) => {
             let x = match geometry.launch {
-                Launch::Split(Split { cluster }) => format!("{cluster} * q_len"),
+                Launch::Split(Split { cluster, .. }) => format!("{cluster} * q_len"),
                 Launch::Grid | Launch::Resident(_) => "q_len".into(),
             };
             [x, "kv_heads".into(), "batch".into()]
@@ -240,7 +271,7 @@ pub fn grid_formulas(spec: &KernelSpec, geometry: &Geometry) -> [String; 3] {
 ///
 /// Its condition is the one by which [`Geometry::fitted`] decides.
 pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
-    let Launch::Split(Split { cluster }) = geometry.launch else {
+    let Launch::Split(Split { cluster, .. }) = geometry.launch else {
         return None;
     };
     Some(AloneEntry {
@@ -250,12 +281,61 @@ pub fn alone(entry: &str, geometry: &Geometry) -> Option<AloneEntry> {
     })
 }
 
+/// The entry points for long rows of the kernel of `spec` whose first one is `entry`; `None` if it has
+/// none.
+///
+/// Condition and count are those by which [`Geometry::fitted`] decides.
+pub fn spread(entry: &str, spec: &KernelSpec, geometry: &Geometry) -> Option<SpreadEntry> {
+    let Launch::Split(Split {
+        cluster,
+        spread: Some(spread),
+    }) = geometry.launch
+    else {
+        return None;
+    };
+    let Spread {
+        from,
+        part,
+        per_processor,
+        shared_bytes,
+        v_in_k,
+    } = spread;
+    let grid = |x: String| [x, "kv_heads".into(), "batch".into()];
+    let of_query = Spread::merge_grid(spec, [1; 3])[0];
+    let keys = format!("keys of the last query >= {from}");
+    Some(SpreadEntry {
+        parts: LaunchEntry {
+            entry: spread_entry(entry),
+            grid: grid("q_len * parts".into()),
+            shared_bytes,
+            arguments: listed(spec, signature::spread(spec, geometry)),
+        },
+        merge: LaunchEntry {
+            entry: merge_entry(entry),
+            grid: grid(format!("q_len * {of_query}")),
+            shared_bytes: 0,
+            arguments: listed(spec, signature::merge(spec)),
+        },
+        count: format!(
+            "max(1, min(ceil(keys / {part}), floor({per_processor} * processors / (q_len * kv_heads * batch))))"
+        ),
+        when: match v_in_k {
+            true => format!("{keys}, and v is the first elements of k"),
+            false => format!("{keys}, and parts > {cluster}, or > 1 where `alone` would be taken"),
+        },
+    })
+}
+
 /// The arguments of a kernel in binding order, in the form that manifests list.
 pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
+    listed(spec, signature::of(spec, geometry))
+}
+
+fn listed(spec: &KernelSpec, signature: Vec<Binding>) -> Vec<Argument> {
     let listed = |Binding { operand, way }: Binding| {
         let dtype = match operand {
             Operand::Q | Operand::K | Operand::V | Operand::O => spec.dtype.name(),
-            Operand::Lse | Operand::Sinks => "f32",
+            Operand::Lse | Operand::Sinks | Operand::Partials => "f32",
             Operand::Offsets | Operand::Scalars => "u32",
             Operand::Bands => "i32",
         };
@@ -277,10 +357,7 @@ pub fn arguments(spec: &KernelSpec, geometry: &Geometry) -> Vec<Argument> {
             output: operand.is_output(),
         }
     };
-    signature::of(spec, geometry)
-        .into_iter()
-        .map(listed)
-        .collect()
+    signature.into_iter().map(listed).collect()
 }
 
 /// The dimensions of an argument.
@@ -294,6 +371,7 @@ fn shape(operand: Operand, way: Way, score: Score) -> &'static str {
         Operand::Offsets => "heads * rows + 1",
         Operand::Bands => "bands, 4",
         Operand::Sinks => "q_heads",
+        Operand::Partials => "batch, kv_heads, q_len, parts, group, v_head_dim + 4",
         Operand::Scalars if way == Way::Value => "24 by value, from 21 on batch and softcap",
         Operand::Scalars if score.sinks => "23 + q_heads, from 21 on batch, softcap and sinks",
         Operand::Scalars if score.softcap => "23, from 21 on batch and softcap",
@@ -304,7 +382,7 @@ fn shape(operand: Operand, way: Way, score: Score) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::geometry::Fitted;
+    use crate::kernel::geometry::{Entry, Fitted};
 
     /// `fitted` takes the second entry point exactly if the manifest's condition holds.
     #[test]
@@ -314,7 +392,10 @@ mod tests {
             ..Geometry::new([128, 1, 1], [1, 16], 0)
         };
         assert_eq!(alone("kernel", &geometry(Launch::Grid)), None);
-        let geometry = geometry(Launch::Split(Split { cluster: 4 }));
+        let geometry = geometry(Launch::Split(Split {
+            cluster: 4,
+            spread: None,
+        }));
         let second = alone("kernel", &geometry).expect("it has two");
         assert_eq!(second.entry, "kernel_alone");
         assert_eq!(
@@ -323,8 +404,12 @@ mod tests {
         );
         for (jobs, processors) in [(29, 132), (30, 132), (1, 4), (1, 5)] {
             let listed = 4 * jobs >= processors * 9 / 10;
-            let Fitted { grid, alone } = geometry.fitted([1, jobs, 1], processors);
-            assert_eq!((alone, grid[0]), (listed, if listed { 1 } else { 4 }));
+            let Fitted { grid, entry } = geometry.fitted([1, jobs, 1], processors, 0);
+            let expected = match listed {
+                true => (Entry::Alone, 1),
+                false => (Entry::First, 4),
+            };
+            assert_eq!((entry, grid[0]), expected);
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | `expr` | [`RowExpressions`], the closed form as integer expressions; their evaluator |
 //! | `lower` | from `program` to `expr`: the only place that knows how a range is computed |
 //! | `transpose` | the closed form by columns: which queries see the keys of a block |
+//! | `seen` | how many keys a query sees, by `expr` |
 //! | `stream` | [`Stream`], keys that stand for several tokens |
 //! | `table` | the bands of one row directly from a pattern, for patterns without a closed form |
 //! | `chosen` | the bands of a row that chooses blocks by content |
@@ -20,6 +21,7 @@ pub mod chosen;
 mod expr;
 mod lower;
 pub mod program;
+mod seen;
 pub mod stage;
 mod stream;
 mod table;

@@ -4,6 +4,7 @@
 //! exists while it runs, and how much memory these take together.
 
 use super::wide32;
+use butterfly_ir::Spread;
 use butterfly_ir::model::{AttentionShape, Form, ModelConfig, ModelSizes};
 use std::collections::BTreeMap;
 
@@ -168,6 +169,21 @@ pub(super) fn expanded(config: &ModelConfig, bytes: u128, on_host: bool) -> u128
         0
     };
     bytes * results + wide
+}
+
+/// What the results of parts take while Hopper's decode kernels spread long rows over the device: f32, of
+/// at most two workgroups for each of its SMs, and each with one kv head's q heads.
+pub(super) fn partials(config: &ModelConfig, on_host: bool) -> u128 {
+    const WORKGROUPS: u128 = 2 * 132;
+    let of = |form| {
+        let heads = config.attention.kernel_shape(form);
+        let row = heads.v_head_dim + Spread::BESIDE_OUTPUT;
+        4 * wide32(heads.group) * wide32(row)
+    };
+    match on_host {
+        true => 0,
+        false => WORKGROUPS * of(Form::Expanded).max(of(Form::Absorbed)),
+    }
 }
 
 /// The memory that these take for each token.

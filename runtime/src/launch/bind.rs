@@ -5,11 +5,16 @@
 //! Out: buffers that are at least as long as the strides and the rows reach, or an error that names
 //! the argument.
 
+mod long;
+
+pub(super) use long::partial_bytes;
+
 use super::{Arguments, Call, Device, LaunchError, Ready};
 use butterfly_ir::band::MAX_TOKENS;
+use butterfly_ir::geometry::Entry;
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
 use butterfly_ir::{
-    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout,
+    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout, scalar,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -24,6 +29,8 @@ pub(super) struct Needs {
     pub(super) words: Words,
     /// As [`Buffers::grid`].
     pub(super) grid: [u32; 3],
+    /// As [`Buffers::keys`].
+    pub(super) keys: u32,
     /// As [`Buffers::maps`].
     pub(super) maps: Vec<Map>,
     /// The rows of blocks that hold queries.
@@ -47,6 +54,13 @@ impl Words {
             false => &[],
         }
     }
+
+    /// Tells the kernel into how many parts the keys of each query are spread.
+    pub(super) fn set_parts(&mut self, entry: Entry) {
+        if let (true, Entry::Spread(parts)) = (self.by_value, entry) {
+            self.scalars[scalar::PARTS] = parts;
+        }
+    }
 }
 
 /// The checked arguments of a launch from host memory.
@@ -59,6 +73,8 @@ pub(super) struct Buffers<'a> {
     pub(super) outputs: [usize; 2],
     /// Workgroups in x, y and z, before `Geometry::fitted` adapts them to the device.
     pub(super) grid: [u32; 3],
+    /// The most keys that a query sees, as `Geometry::fitted` takes it.
+    pub(super) keys: u32,
     /// The tensors behind its tensor maps.
     pub(super) maps: Vec<Map>,
 }
@@ -157,6 +173,10 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         tensors,
         results,
         words: words_of(kernel, call),
+        keys: match results {
+            0 => 0,
+            _ => long::keys(kernel, call),
+        },
         grid,
         maps: match results {
             0 => Vec::new(),
@@ -188,6 +208,7 @@ pub(super) fn buffers<'a>(
         scalars: arguments.scalars,
         batch: arguments.batch,
         score: arguments.score,
+        v_in_k: false,
     };
     let needs = needs(device, kernel, &call)?;
     let [q, k, v, o] = needs.tensors;
@@ -209,7 +230,7 @@ pub(super) fn buffers<'a>(
             Operand::Bands => padded(bands(there(table)?)),
             Operand::Scalars => padded(words(needs.words.scalars.iter().copied())),
             Operand::Sinks => padded(words(needs.words.sinks.iter().copied())),
-            Operand::O | Operand::Lse => continue,
+            Operand::O | Operand::Lse | Operand::Partials => continue,
         };
         inputs.push((operand, bytes));
     }
@@ -226,18 +247,19 @@ pub(super) fn buffers<'a>(
         words: needs.words,
         outputs: [bytes(o)?, bytes(4 * needs.results)?],
         grid: needs.grid,
+        keys: needs.keys,
         maps: needs.maps,
     })
 }
 
-/// The buffers of a kernel, in binding order: first those behind tensor maps, which are bound
+/// The buffers of a launch, in binding order: first those behind tensor maps, which are bound
 /// together with the maps, then the others.
 pub(super) fn in_order<T, E>(
-    kernel: &Ready,
+    signature: &[Binding],
     mut of: impl FnMut(Operand) -> Result<T, E>,
 ) -> Result<(Vec<T>, Vec<T>), E> {
     let (mut mapped, mut buffers) = (Vec::new(), Vec::new());
-    for Binding { operand, way } in kernel.signature() {
+    for Binding { operand, way } in signature {
         match way {
             Way::Mapped => mapped.push(of(*operand)?),
             Way::Buffer => buffers.push(of(*operand)?),
@@ -349,7 +371,8 @@ fn maps(kernel: &Ready, call: &Call<'_>) -> Vec<Map> {
             | Operand::Offsets
             | Operand::Bands
             | Operand::Scalars
-            | Operand::Sinks => return None,
+            | Operand::Sinks
+            | Operand::Partials => return None,
         };
         Some(Map {
             dtype: spec.dtype,

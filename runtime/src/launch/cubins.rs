@@ -200,9 +200,14 @@ impl Launches for CudaRuntime {
         tensor_maps::bind(maps, inputs)
     }
 
-    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> Fitted {
+    fn fitted(
+        geometry: &Geometry,
+        grid: [u32; 3],
+        keys: u32,
+        properties: &DeviceProperties,
+    ) -> Fitted {
         let processors = properties.hardware.num_streaming_multiprocessors;
-        geometry.fitted(grid, processors.unwrap_or(1))
+        geometry.fitted(grid, processors.unwrap_or(1), keys)
     }
 }
 

@@ -8,8 +8,7 @@ use super::bind::Buffers;
 use super::cubins::{self, Task};
 use super::ready::Code;
 use super::shared::Launches;
-use super::{Device, LaunchError, Output, Ready, driver, run, tensor_maps};
-use butterfly_ir::geometry::Fitted;
+use super::{Device, LaunchError, Output, Ready, bind, driver, run, tensor_maps};
 use cubecl_common::device::{Device as CubeDevice, DeviceId};
 use cubecl_cuda::CudaRuntime;
 use cubecl_runtime::client::ComputeClient;
@@ -54,15 +53,26 @@ pub(super) fn launch(
     };
     let client = &open[at].1;
     let properties = client.properties();
-    let Fitted { grid, alone } = CudaRuntime::fitted(kernel.geometry(), buffers.grid, properties);
-    buffers.grid = grid;
-    let largest = buffers.largest();
-    run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
+    let grid = buffers.grid;
+    let fitted = CudaRuntime::fitted(kernel.geometry(), grid, buffers.keys, properties);
+    buffers.words.set_parts(fitted.entry);
+    let steps = run::Steps {
+        steps: kernel.steps(fitted, grid),
+        partial_bytes: bind::partial_bytes(kernel, grid, fitted.entry),
+    };
+    let largest = buffers.largest().max(steps.partial_bytes);
+    for step in &steps.steps {
+        run::check_limits(
+            device,
+            &step.geometry(kernel),
+            step.grid,
+            largest,
+            properties,
+        )?;
+    }
     let output = run::caught(|| {
         let maps = |inputs: &[Handle]| tensor_maps::bind(&buffers.maps, inputs);
-        run::run(client, (kernel, &buffers), runs, maps, || {
-            CudaRuntime::task(kernel.image_of(alone))
-        })
+        run::run(client, (&steps, &buffers), runs, maps, CudaRuntime::task)
     });
     // Free unused memory: other servers cannot use what this one has reserved.
     let _ = run::caught(|| {

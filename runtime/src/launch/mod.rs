@@ -146,6 +146,9 @@ pub struct Call<'a> {
     /// Softcap and sink logits: exactly those that the kernel's [`Score`](butterfly_ir::Score) asks
     /// for.
     pub score: ScoreValues<'a>,
+    /// Whether the values are the first elements of the keys: v then has the memory and the strides of
+    /// k. Kernels may read them once.
+    pub v_in_k: bool,
 }
 
 /// What a launch wrote, and how long it took.

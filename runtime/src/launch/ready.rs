@@ -1,9 +1,10 @@
 //! A kernel prepared for launching: checked once, then shared by any number of launches.
 
 use super::{Device, LaunchError, Loaded};
-use butterfly_ir::geometry::second_entry;
+use butterfly_ir::geometry::{Entry, Fitted, merge_entry, second_entry, spread_entry};
 use butterfly_ir::kernel::signature::{self, Binding, Operand, Way};
-use butterfly_ir::{ContractError, Geometry, KernelSpec, Launch, Sm, Target};
+use butterfly_ir::rows::RowExpressions;
+use butterfly_ir::{ContractError, Geometry, KernelSpec, Launch, Rows, Sm, Spread, Target};
 use std::sync::Arc;
 
 /// A kernel prepared for launching; clones share it.
@@ -12,6 +13,8 @@ pub struct Ready {
     image: Arc<Image>,
     /// The same code with its second entry point, if it has one.
     alone: Option<Arc<Image>>,
+    /// The same code with its entry points for long rows, if it has them: for parts, and for merging.
+    long: Option<[Arc<Image>; 2]>,
     made_for: Arc<MadeFor>,
 }
 
@@ -21,6 +24,35 @@ struct MadeFor {
     spec: KernelSpec,
     geometry: Geometry,
     signature: Vec<Binding>,
+    long: Option<Long>,
+}
+
+/// What launches for long rows need.
+#[derive(Debug)]
+struct Long {
+    spread: Spread,
+    /// By which long rows are told.
+    rows: RowExpressions,
+    /// The arguments of both entry points, in binding order.
+    signatures: [Vec<Binding>; 2],
+}
+
+/// One of the launches that a call takes.
+pub(super) struct Step<'a> {
+    pub(super) image: &'a Arc<Image>,
+    /// Its arguments, in binding order.
+    pub(super) signature: &'a [Binding],
+    pub(super) grid: [u32; 3],
+}
+
+impl Step<'_> {
+    /// The geometry of `kernel` with the shared memory of this launch.
+    pub(super) fn geometry(&self, kernel: &Ready) -> Geometry {
+        Geometry {
+            shared_bytes: self.image.identity.shared_bytes,
+            ..*kernel.geometry()
+        }
+    }
 }
 
 /// A kernel with one of its entry points, as a CubeCL server needs it.
@@ -151,30 +183,37 @@ impl Ready {
         };
         let digest = *blake3::hash(kernel.image).as_bytes();
         let code = Arc::new(code);
-        let image = |entry: String| {
+        let image = |entry: String, shared_bytes: u32| {
             Arc::new(Image {
                 device,
                 identity: Identity {
                     key: kernel.key.into(),
                     entry,
                     digest,
-                    shared_bytes: kernel.geometry.shared_bytes,
+                    shared_bytes,
                 },
                 threads: kernel.geometry.threads,
                 code: code.clone(),
             })
         };
-        let second = match kernel.geometry.launch {
-            Launch::Split(_) => Some(second_entry(kernel.entry)),
-            Launch::Grid | Launch::Resident(_) => None,
+        let (entry, shared_bytes) = (kernel.entry, kernel.geometry.shared_bytes);
+        let (second, spread) = match kernel.geometry.launch {
+            Launch::Split(split) => (Some(second_entry(entry)), split.spread),
+            Launch::Grid | Launch::Resident(_) => (None, None),
         };
+        let long = spread.and_then(|spread| Long::of(kernel, spread));
         Ok(Self {
-            alone: second.map(&image),
-            image: image(kernel.entry.into()),
+            alone: second.map(|entry| image(entry, shared_bytes)),
+            long: long.as_ref().map(|long| {
+                let parts = image(spread_entry(entry), long.spread.shared_bytes);
+                [parts, image(merge_entry(entry), 0)]
+            }),
+            image: image(entry.into(), shared_bytes),
             made_for: Arc::new(MadeFor {
                 spec: kernel.spec.clone(),
                 geometry: kernel.geometry,
                 signature,
+                long,
             }),
         })
     }
@@ -215,16 +254,60 @@ impl Ready {
         &self.image
     }
 
-    /// What to launch: the second entry point if `alone` (see `Fitted::alone`) and there is one,
-    /// else the first.
-    pub(super) fn image_of(&self, alone: bool) -> &Arc<Image> {
-        let second = self.alone.as_ref().filter(|_| alone);
-        second.unwrap_or(&self.image)
+    /// How long rows are spread, and by what they are told; `None` if they never are.
+    pub(super) fn spread(&self) -> Option<(Spread, &RowExpressions)> {
+        let long = self.made_for.long.as_ref()?;
+        Some((long.spread, &long.rows))
+    }
+
+    /// The launches of a call, one after the other; `grid` is that of [`Geometry::grid`], of which
+    /// `fitted` was made.
+    pub(super) fn steps(&self, fitted: Fitted, grid: [u32; 3]) -> Vec<Step<'_>> {
+        let step = |image, signature, grid| Step {
+            image,
+            signature,
+            grid,
+        };
+        let long = self.long.as_ref().zip(self.made_for.long.as_ref());
+        match (fitted.entry, long) {
+            (Entry::Spread(_), Some(([parts, merge], long))) => {
+                let [of_parts, of_merge] = &long.signatures;
+                let merged = Spread::merge_grid(self.spec(), grid);
+                vec![
+                    step(parts, of_parts, fitted.grid),
+                    step(merge, of_merge, merged),
+                ]
+            }
+            (Entry::Alone, _) => {
+                let image = self.alone.as_ref().unwrap_or(&self.image);
+                vec![step(image, self.signature(), fitted.grid)]
+            }
+            (Entry::First | Entry::Spread(_), _) => {
+                vec![step(&self.image, self.signature(), fitted.grid)]
+            }
+        }
     }
 
     /// The images of all entry points.
     pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
-        std::iter::once(&self.image).chain(&self.alone)
+        let long = self.long.iter().flatten();
+        std::iter::once(&self.image).chain(&self.alone).chain(long)
+    }
+}
+
+impl Long {
+    fn of(kernel: &Loaded<'_>, spread: Spread) -> Option<Self> {
+        let Rows::ClosedForm(program) = &kernel.spec.rows else {
+            return None;
+        };
+        Some(Self {
+            spread,
+            rows: program.lower(kernel.spec.block),
+            signatures: [
+                signature::spread(kernel.spec, &kernel.geometry),
+                signature::merge(kernel.spec),
+            ],
+        })
     }
 }
 

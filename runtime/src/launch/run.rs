@@ -1,7 +1,8 @@
 //! The steps around a launch that all devices share: limits, uploading, timing, reading back.
 
 use super::bind::{self, Buffers, padded};
-use super::{Device, LaunchError, Output, Ready};
+use super::ready::{Image, Step};
+use super::{Device, LaunchError, Output};
 use butterfly_ir::Geometry;
 use butterfly_ir::kernel::signature::Operand;
 use cubecl_common::future::block_on;
@@ -13,6 +14,7 @@ use cubecl_runtime::server::{
 };
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The output of a launch that has nothing to compute; `None` for any other launch.
@@ -85,18 +87,34 @@ pub(super) fn by_value(words: &[u32]) -> MetadataBindingInfo {
     MetadataBindingInfo::new(data, all)
 }
 
+/// Memory for the results of parts; a little where there are none, which no kernel is given.
+pub(super) fn partials<R: Runtime>(client: &ComputeClient<R>, bytes: u64) -> Handle {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "checked against the limits of the device"
+    )]
+    client.empty(bytes.max(16) as usize)
+}
+
 /// Launches that are too short to be timed one by one are timed in bursts of about this length.
 const BURST_MILLISECONDS: f64 = 2.0;
+
+/// The launches of a call, one after the other, with the memory between them.
+pub(super) struct Steps<'a> {
+    pub(super) steps: Vec<Step<'a>>,
+    /// Bytes of the results of parts.
+    pub(super) partial_bytes: u64,
+}
 
 /// Uploads the arguments, launches, and reads the results back. `task` makes the kernel for each
 /// launch, `maps` its tensor maps from the buffers behind them. The first launch loads the kernel;
 /// then `runs` bursts of launches are timed, at least one.
 pub(super) fn run<R: Runtime>(
     client: &ComputeClient<R>,
-    (kernel, buffers): (&Ready, &Buffers<'_>),
+    (steps, buffers): (&Steps<'_>, &Buffers<'_>),
     runs: u32,
     maps: impl Fn(&[Handle]) -> Vec<TensorMapBinding>,
-    task: impl Fn() -> <R::Server as ComputeServer>::Kernel,
+    task: impl Fn(&Arc<Image>) -> <R::Server as ComputeServer>::Kernel,
 ) -> Result<Output, String> {
     // Zeros, so that gaps between the rows of o are the same in every run.
     let outputs = buffers
@@ -106,9 +124,11 @@ pub(super) fn run<R: Runtime>(
     let inputs: Vec<_> = inputs
         .map(|(operand, bytes)| (*operand, client.create_from_slice(bytes)))
         .collect();
+    let partials = partials(client, steps.partial_bytes);
     let of = |operand: Operand| match operand {
         Operand::O => Ok(outputs[0].clone()),
         Operand::Lse => Ok(outputs[1].clone()),
+        Operand::Partials => Ok(partials.clone()),
         _ => {
             let input = inputs.iter().find(|(of, _)| *of == operand);
             let missing = || format!("`{}` is not bound", operand.name());
@@ -118,15 +138,16 @@ pub(super) fn run<R: Runtime>(
     let wait = || block_on(client.sync()).map_err(|error| format!("{error:?}"));
     let burst = |launches: u32| {
         let start = Instant::now();
-        for _ in 0..launches {
-            let (tensors, bound) = bind::in_order(kernel, of)?;
+        for step in (0..launches).flat_map(|_| &steps.steps) {
+            let (tensors, bound) = bind::in_order(step.signature, of)?;
             let arguments = KernelArguments::new()
                 .with_tensor_maps(maps(&tensors))
                 .with_buffers(bound.into_iter().map(Handle::binding).collect())
                 .with_info(by_value(buffers.words.by_value()));
-            let [x, y, z] = buffers.grid;
+            let [x, y, z] = step.grid;
+            let kernel = task(step.image);
             // SAFETY: every length was checked against the strides, the rows and the grid.
-            unsafe { client.launch_unchecked(task(), CubeCount::Static(x, y, z), arguments) };
+            unsafe { client.launch_unchecked(kernel, CubeCount::Static(x, y, z), arguments) };
         }
         wait()?;
         Ok::<_, String>(start.elapsed().as_secs_f64() * 1e3 / f64::from(launches))

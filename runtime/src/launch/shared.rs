@@ -8,7 +8,7 @@
 use super::bind::{self, Map, long_enough};
 use super::ready::Image;
 use super::{Call, Device, LaunchError, Ready, run};
-use butterfly_ir::geometry::Fitted;
+use butterfly_ir::geometry::{Entry, Fitted};
 use butterfly_ir::kernel::signature::Operand;
 use butterfly_ir::{BandTable, Geometry, TableLayout};
 use cubecl_core::Runtime;
@@ -30,9 +30,15 @@ pub trait Launches: Runtime {
     #[doc(hidden)]
     fn tensor_maps(maps: &[Map], tensors: &[Handle]) -> Vec<TensorMapBinding>;
 
-    /// The grid and the entry point to launch on this device.
+    /// The grid and the entry point to launch on this device, for queries that see at most `keys` keys (see
+    /// [`Geometry::fitted`]).
     #[doc(hidden)]
-    fn fitted(geometry: &Geometry, grid: [u32; 3], properties: &DeviceProperties) -> Fitted;
+    fn fitted(
+        geometry: &Geometry,
+        grid: [u32; 3],
+        keys: u32,
+        properties: &DeviceProperties,
+    ) -> Fitted;
 }
 
 /// A band table on a device.
@@ -127,7 +133,7 @@ pub fn enqueue<R: Launches>(
             given,
         });
     }
-    let needs = bind::needs(device, kernel, call)?;
+    let mut needs = bind::needs(device, kernel, call)?;
     let lse = needs.results * 4;
     let [q, k, v, o] = needs.tensors;
     for (name, handle, needed) in [
@@ -143,9 +149,23 @@ pub fn enqueue<R: Launches>(
         return Ok(());
     }
     let properties = client.properties();
-    let Fitted { grid, alone } = R::fitted(kernel.geometry(), needs.grid, properties);
-    let largest = needs.tensors.into_iter().fold(lse, u64::max);
-    run::check_limits(device, kernel.geometry(), grid, largest, properties)?;
+    let fitted = R::fitted(kernel.geometry(), needs.grid, needs.keys, properties);
+    needs.words.set_parts(fitted.entry);
+    let partial_bytes = bind::partial_bytes(kernel, needs.grid, fitted.entry);
+    let largest = needs
+        .tensors
+        .into_iter()
+        .fold(lse.max(partial_bytes), u64::max);
+    let steps = kernel.steps(fitted, needs.grid);
+    for step in &steps {
+        run::check_limits(
+            device,
+            &step.geometry(kernel),
+            step.grid,
+            largest,
+            properties,
+        )?;
+    }
     let table = bind::rows_of(kernel, tensors.rows)?;
     if let Some(table) = table {
         bind::check_rows(table.offsets, table.layout, needs.rows, call)?;
@@ -153,7 +173,11 @@ pub fn enqueue<R: Launches>(
     let of_table = |i: usize| Ok(bind::there(table)?.buffers[i].clone());
     let upload =
         |words: &[u32]| client.create_from_slice(&bind::padded(bind::words(words.iter().copied())));
-    let (mapped, buffers) = bind::in_order(kernel, |operand| match operand {
+    let partials = match fitted.entry {
+        Entry::Spread(_) => Some(run::partials(client, partial_bytes)),
+        Entry::First | Entry::Alone => None,
+    };
+    let of = |operand: Operand| match operand {
         Operand::Q => Ok(tensors.q.clone()),
         Operand::K => Ok(tensors.k.clone()),
         Operand::V => Ok(tensors.v.clone()),
@@ -163,19 +187,28 @@ pub fn enqueue<R: Launches>(
         Operand::Bands => of_table(1),
         Operand::Scalars => Ok(upload(&needs.words.scalars)),
         Operand::Sinks => Ok(upload(&needs.words.sinks)),
-    })?;
-    let arguments = KernelArguments::new()
-        .with_tensor_maps(R::tensor_maps(&needs.maps, &mapped))
-        .with_buffers(buffers.into_iter().map(Handle::binding).collect())
-        .with_info(run::by_value(needs.words.by_value()));
-    let [x, y, z] = grid;
-    // SAFETY: every length was checked against the strides, the rows and the grid.
-    unsafe {
-        client.launch_unchecked(
-            R::task(kernel.image_of(alone)),
-            CubeCount::Static(x, y, z),
-            arguments,
-        )
+        Operand::Partials => partials.clone().ok_or_else(|| LaunchError::Unsupported {
+            device,
+            key: kernel.key().into(),
+            what: "memory for the results of parts".into(),
+        }),
     };
+    // All arguments before the first launch, so that nothing is launched after an error.
+    let bound: Vec<_> = steps
+        .iter()
+        .map(|step| Ok((step, bind::in_order(step.signature, of)?)))
+        .collect::<Result<_, LaunchError>>()?;
+    for (step, (mapped, buffers)) in bound {
+        let arguments = KernelArguments::new()
+            .with_tensor_maps(R::tensor_maps(&needs.maps, &mapped))
+            .with_buffers(buffers.into_iter().map(Handle::binding).collect())
+            .with_info(run::by_value(needs.words.by_value()));
+        let [x, y, z] = step.grid;
+        // SAFETY: every length was checked against the strides, the rows and the grid; the results of
+        // parts have the size that follows from the grid and the number of parts.
+        unsafe {
+            client.launch_unchecked(R::task(step.image), CubeCount::Static(x, y, z), arguments)
+        };
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::bind::{Buffers, Map};
 use super::ready::{Code, Image};
 use super::shared::Launches;
 use super::{Device, Found, LaunchError, Output, Ready, run};
-use butterfly_ir::geometry::Fitted;
+use butterfly_ir::geometry::{Entry, Fitted};
 use butterfly_ir::{Dtype, Geometry};
 use cubecl_common::future::block_on;
 use cubecl_core::ir::{AddressType, DeviceProperties, StorageType};
@@ -86,13 +86,21 @@ pub(super) fn launch(
         std::mem::take(&mut *errors)
     };
     take();
+    let fitted = Fitted {
+        grid: buffers.grid,
+        entry: Entry::First,
+    };
+    let steps = run::Steps {
+        steps: kernel.steps(fitted, buffers.grid),
+        partial_bytes: 0,
+    };
     let output = run::caught(|| {
         run::run(
             &opened.client,
-            (kernel, buffers),
+            (&steps, buffers),
             runs,
             |_| vec![],
-            || WgpuRuntime::task(kernel.image()),
+            WgpuRuntime::task,
         )
     });
     let errors = take();
@@ -226,8 +234,11 @@ impl Launches for WgpuRuntime {
         Vec::new()
     }
 
-    fn fitted(_: &Geometry, grid: [u32; 3], _: &DeviceProperties) -> Fitted {
-        Fitted { grid, alone: false }
+    fn fitted(_: &Geometry, grid: [u32; 3], _: u32, _: &DeviceProperties) -> Fitted {
+        Fitted {
+            grid,
+            entry: Entry::First,
+        }
     }
 }
 

@@ -207,16 +207,17 @@ struct Values {
 
 // A team's ring: the number of keys in each tile in flight, the current one first, and the slot and
 // phase bit of the current one.
+template <int LENGTH>
 struct Ring {
-  int counts[SLOTS];
+  int counts[LENGTH];
   int slot, parity;
 
   // Goes on to the next tile. A tile with `next` keys takes the slot of the current one.
   __device__ __forceinline__ void advance(int next) {
 #pragma unroll
-    for (int i = 0; i + 1 < SLOTS; ++i) counts[i] = counts[i + 1];
-    counts[SLOTS - 1] = next;
-    if (++slot == SLOTS) {
+    for (int i = 0; i + 1 < LENGTH; ++i) counts[i] = counts[i + 1];
+    counts[LENGTH - 1] = next;
+    if (++slot == LENGTH) {
       slot = 0;
       parity ^= 1;
     }
@@ -224,9 +225,9 @@ struct Ring {
 };
 
 // Starts the copies of the first tiles, before any work that can be done later.
-__device__ __forceinline__ Ring first_tiles(const Shared& shared, Tiles& tiles, const Keys& keys, int team,
-                                            int warp) {
-  Ring ring;
+__device__ __forceinline__ Ring<SLOTS> first_tiles(const Shared& shared, Tiles<K_TILE>& tiles, const Keys& keys,
+                                                   int team, int warp) {
+  Ring<SLOTS> ring;
   ring.slot = 0;
   ring.parity = 1;
 #pragma unroll 1
@@ -242,8 +243,9 @@ __device__ __forceinline__ Ring first_tiles(const Shared& shared, Tiles& tiles, 
 }
 
 // Computes a team's result over its tiles; `warp` is the number of this warp within the team.
-__device__ __forceinline__ void attend(const Shared& shared, const Launch& launch, Ring& ring, Tiles& tiles,
-                                       const Keys& keys, int team, int warp, int lane, Part& part) {
+__device__ __forceinline__ void attend(const Shared& shared, const Launch& launch, Ring<SLOTS>& ring,
+                                       Tiles<K_TILE>& tiles, const Keys& keys, int team, int warp, int lane,
+                                       Part& part) {
   const unsigned k_piece = piece_of(lane % 16, lane / 16);
   const unsigned v_piece = piece_of(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   Queries queries(lane);

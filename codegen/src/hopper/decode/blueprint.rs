@@ -2,7 +2,8 @@
 //! none.
 
 use super::super::source::{self, SHARED_LIMIT};
-use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Launch, Split};
+use super::spread;
+use butterfly_ir::{Boxes, Dtype, Geometry, KernelSpec, Launch, Split, Spread};
 
 /// Warps of a thread block.
 const WARPS: u32 = 4;
@@ -16,10 +17,10 @@ pub(super) const K_TILE: u32 = 16;
 const MOST_SUMS: u32 = 128;
 
 /// Bytes in a row of a box.
-const BOX_ROW: u32 = 128;
+pub(super) const BOX_ROW: u32 = 128;
 
 /// Bytes reserved to align the start of shared memory for swizzled boxes.
-const ALIGNMENT: u32 = 1024;
+pub(super) const ALIGNMENT: u32 = 1024;
 
 /// Shared memory of an SM on sm_90, in bytes.
 const SHARED_OF_PROCESSOR: u32 = 233_472;
@@ -151,6 +152,8 @@ pub(crate) struct Blueprint {
     pub(super) rows_at: u32,
     pub(super) barriers_at: u32,
     pub(super) shared_bytes: u32,
+    /// How long rows are spread.
+    pub(super) spread: Option<Spread>,
 }
 
 impl Blueprint {
@@ -182,7 +185,9 @@ impl Blueprint {
         let slots_at = sizes.queries();
         let teams_at = slots_at + sizes.teams() * tuning.slots * sizes.slot;
         let rows_at = teams_at + sizes.teams() * sizes.rows * 8;
+        let shared_bytes = sizes.all(tuning.slots);
         Ok(Self {
+            spread: spread::of(spec, &sizes, &tuning, shared_bytes),
             tuning,
             group: spec.group,
             bands,
@@ -190,7 +195,7 @@ impl Blueprint {
             teams_at,
             rows_at,
             barriers_at: rows_at + sizes.rows * 8,
-            shared_bytes: sizes.all(tuning.slots),
+            shared_bytes,
             sizes,
         })
     }
@@ -204,6 +209,7 @@ impl Blueprint {
             }),
             launch: Launch::Split(Split {
                 cluster: self.tuning.cluster,
+                spread: self.spread,
             }),
             ..Geometry::new([THREADS, 1, 1], [1, K_TILE], self.shared_bytes)
         }

@@ -1,9 +1,10 @@
 // ---- A job: one query and one kv head of a sequence, computed by WIDTH thread blocks ----
 
+// With a WIDTH of 0 any number of thread blocks computes it, and leaves its results in `partials`.
 template <int WIDTH>
 __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* q_map,
                                          const TensorMap* k_map, const TensorMap* v_map, Element* o,
-                                         float* lse) {
+                                         float* lse, Partials partials) {
   extern __shared__ unsigned char dynamic_shared[];
   const unsigned start = boxes_address(dynamic_shared);
   const Shared shared = {dynamic_shared + (start - shared_address(dynamic_shared)), start};
@@ -12,7 +13,8 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   const int team = of_block / TEAM;
   const int warp = of_block % TEAM;
   const int lane = threadIdx.x % 32;
-  const unsigned part = blockIdx.x % WIDTH, local = blockIdx.x / WIDTH;
+  const unsigned width = WIDTH > 0 ? WIDTH : partials.parts;
+  const unsigned part = blockIdx.x % width, local = blockIdx.x / width;
   const unsigned kv_head = blockIdx.y, batch = blockIdx.z;
 
   // Each team initialises its own barriers. Queries are copied first, because they are needed first.
@@ -39,14 +41,15 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   Band list[@bands];
   write_bands(launch, per_launch, query / BLOCK, kv_head, list);
   const Bands bands = bands_of(launch, query / BLOCK, kv_head, batch, list);
-  Tiles tiles(bands, query, lane, static_cast<int>(part) * TEAMS + team, WIDTH * TEAMS);
+  Tiles<K_TILE> tiles(bands, query, lane, static_cast<int>(part) * TEAMS + team, static_cast<int>(width) * TEAMS);
   const Keys keys = {k_map, v_map, static_cast<int>(kv_head), static_cast<int>(batch)};
-  Ring ring = first_tiles(shared, tiles, keys, team, warp);
+  Ring<SLOTS> ring = first_tiles(shared, tiles, keys, team, warp);
 
   // Computes addresses while the copies are in flight. Without the asm statement, the compiler would
   // leave this for the end.
   const unsigned long long heads =
       static_cast<unsigned long long>(batch) * static_cast<unsigned>(launch.kv_heads) + kv_head;
+  if (WIDTH == 0) partials.select(heads * static_cast<unsigned>(launch.q_len) + local, part);
   lse += heads * static_cast<unsigned>(GROUP * launch.q_len) + local;
   o += static_cast<unsigned long long>(batch) * launch.o_batch +
        static_cast<unsigned long long>(kv_head * GROUP) * launch.o_head +
@@ -59,5 +62,6 @@ __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* 
   attend(shared, launch, ring, tiles, keys, team, warp, lane, found);
   leave(shared, found, team, warp, lane);
   __syncthreads();
-  merge<WIDTH>(launch, shared, kv_head, part, o, lse);
+  if constexpr (WIDTH > 0) merge<WIDTH>(launch, shared, kv_head, part, o, lse);
+  else keep(shared, partials);
 }

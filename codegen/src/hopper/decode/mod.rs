@@ -18,19 +18,24 @@
 //! it can run on any SM and waits for no other. Both are one launch without intermediate results
 //! in memory, and both add in a fixed order.
 //!
+//! Long rows have two more entry points (see `spread`): by one the thread blocks of the whole device
+//! share the jobs and leave results in memory, and by the other a second launch merges these.
+//!
 //! # Preconditions of a launch
 //!
 //! Arguments and tensor maps as for a prefill kernel (see `super::prefill`), with the boxes in
 //! `Geometry::boxes`; the scale may have any sign. `Geometry::fitted` gives grid and entry point.
 
 mod blueprint;
+mod spread;
 
 pub(crate) use blueprint::Blueprint;
 
 use super::source;
 use crate::portable::ENTRY;
-use butterfly_ir::geometry::second_entry;
-use butterfly_ir::{Dtype, KernelSpec};
+use butterfly_ir::geometry::{merge_entry, second_entry, spread_entry};
+use butterfly_ir::kernel::signature;
+use butterfly_ir::{Dtype, KernelSpec, scalar};
 
 /// The text of the kernel of `spec`, with the numbers in `blueprint`.
 pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
@@ -47,13 +52,20 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
         1 => "THREADS".to_string(),
         several => format!("THREADS, {several}"),
     };
+    let geometry = blueprint.geometry();
+    let short = signature::of(spec, &geometry);
     let entry = |name: &str, cluster: &str, width: &str| {
         let text = include_str!("entry.cuh")
             .replace("@name", name)
             .replace("@cluster", cluster)
             .replace("@width", width)
+            .replace("@partials", if width == "0" { PARTIALS } else { "{}" })
+            .replace("@parts", &scalar::PARTS.to_string())
             .replace("@bounds", &bounds);
-        source::entry(spec, &blueprint.geometry(), &text)
+        match width {
+            "0" => source::entry(&signature::spread(spec, &geometry), &text),
+            _ => source::entry(&short, &text),
+        }
     };
     let (scale, logit) = match spec.score.softcap {
         false => ("launch.scale * 1.44269504f", "s[r][i] * scale"),
@@ -62,7 +74,7 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
             "1.44269504f * capped(s[r][i], launch.softcap, scale)",
         ),
     };
-    let parts = [
+    let mut parts = vec![
         constants(spec, blueprint),
         source::ARITHMETIC.to_string(),
         source::COPIES.to_string(),
@@ -75,13 +87,45 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
             .replace("@scale", scale)
             .replace("@logit", logit),
         source::with_sink(spec, include_str!("merge.cuh")),
+        source::with_sink(spec, include_str!("partials.cuh")),
         include_str!("job.cuh").replace("@bands", &bands),
         "// ---- Entries: a job for a cluster, or for a block of threads ----\n".to_string(),
         entry(ENTRY, "__cluster_dims__(CLUSTER, 1, 1) ", "CLUSTER"),
         entry(&second_entry(ENTRY), "", "1"),
     ];
+    if blueprint.spread.is_some() {
+        parts.push("// ---- Entries for long rows: parts of jobs, and merging them ----\n".into());
+        let further = |name: String, signature: &[signature::Binding], text: &str| {
+            let text = text
+                .replace("@name", &name)
+                .replace("@partials", PARTIALS)
+                .replace("@parts", &scalar::PARTS.to_string());
+            source::entry(signature, &text)
+        };
+        match spread::takes_latents(spec) {
+            true => parts.extend([
+                source::INSTRUCTIONS.to_string(),
+                spread::latent_products(spec, blueprint.sizes.rows),
+                include_str!("latent.cuh")
+                    .replace("@scale", scale)
+                    .replace("@logit", logit)
+                    .replace("@bands", &bands),
+                further(
+                    spread_entry(ENTRY),
+                    &signature::spread(spec, &geometry),
+                    include_str!("latent_entry.cuh"),
+                ),
+            ]),
+            false => parts.push(entry(&spread_entry(ENTRY), "", "0")),
+        }
+        let merge = include_str!("merge_entry.cuh");
+        parts.push(further(merge_entry(ENTRY), &signature::merge(spec), merge));
+    }
     parts.join("\n")
 }
+
+/// The results of parts, as entry points for long rows are given them.
+const PARTIALS: &str = "{partials, parameters.words[@parts]}";
 
 fn constants(spec: &KernelSpec, blueprint: &Blueprint) -> String {
     let mut text = source::Constants::of("decode", spec);
@@ -116,6 +160,10 @@ fn constants(spec: &KernelSpec, blueprint: &Blueprint) -> String {
         ("BARRIERS_AT", blueprint.barriers_at),
     ] {
         text.add(name, value);
+    }
+    if blueprint.spread.is_some_and(|spread| spread.v_in_k) {
+        text.add("LATENT_TILE", spread::LATENT_TILE);
+        text.add("LATENT_SLOTS", spread::LATENT_SLOTS);
     }
     text.finish("// By how much a logit may be ahead of what weights are relative to, as a power of two.\nconstexpr float MOST_AHEAD = 8.0f;\n")
 }

@@ -75,6 +75,8 @@ fn texts_are_complete() {
             "@launch",
             "@logit",
             "@name",
+            "@partials",
+            "@parts",
             "@scale",
             "@score",
             "@sink",
@@ -84,6 +86,25 @@ fn texts_are_complete() {
             assert!(!text.contains(mark), "{name}: {mark} is left");
         }
         assert!(blueprint.shared_bytes <= 232_448, "{name}");
+        let spread = blueprint.spread.map_or(0, |spread| spread.shared_bytes);
+        assert!(spread <= 232_448, "{name}");
+    }
+}
+
+/// Keys that hold their values are read once; tables are not spread.
+#[test]
+fn long_rows_are_spread() {
+    for (name, spec) in cases() {
+        let blueprint = Blueprint::new(&spec).expect("a kernel");
+        let text = text(&spec, &blueprint);
+        let latent = name == "latent";
+        assert_eq!(text.contains("mma_latent_values"), latent, "{name}");
+        assert_eq!(blueprint.spread.is_none(), name == "table", "{name}");
+        for entry in [spread_entry(ENTRY), merge_entry(ENTRY)] {
+            assert_eq!(text.contains(&entry), name != "table", "{name}: {entry}");
+        }
+        let v_in_k = blueprint.spread.is_some_and(|spread| spread.v_in_k);
+        assert_eq!(v_in_k, latent, "{name}");
     }
 }
 
@@ -134,6 +155,7 @@ fn compiles_without_memory_for_arrays() {
         let count = |word: &str| ptx.matches(word).count();
         assert!(count("mma.sync") > 0, "{name}");
         assert!(count("ld.shared::cluster") > 0, "{name}");
+        assert_eq!(count("wgmma.mma_async") > 0, name == "latent", "{name}");
         assert_eq!(count(".local"), 0, "{name}: arrays in memory");
     }
 }

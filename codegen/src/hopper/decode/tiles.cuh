@@ -18,7 +18,8 @@ __device__ __forceinline__ int to_key(const Band& band, int query) {
 // `count` keys from `key` on; a count of zero marks the end.
 struct Tile { int key, count; };
 
-// Every warp of a team goes through the same tiles by itself; each lane holds one interval.
+// Every warp of a team goes through the same tiles of KEYS keys by itself; each lane holds one interval.
+template <int KEYS>
 struct Tiles {
   const Bands& bands;
   const int query, lane;
@@ -56,7 +57,7 @@ struct Tiles {
     }
     start = max(start, covered);
     length = max(end - start, 0);
-    tiles = (length + K_TILE - 1) / K_TILE;
+    tiles = (length + KEYS - 1) / KEYS;
     int sum = tiles;
     constexpr int LANES = BANDS > 0 ? BANDS : 32;
 #pragma unroll
@@ -70,13 +71,13 @@ struct Tiles {
   __device__ __forceinline__ Tile next() {
     while (true) {
       // At most one lane's interval has the next tile; it passes the tile on to all lanes.
-      const int skipped = (next_tile - before) * K_TILE;
+      const int skipped = (next_tile - before) * KEYS;
       const bool mine = before <= next_tile && skipped < length;
       const unsigned key = __reduce_max_sync(~0u, mine ? static_cast<unsigned>(start + skipped) : 0u);
       const unsigned left = __reduce_max_sync(~0u, mine ? static_cast<unsigned>(length - skipped) : 0u);
       if (left > 0 || base + 32 >= bands.count()) {
         next_tile += step;
-        return {static_cast<int>(key), static_cast<int>(min(left, static_cast<unsigned>(K_TILE)))};
+        return {static_cast<int>(key), static_cast<int>(min(left, static_cast<unsigned>(KEYS)))};
       }
       next_tile -= __shfl_sync(~0u, before + tiles, 31);
       base += 32;

@@ -25,6 +25,18 @@ pub(in crate::hopper) fn instruction(name: &str, dtype: Dtype, columns: u32) -> 
     text
 }
 
+/// A wgmma instruction that multiplies 64 columns by `columns` rows, both in shared memory.
+pub(in crate::hopper) fn transposed_instruction(name: &str, dtype: Dtype, columns: u32) -> String {
+    function(
+        name,
+        "unsigned long long a, unsigned long long b",
+        kind(dtype),
+        columns,
+        &["\"l\"(a)"],
+        "1, 1, 1, 0",
+    )
+}
+
 /// A wgmma instruction that multiplies 64 rows in registers by `columns` columns in shared memory. Each of these has
 /// its elements side by side or, `transposed`, each row has.
 pub(in crate::hopper) fn register_instruction(

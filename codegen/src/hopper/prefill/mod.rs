@@ -55,10 +55,11 @@ mod blueprint;
 mod matrix;
 
 pub(crate) use blueprint::Blueprint;
-pub(super) use matrix::{instruction, register_instruction};
+pub(super) use matrix::{instruction, register_instruction, transposed_instruction};
 
 use super::source;
 use butterfly_ir::band::UNBOUNDED;
+use butterfly_ir::kernel::signature;
 use butterfly_ir::{Atom, Bound, KernelSpec, RowProgram, Rows, SymbolicBand};
 
 /// The text of the kernel of `spec`, with the numbers in `blueprint`.
@@ -111,7 +112,7 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
             false => include_str!("store_registers.cuh").to_string(),
         },
         consumer,
-        source::entry(spec, &blueprint.geometry(), &entry),
+        source::entry(&signature::of(spec, &blueprint.geometry()), &entry),
     ];
     parts.join("\n")
 }

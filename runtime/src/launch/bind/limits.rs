@@ -69,6 +69,7 @@ fn call(batch: u32, kv_heads: u32, kv_len: u32) -> Call<'static> {
         },
         batch,
         score: ScoreValues::default(),
+        v_in_k: false,
     }
 }
 
@@ -180,6 +181,12 @@ fn no_keys_and_no_queries() {
 #[test]
 fn geometries_that_are_none_are_refused() {
     type Change = fn(&mut Geometry);
+    const fn split(cluster: u32) -> Launch {
+        Launch::Split(Split {
+            cluster,
+            spread: None,
+        })
+    }
     let all: &[Change] = &[
         |g| g.q_tile = 0,
         |g| g.q_tile *= 4,
@@ -193,7 +200,7 @@ fn geometries_that_are_none_are_refused() {
             if let Some(boxes) = &mut g.boxes {
                 boxes.k *= 2;
             } else {
-                g.launch = Launch::Split(Split { cluster: 4 });
+                g.launch = split(4);
             }
         },
         |g| match &mut g.launch {
@@ -204,7 +211,7 @@ fn geometries_that_are_none_are_refused() {
         |g| match &mut g.launch {
             Launch::Resident(resident) => resident.cluster = 0,
             Launch::Split(_) => g.launch = Launch::Grid,
-            Launch::Grid => g.launch = Launch::Split(Split { cluster: 2 }),
+            Launch::Grid => g.launch = split(2),
         },
     ];
     for (role, target) in ROLES.into_iter().flat_map(|p| [(p, PORTABLE), (p, HOPPER)]) {
