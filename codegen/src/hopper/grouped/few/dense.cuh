@@ -5,7 +5,7 @@ struct Factors {};
 __device__ __forceinline__ Factors load_factors(const Weight&, int, int, long long, long long, int) { return {}; }
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
-__device__ constexpr int place(int i) { return i; }
+__device__ constexpr int element_at(int i) { return i; }
 
 // Unpacks piece `p` of eight elements, whose values are the numbers of the weight.
 __device__ __forceinline__ void unpack_places(unsigned (&two)[4], const uint4& words, int) {

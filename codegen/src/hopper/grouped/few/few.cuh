@@ -62,7 +62,7 @@ __device__ __forceinline__ void multiply(float (&sums)[SETS][4], const Step& ste
     unpack_places(a[1], step.words[1], p);
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
-      const uint4 x = load_shared(columns.first[set] + span * columns.step[set] + p * 64);
+      const uint4 x = load_eight(columns.first[set] + span * columns.step[set] + p * 64);
       mma(c[set], a[0][0], a[1][0], a[0][1], a[1][1], x.x, x.y);
       mma(c[set], a[0][2], a[1][2], a[0][3], a[1][3], x.z, x.w);
       if (BIASED) {
@@ -129,7 +129,7 @@ __device__ __forceinline__ void multiply_tiles(const FewShape& shape, const Weig
   // Meanwhile, x.
   float* const kept = reinterpret_cast<float*>(shared);
   const unsigned zeros = shared_address(shared + KEPT_BYTES), of_x = zeros + (ZEROS + 127) / 128 * 128;
-  for (int i = threadIdx.x; i < ZEROS / 16; i += blockDim.x) store_shared(zeros + i * 16, {0, 0, 0, 0});
+  for (int i = threadIdx.x; i < ZEROS / 16; i += blockDim.x) store_eight(zeros + i * 16, {0, 0, 0, 0});
   copy_rows(of_x, x, shape.few);
   __syncthreads();
   const Columns<SETS> columns(zeros, of_x, shape.few, lane);
@@ -178,13 +178,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
                           const unsigned* __restrict__ ids, Element* __restrict__ y,
                           const __grid_constant__ FewShape shape) {
   extern __shared__ __align__(128) unsigned char dynamic_shared[];
-  const long long pair = blockIdx.y;
   int expert = 0;
+  long long row = shape.first, to = shape.first;
   if (shape.experts > 0) {
-    expert = min(ids[pair], shape.experts - 1u);
-    x += pair / shape.share * COLUMNS;
-    y += pair * shape.width;
+    to = blockIdx.y;
+    row = to / shape.share;
+    expert = min(ids[to], shape.experts - 1u);
   }
+  x += row * COLUMNS;
+  y += to * shape.width;
   const Weight weight = {words, scales, biases};
   if (shape.few <= 8 / PARTS) {
     multiply_tiles<1>(shape, weight, expert, x, y, dynamic_shared);

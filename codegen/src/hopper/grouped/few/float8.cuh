@@ -12,7 +12,7 @@ __device__ __forceinline__ Factors load_factors(const Weight& weight, int rows, 
 }
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
-__device__ constexpr int place(int i) { return i / 4 * 4 + i / 2 % 2 + i % 2 * 2; }
+__device__ constexpr int element_at(int i) { return i / 4 * 4 + i / 2 % 2 + i % 2 * 2; }
 
 // Unpacks piece `p` of eight elements: sign, exponent and fraction are moved to where the type of x has them, which
 // makes numbers that are smaller by a power of two. Codes of NaN, which no weight has, stand for 480 and -480.

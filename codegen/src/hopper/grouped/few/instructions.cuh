@@ -9,13 +9,13 @@ __device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, uns
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ uint4 load_shared(unsigned address) {
+__device__ __forceinline__ uint4 load_eight(unsigned address) {
   uint4 x;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address));
   return x;
 }
 
-__device__ __forceinline__ void store_shared(unsigned address, uint4 x) {
+__device__ __forceinline__ void store_eight(unsigned address, uint4 x) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
                : "memory");
 }
@@ -23,7 +23,7 @@ __device__ __forceinline__ void store_shared(unsigned address, uint4 x) {
 // Two elements times two others.
 __device__ __forceinline__ unsigned times(unsigned x, unsigned y) {
   unsigned z;
-  asm("mul.rn.@twox2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
+  asm("mul.rn.@kindx2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
   return z;
 }
 

@@ -9,7 +9,7 @@ __device__ __forceinline__ Factors load_factors(const Weight& weight, int, int, 
 }
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
-__device__ constexpr int place(int i) { return i / 2 + i % 2 * 4; }
+__device__ constexpr int element_at(int i) { return i / 2 + i % 2 * 4; }
 
 // Unpacks piece `p` of eight elements: sign, exponent and fraction are moved to where the type of x has them, which
 // makes numbers that are smaller by a power of two.

@@ -1,8 +1,9 @@
 // ---- Rows of x in shared memory, and how products find them ----
 
-// Rows of an expert's weight; rows of x that are multiplied with each; consecutive pairs that share a row of x; where the
-// first row's products go in rows of y, and the elements of such a row; experts, of which 0 stands for one without ids.
-struct alignas(8) FewShape { int rows, few, share, column, width, experts; };
+// Rows of an expert's weight; experts, of which 0 stands for one weight without ids; rows of x that are multiplied with
+// each row of the weight, and the first of them; consecutive pairs that share a row of x; where the first row's products
+// go in rows of y, and the elements of such a row.
+struct alignas(8) FewShape { int rows, experts, few, first, share, column, width; };
 
 // Steps of a row of the weight.
 constexpr int SPANS = (COLUMNS + SPAN - 1) / SPAN;
@@ -25,13 +26,13 @@ __device__ __forceinline__ void copy_rows(unsigned to, const Element* x, int cou
     unsigned out[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int low = place(2 * j), high = place(2 * j + 1);
+      const int low = element_at(2 * j), high = element_at(2 * j + 1);
       const unsigned a = from[low / 2] >> low % 2 * 16, b = from[high / 2] >> high % 2 * 16;
       out[j] = a & 0xffff | b << 16;
       if (X_POWER != 0) out[j] = times(out[j], X_POWER);
     }
     const int lane = k % SPAN / ELEMENTS, piece = k % ELEMENTS / 8;
     const int at = k / SPAN * (SPAN / 8) + piece * 4 + lane;
-    store_shared(to + row * PITCH + at * 16, {out[0], out[1], out[2], out[3]});
+    store_eight(to + row * PITCH + at * 16, {out[0], out[1], out[2], out[3]});
   }
 }
