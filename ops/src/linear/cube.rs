@@ -1,8 +1,8 @@
 //! Linear layers: rows times the rows of a weight.
 //!
-//! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once; many rows
-//! of 16-bit floats by a generated kernel with Hopper's matrix instructions (`hopper.rs`); f32
-//! without tensor cores, which would round it to TF32, 10 bits of mantissa. Everything else is
+//! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once, with packed
+//! weights on Hopper by a generated one (`few.rs`); many rows of 16-bit floats by a generated kernel
+//! with Hopper's matrix instructions (`hopper.rs`); f32 without tensor cores, which would round it to TF32, 10 bits of mantissa. Everything else is
 //! Burn's own product.
 
 #![expect(
@@ -10,6 +10,7 @@
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
+use super::few::{self, Pairs};
 use super::hopper::{self, Matrix};
 use super::{Embed, Packed, Part, Products, Project, Storage, counts, packed};
 use crate::OperationError;
@@ -105,7 +106,12 @@ pub(crate) fn project<R: CubeRuntime + Launches, F: FloatElement>(
     let mut column = 0;
     for (rows, weight) in &parts {
         match weight {
-            Weight::Packed(weight) if m <= FEW => weight.times_few::<F>(&x, &y, *rows, column),
+            Weight::Packed(weight) if m <= FEW => {
+                let words = weight.of_rows(*rows);
+                if !few::multiply::<R, F>(&x, &words, Pairs::Rows, &y, column, &op.grouped)? {
+                    weight.times_few::<F>(&x, &y, *rows, column);
+                }
+            }
             Weight::Packed(weight) => {
                 let panel = panel_rows(k);
                 for first in (0..*rows).step_by(panel) {

@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) mod few;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -18,6 +20,7 @@ pub use storage::{Part, Parts, Storage};
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;
+use crate::experts::GroupedProducts;
 use crate::inputs::{Inputs, Names, Outputs, with_rows};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::limits::{Limits, MOST, product};
@@ -51,6 +54,8 @@ pub struct Project {
     pub parts: Parts,
     /// Kernels for products of 16-bit floats on Hopper.
     pub products: Products,
+    /// Kernels for a few rows times packed weights on Hopper.
+    pub grouped: GroupedProducts,
 }
 
 /// Whether 32 bits can index `rows` rows of `row` elements.
@@ -99,6 +104,7 @@ impl Project {
         Self {
             parts: [Part { storage, rows }].into(),
             products: Products::default(),
+            grouped: GroupedProducts::default(),
         }
     }
 

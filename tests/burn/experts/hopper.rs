@@ -44,7 +44,7 @@ fn cuda_generated_products_with_experts_agree_with_f64() {
     for dtype in ["bf16", "f16"] {
         for format in ["dense", "affine4-32-f16", "float8-f32", "microscaled"] {
             for columns in [64, 128, 256, 320] {
-                let kernel = format!("cuda:sm_90a product with experts {dtype} {format} {columns}");
+                let kernel = format!("cuda:sm_90a products with packed weights {dtype} {format} {columns}");
                 assert!(made.contains(&kernel), "{kernel}: {made:?}");
             }
         }
