@@ -4,6 +4,7 @@
 mod cache;
 mod delta;
 mod experts;
+mod few;
 mod gates;
 mod inputs;
 mod large;
