@@ -2,8 +2,8 @@
 //!
 //! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once, with packed
 //! weights on Hopper by a generated one (`few.rs`); many rows of 16-bit floats by a generated kernel
-//! with Hopper's matrix instructions (`hopper.rs`); f32 without tensor cores, which would round it to TF32, 10 bits of mantissa. Everything else is
-//! Burn's own product.
+//! with Hopper's matrix instructions (`hopper.rs`); f32 without tensor cores, which would round it to
+//! TF32, 10 bits of mantissa. Everything else is Burn's own product.
 
 #![expect(
     clippy::cast_possible_truncation,
