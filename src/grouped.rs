@@ -1,4 +1,4 @@
-//! The generated kernels for products with experts that plans hand to operations.
+//! The generated kernels for products with packed weights and with experts that plans hand to operations.
 
 use butterfly_ops::GroupedProducts;
 
@@ -17,8 +17,8 @@ pub(crate) fn of(_: &[()]) -> GroupedProducts {
     GroupedProducts::default()
 }
 
-/// A kernel, of which entry point, threads and shared memory are filled in; `None` if there is none for it. Generated
-/// once per process.
+/// The kernels for a format, of which both stages are filled in; `None` if there are none for it. Generated once per
+/// process.
 #[cfg(all(feature = "jit", feature = "cuda"))]
 fn made(
     grouped: butterfly_ir::Grouped,
@@ -37,7 +37,7 @@ fn made(
         Err(_) => None,
         Ok((launched, text)) => {
             crate::compiled::add(format!(
-                "cuda:sm_90a product with experts {} {} {}",
+                "cuda:sm_90a products with packed weights {} {} {}",
                 launched.dtype.name(),
                 launched.format,
                 launched.columns

@@ -230,7 +230,7 @@ impl Plan {
         self.0.delta_rules.clone()
     }
 
-    /// The plan's own kernels for products with experts.
+    /// The plan's own kernels for products with experts, and of a few rows with packed weights.
     pub fn grouped(&self) -> GroupedProducts {
         self.0.grouped.clone()
     }

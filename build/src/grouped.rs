@@ -1,22 +1,21 @@
-//! Plan and model → the kernels for products with experts.
+//! Plan and model → the kernels for products with packed weights and with experts.
 
 use crate::{BuildError, Files, product_dtypes};
-use butterfly_compiler::config::ExpertWeights;
+use butterfly_compiler::config::StoredWeights;
 use butterfly_ir::Grouped;
 use butterfly_ir::manifest::GroupedEntry;
 use butterfly_ir::plan::Plan;
 
-/// The kernels that a model with such experts needs where a plan has kernels for `cuda:sm_90a`, sorted, each once. Empty
-/// without experts, and for weights whose rows are no whole number of steps.
-pub fn wanted_grouped(plan: &Plan, weights: Option<&ExpertWeights>) -> Vec<Grouped> {
-    let Some(weights) = weights else {
-        return Vec::new();
-    };
+/// The kernels that a model with such weights needs where a plan has kernels for `cuda:sm_90a`, sorted, each once. None
+/// for weights whose rows are no whole number of steps.
+pub fn wanted_grouped(plan: &Plan, weights: &[StoredWeights]) -> Vec<Grouped> {
     let mut wanted = Vec::new();
     for dtype in product_dtypes(plan) {
-        for format in &weights.formats {
-            let of = |columns| Grouped::of(dtype, *format, columns);
-            wanted.extend(weights.columns.into_iter().filter_map(of));
+        for StoredWeights { columns, formats } in weights {
+            for format in formats {
+                let of = |columns: &u32| Grouped::of(dtype, *format, *columns);
+                wanted.extend(columns.iter().filter_map(of));
+            }
         }
     }
     wanted.sort_unstable();

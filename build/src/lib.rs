@@ -165,8 +165,12 @@ impl Build {
         let rules = wanted_delta_rules(&lowered.plan, linear.as_ref());
         let (delta_rules, of_rules) = delta_rules(rules)?;
         let experts = config::expert_weights(&name, &text, &model)?;
-        let (grouped, of_experts) = grouped(wanted_grouped(&lowered.plan, experts.as_ref()))?;
-        let beside = of_scorers.into_iter().chain(of_rules).chain(of_experts);
+        let weights = experts
+            .into_iter()
+            .chain(config::linear_weights(&name, &text, &model));
+        let wanted = wanted_grouped(&lowered.plan, &weights.collect::<Vec<_>>());
+        let (grouped, of_weights) = grouped(wanted)?;
+        let beside = of_scorers.into_iter().chain(of_rules).chain(of_weights);
         let files = files.into_iter().flatten().chain(more);
         let files: Files = files.chain(beside).collect();
         let bare = manifest(&lowered.plan, &model, (&self.config, &text));

@@ -155,9 +155,12 @@ fn one(
     let rules = butterfly_build::wanted_delta_rules(plan, linear.as_ref());
     let (delta_rules, more) = butterfly_build::delta_rules(rules).map_err(Failure::bad)?;
     files.extend(more);
-    let experts =
-        config::expert_weights(&path.display().to_string(), &text, &model).map_err(Failure::bad)?;
-    let wanted = butterfly_build::wanted_grouped(plan, experts.as_ref());
+    let name = path.display().to_string();
+    let experts = config::expert_weights(&name, &text, &model).map_err(Failure::bad)?;
+    let weights = experts
+        .into_iter()
+        .chain(config::linear_weights(&name, &text, &model));
+    let wanted = butterfly_build::wanted_grouped(plan, &weights.collect::<Vec<_>>());
     let (grouped, more) = butterfly_build::grouped(wanted).map_err(Failure::bad)?;
     files.extend(more);
     let emitted = command.emit.iter();

@@ -95,16 +95,20 @@ fn artifacts(dir: &Path, json: bool) -> Result<(), Failure> {
         for entry in &manifest.grouped {
             let grouped = &entry.grouped;
             text += &format!(
-                "{:<32} {:<13} experts {:<4} {} K {} threads {} shared {} B\n    {}\n",
-                grouped.entry,
+                "{:<32} {:<13} {} {} K {}\n",
+                "packed weights",
                 entry.target.to_string(),
                 grouped.dtype.name(),
                 grouped.format,
-                grouped.columns,
-                grouped.threads,
-                grouped.shared_bytes,
-                listed(&entry.files)
+                grouped.columns
             );
+            for (_, stage) in grouped.stages() {
+                text += &format!(
+                    "    {} threads {} shared {} B\n",
+                    stage.entry, stage.threads, stage.shared_bytes
+                );
+            }
+            text += &format!("    {}\n", listed(&entry.files));
         }
         text
     })
@@ -238,7 +242,7 @@ pub(crate) fn verify(dir: &Path, json: bool) -> Result<(), Failure> {
         match again.iter().find(|new| new.grouped == old.grouped) {
             Some(new) => report.compare(&old.files, &new.files),
             None => {
-                let name = &old.grouped.entry;
+                let name = &old.grouped.tiles.entry;
                 let what = format!("{name}: is not made any more, or launched otherwise");
                 report.different.push(what);
             }

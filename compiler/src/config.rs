@@ -7,8 +7,8 @@
 //!
 //! An absent field has the default that transformers gives it; an absent `dtype`, for which
 //! transformers has no default, means float32. [`read`] reads the fields of attention, [`sizes`]
-//! the others that running a model needs, [`expert_weights`] how those of experts are stored. All
-//! remaining fields are ignored.
+//! the others that running a model needs, [`expert_weights`] and [`linear_weights`] how weights are
+//! stored. All remaining fields are ignored.
 
 mod error;
 mod experts;
@@ -22,7 +22,7 @@ mod swapped;
 mod tests;
 
 pub use error::ConfigError;
-pub use packing::{ExpertWeights, expert_weights, stored};
+pub use packing::{StoredWeights, expert_weights, linear_weights, stored};
 pub use sizes::{linear, sizes};
 pub use swapped::swapped;
 

@@ -17,7 +17,7 @@ use crate::{
 /// Most threads of a workgroup, on any device.
 const MOST_THREADS: u32 = 1024;
 /// Most shared memory of a workgroup, on any device, in bytes.
-const MOST_SHARED: u32 = 232_448;
+pub(crate) const MOST_SHARED: u32 = 232_448;
 /// Most q heads of a GQA group.
 const MOST_GROUP: u32 = 1 << 16;
 /// Largest head dimension of GPU kernels, in elements.
@@ -381,14 +381,13 @@ impl DeltaRule {
 }
 
 impl Grouped {
-    /// Checks that the fields are those of a kernel for products with experts on Hopper.
+    /// Checks that the fields are those of kernels for products with packed weights on Hopper.
     ///
     /// # Errors
     /// [`ContractError`] for the first field that does not fit.
     pub fn check(&self) -> Result<(), ContractError> {
         let half = self.dtype != Dtype::F32;
         demand(half, "grouped.dtype", self.dtype, "a 16-bit float")?;
-        demand(is_name(&self.entry), "grouped.entry", &self.entry, "a name")?;
         let known = match self.format {
             GroupedFormat::Affine4 { group, .. } => matches!(group, 32 | 64 | 128),
             GroupedFormat::Dense | GroupedFormat::Float8 { .. } | GroupedFormat::Microscaled => {
@@ -400,8 +399,17 @@ impl Grouped {
         within("grouped.columns", self.columns, 1, MOST_COLUMNS)?;
         let whole = format!("a multiple of {} and of the group", Self::K_TILE);
         demand(self.is_whole(), "grouped.columns", self.columns, whole)?;
-        equal("grouped.threads", self.threads, 3 * WARPGROUP)?;
-        within("grouped.shared_bytes", self.shared_bytes, 0, MOST_SHARED)
+        // The kernels share their work out to exactly so many threads.
+        let threads = [3 * WARPGROUP, 32 * Self::FEW_WARPS];
+        for ((name, stage), threads) in self.stages().into_iter().zip(threads) {
+            let field = |field: &str| format!("grouped.{name}.{field}");
+            let entry = &stage.entry;
+            demand(is_name(entry), &field("entry"), entry, "a name")?;
+            equal(&field("threads"), stage.threads, threads)?;
+            let shared = stage.shared_bytes;
+            within(&field("shared_bytes"), shared, 0, MOST_SHARED)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,14 +1,16 @@
-//! Kernels that multiply rows with the weights of their experts.
+//! Kernels that multiply rows with packed weights: many rows with those of their experts, a few rows with any.
 
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How the kernel for products with experts is launched: for each pair of a row of x and one of its experts,
-/// `y[pair] = W[expert] x[row]`. Pairs are sorted by expert; [`PAIRS`](Self::PAIRS) pairs of one expert are a tile.
+/// How the two kernels for products with weights of a format are launched. They are entry points of one text, and compute
+/// `y[pair] = W[expert] x[row]` for pairs of a row of x and one of its experts.
 ///
-/// For E experts with N rows of K elements each, P pairs of which `share` consecutive ones share a row of x, and at
-/// most T tiles, its arguments are, all contiguous:
+/// # Tiles
+/// For many pairs, sorted by expert: [`PAIRS`](Self::PAIRS) pairs of one expert are a tile. For E experts with N rows of
+/// K elements each, P pairs of which `share` consecutive ones share a row of x, and at most T tiles, the arguments are,
+/// all contiguous:
 ///
 /// - x `[P / share, K]`, rounded up;
 /// - the tensors of the weight `[E, N, K]`, as [`GroupedFormat`] says, three of them: any tensor stands for those that
@@ -22,11 +24,26 @@ use std::fmt;
 /// N, the column and the width are multiples of 8. Rows of x and y, and tensors, start at multiples of 16 bytes. The
 /// kernel is persistent: a launch has as many workgroups as the device runs at once, but no more than there can be tiles
 /// times N by [`ROWS`](Self::ROWS), rounded up.
+///
+/// # Few
+/// For a few pairs, each by itself, or for M rows of x, at most [`few_rows`](Self::few_rows), times one weight. Arguments:
+///
+/// - x and the tensors of the weight, as above;
+/// - ids, the expert of each pair, u32 `[P]`, of which those beyond E stand for the last one; any tensor without experts;
+/// - y `[P, width]`, or `[M, width]`;
+/// - by value, as i32: N; E, or 0 without experts; M, which is 1 with experts; the row of x and y that is the first of
+///   the M; `share`, the column, `width`, and a 0.
+///
+/// Only rows of x and tensors of the weight start at multiples of 16 bytes; N, the column and the width are any. A
+/// workgroup has [`FEW_WARPS`](Self::FEW_WARPS) warps, [`few_split`](Self::few_split) of which share 16 rows of the
+/// weight, and goes on with others: a launch has P workgroups, or one, along y, and along x as many as the device then
+/// runs at once, but no more than have rows.
+///
+/// The text in CUDA C++ declares only one of the kernels where the macro [`ONLY`](Self::ONLY) is defined: as 0 the one
+/// for tiles, as 1 the one for few.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grouped {
-    /// Name of the entry point.
-    pub entry: String,
     /// Element type of x and y.
     pub dtype: Dtype,
     /// How the weight is stored.
@@ -34,13 +51,25 @@ pub struct Grouped {
     /// K, the elements of a row: a multiple of [`K_TILE`](Self::K_TILE) and of the elements that share a scale, except
     /// for squares.
     pub columns: u32,
+    /// Multiplies tiles of pairs.
+    pub tiles: GroupedStage,
+    /// Multiplies a few rows.
+    pub few: GroupedStage,
+}
+
+/// How one of these kernels is launched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupedStage {
+    /// Name of the entry point.
+    pub entry: String,
     /// Threads of a workgroup.
     pub threads: u32,
     /// Bytes of shared memory.
     pub shared_bytes: u32,
 }
 
-/// How the weight of [`Grouped`] is stored.
+/// How the weight of a [`Grouped`] is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GroupedFormat {
@@ -72,16 +101,30 @@ impl Grouped {
     /// Elements of rows that are multiplied at a time.
     pub const K_TILE: u32 = 64;
 
-    /// The kernel for such a weight, of which emitters fill in how it is launched; `None` if rows of so many elements are
-    /// no whole number of steps and groups.
+    /// Warps of a workgroup of the kernel for few.
+    pub const FEW_WARPS: u32 = 16;
+
+    /// Rows of the weight that warps of the kernel for few share.
+    pub const FEW_TILE: u32 = 16;
+
+    /// Bytes of shared memory of the kernel for few beside rows of x: its sums, in two places for each warp, and zeros.
+    pub const FEW_REST: u32 = Self::FEW_KEPT + 384;
+
+    /// Bytes of these sums: 8 columns of 16, with a pitch of 20, for each warp.
+    pub const FEW_KEPT: u32 = 2 * Self::FEW_WARPS * 8 * 20 * 4;
+
+    /// The macro that chooses one kernel of the text.
+    pub const ONLY: &str = "BUTTERFLY_ONLY";
+
+    /// The kernels for such a weight, of which emitters fill in how they are launched; `None` if rows of so many elements
+    /// are no whole number of steps and groups.
     pub fn of(dtype: Dtype, format: GroupedFormat, columns: u32) -> Option<Self> {
         let grouped = Self {
-            entry: String::new(),
             dtype,
             format,
             columns,
-            threads: 0,
-            shared_bytes: 0,
+            tiles: GroupedStage::default(),
+            few: GroupedStage::default(),
         };
         grouped.is_whole().then_some(grouped)
     }
@@ -107,7 +150,48 @@ impl Grouped {
         self.columns / 8 * self.format.bits()
     }
 
-    /// The first line of the kernel's text: a comment that records how it is launched.
+    /// The stages by name.
+    pub fn stages(&self) -> [(&'static str, &GroupedStage); 2] {
+        [("tiles", &self.tiles), ("few", &self.few)]
+    }
+
+    /// Elements of a row that the kernel for few multiplies in a step: four lanes have 16 bytes of it each.
+    pub fn few_span(&self) -> u32 {
+        4 * 128 / self.format.bits()
+    }
+
+    /// How many parts of such a step have scales of their own.
+    pub fn few_parts(&self) -> u32 {
+        match self.format {
+            GroupedFormat::Dense => 1,
+            format => (self.few_span() / format.group().max(1)).max(1),
+        }
+    }
+
+    /// How many warps of the kernel for few share rows of the weight: as many as have at least two steps of a row.
+    pub fn few_split(&self) -> u32 {
+        let steps = self.columns.div_ceil(self.few_span());
+        let most = (steps / 2).clamp(1, Self::FEW_WARPS);
+        1 << most.ilog2()
+    }
+
+    /// Bytes of shared memory from one row of x to the next in the kernel for few.
+    pub fn few_pitch(&self) -> u32 {
+        let whole = self.columns.checked_next_multiple_of(self.few_span());
+        whole
+            .unwrap_or(u32::MAX)
+            .saturating_mul(2)
+            .saturating_add(64)
+    }
+
+    /// The most rows of x that the kernel for few multiplies at once, which have to fit into shared memory: up to 8, and
+    /// up to 4 where 32 elements share a scale. 0 if rows are too long for it.
+    pub fn few_rows(&self) -> u32 {
+        let fit = (crate::contract::MOST_SHARED - Self::FEW_REST) / self.few_pitch();
+        fit.min(8).min(16 / self.few_parts())
+    }
+
+    /// The first line of the kernels' text: a comment that records how they are launched.
     pub fn heading(&self) -> String {
         crate::kernel::geometry::heading(self)
     }
@@ -120,6 +204,14 @@ impl GroupedFormat {
             Self::Dense => 16,
             Self::Affine4 { .. } | Self::Microscaled => 4,
             Self::Float8 { .. } => 8,
+        }
+    }
+
+    /// Element type of scales that are floats.
+    pub fn scales(self) -> Option<Dtype> {
+        match self {
+            Self::Affine4 { scales, .. } | Self::Float8 { scales } => Some(scales),
+            Self::Dense | Self::Microscaled => None,
         }
     }
 
@@ -157,9 +249,14 @@ mod tests {
 
     fn grouped(format: GroupedFormat, columns: u32) -> Option<Grouped> {
         let grouped = Grouped::of(Dtype::Bf16, format, columns)?;
+        let stage = |entry: &str, threads| GroupedStage {
+            entry: entry.into(),
+            threads,
+            shared_bytes: 0,
+        };
         Some(Grouped {
-            entry: "grouped".into(),
-            threads: 384,
+            tiles: stage("grouped", 384),
+            few: stage("grouped_few", 512),
             ..grouped
         })
     }
@@ -190,6 +287,35 @@ mod tests {
         assert_eq!(bytes(float8), Some(256));
     }
 
+    /// Elements of a step, parts with scales of their own, warps that share rows, and rows of x at once.
+    #[test]
+    fn shapes_for_a_few_rows() {
+        let affine = |group| GroupedFormat::Affine4 {
+            group,
+            scales: Dtype::F16,
+        };
+        let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
+        for (format, columns, shape) in [
+            (GroupedFormat::Dense, 64, [32, 1, 1, 8]),
+            (affine(64), 4096, [128, 2, 16, 8]),
+            (affine(64), 320, [128, 2, 1, 8]),
+            (affine(32), 768, [128, 4, 2, 4]),
+            (affine(128), 12_288, [128, 1, 16, 8]),
+            (float8, 17_408, [64, 1, 16, 6]),
+            (GroupedFormat::Microscaled, 2880, [128, 4, 8, 4]),
+            (GroupedFormat::Dense, 131_072, [32, 1, 16, 0]),
+        ] {
+            let one = grouped(format, columns).expect("whole groups");
+            let got = [
+                one.few_span(),
+                one.few_parts(),
+                one.few_split(),
+                one.few_rows(),
+            ];
+            assert_eq!(got, shape, "{format} {columns}");
+        }
+    }
+
     #[test]
     fn what_is_computed_does_not_depend_on_the_launch() {
         let made = grouped(AFFINE, 256).expect("whole groups");
@@ -214,7 +340,8 @@ mod tests {
             grouped.check().expect_err("wrong").field
         };
         assert_eq!(with(&|one| one.dtype = Dtype::F32), "grouped.dtype");
-        assert_eq!(with(&|one| one.entry = "a b".into()), "grouped.entry");
+        let entry = with(&|one| one.tiles.entry = "a b".into());
+        assert_eq!(entry, "grouped.tiles.entry");
         assert_eq!(with(&|one| one.columns = 192), "grouped.columns");
         assert_eq!(with(&|one| one.columns = 1 << 30), "grouped.columns");
         for group in [0, 16, 256] {
@@ -222,10 +349,9 @@ mod tests {
             let format = GroupedFormat::Affine4 { group, scales };
             assert_eq!(with(&|one| one.format = format), "grouped.format");
         }
-        assert_eq!(with(&|one| one.threads = 256), "grouped.threads");
-        assert_eq!(
-            with(&|one| one.shared_bytes = u32::MAX),
-            "grouped.shared_bytes"
-        );
+        let threads = with(&|one| one.few.threads = 384);
+        assert_eq!(threads, "grouped.few.threads");
+        let shared = with(&|one| one.tiles.shared_bytes = u32::MAX);
+        assert_eq!(shared, "grouped.tiles.shared_bytes");
     }
 }

@@ -20,9 +20,9 @@ pub use launch::{
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use launch::{
-    DeltaTensors, DeltaTokens, DeviceTable, GroupedSizes, GroupedTensors, Launches, Multiply,
-    ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors,
-    enqueue,
+    DeltaTensors, DeltaTokens, DeviceTable, FewPairs, FewSizes, FewTensors, GroupedSizes,
+    GroupedTensors, Launches, Multiply, ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer,
+    Scoring, ScoringTensors, Tensors, enqueue,
 };
 #[cfg(feature = "cuda")]
 pub use launch::{seed, seed_folder};

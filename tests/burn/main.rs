@@ -4,10 +4,12 @@
 mod cache;
 mod delta;
 mod experts;
+mod few;
 mod gates;
 mod inputs;
 mod large;
 mod latent;
+mod linear;
 mod packed;
 mod replace;
 mod routed;
@@ -15,12 +17,11 @@ mod values;
 
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::{DType, Distribution, TensorMetadata, TensorPrimitive};
+use burn::tensor::{DType, Distribution};
 use burn_cubecl::CubeBackend;
 use burn_flex::Flex;
 use burn_fusion::Fusion;
 use burn_wgpu::{WgpuDevice, WgpuRuntime};
-use butterfly::ops::{Operation as LayerOperation, Project};
 use butterfly::{
     AttentionBackend, AttentionConfig, Call, OperationError, Plan, Sparsity, attention,
     attention_with_lse, pattern,
@@ -330,87 +331,6 @@ fn gradients_are_refused() {
     let plan = Plan::new(sparsity()).expect("a plan");
     let result = attention(x.clone(), x.clone(), x, &plan, &Call::default());
     assert!(matches!(result, Err(OperationError::Gradients("attend"))));
-}
-
-/// Matrix products of linear layers against f64, in sizes that use each of their kernels: of rows of
-/// `dtype` with a weight that is stored in `stored`, to results of `dtype`, and to `wide` ones.
-fn multiplies<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, most: f64) {
-    for (wide, most) in [(false, most), (true, 3e-6)] {
-        multiplies_to::<B>(device, [dtype, stored], wide, most);
-    }
-}
-
-fn multiplies_to<B: AttentionBackend>(
-    device: &B::Device,
-    [dtype, stored]: [DType; 2],
-    wide: bool,
-    most: f64,
-) {
-    let project = |n| Project {
-        wide,
-        ..Project::dense(n, stored)
-    };
-    for (m, n, k) in [
-        (1, 300, 256),
-        (5, 24, 1024),
-        (9, 7, 40),
-        (130, 520, 200),
-        (65, 100, 4096),
-        (300, 520, 776),
-    ] {
-        let x = Tensor::<B, 2>::random([m, k], Distribution::Normal(0.0, 1.0), (device, dtype));
-        let w = Tensor::<B, 2>::random([n, k], Distribution::Normal(0.0, 1.0), (device, stored));
-        let run = || {
-            let inputs = vec![
-                x.clone().into_primitive().tensor(),
-                w.clone().into_primitive().tensor(),
-            ];
-            let y = butterfly::run::<B>(&LayerOperation::Project(project(n)).into(), inputs)
-                .expect("a product");
-            let y = y.into_iter().next().expect("one output");
-            assert_eq!(y.dtype(), if wide { DType::F32 } else { dtype });
-            numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
-        };
-        let y = run();
-        assert_eq!(y, run(), "{m} {n} {k}");
-        let (x, w) = (numbers(&x), numbers(&w));
-        let (mut off, mut all) = (0.0, 0.0);
-        for i in 0..m {
-            for j in 0..n {
-                let pairs = x[i * k..][..k].iter().zip(&w[j * k..][..k]);
-                let want: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                off += (f64::from(y[i * n + j]) - want).powi(2);
-                all += want.powi(2);
-            }
-        }
-        let error = (off / all).sqrt();
-        println!("{dtype:?} by {stored:?} (wide: {wide}) {m} {n} {k}: {error:.1e}");
-        assert!(
-            error <= most,
-            "{dtype:?} by {stored:?} (wide: {wide}) {m} {n} {k}: {error}"
-        );
-    }
-}
-
-#[test]
-fn linear_layers() {
-    let cpu = Default::default();
-    multiplies::<Flex>(&cpu, DType::F32, DType::F32, 3e-6);
-    multiplies::<Flex>(&cpu, DType::F32, DType::BF16, 3e-6);
-    multiplies::<Flex>(&cpu, DType::F16, DType::F32, 4e-4);
-    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, DType::F32, 3e-6);
-    multiplies::<Vulkan>(&WgpuDevice::Cpu, DType::F32, DType::F16, 3e-6);
-}
-
-#[test]
-#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
-fn cuda_linear_layers() {
-    let device = Default::default();
-    for (dtype, most) in [(DType::F32, 3e-6), (DType::F16, 4e-4), (DType::BF16, 3e-3)] {
-        for stored in [DType::F32, DType::F16, DType::BF16] {
-            multiplies::<Cuda>(&device, dtype, stored, most);
-        }
-    }
 }
 
 /// Ten launches of heads that differ, with a tail, give the same bits.

@@ -6,10 +6,11 @@ use burn::prelude::*;
 use burn::tensor::{DType, Distribution, TensorPrimitive};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::AttentionBackend;
 use butterfly::ops::{
-    Embed, Operation, OperationError, Packed, Part, Products, Project, Rows, Storage,
+    Embed, GroupedProducts, Operation, OperationError, Packed, Part, Products, Project, Rows,
+    Storage,
 };
+use butterfly::{AttentionBackend, Plan};
 use butterfly_ir::Dtype;
 use butterfly_tests::fixture;
 use safetensors::SafeTensors;
@@ -204,6 +205,7 @@ fn multiplies<B: AttentionBackend>(
     rows: &[usize],
     (dtype, most): (DType, f64),
 ) {
+    let grouped = Plan::dense().grouped();
     for (name, packed) in FORMATS {
         let weight = Weight::read(name, packed);
         let k = weight.columns;
@@ -220,6 +222,7 @@ fn multiplies<B: AttentionBackend>(
                 wide: false,
                 gate: None,
                 products: Products::default(),
+                grouped: grouped.clone(),
             });
             let tensor = |x: &Tensor<B, 2>| x.clone().into_primitive().tensor();
             let inputs = [tensor(&x), tensor(&dense)].into_iter();
@@ -287,6 +290,7 @@ fn packed_weights_that_do_not_fit() {
             wide: false,
             gate: None,
             products: Products::default(),
+            grouped: GroupedProducts::default(),
         });
         let result = run::<Flex>(operation, inputs);
         result.expect_err("refused").to_string()

@@ -2,7 +2,6 @@
 
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
 use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Rows, scalar};
-use std::fmt::Write;
 
 /// Fast arithmetic instructions.
 pub(super) const ARITHMETIC: &str = include_str!("arithmetic.cuh");
@@ -42,6 +41,11 @@ pub(super) struct Constants {
     dtype: Dtype,
 }
 
+/// A line that defines a constant.
+pub(super) fn constant(name: &str, value: u32) -> String {
+    format!("constexpr int {name} = {value};\n")
+}
+
 impl Constants {
     /// Starts the text of an attention kernel with the constants that all of them need.
     pub(super) fn of(what: &str, spec: &KernelSpec) -> Self {
@@ -63,7 +67,7 @@ impl Constants {
     }
 
     pub(super) fn add(&mut self, name: &str, value: u32) {
-        let _ = writeln!(self.text, "constexpr int {name} = {value};");
+        self.text += &constant(name, value);
     }
 
     /// The text with the lines `more`, the element type and its packing function added.

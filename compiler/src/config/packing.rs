@@ -1,21 +1,63 @@
 //! How weights are stored, as far as a config tells.
 
 use super::fields::Fields;
-use super::{ConfigError, parse, text_model};
+use super::{ConfigError, parse, sizes, text_model};
 use crate::family;
-use butterfly_ir::model::{ModelConfig, Part};
+use butterfly_ir::model::{AttentionShape, ModelConfig, Part};
 use butterfly_ir::{Dtype, GroupedFormat};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The weights of a model's experts.
+/// Weights of a model that are stored alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExpertWeights {
-    /// Elements of a row of the inner weights, and of one of the outer weights.
-    pub columns: [u32; 2],
+pub struct StoredWeights {
+    /// Elements of their rows, each length at least once.
+    pub columns: Vec<u32>,
     /// The formats in which they may be stored, of those for which there are kernels: a config does not say of which type
     /// the factors of 8-bit floats are.
     pub formats: Vec<GroupedFormat>,
+}
+
+/// Reads the packed weights of linear layers from the config of `model`. They have no formats where they are dense; `None`
+/// for a config from which not all sizes of a model can be read.
+///
+/// `file` names the config in messages, `json` is its text.
+pub fn linear_weights(file: &str, json: &str, model: &ModelConfig) -> Option<StoredWeights> {
+    let sizes = sizes(file, json, model).ok()?;
+    let value = parse(file, json).ok()?;
+    let (config, top) = text_model(file, &value).ok()?;
+    let mut formats = formats(&config, &top, model.dtype);
+    // Models with experts in MXFP4 keep their linear layers as they were.
+    formats.retain(|format| match format {
+        GroupedFormat::Affine4 { .. } | GroupedFormat::Float8 { .. } => true,
+        GroupedFormat::Dense | GroupedFormat::Microscaled => false,
+    });
+    let heads = |count: u32, dim: u32| Some(count.saturating_mul(dim));
+    let [attended, latent] = match model.attention {
+        AttentionShape::Gqa {
+            q_heads, head_dim, ..
+        } => [heads(q_heads, head_dim), None],
+        AttentionShape::Mla {
+            q_heads,
+            q_lora_rank,
+            v_dim,
+            ..
+        } => [heads(q_heads, v_dim), q_lora_rank],
+    };
+    let linear = sizes.linear.map(|shape| heads(shape.v_heads, shape.v_dim));
+    let shared = sizes.experts.and_then(|experts| experts.shared);
+    let columns = [
+        Some(sizes.hidden),
+        Some(sizes.intermediate),
+        shared.map(|expert| expert.intermediate),
+        attended,
+        latent,
+        linear.flatten(),
+    ];
+    Some(StoredWeights {
+        columns: columns.into_iter().flatten().collect(),
+        formats,
+    })
 }
 
 /// Reads the weights of experts from the config of `model`; `None` for a model without experts, and for a config that
@@ -30,7 +72,7 @@ pub fn expert_weights(
     file: &str,
     json: &str,
     model: &ModelConfig,
-) -> Result<Option<ExpertWeights>, ConfigError> {
+) -> Result<Option<StoredWeights>, ConfigError> {
     let family = family::of(model.family);
     let Some(of) = &family.experts else {
         return Ok(None);
@@ -43,8 +85,8 @@ pub fn expert_weights(
         read => read?,
     };
     let (name, default) = of.intermediate;
-    Ok(Some(ExpertWeights {
-        columns: [hidden, config.count_or(name, default)?],
+    Ok(Some(StoredWeights {
+        columns: vec![hidden, config.count_or(name, default)?],
         formats: formats(&config, &top, model.dtype),
     }))
 }
@@ -129,8 +171,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// The weights of a config of Qwen3-MoE with these fields more.
-    fn weights(more: &Value) -> Option<ExpertWeights> {
+    /// The weights of experts of a config of Qwen3-MoE with these fields more.
+    fn weights(more: &Value) -> Option<StoredWeights> {
+        let (text, model) = config(more);
+        expert_weights("config.json", &text, &model).expect("sizes")
+    }
+
+    fn config(more: &Value) -> (String, ModelConfig) {
         let mut config = json!({
             "model_type": "qwen3_moe",
             "dtype": "bfloat16",
@@ -148,7 +195,7 @@ mod tests {
         }
         let text = config.to_string();
         let model = read("config.json", &text).expect("a model");
-        expert_weights("config.json", &text, &model).expect("sizes")
+        (text, model)
     }
 
     #[test]
@@ -182,10 +229,39 @@ mod tests {
     #[test]
     fn sizes_of_rows() {
         let columns = |more: Value| weights(&more).map(|weights| weights.columns);
-        assert_eq!(columns(json!({})), Some([256, 128]));
+        assert_eq!(columns(json!({})), Some(vec![256, 128]));
         assert_eq!(
             columns(json!({"model_type": "qwen3", "head_dim": 64})),
             None
         );
+    }
+
+    /// Of all projections of a model: hidden vectors, feed-forward layers, attention.
+    #[test]
+    fn packed_weights_of_linear_layers() {
+        let linear = |more: Value| {
+            let (text, model) = config(&more);
+            linear_weights("config.json", &text, &model)
+        };
+        let four = json!({"bits": 4, "group_size": 64});
+        let dense = json!({"model_type": "qwen3", "head_dim": 128, "intermediate_size": 704, "vocab_size": 1000,
+            "quantization": four});
+        let format = GroupedFormat::Affine4 {
+            group: 64,
+            scales: Dtype::Bf16,
+        };
+        let want = StoredWeights {
+            columns: vec![256, 704, 512],
+            formats: vec![format],
+        };
+        assert_eq!(linear(dense), Some(want));
+        let formats = |more: Value| linear(more).map(|weights| weights.formats.len());
+        assert_eq!(formats(json!({"vocab_size": 1000})), Some(0));
+        let method =
+            |name: &str| json!({"vocab_size": 1000, "quantization_config": {"quant_method": name}});
+        assert_eq!(formats(method("fp8")), Some(2));
+        assert_eq!(formats(method("mxfp4")), Some(0));
+        // How long its rows are is not known.
+        assert_eq!(linear(json!({})), None);
     }
 }

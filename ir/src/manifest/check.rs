@@ -101,7 +101,7 @@ impl Manifest {
             rule.check().map_err(|what| wrong(place, what))?;
         }
         for grouped in &self.grouped {
-            let place = format!("product with experts, {}", grouped.grouped.format);
+            let place = format!("product with packed weights, {}", grouped.grouped.format);
             grouped.check().map_err(|what| wrong(place, what))?;
         }
         Ok(())

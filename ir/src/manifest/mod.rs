@@ -55,7 +55,7 @@ pub struct Manifest {
     /// Kernels of the gated delta rule, for targets with generated kernels for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delta_rules: Vec<DeltaRuleEntry>,
-    /// Kernels for products with experts, for targets with generated kernels for them.
+    /// Kernels for products with experts and with packed weights, for targets with generated kernels for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grouped: Vec<GroupedEntry>,
     /// Lower-case hexadecimal BLAKE3 of the file with this member empty.
@@ -183,15 +183,15 @@ pub struct DeltaRuleEntry {
     pub files: Vec<FileEntry>,
 }
 
-/// The kernel for products with experts whose weights are of one shape and format.
+/// The kernels for products with weights of one format, whose rows have the same length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupedEntry {
-    /// Where it runs.
+    /// Where they run.
     pub target: Target,
-    /// What it computes, and how it is launched.
+    /// What they compute, and how they are launched.
     pub grouped: Grouped,
-    /// Its files; the last is the one that is launched.
+    /// Their files; the last is the one that is launched, and holds both.
     pub files: Vec<FileEntry>,
 }
 

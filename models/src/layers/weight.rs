@@ -18,7 +18,7 @@ pub(crate) struct Weight<B: Backend> {
 }
 
 impl<B: AttentionBackend> Weight<B> {
-    /// x [B, T, K] → [B, T, N], by the plan's kernels for matrix products where it has any.
+    /// x [B, T, K] → [B, T, N], by the plan's kernels for products where it has any.
     pub(crate) fn times(
         &self,
         x: Tensor<B, 3>,
@@ -58,6 +58,7 @@ impl<B: AttentionBackend> Weight<B> {
             wide: false,
             gate: None,
             products: plan.map(Plan::products).unwrap_or_default(),
+            grouped: plan.map(Plan::grouped).unwrap_or_default(),
         }
     }
 

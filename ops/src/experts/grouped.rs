@@ -1,4 +1,4 @@
-//! The generated kernels for products with experts, as plans hand them to operations.
+//! The generated kernels for products with packed weights and with experts, as plans hand them to operations.
 
 #[cfg(feature = "cuda")]
 use crate::OperationError;
@@ -9,11 +9,11 @@ use butterfly_runtime::ReadyGrouped;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-/// Generates a kernel, of which entry point, threads and shared memory are filled in; `None` if there is none for it.
+/// Generates the kernels for a format, of which both stages are filled in; `None` if there are none for it.
 #[cfg(feature = "cuda")]
 pub type MakeGrouped = fn(Grouped) -> Result<Option<ReadyGrouped>, OperationError>;
 
-/// Generated kernels for products with experts on an NVIDIA device. Clones share them.
+/// Generated kernels for products with packed weights, and with experts, on an NVIDIA device. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct GroupedProducts {
     #[cfg(feature = "cuda")]
@@ -32,8 +32,8 @@ impl GroupedProducts {
         }
     }
 
-    /// The kernel that computes as `wanted`.
-    pub(super) fn find(&self, wanted: Grouped) -> Result<Option<ReadyGrouped>, OperationError> {
+    /// The kernels that compute as `wanted`.
+    pub(crate) fn find(&self, wanted: Grouped) -> Result<Option<ReadyGrouped>, OperationError> {
         let mut ready = self.ready.iter();
         match ready.find(|ready| ready.grouped().computes_as(&wanted)) {
             Some(ready) => Ok(Some(ready.clone())),

@@ -1,18 +1,19 @@
 //! Linear layers: rows times the rows of a weight.
 //!
-//! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once; many rows
-//! of 16-bit floats by a generated kernel with Hopper's matrix instructions (`hopper.rs`); f32
-//! without tensor cores, which would round it to TF32, 10 bits of mantissa. Everything else is
-//! Burn's own product.
+//! On NVIDIA devices, a few rows are multiplied by a kernel that reads the weight once, with packed
+//! weights on Hopper by a generated one (`few.rs`); many rows of 16-bit floats by a generated kernel
+//! with Hopper's matrix instructions (`hopper.rs`); f32 without tensor cores, which would round it to
+//! TF32, 10 bits of mantissa. Everything else is Burn's own product.
 
 #![expect(
     clippy::cast_possible_truncation,
     reason = "`limits.rs` holds every count to what kernels index"
 )]
 
-mod few;
+mod dense_few;
 mod gate;
 
+use super::few::{self, Pairs};
 use super::hopper::{self, Matrix};
 use super::{Embed, Packed, Part, Products, Project, Storage, packed};
 use crate::Activation;
@@ -124,7 +125,12 @@ fn times<R: CubeRuntime + Launches, F: FloatElement>(
     let mut column = 0;
     for (rows, weight) in &parts {
         match weight {
-            Weight::Packed(weight) if m <= FEW => weight.times_few::<F>(&x, &y, *rows, column),
+            Weight::Packed(weight) if m <= FEW => {
+                let words = weight.of_rows(*rows);
+                if !few::multiply::<R, F>(&x, &words, Pairs::Rows, &y, column, &op.grouped)? {
+                    weight.times_few::<F>(&x, &y, *rows, column);
+                }
+            }
             Weight::Packed(weight) => {
                 let panel = panel_rows(k);
                 for first in (0..*rows).step_by(panel) {
@@ -157,8 +163,8 @@ fn wide<R: CubeRuntime + Launches, F: FloatElement>(
     }
     let weight = weight.next().expect("the inputs were counted");
     let (m, k, n) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
-    let y = match few::takes([m, k, n]) {
-        true => few::multiply::<R, F, F, f32>(&x, &weight),
+    let y = match dense_few::takes([m, k, n]) {
+        true => dense_few::multiply::<R, F, F, f32>(&x, &weight),
         false => on_any(x, transposed(weight), DType::F32),
     };
     Ok(vec![shaped(y, shape)])
@@ -208,7 +214,7 @@ pub(crate) fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     let [m, k, n] = [rows.shape()[0], rows.shape()[1], weight.shape()[0]];
     let (rows, weight) = (rows.clone(), weight.clone());
     let device = R::device(&rows.client);
-    let few = few::takes([m, k, n]);
+    let few = dense_few::takes([m, k, n]);
     let same = weight.dtype == F::dtype();
     let y = || empty(&rows, [m, n], F::dtype());
     let factors = [&rows, &weight].map(Matrix::all);
@@ -217,9 +223,9 @@ pub(crate) fn dense<R: CubeRuntime + Launches, F: FloatElement>(
     }
     Ok(match (device, F::dtype()) {
         (Device::Cuda, dtype) if few && !(same && dtype == DType::F32) => match weight.dtype {
-            DType::F16 => few::multiply::<R, F, f16, F>(&rows, &weight),
-            DType::BF16 => few::multiply::<R, F, bf16, F>(&rows, &weight),
-            _ => few::multiply::<R, F, f32, F>(&rows, &weight),
+            DType::F16 => dense_few::multiply::<R, F, f16, F>(&rows, &weight),
+            DType::BF16 => dense_few::multiply::<R, F, bf16, F>(&rows, &weight),
+            _ => dense_few::multiply::<R, F, f32, F>(&rows, &weight),
         },
         (_, dtype) if !same => rounded(rows, weight, dtype),
         (Device::Cuda, DType::F32) => without_matrix_units(rows, weight),

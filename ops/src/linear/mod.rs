@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) mod few;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -19,6 +21,7 @@ pub use storage::{Part, Parts, Storage};
 use crate::Activation;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;
+use crate::experts::GroupedProducts;
 use crate::inputs::{Inputs, Names, Outputs, with_rows};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::limits::{Limits, MOST, product};
@@ -56,6 +59,8 @@ pub struct Project {
     pub gate: Option<Activation>,
     /// Kernels for products of 16-bit floats on Hopper.
     pub products: Products,
+    /// Kernels for a few rows times packed weights on Hopper.
+    pub grouped: GroupedProducts,
 }
 
 /// Whether 32 bits can index `rows` rows of `row` elements.
@@ -106,6 +111,7 @@ impl Project {
             wide: false,
             gate: None,
             products: Products::default(),
+            grouped: GroupedProducts::default(),
         }
     }
 

@@ -195,7 +195,7 @@ impl Artifacts {
         let grouped = self.manifest.grouped.iter();
         let grouped = grouped.filter(|entry| entry.target == target);
         let ready = grouped.map(|entry| {
-            let image = self.last("of a product with experts", &entry.files)?;
+            let image = self.last("of a product with packed weights", &entry.files)?;
             Ok(crate::ReadyGrouped::new(entry.grouped.clone(), &image)?)
         });
         ready.collect()

@@ -7,6 +7,7 @@
 
 mod long;
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(super) use long::partial_bytes;
 
 use super::{Arguments, Call, Device, LaunchError, Ready};

@@ -71,7 +71,7 @@ pub fn seed(
     let images = images.chain(products.iter().map(ReadyProduct::image));
     let images = images.chain(scorers.iter().map(ReadyScorer::image));
     let images = images.chain(rules.iter().flat_map(ReadyDeltaRule::images));
-    let images = images.chain(grouped.iter().map(ReadyGrouped::image));
+    let images = images.chain(grouped.iter().flat_map(ReadyGrouped::images));
     seed_at(&folder, images).map_err(missing)
 }
 

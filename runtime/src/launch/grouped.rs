@@ -1,7 +1,11 @@
-//! Launches products with experts on a CubeCL server that other code uses too.
+//! Launches products with experts, and of a few rows with packed weights, on a CubeCL server that other code uses too.
+
+mod few;
+
+pub use few::{FewPairs, FewSizes, FewTensors};
 
 use super::bind::long_enough;
-use super::ready::Image;
+use super::ready::{Code, Image};
 use super::run::by_value;
 use super::{Device, LaunchError, Launches};
 use butterfly_ir::{Grouped, GroupedFormat};
@@ -16,14 +20,15 @@ const MOST_JOBS: u64 = 1 << 30;
 /// Elements that are stored at once: 16 bytes.
 const PIECE: u32 = 8;
 
-/// The kernel for products with experts, prepared for launching; clones share it.
+/// The kernels for products with weights of a format, prepared for launching; clones share them.
 #[derive(Clone, Debug)]
 pub struct ReadyGrouped {
-    image: Arc<Image>,
-    grouped: Grouped,
+    tiles: Arc<Image>,
+    few: Arc<Image>,
+    grouped: Arc<Grouped>,
 }
 
-/// The sizes of one launch.
+/// The sizes of one launch with tiles of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupedSizes {
     /// N, rows of an expert's weight, a multiple of 8.
@@ -42,7 +47,7 @@ pub struct GroupedSizes {
     pub width: u32,
 }
 
-/// Tensors of a launch, all contiguous. Each handle starts at the tensor's first element, at a multiple of 16 bytes.
+/// Tensors of a launch with tiles of pairs, all contiguous. Each handle starts at the tensor's first element, at a multiple of 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedTensors<'a> {
     /// Rows `[P / share, K]`, rounded up.
@@ -64,30 +69,39 @@ pub struct GroupedTensors<'a> {
 }
 
 impl ReadyGrouped {
-    /// Checks and prepares a kernel. `image` is a cubin, PTX, or CUDA C++, which CubeCL compiles at the first launch.
+    /// Checks and prepares the kernels. `image` is a cubin, PTX, or CUDA C++, which CubeCL compiles at the first launch,
+    /// each kernel alone.
     ///
     /// # Errors
     /// [`LaunchError::Image`] if `image` is none of these, [`LaunchError::Unfit`] if a field of `grouped` is invalid.
     pub fn new(grouped: Grouped, image: &[u8]) -> Result<Self, LaunchError> {
-        let launch = [grouped.threads, grouped.shared_bytes];
-        let image = Image::beside_attention(grouped.check(), &grouped.entry, launch, image)?;
+        let is_text = matches!(Code::of_cuda(image), Some(Code::Cuda(_)));
+        let one = |number: usize| {
+            let (_, stage) = grouped.stages()[number];
+            let launch = [stage.threads, stage.shared_bytes];
+            let only = format!("#define {} {number}\n", Grouped::ONLY);
+            let alone = [only.as_bytes(), image].concat();
+            let image = if is_text { alone.as_slice() } else { image };
+            Image::beside_attention(grouped.check(), &stage.entry, launch, image).map(Arc::new)
+        };
         Ok(Self {
-            image: Arc::new(image),
-            grouped,
+            tiles: one(0)?,
+            few: one(1)?,
+            grouped: Arc::new(grouped),
         })
     }
 
-    /// What the kernel was made for.
+    /// What the kernels were made for.
     pub fn grouped(&self) -> &Grouped {
         &self.grouped
     }
 
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
-    pub(super) fn image(&self) -> &Arc<Image> {
-        &self.image
+    pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        [&self.tiles, &self.few].into_iter()
     }
 
-    /// Whether the kernel can compute this: no size is 0 except the column; rows, column and width are multiples of 8,
+    /// Whether the kernel for tiles can compute this: no size is 0 except the column; rows, column and width are multiples of 8,
     /// and the rows lie within the width; and 31 bits count everything, 30 bits the tiles times the parts of a weight.
     pub fn takes(&self, sizes: &GroupedSizes) -> bool {
         let GroupedSizes {
@@ -109,7 +123,7 @@ impl ReadyGrouped {
             && jobs(sizes) <= MOST_JOBS
     }
 
-    /// Launches the kernel on the stream of `client`, without waiting for it.
+    /// Launches the kernel for tiles on the stream of `client`, without waiting for it.
     ///
     /// # Errors
     /// [`LaunchError::Short`] if a tensor is shorter than its shape, [`LaunchError::Unsupported`] if
@@ -123,7 +137,7 @@ impl ReadyGrouped {
         if !self.takes(sizes) {
             return Err(LaunchError::Unsupported {
                 device: Device::Cuda,
-                key: self.grouped.entry.clone(),
+                key: self.grouped.tiles.entry.clone(),
                 what: "a form for rows that are no multiples of 8, or for so many".into(),
             });
         }
@@ -144,7 +158,7 @@ impl ReadyGrouped {
         // neither read nor written.
         unsafe {
             client.launch_unchecked(
-                R::task(&self.image),
+                R::task(&self.tiles),
                 CubeCount::Static(grid, 1, 1),
                 arguments,
             );
@@ -157,8 +171,28 @@ impl ReadyGrouped {
     fn lengths(&self, sizes: &GroupedSizes) -> [(&'static str, u64); 8] {
         let grouped = &self.grouped;
         let wide = u64::from;
-        let [rows, experts, pairs] = [sizes.rows, sizes.experts, sizes.pairs].map(wide);
         let (columns, element) = (wide(grouped.columns), wide(grouped.dtype.bytes()));
+        let (experts, pairs) = (wide(sizes.experts), wide(sizes.pairs));
+        let [words, scales, biases] = self.weight_bytes(sizes.rows, sizes.experts);
+        let x = pairs.div_ceil(wide(sizes.share)) * columns * element;
+        [
+            ("x", x),
+            ("words", words),
+            ("scales", scales),
+            ("biases", biases),
+            ("order", pairs * 4),
+            ("offsets", (experts + 1) * 4),
+            ("tiles", wide(sizes.tiles) * 8),
+            ("y", (pairs * wide(sizes.width)).saturating_mul(element)),
+        ]
+    }
+
+    /// Bytes of the tensors of a weight with so many rows for each expert; what 64 bits do not count saturates.
+    fn weight_bytes(&self, rows: u32, experts: u32) -> [u64; 3] {
+        let grouped = &self.grouped;
+        let wide = u64::from;
+        let columns = wide(grouped.columns);
+        let [rows, experts] = [rows, experts].map(wide);
         let all_rows = experts * rows;
         let of_row = |group: u32| columns / wide(group);
         let [scales, biases] = match grouped.format {
@@ -176,18 +210,8 @@ impl ReadyGrouped {
                 [all_rows.saturating_mul(of_row(grouped.format.group())), 0]
             }
         };
-        let x = pairs.div_ceil(wide(sizes.share)) * columns * element;
         let words = all_rows.saturating_mul(wide(grouped.row_bytes()));
-        [
-            ("x", x),
-            ("words", words),
-            ("scales", scales),
-            ("biases", biases),
-            ("order", pairs * 4),
-            ("offsets", (experts + 1) * 4),
-            ("tiles", wide(sizes.tiles) * 8),
-            ("y", (pairs * wide(sizes.width)).saturating_mul(element)),
-        ]
+        [words, scales, biases]
     }
 }
 
@@ -223,13 +247,30 @@ mod tests {
         width: 384,
     };
 
-    fn ready(format: GroupedFormat) -> ReadyGrouped {
+    pub(super) fn ready(format: GroupedFormat) -> ReadyGrouped {
+        let stage = |entry: &str, threads| butterfly_ir::GroupedStage {
+            entry: entry.into(),
+            threads,
+            shared_bytes: 0,
+        };
         let grouped = Grouped {
-            entry: "grouped".into(),
-            threads: 384,
+            tiles: stage("grouped", 384),
+            few: stage("grouped_few", 512),
             ..Grouped::of(Dtype::Bf16, format, 320).expect("whole steps")
         };
-        ReadyGrouped::new(grouped, b"text").expect("a valid kernel")
+        ReadyGrouped::new(grouped, b"text").expect("valid kernels")
+    }
+
+    /// CubeCL compiles the text for each entry point.
+    #[test]
+    fn a_text_declares_one_kernel_at_a_time() {
+        let ready = ready(GroupedFormat::Dense);
+        for (number, image) in [&ready.tiles, &ready.few].into_iter().enumerate() {
+            let Code::Cuda(text) = &*image.code else {
+                panic!("{image:?}");
+            };
+            assert_eq!(*text, format!("#define BUTTERFLY_ONLY {number}\ntext"));
+        }
     }
 
     #[test]

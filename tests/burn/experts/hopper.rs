@@ -26,6 +26,21 @@ fn layers(storage: Storage) -> [Layer; 3] {
     ]
 }
 
+/// Single tokens and a few: each pair by itself.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_generated_products_of_a_few_pairs_agree_with_f64() {
+    let device = Default::default();
+    let choices = [spread(1, 4), spread(3, 2), alone(5), spread(16, 4)];
+    for (dtype, dense, most) in [(DType::BF16, BF16, 2e-2), (DType::F16, F16, 4e-3)] {
+        for storage in [dense, AFFINE, FLOAT8, MICROSCALED] {
+            for layer in layers(storage) {
+                agrees::<Cuda>(&layer, &choices, (dtype, most), &device);
+            }
+        }
+    }
+}
+
 /// A tile of an expert that is not full, several tiles of one expert, and experts that nobody chooses.
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
@@ -44,7 +59,8 @@ fn cuda_generated_products_with_experts_agree_with_f64() {
     for dtype in ["bf16", "f16"] {
         for format in ["dense", "affine4-32-f16", "float8-f32", "microscaled"] {
             for columns in [64, 128, 256, 320] {
-                let kernel = format!("cuda:sm_90a product with experts {dtype} {format} {columns}");
+                let kernel =
+                    format!("cuda:sm_90a products with packed weights {dtype} {format} {columns}");
                 assert!(made.contains(&kernel), "{kernel}: {made:?}");
             }
         }
@@ -58,7 +74,7 @@ fn cuda_generated_products_with_experts_repeat() {
     let device = Default::default();
     for storage in [BF16, AFFINE, FLOAT8, MICROSCALED] {
         for layer in layers(storage) {
-            for choice in [spread(100, 4), alone(300)] {
+            for choice in [spread(2, 4), spread(100, 4), alone(300)] {
                 let given = choice.given(layer.kind.sizes[0], DType::BF16);
                 let inputs = layer.inputs::<Cuda>(&given, DType::BF16, &device);
                 let bits = || {

@@ -1,7 +1,7 @@
 //! Products of rows with the weights of their experts, `y[pair] = W[expert(pair)] x[row(pair)]`, the weights packed or
-//! dense.
+//! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share.
 //!
-//! A workgroup multiplies 128 pairs of one expert with 256 rows of its weight (twice wgmma m64n256k16). A producer
+//! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (twice wgmma m64n256k16). A producer
 //! warpgroup fills a ring: it gathers rows of x by `cp.async`, since pairs of an expert are rows anywhere in x, and
 //! unpacks rows of the weight through registers into the layout that the instruction reads, swizzled rows of 128 bytes;
 //! weights of 16 bits are copied as they are. Two consumer warpgroups each hold 64 pairs' sums. The kernel is
@@ -12,9 +12,11 @@
 //! `dense.cuh` how a piece of 16 bytes of the weight is read and unpacked. A step of 64 elements of a row has one or
 //! several pieces; their elements share scales.
 
+mod few;
+
 use super::prefill::instruction;
 use super::source;
-use butterfly_ir::{Dtype, Grouped, GroupedFormat};
+use butterfly_ir::{Dtype, Grouped, GroupedFormat, GroupedStage};
 
 /// Slots of the ring, each for a step of 128 rows of x and 256 rows of the weight.
 const SLOTS: u32 = 4;
@@ -27,20 +29,23 @@ const PRODUCERS: u32 = 128;
 /// Bits of a piece: what a thread reads of a weight at once.
 const PIECE: u32 = 128;
 
-/// Fills in how the kernel is launched.
+/// Fills in how the kernels are launched.
 pub(crate) fn launched(grouped: Grouped) -> Grouped {
     Grouped {
-        entry: "butterfly_grouped".into(),
-        threads: PRODUCERS + 2 * 128,
-        shared_bytes: SLOTS * SLOT_BYTES + REST,
+        tiles: GroupedStage {
+            entry: "butterfly_grouped".into(),
+            threads: PRODUCERS + 2 * 128,
+            shared_bytes: SLOTS * SLOT_BYTES + REST,
+        },
+        few: few::stage(&grouped),
         ..grouped
     }
 }
 
-/// The text of the kernel.
+/// The text of the kernels.
 pub(crate) fn text(grouped: &Grouped) -> String {
     let Grouped { dtype, format, .. } = *grouped;
-    let mut constants = source::Constants::new("Products with experts, sm_90a.", dtype);
+    let mut constants = source::Constants::new("Products with packed weights, sm_90a.", dtype);
     let bits = format.bits();
     let of_row = Grouped::K_TILE * bits / PIECE;
     let pieces = Grouped::ROWS * of_row / PRODUCERS;
@@ -62,21 +67,32 @@ pub(crate) fn text(grouped: &Grouped) -> String {
     ] {
         constants.add(name, value);
     }
-    let parts = [
-        constants.finish(""),
-        source::ARITHMETIC.to_string(),
+    let tiles = [
         source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
         source::STORES.to_string(),
         instruction("mma_rows", dtype, Grouped::ROWS),
         include_str!("lists.cuh").to_string(),
-        include_str!("weight.cuh").to_string(),
-        unpacking(format),
+        unpacking(format).to_string(),
         include_str!("producer.cuh").to_string(),
         include_str!("consumer.cuh").to_string(),
         include_str!("entry.cuh").to_string(),
     ];
+    let parts = [
+        constants.finish(""),
+        source::ARITHMETIC.to_string(),
+        include_str!("weight.cuh").to_string(),
+        format.scales().map(number).unwrap_or_default(),
+        chosen(0, &tiles.join("\n")),
+        chosen(1, &few::text(grouped)),
+    ];
     parts.join("\n")
+}
+
+/// A kernel that is left out where only another one is compiled.
+fn chosen(number: u32, kernel: &str) -> String {
+    let only = Grouped::ONLY;
+    format!("#if !defined({only}) || {only} == {number}\n{kernel}#endif\n")
 }
 
 /// How many different scales a thread's pieces of a step have.
@@ -90,17 +106,13 @@ fn scales(format: GroupedFormat, pieces: u32) -> u32 {
     }
 }
 
-/// The text that unpacks weights of this format.
-fn unpacking(format: GroupedFormat) -> String {
+/// The text that unpacks weights of this format for tiles.
+fn unpacking(format: GroupedFormat) -> &'static str {
     match format {
-        GroupedFormat::Dense => include_str!("dense.cuh").to_string(),
-        GroupedFormat::Affine4 { scales, .. } => {
-            format!("{}\n{}", number(scales), include_str!("affine4.cuh"))
-        }
-        GroupedFormat::Float8 { scales } => {
-            format!("{}\n{}", number(scales), include_str!("float8.cuh"))
-        }
-        GroupedFormat::Microscaled => include_str!("microscaled.cuh").to_string(),
+        GroupedFormat::Dense => include_str!("dense.cuh"),
+        GroupedFormat::Affine4 { .. } => include_str!("affine4.cuh"),
+        GroupedFormat::Float8 { .. } => include_str!("float8.cuh"),
+        GroupedFormat::Microscaled => include_str!("microscaled.cuh"),
     }
 }
 
@@ -152,8 +164,10 @@ mod tests {
         for format in FORMATS {
             let grouped = grouped(format);
             grouped.check().expect("valid");
-            assert_eq!((grouped.threads, grouped.shared_bytes), (384, 197_696));
-            assert!(grouped.shared_bytes <= source::SHARED_LIMIT);
+            assert_eq!(grouped.tiles.shared_bytes, 197_696);
+            for (name, stage) in grouped.stages() {
+                assert!(stage.shared_bytes <= source::SHARED_LIMIT, "{name}");
+            }
         }
     }
 

@@ -1,22 +1,37 @@
-//! A few pairs times the weights of their experts, one by one.
+//! A few pairs times the weights of their experts, one by one: by generated kernels where `linear/few.rs` has one.
 
+use super::tiles::Place;
+use crate::OperationError;
 use crate::cube::launch::{array, plane};
 use crate::cube::unit::expert_of;
+use crate::experts::GroupedProducts;
+use crate::linear::few::{self, Pairs};
 use crate::linear::packed::cube::{Format, ROWS, TOGETHER, UNITS, Words, eight, sum_of_row};
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_runtime::Launches;
 
-/// The products of rows of x, of which `share` consecutive pairs share each, with the rows of their experts, written to
-/// columns from `column` on of y [pairs, n].
-pub(super) fn multiply<R: CubeRuntime, F: FloatElement>(
+/// The products of rows of x with the rows of their experts, written to columns of y [pairs, n].
+///
+/// # Errors
+/// If a generated kernel cannot be made or launched.
+pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     x: &CubeTensor<R>,
-    share: usize,
     weight: &Words<'_, R>,
     (ids, experts): (&CubeTensor<R>, usize),
     y: &CubeTensor<R>,
-    column: usize,
-) {
+    Place { share, column }: Place,
+    products: &GroupedProducts,
+) -> Result<(), OperationError> {
+    let pairs = Pairs::Experts {
+        ids,
+        experts,
+        share,
+    };
+    if few::multiply::<R, F>(x, weight, pairs, y, column, products)? {
+        return Ok(());
+    }
     let [words, scales, biases] = weight.arrays();
     let rows = weight.rows as u32;
     // SAFETY: `expert_of` is an expert; units of rows beyond the last read and write nothing.
@@ -40,6 +55,7 @@ pub(super) fn multiply<R: CubeRuntime, F: FloatElement>(
             weight.format,
         );
     }
+    Ok(())
 }
 
 /// [`UNITS`] units multiply one row of an expert's weight by the row of x of one pair.

@@ -76,13 +76,15 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
         let mut column = 0;
         for stored in weight {
             let weight = stored.words(columns);
+            let (place, products) = (Place { share, column }, &op.products);
             match &arrangement {
                 Some(arrangement) => {
-                    let place = Place { share, column };
-                    let products = &op.products;
                     tiles::multiply::<R, F>(x, &weight, arrangement, &y, place, products)?;
                 }
-                None => few::multiply::<R, F>(x, share, &weight, (&ids, op.count), &y, column),
+                None => {
+                    let experts = (&ids, op.count);
+                    few::multiply::<R, F>(x, &weight, experts, &y, place, products)?;
+                }
             }
             column += stored.section.rows;
         }

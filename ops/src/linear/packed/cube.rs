@@ -168,6 +168,12 @@ impl<R: CubeRuntime> Weight<R> {
         words(&self.tensors)
     }
 
+    /// The one matrix of `rows` rows that the weight is.
+    pub(crate) fn of_rows(&self, rows: usize) -> Words<'_, R> {
+        let storage = Storage::Packed(self.packed);
+        words_of(storage, self.columns, rows, &self.tensors)
+    }
+
     /// Rows `first..first + count` as a contiguous [count, K] tensor of `F`, in memory for a whole
     /// panel: so panels of all weights reuse the same memory.
     pub(crate) fn unpacked<F: FloatElement>(&self, first: usize, count: usize) -> CubeTensor<R> {

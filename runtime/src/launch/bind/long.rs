@@ -1,12 +1,13 @@
 //! What a launch needs where rows are long enough to be spread over the device.
 
 use super::super::{Call, Ready};
-use butterfly_ir::Spread;
-use butterfly_ir::geometry::Entry;
 use butterfly_ir::rows::Inputs;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use butterfly_ir::{Spread, geometry::Entry};
 
 /// Bytes of the results of parts, between the two launches of a call with a grid of [`Needs::grid`](super::Needs); 0
 /// for other calls.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(in super::super) fn partial_bytes(kernel: &Ready, grid: [u32; 3], entry: Entry) -> u64 {
     match entry {
         Entry::Spread(parts) => Spread::partial_bytes(kernel.spec(), grid, parts),

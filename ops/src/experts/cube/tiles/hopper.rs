@@ -37,6 +37,7 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     place: Place,
     products: &GroupedProducts,
 ) -> Result<bool, OperationError> {
+    use crate::linear::few::{starts_whole, tensors, wanted};
     use butterfly_ir::Grouped;
     use butterfly_runtime::{GroupedSizes, GroupedTensors};
 
@@ -46,18 +47,11 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     let Some(dtype) = crate::linear::hopper::element::<R, F>(&x.client)? else {
         return Ok(false);
     };
-    let format = format(weight.format.storage, F::dtype());
-    let wanted = format.and_then(|format| Grouped::of(dtype, format, weight.format.columns));
-    let Some(wanted) = wanted else {
+    let Some(wanted) = wanted(dtype, weight, F::dtype()) else {
         return Ok(false);
     };
-    // Formats without scales or biases are given the first tensor in their place.
-    let [words, scales, biases] =
-        [0, 1, 2].map(|i| weight.tensors.get(i).unwrap_or(&weight.tensors[0]));
-    // Views of a larger tensor may start anywhere.
-    let given = [x, words, scales, biases, y];
-    let starts = given.map(|x| x.handle.offset_start.unwrap_or_default());
-    if !starts.iter().all(|at| at.is_multiple_of(16)) {
+    let [words, scales, biases] = tensors(weight);
+    if ![x, words, scales, biases, y].into_iter().all(starts_whole) {
         return Ok(false);
     }
     let [pairs, width] = [0usize, 1].map(|i| y.meta.shape()[i]);
@@ -109,25 +103,4 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     };
     product.launch(&x.client, &sizes, &tensors)?;
     Ok(true)
-}
-
-/// The format of such a weight beside activations of this type; `None` if the kernels have none for it.
-#[cfg(feature = "cuda")]
-fn format(
-    storage: crate::linear::Storage,
-    dtype: burn::tensor::DType,
-) -> Option<butterfly_ir::GroupedFormat> {
-    use crate::linear::{Packed, Storage};
-    use butterfly_ir::GroupedFormat;
-    match storage {
-        Storage::Dense(stored) if stored == dtype => Some(GroupedFormat::Dense),
-        Storage::Packed(Packed::Affine {
-            bits: 4,
-            group,
-            scales,
-        }) => Some(GroupedFormat::Affine4 { group, scales }),
-        Storage::Packed(Packed::Float8 { scales }) => Some(GroupedFormat::Float8 { scales }),
-        Storage::Packed(Packed::Microscaled) => Some(GroupedFormat::Microscaled),
-        Storage::Dense(_) | Storage::Packed(_) => None,
-    }
 }

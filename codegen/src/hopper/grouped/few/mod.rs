@@ -1,0 +1,156 @@
+//! A few rows of x times a weight that is read once, at the speed of memory.
+//!
+//! Warps multiply 16 rows of the weight with up to 8 rows of x (mma m16n8k16); of a row, a lane loads 16 bytes at a time,
+//! several steps ahead. What it loads is its part of the left factors: the order of elements within a product is free, so
+//! that rows of x lie in shared memory in the order in which a weight is unpacked. Unpacking takes one or two logical
+//! instructions for two elements (the bits of integers below an exponent, after Kim et al., arXiv:2211.10017; those of
+//! small floats at the place of larger ones), and scales are applied to sums in f32. Where a step has parts with scales
+//! of their own, each row of x has a column for every part, with zeros for the others. Integers have an offset then, which
+//! is taken off together with the bias by products with ones.
+//!
+//! Warps share rows of the weight and add up their sums in shared memory, in a fixed order. `instructions.cuh` and
+//! `rows.cuh` are what all formats share, one of `affine4.cuh`, `float8.cuh`, `microscaled.cuh` and `dense.cuh` unpacks.
+
+use super::super::source;
+use butterfly_ir::{Dtype, Grouped, GroupedFormat, GroupedStage};
+
+/// Lanes of a warp.
+const WARP: u32 = 32;
+/// 2^64 twice, in bf16: floats of a few bits are unpacked to numbers that are smaller by up to 2^126, whose products with
+/// x would leave the range of f32 else.
+const X_POWER: u32 = 0x5f80_5f80;
+
+/// How the kernel is launched.
+pub(super) fn stage(grouped: &Grouped) -> GroupedStage {
+    let rows = grouped.few_rows();
+    GroupedStage {
+        entry: "butterfly_grouped_few".into(),
+        threads: Grouped::FEW_WARPS * WARP,
+        shared_bytes: Grouped::FEW_REST + rows * grouped.few_pitch().min(source::SHARED_LIMIT),
+    }
+}
+
+/// The text of the kernel, which refers to constants of the kernel for tiles too.
+pub(super) fn text(grouped: &Grouped) -> String {
+    let Grouped { dtype, format, .. } = *grouped;
+    let split = grouped.few_split();
+    let affine = matches!(format, GroupedFormat::Affine4 { .. });
+    let shape = [
+        ("WARPS", Grouped::FEW_WARPS),
+        ("SPLIT", split),
+        ("TILES", Grouped::FEW_WARPS / split),
+        ("KEPT_BYTES", Grouped::FEW_KEPT),
+        ("SPAN", grouped.few_span()),
+        ("PARTS", grouped.few_parts()),
+        ("BIASED", affine.into()),
+    ];
+    let constants = shape.into_iter().chain(numbers(dtype, format));
+    let constants: String = constants
+        .map(|(name, value)| source::constant(name, value))
+        .collect();
+    let kind = match dtype {
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 | Dtype::F32 => "f16",
+    };
+    let parts = [
+        constants,
+        include_str!("instructions.cuh").replace("@kind", kind),
+        unpacking(format).to_string(),
+        include_str!("rows.cuh").to_string(),
+        include_str!("few.cuh").to_string(),
+    ];
+    parts.join("\n")
+}
+
+/// What unpacking depends on: 1 as an element, twice; bits that stand for numbers, and by which powers of two these differ
+/// from those of the weight: x is multiplied by X_POWER, unless it is 0, and sums by FACTOR, the bits of an f32.
+fn numbers(dtype: Dtype, format: GroupedFormat) -> Vec<(&'static str, u32)> {
+    let is_bf16 = dtype == Dtype::Bf16;
+    let by_type = |bf16: u32, f16: u32| if is_bf16 { bf16 } else { f16 };
+    let power = |exponent: u32| (127 + exponent) << 23;
+    // Exponents of e4m3 have a bias of 7, those of e2m1 of 1, of f16 of 15, and of bf16 of 127.
+    let (own, factor, x_power) = match format {
+        GroupedFormat::Dense => (Vec::new(), 0, 0),
+        GroupedFormat::Affine4 { .. } => (
+            vec![
+                ("MAGIC", by_type(0x4300_4300, 0x6400_6400)),
+                ("OFFSET", by_type(128, 1024)),
+            ],
+            0,
+            0,
+        ),
+        GroupedFormat::Float8 { .. } => (
+            vec![
+                ("FLOAT_SHIFT", by_type(4, 7)),
+                ("FLOAT_MASK", by_type(0x07f0_07f0, 0x3f80_3f80)),
+            ],
+            by_type(120 - 64, 8),
+            by_type(X_POWER, 0),
+        ),
+        GroupedFormat::Microscaled => (
+            vec![
+                ("FLOAT_SHIFT", by_type(6, 9)),
+                ("FLOAT_MASK", by_type(0x01c0_01c0, 0x0e00_0e00)),
+            ],
+            by_type(126 - 64, 14),
+            by_type(X_POWER, 0),
+        ),
+    };
+    let all = [
+        ("ONES", by_type(0x3f80_3f80, 0x3c00_3c00)),
+        ("X_POWER", x_power),
+        ("FACTOR", power(factor)),
+    ];
+    own.into_iter().chain(all).collect()
+}
+
+/// The text that unpacks weights of this format.
+fn unpacking(format: GroupedFormat) -> &'static str {
+    match format {
+        GroupedFormat::Dense => include_str!("dense.cuh"),
+        GroupedFormat::Affine4 { .. } => include_str!("affine4.cuh"),
+        GroupedFormat::Float8 { .. } => include_str!("float8.cuh"),
+        GroupedFormat::Microscaled => include_str!("microscaled.cuh"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grouped(dtype: Dtype, format: GroupedFormat) -> Grouped {
+        Grouped::of(dtype, format, 4096).expect("whole steps")
+    }
+
+    #[test]
+    fn as_much_shared_memory_as_rows_of_x_take() {
+        let format = GroupedFormat::Affine4 {
+            group: 64,
+            scales: Dtype::Bf16,
+        };
+        let stage = stage(&grouped(Dtype::Bf16, format));
+        assert_eq!(stage.threads, 512);
+        assert_eq!(stage.shared_bytes, 20_864 + 8 * 8256);
+        let long = Grouped::of(Dtype::Bf16, GroupedFormat::Dense, 1 << 20).expect("whole steps");
+        assert_eq!(super::stage(&long).shared_bytes, Grouped::FEW_REST);
+    }
+
+    /// Only floats of a few bits beside bf16 need larger numbers of x.
+    #[test]
+    fn powers_of_two() {
+        let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
+        for (dtype, format, x_power, factor) in [
+            (Dtype::Bf16, float8, X_POWER, 183 << 23),
+            (Dtype::F16, float8, 0, 135 << 23),
+            (Dtype::Bf16, GroupedFormat::Microscaled, X_POWER, 189 << 23),
+            (Dtype::F16, GroupedFormat::Microscaled, 0, 141 << 23),
+            (Dtype::Bf16, GroupedFormat::Dense, 0, 127 << 23),
+        ] {
+            let text = text(&grouped(dtype, format));
+            for (name, value) in [("X_POWER", x_power), ("FACTOR", factor)] {
+                let line = format!("constexpr int {name} = {value};\n");
+                assert!(text.contains(&line), "{format} {line}");
+            }
+        }
+    }
+}

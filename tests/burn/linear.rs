@@ -1,0 +1,201 @@
+//! Linear layers against f64: of the type of x, in f32, and with a gate.
+
+use crate::few::Weight;
+use crate::gates::gated;
+use crate::values::{floats, number, rounded};
+use crate::{Cuda, Vulkan};
+use burn::prelude::*;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, TensorMetadata, TensorPrimitive};
+use burn_flex::Flex;
+use burn_wgpu::WgpuDevice;
+use butterfly::ops::{Activation, Operation, Packed, Project};
+use butterfly::{AttentionBackend, Plan, run};
+use butterfly_ir::Dtype;
+
+/// What a layer does with its products.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Result {
+    /// Rounds them to the type of x.
+    Rounded,
+    /// Gives them as f32.
+    Wide,
+    /// The second half times the activation of the first.
+    Gated(Activation),
+}
+
+const RESULTS: [Result; 4] = [
+    Result::Rounded,
+    Result::Wide,
+    Result::Gated(Activation::Silu),
+    Result::Gated(Activation::Gelu),
+];
+
+/// Rows, results before a gate, and elements of a row: sizes that use each of the kernels.
+const SIZES: [[usize; 3]; 8] = [
+    [1, 300, 256],
+    [5, 24, 1024],
+    [9, 8, 40],
+    [9, 14, 40],
+    [130, 520, 200],
+    [65, 100, 4096],
+    [300, 520, 776],
+    [257, 1040, 320],
+];
+
+/// x [m, K] times a weight of these values [n, K] and tensors.
+struct Case<'a> {
+    operation: Project,
+    result: Result,
+    sizes: [usize; 3],
+    values: &'a [f32],
+}
+
+impl Case<'_> {
+    /// Compares the layer with f64, whose results it may be off by `most` of their length, and with itself.
+    fn agrees<B: AttentionBackend>(
+        &self,
+        weight: &[FloatTensor<B>],
+        (dtype, most): (DType, f64),
+        device: &B::Device,
+    ) {
+        let [m, n, k] = self.sizes;
+        let (wide, gate, columns) = match self.result {
+            Result::Rounded => (false, None, n),
+            Result::Wide => (true, None, n),
+            Result::Gated(activation) => (false, Some(activation), n / 2),
+        };
+        let operation = Operation::Project(Project {
+            wide,
+            gate,
+            ..self.operation.clone()
+        });
+        let x: Vec<f32> = (0..m * k)
+            .map(|i| rounded(dtype, 2.0 * number(i + 5)))
+            .collect();
+        let compute = || {
+            let x = [floats::<B>(&x, &[m, k], dtype, device)].into_iter();
+            let inputs = x.chain(weight.iter().cloned()).collect();
+            let outputs = run::<B>(&operation.clone().into(), inputs).expect("a product");
+            let y = outputs.into_iter().next().expect("one output");
+            assert_eq!(y.dtype(), if wide { DType::F32 } else { dtype });
+            crate::numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
+        };
+        let y = compute();
+        assert_eq!(y, compute(), "{:?} {:?}", self.result, self.sizes);
+        let products = x.chunks(k).map(|x| -> Vec<f64> {
+            let product = |w: &[f32]| {
+                let pairs = x.iter().zip(w);
+                pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+            };
+            self.values.chunks(k).map(product).collect()
+        });
+        let (mut off, mut all) = (0.0, 0.0);
+        for (y, products) in y.chunks(columns).zip(products) {
+            let want = match gate {
+                None => products,
+                Some(activation) => gated(activation, &products),
+            };
+            for (got, want) in y.iter().zip(want) {
+                off += (f64::from(*got) - want).powi(2);
+                all += want.powi(2);
+            }
+        }
+        let error = (off / all).sqrt();
+        assert!(
+            error <= most,
+            "{dtype:?} {:?} {:?}: {error}",
+            self.result,
+            self.sizes
+        );
+    }
+}
+
+/// Rows of `dtype` with a dense weight that is stored in `stored`; f32 results may be off by 3e-6.
+fn dense<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, most: f64) {
+    for sizes in SIZES {
+        let [_, n, k] = sizes;
+        let scale = 3.0 / (k as f32).sqrt();
+        let values: Vec<f32> = (0..n * k)
+            .map(|i| rounded(stored, scale * number(i)))
+            .collect();
+        let weight = [floats::<B>(&values, &[n, k], stored, device)];
+        for result in RESULTS {
+            let operation = Project {
+                products: Plan::dense().products(),
+                ..Project::dense(n, stored)
+            };
+            let case = Case {
+                operation,
+                result,
+                sizes,
+                values: &values,
+            };
+            // Gates of 16-bit products: these are rounded where they are not made at once.
+            let most = match result {
+                Result::Rounded => most,
+                Result::Wide => 3e-6,
+                Result::Gated(_) => 2.0 * most,
+            };
+            case.agrees::<B>(&weight, (dtype, most), device);
+        }
+    }
+}
+
+#[test]
+fn dense_weights() {
+    let cpu = Default::default();
+    dense::<Flex>(&cpu, DType::F32, DType::F32, 3e-6);
+    dense::<Flex>(&cpu, DType::F32, DType::BF16, 3e-6);
+    dense::<Flex>(&cpu, DType::F16, DType::F32, 4e-4);
+    dense::<Vulkan>(&WgpuDevice::Cpu, DType::F32, DType::F32, 3e-6);
+    dense::<Vulkan>(&WgpuDevice::Cpu, DType::F32, DType::F16, 3e-6);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_dense_weights() {
+    let device = Default::default();
+    for (dtype, most) in [(DType::F32, 3e-6), (DType::F16, 4e-4), (DType::BF16, 3e-3)] {
+        for stored in [DType::F32, DType::F16, DType::BF16] {
+            dense::<Cuda>(&device, dtype, stored, most);
+        }
+    }
+}
+
+/// Of the rows of a gate and of what it gates, panels are unpacked together: with one panel, and with several.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_packed_weights_of_gates() {
+    let device = Default::default();
+    let affine = Packed::Affine {
+        bits: 4,
+        group: 64,
+        scales: Dtype::Bf16,
+    };
+    let float8 = Packed::Float8 { scales: Dtype::F32 };
+    for (packed, sizes) in [
+        (affine, [70, 1040, 320]),
+        (float8, [130, 768, 256]),
+        (affine, [9, 2 * Packed::PANEL / 8192 + 272, 8192]),
+    ] {
+        let weight = Weight::new(packed, [sizes[1], sizes[2]]);
+        let values = weight.values();
+        for result in RESULTS {
+            let operation = Project {
+                parts: [weight.part()].into(),
+                products: Plan::dense().products(),
+                ..Project::dense(0, DType::BF16)
+            };
+            let case = Case {
+                operation,
+                result,
+                sizes,
+                values: &values,
+            };
+            // A packed weight is rounded to the type of x, but for results in f32.
+            let most = if result == Result::Wide { 3e-6 } else { 1e-2 };
+            case.agrees::<Cuda>(&weight.upload(&device), (DType::BF16, most), &device);
+        }
+    }
+}
