@@ -16,6 +16,12 @@ pub trait AttentionBackend: Backend {
     /// An integer tensor as an input of operations, whose inputs are all of one type.
     fn integers(x: IntTensor<Self>) -> FloatTensor<Self>;
 
+    /// Whether products of rows of `dtype` on this device write gated rows (`Project::gate`), if these are many, without
+    /// a tensor of gates and what they gate.
+    fn gates_at_once(_dtype: DType, _device: &Self::Device) -> bool {
+        false
+    }
+
     /// Does work that runs many operations. On the CPU it is done by one of the threads that operations
     /// share, where each of them begins at once, and not after it was handed over to such a thread.
     fn on_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {

@@ -19,6 +19,10 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         x
     }
 
+    fn gates_at_once(dtype: DType, device: &Self::Device) -> bool {
+        B::gates_at_once(dtype, device)
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

@@ -3,6 +3,7 @@
 mod chunk;
 
 use crate::Taken;
+use crate::weights::packed;
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_ir::model::{ModelConfig, ModelSizes};
 
@@ -40,17 +41,35 @@ pub struct Extent {
     pub logits: u64,
 }
 
+/// Where a run's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// That of the host, which it gives back and uses for other sizes.
+    Host,
+    /// That of a device.
+    Device {
+        /// Whether products write gated rows, without a tensor of gates and what they gate.
+        gates_at_once: bool,
+    },
+}
+
 impl Footprint {
     /// Estimates a run of a model whose weights take `weights`, and whose KV caches and logits are of
-    /// type `dtype`, on a device of backend `B`.
+    /// type `dtype`, on a device.
     pub fn new<B: AttentionBackend>(
         config: &ModelConfig,
         sizes: &ModelSizes,
         weights: Taken,
-        dtype: Dtype,
+        (device, dtype): (&B::Device, Dtype),
         extent: Extent,
     ) -> Self {
-        Self::of(config, sizes, weights, dtype, extent, B::ON_HOST)
+        let place = match B::ON_HOST {
+            true => Place::Host,
+            false => Place::Device {
+                gates_at_once: B::gates_at_once(packed::dense(dtype), device),
+            },
+        };
+        Self::of(config, sizes, weights, dtype, extent, place)
     }
 
     fn of(
@@ -59,7 +78,7 @@ impl Footprint {
         weights: Taken,
         dtype: Dtype,
         extent: Extent,
-        on_host: bool,
+        place: Place,
     ) -> Self {
         // 128 bits hold the product of two 32-bit sizes, up to 4096 layers, 576 elements of a head
         // and 4 bytes with a factor of a million to spare.
@@ -76,7 +95,8 @@ impl Footprint {
             heads * k_dim * v_dim
         });
         let bytes = wide32(dtype.bytes());
-        let token = chunk::token(&chunk::steps(config, sizes, bytes), on_host);
+        let on_host = place == Place::Host;
+        let token = chunk::token(&chunk::steps(config, sizes, bytes, place), on_host);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
         let ropes = config.rope.iter().chain(&config.window_rope);
         let rotation = 4 * ropes.map(|rope| wide32(rope.dims)).sum::<u128>();
@@ -129,6 +149,10 @@ mod tests {
     use burn_flex::Flex;
     use butterfly_compiler::config;
 
+    const HOPPER: Place = Place::Device {
+        gates_at_once: true,
+    };
+
     #[test]
     fn a_llama_of_8_billion() {
         let text = r#"{"model_type": "llama", "dtype": "bfloat16", "num_hidden_layers": 32,
@@ -146,8 +170,13 @@ mod tests {
             logits: 1,
         };
         let taken = Model::<Flex>::taken(&model, &sizes, None, Dtype::Bf16, &Default::default());
-        let footprint =
-            Footprint::new::<Flex>(&model, &sizes, taken.expect("runs"), Dtype::Bf16, extent);
+        let footprint = Footprint::new::<Flex>(
+            &model,
+            &sizes,
+            taken.expect("runs"),
+            (&Default::default(), Dtype::Bf16),
+            extent,
+        );
         // 8.03 billion parameters; 128 KiB of keys and values for each token.
         assert!((16_000_000_000..16_100_000_000).contains(&footprint.weights));
         assert_eq!(footprint.caches, 8192 * 131_072);
@@ -184,7 +213,7 @@ mod tests {
             (dense, 19_933_937_136u64),
             (panel(5_040_181_248), 7_081_147_368),
         ] {
-            let footprint = Footprint::of(&model, &sizes, taken, Dtype::Bf16, extent, false);
+            let footprint = Footprint::of(&model, &sizes, taken, Dtype::Bf16, extent, HOPPER);
             let off = reserved.abs_diff(footprint.total());
             assert!(off * 100 < reserved, "{footprint:?}, not {reserved}");
         }
@@ -228,7 +257,13 @@ mod tests {
                     chunk: most,
                     logits: most,
                 };
-                let footprint = Footprint::new::<Flex>(&model, &sizes, taken, Dtype::F32, extent);
+                let footprint = Footprint::new::<Flex>(
+                    &model,
+                    &sizes,
+                    taken,
+                    (&Default::default(), Dtype::F32),
+                    extent,
+                );
                 assert_eq!(footprint.total(), u64::MAX, "{family}");
             }
         }

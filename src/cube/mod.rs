@@ -26,6 +26,10 @@ where
         x
     }
 
+    fn gates_at_once(dtype: DType, device: &R::Device) -> bool {
+        cube::gates_at_once(dtype, &R::client(device))
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

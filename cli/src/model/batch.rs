@@ -49,7 +49,7 @@ pub(super) fn plan<B: AttentionBackend>(
     };
     let taken = Model::<B>::check(folder, place.dtype, &place.device).map_err(Failure::bad)?;
     let needs =
-        |extent| Footprint::new::<B>(&folder.config, &folder.sizes, taken, place.dtype, extent);
+        |extent| Footprint::new::<B>(&folder.config, &folder.sizes, taken, place.target(), extent);
     let mut most = MOST;
     loop {
         let batches = group(&lengths, most);

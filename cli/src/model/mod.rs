@@ -62,6 +62,11 @@ pub(crate) struct Place<B: Backend> {
 }
 
 impl<B: Backend> Place<B> {
+    /// The device and the element type, for which memory is estimated.
+    fn target(&self) -> (&B::Device, Dtype) {
+        (&self.device, self.dtype)
+    }
+
     /// Whether the device has room for what a run needs.
     fn has_room(&self, dir: &Path, needs: &Footprint) -> bool {
         self.check_room(dir, needs, 0).is_ok()
@@ -97,7 +102,8 @@ impl<B: AttentionBackend> Place<B> {
         on_host: u64,
     ) -> Result<(Model<B>, Unused, Footprint), Failure> {
         let taken = Model::<B>::check(folder, self.dtype, &self.device).map_err(Failure::bad)?;
-        let needs = Footprint::new::<B>(&folder.config, &folder.sizes, taken, self.dtype, extent);
+        let needs =
+            Footprint::new::<B>(&folder.config, &folder.sizes, taken, self.target(), extent);
         self.check_room(&folder.config_file(), &needs, on_host)?;
         let (model, unused) = self.load_checked(folder)?;
         Ok((model, unused, needs))

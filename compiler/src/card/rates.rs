@@ -46,7 +46,7 @@ impl Card {
 pub(crate) const GAP_SECONDS: f64 = 4.3e-6;
 
 /// Most rows of a product that reads the weight once, without matrix units (`ops/src/linear/cube.rs`).
-const FEW: f64 = 8.0;
+pub(crate) const FEW_ROWS: f64 = 8.0;
 
 /// The rates of steps in 16-bit floats; `None` where they were not measured.
 pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
@@ -62,13 +62,13 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
                 packed: true,
             },
             _,
-        ) if *rows <= FEW => match *stored < 0.8 {
+        ) if *rows <= FEW_ROWS => match *stored < 0.8 {
             // 4 and 8 bits: decode of Qwen3.5-9B, without the gaps (`packed_nvidia_h200.md`).
             true => memory(0.2),
             false => memory(0.245),
         },
         // The last token of each prompt, `output projection` in `model_qwen3.5-9b_nvidia_h100_80gb_hbm3.json`.
-        (Kind::Product { rows, .. }, _) if *rows <= FEW => memory(0.9),
+        (Kind::Product { rows, .. }, _) if *rows <= FEW_ROWS => memory(0.9),
         // What unpacking adds to the prefill of Qwen3.5-9B (`packed_nvidia_h200.md`).
         (Kind::Product { packed: true, .. }, _) => Rates {
             flop_per_second: 550e12,

@@ -1,6 +1,7 @@
 //! The steps of feed-forward layers, dense and of experts.
 
 use super::{Counter, Kind, Step};
+use crate::card::FEW_ROWS;
 use butterfly_ir::model::{ExpertsShape, FeedForwardGate, Part};
 
 impl Counter<'_> {
@@ -20,10 +21,17 @@ impl Counter<'_> {
         }
     }
 
-    /// `down(activation(gate(x), up(x)))`, with `wide` elements within.
+    /// `down(activation(gate(x), up(x)))`, with `wide` elements within. As on Hopper, the product of many rows writes
+    /// gated ones; that of a few rows is followed by the gate.
     fn gated(&self, wide: f64) -> Vec<Step> {
-        let mut steps = self.product([2.0 * wide, self.hidden], false);
-        steps.push(self.over_rows(Part::Gates, 3.0 * self.bytes * wide));
+        let both = self.product_of(Part::Projections, self.rows, [2.0 * wide, self.hidden]);
+        let mut steps = if self.rows <= FEW_ROWS {
+            let gate = self.over_rows(Part::Projections, 3.0 * self.bytes * wide);
+            vec![both, gate]
+        } else {
+            let bytes = both.bytes - self.bytes * self.rows * wide;
+            vec![Step { bytes, ..both }]
+        };
         steps.extend(self.product([self.hidden, wide], false));
         steps
     }

@@ -3,14 +3,19 @@
 //! In:  a model. Out: for each operation of its layers, the bytes that one token has of each tensor that
 //! exists while it runs, and how much memory these take together.
 
-use super::wide32;
+use super::{Place, wide32};
 use butterfly_ir::Spread;
-use butterfly_ir::model::{AttentionShape, Form, ModelConfig, ModelSizes};
+use butterfly_ir::model::{AttentionShape, FeedForwardGate, Form, ModelConfig, ModelSizes};
 use std::collections::BTreeMap;
 
 /// The tensors that exist while each operation of a layer runs, in bytes of a token; elements have
 /// `bytes` bytes.
-pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Vec<Vec<u128>> {
+pub(super) fn steps(
+    config: &ModelConfig,
+    sizes: &ModelSizes,
+    bytes: u128,
+    place: Place,
+) -> Vec<Vec<u128>> {
     let [hidden, inner] = [sizes.hidden, sizes.intermediate].map(wide32);
     // The residual stream is f32; what is added to it, and its norm, are not.
     let (stream, normed) = (4 * hidden, bytes * hidden);
@@ -37,12 +42,21 @@ pub(super) fn steps(config: &ModelConfig, sizes: &ModelSizes, bytes: u128) -> Ve
     }
     let dense = |inner: u128, more: &[u128]| {
         let inner = bytes * inner;
-        let own = [
-            vec![normed, 2 * inner],
-            vec![2 * inner, inner],
-            vec![inner, normed],
-        ];
-        own.map(|own| [&[stream], more, &own].concat())
+        let own = match place {
+            Place::Device {
+                gates_at_once: true,
+            } if sizes.gate == FeedForwardGate::Silu => {
+                vec![vec![normed, inner], vec![inner, normed]]
+            }
+            Place::Device { .. } | Place::Host => vec![
+                vec![normed, 2 * inner],
+                vec![2 * inner, inner],
+                vec![inner, normed],
+            ],
+        };
+        let own = own.into_iter();
+        own.map(|own| [&[stream], more, own.as_slice()].concat())
+            .collect::<Vec<_>>()
     };
     let Some(experts) = &sizes.experts else {
         steps.extend(dense(inner, &[]));

@@ -13,12 +13,19 @@ pub use square::multiply_square;
 
 use crate::{Limits, Operation, OperationError};
 use crate::{absorb, delta, expand, experts, gate, heads, latents, linear, norm, pool};
+use ::cubecl::client::ComputeClient;
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
 use half::{bf16, f16};
+
+/// Whether products of many rows of `dtype` write gated rows (`Project::gate`) at once on this device.
+pub fn gates_at_once<R: CubeRuntime + Launches>(dtype: DType, client: &ComputeClient<R>) -> bool {
+    // A device that cannot be asked has no such kernel either.
+    linear::hopper::of_type(dtype, client).is_ok_and(|dtype| dtype.is_some())
+}
 
 /// Checks that a device can run `operation` on `inputs`, which fit it and give `outputs`.
 ///

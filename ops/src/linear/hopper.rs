@@ -3,7 +3,6 @@
 use super::Products;
 use crate::OperationError;
 use ::cubecl::client::ComputeClient;
-#[cfg(feature = "cuda")]
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
@@ -22,20 +21,32 @@ pub(crate) struct Matrix<'a, R: CubeRuntime> {
     pub(crate) step: usize,
 }
 
+/// The element type, if it has 16 bits and the device is a Hopper GPU.
+///
+/// # Errors
+/// If the device cannot be asked.
+pub(crate) fn element<R: CubeRuntime + Launches, F: FloatElement>(
+    client: &ComputeClient<R>,
+) -> Result<Option<butterfly_ir::Dtype>, OperationError> {
+    of_type(F::dtype(), client)
+}
+
 /// Without CUDA there is no Hopper.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn element<R: CubeRuntime + Launches, F: FloatElement>(
+pub(crate) fn of_type<R: CubeRuntime + Launches>(
+    _: DType,
     _: &ComputeClient<R>,
 ) -> Result<Option<butterfly_ir::Dtype>, OperationError> {
     Ok(None)
 }
 
-/// The element type, if it has 16 bits and the device is a Hopper GPU.
+/// As [`element`], of elements of type `dtype`.
 #[cfg(feature = "cuda")]
-pub(crate) fn element<R: CubeRuntime + Launches, F: FloatElement>(
+pub(crate) fn of_type<R: CubeRuntime + Launches>(
+    dtype: DType,
     client: &ComputeClient<R>,
 ) -> Result<Option<butterfly_ir::Dtype>, OperationError> {
-    let dtype = match F::dtype() {
+    let dtype = match dtype {
         DType::F16 => butterfly_ir::Dtype::F16,
         DType::BF16 => butterfly_ir::Dtype::Bf16,
         _ => return Ok(None),

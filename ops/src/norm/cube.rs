@@ -111,21 +111,33 @@ fn norm_kernel<F: Float, N: Size>(
     }
     let vectors = comptime!(n / lanes);
     let start = row * vectors;
-    // Each unit keeps its elements in registers, so that rows are read once.
+    // Each unit keeps its elements in registers, so that rows are read once; and it reads all of them before it writes
+    // any, so that its reads are under way together.
     let own = comptime!(vectors.div_ceil(UNITS));
     let mut values = Array::<Vector<f32, N>>::new(comptime!(own as usize));
+    let mut added = Array::<Vector<F, N>>::new(comptime!(own as usize));
+    #[unroll]
+    for i in 0..own {
+        let at = comptime!(i * UNITS) + UNIT_POS;
+        if comptime!((i + 1) * UNITS <= vectors) || at < vectors {
+            values[i as usize] = x[(start + at) as usize];
+            if add {
+                added[i as usize] = y[(start + at) as usize];
+            }
+        }
+    }
     let mut squares = Vector::<f32, N>::new(0.0f32);
     #[unroll]
     for i in 0..own {
         let at = comptime!(i * UNITS) + UNIT_POS;
-        if at < vectors {
-            let mut value = x[(start + at) as usize];
+        if comptime!((i + 1) * UNITS <= vectors) || at < vectors {
+            let mut value = values[i as usize];
             if add {
-                value += Vector::<f32, N>::cast_from(y[(start + at) as usize]);
+                value += Vector::<f32, N>::cast_from(added[i as usize]);
                 sum[(start + at) as usize] = value;
+                values[i as usize] = value;
             }
             squares += value * value;
-            values[i as usize] = value;
         }
     }
     let mut square = 0.0f32;
@@ -139,7 +151,7 @@ fn norm_kernel<F: Float, N: Size>(
     #[unroll]
     for i in 0..own {
         let at = comptime!(i * UNITS) + UNIT_POS;
-        if at < vectors {
+        if comptime!((i + 1) * UNITS <= vectors) || at < vectors {
             let value = values[i as usize] * factor * weight[at as usize];
             out[(start + at) as usize] = Vector::<F, N>::cast_from(value);
         }

@@ -220,7 +220,7 @@ impl Task for Work<'_> {
             chunk,
             logits: 1,
         };
-        let needs = Footprint::new::<B>(config, sizes, taken, place.dtype, extent);
+        let needs = Footprint::new::<B>(config, sizes, taken, place.target(), extent);
         place.check_room(&file, &needs, 0)?;
         let started = Instant::now();
         let model: Model<B> = weights.load((config, sizes), &place)?;

@@ -81,7 +81,7 @@ impl Work<'_> {
             chunk: chunk.min(tokens) as u64,
             logits: 1,
         };
-        let needs = Footprint::new::<B>(&model.config, &model.sizes, taken, place.dtype, extent);
+        let needs = Footprint::new::<B>(&model.config, &model.sizes, taken, place.target(), extent);
         let memory = place.memory.beside(&needs);
         let [of_prompt, of_decode] = match self.measure.profile {
             false => off(),

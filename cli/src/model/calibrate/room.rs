@@ -45,7 +45,7 @@ impl Needs {
             &subject.config,
             &subject.sizes,
             weights,
-            place.dtype,
+            place.target(),
             extent,
         );
         // The residual stream of a window and what is not yet added to it, before and after a layer.
@@ -96,6 +96,6 @@ impl Needs {
             logits: 1,
         };
         let Subject { config, sizes, .. } = &task.subject;
-        Footprint::new::<B>(config, sizes, self.weights, place.dtype, extent)
+        Footprint::new::<B>(config, sizes, self.weights, place.target(), extent)
     }
 }

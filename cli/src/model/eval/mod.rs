@@ -215,7 +215,7 @@ impl Task for Work<'_> {
         let taken = Model::<B>::check(self.folder, place.dtype, &place.device);
         let taken = taken.map_err(Failure::bad)?;
         let sizes = (&self.folder.config, &self.folder.sizes);
-        let needs = |extent| Footprint::new::<B>(sizes.0, sizes.1, taken, place.dtype, extent);
+        let needs = |extent| Footprint::new::<B>(sizes.0, sizes.1, taken, place.target(), extent);
         let compared = COMPARED.min(self.window);
         // Dense attention and each policy have caches of their own, and take turns in all else.
         let sequences = 1 + self.contenders.len();

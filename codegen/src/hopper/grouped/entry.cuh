@@ -1,6 +1,6 @@
-// ---- Entry: one producer, two consumers ----
+// ---- Entry: two warpgroups of producers, two of consumers ----
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(PRODUCERS + 256, 1)
     butterfly_grouped(const Element* __restrict__ x, const unsigned char* __restrict__ words,
                       const unsigned char* __restrict__ scales, const unsigned char* __restrict__ biases,
                       const unsigned* __restrict__ order, const unsigned* __restrict__ offsets,
@@ -10,9 +10,9 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   Ring ring;
   ring.address = boxes_address(dynamic_shared);
   if (threadIdx.x == 0) {
-    // All threads of the producer fill a slot; a lane of each consumer's warp releases it.
+    // All threads of the producers fill a slot; a lane of each consumer's warp releases it.
     for (int i = 0; i < SLOTS; ++i) {
-      barrier_init(ring.full(), 128);
+      barrier_init(ring.full(), PRODUCERS);
       barrier_init(ring.empty(), 8);
       ring.advance();
     }
@@ -22,12 +22,12 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   ring.phase = 0;
   __syncthreads();
   const Lists lists = {order, offsets, tiles};
-  // Registers of the three warpgroups are together those that the launch has: 120 + 2 * 192 = 3 * 168.
-  if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
+  // Registers of the four warpgroups are together those that the launch has: 2 * 88 + 2 * 168 = 4 * 128.
+  if (threadIdx.x < PRODUCERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
     produce(shape, ring, lists, x, {words, scales, biases});
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
-    consume(shape, ring, lists, threadIdx.x / 128 - 1, y);
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 168;");
+    consume(shape, ring, lists, (threadIdx.x - PRODUCERS) / 128, y);
   }
 }

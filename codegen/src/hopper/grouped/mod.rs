@@ -1,16 +1,17 @@
 //! Products of rows with the weights of their experts, `y[pair] = W[expert(pair)] x[row(pair)]`, the weights packed or
 //! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share.
 //!
-//! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (twice wgmma m64n256k16). A producer
-//! warpgroup fills a ring: it gathers rows of x by `cp.async`, since pairs of an expert are rows anywhere in x, and
-//! unpacks rows of the weight through registers into the layout that the instruction reads, swizzled rows of 128 bytes;
-//! weights of 16 bits are copied as they are. Two consumer warpgroups each hold 64 pairs' sums. The kernel is
-//! persistent: workgroups take tiles in turn, and the producer is already at the next one while consumers store. Every
+//! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (twice wgmma m64n256k16). Two
+//! producer warpgroups fill a ring: they gather rows of x by `cp.async`, since pairs of an expert are rows anywhere in x,
+//! and unpack rows of the weight through registers into the layout that the instruction reads, swizzled rows of 128
+//! bytes; weights of 16 bits are copied as they are. Unpacking takes about as long as the products, hence two warpgroups:
+//! one alone waits for its own results too often. Two consumer warpgroups each hold 64 pairs' sums. The kernel is
+//! persistent: workgroups take tiles in turn, and producers are already at the next one while consumers store. Every
 //! sum has a fixed order.
 //!
-//! `lists.cuh` says which tiles there are, `weight.cuh` and one of `affine4.cuh`, `float8.cuh`, `microscaled.cuh` and
-//! `dense.cuh` how a piece of 16 bytes of the weight is read and unpacked. A step of 64 elements of a row has one or
-//! several pieces; their elements share scales.
+//! `lists.cuh` says which tiles there are, `weight.cuh` and one of `affine4.cuh`, `affine4_pairs.cuh`, `float8.cuh`,
+//! `microscaled.cuh` and `dense.cuh` how a piece of 16 bytes of the weight is read and unpacked. A step of 64 elements of
+//! a row has one or several pieces; their elements share scales.
 
 mod few;
 
@@ -24,8 +25,8 @@ const SLOTS: u32 = 4;
 const SLOT_BYTES: u32 = (Grouped::PAIRS + Grouped::ROWS) * Grouped::K_TILE * 2;
 /// Bytes for alignment, at most, and for two barriers a slot.
 const REST: u32 = 1024 + 2 * SLOTS * 8;
-/// Threads of the producer.
-const PRODUCERS: u32 = 128;
+/// Threads of the producers.
+const PRODUCERS: u32 = 256;
 /// Bits of a piece: what a thread reads of a weight at once.
 const PIECE: u32 = 128;
 
@@ -56,6 +57,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         ("K_TILE", Grouped::K_TILE),
         ("SLOTS", SLOTS),
         ("SLOT_BYTES", SLOT_BYTES),
+        ("PRODUCERS", PRODUCERS),
         ("COLUMNS", grouped.columns),
         ("ROW_BYTES", grouped.row_bytes()),
         ("GROUP", format.group()),
@@ -73,7 +75,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         source::STORES.to_string(),
         instruction("mma_rows", dtype, Grouped::ROWS),
         include_str!("lists.cuh").to_string(),
-        unpacking(format).to_string(),
+        unpacking(dtype, format),
         include_str!("producer.cuh").to_string(),
         include_str!("consumer.cuh").to_string(),
         include_str!("entry.cuh").to_string(),
@@ -106,13 +108,24 @@ fn scales(format: GroupedFormat, pieces: u32) -> u32 {
     }
 }
 
-/// The text that unpacks weights of this format for tiles.
-fn unpacking(format: GroupedFormat) -> &'static str {
+/// The text that unpacks weights of this format to elements of type `dtype` for tiles.
+fn unpacking(dtype: Dtype, format: GroupedFormat) -> String {
     match format {
-        GroupedFormat::Dense => include_str!("dense.cuh"),
-        GroupedFormat::Affine4 { .. } => include_str!("affine4.cuh"),
-        GroupedFormat::Float8 { .. } => include_str!("float8.cuh"),
-        GroupedFormat::Microscaled => include_str!("microscaled.cuh"),
+        GroupedFormat::Dense => include_str!("dense.cuh").into(),
+        GroupedFormat::Affine4 { scales, .. } if scales == dtype => {
+            // 128 in bf16, and 1024 in f16: floats whose last bit counts 1.
+            let (pair, base) = match dtype {
+                Dtype::Bf16 => ("bf16x2", "0x43004300"),
+                Dtype::F16 | Dtype::F32 => ("f16x2", "0x64006400"),
+            };
+            format!(
+                "#define PAIR \"{pair}\"\nconstexpr unsigned BASE = {base};\n\n{}",
+                include_str!("affine4_pairs.cuh")
+            )
+        }
+        GroupedFormat::Affine4 { .. } => include_str!("affine4.cuh").into(),
+        GroupedFormat::Float8 { .. } => include_str!("float8.cuh").into(),
+        GroupedFormat::Microscaled => include_str!("microscaled.cuh").into(),
     }
 }
 
@@ -177,10 +190,10 @@ mod tests {
         let has = |format, line: &str| text(&grouped(format)).contains(line);
         let [dense, affine, float8, microscaled] = FORMATS;
         for (format, pieces, scales, elements) in [
-            (dense, 16, 1, 8),
-            (affine, 4, 4, 32),
-            (float8, 8, 2, 16),
-            (microscaled, 4, 4, 32),
+            (dense, 8, 1, 8),
+            (affine, 2, 2, 32),
+            (float8, 4, 2, 16),
+            (microscaled, 2, 2, 32),
         ] {
             for (name, value) in [
                 ("PIECES", pieces),
@@ -193,6 +206,11 @@ mod tests {
             assert_eq!(has(format, "float e2m1("), format == microscaled);
             let scaled = [affine, float8].contains(&format);
             assert_eq!(has(format, "float number("), scaled);
+            assert_eq!(has(format, "constexpr unsigned BASE"), format == affine);
         }
+        // Scales of another type than x are computed with in f32.
+        let scales = Dtype::F32;
+        let other = GroupedFormat::Affine4 { group: 64, scales };
+        assert!(!has(other, "constexpr unsigned BASE"));
     }
 }

@@ -1,4 +1,4 @@
-// ---- Producer: a warpgroup that gathers rows of x, and unpacks rows of the weight ----
+// ---- Producers: warpgroups that gather rows of x, and unpack rows of the weight ----
 
 // Starts to copy 16 bytes, or writes zeros.
 __device__ __forceinline__ void copy_piece(unsigned to, const void* from, bool exists) {
@@ -27,14 +27,16 @@ struct Raw {
 // registers, while a step is unpacked: so memory is never waited for between the two.
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lists& lists,
                                         const Element* __restrict__ x, const Weight& weight) {
-  const int thread = threadIdx.x % 128;
+  const int thread = threadIdx.x;
+  constexpr int AT_ONCE = PRODUCERS / 8;
   Tile tile;
-  // The rows of x of which the thread copies pieces, every sixteenth of the tile; negative where there is no pair.
-  int from[M_TILE / 16];
+  // The rows of x of which the thread copies pieces, as many apart in the tile as are copied at once; negative where
+  // there is no pair.
+  int from[M_TILE / AT_ONCE];
   auto find_rows = [&] {
 #pragma unroll
-    for (int i = 0; i < M_TILE / 16; ++i) {
-      const int row = thread / 8 + i * 16;
+    for (int i = 0; i < M_TILE / AT_ONCE; ++i) {
+      const int row = thread / 8 + i * AT_ONCE;
       from[i] = row < tile.pairs ? static_cast<int>(lists.order[tile.first_pair + row]) / shape.share : -1;
     }
   };
@@ -42,16 +44,16 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
     barrier_wait(ring.empty(), ring.phase ^ 1);
     const int column = k + thread % 8 * 8;
 #pragma unroll
-    for (int i = 0; i < M_TILE / 16; ++i) {
+    for (int i = 0; i < M_TILE / AT_ONCE; ++i) {
       const Element* const row = x + static_cast<long long>(max(from[i], 0)) * COLUMNS;
-      copy_piece(place(ring.a(), thread / 8 + i * 16, thread % 8), row + column, from[i] >= 0);
+      copy_piece(place(ring.a(), thread / 8 + i * AT_ONCE, thread % 8), row + column, from[i] >= 0);
     }
     // Elements that are stored as they are need no way through registers.
     if (DENSE) {
       const long long first = static_cast<long long>(tile.expert) * shape.rows + tile.first_row;
 #pragma unroll
-      for (int i = 0; i < N_TILE / 16; ++i) {
-        const int row = thread / 8 + i * 16;
+      for (int i = 0; i < N_TILE / AT_ONCE; ++i) {
+        const int row = thread / 8 + i * AT_ONCE;
         const bool exists = tile.first_row + row < shape.rows;
         const unsigned char* const of = weight.words + (first + (exists ? row : 0)) * ROW_BYTES;
         copy_piece(place(ring.b(), row, thread % 8), of + column * 2, exists);
@@ -66,7 +68,7 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
         weight.words + static_cast<long long>(tile.expert) * shape.rows * ROW_BYTES + k / K_TILE * (PIECES_OF_ROW * 16);
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
-      const int piece = thread + i * 128;
+      const int piece = thread + i * PRODUCERS;
       const int row = min(tile.first_row + piece / PIECES_OF_ROW, shape.rows - 1);
       raw.pieces[i] = load_words(words + static_cast<long long>(row) * ROW_BYTES + piece % PIECES_OF_ROW * 16);
       if (i % (PIECES / SCALES) == 0)
@@ -78,7 +80,7 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
     if (DENSE) return;
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
-      const int piece = thread + i * 128;
+      const int piece = thread + i * PRODUCERS;
       const int row = piece / PIECES_OF_ROW;
       const int first = piece % PIECES_OF_ROW * (ELEMENTS / 8);
       const unsigned words[4] = {raw.pieces[i].x, raw.pieces[i].y, raw.pieces[i].z, raw.pieces[i].w};

@@ -1,4 +1,4 @@
-//! A few rows times a dense weight, which is read once, without matrix units.
+//! A few rows times a dense weight, which is read once, without matrix units; also where half of its rows are gates.
 
 use super::FEW;
 use crate::cube::launch::{array, empty, grid};
@@ -26,14 +26,32 @@ pub(super) fn multiply<R: CubeRuntime, F: FloatElement, W: FloatElement, Y: Floa
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
 ) -> CubeTensor<R> {
-    let (m, k, n) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
+    launch::<R, F, W, Y>(x, weight, false)
+}
+
+/// As [`multiply`], with a weight [2 N, K]: silu of the first half's products times the second half's → [m, N].
+pub(super) fn multiply_gated<R: CubeRuntime, F: FloatElement>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+) -> CubeTensor<R> {
+    launch::<R, F, F, F>(x, weight, true)
+}
+
+fn launch<R: CubeRuntime, F: FloatElement, W: FloatElement, Y: FloatElement>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    gated: bool,
+) -> CubeTensor<R> {
+    let (m, k) = (x.shape()[0], x.shape()[1]);
+    let parts = if gated { 2 } else { 1 };
+    let n = weight.shape()[0] / parts;
     let y = empty(x, [m, n], Y::dtype());
     let vectors = (k / LANES) as u32;
     let at_once = match vectors.is_multiple_of(4 * PLANE) {
         true => 4,
         false => 1,
     };
-    // SAFETY: each plane writes its own column of all rows; rows hold `vectors` vectors.
+    // SAFETY: each plane writes its own column of all rows; rows hold `vectors` vectors, and the weight has `parts * n`.
     unsafe {
         few_kernel::launch_unchecked::<F, W, Y, R>(
             &x.client,
@@ -48,12 +66,14 @@ pub(super) fn multiply<R: CubeRuntime, F: FloatElement, W: FloatElement, Y: Floa
             vectors,
             LANES as u32,
             at_once,
+            parts as u32,
         );
     }
     y
 }
 
-/// Each plane multiplies one row of the weight by all rows of x.
+/// Each plane multiplies all rows of x by one row of the weight or, of two parts, by one of each: a gate, and what it
+/// gates.
 #[cube(launch_unchecked)]
 fn few_kernel<F: Float, W: Float, Y: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -64,33 +84,43 @@ fn few_kernel<F: Float, W: Float, Y: Float, N: Size>(
     #[comptime] vectors: u32,
     #[comptime] lanes: u32,
     #[comptime] at_once: u32,
+    #[comptime] parts: u32,
 ) {
     let column = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * PLANES + UNIT_POS_Y;
     // The same for all units of a plane.
     if column < columns {
-        let start = column * vectors;
-        let mut sums = Array::<f32>::new(comptime!(m as usize));
+        // Those of all rows with the first part, then those with the second.
+        let mut sums = Array::<f32>::new(comptime!((parts * m) as usize));
         #[unroll]
-        for row in 0..m {
-            sums[row as usize] = 0.0f32;
+        for i in 0..comptime!(parts * m) {
+            sums[i as usize] = 0.0f32;
         }
-        let mut loaded = Array::<Vector<W, N>>::new(comptime!(at_once as usize));
+        let mut loaded = Array::<Vector<W, N>>::new(comptime!((parts * at_once) as usize));
         let mut at = UNIT_POS_X;
         while at < vectors {
             #[unroll]
-            for i in 0..at_once {
-                loaded[i as usize] = weight[(start + at + comptime!(i * PLANE)) as usize];
+            for part in 0..parts {
+                let start = (column + part * columns) * vectors + at;
+                #[unroll]
+                for i in 0..at_once {
+                    loaded[comptime!((part * at_once + i) as usize)] =
+                        weight[(start + comptime!(i * PLANE)) as usize];
+                }
             }
             #[unroll]
-            for i in 0..at_once {
-                let w = Vector::<f32, N>::cast_from(loaded[i as usize]);
+            for part in 0..parts {
                 #[unroll]
-                for row in 0..m {
-                    let x = x[(comptime!(row * vectors) + at + comptime!(i * PLANE)) as usize];
-                    let products = w * Vector::<f32, N>::cast_from(x);
+                for i in 0..at_once {
+                    let w = loaded[comptime!((part * at_once + i) as usize)];
+                    let w = Vector::<f32, N>::cast_from(w);
                     #[unroll]
-                    for lane in 0..lanes {
-                        sums[row as usize] += products[lane as usize];
+                    for row in 0..m {
+                        let x = x[(comptime!(row * vectors) + at + comptime!(i * PLANE)) as usize];
+                        let products = w * Vector::<f32, N>::cast_from(x);
+                        #[unroll]
+                        for lane in 0..lanes {
+                            sums[comptime!((part * m + row) as usize)] += products[lane as usize];
+                        }
                     }
                 }
             }
@@ -98,7 +128,11 @@ fn few_kernel<F: Float, W: Float, Y: Float, N: Size>(
         }
         #[unroll]
         for row in 0..m {
-            let sum = plane_sum(sums[row as usize]);
+            let mut sum = plane_sum(sums[row as usize]);
+            if comptime!(parts == 2) {
+                let gated = plane_sum(sums[comptime!((m + row) as usize)]);
+                sum = sum / (1.0f32 + f32::exp(-sum)) * gated;
+            }
             if UNIT_POS_X == 0u32 {
                 y[(row * columns + column) as usize] = Y::cast_from(sum);
             }

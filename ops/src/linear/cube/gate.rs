@@ -1,20 +1,21 @@
 //! Products of which the first half gates the second, without a tensor of both.
 
-use super::{FEW, panel_rows};
+use super::{FEW, dense_few, panel_rows};
 use crate::OperationError;
 use crate::cube::launch::{empty, shaped};
 use crate::linear::hopper::{Matrix, multiply_gated};
 use crate::linear::packed::cube::Weight;
 use crate::linear::{Project, Storage};
-use burn::tensor::TensorMetadata;
+use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use butterfly_runtime::Launches;
+use butterfly_runtime::{Device, Launches};
 
-/// The products of contiguous rows […, K] with a weight [2 N, K] of one part, silu of the first N times the last N, by
-/// a generated kernel. Of a packed weight, rows of both halves are unpacked together, a panel of them at a time.
+/// The products of contiguous rows […, K] with a weight [2 N, K] of one part, silu of the first N times the last N: of
+/// many rows by a generated kernel, of a few with a dense weight on NVIDIA devices. Of a packed weight, rows of both
+/// halves are unpacked together, a panel of them at a time.
 ///
-/// `None` if that kernel does not take them, of which no part has been computed then.
+/// `None` if neither kernel takes them; nothing has been written then that is kept.
 pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Project,
     inputs: &[CubeTensor<R>],
@@ -28,10 +29,14 @@ pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
     let [part] = op.parts.as_ref() else {
         return Ok(None);
     };
-    if m <= FEW {
-        return Ok(None);
-    }
     let x = shaped(x.clone(), [m, k]);
+    if m <= FEW {
+        let dense = part.storage == Storage::Dense(F::dtype()) && F::dtype() != DType::F32;
+        let takes =
+            R::device(&x.client) == Device::Cuda && dense && dense_few::takes([m, k, 2 * n]);
+        let y = (takes && m > 0).then(|| dense_few::multiply_gated::<R, F>(&x, &tensors[0]));
+        return Ok(y.map(|y| shaped(y, shape)));
+    }
     let multiply = |weight: &CubeTensor<R>, rows, column, y: &mut Option<CubeTensor<R>>| {
         let made = || y.take().unwrap_or_else(|| empty(&x, [m, n], F::dtype()));
         let factors = [&x, weight].map(Matrix::all);
