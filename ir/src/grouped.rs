@@ -255,7 +255,7 @@ mod tests {
             shared_bytes: 0,
         };
         Some(Grouped {
-            tiles: stage("grouped", 384),
+            tiles: stage("grouped", 512),
             few: stage("grouped_few", 512),
             ..grouped
         })

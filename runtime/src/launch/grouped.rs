@@ -254,7 +254,7 @@ mod tests {
             shared_bytes: 0,
         };
         let grouped = Grouped {
-            tiles: stage("grouped", 384),
+            tiles: stage("grouped", 512),
             few: stage("grouped_few", 512),
             ..Grouped::of(Dtype::Bf16, format, 320).expect("whole steps")
         };
