@@ -1,10 +1,10 @@
 //! Prompts → batches of prompts of equal length, each run from its first token to its last.
 
-use super::Place;
 use super::continuation::{Continuation, New};
 use super::finite::Watch;
 use super::interrupt::Interrupt;
 use super::prompts::Prompt;
+use super::{Place, chunk_of_each};
 use crate::args::Generate;
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
@@ -37,7 +37,7 @@ pub(super) fn plan<B: AttentionBackend>(
     let extent = |batch: &Vec<usize>| {
         let length = batch.first().map_or(0, |first| lengths[*first]);
         let capacity = capacity(command, length) as u64;
-        let chunk = chunk_of_each::<B>(command, batch.len()).min(length) as u64;
+        let chunk = chunk_of_each::<B>(&command.run, batch.len()).min(length) as u64;
         Extent {
             batch: batch.len() as u64,
             capacity,
@@ -85,12 +85,6 @@ fn group(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
 fn capacity(command: &Generate, length: usize) -> usize {
     let all = length + command.max_new_tokens as usize;
     command.run.capacity.map_or(all, |tokens| tokens as usize)
-}
-
-/// Tokens of each prompt of a batch that are read at once: all together as many as of one prompt
-/// alone, so that they take as much memory.
-fn chunk_of_each<B: AttentionBackend>(command: &Generate, batch: usize) -> usize {
-    (super::chunk_of::<B>(&command.run) as usize / batch).max(1)
 }
 
 /// What batches share.
@@ -162,7 +156,7 @@ impl<B: AttentionBackend> Running<'_, B> {
         };
         let prefill = Instant::now();
         let first =
-            continuation.prefill(&prompts, chunk_of_each::<B>(command, batch.len()), bar)?;
+            continuation.prefill(&prompts, chunk_of_each::<B>(&command.run, batch.len()), bar)?;
         bar.finish_and_clear();
         sums.prefill_seconds += prefill.elapsed().as_secs_f64();
         sums.read += continuation.state.position() * batch.len();

@@ -194,6 +194,12 @@ fn chunk_of<B: AttentionBackend>(run: &Run) -> u32 {
     run.chunk.unwrap_or(if B::ON_HOST { 512 } else { 8192 })
 }
 
+/// Tokens of each sequence of a batch that are taken at once: all together as many as of one sequence
+/// alone, so that they take as much memory.
+fn chunk_of_each<B: AttentionBackend>(run: &Run, batch: usize) -> usize {
+    (chunk_of::<B>(run) as usize / batch).max(1)
+}
+
 /// Runs a task on the device that is asked for. A panic, such as one in a driver's library, becomes
 /// a failure.
 pub(crate) fn run_on<T: Task>(
@@ -320,11 +326,17 @@ pub(crate) struct Sparse {
 /// Checks that chunks of a prompt end on borders of blocks, if the rows of a block choose together.
 fn check_chunk(run: &Run, sparsity: &Sparsity) -> Result<(), Failure> {
     // The smaller of the defaults.
-    let (chunk, block) = (run.chunk.unwrap_or(512), sparsity.block);
-    match sparsity.pattern.routing().is_some() && !chunk.is_multiple_of(block) {
+    check_chunk_of_each([run.chunk.unwrap_or(512), 1], sparsity)
+}
+
+/// As [`check_chunk`], where `batch` sequences share a chunk.
+fn check_chunk_of_each([chunk, batch]: [u32; 2], sparsity: &Sparsity) -> Result<(), Failure> {
+    let (each, block) = ((chunk / batch).max(1), sparsity.block);
+    match sparsity.pattern.routing().is_some() && !each.is_multiple_of(block) {
         true => Err(Failure::Bad(format!(
-            "chunks of {chunk} tokens cut blocks of {block}, whose queries choose blocks together; give --chunk {}, or another multiple of {block}",
-            chunk.next_multiple_of(block)
+            "chunks of {each} tokens cut blocks of {block}, whose queries choose blocks together; give --chunk {}, or another multiple of {}",
+            batch.saturating_mul(each.next_multiple_of(block)),
+            batch.saturating_mul(block)
         ))),
         false => Ok(()),
     }

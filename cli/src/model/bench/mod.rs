@@ -6,13 +6,16 @@ mod table;
 
 use super::finite::{self, Watch};
 use super::weights::Weights;
-use super::{Place, Setting, Sparse, Task, chunk_of, open, policy, report, run_on, sparse, sync};
+use super::{
+    Place, Setting, Sparse, Task, check_chunk_of_each, chunk_of, chunk_of_each, open, policy,
+    report, run_on, sparse, sync,
+};
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
-use butterfly_models::{Extent, Footprint, Model, Policy, read_config, read_packing};
+use butterfly_models::{Extent, Footprint, Model, Policy, Taken, read_config, read_packing};
 use std::path::Path;
 use std::time::Instant;
 use table::{Report, text};
@@ -205,23 +208,15 @@ impl Task for Work<'_> {
             None => path.to_path_buf(),
         };
         let policies = self.policies()?;
-        let chunk = chunk_of::<B>(self.run).into();
-        let cached = policies
-            .iter()
-            .map(|(_, policy)| policy.cached(self.capacity, chunk));
-        let expanded = policies
-            .iter()
-            .map(|(_, policy)| policy.expanded(self.capacity, chunk));
-        let extent = Extent {
-            batch: 1,
-            capacity: self.capacity,
-            cached: cached.max().unwrap_or_default(),
-            expanded: expanded.max().unwrap_or_default(),
-            chunk,
-            logits: 1,
-        };
-        let needs = Footprint::new::<B>(config, sizes, taken, place.target(), extent);
-        place.check_room(&file, &needs, 0)?;
+        let given = self.measure.batch.as_deref();
+        let batches = given.unwrap_or(&[1]);
+        for &batch in batches {
+            let fits = self.check(&place, (&file, taken), &policies, batch);
+            fits.map_err(|failure| match (failure, given) {
+                (Failure::Bad(said), Some(_)) => Failure::Bad(format!("--batch {batch}: {said}")),
+                (failure, _) => failure,
+            })?;
+        }
         let started = Instant::now();
         let model: Model<B> = weights.load((config, sizes), &place)?;
         sync::<B>(&place.device)?;
@@ -230,13 +225,17 @@ impl Task for Work<'_> {
 
         let mut rows = Vec::new();
         let mut watch = Watch::default();
-        let all = self.measure.prompt_tokens.len() * policies.len();
+        let prompts = &self.measure.prompt_tokens;
+        let all = prompts.len() * batches.len() * policies.len();
         let bar = crate::progress(all as u64, "measuring");
-        for &tokens in &self.measure.prompt_tokens {
-            for (name, policy) in &policies {
-                let subject = (&model, policy, *name);
-                rows.push(self.row(&place, subject, taken, tokens as usize, &mut watch)?);
-                bar.inc(1);
+        for &tokens in prompts {
+            for &batch in batches {
+                let lengths = [batch, tokens].map(|n| n as usize);
+                for (name, policy) in &policies {
+                    let subject = (&model, policy, *name);
+                    rows.push(self.row(&place, subject, taken, lengths, &mut watch)?);
+                    bar.inc(1);
+                }
             }
         }
         bar.finish_and_clear();
@@ -246,6 +245,7 @@ impl Task for Work<'_> {
             model: path.display().to_string(),
             random_weights: weights.checkpoint().is_none(),
             chunk: chunk_of::<B>(self.run),
+            batched: given.is_some(),
             load_seconds,
             weights_bytes,
             rows,
@@ -255,7 +255,41 @@ impl Task for Work<'_> {
     }
 }
 
+/// The sizes of a run of `batch` sequences, whose chunks have `chunk` tokens of each.
+fn extent(policy: &Policy, [batch, capacity, chunk]: [u64; 3]) -> Extent {
+    Extent {
+        batch,
+        capacity,
+        cached: policy.cached(capacity, chunk),
+        expanded: policy.expanded(capacity, chunk),
+        chunk,
+        logits: 1,
+    }
+}
+
 impl Work<'_> {
+    /// Checks that a batch of so many sequences may be cut into chunks, and that there is room for it,
+    /// whichever of the policies runs.
+    fn check<B: AttentionBackend>(
+        &self,
+        place: &Place<B>,
+        (file, taken): (&Path, Taken),
+        policies: &[(&str, Policy)],
+        batch: u32,
+    ) -> Result<(), Failure> {
+        for Replacement { sparse, .. } in self.replacements {
+            check_chunk_of_each([chunk_of::<B>(self.run), batch], sparse.plan.sparsity())?;
+        }
+        let (config, sizes) = (self.subject.built(), &self.subject.sizes);
+        let chunk = chunk_of_each::<B>(self.run, batch as usize) as u64;
+        for (_, policy) in policies {
+            let extent = extent(policy, [batch.into(), self.capacity, chunk]);
+            let needs = Footprint::new::<B>(&config, sizes, taken, place.target(), extent);
+            place.check_room(file, &needs, 0)?;
+        }
+        Ok(())
+    }
+
     /// What is measured, each with its name.
     fn policies(&self) -> Result<Vec<(&str, Policy)>, Failure> {
         let mut policies = Vec::new();

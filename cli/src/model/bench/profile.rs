@@ -29,12 +29,12 @@ pub(super) struct Predictions {
 }
 
 impl Work<'_> {
-    /// Predicts a prompt of so many tokens, in chunks, and the tokens after it.
+    /// Predicts the prompts of a batch of so many tokens each, in chunks, and the tokens after them.
     pub(super) fn predict<B: AttentionBackend>(
         &self,
         place: &Place<B>,
         (config, policy): (&ModelConfig, &Policy),
-        lengths: [usize; 4],
+        lengths: [usize; 5],
     ) -> Result<Predictions, Failure> {
         let sizes = &self.subject.sizes;
         let stored = self.subject.weights.stored((config, sizes), place)?;
@@ -62,12 +62,12 @@ impl Work<'_> {
             Some(card) => (MEASURED, Some(Device::Card(card))),
             None => (Target::Cpu, None),
         };
-        let [tokens, chunk, capacity, decoded] =
+        let [batch, tokens, chunk, capacity, decoded] =
             lengths.map(|length| u32::try_from(length).unwrap_or(u32::MAX));
-        let prompt = Call::of_prompt(1, [tokens, chunk, capacity]);
+        let prompt = Call::of_prompt(batch, [tokens, chunk, capacity]);
         let token = Call {
             kv_len: tokens.saturating_add(1 + decoded / 2),
-            ..Call::after_prompt(1, [tokens, capacity])
+            ..Call::after_prompt(batch, [tokens, capacity])
         };
         // What was measured is shown also where it cannot be counted.
         let none = |error: PartsError| {

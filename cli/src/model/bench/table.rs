@@ -15,7 +15,11 @@ pub(super) struct Report {
     pub(super) dtype: Dtype,
     pub(super) model: String,
     pub(super) random_weights: bool,
+    /// Tokens of all sequences that are taken at once.
     pub(super) chunk: u32,
+    /// Whether batch sizes were given, which the table then shows.
+    #[serde(skip)]
+    pub(super) batched: bool,
     pub(super) load_seconds: f64,
     /// Bytes that the weights take on the device.
     pub(super) weights_bytes: Option<u64>,
@@ -29,16 +33,22 @@ pub(super) struct Report {
 pub(super) struct Row {
     /// `dense`, `butterfly`, or what `--also` names.
     pub(super) attention: String,
+    /// Sequences that run together.
+    pub(super) batch: usize,
+    /// Of each sequence.
     pub(super) prompt_tokens: usize,
     pub(super) prefill_seconds: f64,
+    /// Over all sequences.
     pub(super) prefill_tokens_per_second: f64,
-    /// Prefill and the choice of one token.
+    /// Prefill and the choice of one token of each sequence.
     pub(super) first_token_seconds: f64,
+    /// Of a step, which gives a token to each sequence.
     pub(super) decode_milliseconds: Option<f64>,
+    /// Over all sequences.
     pub(super) decode_tokens_per_second: Option<f64>,
     #[serde(flatten)]
     pub(super) memory: Use,
-    /// Bytes of the KV cache, computed from its shape.
+    /// Bytes of the KV caches of all sequences, computed from their shapes.
     pub(super) cache_bytes: u64,
     /// Seconds of prefill by part, if asked for.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -72,22 +82,34 @@ pub(super) fn text(report: &Report) -> String {
         gigabytes(report.weights_bytes),
         report.load_seconds
     );
+    let of_batch = |value: String, width: usize| match report.batched {
+        true => format!(" {value:>width$}"),
+        false => String::new(),
+    };
     let names = report.rows.iter().map(|row| row.attention.chars().count());
     let width = names.max().unwrap_or(0).max(10);
     text += &format!(
-        "{:<width$}     tokens   prefill s     tok/s   first s  decode ms   reserved GB  planned GB  cache GB\n",
-        "attention"
+        "{:<width$}{}     tokens   prefill s     tok/s   first s  decode ms{}   reserved GB  planned GB  cache GB\n",
+        "attention",
+        of_batch("batch".into(), 6),
+        of_batch("decode tok/s".into(), 13)
     );
     for row in &report.rows {
         text += &format!(
-            "{:<width$} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10} {:>13} {:>11.2} {:>9.2}\n",
+            "{:<width$}{} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10}{} {:>13} {:>11.2} {:>9.2}\n",
             row.attention,
+            of_batch(row.batch.to_string(), 6),
             row.prompt_tokens,
             row.prefill_seconds,
             row.prefill_tokens_per_second,
             row.first_token_seconds,
             row.decode_milliseconds
                 .map_or_else(|| "-".into(), |ms| format!("{ms:.2}")),
+            of_batch(
+                row.decode_tokens_per_second
+                    .map_or_else(|| "-".into(), |rate| format!("{rate:.0}")),
+                13
+            ),
             gigabytes(row.memory.memory_bytes),
             row.memory.planned_bytes as f64 / 1e9,
             row.cache_bytes as f64 / 1e9
@@ -96,8 +118,12 @@ pub(super) fn text(report: &Report) -> String {
         text += &report::expert_load(&row.expert_load);
     }
     for row in &report.rows {
+        let batch = match report.batched {
+            true => format!(", batch {}", row.batch),
+            false => String::new(),
+        };
         text += &format!(
-            "{} at {}: {}",
+            "{} at {}{batch}: {}",
             row.attention,
             row.prompt_tokens,
             report::text(&row.layers)
