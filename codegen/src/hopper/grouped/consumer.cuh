@@ -3,7 +3,7 @@
 // Writes the products of the warpgroup's pairs, each to its own row of y. Rows of the weight are a multiple of 8, so
 // that 16 bytes exist as a whole or not at all.
 __device__ __forceinline__ void store_tile(const Shape& shape, const Lists& lists, const Tile& tile, int consumer,
-                                           const float (&c)[N_TILE / 2], Element* y) {
+                                           const float (&c)[2][N_TILE / 4], Element* y) {
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -19,7 +19,7 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Lists& list
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at = (j * 4 + i) * 4 + r * 2;
-        x[i] = pack(c[at], c[at + 1]);
+        x[i] = pack(c[at / (N_TILE / 4)][at % (N_TILE / 4)], c[at / (N_TILE / 4)][at % (N_TILE / 4) + 1]);
       }
       transpose_quad(x, lane);
       const int column = tile.first_row + j * 32 + lane % 4 * 8;
@@ -30,7 +30,9 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Lists& list
 
 __device__ __forceinline__ void consume(const Shape& shape, Ring ring, const Lists& lists, int consumer, Element* y) {
   const int lane = threadIdx.x % 32;
-  float c[N_TILE / 2];
+  // The products with each half of the rows: an instruction for all of them would need more registers than a thread of
+  // four warpgroups may have.
+  float c[2][N_TILE / 4];
   auto release = [&](unsigned barrier) {
     __syncwarp();
     if (lane == 0) barrier_arrive(barrier);
@@ -44,7 +46,11 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, const Lis
       const unsigned long long b = descriptor(ring.b(), 16, 1024);
       mma_fence();
 #pragma unroll
-      for (int t = 0; t < K_TILE / 16; ++t) mma_rows(c, a + t * 32 / 16, b + t * 32 / 16, k > 0 || t > 0);
+      for (int t = 0; t < K_TILE / 16; ++t) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          mma_rows(c[half], a + t * 32 / 16, b + (half * N_TILE / 2 * 128 + t * 32) / 16, k > 0 || t > 0);
+      }
       mma_commit();
       // Once no products but this slot's are in flight, the slot before it is free.
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
@@ -52,7 +58,8 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, const Lis
       before = ring.empty();
       ring.advance();
     }
-    mma_wait<0>(c);
+    mma_wait<0>(c[0]);
+    mma_wait<0>(c[1]);
     release(before);
     store_tile(shape, lists, tile, consumer, c, y);
   }

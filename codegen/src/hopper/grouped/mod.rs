@@ -1,7 +1,7 @@
 //! Products of rows with the weights of their experts, `y[pair] = W[expert(pair)] x[row(pair)]`, the weights packed or
 //! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share.
 //!
-//! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (twice wgmma m64n256k16). Two
+//! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (wgmma m64n128k16). Two
 //! producer warpgroups fill a ring: they gather rows of x by `cp.async`, since pairs of an expert are rows anywhere in x,
 //! and unpack rows of the weight through registers into the layout that the instruction reads, swizzled rows of 128
 //! bytes; weights of 16 bits are copied as they are. Unpacking takes about as long as the products, hence two warpgroups:
@@ -73,7 +73,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
         source::STORES.to_string(),
-        instruction("mma_rows", dtype, Grouped::ROWS),
+        instruction("mma_rows", dtype, Grouped::ROWS / 2),
         include_str!("lists.cuh").to_string(),
         unpacking(dtype, format),
         include_str!("producer.cuh").to_string(),
