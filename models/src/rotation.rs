@@ -7,12 +7,34 @@ use std::ops::Range;
 /// How far the pairs of dimensions of a model's heads turn from one position to the next.
 #[derive(Clone, Debug)]
 pub(crate) struct Frequencies {
-    /// The angle of each pair, in radians.
-    angles: Vec<f64>,
+    angles: Angles,
     /// A length in tokens, and the angles for sequences that are longer, if they differ.
-    longer: Option<(usize, Vec<f64>)>,
+    longer: Option<(usize, Angles)>,
     /// Multiplies cosines and sines.
     amplitude: f64,
+}
+
+/// The angle of each pair, in radians.
+#[derive(Clone, Debug)]
+struct Angles {
+    each: Vec<f64>,
+    /// Sines and cosines of the first [`SPAN`] positions.
+    near: Vec<Vec<(f64, f64)>>,
+}
+
+/// Positions from one to the next of which sines and cosines are computed; of those between, they follow from these, by
+/// the sines of sums. That is ten times as fast for a chunk, and exact in f32: it is done in f64.
+const SPAN: usize = 64;
+
+impl Angles {
+    fn new(each: Vec<f64>) -> Self {
+        let turns = |position: usize| -> Vec<(f64, f64)> {
+            let angles = each.iter().map(|angle| angle * position as f64);
+            angles.map(f64::sin_cos).collect()
+        };
+        let near = (0..SPAN).map(turns).collect();
+        Self { each, near }
+    }
 }
 
 impl Frequencies {
@@ -25,7 +47,9 @@ impl Frequencies {
             let exponent = f64::from(2 * i) / f64::from(rope.dims);
             rope.theta.powf(-exponent)
         });
-        let divided = |factors: &[f64]| plain.clone().zip(factors).map(|(f, by)| f / by).collect();
+        let divided = |factors: &[f64]| {
+            Angles::new(plain.clone().zip(factors).map(|(f, by)| f / by).collect())
+        };
         match &rope.scaling {
             RopeScaling::Default => Self::all(plain.collect()),
             RopeScaling::Linear { factor } => Self::all(plain.map(|f| f / factor).collect()),
@@ -71,7 +95,7 @@ impl Frequencies {
 
     fn all(angles: Vec<f64>) -> Self {
         Self {
-            angles,
+            angles: Angles::new(angles),
             longer: None,
             amplitude: 1.0,
         }
@@ -84,11 +108,25 @@ impl Frequencies {
             Some((most, longer)) if capacity > *most => longer,
             _ => &self.angles,
         };
-        let mut table = Vec::with_capacity(positions.len() * 2 * angles.len());
-        for position in positions {
-            let angles = angles.iter().map(|angle| angle * position as f64);
-            table.extend(angles.clone().map(|x| (self.amplitude * x.cos()) as f32));
-            table.extend(angles.map(|x| (self.amplitude * x.sin()) as f32));
+        let pairs = angles.each.len();
+        let mut table = vec![0.0; positions.len() * 2 * pairs];
+        let mut far = (usize::MAX, Vec::new());
+        for (row, position) in table.chunks_mut((2 * pairs).max(1)).zip(positions) {
+            let start = position / SPAN * SPAN;
+            if far.0 != start {
+                let turns = angles
+                    .each
+                    .iter()
+                    .map(|angle| (angle * start as f64).sin_cos());
+                far = (start, turns.collect());
+            }
+            let (cosines, sines) = row.split_at_mut(pairs);
+            let turns = far.1.iter().zip(&angles.near[position % SPAN]);
+            for ((cos, sin), ((s, c), (near_s, near_c))) in cosines.iter_mut().zip(sines).zip(turns)
+            {
+                *cos = (self.amplitude * (c * near_c - s * near_s)) as f32;
+                *sin = (self.amplitude * (s * near_c + c * near_s)) as f32;
+            }
         }
         table
     }
@@ -111,12 +149,12 @@ mod tests {
                 original_max: 8192,
             },
         };
-        let scaled = Frequencies::new(&rope).angles;
+        let scaled = Frequencies::new(&rope).angles.each;
         let plain = Frequencies::new(&Rope {
             scaling: RopeScaling::Default,
             ..rope
         });
-        let plain = plain.angles;
+        let plain = plain.angles.each;
         assert_eq!(scaled[0], plain[0]);
         assert!((scaled[63] - plain[63] / 8.0).abs() < 1e-15);
         let between = (0..64).filter(|i| scaled[*i] < plain[*i] && scaled[*i] > plain[*i] / 8.0);
@@ -137,7 +175,7 @@ mod tests {
                 amplitude,
             },
         });
-        assert_eq!(frequencies.angles.len(), 32);
+        assert_eq!(frequencies.angles.each.len(), 32);
         for (pair, expected) in [
             (0, 1.0),
             (1, 0.689_044_305_888_163_2),
@@ -148,8 +186,8 @@ mod tests {
             (18, 3.830_881_237_375_338_4e-5),
             (31, 3.023_511_428_119_214_4e-7),
         ] {
-            let off = (frequencies.angles[pair] / expected - 1.0).abs();
-            assert!(off < 1e-12, "{pair}: {}", frequencies.angles[pair]);
+            let off = (frequencies.angles.each[pair] / expected - 1.0).abs();
+            assert!(off < 1e-12, "{pair}: {}", frequencies.angles.each[pair]);
         }
         let table = frequencies.table(8, 0..1);
         let (cosines, sines) = table.split_at(32);
@@ -168,6 +206,30 @@ mod tests {
                 .zip(expected)
                 .all(|(a, b)| (a - b).abs() < 1e-6)
         );
+    }
+
+    /// Tables are those of the angles themselves, wherever they begin.
+    #[test]
+    fn sums_of_angles_are_exact() {
+        let rope = Rope {
+            theta: 1e6,
+            dims: 128,
+            interleaved: false,
+            scaling: RopeScaling::Default,
+        };
+        let frequencies = Frequencies::new(&rope);
+        for positions in [0..200, 8190..8200, 1_048_500..1_048_577] {
+            let table = frequencies.table(8, positions.clone());
+            for (row, position) in table.chunks(128).zip(positions.clone()) {
+                assert_eq!(row, frequencies.table(8, position..position + 1));
+                let (cosines, sines) = row.split_at(64);
+                for ((cos, sin), angle) in cosines.iter().zip(sines).zip(&frequencies.angles.each) {
+                    let (s, c) = (angle * position as f64).sin_cos();
+                    assert!((f64::from(*cos) - c).abs() < 6e-8, "{position}");
+                    assert!((f64::from(*sin) - s).abs() < 6e-8, "{position}");
+                }
+            }
+        }
     }
 
     /// Frequencies as `_compute_longrope_parameters` of transformers 5.24 gives them, for 12 of 16
