@@ -16,9 +16,9 @@ pub trait AttentionBackend: Backend {
     /// An integer tensor as an input of operations, whose inputs are all of one type.
     fn integers(x: IntTensor<Self>) -> FloatTensor<Self>;
 
-    /// Whether products of rows of `dtype` on this device write gated rows (`Project::gate`), if these are many, without
-    /// a tensor of gates and what they gate.
-    fn gates_at_once(_dtype: DType, _device: &Self::Device) -> bool {
+    /// Whether this device runs the generated kernels for Hopper in `dtype`, which need less memory than others: of many
+    /// rows, products write gated ones without a tensor of both halves, and linear attention goes in chunks.
+    fn has_hopper_kernels(_dtype: DType, _device: &Self::Device) -> bool {
         false
     }
 

@@ -19,8 +19,8 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         x
     }
 
-    fn gates_at_once(dtype: DType, device: &Self::Device) -> bool {
-        B::gates_at_once(dtype, device)
+    fn has_hopper_kernels(dtype: DType, device: &Self::Device) -> bool {
+        B::has_hopper_kernels(dtype, device)
     }
 
     fn prepare(

@@ -36,7 +36,7 @@ pub struct Model<B: Backend> {
 
 #[derive(Clone, Debug)]
 enum Inner<B: Backend> {
-    Decoder(Decoder<B>),
+    Decoder(Box<Decoder<B>>),
     Gpt2(Gpt2<B>),
 }
 
@@ -184,7 +184,7 @@ impl<B: AttentionBackend> Model<B> {
     ) -> Result<(Inner<B>, Weight<B>), ModelError> {
         let inner = match family::of(config.family).layer {
             Layer::Gpt2 => Inner::Gpt2(Gpt2::load(loader, config, sizes)?),
-            Layer::Gated => Inner::Decoder(Decoder::load(loader, config, sizes)?),
+            Layer::Gated => Inner::Decoder(Box::new(Decoder::load(loader, config, sizes)?)),
         };
         let head = match sizes.tied {
             true => inner.embedding().clone(),

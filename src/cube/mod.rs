@@ -26,8 +26,8 @@ where
         x
     }
 
-    fn gates_at_once(dtype: DType, device: &R::Device) -> bool {
-        cube::gates_at_once(dtype, &R::client(device))
+    fn has_hopper_kernels(dtype: DType, device: &R::Device) -> bool {
+        cube::has_hopper_kernels(dtype, &R::client(device))
     }
 
     fn prepare(

@@ -31,21 +31,29 @@ pub(super) fn steps(
         let [k_dim, v_dim] = [shape.k_dim, shape.v_dim].map(wide32);
         let (keys, values) = (k_heads * k_dim, v_heads * v_dim);
         let rows = bytes * (2 * keys + 2 * values + 2 * v_heads);
-        // Convolved rows and what is read from the state are f32. Where the delta rule runs in chunks, as on Hopper in
-        // 16 bits, convolved rows are not, and all of its matrices together take less than these two.
-        let (convolved, read) = (4 * (2 * keys + values), 4 * values);
+        let values = bytes * values;
+        let own = match place {
+            // In chunks of 64 tokens: convolved rows, gates, their sums, and two matrices for each chunk and v head.
+            Place::Device { hopper: true } if k_dim == 128 && v_dim == 128 => {
+                let matrix = bytes * v_heads * 64;
+                let convolved = bytes * 2 * keys + values;
+                vec![convolved, 8 * v_heads, 4 * v_heads, matrix, matrix]
+            }
+            // Convolved rows and what is read from the state are f32.
+            Place::Device { .. } | Place::Host => {
+                vec![4 * (2 * keys + v_heads * v_dim), 4 * v_heads * v_dim]
+            }
+        };
         steps.extend([
             vec![stream, normed, rows],
-            vec![stream, rows, convolved, read, bytes * values],
-            vec![stream, bytes * values, normed],
+            [&[stream, rows, values], own.as_slice()].concat(),
+            vec![stream, values, normed],
         ]);
     }
     let dense = |inner: u128, more: &[u128]| {
         let inner = bytes * inner;
         let own = match place {
-            Place::Device {
-                gates_at_once: true,
-            } if sizes.gate == FeedForwardGate::Silu => {
+            Place::Device { hopper: true } if sizes.gate == FeedForwardGate::Silu => {
                 vec![vec![normed, inner], vec![inner, normed]]
             }
             Place::Device { .. } | Place::Host => vec![

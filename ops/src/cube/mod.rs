@@ -21,9 +21,12 @@ use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
 use half::{bf16, f16};
 
-/// Whether products of many rows of `dtype` write gated rows (`Project::gate`) at once on this device.
-pub fn gates_at_once<R: CubeRuntime + Launches>(dtype: DType, client: &ComputeClient<R>) -> bool {
-    // A device that cannot be asked has no such kernel either.
+/// Whether a device runs the generated kernels for Hopper in `dtype`.
+pub fn has_hopper_kernels<R: CubeRuntime + Launches>(
+    dtype: DType,
+    client: &ComputeClient<R>,
+) -> bool {
+    // A device that cannot be asked runs none.
     linear::hopper::of_type(dtype, client).is_ok_and(|dtype| dtype.is_some())
 }
 

@@ -13,8 +13,11 @@ use std::time::Instant;
 const PROFILED: usize = 16;
 
 /// The n-th of the tokens that are read, which are scattered over the vocabulary.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "which tokens they are does not matter"
+)]
 fn scattered(n: usize, vocabulary: u32) -> u32 {
-    // Which tokens they are does not matter, so that `n` may wrap.
     (n as u32).wrapping_mul(2_654_435_761) % vocabulary
 }
 

@@ -23,11 +23,8 @@ struct Raw {
   Scales scales[SCALES];
 };
 
-// Steps that are under way while another is unpacked: memory takes longer to answer than a step does.
-constexpr int AHEAD = 2;
-
-// Fills the ring. While a step is unpacked, rows of x of the next ones are on their way to their slots, and parts of the
-// weight on their way to registers.
+// Fills the ring. The next step's rows of x are on their way to their slot, and its part of the weight is on its way to
+// registers, while a step is unpacked. (More steps ahead would wait for slots that consumers still read.)
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lists& lists,
                                         const Element* __restrict__ x, const Weight& weight) {
   const int thread = threadIdx.x;
@@ -96,45 +93,32 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
     }
   };
 
-  // The next step to start: its tile, its first element of rows, and its slot.
   int index = blockIdx.x, k = 0;
-  Ring next = ring;
-  bool more = tile_at(shape, lists, index, tile);
-  if (more) find_rows();
-  auto start = [&](Raw& raw) {
-    load(raw, k);
-    copy_rows(next, k);
-    next.advance();
+  if (!tile_at(shape, lists, index, tile)) return;
+  Raw raw;
+  find_rows();
+  copy_rows(ring, 0);
+  load(raw, 0);
+  for (bool more = true; more;) {
+    const Ring now = ring;
+    const Raw own = raw;
+    ring.advance();
     k += K_TILE;
-    if (k < COLUMNS) return;
-    k = 0;
-    index += gridDim.x;
-    more = tile_at(shape, lists, index, tile);
-    if (more) find_rows();
-  };
-  Raw raw[AHEAD];
-  int started = 0;
-#pragma unroll
-  for (int i = 0; i < AHEAD; ++i) {
-    if (!more) continue;
-    start(raw[i]);
-    ++started;
-  }
-  while (true) {
-#pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
-      if (started == 0) return;
-      const Raw own = raw[i];
-      const bool goes_on = more;
-      if (goes_on) start(raw[i]);
-      else --started;
-      unpack(ring, own);
-      // The copies of this step, but not those of the steps that were started after it.
-      if (goes_on) wait_copies<AHEAD>();
-      else wait_copies<0>();
-      fence_copies();
-      barrier_arrive(ring.full());
-      ring.advance();
+    if (k >= COLUMNS) {
+      k = 0;
+      index += gridDim.x;
+      more = tile_at(shape, lists, index, tile);
+      if (more) find_rows();
     }
+    if (more) {
+      load(raw, k);
+      copy_rows(ring, k);
+    }
+    unpack(now, own);
+    // The copies of this step, but not those of the next one, which were started after them.
+    if (more) wait_copies<1>();
+    else wait_copies<0>();
+    fence_copies();
+    barrier_arrive(now.full());
   }
 }
