@@ -63,9 +63,9 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
             },
             _,
         ) if *rows <= FEW_ROWS => match *stored < 0.8 {
-            // 4 and 8 bits: decode of Qwen3.5-9B, without the gaps (`packed_nvidia_h200.md`).
-            true => memory(0.2),
-            false => memory(0.245),
+            // 4 and 8 bits: decode of Qwen3.5-9B, without the gaps (`model_nvidia_h200.md`).
+            true => memory(0.35),
+            false => memory(0.5),
         },
         // The last token of each prompt, `output projection` in `model_qwen3.5-9b_nvidia_h100_80gb_hbm3.json`.
         (Kind::Product { rows, .. }, _) if *rows <= FEW_ROWS => memory(0.9),
@@ -94,8 +94,8 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
         (Kind::Rows, Part::Norms) => memory(0.8),
         (Kind::Rows, Part::Gates) => memory(0.75),
         (Kind::Rows, Part::Heads) => memory(0.33),
-        // 0.1 µs for each token and layer of both models in `experts_nvidia_h200.md`, whose vectors have 2048 elements.
-        (Kind::Rows, Part::Router) => memory(0.05),
+        // 50 ns for each token and layer of both models with experts in `model_nvidia_h200.md`.
+        (Kind::Rows, Part::Router) => memory(0.023),
         // As gates: additions of biases, and vectors of tokens.
         (Kind::Rows, _) => memory(0.75),
         (Kind::Attention(_) | Kind::Other, _) => return None,

@@ -41,11 +41,11 @@ impl Counter<'_> {
         let [count, chosen, size] = [shape.count, shape.chosen, shape.intermediate].map(f64::from);
         let (hidden, bytes, rows) = (self.hidden, self.bytes, self.rows);
         let router = Step {
-            // To f32, logits, choice.
-            kernels: 3,
+            // Logits, choice.
+            kernels: 2,
             flop: 2.0 * rows * count * hidden,
             // Ids and weights of the chosen ones are 32 bits each.
-            bytes: rows * ((bytes + 8.0) * hidden + 8.0 * count + 8.0 * chosen)
+            bytes: rows * (bytes * hidden + 8.0 * count + 8.0 * chosen)
                 + self.stored(Part::Router) * count * hidden,
             ..self.over_rows(Part::Router, 0.0)
         };

@@ -36,7 +36,7 @@ pub struct Subject<'a> {
     /// Element type of activations and caches.
     pub dtype: Dtype,
     /// Bytes of an element of the matrices of each part, scales included. The matrices of parts that are not
-    /// there are of type `dtype`, those of routers f32, and the output projection is as the embedding.
+    /// there are of type `dtype`, and the output projection is as the embedding.
     pub stored: &'a BTreeMap<Part, f64>,
     /// The attention of each layer; `None` for layers without softmax attention.
     pub attention: &'a [Option<Attending>],
@@ -242,7 +242,6 @@ impl Counter<'_> {
     fn stored(&self, part: Part) -> f64 {
         let of = |part| self.subject.stored.get(&part).copied();
         match part {
-            Part::Router => of(part).unwrap_or(4.0),
             Part::OutputProjection => of(part).unwrap_or_else(|| self.stored(Part::Embedding)),
             _ => of(part).unwrap_or(self.bytes),
         }

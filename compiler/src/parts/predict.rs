@@ -89,9 +89,7 @@ struct Time {
 
 fn time(step: &Step, (dtype, target): (Dtype, Target), device: Device) -> Time {
     let roof = device.roof();
-    // Routers compute in f32 whatever the model's type is.
-    let in_f32 = dtype == Dtype::F32 || step.part == Part::Router;
-    let flop_per_second = match in_f32 {
+    let flop_per_second = match dtype == Dtype::F32 {
         true => roof.f32_flop_per_second,
         false => roof.flop_per_second,
     };
