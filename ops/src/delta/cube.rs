@@ -1,5 +1,5 @@
-//! The gated delta rule on devices: in chunks where `hopper.rs` takes it, a single token in one kernel where
-//! `single.rs` takes it, else in three kernels: convolve and normalise all tokens (`mix`), walk the tokens in order
+//! The gated delta rule on devices: in chunks where `hopper.rs` takes it, a single token on NVIDIA devices in one kernel
+//! where `single.rs` takes it, else in three kernels: convolve and normalise all tokens (`mix`), walk the tokens in order
 //! with the state in registers (`walk.rs`), then norm and gate all tokens (`finish`).
 
 #![expect(
@@ -20,7 +20,7 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use butterfly_runtime::Launches;
+use butterfly_runtime::{Device, Launches};
 
 /// Columns of the state that a workgroup owns.
 const COLUMNS: u32 = 32;
@@ -96,7 +96,9 @@ pub(crate) fn delta<R: CubeRuntime + Launches, F: FloatElement>(
         columns: COLUMNS,
         plane,
     };
+    // On other devices its sums have other bits than those of the three kernels, for some sizes of heads.
     if tokens == 1
+        && R::device(&client) == Device::Cuda
         && let Some(layout) = Layout::of(shape, &client.properties().hardware)
     {
         return Ok(single::delta::<R, F>(op, &inputs, layout));

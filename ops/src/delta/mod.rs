@@ -1,9 +1,9 @@
 //! The gated delta rule: linear attention with a state of fixed size in place of a KV cache.
 //!
 //! It has two forms. Token by token, as it is defined: the state S decays, then the token's key is given its value,
-//! `S = exp(g) S + k (beta (v - exp(g) S^T k))^T`, and the query reads `S^T q`. This runs everywhere. On devices a
-//! single token, as in decode, takes one kernel (`single.rs`) and several take three (`cube.rs`, `walk.rs`), which add
-//! in the same order.
+//! `S = exp(g) S + k (beta (v - exp(g) S^T k))^T`, and the query reads `S^T q`. This runs everywhere. On NVIDIA
+//! devices a single token, as in decode, takes one kernel (`single.rs`); several take three (`cube.rs`, `walk.rs`), which
+//! add in the same order, and so does one on other devices.
 //!
 //! In chunks of 64 tokens, after the WY form (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv:2412.06464, section
 //! 3.3; Yang et al.: DeltaNet, arXiv:2406.06484), as products of matrices. With keys K, queries Q and values V of a
