@@ -243,7 +243,7 @@ fn artifacts_hold_products_with_experts() {
         serde_json::from_str(&said(&["verify", dir, "--json"])).expect("object");
     assert_eq!(report["different"].as_array().map(Vec::len), Some(0));
     assert!(
-        said(&["inspect", dir]).contains("bf16 dense K 768\n    butterfly_grouped threads 384")
+        said(&["inspect", dir]).contains("bf16 dense K 768\n    butterfly_grouped threads 512")
     );
     let f16 = ["--target", "cuda:sm_90a", "--dtype", "f16", "--add"];
     let of_f16 = [r#""f16" "dense" 768"#, r#""f16" "dense" 4096"#];

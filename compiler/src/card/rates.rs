@@ -64,7 +64,7 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
             _,
         ) if *rows <= FEW_ROWS => match *stored < 0.8 {
             // 4 and 8 bits: decode of Qwen3.5-9B, without the gaps (`model_nvidia_h200.md`).
-            true => memory(0.35),
+            true => memory(0.3),
             false => memory(0.5),
         },
         // The last token of each prompt, `output projection` in `model_qwen3.5-9b_nvidia_h100_80gb_hbm3.json`.

@@ -189,8 +189,8 @@ impl Counter<'_> {
         // The convolution, and three products with the state of each head.
         let flop = 2.0 * taps * channels + 6.0 * state;
         let rule = Step {
-            // Of a single token: convolution, rule, norm; in chunks one more.
-            kernels: if self.call.q_len == 1 { 3 } else { 4 },
+            // Of a single token one; in chunks convolution, matrices, rule, norm.
+            kernels: if self.call.q_len == 1 { 1 } else { 4 },
             flop: self.rows * flop,
             // The state is f32, read and written once.
             bytes: self.rows * self.bytes * (width + values)
