@@ -31,23 +31,21 @@ pub(super) fn steps(
         let [k_dim, v_dim] = [shape.k_dim, shape.v_dim].map(wide32);
         let (keys, values) = (k_heads * k_dim, v_heads * v_dim);
         let rows = bytes * (2 * keys + 2 * values + 2 * v_heads);
-        let values = bytes * values;
+        let result = bytes * values;
         let own = match place {
             // In chunks of 64 tokens: convolved rows, gates, their sums, and two matrices for each chunk and v head.
             Place::Device { hopper: true } if k_dim == 128 && v_dim == 128 => {
                 let matrix = bytes * v_heads * 64;
-                let convolved = bytes * 2 * keys + values;
+                let convolved = bytes * (2 * keys + values);
                 vec![convolved, 8 * v_heads, 4 * v_heads, matrix, matrix]
             }
             // Convolved rows and what is read from the state are f32.
-            Place::Device { .. } | Place::Host => {
-                vec![4 * (2 * keys + v_heads * v_dim), 4 * v_heads * v_dim]
-            }
+            Place::Device { .. } | Place::Host => vec![4 * (2 * keys + values), 4 * values],
         };
         steps.extend([
             vec![stream, normed, rows],
-            [&[stream, rows, values], own.as_slice()].concat(),
-            vec![stream, values, normed],
+            [&[stream, rows, result], own.as_slice()].concat(),
+            vec![stream, result, normed],
         ]);
     }
     let dense = |inner: u128, more: &[u128]| {

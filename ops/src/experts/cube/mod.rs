@@ -69,8 +69,7 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     let biases = op.biased.then(|| [next(), next()]);
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
-    let units = Units::of::<R, F>(&x);
-    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, units));
+    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, Units::of::<R, F>(&x)));
     let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
         let y = empty(x, [pairs, rows], F::dtype());
         let mut column = 0;
