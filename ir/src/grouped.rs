@@ -1,5 +1,9 @@
 //! Kernels that multiply rows with packed weights: many rows with those of their experts, a few rows with any.
 
+mod few;
+
+pub use few::FewLayout;
+
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -35,9 +39,9 @@ use std::fmt;
 ///   the M; `share`, the column, `width`, and a 0.
 ///
 /// Only rows of x and tensors of the weight start at multiples of 16 bytes; N, the column and the width are any. A
-/// workgroup has [`FEW_WARPS`](Self::FEW_WARPS) warps, [`few_split`](Self::few_split) of which share 16 rows of the
-/// weight, and goes on with others: a launch has P workgroups, or one, along y, and along x as many as the device then
-/// runs at once, but no more than have rows.
+/// workgroup has [`FEW_WARPS`](Self::FEW_WARPS) warps that multiply, [`split`](FewLayout::split) of which share 16 rows of
+/// the weight, and goes on with others: a launch has P workgroups, or one, along y, and along x as many as the device
+/// then runs at once, but no more than have rows.
 ///
 /// The text in CUDA C++ declares only one of the kernels where the macro [`ONLY`](Self::ONLY) is defined: as 0 the one
 /// for tiles, as 1 the one for few.
@@ -101,17 +105,17 @@ impl Grouped {
     /// Elements of rows that are multiplied at a time.
     pub const K_TILE: u32 = 64;
 
-    /// Warps of a workgroup of the kernel for few.
+    /// Warps of a workgroup of the kernel for few that multiply.
     pub const FEW_WARPS: u32 = 16;
 
     /// Rows of the weight that warps of the kernel for few share.
     pub const FEW_TILE: u32 = 16;
 
-    /// Bytes of shared memory of the kernel for few beside rows of x: its sums, in two places for each warp, and zeros.
-    pub const FEW_REST: u32 = Self::FEW_KEPT + 384;
+    /// The most stages of its ring.
+    pub const FEW_STAGES: u32 = 8;
 
-    /// Bytes of these sums: 8 columns of 16, with a pitch of 20, for each warp.
-    pub const FEW_KEPT: u32 = 2 * Self::FEW_WARPS * 8 * 20 * 4;
+    /// Its threads: those of these warps, and of two that fill the ring.
+    pub const FEW_THREADS: u32 = (Self::FEW_WARPS + 2) * 32;
 
     /// The macro that chooses one kernel of the text.
     pub const ONLY: &str = "BUTTERFLY_ONLY";
@@ -155,40 +159,9 @@ impl Grouped {
         [("tiles", &self.tiles), ("few", &self.few)]
     }
 
-    /// Elements of a row that the kernel for few multiplies in a step: four lanes have 16 bytes of it each.
-    pub fn few_span(&self) -> u32 {
-        4 * 128 / self.format.bits()
-    }
-
-    /// How many parts of such a step have scales of their own.
-    pub fn few_parts(&self) -> u32 {
-        match self.format {
-            GroupedFormat::Dense => 1,
-            format => (self.few_span() / format.group().max(1)).max(1),
-        }
-    }
-
-    /// How many warps of the kernel for few share rows of the weight: as many as have at least two steps of a row.
-    pub fn few_split(&self) -> u32 {
-        let steps = self.columns.div_ceil(self.few_span());
-        let most = (steps / 2).clamp(1, Self::FEW_WARPS);
-        1 << most.ilog2()
-    }
-
-    /// Bytes of shared memory from one row of x to the next in the kernel for few.
-    pub fn few_pitch(&self) -> u32 {
-        let whole = self.columns.checked_next_multiple_of(self.few_span());
-        whole
-            .unwrap_or(u32::MAX)
-            .saturating_mul(2)
-            .saturating_add(64)
-    }
-
-    /// The most rows of x that the kernel for few multiplies at once, which have to fit into shared memory: up to 8, and
-    /// up to 4 where 32 elements share a scale. 0 if rows are too long for it.
+    /// The most rows of x that the kernel for few multiplies at once. 0 if rows are too long for it.
     pub fn few_rows(&self) -> u32 {
-        let fit = (crate::contract::MOST_SHARED - Self::FEW_REST) / self.few_pitch();
-        fit.min(8).min(16 / self.few_parts())
+        FewLayout::of(self).map_or(0, |layout| layout.rows)
     }
 
     /// The first line of the kernels' text: a comment that records how they are launched.
@@ -256,7 +229,7 @@ mod tests {
         };
         Some(Grouped {
             tiles: stage("grouped", 512),
-            few: stage("grouped_few", 512),
+            few: stage("grouped_few", Grouped::FEW_THREADS),
             ..grouped
         })
     }
@@ -285,35 +258,6 @@ mod tests {
         assert_eq!(bytes(AFFINE), Some(128));
         let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
         assert_eq!(bytes(float8), Some(256));
-    }
-
-    /// Elements of a step, parts with scales of their own, warps that share rows, and rows of x at once.
-    #[test]
-    fn shapes_for_a_few_rows() {
-        let affine = |group| GroupedFormat::Affine4 {
-            group,
-            scales: Dtype::F16,
-        };
-        let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
-        for (format, columns, shape) in [
-            (GroupedFormat::Dense, 64, [32, 1, 1, 8]),
-            (affine(64), 4096, [128, 2, 16, 8]),
-            (affine(64), 320, [128, 2, 1, 8]),
-            (affine(32), 768, [128, 4, 2, 4]),
-            (affine(128), 12_288, [128, 1, 16, 8]),
-            (float8, 17_408, [64, 1, 16, 6]),
-            (GroupedFormat::Microscaled, 2880, [128, 4, 8, 4]),
-            (GroupedFormat::Dense, 131_072, [32, 1, 16, 0]),
-        ] {
-            let one = grouped(format, columns).expect("whole groups");
-            let got = [
-                one.few_span(),
-                one.few_parts(),
-                one.few_split(),
-                one.few_rows(),
-            ];
-            assert_eq!(got, shape, "{format} {columns}");
-        }
     }
 
     #[test]

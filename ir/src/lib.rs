@@ -31,7 +31,7 @@ pub mod topology;
 
 pub use contract::ContractError;
 pub use delta_rule::{DeltaRule, DeltaStage};
-pub use grouped::{Grouped, GroupedFormat, GroupedStage};
+pub use grouped::{FewLayout, Grouped, GroupedFormat, GroupedStage};
 pub use indices::{Indices, Run};
 pub use kernel::{
     BandTable, Boxes, Dtype, Geometry, Kernel, KernelSpec, Launch, LaunchScalars, Resident,

@@ -1,4 +1,4 @@
-//! A kernel for the matrix product `c = a b^T`, all matrices row-major, and for gated ones.
+//! A kernel for the matrix product `c = a b^T`, all matrices row-major, for gated ones, and for ones in f32.
 
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 /// gate b is `[2 N, K]`, and `c = silu(a b_0^T) * (a b_1^T)` of its halves `b_0` and `b_1`.
 ///
 /// Its arguments are tensor maps of a and b, the buffers behind them, c, and by value, as i32,
-/// M, N, K, the distance between rows of c in elements, 1 with a gate and else 0, and a 0. The
-/// tensor maps have rank 4 and shape `[1, 1, rows, K]`; a box has `k_tile` elements of `m_tile` rows
+/// M, N, K, the distance between rows of c in elements, what is written to c (0 for products in the
+/// type of a, 1 for gated ones, 2 for products as f32), and a 0. The tensor maps have rank 4 and shape `[1, 1, rows, K]`; a box has `k_tile` elements of `m_tile` rows
 /// of a or of half as many rows of b as a tile has, so that these may be those of a gate.
 /// They swizzle by 128 bytes and fill with zero outside. Rows must start at multiples of 16 bytes.
 /// The kernel is persistent: a launch has as many workgroups as the device runs at once, but no
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub struct Product {
     /// Name of the entry point.
     pub entry: String,
-    /// Element type of a, b and c.
+    /// Element type of a, b, and c unless it is f32.
     pub dtype: Dtype,
     /// Threads of a workgroup.
     pub threads: u32,

@@ -22,7 +22,7 @@ pub use launch::{
 pub use launch::{
     DeltaTensors, DeltaTokens, DeviceTable, FewPairs, FewSizes, FewTensors, GroupedSizes,
     GroupedTensors, Launches, Multiply, ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer,
-    Scoring, ScoringTensors, Tensors, enqueue,
+    Scoring, ScoringTensors, Tensors, Written, enqueue,
 };
 #[cfg(feature = "cuda")]
 pub use launch::{seed, seed_folder};

@@ -127,7 +127,7 @@ impl<B: AttentionBackend> Experts<B> {
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = x.device();
         let choice = profile.part::<B, _>(Part::Router, &device, || {
-            let logits = self.router.forward_wide(x.clone())?;
+            let logits = self.router.forward_wide(x.clone(), plan)?;
             let bias = self.bias.iter().cloned().map(primitive);
             let inputs = [primitive(logits)].into_iter().chain(bias);
             around::<B>(Operation::Route(self.route), inputs.collect())

@@ -29,8 +29,12 @@ impl<B: AttentionBackend> Projection<B> {
     }
 
     /// [B, T, in] → [B, T, out] in f32, the type of its bias too.
-    pub(crate) fn forward_wide(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
-        Ok(self.biased(self.weight.times_wide(x)?))
+    pub(crate) fn forward_wide(
+        &self,
+        x: Tensor<B, 3>,
+        plan: Option<&Plan>,
+    ) -> Result<Tensor<B, 3>, OperationError> {
+        Ok(self.biased(self.weight.times_wide(x, plan)?))
     }
 
     fn biased(&self, y: Tensor<B, 3>) -> Tensor<B, 3> {

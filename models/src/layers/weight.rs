@@ -43,10 +43,14 @@ impl<B: AttentionBackend> Weight<B> {
     }
 
     /// x [B, T, K] → [B, T, N] in f32.
-    pub(crate) fn times_wide(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>, OperationError> {
+    pub(crate) fn times_wide(
+        &self,
+        x: Tensor<B, 3>,
+        plan: Option<&Plan>,
+    ) -> Result<Tensor<B, 3>, OperationError> {
         let operation = Project {
             wide: true,
-            ..self.operation(None)
+            ..self.operation(plan)
         };
         self.project(x, operation)
     }

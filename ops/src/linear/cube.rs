@@ -163,9 +163,13 @@ fn wide<R: CubeRuntime + Launches, F: FloatElement>(
     }
     let weight = weight.next().expect("the inputs were counted");
     let (m, k, n) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
-    let y = match dense_few::takes([m, k, n]) {
-        true => dense_few::multiply::<R, F, F, f32>(&x, &weight),
-        false => on_any(x, transposed(weight), DType::F32),
+    if dense_few::takes([m, k, n]) {
+        let y = dense_few::multiply::<R, F, F, f32>(&x, &weight);
+        return Ok(vec![shaped(y, shape)]);
+    }
+    let y = match hopper::multiply_wide::<R, F>([&x, &weight], &op.products)? {
+        Some(y) => y,
+        None => on_any(x, transposed(weight), DType::F32),
     };
     Ok(vec![shaped(y, shape)])
 }

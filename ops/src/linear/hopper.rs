@@ -2,6 +2,7 @@
 
 use super::Products;
 use crate::OperationError;
+use crate::cube::launch::empty;
 use ::cubecl::client::ComputeClient;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -19,6 +20,13 @@ pub(crate) struct Matrix<'a, R: CubeRuntime> {
     pub(crate) first: usize,
     /// Elements from one row to the next.
     pub(crate) step: usize,
+}
+
+/// What becomes of products.
+enum Kind {
+    Rounded,
+    Gated,
+    Wide,
 }
 
 /// The element type, if it has 16 bits and the device is a Hopper GPU.
@@ -68,7 +76,18 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    launch::<R, F>(factors, shape, to, false, products, y)
+    launch::<R, F>(factors, shape, to, Kind::Rounded, products, y)
+}
+
+/// The product of contiguous rows x [m, K] and a weight [N, K] as f32 [m, N]; `None` as for [`multiply`].
+pub(crate) fn multiply_wide<R: CubeRuntime + Launches, F: FloatElement>(
+    [x, weight]: [&CubeTensor<R>; 2],
+    products: &Products,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    let [m, k, n] = [x.meta.shape()[0], x.meta.shape()[1], weight.meta.shape()[0]];
+    let y = || empty(x, [m, n], DType::F32);
+    let factors = [x, weight].map(Matrix::all);
+    launch::<R, F>(factors, [m, n, k], [0, n], Kind::Wide, products, y)
 }
 
 /// As [`multiply`], of a weight [2 N, K], of which silu of the first half's products multiplies the second half's.
@@ -79,7 +98,7 @@ pub(crate) fn multiply_gated<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    launch::<R, F>(factors, shape, to, true, products, y)
+    launch::<R, F>(factors, shape, to, Kind::Gated, products, y)
 }
 
 /// Without CUDA there is no Hopper.
@@ -88,7 +107,7 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     _: [Matrix<'_, R>; 2],
     _: [usize; 3],
     _: [usize; 2],
-    _: bool,
+    _: Kind,
     _: &Products,
     _: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
@@ -100,10 +119,12 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     [x, weight]: [Matrix<'_, R>; 2],
     shape: [usize; 3],
     [first, step]: [usize; 2],
-    gated: bool,
+    kind: Kind,
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
+    use butterfly_runtime::Written;
+
     let device = &x.tensor.client;
     let Some(dtype) = element::<R, F>(device)? else {
         return Ok(None);
@@ -113,7 +134,11 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     }
     let [m, n, _] = shape;
     let steps = [x.step, weight.step, step];
-    let weight_rows = if gated { n.saturating_mul(2) } else { n };
+    let (weight_rows, written) = match kind {
+        Kind::Rounded => (n, Written::Rounded),
+        Kind::Gated => (n.saturating_mul(2), Written::Gated),
+        Kind::Wide => (n, Written::Wide),
+    };
     let mut reaches = [m, weight_rows, m].into_iter().zip(steps);
     let counted = reaches.all(|(rows, step)| super::counts(rows, step));
     let starts = [x.first, weight.first, first].map(|first| first * F::dtype().size());
@@ -124,7 +149,7 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     let multiply = butterfly_runtime::Multiply {
         shape: shape.map(|n| n as u32),
         rows: steps.map(|n| n as u32),
-        gated,
+        written,
     };
     let product = products.find(dtype)?;
     let Some(product) = product.filter(|product| product.takes(&multiply)) else {

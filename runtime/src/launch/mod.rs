@@ -51,7 +51,7 @@ pub use delta_rule::{DeltaTensors, DeltaTokens, ReadyDeltaRule};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use grouped::{FewPairs, FewSizes, FewTensors, GroupedSizes, GroupedTensors, ReadyGrouped};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use product::{Multiply, ReadyProduct};
+pub use product::{Multiply, ReadyProduct, Written};
 pub use ready::Ready;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use scorer::{ReadyScorer, Scoring, ScoringTensors};

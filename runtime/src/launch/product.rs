@@ -28,8 +28,19 @@ pub struct Multiply {
     pub shape: [u32; 3],
     /// Row strides of a, b and c, in elements.
     pub rows: [u32; 3],
-    /// Whether the first half of b's rows are gates of the second.
-    pub gated: bool,
+    /// What is written to c.
+    pub written: Written,
+}
+
+/// What a product's kernel writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Products, in the type of a and b.
+    Rounded,
+    /// Products of the second half of b's rows, multiplied with silu of those of the first.
+    Gated,
+    /// Products, as f32.
+    Wide,
 }
 
 impl ReadyProduct {
@@ -48,7 +59,7 @@ impl ReadyProduct {
         })
     }
 
-    /// Element type of a, b and c.
+    /// Element type of a and b.
     pub fn dtype(&self) -> butterfly_ir::Dtype {
         self.product.dtype
     }
@@ -61,18 +72,31 @@ impl ReadyProduct {
     /// Whether the kernel can compute this product: M, N and K are between 1 and 2^30 - 1, row
     /// strides are multiples of 16 bytes, and c has at most 2^30 tiles.
     pub fn takes(&self, multiply: &Multiply) -> bool {
-        let aligned = 16 / self.product.dtype.bytes();
         let small = multiply.shape.iter().all(|n| (1..1 << 30).contains(n));
-        let aligned = multiply.rows.iter().all(|row| row.is_multiple_of(aligned));
+        let [a_row, b_row, c_row] = multiply.rows;
+        let element = self.product.dtype.bytes();
+        let of_c = self.bytes_of_c(multiply);
+        let rows = [(a_row, element), (b_row, element), (c_row, of_c)];
+        let aligned = rows
+            .iter()
+            .all(|(row, bytes)| row.is_multiple_of(16 / bytes));
         small && aligned && self.tiles(multiply) <= MOST_TILES
+    }
+
+    /// Bytes of an element of c.
+    fn bytes_of_c(&self, multiply: &Multiply) -> u32 {
+        match multiply.written {
+            Written::Rounded | Written::Gated => self.product.dtype.bytes(),
+            Written::Wide => 4,
+        }
     }
 
     /// Number of tiles of c.
     fn tiles(&self, multiply: &Multiply) -> u64 {
         let [m, n, _] = multiply.shape;
-        let columns = match multiply.gated {
-            true => self.product.n_tile / 2,
-            false => self.product.n_tile,
+        let columns = match multiply.written {
+            Written::Gated => self.product.n_tile / 2,
+            Written::Rounded | Written::Wide => self.product.n_tile,
         };
         u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(columns))
     }
@@ -97,15 +121,20 @@ impl ReadyProduct {
             });
         }
         let [m, n, k] = multiply.shape;
-        let b_rows = if multiply.gated { 2 * n } else { n };
-        let bytes = |rows: u32, row: u32, columns: u32| {
-            let elements = u64::from(rows - 1) * u64::from(row) + u64::from(columns);
-            elements * u64::from(self.product.dtype.bytes())
+        let (b_rows, written) = match multiply.written {
+            Written::Rounded => (n, 0),
+            Written::Gated => (2 * n, 1),
+            Written::Wide => (n, 2),
         };
+        let elements = |rows: u32, row: u32, columns: u32| {
+            u64::from(rows - 1) * u64::from(row) + u64::from(columns)
+        };
+        let element = u64::from(self.product.dtype.bytes());
+        let of_c = u64::from(self.bytes_of_c(multiply));
         let [a_row, b_row, c_row] = multiply.rows;
-        long_enough("a", a.size_in_used(), bytes(m, a_row, k))?;
-        long_enough("b", b.size_in_used(), bytes(b_rows, b_row, k))?;
-        long_enough("c", c.size_in_used(), bytes(m, c_row, n))?;
+        long_enough("a", a.size_in_used(), elements(m, a_row, k) * element)?;
+        long_enough("b", b.size_in_used(), elements(b_rows, b_row, k) * element)?;
+        long_enough("c", c.size_in_used(), elements(m, c_row, n) * of_c)?;
         let map = |rows: u32, row: u32, tile: u32| Map {
             dtype: self.product.dtype,
             shape: [1, 1, rows, k],
@@ -122,7 +151,7 @@ impl ReadyProduct {
         let arguments = KernelArguments::new()
             .with_tensor_maps(maps)
             .with_buffers(vec![c.clone().binding()])
-            .with_info(by_value(&[m, n, k, c_row, multiply.gated.into(), 0]));
+            .with_info(by_value(&[m, n, k, c_row, written, 0]));
         let tiles = u32::try_from(self.tiles(multiply)).unwrap_or(u32::MAX);
         let processors = client.properties().hardware.num_streaming_multiprocessors;
         let grid = tiles.min(processors.unwrap_or(1).max(1));

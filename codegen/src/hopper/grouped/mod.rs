@@ -70,7 +70,6 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         constants.add(name, value);
     }
     let tiles = [
-        source::COPIES.to_string(),
         source::INSTRUCTIONS.to_string(),
         source::STORES.to_string(),
         instruction("mma_rows", dtype, Grouped::ROWS / 2),
@@ -83,6 +82,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
     let parts = [
         constants.finish(""),
         source::ARITHMETIC.to_string(),
+        source::COPIES.to_string(),
         include_str!("weight.cuh").to_string(),
         format.scales().map(number).unwrap_or_default(),
         chosen(0, &tiles.join("\n")),

@@ -1,5 +1,14 @@
 // ---- Producers: warpgroups that gather rows of x, and unpack rows of the weight ----
 
+// Loads 16 bytes that no other workgroup is likely to need soon.
+__device__ __forceinline__ uint4 load_words(const unsigned char* from) {
+  uint4 x;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from));
+  return x;
+}
+
 // Starts to copy 16 bytes, or writes zeros.
 __device__ __forceinline__ void copy_piece(unsigned to, const void* from, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");

@@ -1,6 +1,7 @@
 //! The matrix product `c = a b^T` of a linear layer: `a` is [M, K], `b` is [N, K] (the layer's
 //! weight as stored) and `c` is [M, N]; the rows of all three are contiguous. With a gate `b` is
-//! [2 N, K], gates before what they gate, and `c = silu(a b_0^T) * (a b_1^T)` of the two halves.
+//! [2 N, K], gates before what they gate, and `c = silu(a b_0^T) * (a b_1^T)` of the two halves. For routers, c
+//! can be f32.
 //!
 //! A producer warp fills a ring of tiles by TMA. Two consumer warpgroups each hold 64 x 256 of the
 //! output in registers, and multiply the same tile of b (wgmma m64n256k16). The kernel is
@@ -10,8 +11,8 @@
 //!
 //! Arguments of a launch, in order: tensor maps of a and b (rank 4, shape [1, 1, rows, K], boxes
 //! of 64 elements by 128 rows, 128-byte swizzle), the buffers behind them, c, and by value M, N, K,
-//! the number of elements from one row of c to the next, and whether there is a gate. Rows start
-//! at multiples of 16 bytes.
+//! the number of elements from one row of c to the next, and what is written to c. Rows start at
+//! multiples of 16 bytes.
 
 use super::prefill::instruction;
 use super::source;

@@ -1,11 +1,13 @@
 // ---- Work: tiles of the output, in strips of rows (BAND) so that thread blocks share a and b ----
 
-// c is [m, n]. Without a gate b has n rows; with one it has 2 n, and row i gates row n + i.
-struct alignas(8) Shape { int m, n, k, c_row, gated; };
+// c is [m, n]: products, as they are or as floats of 32 bits, of a weight b with n rows. GATED, b has 2 n rows, and row i
+// gates row n + i.
+struct alignas(8) Shape { int m, n, k, c_row, written; };
+constexpr int GATED = 1, WIDE = 2;
 struct Tile { int m, n; };
 
 // Columns of c in a tile. A tile has as many rows of b with a gate as without, of which half are gates.
-__device__ __forceinline__ int width_of(const Shape& shape) { return shape.gated ? N_TILE / 2 : N_TILE; }
+__device__ __forceinline__ int width_of(const Shape& shape) { return shape.written == GATED ? N_TILE / 2 : N_TILE; }
 
 __device__ __forceinline__ int columns_of(const Shape& shape) {
   return (shape.n + width_of(shape) - 1) / width_of(shape);
@@ -46,7 +48,7 @@ struct Ring {
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const TensorMap* a_map,
                                         const TensorMap* b_map) {
   // A tile of b is two boxes: neighbours, or gates and what they gate.
-  const int apart = shape.gated ? shape.n : N_TILE / 2;
+  const int apart = shape.written == GATED ? shape.n : N_TILE / 2;
   for (int i = blockIdx.x; i < tiles_of(shape); i += gridDim.x) {
     const Tile tile = tile_at(shape, i);
     for (int k = 0; k < shape.k; k += K_TILE) {
@@ -63,10 +65,10 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Ten
 // ---- Consumer: 64 rows of each tile ----
 
 // Multiplies the second half of the columns with the activation of the first, and stores that, or all columns.
-template <bool GATED>
+template <bool gated>
 __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile, int consumer,
                                            const float (&c)[N_TILE / 2], Element* output) {
-  constexpr int WIDTH = GATED ? N_TILE / 2 : N_TILE;
+  constexpr int WIDTH = gated ? N_TILE / 2 : N_TILE;
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -80,7 +82,7 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile,
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at = (j * 4 + i) * 4 + r * 2;
-        x[i] = GATED ? pack(silu(c[at]) * c[N_TILE / 4 + at], silu(c[at + 1]) * c[N_TILE / 4 + at + 1])
+        x[i] = gated ? pack(silu(c[at]) * c[N_TILE / 4 + at], silu(c[at + 1]) * c[N_TILE / 4 + at + 1])
                      : pack(c[at], c[at + 1]);
       }
       transpose_quad(x, lane);
@@ -95,6 +97,25 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile,
               to[column + i] = static_cast<Element>(x[i / 2] >> (i % 2 * 16));
         }
       }
+    }
+  }
+}
+
+// Stores all columns in 32 bits: four lanes have 32 consecutive bytes of a row.
+__device__ __forceinline__ void store_wide(const Shape& shape, const Tile& tile, int consumer,
+                                           const float (&c)[N_TILE / 2], float* output) {
+  const int warp = threadIdx.x / 32 % 4;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = tile.m + consumer * 64 + warp * 16 + r * 8 + lane / 4;
+    float* const to = output + static_cast<long long>(row) * shape.c_row;
+    if (row >= shape.m) continue;
+#pragma unroll
+    for (int j = 0; j < N_TILE / 8; ++j) {
+      const int column = tile.n + j * 8 + lane % 4 * 2;
+      if (column < shape.n) to[column] = c[j * 4 + r * 2];
+      if (column + 1 < shape.n) to[column + 1] = c[j * 4 + r * 2 + 1];
     }
   }
 }
@@ -127,7 +148,8 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, int consu
     }
     mma_wait<0>(c);
     release(before);
-    if (shape.gated) store_tile<true>(shape, tile, consumer, c, output);
+    if (shape.written == GATED) store_tile<true>(shape, tile, consumer, c, output);
+    else if (shape.written == WIDE) store_wide(shape, tile, consumer, c, reinterpret_cast<float*>(output));
     else store_tile<false>(shape, tile, consumer, c, output);
   }
 }

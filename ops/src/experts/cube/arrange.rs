@@ -10,6 +10,10 @@ use burn_cubecl::tensor::CubeTensor;
 
 /// Units of a workgroup.
 const UNITS: u32 = 256;
+/// Ids of a unit that are in shared memory at a time, and what the memory has for each unit: one more, so that units
+/// read different banks.
+const AT_ONCE: u32 = 8;
+const PITCH: u32 = AT_ONCE + 1;
 
 /// Pairs sorted by expert, those of one expert in their order.
 pub(super) struct Arrangement<R: CubeRuntime> {
@@ -67,24 +71,53 @@ impl<R: CubeRuntime> Arrangement<R> {
     }
 }
 
+/// Copies the experts of ids `first..first + AT_ONCE` of every unit's `span` consecutive pairs to `held`: units read
+/// ids that lie side by side. What does not exist has no expert.
+#[cube]
+fn hold(
+    ids: &Array<i32>,
+    held: &mut SharedMemory<u32>,
+    pairs: u32,
+    span: u32,
+    first: u32,
+    experts: u32,
+) {
+    sync_cube();
+    for i in 0..AT_ONCE {
+        let at = UNIT_POS + i * UNITS;
+        let (unit, number) = (at / AT_ONCE, at % AT_ONCE);
+        let pair = unit * span + first + number;
+        let mut expert = u32::MAX.runtime();
+        if first + number < span && pair < pairs {
+            expert = expert_of(ids, pair, experts);
+        }
+        held[(unit * PITCH + number) as usize] = expert;
+    }
+    sync_cube();
+}
+
 /// A workgroup finds the pairs of one expert; each unit looks at consecutive pairs.
 #[cube(launch_unchecked)]
 fn sort_kernel(ids: &Array<i32>, order: &mut Array<u32>, offsets: &mut Array<u32>, pairs: u32) {
     let mut counts = SharedMemory::<u32>::new(comptime!(UNITS as usize));
     let mut below = SharedMemory::<u32>::new(comptime!(UNITS as usize));
+    let mut held = SharedMemory::<u32>::new(comptime!((UNITS * PITCH) as usize));
     let expert = CUBE_POS_X;
     let span = (pairs + comptime!(UNITS - 1)) / UNITS;
-    let start = min(UNIT_POS * span, pairs);
-    let end = min(start + span, pairs);
     let mut own = 0u32;
     let mut before = 0u32;
-    for i in start..end {
-        let id = expert_of(ids, i, CUBE_COUNT_X);
-        if id == expert {
-            own += 1u32;
-        } else if id < expert {
-            before += 1u32;
+    let mut first = 0u32;
+    while first < span {
+        hold(ids, &mut held, pairs, span, first, CUBE_COUNT_X);
+        for i in 0..AT_ONCE {
+            let id = held[(UNIT_POS * PITCH + i) as usize];
+            if id == expert {
+                own += 1u32;
+            } else if id < expert {
+                before += 1u32;
+            }
         }
+        first += AT_ONCE;
     }
     counts[UNIT_POS as usize] = own;
     below[UNIT_POS as usize] = before;
@@ -103,11 +136,16 @@ fn sort_kernel(ids: &Array<i32>, order: &mut Array<u32>, offsets: &mut Array<u32
             offsets[CUBE_COUNT_X as usize] = pairs;
         }
     }
-    for i in start..end {
-        if expert_of(ids, i, CUBE_COUNT_X) == expert {
-            order[at as usize] = i;
-            at += 1u32;
+    first = 0u32;
+    while first < span {
+        hold(ids, &mut held, pairs, span, first, CUBE_COUNT_X);
+        for i in 0..AT_ONCE {
+            if held[(UNIT_POS * PITCH + i) as usize] == expert {
+                order[at as usize] = UNIT_POS * span + first + i;
+                at += 1u32;
+            }
         }
+        first += AT_ONCE;
     }
 }
 

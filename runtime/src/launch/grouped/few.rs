@@ -4,7 +4,7 @@ use super::super::bind::long_enough;
 use super::super::run::by_value;
 use super::super::{Device, LaunchError, Launches};
 use super::{MOST, ReadyGrouped};
-use butterfly_ir::Grouped;
+use butterfly_ir::{FewLayout, Grouped};
 use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{CubeCount, Handle, KernelArguments};
 
@@ -165,7 +165,8 @@ fn few_grid(grouped: &Grouped, sizes: &FewSizes, processors: u32) -> [u32; 2] {
         FewPairs::Experts { pairs, .. } => pairs,
     };
     let tiles = sizes.rows.div_ceil(Grouped::FEW_TILE);
-    let at_once = Grouped::FEW_WARPS / grouped.few_split();
+    let split = FewLayout::of(grouped).map_or(1, |layout| layout.split);
+    let at_once = Grouped::FEW_WARPS / split;
     let most = (processors / pairs).max(1);
     [tiles.div_ceil(at_once).min(most), pairs]
 }

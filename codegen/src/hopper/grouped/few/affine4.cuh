@@ -3,15 +3,16 @@
 // Of the two rows.
 struct Factors { float scale[2], bias[2]; };
 
-__device__ __forceinline__ Factors load_factors(const Weight& weight, int, int, long long row, long long other, int k) {
-  const long long at[2] = {row * (COLUMNS / GROUP) + k / GROUP, other * (COLUMNS / GROUP) + k / GROUP};
-  Factors factors;
+__device__ __forceinline__ void load_factors(Factors&, const Weight&, const FewShape&, int, int, int) {}
+
+__device__ __forceinline__ void find_factors(Factors& factors, const Stages& stages, int row, int chunk, int step,
+                                             int lane) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    factors.scale[i] = number(weight.scales, at[i]);
-    factors.bias[i] = number(weight.biases, at[i]);
+    const int at = scale_at(row + 8 * i, chunk, step, lane);
+    factors.scale[i] = shared_number(stages.scales() + at);
+    factors.bias[i] = shared_number(stages.biases() + at);
   }
-  return factors;
 }
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
@@ -25,12 +26,13 @@ __device__ __forceinline__ void unpack_places(unsigned (&two)[4], const uint4& w
   for (int i = 0; i < 4; ++i) two[i] = chosen_or(word >> 4 * i, 0x000f000f, MAGIC);
 }
 
-// `ones` has the sums of x.
-__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float (&ones)[4],
+// `ones` are the sums of x in the lane's two columns.
+__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float2& ones,
                                            const Factors& factors) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    sum[i] = fmaf(fmaf(-OFFSET, ones[i], c[i]), factors.scale[i / 2], sum[i]);
-    sum[i] = fmaf(ones[i], factors.bias[i / 2], sum[i]);
+    const float one = i % 2 == 0 ? ones.x : ones.y;
+    sum[i] = fmaf(fmaf(-OFFSET, one, c[i]), factors.scale[i / 2], sum[i]);
+    sum[i] = fmaf(one, factors.bias[i / 2], sum[i]);
   }
 }

@@ -2,7 +2,9 @@
 
 struct Factors {};
 
-__device__ __forceinline__ Factors load_factors(const Weight&, int, int, long long, long long, int) { return {}; }
+__device__ __forceinline__ void load_factors(Factors&, const Weight&, const FewShape&, int, int, int) {}
+
+__device__ __forceinline__ void find_factors(Factors&, const Stages&, int, int, int, int) {}
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
 __device__ constexpr int element_at(int i) { return i; }
@@ -15,7 +17,7 @@ __device__ __forceinline__ void unpack_places(unsigned (&two)[4], const uint4& w
   two[3] = words.w;
 }
 
-__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float (&)[4], const Factors&) {
+__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float2&, const Factors&) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum[i] += c[i];
 }

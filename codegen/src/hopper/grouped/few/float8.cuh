@@ -1,15 +1,18 @@
 // ---- Floats of 8 bits (e4m3), four in a word, of which squares of 128 rows and columns share a factor ----
 
-// Both rows are in one square.
+// All 16 rows of a tile are in one square.
 struct Factors { float scale; };
 
-__device__ __forceinline__ Factors load_factors(const Weight& weight, int rows, int expert, long long row, long long,
-                                                int k) {
-  const long long down = (rows + GROUP - 1) / GROUP;
+// Loaded while a stage is on its way: there are few.
+__device__ __forceinline__ void load_factors(Factors& factors, const Weight& weight, const FewShape& shape, int expert,
+                                             int row, int step) {
+  const long long down = (shape.rows + GROUP - 1) / GROUP;
   const int across = (COLUMNS + GROUP - 1) / GROUP;
-  const long long within = row - static_cast<long long>(expert) * rows;
-  return {number(weight.scales, (expert * down + within / GROUP) * across + k / GROUP)};
+  const int square = min(row, shape.rows - 1) / GROUP;
+  factors.scale = number(weight.scales, (expert * down + square) * across + step * SPAN / GROUP);
 }
+
+__device__ __forceinline__ void find_factors(Factors&, const Stages&, int, int, int, int) {}
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
 __device__ constexpr int element_at(int i) { return i / 4 * 4 + i / 2 % 2 + i % 2 * 2; }
@@ -26,8 +29,7 @@ __device__ __forceinline__ void unpack_places(unsigned (&two)[4], const uint4& w
   }
 }
 
-__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float (&)[4],
-                                           const Factors& factors) {
+__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float2&, const Factors& factors) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum[i] = fmaf(c[i], factors.scale, sum[i]);
 }

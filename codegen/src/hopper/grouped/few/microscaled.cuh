@@ -3,9 +3,15 @@
 // Of the two rows: the power's exponent plus 127.
 struct Factors { unsigned exponent[2]; };
 
-__device__ __forceinline__ Factors load_factors(const Weight& weight, int, int, long long row, long long other, int k) {
-  return {{__ldg(weight.scales + row * (COLUMNS / GROUP) + k / GROUP),
-           __ldg(weight.scales + other * (COLUMNS / GROUP) + k / GROUP)}};
+__device__ __forceinline__ void load_factors(Factors&, const Weight&, const FewShape&, int, int, int) {}
+
+__device__ __forceinline__ void find_factors(Factors& factors, const Stages& stages, int row, int chunk, int step,
+                                             int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const unsigned address = stages.scales() + scale_at(row + 8 * i, chunk, step, lane);
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(factors.exponent[i]) : "r"(address) : "memory");
+  }
 }
 
 // Which of eight elements of x belongs to place `i` of those of the weight.
@@ -24,8 +30,7 @@ __device__ __forceinline__ void unpack_places(unsigned (&two)[4], const uint4& w
 }
 
 // 255 stands for NaN.
-__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float (&)[4],
-                                           const Factors& factors) {
+__device__ __forceinline__ void add_scaled(float (&sum)[4], const float (&c)[4], const float2&, const Factors& factors) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const unsigned bits = factors.exponent[i / 2];

@@ -1,48 +1,60 @@
 //! A few rows of x times a weight that is read once, at the speed of memory.
 //!
-//! Warps multiply 16 rows of the weight with up to 8 rows of x (mma m16n8k16); of a row, a lane loads 16 bytes at a time,
-//! several steps ahead. What it loads is its part of the left factors: the order of elements within a product is free, so
+//! Two warps fill a ring of stages by bulk copies, which need neither registers nor instructions of those that multiply
+//! (`stages.cuh`). These multiply 16 rows of the weight with up to 8 rows of x (mma m16n8k16); of a row, a lane takes 16
+//! bytes at a time. What it takes is its part of the left factors: the order of elements within a product is free, so
 //! that rows of x lie in shared memory in the order in which a weight is unpacked. Unpacking takes one or two logical
 //! instructions for two elements (the bits of integers below an exponent, after Kim et al., arXiv:2211.10017; those of
 //! small floats at the place of larger ones), and scales are applied to sums in f32. Where a step has parts with scales
-//! of their own, each row of x has a column for every part, with zeros for the others. Integers have an offset then, which
-//! is taken off together with the bias by products with ones.
+//! of their own, each row of x has a column for every part, with zeros for the others. Integers have an offset then,
+//! which is taken off together with the bias by sums of x.
 //!
 //! Warps share rows of the weight and add up their sums in shared memory, in a fixed order. `instructions.cuh` and
 //! `rows.cuh` are what all formats share, one of `affine4.cuh`, `float8.cuh`, `microscaled.cuh` and `dense.cuh` unpacks.
+//! [`FewLayout`] says where what is in shared memory.
 
 use super::super::source;
-use butterfly_ir::{Dtype, Grouped, GroupedFormat, GroupedStage};
+use butterfly_ir::{Dtype, FewLayout, Grouped, GroupedFormat, GroupedStage};
 
-/// Lanes of a warp.
-const WARP: u32 = 32;
 /// 2^64 twice, in bf16: floats of a few bits are unpacked to numbers that are smaller by up to 2^126, whose products with
 /// x would leave the range of f32 else.
 const X_POWER: u32 = 0x5f80_5f80;
 
-/// How the kernel is launched.
+/// How the kernel is launched; without shared memory where it has no form.
 pub(super) fn stage(grouped: &Grouped) -> GroupedStage {
-    let rows = grouped.few_rows();
     GroupedStage {
         entry: "butterfly_grouped_few".into(),
-        threads: Grouped::FEW_WARPS * WARP,
-        shared_bytes: Grouped::FEW_REST + rows * grouped.few_pitch().min(source::SHARED_LIMIT),
+        threads: Grouped::FEW_THREADS,
+        shared_bytes: FewLayout::of(grouped).map_or(0, |layout| layout.shared_bytes),
     }
 }
 
-/// The text of the kernel, which refers to constants of the kernel for tiles too.
+/// The text of the kernel, which refers to constants of the kernel for tiles too; empty where rows of x are too long for
+/// it.
 pub(super) fn text(grouped: &Grouped) -> String {
     let Grouped { dtype, format, .. } = *grouped;
-    let split = grouped.few_split();
+    let Some(layout) = FewLayout::of(grouped) else {
+        return String::new();
+    };
     let affine = matches!(format, GroupedFormat::Affine4 { .. });
     let shape = [
         ("WARPS", Grouped::FEW_WARPS),
-        ("SPLIT", split),
-        ("TILES", Grouped::FEW_WARPS / split),
-        ("KEPT_BYTES", Grouped::FEW_KEPT),
-        ("SPAN", grouped.few_span()),
-        ("PARTS", grouped.few_parts()),
+        ("MOST_STAGES", Grouped::FEW_STAGES),
+        ("SPLIT", layout.split),
+        ("TILES", Grouped::FEW_WARPS / layout.split),
+        ("SPAN", layout.span),
+        ("PARTS", layout.parts),
+        ("CHUNK", layout.chunk),
         ("BIASED", affine.into()),
+        ("KEPT_BYTES", layout.kept_bytes),
+        ("ONES_BYTES", layout.ones_bytes),
+        ("WORDS_PITCH", layout.words_pitch),
+        ("SCALE_BYTES", layout.scale_bytes),
+        ("SLICED", layout.sliced.into()),
+        ("SCALES_PITCH", layout.scales_pitch),
+        ("SCALES_OF_STAGE", layout.scales_of_stage),
+        ("STAGE_BYTES", layout.stage_bytes),
+        ("SHARED_BYTES", layout.shared_bytes),
     ];
     let constants = shape.into_iter().chain(numbers(dtype, format));
     let constants: String = constants
@@ -52,14 +64,49 @@ pub(super) fn text(grouped: &Grouped) -> String {
         Dtype::Bf16 => "bf16",
         Dtype::F16 | Dtype::F32 => "f16",
     };
+    let of_scales = match format {
+        GroupedFormat::Affine4 { scales, .. } => shared_number(scales),
+        _ => String::new(),
+    };
     let parts = [
         constants,
         include_str!("instructions.cuh").replace("@kind", kind),
+        include_str!("stages.cuh").to_string(),
+        of_scales,
         unpacking(format).to_string(),
         include_str!("rows.cuh").to_string(),
         include_str!("few.cuh").to_string(),
     ];
     parts.join("\n")
+}
+
+/// Reads scales of this type from shared memory.
+fn shared_number(scales: Dtype) -> String {
+    let half = "  unsigned short bits;
+  asm volatile(\"ld.shared.u16 %0, [%1];\" : \"=h\"(bits) : \"r\"(address) : \"memory\");
+";
+    let body = match scales {
+        Dtype::F32 => "  float x;
+  asm volatile(\"ld.shared.f32 %0, [%1];\" : \"=f\"(x) : \"r\"(address) : \"memory\");
+  return x;
+"
+        .to_string(),
+        Dtype::Bf16 => {
+            format!("{half}  return __uint_as_float(static_cast<unsigned>(bits) << 16);\n")
+        }
+        Dtype::F16 => format!(
+            "{half}  float x;
+  asm(\"cvt.f32.f16 %0, %1;\" : \"=f\"(x) : \"h\"(bits));
+  return x;
+"
+        ),
+    };
+    format!(
+        "// The scale at an address.
+__device__ __forceinline__ float shared_number(unsigned address) {{
+{body}}}
+"
+    )
 }
 
 /// What unpacking depends on: 1 as an element, twice; bits that stand for numbers, and by which powers of two these differ
@@ -123,16 +170,17 @@ mod tests {
     }
 
     #[test]
-    fn as_much_shared_memory_as_rows_of_x_take() {
+    fn no_text_for_rows_that_are_too_long() {
         let format = GroupedFormat::Affine4 {
             group: 64,
             scales: Dtype::Bf16,
         };
-        let stage = stage(&grouped(Dtype::Bf16, format));
-        assert_eq!(stage.threads, 512);
-        assert_eq!(stage.shared_bytes, 20_864 + 8 * 8256);
+        let short = grouped(Dtype::Bf16, format);
+        assert_eq!(stage(&short).shared_bytes, source::SHARED_LIMIT);
+        assert!(text(&short).contains("butterfly_grouped_few"));
         let long = Grouped::of(Dtype::Bf16, GroupedFormat::Dense, 1 << 20).expect("whole steps");
-        assert_eq!(super::stage(&long).shared_bytes, Grouped::FEW_REST);
+        assert_eq!(stage(&long).shared_bytes, 0);
+        assert_eq!(text(&long), "");
     }
 
     /// Only floats of a few bits beside bf16 need larger numbers of x.

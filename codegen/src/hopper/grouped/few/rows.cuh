@@ -1,24 +1,17 @@
 // ---- Rows of x in shared memory, and how products find them ----
 
-// Rows of an expert's weight; experts, of which 0 stands for one weight without ids; rows of x that are multiplied with
-// each row of the weight, and the first of them; consecutive pairs that share a row of x; where the first row's products
-// go in rows of y, and the elements of such a row.
-struct alignas(8) FewShape { int rows, experts, few, first, share, column, width; };
-
-// Steps of a row of the weight.
-constexpr int SPANS = (COLUMNS + SPAN - 1) / SPAN;
 // Pieces of eight elements that a lane has of them.
 constexpr int LANE_PIECES = ELEMENTS / 8;
 // Bytes of a row: lanes of neighbouring rows read different banks.
-constexpr int PITCH = SPANS * SPAN * 2 + 64;
+constexpr int PITCH = STEPS * SPAN * 2 + 64;
 // Zeros for lanes that multiply nothing.
 constexpr int ZEROS = SPAN * 2 + 64;
 
 // Copies `count` rows of x, and zeros behind those of their last span. Four lanes find their pieces side by side, the
 // elements of each in the order in which the weight is unpacked.
 __device__ __forceinline__ void copy_rows(unsigned to, const Element* x, int count) {
-  constexpr int pieces = SPANS * SPAN / 8;
-  for (int i = threadIdx.x; i < count * pieces; i += blockDim.x) {
+  constexpr int pieces = STEPS * SPAN / 8;
+  for (int i = threadIdx.x; i < count * pieces; i += WARPS * 32) {
     const int row = i / pieces, k = i % pieces * 8;
     uint4 in = {0, 0, 0, 0};
     if (k < COLUMNS) in = __ldg(reinterpret_cast<const uint4*>(x + static_cast<long long>(row) * COLUMNS + k));
