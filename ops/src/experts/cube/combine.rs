@@ -2,6 +2,7 @@
 
 use crate::cube::launch::{array, grid};
 use crate::cube::unit::expert_of;
+use crate::norm::cube::lanes;
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
@@ -19,56 +20,60 @@ pub(super) fn combine<R: CubeRuntime, F: FloatElement>(
 ) {
     let (ids, biases) = bias.unwrap_or((weights, weights));
     let hidden = rows.meta.shape()[1];
-    let count = y.meta.num_elements() as u32;
-    let chosen = rows.meta.shape()[0] / (count as usize / hidden);
-    // SAFETY: units beyond the last element do nothing; without biases any buffers stand for them and for ids.
+    let lanes = lanes(hidden);
+    let count = (y.meta.num_elements() / lanes) as u32;
+    let chosen = rows.meta.shape()[0] / (y.meta.num_elements() / hidden);
+    let experts = bias.map(|(_, biases)| biases.meta.shape()[0] as u32);
+    // SAFETY: units beyond the last vector do nothing; without biases any buffers stand for them and for ids.
     unsafe {
         let ids = ArrayArg::from_raw_parts(ids.handle.clone(), ids.meta.num_elements());
         combine_kernel::launch_unchecked::<F, R>(
             &y.client,
             grid(count.div_ceil(UNITS)),
             CubeDim::new_1d(UNITS),
+            lanes,
             array(rows),
             array(weights),
             ids,
             array(biases),
             array(y),
             count,
-            hidden as u32,
+            (hidden / lanes) as u32,
             chosen as u32,
-            bias.is_some(),
+            experts,
         );
     }
 }
 
+/// `width` vectors are a row.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn combine_kernel<F: Float>(
-    rows: &Array<F>,
+fn combine_kernel<F: Float, N: Size>(
+    rows: &Array<Vector<F, N>>,
     weights: &Array<f32>,
     ids: &Array<i32>,
-    biases: &Array<f32>,
-    y: &mut Array<F>,
+    biases: &Array<Vector<f32, N>>,
+    y: &mut Array<Vector<F, N>>,
     count: u32,
-    hidden: u32,
+    width: u32,
     #[comptime] chosen: u32,
-    #[comptime] biased: bool,
+    #[comptime] experts: Option<u32>,
 ) {
     let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
     if at < count {
-        let element = at % hidden;
-        let first = at / hidden * chosen;
-        let mut sum = 0.0f32;
+        let element = at % width;
+        let first = at / width * chosen;
+        let mut sum = Vector::<f32, N>::cast_from(0.0f32);
+        #[unroll]
         for j in 0..chosen {
             let pair = first + j;
-            let mut value = f32::cast_from(rows[(pair * hidden + element) as usize]);
-            if comptime!(biased) {
-                let experts = u32::cast_from(biases.len()) / hidden;
-                let expert = expert_of(ids, pair, experts);
-                value += biases[(expert * hidden + element) as usize];
+            let mut value = Vector::<f32, N>::cast_from(rows[(pair * width + element) as usize]);
+            if comptime!(experts.is_some()) {
+                let expert = expert_of(ids, pair, comptime!(experts.unwrap_or(1)));
+                value += biases[(expert * width + element) as usize];
             }
-            sum += weights[pair as usize] * value;
+            sum += Vector::<f32, N>::cast_from(weights[pair as usize]) * value;
         }
-        y[at as usize] = F::cast_from(sum);
+        y[at as usize] = Vector::<F, N>::cast_from(sum);
     }
 }
