@@ -45,7 +45,7 @@ fn runs<B: AttentionBackend>(device: &B::Device, targets: &[&str]) {
         let case = all.iter().find(|case| case.name.ends_with(pattern));
         let case = case.expect("a case");
         let chunk = case.tokens.len() - 1;
-        let got = logits(&model, &policy, &case.tokens, chunk).expect("runs");
+        let got = logits(&model, &policy, &case.tokens, &[chunk]).expect("runs");
         let off = farthest(&got, &case.expected);
         assert!(off <= tolerance, "{name}: {off} > {tolerance}");
         for (layer, policy) in policy.attention() {

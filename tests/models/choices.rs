@@ -1,6 +1,6 @@
 //! Experts that the tokens of the fixtures choose, against the choices of transformers.
 
-use crate::support::{cases, folder, load, policy};
+use crate::support::{CHUNKS, MIXED, cases, cut, folder, load, policy};
 use butterfly::{AttentionBackend, Dtype};
 use butterfly_models::{Logits, Profile, State};
 use std::collections::BTreeMap;
@@ -46,32 +46,33 @@ fn counted(tokens: &[Vec<i32>], count: usize) -> Vec<u64> {
 }
 
 /// A profile counts how often experts are chosen: in a chunk of one token, that is its choice.
-fn agree<B: AttentionBackend>(device: &B::Device) {
+fn agree<B: AttentionBackend>(device: &B::Device, chunks: &[&[usize]]) {
     for name in MODELS {
         let model = load::<B>(name, Dtype::F32, device);
         let all = cases(name);
         let policy = policy(&model, &all[0]);
         let tokens = &all[0].tokens;
         let expected = reference(name);
-        for chunk in [1, 7, tokens.len()] {
+        for sizes in chunks.iter().copied().chain([[tokens.len()].as_slice()]) {
             let mut state: State<B> = model.state(1, Some(tokens.len()), &policy);
-            for (index, part) in tokens.chunks(chunk).enumerate() {
+            let mut first = 0;
+            for part in cut(tokens, sizes) {
                 // A new one for each chunk, since loads add up.
                 state.profile = Profile::on();
                 let logits = model.forward(part, &mut state, &policy, Logits::Last);
                 logits.expect("runs");
                 let loads = state.profile.loads();
                 assert!(loads.keys().eq(expected.keys()), "{name}: {loads:?}");
-                let first = index * chunk;
                 for (layer, loads) in loads {
                     assert_eq!(expected[&layer].len(), tokens.len(), "{name}");
                     let chosen = &expected[&layer][first..first + part.len()];
                     let wanted = counted(chosen, loads.len());
                     assert_eq!(
                         loads, wanted,
-                        "{name}: layer {layer}, tokens from {first} by {chunk}"
+                        "{name}: layer {layer}, tokens from {first} by {sizes:?}"
                     );
                 }
+                first += part.len();
             }
         }
     }
@@ -79,16 +80,16 @@ fn agree<B: AttentionBackend>(device: &B::Device) {
 
 #[test]
 fn cpu_chooses_the_same_experts() {
-    agree::<burn_flex::Flex>(&Default::default());
+    agree::<burn_flex::Flex>(&Default::default(), &CHUNKS);
 }
 
 #[test]
 fn vulkan_chooses_the_same_experts() {
-    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu);
+    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MIXED);
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
 fn cuda_chooses_the_same_experts() {
-    agree::<burn_cuda::Cuda>(&Default::default());
+    agree::<burn_cuda::Cuda>(&Default::default(), &CHUNKS);
 }

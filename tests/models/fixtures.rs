@@ -9,22 +9,22 @@ mod packed;
 mod support;
 
 use butterfly::{AttentionBackend, Dtype};
-use support::{MODELS, cases, farthest, load, logits, policy};
+use support::{CHUNKS, MIXED, MODELS, cases, farthest, load, logits, policy};
 
-/// Each model with every pattern, with the whole prompt at once and in chunks.
-fn agree<B: AttentionBackend>(device: &B::Device, models: &[(&str, f32)]) {
+/// Each model with every pattern, with the whole prompt at once and in `chunks`.
+fn agree<B: AttentionBackend>(device: &B::Device, models: &[(&str, f32)], chunks: &[&[usize]]) {
     for &(name, tolerance) in models {
         let model = load::<B>(name, Dtype::F32, device);
         for case in cases(name) {
             let policy = policy(&model, &case);
-            let whole = logits(&model, &policy, &case.tokens, case.tokens.len()).expect("runs");
+            let whole = logits(&model, &policy, &case.tokens, &[case.tokens.len()]).expect("runs");
             let off = farthest(&whole, &case.expected);
             println!("{}: {off:.1e}", case.name);
             assert!(off <= tolerance, "{}: {off} > {tolerance}", case.name);
-            for chunk in [1, 7, 64] {
-                let parts = logits(&model, &policy, &case.tokens, chunk).expect("runs");
+            for sizes in chunks {
+                let parts = logits(&model, &policy, &case.tokens, sizes).expect("runs");
                 let off = farthest(&parts, &case.expected);
-                assert!(off <= tolerance, "{} by {chunk}: {off}", case.name);
+                assert!(off <= tolerance, "{} by {sizes:?}: {off}", case.name);
             }
             for (layer, policy) in policy.attention() {
                 let counts = policy.counts.get();
@@ -44,9 +44,9 @@ fn forget<B: AttentionBackend>(device: &B::Device) {
     let tokens: Vec<u32> = (0..420).map(|i| i * i * 7 % 251).collect();
     for case in cases("mistral") {
         let policy = policy(&model, &case);
-        let whole = logits(&model, &policy, &tokens, tokens.len()).expect("runs");
+        let whole = logits(&model, &policy, &tokens, &[tokens.len()]).expect("runs");
         for chunk in [7, 64] {
-            let parts = logits(&model, &policy, &tokens, chunk).expect("runs");
+            let parts = logits(&model, &policy, &tokens, &[chunk]).expect("runs");
             let off = farthest(&parts, &whole);
             assert!(off <= 1e-4, "{} by {chunk}: {off}", case.name);
         }
@@ -71,24 +71,24 @@ fn cuda_forgets() {
 
 #[test]
 fn cpu() {
-    agree::<burn_flex::Flex>(&Default::default(), &MODELS);
+    agree::<burn_flex::Flex>(&Default::default(), &MODELS, &CHUNKS);
 }
 
 // Two tests, since one leaves a core idle for minutes.
 #[test]
 fn vulkan() {
-    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[..7]);
+    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[..7], &MIXED);
 }
 
 #[test]
 fn vulkan_of_other_models() {
-    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[7..]);
+    agree::<burn_wgpu::Vulkan>(&burn_wgpu::WgpuDevice::Cpu, &MODELS[7..], &MIXED);
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
 fn cuda() {
-    agree::<burn_cuda::Cuda>(&Default::default(), &MODELS);
+    agree::<burn_cuda::Cuda>(&Default::default(), &MODELS, &CHUNKS);
 }
 
 /// Holds the mean distance, and the cosine at every position, within the fixtures' tolerances for
@@ -106,7 +106,7 @@ fn agree_in_bf16<B: AttentionBackend>(device: &B::Device) {
         let model = load::<B>(name, Dtype::Bf16, device);
         for case in cases(name) {
             let policy = policy(&model, &case);
-            let got = logits(&model, &policy, &case.tokens, case.tokens.len()).expect("runs");
+            let got = logits(&model, &policy, &case.tokens, &[case.tokens.len()]).expect("runs");
             let pairs = got.iter().zip(&case.expected);
             let off = pairs.map(|(a, b)| (a - b).abs()).sum::<f32>() / got.len() as f32;
             let vocabulary = got.len() / case.tokens.len();

@@ -23,7 +23,7 @@ fn twins_agree<B: AttentionBackend>(device: &B::Device, whole: bool) {
         for case in cases(name).iter().take(only) {
             let policy = policy(&model, case);
             for chunk in [case.tokens.len(), 7].into_iter().take(only) {
-                let got = logits(&model, &policy, &case.tokens, chunk).expect("runs");
+                let got = logits(&model, &policy, &case.tokens, &[chunk]).expect("runs");
                 let off = farthest(&got, &case.expected);
                 assert!(off <= tolerance, "{} by {chunk}: {off}", case.name);
             }
@@ -68,13 +68,13 @@ fn equal<B: AttentionBackend>(paths: [&Path; 2], name: &str, (device, brief): (&
     ];
     let chunks: &[usize] = if brief { &[40, 1] } else { &[40, 1, 7] };
     for policy in &policies[..if brief { 1 } else { 2 }] {
-        let want = logits(&plain, policy, &tokens, 40).expect("runs");
+        let want = logits(&plain, policy, &tokens, &[40]).expect("runs");
         let mean = want.iter().sum::<f32>() / want.len() as f32;
         let squares = want.iter().map(|x| (x - mean).powi(2)).sum::<f32>();
         let deviation = (squares / want.len() as f32).sqrt();
         assert!(deviation > 1e-3, "{name}: logits say nothing");
         for &chunk in chunks {
-            let got = logits(&packed, policy, &tokens, chunk).expect("runs");
+            let got = logits(&packed, policy, &tokens, &[chunk]).expect("runs");
             let off = farthest(&got, &want) / deviation;
             assert!(off <= 2e-4, "{name} by {chunk}: {off}");
         }
@@ -109,7 +109,7 @@ fn qwen3_5_of_mlx() {
     let model = open::<burn_flex::Flex>(dir.path(), &Default::default());
     let case = cases("qwen3_5").into_iter().next().expect("a case");
     let policy = policy(&model, &case);
-    let got = logits(&model, &policy, &case.tokens, case.tokens.len()).expect("runs");
+    let got = logits(&model, &policy, &case.tokens, &[case.tokens.len()]).expect("runs");
     let off = farthest(&got, &case.expected);
     assert!(off <= 1e-3, "{off}");
 }

@@ -98,16 +98,34 @@ pub(crate) fn policy<B: AttentionBackend>(model: &Model<B>, case: &Case) -> Poli
     }
 }
 
-/// The logits of all tokens, with the text cut into chunks of at most `chunk` tokens.
+/// Chunks of one, some and many tokens, each by themselves; and all in one run, for devices on which runs take long.
+pub(crate) const CHUNKS: [&[usize]; 3] = [&[1], &[7], &[64]];
+pub(crate) const MIXED: [&[usize]; 1] = [&[7, 1, 1, 64, 1]];
+
+/// A text cut into chunks of these sizes, in turn.
+pub(crate) fn cut<'a>(mut tokens: &'a [u32], sizes: &[usize]) -> Vec<&'a [u32]> {
+    let mut chunks = Vec::new();
+    for size in sizes.iter().cycle() {
+        if tokens.is_empty() {
+            break;
+        }
+        let (chunk, rest) = tokens.split_at(tokens.len().min(*size));
+        chunks.push(chunk);
+        tokens = rest;
+    }
+    chunks
+}
+
+/// The logits of all tokens, with the text cut into chunks of these sizes, in turn.
 pub(crate) fn logits<B: AttentionBackend>(
     model: &Model<B>,
     policy: &Policy,
     tokens: &[u32],
-    chunk: usize,
+    sizes: &[usize],
 ) -> Result<Vec<f32>, ModelError> {
     let mut state: State<B> = model.state(1, Some(tokens.len()), policy);
     let mut all = Vec::new();
-    for chunk in tokens.chunks(chunk) {
+    for chunk in cut(tokens, sizes) {
         let logits = model.forward(chunk, &mut state, policy, Logits::All)?;
         let data = logits.into_data().convert::<f32>();
         all.extend(data.into_vec::<f32>().expect("f32"));

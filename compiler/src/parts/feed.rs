@@ -67,15 +67,6 @@ impl Counter<'_> {
         let mut steps = vec![router, experts];
         if let Some(shared) = shape.shared {
             steps.extend(self.gated(f64::from(shared.intermediate)));
-            if shared.gated {
-                steps.extend(self.product([1.0, hidden], false));
-                // The sigmoid, and the product with it.
-                steps.push(Step {
-                    kernels: 2,
-                    ..self.over_rows(Part::Gates, 2.0 * bytes * (hidden + 1.0))
-                });
-            }
-            steps.push(self.over_rows(Part::Gates, 3.0 * bytes * hidden));
         }
         steps
     }

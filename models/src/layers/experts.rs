@@ -4,9 +4,10 @@ use super::{GatedMlp, Projection, activation, around, float, one, primitive};
 use crate::Profile;
 use crate::loader::{Loader, Matrix};
 use burn::prelude::*;
-use burn::tensor::activation::sigmoid;
 use burn::tensor::ops::FloatTensor;
-use butterfly::ops::{Activation, Experts as Operands, Operation, Route, Sections};
+use butterfly::ops::{
+    Activation, Experts as Operands, Operation, Route, Sections, Shared as Beside,
+};
 use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes, Part};
 
@@ -42,8 +43,8 @@ struct Weights<B: Backend> {
 #[derive(Clone, Debug)]
 struct Shared<B: Backend> {
     mlp: GatedMlp<B>,
-    /// [1, H].
-    gate: Option<Projection<B>>,
+    /// [H], in f32.
+    gate: Option<Tensor<B, 1>>,
 }
 
 impl<B: AttentionBackend> Experts<B> {
@@ -92,10 +93,8 @@ impl<B: AttentionBackend> Experts<B> {
                 true => &names[0],
                 false => &names[1],
             };
-            let gate = shared.gated.then(|| {
-                let part = (format!("{at}.shared_expert_gate.weight"), 1);
-                Projection::new(loader.weight(&[part], hidden))
-            });
+            let gate = format!("{at}.shared_expert_gate.weight");
+            let gate = shared.gated.then(|| loader.row(&gate, hidden));
             let wide = shared.intermediate as usize;
             let names = ["gate_proj", "up_proj"];
             let mlp = GatedMlp::load(loader, name, &names, [hidden, wide], Activation::Silu);
@@ -137,6 +136,12 @@ impl<B: AttentionBackend> Experts<B> {
             let ids = ids.into_data().to_vec::<i32>();
             profile.chose(self.layer, self.count, &ids.unwrap_or_default());
         }
+        let shared = match &self.shared {
+            None => None,
+            Some(Shared { mlp, gate }) => {
+                Some((mlp.forward(x.clone(), plan, profile)?, gate.clone()))
+            }
+        };
         let routed = profile.part::<B, _>(Part::Experts, &device, || {
             let operation = Operation::Experts(Operands {
                 count: self.count,
@@ -144,28 +149,23 @@ impl<B: AttentionBackend> Experts<B> {
                 outer: self.outer.sections.clone(),
                 activation: self.activation,
                 biased: self.biases.is_some(),
+                shared: match &shared {
+                    None => Beside::None,
+                    Some((_, None)) => Beside::Rows,
+                    Some((_, Some(_))) => Beside::Gated,
+                },
                 products: plan.map(Plan::grouped).unwrap_or_default(),
             });
             let weights = self.inner.tensors.iter().chain(&self.outer.tensors);
             let biases = self.biases.iter().flatten().cloned().map(primitive);
-            let inputs = [primitive(x.clone())].into_iter().chain(choice);
-            let inputs = inputs.chain(weights.cloned()).chain(biases);
+            let shared = shared
+                .into_iter()
+                .flat_map(|(rows, gate)| [primitive(rows)].into_iter().chain(gate.map(primitive)));
+            let inputs = [primitive(x)].into_iter().chain(choice);
+            let inputs = inputs.chain(weights.cloned()).chain(biases).chain(shared);
             around::<B>(operation, inputs.collect())
         })?;
-        let routed: Tensor<B, 3> = one(routed)?;
-        let Some(Shared { mlp, gate }) = &self.shared else {
-            return Ok(routed);
-        };
-        let shared = mlp.forward(x.clone(), plan, profile)?;
-        let shared = match gate {
-            None => shared,
-            Some(gate) => {
-                let gate =
-                    profile.part::<B, _>(Part::Projections, &device, || gate.forward(x, None))?;
-                profile.part::<B, _>(Part::Gates, &device, || shared * sigmoid(gate))
-            }
-        };
-        Ok(profile.part::<B, _>(Part::Gates, &device, || routed + shared))
+        one(routed)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{Loader, Matrix, Pass};
 use crate::layers::Weight;
 use crate::weights::upload::Taken;
 use burn::prelude::*;
+use burn::tensor::{DType, TensorPrimitive};
 use butterfly::AttentionBackend;
 use butterfly::ops::{Part, Storage, Up};
 
@@ -24,6 +25,18 @@ impl<B: AttentionBackend> Loader<'_, B> {
         let tensor = self.in_floats(&stored, rows, name);
         let tensor = tensor.unwrap_or_else(|| self.placeholder());
         self.dense(tensor, shape)
+    }
+
+    /// A single row of floats in f32, whatever it is stored as.
+    pub(crate) fn row(&mut self, name: &str, columns: usize) -> Tensor<B, 1> {
+        let stored = self.unpacked(name, [1, columns]);
+        match (self.pass, stored.tensors.first()) {
+            (Pass::Load, Some(row)) => {
+                let row = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(row.clone()));
+                row.reshape([columns]).cast(DType::F32)
+            }
+            (Pass::Check, _) | (_, None) => self.placeholder(),
+        }
     }
 
     /// The weight of latent attention that makes keys and values, from two tensors with a matrix of each head: Kᵀ

@@ -1,6 +1,6 @@
 //! Experts on the host.
 
-use super::{Experts, Route, Section};
+use super::{Experts, Route, Section, Shared};
 use crate::flex::elements::{Stored, elements, floats, rounded, sigmoid, tensor};
 use crate::gate::flex::activate;
 use crate::linear::flex::Bytes;
@@ -152,7 +152,31 @@ pub(crate) fn experts<E: Stored>(op: &Experts, inputs: &[FlexTensor]) -> Vec<Fle
             out.iter_mut().zip(row).for_each(|(y, x)| *y += weight * x);
         }
     }
+    add_shared::<E>(op.shared, inputs, &x, &mut y);
     vec![rounded::<E>(y, shape)]
+}
+
+/// Adds what is shared to the rows of y; `inputs` end with it.
+fn add_shared<E: Stored>(shared: Shared, inputs: &[FlexTensor], x: &[f32], y: &mut [f32]) {
+    let hidden = *inputs[0].shape().last().expect("rows");
+    let (rows, gate) = match (shared, inputs) {
+        (Shared::Rows, [.., rows]) => (rows, None),
+        (Shared::Gated, [.., rows, gate]) => (rows, Some(elements::<f32>(gate))),
+        _ => return,
+    };
+    let rows = elements::<E>(rows);
+    let rows = floats(&rows);
+    let all = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+    for ((y, x), row) in all.zip(rows.chunks_exact(hidden)) {
+        let factor = match &gate {
+            None => 1.0,
+            Some(gate) => {
+                let logit: f32 = x.iter().zip(gate.iter()).map(|(x, g)| x * g).sum();
+                1.0 / (1.0 + (-logit).exp())
+            }
+        };
+        y.iter_mut().zip(row).for_each(|(y, x)| *y += factor * x);
+    }
 }
 
 /// The rows of an expert, of `k` elements each.

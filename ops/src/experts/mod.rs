@@ -36,8 +36,8 @@ pub struct Route {
 
 /// Rows through their experts: x `[.., H]`, ids `[.., k]` in i32 from 0 to below `count` (others stand for the last
 /// expert), weights `[.., k]` in f32; the tensors of the inner weights, of which each expert has 2 I rows of H elements,
-/// and of the outer weights, H rows of I; if `biased`, two more in f32, `[count, 2 I]` and `[count, H]` → the sum of
-/// weight * expert(x) over the chosen experts, `[.., H]` in x's type.
+/// and of the outer weights, H rows of I; if `biased`, two more in f32, `[count, 2 I]` and `[count, H]`; what is
+/// `shared` → the sum of weight * expert(x) over the chosen experts and of what is shared, `[.., H]` in x's type.
 #[derive(Clone, Debug)]
 pub struct Experts {
     /// Number of experts.
@@ -50,8 +50,31 @@ pub struct Experts {
     pub activation: Activation,
     /// Whether there are biases.
     pub biased: bool,
+    /// What the expert that computes for every row adds.
+    pub shared: Shared,
     /// Generated kernels for 16-bit floats on Hopper.
     pub products: GroupedProducts,
+}
+
+/// What is added to the sum over the chosen experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shared {
+    /// Nothing.
+    None,
+    /// Rows, one more input `[.., H]` in x's type.
+    Rows,
+    /// Such rows, each multiplied with sigmoid(x g): one more input g, `[H]` in f32.
+    Gated,
+}
+
+impl Shared {
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::Rows => &["shared"],
+            Self::Gated => &["shared", "shared gate"],
+        }
+    }
 }
 
 /// Some rows of the weight of each expert, stored in one way.
@@ -254,7 +277,7 @@ impl Experts {
             false => &[],
         };
         let given = ["x", "ids", "weights"].iter().chain(tensors).chain(biases);
-        given.copied().collect()
+        given.chain(self.shared.names()).copied().collect()
     }
 
     /// I, the inner size of an expert.
@@ -295,6 +318,15 @@ impl Experts {
                 inputs.is(i, &[self.count, length])?;
                 inputs.has(i, DType::F32)?;
             }
+            at += 2;
+        }
+        if self.shared != Shared::None {
+            inputs.is(at, inputs.shape(0))?;
+            inputs.has(at, dtype)?;
+        }
+        if self.shared == Shared::Gated {
+            inputs.is(at + 1, &[hidden])?;
+            inputs.has(at + 1, DType::F32)?;
         }
         Ok(vec![(inputs.inputs[0].0.clone(), dtype)])
     }

@@ -78,7 +78,6 @@ pub(crate) fn activate<R: CubeRuntime, F: FloatElement>(
     shape[last] /= 2;
     let n = shape[last];
     let out = empty(x, shape, F::dtype());
-    let count = out.meta.num_elements();
     let (alpha, limit, kind) = match activation {
         Activation::Silu => (0.0, 0.0, Kind::Silu),
         Activation::Gelu => (0.0, 0.0, Kind::Gelu),
@@ -94,6 +93,11 @@ pub(crate) fn activate<R: CubeRuntime, F: FloatElement>(
         } => (alpha, limit, Kind::Alternate),
     };
     let (ids, biases) = bias.unwrap_or((x, x));
+    let lanes = match kind {
+        Kind::Alternate => 1,
+        Kind::Silu | Kind::Gelu | Kind::Clamped => lanes(n),
+    };
+    let count = out.meta.num_elements() / lanes;
     if count > 0 {
         // SAFETY: units beyond the last element do nothing; without biases any buffers stand for them and for ids.
         unsafe {
@@ -105,16 +109,18 @@ pub(crate) fn activate<R: CubeRuntime, F: FloatElement>(
                 &x.client,
                 grid((count as u32).div_ceil(UNITS)),
                 CubeDim::new_1d(UNITS),
+                lanes,
                 array(x),
                 words(ids),
                 words(biases),
                 array(&out),
                 count as u32,
-                n as u32,
+                (n / lanes) as u32,
                 alpha,
                 limit,
                 kind,
-                bias.is_some(),
+                lanes as u32,
+                bias.map(|(_, biases)| biases.meta.shape()[0] as u32),
             );
         }
     }
@@ -131,48 +137,60 @@ enum Kind {
     Alternate,
 }
 
+/// Rows of `out` are `width` vectors; `experts` are those that have biases, if they have.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn activate_kernel<F: Float>(
-    x: &Array<F>,
+fn activate_kernel<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
     ids: &Array<i32>,
-    biases: &Array<f32>,
-    out: &mut Array<F>,
+    biases: &Array<Vector<f32, N>>,
+    out: &mut Array<Vector<F, N>>,
     count: u32,
-    n: u32,
+    width: u32,
     alpha: f32,
     limit: f32,
     #[comptime] kind: Kind,
-    #[comptime] biased: bool,
+    #[comptime] lanes: u32,
+    #[comptime] experts: Option<u32>,
 ) {
     let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
     if at < count {
-        let row = at / n;
-        let mut gate_at = at % n;
-        let mut value_at = gate_at + n;
+        let row = at / width;
+        let mut gate_at = at % width;
+        let mut value_at = gate_at + width;
         if comptime!(kind == Kind::Alternate) {
             gate_at *= 2u32;
             value_at = gate_at + 1u32;
         }
-        let mut gate = f32::cast_from(x[(2u32 * row * n + gate_at) as usize]);
-        let mut value = f32::cast_from(x[(2u32 * row * n + value_at) as usize]);
-        if comptime!(biased) {
-            let experts = u32::cast_from(biases.len()) / (2u32 * n);
-            let start = expert_of(ids, row, experts) * 2u32 * n;
-            gate += biases[(start + gate_at) as usize];
-            value += biases[(start + value_at) as usize];
+        let mut gates = Vector::<f32, N>::cast_from(x[(2u32 * row * width + gate_at) as usize]);
+        let mut values = Vector::<f32, N>::cast_from(x[(2u32 * row * width + value_at) as usize]);
+        if comptime!(experts.is_some()) {
+            let experts = comptime!(experts.unwrap_or(1)).runtime();
+            let start = expert_of(ids, row, experts) * 2u32 * width;
+            gates += biases[(start + gate_at) as usize];
+            values += biases[(start + value_at) as usize];
         }
-        let gated = if comptime!(kind == Kind::Silu) {
-            gate / (1.0f32 + (-gate).exp()) * value
-        } else if comptime!(kind == Kind::Gelu) {
-            let inner = comptime!(2.0 * ROOT).runtime() * (gate + 0.044715f32 * gate * gate * gate);
-            // (1 + tanh(u)) / 2 as a sigmoid, without the cancellation of 1 + tanh(u) for negative numbers.
-            gate / (1.0f32 + (-inner).exp()) * value
-        } else {
-            let gate = min(gate, limit);
-            gate / (1.0f32 + (-alpha * gate).exp()) * (clamp(value, -limit, limit) + 1.0f32)
-        };
-        out[at as usize] = F::cast_from(gated);
+        let mut gated = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for lane in 0..lanes {
+            let (gate, value) = (gates[lane as usize], values[lane as usize]);
+            gated[lane as usize] = activated(gate, value, alpha, limit, kind);
+        }
+        out[at as usize] = Vector::<F, N>::cast_from(gated);
+    }
+}
+
+#[cube]
+fn activated(gate: f32, value: f32, alpha: f32, limit: f32, #[comptime] kind: Kind) -> f32 {
+    if comptime!(kind == Kind::Silu) {
+        gate / (1.0f32 + (-gate).exp()) * value
+    } else if comptime!(kind == Kind::Gelu) {
+        let inner = comptime!(2.0 * ROOT).runtime() * (gate + 0.044715f32 * gate * gate * gate);
+        // (1 + tanh(u)) / 2 as a sigmoid, without the cancellation of 1 + tanh(u) for negative numbers.
+        gate / (1.0f32 + (-inner).exp()) * value
+    } else {
+        let gate = min(gate, limit);
+        gate / (1.0f32 + (-alpha * gate).exp()) * (clamp(value, -limit, limit) + 1.0f32)
     }
 }
 

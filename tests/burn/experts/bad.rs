@@ -5,7 +5,9 @@ use crate::Vulkan;
 use burn::tensor::{DType, Shape};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::ops::{Activation, Experts, Operation as LayerOperation, Route, Section, Storage};
+use butterfly::ops::{
+    Activation, Experts, Operation as LayerOperation, Route, Section, Shared, Storage,
+};
 use butterfly::{AttentionBackend, Operation};
 use butterfly_ir::model::{ExpertGroups, Router, Scores};
 
@@ -166,7 +168,7 @@ fn section(storage: Storage, rows: usize) -> Section {
     }
 }
 
-/// Four experts, H 16 and I 24, for three rows of which each has chosen two, with biases.
+/// Four experts, H 16 and I 24, for three rows of which each has chosen two, with biases and a gated shared one.
 fn experts() -> (Experts, Inputs) {
     let experts = Experts {
         count: 4,
@@ -174,6 +176,7 @@ fn experts() -> (Experts, Inputs) {
         outer: [section(DENSE, 16)].into(),
         activation: Activation::Silu,
         biased: true,
+        shared: Shared::Gated,
         products: Default::default(),
     };
     let inputs = vec![
@@ -184,6 +187,8 @@ fn experts() -> (Experts, Inputs) {
         tensor(&[64, 24], DType::F32),
         tensor(&[4, 48], DType::F32),
         tensor(&[4, 16], DType::F32),
+        tensor(&[1, 3, 16], DType::F32),
+        tensor(&[16], DType::F32),
     ];
     (experts, inputs)
 }
@@ -208,7 +213,7 @@ fn rows_and_choices_that_do_not_fit() {
     refuses(&[
         (
             |_, inputs| inputs.truncate(6),
-            "takes 7 tensors (x, ids, weights, weight, weight, inner bias, outer bias), but 6 are given",
+            "takes 9 tensors (x, ids, weights, weight, weight, inner bias, outer bias, shared, shared gate), but 6 are given",
         ),
         (
             |_, inputs| inputs[0].1 = DType::I32,
@@ -245,6 +250,22 @@ fn rows_and_choices_that_do_not_fit() {
         (
             |_, inputs| inputs[2].1 = DType::BF16,
             "`weights` is BF16, expected F32",
+        ),
+        (
+            |_, inputs| inputs[7] = tensor(&[1, 2, 16], DType::F32),
+            "`shared` has shape [1, 2, 16], expected [1, 3, 16]",
+        ),
+        (
+            |_, inputs| inputs[7].1 = DType::BF16,
+            "`shared` is BF16, expected F32",
+        ),
+        (
+            |_, inputs| inputs[8] = tensor(&[1, 16], DType::F32),
+            "`shared gate` has shape [1, 16], expected [16]",
+        ),
+        (
+            |_, inputs| inputs[8].1 = DType::BF16,
+            "`shared gate` is BF16, expected F32",
         ),
         (
             |experts, _| experts.count = 0,

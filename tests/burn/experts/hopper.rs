@@ -5,7 +5,7 @@ use super::weights::{AFFINE, BF16, F16, FLOAT8, MICROSCALED};
 use super::{agrees, clamped};
 use crate::Cuda;
 use burn::tensor::DType;
-use butterfly::ops::{Activation, Storage};
+use butterfly::ops::{Activation, Shared, Storage};
 
 /// Rows of 320, 512 and 640 of a weight, whole and in two sections, of whole squares and not.
 fn layers(storage: Storage) -> [Layer; 3] {
@@ -16,6 +16,7 @@ fn layers(storage: Storage) -> [Layer; 3] {
             outer: storage,
             activation,
             biased,
+            shared: if biased { Shared::Rows } else { Shared::Gated },
             joined: true,
         })
     };

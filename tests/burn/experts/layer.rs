@@ -6,7 +6,7 @@ use crate::gates::gated;
 use crate::values::{data, floats, integers, number, rounded};
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
-use butterfly::ops::{Activation, Experts, Operation as LayerOperation, Storage};
+use butterfly::ops::{Activation, Experts, Operation as LayerOperation, Shared, Storage};
 use butterfly::{AttentionBackend, Plan, run};
 
 /// What sets a layer of experts apart.
@@ -19,6 +19,7 @@ pub(super) struct Kind {
     pub(super) outer: Storage,
     pub(super) activation: Activation,
     pub(super) biased: bool,
+    pub(super) shared: Shared,
     /// Whether tensors hold the rows of all experts.
     pub(super) joined: bool,
 }
@@ -56,6 +57,7 @@ impl Layer {
             outer: [self.outer.section].into(),
             activation: self.kind.activation,
             biased: self.kind.biased,
+            shared: self.kind.shared,
             products: Plan::dense().grouped(),
         })
     }
@@ -80,6 +82,13 @@ impl Layer {
             for (bias, n) in [(inner, 2 * size), (outer, hidden)] {
                 inputs.push(floats::<B>(bias, &[COUNT, n], DType::F32, device));
             }
+        }
+        if self.kind.shared != Shared::None {
+            let shape = [1, given.rows, hidden];
+            inputs.push(floats::<B>(&given.shared, &shape, dtype, device));
+        }
+        if self.kind.shared == Shared::Gated {
+            inputs.push(floats::<B>(&gate(hidden), &[hidden], DType::F32, device));
         }
         inputs
     }
@@ -118,8 +127,33 @@ impl Layer {
                 *y += f64::from(*weight) * outer;
             }
         }
+        if self.kind.shared == Shared::None {
+            return y;
+        }
+        let gate = gate(hidden);
+        let rows = y.chunks_mut(hidden).zip(given.x.chunks(hidden));
+        for ((y, x), shared) in rows.zip(given.shared.chunks(hidden)) {
+            let factor = match self.kind.shared {
+                Shared::None | Shared::Rows => 1.0,
+                Shared::Gated => {
+                    let products = x
+                        .iter()
+                        .zip(&gate)
+                        .map(|(x, g)| f64::from(*x) * f64::from(*g));
+                    1.0 / (1.0 + (-products.sum::<f64>()).exp())
+                }
+            };
+            for (y, shared) in y.iter_mut().zip(shared) {
+                *y += factor * f64::from(*shared);
+            }
+        }
         y
     }
+}
+
+/// What x is multiplied with for the gate of what is shared.
+fn gate(hidden: usize) -> Vec<f32> {
+    (0..hidden).map(|i| 0.3 * number(i + 77)).collect()
 }
 
 /// How many rows there are, and experts for each of them.
@@ -146,6 +180,8 @@ pub(super) struct Given {
     pub(super) rows: usize,
     pub(super) each: usize,
     pub(super) x: Vec<f32>,
+    /// What an expert for every row gives.
+    pub(super) shared: Vec<f32>,
     pub(super) ids: Vec<i32>,
     pub(super) weights: Vec<f32>,
 }
@@ -165,6 +201,9 @@ impl Choice {
             each,
             x: (0..rows * hidden)
                 .map(|i| rounded(dtype, number(i)))
+                .collect(),
+            shared: (0..rows * hidden)
+                .map(|i| rounded(dtype, number(i + 5)))
                 .collect(),
             ids: (0..rows * each).map(id).collect(),
             weights: (0..rows * each).map(|i| 0.5 + 0.4 * number(i)).collect(),

@@ -12,7 +12,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::ops::{Activation, Storage};
+use butterfly::ops::{Activation, Shared, Storage};
 use butterfly::{AttentionBackend, run};
 use layer::{Choice, Given, Kind, Layer, alone, spread};
 use weights::{AFFINE, BF16, DENSE, F16, FLOAT8, MXFP4, Q4_0};
@@ -81,6 +81,7 @@ fn kinds(joined: bool) -> Vec<Kind> {
             outer: stored(sizes[1]),
             activation: activations[a],
             biased: (s + a.div_ceil(2)).is_multiple_of(2),
+            shared: [Shared::None, Shared::Gated, Shared::Rows][(s + a) % 3],
             joined: joined || !i.is_multiple_of(3),
         }
     };
@@ -114,6 +115,7 @@ fn alternating() -> Layer {
         outer: DENSE,
         activation: clamped(true),
         biased: true,
+        shared: Shared::None,
         joined: true,
     })
 }
@@ -126,25 +128,54 @@ fn vulkan_agrees_with_f64() {
         agrees::<Vulkan>(layer, choices, (DType::F32, 1e-4), &device);
     };
     check(&alternating(), &[spread(3, 2), spread(40, 2), alone(200)]);
-    let layer = |sizes, inner, outer, activation, biased| {
+    let layer = |sizes, inner, outer, activation, biased, shared| {
         Layer::new(Kind {
             sizes,
             inner,
             outer,
             activation,
             biased,
+            shared,
             joined: true,
         })
     };
-    let other = layer([32, 64], vec![Q4_0; 2], MXFP4, Activation::Gelu, false);
+    let other = layer(
+        [32, 64],
+        vec![Q4_0; 2],
+        MXFP4,
+        Activation::Gelu,
+        false,
+        Shared::Rows,
+    );
     check(&other, &[spread(3, 2)]);
-    let other = layer([64, 32], vec![AFFINE], FLOAT8, Activation::Silu, true);
+    let other = layer(
+        [64, 32],
+        vec![AFFINE],
+        FLOAT8,
+        Activation::Silu,
+        true,
+        Shared::Gated,
+    );
     check(&other, &[spread(40, 2)]);
     // Experts whose squares of 128 rows and columns are two by two.
-    let other = layer([256, 128], vec![FLOAT8], Q4_0, clamped(false), false);
+    let other = layer(
+        [256, 128],
+        vec![FLOAT8],
+        Q4_0,
+        clamped(false),
+        false,
+        Shared::None,
+    );
     check(&other, &[spread(1, 2)]);
     // Rows that end within a step of the product, and sections that differ.
-    let other = layer([72, 24], vec![F16, DENSE], DENSE, Activation::Silu, false);
+    let other = layer(
+        [72, 24],
+        vec![F16, DENSE],
+        DENSE,
+        Activation::Silu,
+        false,
+        Shared::Gated,
+    );
     check(&other, &[spread(40, 2)]);
 }
 

@@ -18,7 +18,7 @@ mod tiles;
 
 pub(crate) use route::route;
 
-use super::{Experts, Section};
+use super::{Experts, Section, Shared};
 use crate::OperationError;
 use crate::cube::launch::empty;
 use crate::gate::cube::activate;
@@ -67,6 +67,11 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     };
     let (inner, outer) = (stored(&op.inner), stored(&op.outer));
     let biases = op.biased.then(|| [next(), next()]);
+    let added = match op.shared {
+        Shared::None => None,
+        Shared::Rows => Some((next(), None)),
+        Shared::Gated => Some((next(), Some(next()))),
+    };
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
     let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, Units::of::<R, F>(&x)));
@@ -93,7 +98,7 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     let bias = |i: usize| biases.as_ref().map(|biases| (&ids, &biases[i]));
     let gated = activate::<R, F>(&wide, op.activation, bias(0));
     let rows = times(&gated, 1, &outer, size, hidden)?;
-    combine::combine::<R, F>(&rows, &weights, bias(1), &y);
+    combine::combine::<R, F>(&rows, &weights, bias(1), &x, added.as_ref(), &y);
     Ok(vec![y])
 }
 
