@@ -32,11 +32,13 @@ use std::fmt;
 /// # Few
 /// For a few pairs, each by itself, or for M rows of x, at most [`few_rows`](Self::few_rows), times one weight. Arguments:
 ///
-/// - x and the tensors of the weight, as above;
+/// - x and the tensors of the weight, as above, and three tensors of a second half of its rows; any tensors without;
 /// - ids, the expert of each pair, u32 `[P]`, of which those beyond E stand for the last one; any tensor without experts;
 /// - y `[P, width]`, or `[M, width]`;
 /// - by value, as i32: N; E, or 0 without experts; M, which is 1 with experts; the row of x and y that is the first of
-///   the M; `share`, the column, `width`, and a 0.
+///   the M; `share`, the column, `width`, and whether there are gates: 0 for none; 1 if an expert has 2 N rows, of which
+///   the first half gates the second (in FP8, N is a multiple of 16 then); 2 if the second half has tensors of its own.
+///   A product is multiplied with silu of its gate then.
 ///
 /// Only rows of x and tensors of the weight start at multiples of 16 bytes; N, the column and the width are any. A
 /// workgroup has [`FEW_WARPS`](Self::FEW_WARPS) warps that multiply, [`split`](FewLayout::split) of which share 16 rows of
@@ -114,8 +116,8 @@ impl Grouped {
     /// The most stages of its ring.
     pub const FEW_STAGES: u32 = 8;
 
-    /// Its threads: those of these warps, and of two that fill the ring.
-    pub const FEW_THREADS: u32 = (Self::FEW_WARPS + 2) * 32;
+    /// Its threads: those of these warps, and of a warpgroup of which two warps fill the ring.
+    pub const FEW_THREADS: u32 = (Self::FEW_WARPS + 4) * 32;
 
     /// The macro that chooses one kernel of the text.
     pub const ONLY: &str = "BUTTERFLY_ONLY";

@@ -20,7 +20,7 @@ pub use launch::{
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use launch::{
-    DeltaTensors, DeltaTokens, DeviceTable, FewPairs, FewSizes, FewTensors, GroupedSizes,
+    DeltaTensors, DeltaTokens, DeviceTable, FewGates, FewPairs, FewSizes, FewTensors, GroupedSizes,
     GroupedTensors, Launches, Multiply, ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer,
     Scoring, ScoringTensors, Tensors, Written, enqueue,
 };

@@ -5,7 +5,7 @@ use crate::values::{bits, floats, number, rounded};
 use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensorOps};
 use burn::tensor::{DType, TensorPrimitive};
-use butterfly::ops::{Operation, Packed, Part, Products, Project, Rows, Storage};
+use butterfly::ops::{Activation, Operation, Packed, Part, Products, Project, Rows, Storage};
 use butterfly::{AttentionBackend, Plan, run};
 use butterfly_ir::Dtype;
 use half::{bf16, f16};
@@ -143,7 +143,13 @@ fn cuda_a_few_rows_times_packed_weights_agree_with_f64() {
                 Packed::Affine { group, .. } => group as usize,
                 _ => 64,
             };
-            for (columns, rows) in [(64, 40), (64 * 5, 200), (64 * 33, 1003), (4096, 320)] {
+            for (columns, rows) in [
+                (64, 40),
+                (64 * 5, 200),
+                (64 * 33, 1003),
+                (4096, 320),
+                (64 * 96, 35),
+            ] {
                 let columns = columns / group.max(64) * group.max(64);
                 if columns == 0 {
                     continue;
@@ -170,12 +176,7 @@ fn cuda_a_few_rows_times_packed_weights_agree_with_f64() {
                     for (i, got) in y.iter().enumerate() {
                         let x = &x[i / n * columns..][..columns];
                         let w = &values[i % n * columns..][..columns];
-                        let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
-                        let (mut want, mut size) = (0.0, 0.0);
-                        terms.for_each(|term| {
-                            want += term;
-                            size += term.abs();
-                        });
+                        let [want, size] = exact(x, w);
                         let off = (f64::from(*got) - want).abs();
                         assert!(
                             off <= most * size,
@@ -192,6 +193,58 @@ fn cuda_a_few_rows_times_packed_weights_agree_with_f64() {
         for dtype in ["bf16", "f16"] {
             let kernel = format!("cuda:sm_90a products with packed weights {dtype} {format} 4096");
             assert!(made.contains(&kernel), "{kernel}: {made:?}");
+        }
+    }
+}
+
+/// The sum of products in f64, and that of their magnitudes.
+fn exact(x: &[f32], w: &[f32]) -> [f64; 2] {
+    let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+    terms.fold([0.0, 0.0], |[sum, size], term| {
+        [sum + term, size + term.abs()]
+    })
+}
+
+/// The second half of the rows, gated by the first, of whole tiles and not; of FP8 others are two products and a gate.
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_a_few_gated_rows_agree_with_f64() {
+    let device = Default::default();
+    for (dtype, most) in [(DType::BF16, 4e-3), (DType::F16, 1e-3)] {
+        for packed in FORMATS {
+            for (columns, n) in [(128, 48), (128 * 17, 203), (4096, 176), (64 * 96, 16)] {
+                let weight = Weight::new(packed, [2 * n, columns]);
+                let values = weight.values();
+                let Operation::Project(plain) = project(&[&weight]) else {
+                    unreachable!("a product");
+                };
+                let operation = Operation::Project(Project {
+                    gate: Some(Activation::Silu),
+                    ..plain
+                });
+                for m in [1, 5, 8] {
+                    let x: Vec<f32> = (0..m * columns)
+                        .map(|i| rounded(dtype, number(i + 9)))
+                        .collect();
+                    let mut inputs = vec![floats::<Cuda>(&x, &[m, columns], dtype, &device)];
+                    inputs.extend(weight.upload(&device));
+                    let y = product(&operation, inputs);
+                    let y = Tensor::<Cuda, 2>::from_primitive(TensorPrimitive::Float(y));
+                    for (i, got) in crate::numbers(&y).iter().enumerate() {
+                        let x = &x[i / n * columns..][..columns];
+                        let of = |row: usize| exact(x, &values[row * columns..][..columns]);
+                        let ([gate, of_gate], [value, of_value]) = (of(i % n), of(n + i % n));
+                        let silu = gate / (1.0 + (-gate).exp());
+                        let size = silu.abs() * of_value + 1.1 * value.abs() * of_gate;
+                        let off = (f64::from(*got) - silu * value).abs();
+                        assert!(
+                            off <= most * size,
+                            "{packed:?} {dtype:?} [{m}, {columns}] x {n}, {i}: {got}, not {}",
+                            silu * value
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{Grouped, GroupedFormat};
 use crate::contract::MOST_SHARED;
 
 /// Steps of a row that are copied at once: whole rows of up to so many, else two for each warp.
-const MOST_WHOLE_STEPS: u64 = 48;
+const MOST_WHOLE_STEPS: u64 = 32;
 /// Rows of so many bytes are copied one by one.
 const LONG_ROW: u64 = 2048;
 /// Bytes of a row in a step: four lanes have 16 each.

@@ -13,7 +13,7 @@
 mod dense_few;
 mod gate;
 
-use super::few::{self, Pairs};
+use super::few::{self, Pairs, Rows};
 use super::hopper::{self, Matrix};
 use super::{Embed, Packed, Part, Products, Project, Storage, packed};
 use crate::Activation;
@@ -127,7 +127,14 @@ fn times<R: CubeRuntime + Launches, F: FloatElement>(
         match weight {
             Weight::Packed(weight) if m <= FEW => {
                 let words = weight.of_rows(*rows);
-                if !few::multiply::<R, F>(&x, &words, Pairs::Rows, &y, column, &op.grouped)? {
+                if !few::multiply::<R, F>(
+                    &x,
+                    Rows::All(&words),
+                    Pairs::Rows,
+                    &y,
+                    column,
+                    &op.grouped,
+                )? {
                     weight.times_few::<F>(&x, &y, *rows, column);
                 }
             }

@@ -26,11 +26,26 @@ pub(crate) enum Pairs<'a, R: CubeRuntime> {
     },
 }
 
+/// The rows of the weight, or of that of an expert.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only those kernels read it")
+)]
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'a, R: CubeRuntime> {
+    /// All of them.
+    All(&'a Words<'a, R>),
+    /// The second half, multiplied with silu of the products of the first.
+    Gated(&'a Words<'a, R>),
+    /// Those of the second weight, multiplied with silu of the products of the first, which is stored in the same way.
+    GatedBy([&'a Words<'a, R>; 2]),
+}
+
 /// Without CUDA there is no Hopper.
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     _: &CubeTensor<R>,
-    _: &Words<'_, R>,
+    _: Rows<'_, R>,
     _: Pairs<'_, R>,
     _: &CubeTensor<R>,
     _: usize,
@@ -50,13 +65,22 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
 #[cfg(feature = "cuda")]
 pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     x: &CubeTensor<R>,
-    weight: &Words<'_, R>,
+    rows: Rows<'_, R>,
     pairs: Pairs<'_, R>,
     y: &CubeTensor<R>,
     column: usize,
     products: &GroupedProducts,
 ) -> Result<bool, OperationError> {
-    use butterfly_runtime::{FewPairs, FewSizes, FewTensors};
+    use butterfly_runtime::{FewGates, FewPairs, FewSizes, FewTensors};
+
+    let (weight, apart, count, gates) = match rows {
+        Rows::All(weight) => (weight, weight, weight.rows, FewGates::None),
+        Rows::Gated(weight) => (weight, weight, weight.rows / 2, FewGates::Together),
+        Rows::GatedBy([weight, apart]) => (weight, apart, weight.rows, FewGates::Apart),
+    };
+    if apart.format != weight.format || apart.rows != weight.rows {
+        return Ok(false);
+    }
 
     let Some(dtype) = super::hopper::element::<R, F>(&x.client)? else {
         return Ok(false);
@@ -65,10 +89,12 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         return Ok(false);
     };
     let [words, scales, biases] = tensors(weight);
-    if ![x, words, scales, biases].into_iter().all(starts_whole) {
+    let apart = tensors(apart);
+    let given = [x, words, scales, biases].into_iter().chain(apart);
+    if !given.into_iter().all(starts_whole) {
         return Ok(false);
     }
-    let [count, width] = [0usize, 1].map(|i| y.meta.shape()[i]);
+    let [multiplied, width] = [0usize, 1].map(|i| y.meta.shape()[i]);
     let (ids, [experts, share]) = match pairs {
         Pairs::Rows => (None, [1, 1]),
         Pairs::Experts {
@@ -77,10 +103,10 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
             share,
         } => (Some(ids), [experts, share]),
     };
-    let counts = [weight.rows, count, width, column, experts, share].map(u32::try_from);
+    let counts = [count, multiplied, width, column, experts, share].map(u32::try_from);
     let [
         Ok(rows),
-        Ok(count),
+        Ok(multiplied),
         Ok(width),
         Ok(column),
         Ok(experts),
@@ -92,15 +118,16 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     let sizes = FewSizes {
         rows,
         pairs: match ids {
-            None => FewPairs::Rows(count),
+            None => FewPairs::Rows(multiplied),
             Some(_) => FewPairs::Experts {
                 experts,
-                pairs: count,
+                pairs: multiplied,
                 share,
             },
         },
         column,
         width,
+        gates,
     };
     let product = products.find(wanted)?;
     let Some(product) = product.filter(|product| product.takes_few(&sizes)) else {
@@ -111,6 +138,7 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         words: &words.handle,
         scales: &scales.handle,
         biases: &biases.handle,
+        apart: apart.map(|tensor| &tensor.handle),
         ids: &ids.unwrap_or(x).handle,
         y: &y.handle,
     };

@@ -2,7 +2,7 @@
 
 mod few;
 
-pub use few::{FewPairs, FewSizes, FewTensors};
+pub use few::{FewGates, FewPairs, FewSizes, FewTensors};
 
 use super::bind::long_enough;
 use super::ready::{Code, Image};

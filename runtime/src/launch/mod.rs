@@ -49,7 +49,9 @@ pub use cubins::{seed, seed_folder};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use delta_rule::{DeltaTensors, DeltaTokens, ReadyDeltaRule};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use grouped::{FewPairs, FewSizes, FewTensors, GroupedSizes, GroupedTensors, ReadyGrouped};
+pub use grouped::{
+    FewGates, FewPairs, FewSizes, FewTensors, GroupedSizes, GroupedTensors, ReadyGrouped,
+};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use product::{Multiply, ReadyProduct, Written};
 pub use ready::Ready;

@@ -7,8 +7,8 @@ use crate::Cuda;
 use burn::tensor::DType;
 use butterfly::ops::{Activation, Shared, Storage};
 
-/// Rows of 320, 512 and 640 of a weight, whole and in two sections, of whole squares and not.
-fn layers(storage: Storage) -> [Layer; 3] {
+/// Rows of a weight, whole and in two sections, of whole squares and not.
+fn layers(storage: Storage) -> [Layer; 4] {
     let layer = |sizes, sections, activation, biased| {
         Layer::new(Kind {
             sizes,
@@ -24,6 +24,8 @@ fn layers(storage: Storage) -> [Layer; 3] {
         layer([320, 256], 1, clamped(true), true),
         layer([256, 320], 2, Activation::Silu, false),
         layer([64, 128], 2, Activation::Gelu, true),
+        // Gates and what they gate in one section, of which a square of FP8 has rows of both.
+        layer([128, 192], 1, Activation::Silu, false),
     ]
 }
 

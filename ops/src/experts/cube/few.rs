@@ -2,10 +2,10 @@
 
 use super::tiles::Place;
 use crate::OperationError;
-use crate::cube::launch::{array, plane};
+use crate::cube::launch::{array, empty, plane};
 use crate::cube::unit::expert_of;
 use crate::experts::GroupedProducts;
-use crate::linear::few::{self, Pairs};
+use crate::linear::few::{self, Pairs, Rows};
 use crate::linear::packed::cube::{Format, ROWS, TOGETHER, UNITS, Words, eight, sum_of_row};
 use ::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
@@ -29,7 +29,7 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         experts,
         share,
     };
-    if few::multiply::<R, F>(x, weight, pairs, y, column, products)? {
+    if few::multiply::<R, F>(x, Rows::All(weight), pairs, y, column, products)? {
         return Ok(());
     }
     let [words, scales, biases] = weight.arrays();
@@ -56,6 +56,33 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         );
     }
     Ok(())
+}
+
+/// The products of rows of x with the second half of the rows of their experts, multiplied with silu of those with the
+/// first, by a generated kernel → [pairs, `size`]; `None` if there is none.
+///
+/// # Errors
+/// If a generated kernel cannot be made or launched.
+pub(super) fn multiply_gated<R: CubeRuntime + Launches, F: FloatElement>(
+    x: &CubeTensor<R>,
+    weights: &[Words<'_, R>],
+    (ids, experts): (&CubeTensor<R>, usize),
+    [share, size]: [usize; 2],
+    products: &GroupedProducts,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    let rows = match weights {
+        [both] => Rows::Gated(both),
+        [gates, gated] => Rows::GatedBy([gates, gated]),
+        _ => return Ok(None),
+    };
+    let pairs = Pairs::Experts {
+        ids,
+        experts,
+        share,
+    };
+    let y = empty(x, [ids.meta.num_elements(), size], F::dtype());
+    let multiplied = few::multiply::<R, F>(x, rows, pairs, &y, 0, products)?;
+    Ok(multiplied.then_some(y))
 }
 
 /// [`UNITS`] units multiply one row of an expert's weight by the row of x of one pair.

@@ -21,6 +21,7 @@ pub(crate) use route::route;
 use super::{Experts, Section, Shared};
 use crate::OperationError;
 use crate::cube::launch::empty;
+use crate::gate::Activation;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::{Words, words_of};
 use arrange::Arrangement;
@@ -94,9 +95,20 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
         }
         Ok::<_, OperationError>(y)
     };
-    let wide = times(&x, chosen, &inner, hidden, 2 * size)?;
     let bias = |i: usize| biases.as_ref().map(|biases| (&ids, &biases[i]));
-    let gated = activate::<R, F>(&wide, op.activation, bias(0));
+    let mut gated = None;
+    if arrangement.is_none() && op.activation == Activation::Silu && biases.is_none() {
+        let weights: Vec<_> = inner.iter().map(|stored| stored.words(hidden)).collect();
+        let experts = (&ids, op.count);
+        gated = few::multiply_gated::<R, F>(&x, &weights, experts, [chosen, size], &op.products)?;
+    }
+    let gated = match gated {
+        Some(gated) => gated,
+        None => {
+            let wide = times(&x, chosen, &inner, hidden, 2 * size)?;
+            activate::<R, F>(&wide, op.activation, bias(0))
+        }
+    };
     let rows = times(&gated, 1, &outer, size, hidden)?;
     combine::combine::<R, F>(&rows, &weights, bias(1), &x, added.as_ref(), &y);
     Ok(vec![y])

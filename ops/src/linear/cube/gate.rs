@@ -3,6 +3,7 @@
 use super::{FEW, dense_few, panel_rows};
 use crate::OperationError;
 use crate::cube::launch::{empty, shaped};
+use crate::linear::few;
 use crate::linear::hopper::{Matrix, multiply_gated};
 use crate::linear::packed::cube::Weight;
 use crate::linear::{Project, Storage};
@@ -12,7 +13,7 @@ use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::{Device, Launches};
 
 /// The products of contiguous rows […, K] with a weight [2 N, K] of one part, silu of the first N times the last N: of
-/// many rows by a generated kernel, of a few with a dense weight on NVIDIA devices. Of a packed weight, rows of both
+/// many rows by a generated kernel; of a few with a packed weight by another one, with a dense weight on NVIDIA devices. Of a packed weight, rows of both
 /// halves are unpacked together, a panel of them at a time.
 ///
 /// `None` if neither kernel takes them; nothing has been written then that is kept.
@@ -31,6 +32,17 @@ pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
     };
     let x = shaped(x.clone(), [m, k]);
     if m <= FEW {
+        if let (Storage::Packed(packed), 1..) = (part.storage, m) {
+            let weight = Weight {
+                packed,
+                columns: k,
+                tensors: tensors.to_vec(),
+            };
+            let y = empty(&x, [m, n], F::dtype());
+            let rows = few::Rows::Gated(&weight.of_rows(2 * n));
+            let done = few::multiply::<R, F>(&x, rows, few::Pairs::Rows, &y, 0, &op.grouped)?;
+            return Ok(done.then(|| shaped(y, shape)));
+        }
         let dense = part.storage == Storage::Dense(F::dtype()) && F::dtype() != DType::F32;
         let takes =
             R::device(&x.client) == Device::Cuda && dense && dense_few::takes([m, k, 2 * n]);

@@ -4,7 +4,7 @@ use super::super::bind::long_enough;
 use super::super::run::by_value;
 use super::super::{Device, LaunchError, Launches};
 use super::{MOST, ReadyGrouped};
-use butterfly_ir::{FewLayout, Grouped};
+use butterfly_ir::{FewLayout, Grouped, GroupedFormat};
 use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{CubeCount, Handle, KernelArguments};
 
@@ -19,6 +19,19 @@ pub struct FewSizes {
     pub column: u32,
     /// Elements of a row of y.
     pub width: u32,
+    /// Whether there are gates of these rows.
+    pub gates: FewGates,
+}
+
+/// Whether products are multiplied with silu of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FewGates {
+    /// They are not.
+    None,
+    /// The weight, or that of an expert, has N rows of gates before the N others.
+    Together,
+    /// The others have tensors of their own.
+    Apart,
 }
 
 /// What is multiplied with which weight.
@@ -49,6 +62,8 @@ pub struct FewTensors<'a> {
     pub scales: &'a Handle,
     /// Its biases; any tensor for a format without.
     pub biases: &'a Handle,
+    /// These three of what is gated, where it has tensors of its own; else any.
+    pub apart: [&'a Handle; 3],
     /// The expert of each pair, u32; any tensor without experts.
     pub ids: &'a Handle,
     /// The result, a row of `width` elements for each row of x, or for each pair. The columns of the weight's rows are
@@ -72,13 +87,15 @@ impl FewPairs {
 
 impl ReadyGrouped {
     /// Whether the kernel for few can compute this: a row of x fits into its memory, no size is 0 except the column, the
-    /// rows lie within the width, 31 bits count everything, and there are at most 65535 pairs.
+    /// rows lie within the width, 31 bits count everything, and there are at most 65535 pairs. With FP8, rows of gates
+    /// in the same tensors are a multiple of 16.
     pub fn takes_few(&self, sizes: &FewSizes) -> bool {
         let FewSizes {
             rows,
             pairs,
             column,
             width,
+            gates,
         } = *sizes;
         let (each, pairs) = match pairs {
             FewPairs::Rows(count) => ([count, 1], 1),
@@ -93,6 +110,18 @@ impl ReadyGrouped {
             && (1..=u32::from(u16::MAX)).contains(&pairs)
             && u64::from(column) + u64::from(rows) <= width.into()
             && self.grouped.few_rows() > 0
+            && self.takes_gates(rows, gates)
+    }
+
+    /// Whether tiles of such gates have whole squares, and 31 bits count both halves.
+    fn takes_gates(&self, rows: u32, gates: FewGates) -> bool {
+        let squares = matches!(self.grouped.format, GroupedFormat::Float8 { .. });
+        match gates {
+            FewGates::None | FewGates::Apart => true,
+            FewGates::Together => {
+                2 * u64::from(rows) < MOST && (!squares || rows.is_multiple_of(Grouped::FEW_TILE))
+            }
+        }
     }
 
     /// Launches the kernel for few on the stream of `client`, without waiting for it. Rows beyond
@@ -115,7 +144,10 @@ impl ReadyGrouped {
             });
         }
         let t = tensors;
-        let given = [t.x, t.words, t.scales, t.biases, t.ids, t.y];
+        let [words, scales, biases] = t.apart;
+        let given = [
+            t.x, t.words, t.scales, t.biases, words, scales, biases, t.ids, t.y,
+        ];
         for ((name, bytes), handle) in self.few_lengths(sizes).into_iter().zip(given) {
             long_enough(name, handle.size_in_used(), bytes)?;
         }
@@ -137,11 +169,17 @@ impl ReadyGrouped {
 
     /// The names and bytes of the tensors, in the order of arguments. Of sizes that [`ReadyGrouped::takes_few`] refuses
     /// they may be wrong; bytes that 64 bits do not count saturate.
-    fn few_lengths(&self, sizes: &FewSizes) -> [(&'static str, u64); 6] {
+    fn few_lengths(&self, sizes: &FewSizes) -> [(&'static str, u64); 9] {
         let wide = u64::from;
         let element = wide(self.grouped.dtype.bytes());
         let [of_x, of_y, experts] = sizes.pairs.counts();
-        let [words, scales, biases] = self.weight_bytes(sizes.rows, experts);
+        let (own, apart) = match sizes.gates {
+            FewGates::None => (sizes.rows, 0),
+            FewGates::Together => (2 * sizes.rows, 0),
+            FewGates::Apart => (sizes.rows, sizes.rows),
+        };
+        let [words, scales, biases] = self.weight_bytes(own, experts);
+        let [words_apart, scales_apart, biases_apart] = self.weight_bytes(apart, experts);
         let ids = match sizes.pairs {
             FewPairs::Rows(_) => 0,
             FewPairs::Experts { pairs, .. } => wide(pairs) * 4,
@@ -152,6 +190,9 @@ impl ReadyGrouped {
             ("words", words),
             ("scales", scales),
             ("biases", biases),
+            ("words apart", words_apart),
+            ("scales apart", scales_apart),
+            ("biases apart", biases_apart),
             ("ids", ids),
             ("y", bytes(of_y, sizes.width)),
         ]
@@ -178,7 +219,13 @@ fn few_words(grouped: &Grouped, sizes: &FewSizes) -> Vec<[u32; 8]> {
         pairs,
         column,
         width,
+        gates,
     } = *sizes;
+    let gates = match gates {
+        FewGates::None => 0,
+        FewGates::Together => 1,
+        FewGates::Apart => 2,
+    };
     match pairs {
         FewPairs::Rows(count) => {
             let most = grouped.few_rows();
@@ -186,12 +233,12 @@ fn few_words(grouped: &Grouped, sizes: &FewSizes) -> Vec<[u32; 8]> {
             firsts
                 .map(|first| {
                     let few = most.min(count - first);
-                    [rows, 0, few, first, 1, column, width, 0]
+                    [rows, 0, few, first, 1, column, width, gates]
                 })
                 .collect()
         }
         FewPairs::Experts { experts, share, .. } => {
-            vec![[rows, experts, 1, 0, share, column, width, 0]]
+            vec![[rows, experts, 1, 0, share, column, width, gates]]
         }
     }
 }
@@ -211,6 +258,7 @@ mod tests {
         },
         column: 3,
         width: 324,
+        gates: FewGates::None,
     };
 
     #[test]
@@ -237,7 +285,24 @@ mod tests {
         }
     }
 
-    /// Bytes of x, words, scales, biases, ids and y.
+    #[test]
+    fn gates_of_squares_come_in_whole_tiles() {
+        let takes = |format, rows, gates| {
+            let sizes = FewSizes {
+                rows,
+                gates,
+                ..RIGHT
+            };
+            ready(format).takes_few(&sizes)
+        };
+        let float8 = GroupedFormat::Float8 { scales: Dtype::F32 };
+        assert!(takes(float8, 304, FewGates::Together));
+        assert!(!takes(float8, 305, FewGates::Together));
+        assert!(takes(float8, 305, FewGates::Apart));
+        assert!(takes(GroupedFormat::Microscaled, 305, FewGates::Together));
+    }
+
+    /// Bytes of x, of words, scales and biases twice, of ids and y.
     #[test]
     fn lengths_of_tensors() {
         let bytes = |sizes: &FewSizes| {
@@ -247,13 +312,21 @@ mod tests {
             };
             ready(format).few_lengths(sizes).map(|(_, bytes)| bytes)
         };
-        let experts = [2 * 640, 1605 * 160, 1605 * 10, 1605 * 10, 48, 12 * 648];
-        assert_eq!(bytes(&RIGHT), experts);
+        let weight = [1605 * 160, 1605 * 10, 1605 * 10];
+        let all = |one: [u64; 3], apart: [u64; 3]| {
+            let given = [2 * 640].into_iter().chain(one).chain(apart);
+            given.chain([48, 12 * 648]).collect::<Vec<_>>()
+        };
+        let gated = |gates| bytes(&FewSizes { gates, ..RIGHT });
+        assert_eq!(bytes(&RIGHT).to_vec(), all(weight, [0; 3]));
+        let twice = weight.map(|bytes| 2 * bytes);
+        assert_eq!(gated(FewGates::Together).to_vec(), all(twice, [0; 3]));
+        assert_eq!(gated(FewGates::Apart).to_vec(), all(weight, weight));
         let rows = FewSizes {
             pairs: FewPairs::Rows(3),
             ..RIGHT
         };
-        let one = [3 * 640, 321 * 160, 321 * 10, 321 * 10, 0, 3 * 648];
+        let one = [3 * 640, 321 * 160, 321 * 10, 321 * 10, 0, 0, 0, 0, 3 * 648];
         assert_eq!(bytes(&rows), one);
     }
 

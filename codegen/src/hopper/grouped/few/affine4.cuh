@@ -3,7 +3,7 @@
 // Of the two rows.
 struct Factors { float scale[2], bias[2]; };
 
-__device__ __forceinline__ void load_factors(Factors&, const Weight&, const FewShape&, int, int, int) {}
+__device__ __forceinline__ void load_factors(Factors&, const Half&, int, int, int) {}
 
 __device__ __forceinline__ void find_factors(Factors& factors, const Stages& stages, int row, int chunk, int step,
                                              int lane) {

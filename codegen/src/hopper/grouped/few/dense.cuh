@@ -2,7 +2,7 @@
 
 struct Factors {};
 
-__device__ __forceinline__ void load_factors(Factors&, const Weight&, const FewShape&, int, int, int) {}
+__device__ __forceinline__ void load_factors(Factors&, const Half&, int, int, int) {}
 
 __device__ __forceinline__ void find_factors(Factors&, const Stages&, int, int, int, int) {}
 

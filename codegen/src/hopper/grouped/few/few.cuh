@@ -75,6 +75,8 @@ __device__ __forceinline__ void multiply(float (&sums)[SETS][4], const Pieces& p
 
 // Floats from one column of a warp's sums to the next, of 16 rows: lanes write different banks.
 constexpr int COLUMN = 20;
+// Where the sum of row `i % 16` and column `i / 16` is.
+__device__ __forceinline__ unsigned place_of(int i) { return (i / 16 * COLUMN + i % 16) * 4; }
 // Bytes of a warp's sums.
 constexpr int OF_WARP = 8 * COLUMN * 4;
 
@@ -98,71 +100,101 @@ __device__ __forceinline__ void keep(unsigned to, float (&sums)[SETS][4], int fe
 
 // Multiplies what is in the ring. SPLIT warps share a tile of 16 rows, each has every SPLIT-th step.
 template <int SETS>
-__device__ __forceinline__ void multiply_stages(const FewShape& shape, Stages stages, const Weight& weight, int expert,
+__device__ __forceinline__ void multiply_stages(const FewShape& shape, Stages stages, const Halves& halves, int expert,
                                                 const Columns<SETS>& columns, unsigned kept, unsigned ones, Element* y) {
-  // Steps of a stage that a warp has, at most.
+  // Steps of a stage that a warp has, at most, and sums of a tile that a thread stores.
   constexpr int EACH = (CHUNK + SPLIT - 1) / SPLIT;
+  constexpr int OUT = (16 * 8 + SPLIT * 32 - 1) / (SPLIT * 32);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int share = warp % SPLIT, tile = warp / SPLIT;
   const int row = tile * 16 + lane / 4;
   float sums[SETS][4] = {};
-  int turn = 0;
-  for (int first = blockIdx.x * STAGE_ROWS; first < shape.rows; first += gridDim.x * STAGE_ROWS) {
+  int turn = 0, of_half = 0;
+  for (int first = blockIdx.x * STAGE_ROWS; first < shape.rows;) {
+    const Half half(shape, halves, of_half);
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
       const int steps = min(CHUNK, STEPS - chunk * CHUNK);
       Pieces pieces[EACH];
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         const int step = min(share + i * SPLIT, steps - 1);
-        load_factors(pieces[i].factors, weight, shape, expert, first + tile * 16, chunk * CHUNK + step);
+        load_factors(pieces[i].factors, half, expert, first + tile * 16, chunk * CHUNK + step);
       }
       barrier_wait(stages.full(), stages.phase);
-#pragma unroll
-      for (int i = 0; i < EACH; ++i) {
+      auto take = [&](int i) {
         const int step = share + i * SPLIT;
-        if (step >= steps) break;
-        const unsigned from = stages.words() + row * WORDS_PITCH + step * 64 + lane % 4 * 16;
-        pieces[i].words[0] = load_eight(from);
-        pieces[i].words[1] = load_eight(from + 8 * WORDS_PITCH);
-        find_factors(pieces[i].factors, stages, row, chunk, step, lane);
+        if (step < steps) {
+          const unsigned from = stages.words() + row * WORDS_PITCH + step * 64 + lane % 4 * 16;
+          pieces[i].words[0] = load_eight(from);
+          pieces[i].words[1] = load_eight(from + 8 * WORDS_PITCH);
+          find_factors(pieces[i].factors, stages, row, chunk, step, lane);
+        }
+        if (i + 1 < EACH) return;
+        __syncwarp();
+        if (lane == 0) barrier_arrive(stages.empty());
+      };
+      // Of one set all pieces are taken at once; more sets leave no registers for that.
+      if (SETS == 1) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) take(i);
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(stages.empty());
-      stages.advance();
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         const int step = share + i * SPLIT;
+        if (SETS > 1) take(i);
         if (step < steps) multiply(sums, pieces[i], columns, ones, chunk * CHUNK + step, lane);
       }
+      stages.advance();
     }
     // Sums alternate between two places, so that warps meet once for a tile.
     const unsigned of_tile = kept + (turn * WARPS + tile * SPLIT) * OF_WARP;
     keep(of_tile + share * OF_WARP, sums, shape.few, lane);
+    // Gates take the place of the sums that they are made of. They are read before warps meet: the next tile's sums of
+    // a warp that goes on can overwrite them then.
+    const unsigned of_gates = kept + ((turn ^ 1) * WARPS + tile * SPLIT) * OF_WARP;
+    float gates[OUT];
+#pragma unroll
+    for (int n = 0; n < OUT; ++n) gates[n] = of_half == 1 ? load_one(of_gates + place_of((n * SPLIT + share) * 32 + lane)) : 0.0f;
     if (SPLIT > 1) {
       meet(1 + tile, SPLIT * 32);
     } else {
       __syncwarp();
     }
-#pragma unroll 1
-    for (int i = share * 32 + lane; i < 16 * shape.few; i += SPLIT * 32) {
+    const bool stores = of_half + 1 == halves_of(shape);
+#pragma unroll
+    for (int n = 0; n < OUT; ++n) {
+      const int i = (n * SPLIT + share) * 32 + lane;
+      if (i >= 16 * shape.few) break;
       const int of_weight = first + tile * 16 + i % 16;
-      const unsigned at = of_tile + (i / 16 * COLUMN + i % 16) * 4;
+      const unsigned at = of_tile + place_of(i);
       float sum = 0.0f;
 #pragma unroll
       for (int from = 0; from < SPLIT; ++from) sum += load_one(at + from * OF_WARP);
+      sum *= __uint_as_float(FACTOR);
+      if (of_half == 1) sum *= gates[n];
+      else if (!stores) store_one(at, silu(sum));
       const long long start = static_cast<long long>(i / 16) * shape.width + shape.column;
-      if (of_weight < shape.rows) y[start + of_weight] = pack(sum * __uint_as_float(FACTOR), 0.0f);
+      if (stores && of_weight < shape.rows) y[start + of_weight] = pack(sum, 0.0f);
     }
     turn ^= 1;
+    of_half = stores ? 0 : 1;
+    if (stores) first += gridDim.x * STAGE_ROWS;
   }
+}
+
+// The expert whose rows a workgroup multiplies; ids that no expert has stand for the last one.
+__device__ __forceinline__ int expert_of(const FewShape& shape, const unsigned* ids) {
+  return shape.experts > 0 ? min(ids[blockIdx.y], shape.experts - 1u) : 0;
 }
 
 // The warps that multiply: they copy rows of x while the first stages are on their way.
 template <int SETS>
-__device__ __forceinline__ void consume(const FewShape& shape, const Stages& stages, const Weight& weight, int expert,
-                                        unsigned kept, unsigned zeros, unsigned ones, unsigned of_x, const Element* x,
-                                        Element* y) {
+__device__ __forceinline__ void consume(const FewShape& shape, const Stages& stages, const Halves& halves,
+                                        const unsigned* ids, unsigned kept, unsigned zeros, unsigned ones,
+                                        unsigned of_x, const Element* x, Element* y) {
   const int lane = threadIdx.x % 32;
+  const long long to = shape.experts > 0 ? blockIdx.y : shape.first;
+  x += (shape.experts > 0 ? to / shape.share : to) * COLUMNS;
   for (int i = threadIdx.x; i < ZEROS / 16; i += WARPS * 32) store_eight(zeros + i * 16, {0, 0, 0, 0});
   copy_rows(of_x, x, shape.few);
   meet(1, WARPS * 32);
@@ -171,16 +203,18 @@ __device__ __forceinline__ void consume(const FewShape& shape, const Stages& sta
     add_up(ones, columns, threadIdx.x / 32, lane);
     meet(1, WARPS * 32);
   }
-  multiply_stages(shape, stages, weight, expert, columns, kept, ones, y);
+  multiply_stages(shape, stages, halves, expert_of(shape, ids), columns, kept, ones, y + to * shape.width);
 }
 
 // With ids, workgroups of each pair multiply its row of x with the weight of its expert; without, all of them multiply
-// the same rows of x with the one weight that there is. The last two warps fill the ring.
-extern "C" __global__ void __launch_bounds__(WARPS * 32 + 64, 1)
+// the same rows of x with the one weight that there is. Two warps of the last warpgroup fill the ring.
+extern "C" __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     butterfly_grouped_few(const Element* __restrict__ x, const unsigned char* __restrict__ words,
                           const unsigned char* __restrict__ scales, const unsigned char* __restrict__ biases,
-                          const unsigned* __restrict__ ids, Element* __restrict__ y,
-                          const __grid_constant__ FewShape shape) {
+                          const unsigned char* __restrict__ words_apart,
+                          const unsigned char* __restrict__ scales_apart,
+                          const unsigned char* __restrict__ biases_apart, const unsigned* __restrict__ ids,
+                          Element* __restrict__ y, const __grid_constant__ FewShape shape) {
   extern __shared__ __align__(128) unsigned char dynamic_shared[];
   const unsigned shared = shared_address(dynamic_shared);
   const unsigned zeros = shared + KEPT_BYTES;
@@ -199,24 +233,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 + 64, 1)
   }
   __syncthreads();
 
-  int expert = 0;
-  long long row = shape.first, to = shape.first;
-  if (shape.experts > 0) {
-    to = blockIdx.y;
-    row = to / shape.share;
-    expert = min(ids[to], shape.experts - 1u);
+  const Halves halves = {{words, scales, biases}, {words_apart, scales_apart, biases_apart}};
+  // Registers of the five warpgroups are together no more than those that the launch has: 4 * 104 + 56 <= 5 * 96.
+  if (threadIdx.x >= WARPS * 32) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    const int warp = threadIdx.x / 32 - WARPS;
+    if (warp == 0) fill_words(shape, stages, halves, expert_of(shape, ids));
+    if (warp == 1 && TENSORS > 0) fill_scales(shape, stages, halves, expert_of(shape, ids));
+    return;
   }
-  x += row * COLUMNS;
-  y += to * shape.width;
-  const Weight weight = {words, scales, biases};
-  if (threadIdx.x >= WARPS * 32 + 32) {
-    if (TENSORS > 0) fill_scales(shape, stages, weight, expert);
-  } else if (threadIdx.x >= WARPS * 32) {
-    fill_words(shape, stages, weight, expert);
-  } else if (shape.few <= 8 / PARTS) {
-    consume<1>(shape, stages, weight, expert, shared, zeros, ones, of_x, x, y);
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+  if (shape.few <= 8 / PARTS) {
+    consume<1>(shape, stages, halves, ids, shared, zeros, ones, of_x, x, y);
   } else {
     // As many rows as there are at most.
-    consume<PARTS == 1 ? 1 : 2>(shape, stages, weight, expert, shared, zeros, ones, of_x, x, y);
+    consume<PARTS == 1 ? 1 : 2>(shape, stages, halves, ids, shared, zeros, ones, of_x, x, y);
   }
 }

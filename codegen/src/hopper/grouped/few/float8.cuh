@@ -4,12 +4,11 @@
 struct Factors { float scale; };
 
 // Loaded while a stage is on its way: there are few.
-__device__ __forceinline__ void load_factors(Factors& factors, const Weight& weight, const FewShape& shape, int expert,
-                                             int row, int step) {
-  const long long down = (shape.rows + GROUP - 1) / GROUP;
+__device__ __forceinline__ void load_factors(Factors& factors, const Half& half, int expert, int row, int step) {
+  const long long down = (half.of_expert + GROUP - 1) / GROUP;
   const int across = (COLUMNS + GROUP - 1) / GROUP;
-  const int square = min(row, shape.rows - 1) / GROUP;
-  factors.scale = number(weight.scales, (expert * down + square) * across + step * SPAN / GROUP);
+  const int square = min(half.first + row, half.of_expert - 1) / GROUP;
+  factors.scale = number(half.weight.scales, (expert * down + square) * across + step * SPAN / GROUP);
 }
 
 __device__ __forceinline__ void find_factors(Factors&, const Stages&, int, int, int, int) {}

@@ -3,7 +3,7 @@
 // Of the two rows: the power's exponent plus 127.
 struct Factors { unsigned exponent[2]; };
 
-__device__ __forceinline__ void load_factors(Factors&, const Weight&, const FewShape&, int, int, int) {}
+__device__ __forceinline__ void load_factors(Factors&, const Half&, int, int, int) {}
 
 __device__ __forceinline__ void find_factors(Factors& factors, const Stages& stages, int row, int chunk, int step,
                                              int lane) {

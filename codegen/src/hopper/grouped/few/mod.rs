@@ -7,7 +7,8 @@
 //! instructions for two elements (the bits of integers below an exponent, after Kim et al., arXiv:2211.10017; those of
 //! small floats at the place of larger ones), and scales are applied to sums in f32. Where a step has parts with scales
 //! of their own, each row of x has a column for every part, with zeros for the others. Integers have an offset then,
-//! which is taken off together with the bias by sums of x.
+//! which is taken off together with the bias by sums of x. Where half of the rows gate the others, a workgroup multiplies
+//! a tile of gates and then what they gate.
 //!
 //! Warps share rows of the weight and add up their sums in shared memory, in a fixed order. `instructions.cuh` and
 //! `rows.cuh` are what all formats share, one of `affine4.cuh`, `float8.cuh`, `microscaled.cuh` and `dense.cuh` unpacks.
@@ -71,6 +72,7 @@ pub(super) fn text(grouped: &Grouped) -> String {
     let parts = [
         constants,
         include_str!("instructions.cuh").replace("@kind", kind),
+        source::SILU.to_string(),
         include_str!("stages.cuh").to_string(),
         of_scales,
         unpacking(format).to_string(),

@@ -2,8 +2,31 @@
 
 // Rows of an expert's weight; experts, of which 0 stands for one weight without ids; rows of x that are multiplied with
 // each row of the weight, and the first of them; consecutive pairs that share a row of x; where the first row's products
-// go in rows of y, and the elements of such a row.
-struct alignas(8) FewShape { int rows, experts, few, first, share, column, width; };
+// go in rows of y, and the elements of such a row; whether as many rows again are multiplied with silu of these, and
+// where they are: behind them, or in tensors of their own.
+struct alignas(8) FewShape { int rows, experts, few, first, share, column, width, halves; };
+constexpr int TOGETHER = 1, APART = 2;
+
+// All tensors; those of the second half are any others unless it has its own.
+struct Halves { Weight own, apart; };
+
+// The rows that are multiplied, or half of them: their tensors, in which each expert has so many rows, and the first.
+struct Half {
+  Weight weight;
+  int of_expert, first;
+
+  __device__ __forceinline__ Half(const FewShape& shape, const Halves& halves, int half)
+      : weight(shape.halves == APART && half == 1 ? halves.apart : halves.own),
+        of_expert(shape.halves == TOGETHER ? 2 * shape.rows : shape.rows),
+        first(shape.halves == TOGETHER ? half * shape.rows : 0) {}
+
+  // The row of the tensors.
+  __device__ __forceinline__ long long at(int expert, int row) const {
+    return static_cast<long long>(expert) * of_expert + first + row;
+  }
+};
+
+__device__ __forceinline__ int halves_of(const FewShape& shape) { return shape.halves == 0 ? 1 : 2; }
 
 // Steps of a row of the weight.
 constexpr int STEPS = (COLUMNS + SPAN - 1) / SPAN;
@@ -61,12 +84,14 @@ constexpr unsigned FILLED_BY = 1 + (TENSORS == 0 ? 0 : SLICED ? 32 : 1);
 // Fills the ring with words, by one warp. An SM starts only about 20 bulk copies in a microsecond, so they have to be
 // long: one of all rows where rows are short, else one for each row. The latter have a pitch with which lanes of
 // neighbouring rows read different banks.
-__device__ __forceinline__ void fill_words(const FewShape& shape, Stages stages, const Weight& weight, int expert) {
+__device__ __forceinline__ void fill_words(const FewShape& shape, Stages stages, const Halves& halves, int expert) {
   const int lane = threadIdx.x % 32;
   for (int first = blockIdx.x * STAGE_ROWS; first < shape.rows; first += gridDim.x * STAGE_ROWS) {
     const int rows = min(STAGE_ROWS, shape.rows - first);
-    const unsigned char* const words = weight.words + (static_cast<long long>(expert) * shape.rows + first) * ROW_BYTES;
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    for (int step = 0; step < halves_of(shape) * CHUNKS; ++step) {
+      const int chunk = step % CHUNKS;
+      const Half half(shape, halves, step / CHUNKS);
+      const unsigned char* const words = half.weight.words + half.at(expert, first) * ROW_BYTES;
       barrier_wait(stages.empty(), stages.phase ^ 1);
       const int bytes = min(CHUNK_BYTES, ROW_BYTES - chunk * CHUNK_BYTES);
       if (lane == 0) barrier_expect(stages.full(), rows * bytes);
@@ -87,13 +112,15 @@ __device__ __forceinline__ void fill_words(const FewShape& shape, Stages stages,
 // Fills it with scales and biases, by another warp. Lanes of neighbouring rows would read the same banks of them; where
 // rows are whole pieces of 16 bytes, they are copied to rows with a pitch. Else a stage has all scales of its rows, as
 // they lie in memory.
-__device__ __forceinline__ void fill_scales(const FewShape& shape, Stages stages, const Weight& weight, int expert) {
+__device__ __forceinline__ void fill_scales(const FewShape& shape, Stages stages, const Halves& halves, int expert) {
   const int lane = threadIdx.x % 32;
   for (int first = blockIdx.x * STAGE_ROWS; first < shape.rows; first += gridDim.x * STAGE_ROWS) {
     const int rows = min(STAGE_ROWS, shape.rows - first);
-    const long long start = (static_cast<long long>(expert) * shape.rows + first) * ROW_SCALES;
-    const unsigned char* const tensors[2] = {weight.scales + start, weight.biases + start};
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    for (int step = 0; step < halves_of(shape) * CHUNKS; ++step) {
+      const int chunk = step % CHUNKS;
+      const Half half(shape, halves, step / CHUNKS);
+      const long long start = half.at(expert, first) * ROW_SCALES;
+      const unsigned char* const tensors[2] = {half.weight.scales + start, half.weight.biases + start};
       barrier_wait(stages.empty(), stages.phase ^ 1);
       int expected = 0;
 #pragma unroll
