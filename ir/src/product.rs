@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 ///
 /// Its arguments are tensor maps of a and b, the buffers behind them, c, and by value, as i32,
 /// M, N, K, the distance between rows of c in elements, what is written to c (0 for products in the
-/// type of a, 1 for gated ones, 2 for products as f32), and a 0. The tensor maps have rank 4 and shape `[1, 1, rows, K]`; a box has `k_tile` elements of `m_tile` rows
-/// of a or of half as many rows of b as a tile has, so that these may be those of a gate.
-/// They swizzle by 128 bytes and fill with zero outside. Rows must start at multiples of 16 bytes.
-/// The kernel is persistent: a launch has as many workgroups as the device runs at once, but no
-/// more than there are tiles of c.
+/// type of a, 1 for gated ones, 2 for products as f32), the count of such products in a launch, the
+/// distance between their c in elements, and a 0. The tensor maps have rank 4 and shape
+/// `[1, count, rows, K]`; a box has `k_tile` elements of `m_tile` rows of a or of half as many rows of
+/// b as a tile has, so that these may be those of a gate. They swizzle by 128 bytes and fill with
+/// zero outside. Rows must start at multiples of 16 bytes. The kernel is persistent: a launch has as
+/// many workgroups as the device runs at once, but no more than there are tiles.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Product {
     /// Name of the entry point.

@@ -1,7 +1,7 @@
 //! Products with a matrix of each head on devices.
 //!
-//! Many rows go through the generated kernel with Hopper's matrix instructions, one launch for each head, which reads
-//! and writes them where they lie; else through Burn's batched product, the batch being the heads. On NVIDIA devices,
+//! Many rows go through the generated kernel with Hopper's matrix instructions, one launch for all heads of a sequence,
+//! which reads and writes them where they lie; else through Burn's batched product, the batch being the heads. On NVIDIA devices,
 //! other kernels multiply a few rows.
 
 mod few;
@@ -11,7 +11,7 @@ use crate::OperationError;
 use crate::cube::join::{Part, Place, Turn, join, place};
 use crate::cube::launch::{empty, view};
 use crate::linear::cube::batched;
-use crate::linear::hopper::{self, Matrix};
+use crate::linear::hopper::{self, Matrix, To};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::{cast, into_contiguous, slice};
 use burn_cubecl::tensor::CubeTensor;
@@ -86,7 +86,7 @@ pub(crate) fn absorb<R: CubeRuntime + Launches, F: FloatElement>(
 }
 
 /// q [B, heads, T, rank + rest], of whose vectors the first elements are written, by Hopper's matrix units, a launch for
-/// each head; `None` if the device has none, or they do not take the shape.
+/// each sequence; `None` if the device has none, or they do not take the shape.
 fn absorbed<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Absorb,
     q: &CubeTensor<R>,
@@ -102,21 +102,28 @@ fn absorbed<R: CubeRuntime + Launches, F: FloatElement>(
     let mut of_rank = k.clone();
     of_rank.meta.swap(1, 2);
     let of_rank = into_contiguous(of_rank);
-    for (sequence, head) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+    for sequence in 0..batch {
         let x = Matrix {
             tensor: q,
-            first: sequence * tokens * row + op.start + head * op.head(),
+            first: sequence * tokens * row + op.start,
             step: row,
+            apart: op.head(),
         };
         let weight = Matrix {
             tensor: &of_rank,
-            first: head * up.rank * up.nope,
+            first: 0,
             step: up.nope,
+            apart: up.rank * up.nope,
         };
-        let to = [(sequence * heads + head) * tokens * width, width];
+        let to = To {
+            first: sequence * heads * tokens * width,
+            step: width,
+            apart: tokens * width,
+            count: heads,
+        };
         let shape = [tokens, up.rank, up.nope];
         let y = || out.clone();
-        if hopper::multiply::<R, F>([x, weight], shape, to, &op.products, y)?.is_none() {
+        if hopper::multiply_each::<R, F>([x, weight], shape, to, &op.products, y)?.is_none() {
             return Ok(None);
         }
     }
@@ -170,25 +177,28 @@ fn unabsorbed<R: CubeRuntime + Launches, F: FloatElement>(
 ) -> Result<bool, OperationError> {
     let up = op.up;
     let rows = out.shape()[0] * out.shape()[1];
-    for head in 0..up.heads {
-        let x = Matrix {
-            tensor: o,
-            first: head * up.rank,
-            step: up.heads * up.rank,
-        };
-        let v = Matrix {
-            tensor: weight,
-            first: (head * up.of_head() + up.nope) * up.rank,
-            step: up.rank,
-        };
-        let to = [head * up.v, up.heads * up.v];
-        let shape = [rows, up.v, up.rank];
-        let y = || out.clone();
-        if hopper::multiply::<R, F>([x, v], shape, to, &op.products, y)?.is_none() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let x = Matrix {
+        tensor: o,
+        first: 0,
+        step: up.heads * up.rank,
+        apart: up.rank,
+    };
+    let v = Matrix {
+        tensor: weight,
+        first: up.nope * up.rank,
+        step: up.rank,
+        apart: up.of_head() * up.rank,
+    };
+    let to = To {
+        first: 0,
+        step: up.heads * up.v,
+        apart: up.v,
+        count: up.heads,
+    };
+    let shape = [rows, up.v, up.rank];
+    let y = || out.clone();
+    let written = hopper::multiply_each::<R, F>([x, v], shape, to, &op.products, y)?;
+    Ok(written.is_some())
 }
 
 /// Some rows of each head of the weight, [heads, rows, rank].

@@ -4,7 +4,7 @@ use super::{Expand, Rotate};
 use crate::cube::join::{Part, Place, Turn, join, place, write};
 use crate::cube::launch::{empty, view};
 use crate::linear::cube::dense;
-use crate::linear::hopper::{self, Matrix};
+use crate::linear::hopper::{self, Matrix, To};
 use crate::{OperationError, Up};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::kernel::{into_contiguous, slice};
@@ -65,7 +65,7 @@ pub(crate) fn expand<R: CubeRuntime + Launches, F: FloatElement>(
 /// Tokens whose keys and values are made at once where they are not made in place.
 const PANEL: usize = 2048;
 
-/// By Hopper's matrix units, which write where keys and values belong, two launches for each head; false if the device
+/// By Hopper's matrix units, which write where keys and values belong, two launches for each sequence; false if the device
 /// has none, or they do not take the shape.
 fn by_matrix_units<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Expand,
@@ -76,24 +76,31 @@ fn by_matrix_units<R: CubeRuntime + Launches, F: FloatElement>(
     let Up {
         heads, nope, rank, ..
     } = op.up;
-    for (sequence, head) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let first_row = head * op.up.of_head();
+    for sequence in 0..batch {
         for (out, rows) in [(k, 0..nope), (v, nope..op.up.of_head())] {
             let x = Matrix {
                 tensor: latents,
                 first: sequence * room * width,
                 step: width,
+                // All heads read the same rows.
+                apart: 0,
             };
             let matrix = Matrix {
                 tensor: weight,
-                first: (first_row + rows.start) * rank,
+                first: rows.start * rank,
                 step: rank,
+                apart: op.up.of_head() * rank,
             };
             let step = out.shape()[3];
-            let to = [(sequence * heads + head) * room * step, step];
+            let to = To {
+                first: sequence * heads * room * step,
+                step,
+                apart: room * step,
+                count: heads,
+            };
             let shape = [op.tokens, rows.len(), rank];
             let y = || out.clone();
-            if hopper::multiply::<R, F>([x, matrix], shape, to, &op.products, y)?.is_none() {
+            if hopper::multiply_each::<R, F>([x, matrix], shape, to, &op.products, y)?.is_none() {
                 return Ok(false);
             }
         }

@@ -20,6 +20,22 @@ pub(crate) struct Matrix<'a, R: CubeRuntime> {
     pub(crate) first: usize,
     /// Elements from one row to the next.
     pub(crate) step: usize,
+    /// Elements from one matrix to the next, where several are multiplied.
+    pub(crate) apart: usize,
+}
+
+/// Where results go: the first element, elements from one row to the next and from one matrix to the next, and how many
+/// matrices there are.
+#[derive(Clone, Copy)]
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only that kernel reads it")
+)]
+pub(crate) struct To {
+    pub(crate) first: usize,
+    pub(crate) step: usize,
+    pub(crate) apart: usize,
+    pub(crate) count: usize,
 }
 
 /// What becomes of products.
@@ -76,6 +92,17 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
+    launch::<R, F>(factors, shape, To::one(to), Kind::Rounded, products, y)
+}
+
+/// As [`multiply`], of several matrices x and as many weights, such as those of heads, in one launch.
+pub(crate) fn multiply_each<R: CubeRuntime + Launches, F: FloatElement>(
+    factors: [Matrix<'_, R>; 2],
+    shape: [usize; 3],
+    to: To,
+    products: &Products,
+    y: impl FnOnce() -> CubeTensor<R>,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
     launch::<R, F>(factors, shape, to, Kind::Rounded, products, y)
 }
 
@@ -87,7 +114,7 @@ pub(crate) fn multiply_wide<R: CubeRuntime + Launches, F: FloatElement>(
     let [m, k, n] = [x.meta.shape()[0], x.meta.shape()[1], weight.meta.shape()[0]];
     let y = || empty(x, [m, n], DType::F32);
     let factors = [x, weight].map(Matrix::all);
-    launch::<R, F>(factors, [m, n, k], [0, n], Kind::Wide, products, y)
+    launch::<R, F>(factors, [m, n, k], To::one([0, n]), Kind::Wide, products, y)
 }
 
 /// As [`multiply`], of a weight [2 N, K], of which silu of the first half's products multiplies the second half's.
@@ -98,7 +125,7 @@ pub(crate) fn multiply_gated<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    launch::<R, F>(factors, shape, to, Kind::Gated, products, y)
+    launch::<R, F>(factors, shape, To::one(to), Kind::Gated, products, y)
 }
 
 /// Without CUDA there is no Hopper.
@@ -106,7 +133,7 @@ pub(crate) fn multiply_gated<R: CubeRuntime + Launches, F: FloatElement>(
 fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     _: [Matrix<'_, R>; 2],
     _: [usize; 3],
-    _: [usize; 2],
+    _: To,
     _: Kind,
     _: &Products,
     _: impl FnOnce() -> CubeTensor<R>,
@@ -118,7 +145,7 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
 fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     [x, weight]: [Matrix<'_, R>; 2],
     shape: [usize; 3],
-    [first, step]: [usize; 2],
+    to: To,
     kind: Kind,
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
@@ -133,15 +160,17 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
         return Ok(None);
     }
     let [m, n, _] = shape;
-    let steps = [x.step, weight.step, step];
+    let steps = [x.step, weight.step, to.step];
+    let apart = [x.apart, weight.apart, to.apart];
     let (weight_rows, written) = match kind {
         Kind::Rounded => (n, Written::Rounded),
         Kind::Gated => (n.saturating_mul(2), Written::Gated),
         Kind::Wide => (n, Written::Wide),
     };
     let mut reaches = [m, weight_rows, m].into_iter().zip(steps);
-    let counted = reaches.all(|(rows, step)| super::counts(rows, step));
-    let starts = [x.first, weight.first, first].map(|first| first * F::dtype().size());
+    let counted = reaches.all(|(rows, step)| super::counts(rows, step))
+        && apart.iter().all(|apart| super::counts(to.count, *apart));
+    let starts = [x.first, weight.first, to.first].map(|first| first * F::dtype().size());
     if !counted || starts.iter().any(|at| !at.is_multiple_of(16)) {
         return Ok(None);
     }
@@ -149,6 +178,8 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     let multiply = butterfly_runtime::Multiply {
         shape: shape.map(|n| n as u32),
         rows: steps.map(|n| n as u32),
+        count: to.count as u32,
+        apart: apart.map(|n| n as u32),
         written,
     };
     let product = products.find(dtype)?;
@@ -171,6 +202,18 @@ impl<'a, R: CubeRuntime> Matrix<'a, R> {
             tensor,
             first: 0,
             step: tensor.meta.shape()[1],
+            apart: 0,
+        }
+    }
+}
+
+impl To {
+    fn one([first, step]: [usize; 2]) -> Self {
+        Self {
+            first,
+            step,
+            apart: 0,
+            count: 1,
         }
     }
 }

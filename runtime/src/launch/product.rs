@@ -28,6 +28,10 @@ pub struct Multiply {
     pub shape: [u32; 3],
     /// Row strides of a, b and c, in elements.
     pub rows: [u32; 3],
+    /// How many such products there are, such as those of heads: less than 2^16.
+    pub count: u32,
+    /// From one a to the next, one b and one c, in elements.
+    pub apart: [u32; 3],
     /// What is written to c.
     pub written: Written,
 }
@@ -70,17 +74,16 @@ impl ReadyProduct {
     }
 
     /// Whether the kernel can compute this product: M, N and K are between 1 and 2^30 - 1, row
-    /// strides are multiples of 16 bytes, and c has at most 2^30 tiles.
+    /// strides and those of matrices are multiples of 16 bytes, and there are at most 2^30 tiles.
     pub fn takes(&self, multiply: &Multiply) -> bool {
         let small = multiply.shape.iter().all(|n| (1..1 << 30).contains(n));
-        let [a_row, b_row, c_row] = multiply.rows;
+        let counted = (1..1 << 16).contains(&multiply.count) && multiply.apart[2] < 1 << 31;
         let element = self.product.dtype.bytes();
-        let of_c = self.bytes_of_c(multiply);
-        let rows = [(a_row, element), (b_row, element), (c_row, of_c)];
-        let aligned = rows
-            .iter()
-            .all(|(row, bytes)| row.is_multiple_of(16 / bytes));
-        small && aligned && self.tiles(multiply) <= MOST_TILES
+        let sizes = [element, element, self.bytes_of_c(multiply)];
+        let steps = multiply.rows.iter().chain(&multiply.apart);
+        let mut steps = steps.zip(sizes.iter().cycle());
+        let aligned = steps.all(|(step, bytes)| step.is_multiple_of(16 / bytes));
+        small && counted && aligned && self.tiles(multiply) <= MOST_TILES
     }
 
     /// Bytes of an element of c.
@@ -98,7 +101,8 @@ impl ReadyProduct {
             Written::Gated => self.product.n_tile / 2,
             Written::Rounded | Written::Wide => self.product.n_tile,
         };
-        u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(columns))
+        let each = u64::from(m.div_ceil(self.product.m_tile)) * u64::from(n.div_ceil(columns));
+        each.saturating_mul(multiply.count.into())
     }
 
     /// Launches the product on the stream of `client`, without waiting for it.
@@ -126,32 +130,58 @@ impl ReadyProduct {
             Written::Gated => (2 * n, 1),
             Written::Wide => (n, 2),
         };
-        let elements = |rows: u32, row: u32, columns: u32| {
-            u64::from(rows - 1) * u64::from(row) + u64::from(columns)
+        let [a_apart, b_apart, c_apart] = multiply.apart;
+        let elements = |rows: u32, row: u32, columns: u32, apart: u32| {
+            let others = u64::from(multiply.count - 1) * u64::from(apart);
+            others + u64::from(rows - 1) * u64::from(row) + u64::from(columns)
         };
         let element = u64::from(self.product.dtype.bytes());
         let of_c = u64::from(self.bytes_of_c(multiply));
         let [a_row, b_row, c_row] = multiply.rows;
-        long_enough("a", a.size_in_used(), elements(m, a_row, k) * element)?;
-        long_enough("b", b.size_in_used(), elements(b_rows, b_row, k) * element)?;
-        long_enough("c", c.size_in_used(), elements(m, c_row, n) * of_c)?;
-        let map = |rows: u32, row: u32, tile: u32| Map {
+        long_enough(
+            "a",
+            a.size_in_used(),
+            elements(m, a_row, k, a_apart) * element,
+        )?;
+        long_enough(
+            "b",
+            b.size_in_used(),
+            elements(b_rows, b_row, k, b_apart) * element,
+        )?;
+        long_enough("c", c.size_in_used(), elements(m, c_row, n, c_apart) * of_c)?;
+        let map = |rows: u32, row: u32, apart: u32, tile: u32| Map {
             dtype: self.product.dtype,
-            shape: [1, 1, rows, k],
+            shape: [1, multiply.count, rows, k],
             strides: {
                 let all = u64::from(rows) * u64::from(row);
-                [all, all, row.into(), 1]
+                let apart = match multiply.count {
+                    1 => all,
+                    _ => apart.into(),
+                };
+                [all * u64::from(multiply.count), apart, row.into(), 1]
             },
             tile: [1, 1, tile, self.product.k_tile],
         };
         let (m_tile, n_tile) = (self.product.m_tile, self.product.n_tile);
-        let maps = [map(m, a_row, m_tile), map(b_rows, b_row, n_tile / 2)];
+        let maps = [
+            map(m, a_row, a_apart, m_tile),
+            map(b_rows, b_row, b_apart, n_tile / 2),
+        ];
         let inputs = [a.clone(), b.clone()];
         let maps = R::tensor_maps(&maps, &inputs);
         let arguments = KernelArguments::new()
             .with_tensor_maps(maps)
             .with_buffers(vec![c.clone().binding()])
-            .with_info(by_value(&[m, n, k, c_row, written, 0]));
+            .with_info(by_value(&[
+                m,
+                n,
+                k,
+                c_row,
+                written,
+                multiply.count,
+                c_apart,
+                0,
+            ]));
         let tiles = u32::try_from(self.tiles(multiply)).unwrap_or(u32::MAX);
         let processors = client.properties().hardware.num_streaming_multiprocessors;
         let grid = tiles.min(processors.unwrap_or(1).max(1));

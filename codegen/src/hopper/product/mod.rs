@@ -9,9 +9,10 @@
 //! copies for the next tile run while a tile is stored. This is the scheme of CUTLASS's persistent
 //! cooperative kernel with warp specialisation for sm_90.
 //!
-//! Arguments of a launch, in order: tensor maps of a and b (rank 4, shape [1, 1, rows, K], boxes
+//! Arguments of a launch, in order: tensor maps of a and b (rank 4, shape [1, count, rows, K], boxes
 //! of 64 elements by 128 rows, 128-byte swizzle), the buffers behind them, c, and by value M, N, K,
-//! the number of elements from one row of c to the next, and what is written to c. Rows start at
+//! the number of elements from one row of c to the next, what is written to c, the count of such
+//! products (as many heads have), and the number of elements from one c to the next. Rows start at
 //! multiples of 16 bytes.
 
 use super::prefill::instruction;

@@ -1,10 +1,10 @@
 // ---- Work: tiles of the output, in strips of rows (BAND) so that thread blocks share a and b ----
 
 // c is [m, n]: products, as they are or as floats of 32 bits, of a weight b with n rows. GATED, b has 2 n rows, and row i
-// gates row n + i.
-struct alignas(8) Shape { int m, n, k, c_row, written; };
+// gates row n + i. There are `count` such products, and `c_apart` elements from one c to the next.
+struct alignas(8) Shape { int m, n, k, c_row, written, count, c_apart; };
 constexpr int GATED = 1, WIDE = 2;
-struct Tile { int m, n; };
+struct Tile { int which, m, n; };
 
 // Columns of c in a tile. A tile has as many rows of b with a gate as without, of which half are gates.
 __device__ __forceinline__ int width_of(const Shape& shape) { return shape.written == GATED ? N_TILE / 2 : N_TILE; }
@@ -13,18 +13,21 @@ __device__ __forceinline__ int columns_of(const Shape& shape) {
   return (shape.n + width_of(shape) - 1) / width_of(shape);
 }
 
-__device__ __forceinline__ int tiles_of(const Shape& shape) {
+__device__ __forceinline__ int tiles_of_each(const Shape& shape) {
   return (shape.m + M_TILE - 1) / M_TILE * columns_of(shape);
 }
 
-__device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
+__device__ __forceinline__ int tiles_of(const Shape& shape) { return shape.count * tiles_of_each(shape); }
+
+__device__ __forceinline__ Tile tile_at(const Shape& shape, int job) {
+  const int which = job / tiles_of_each(shape), index = job % tiles_of_each(shape);
   const int rows = (shape.m + M_TILE - 1) / M_TILE;
   const int columns = columns_of(shape);
   const int band = index / (TILES_IN_A_BAND * columns);
   const int first = band * TILES_IN_A_BAND;
   const int height = min(TILES_IN_A_BAND, rows - first);
   const int within = index - band * TILES_IN_A_BAND * columns;
-  return {(first + within % height) * M_TILE, within / height * width_of(shape)};
+  return {which, (first + within % height) * M_TILE, within / height * width_of(shape)};
 }
 
 struct Ring {
@@ -54,9 +57,9 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Ten
     for (int k = 0; k < shape.k; k += K_TILE) {
       barrier_wait(ring.empty(), ring.phase ^ 1);
       barrier_expect(ring.full(), SLOT_BYTES);
-      copy_box(ring.a(), a_map, ring.full(), k, tile.m, 0, 0);
-      copy_box(ring.b(), b_map, ring.full(), k, tile.n, 0, 0);
-      copy_box(ring.b() + N_TILE / 2 * 128, b_map, ring.full(), k, tile.n + apart, 0, 0);
+      copy_box(ring.a(), a_map, ring.full(), k, tile.m, tile.which, 0);
+      copy_box(ring.b(), b_map, ring.full(), k, tile.n, tile.which, 0);
+      copy_box(ring.b() + N_TILE / 2 * 128, b_map, ring.full(), k, tile.n + apart, tile.which, 0);
       ring.advance();
     }
   }
@@ -74,7 +77,7 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile,
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = tile.m + consumer * 64 + warp * 16 + r * 8 + lane / 4;
-    Element* const to = output + static_cast<long long>(row) * shape.c_row;
+    Element* const to = output + static_cast<long long>(tile.which) * shape.c_apart + static_cast<long long>(row) * shape.c_row;
     // 32 columns at a time, so that each lane has 16 consecutive bytes of its row.
 #pragma unroll
     for (int j = 0; j < WIDTH / 32; ++j) {
@@ -109,7 +112,7 @@ __device__ __forceinline__ void store_wide(const Shape& shape, const Tile& tile,
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = tile.m + consumer * 64 + warp * 16 + r * 8 + lane / 4;
-    float* const to = output + static_cast<long long>(row) * shape.c_row;
+    float* const to = output + static_cast<long long>(tile.which) * shape.c_apart + static_cast<long long>(row) * shape.c_row;
     if (row >= shape.m) continue;
 #pragma unroll
     for (int j = 0; j < N_TILE / 8; ++j) {
