@@ -1,7 +1,6 @@
 //! The steps of feed-forward layers, dense and of experts.
 
 use super::{Counter, Kind, Step};
-use crate::card::FEW_ROWS;
 use butterfly_ir::model::{ExpertsShape, FeedForwardGate, Part};
 
 impl Counter<'_> {
@@ -21,17 +20,11 @@ impl Counter<'_> {
         }
     }
 
-    /// `down(activation(gate(x), up(x)))`, with `wide` elements within. As on Hopper, the product of many rows writes
-    /// gated ones; that of a few rows is followed by the gate.
+    /// `down(activation(gate(x), up(x)))`, with `wide` elements within. As on Hopper, the product writes gated rows.
     fn gated(&self, wide: f64) -> Vec<Step> {
         let both = self.product_of(Part::Projections, self.rows, [2.0 * wide, self.hidden]);
-        let mut steps = if self.rows <= FEW_ROWS {
-            let gate = self.over_rows(Part::Projections, 3.0 * self.bytes * wide);
-            vec![both, gate]
-        } else {
-            let bytes = both.bytes - self.bytes * self.rows * wide;
-            vec![Step { bytes, ..both }]
-        };
+        let bytes = both.bytes - self.bytes * self.rows * wide;
+        let mut steps = vec![Step { bytes, ..both }];
         steps.extend(self.product([self.hidden, wide], false));
         steps
     }
@@ -56,8 +49,8 @@ impl Counter<'_> {
         // Gathered rows, both halves of the inner vector, the gated one, the rows that are summed, and the sum.
         let moved = chosen * (2.0 * hidden + 4.0 * size + 2.0 * size + hidden) + hidden;
         let experts = Step {
-            // Sorted pairs and their tiles where there are many; both products, the gate, and the sum.
-            kernels: if rows * chosen > FEW { 6 } else { 4 },
+            // Both products and the sum; where there are many, sorted pairs, their tiles, and the gate.
+            kernels: if rows * chosen > FEW { 6 } else { 3 },
             flop: 2.0 * rows * chosen * matrices,
             bytes: rows * bytes * moved
                 + read * (matrices * self.stored(Part::Experts) + biases(biased, [size, hidden])),
