@@ -63,9 +63,9 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
             },
             _,
         ) if *rows <= FEW_ROWS => match *stored < 0.8 {
-            // 4 and 8 bits: decode of Qwen3.5-9B, without the gaps (`model_nvidia_h200.md`).
-            true => memory(0.3),
-            false => memory(0.5),
+            // 4 and 8 bits: what a larger weight takes longer (`packed_nvidia_h200.md`).
+            true => memory(0.85),
+            false => memory(0.9),
         },
         // The last token of each prompt, `output projection` in `model_qwen3.5-9b_nvidia_h100_80gb_hbm3.json`.
         (Kind::Product { rows, .. }, _) if *rows <= FEW_ROWS => memory(0.9),
@@ -81,21 +81,21 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
             flop_per_second: 700e12,
             of_copy: 0.9,
         },
-        // `latents` of GLM-4.7-Flash, by a pattern and dense (`experts_nvidia_h200.md`).
+        // `latents` of GLM-4.7-Flash, by a pattern and dense (`model_nvidia_h200.md`).
         (Kind::OfHeads { expanded: false }, _) => Rates {
-            flop_per_second: 130e12,
+            flop_per_second: 270e12,
             of_copy: 0.9,
         },
         (Kind::OfHeads { expanded: true }, _) => Rates {
-            flop_per_second: 250e12,
+            flop_per_second: 290e12,
             of_copy: 0.9,
         },
         // `norms`, `gates` and `heads and cache` in `model_qwen3.5-9b_nvidia_h100_80gb_hbm3.json`.
         (Kind::Rows, Part::Norms) => memory(0.8),
         (Kind::Rows, Part::Gates) => memory(0.75),
         (Kind::Rows, Part::Heads) => memory(0.33),
-        // 50 ns for each token and layer of both models with experts in `model_nvidia_h200.md`.
-        (Kind::Rows, Part::Router) => memory(0.023),
+        // 8 ns for each token and layer of GLM-4.7-Flash (`model_nvidia_h200.md`).
+        (Kind::Rows, Part::Router) => memory(0.14),
         // As gates: additions of biases, and vectors of tokens.
         (Kind::Rows, _) => memory(0.75),
         (Kind::Attention(_) | Kind::Other, _) => return None,
