@@ -8,7 +8,7 @@
 mod rates;
 
 pub use rates::Roof;
-pub(crate) use rates::{FEW_ROWS, GAP_SECONDS, rates};
+pub(crate) use rates::{GAP_SECONDS, rates};
 
 use crate::cost::{Machine, Pace};
 use butterfly_ir::{Dtype, Geometry, KernelSpec, Launch, Role, Sm, Target};

@@ -46,7 +46,7 @@ impl Card {
 pub(crate) const GAP_SECONDS: f64 = 4.3e-6;
 
 /// Most rows of a product that reads the weight once, without matrix units (`ops/src/linear/cube.rs`).
-pub(crate) const FEW_ROWS: f64 = 8.0;
+const FEW_ROWS: f64 = 8.0;
 
 /// The rates of steps in 16-bit floats; `None` where they were not measured.
 pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {

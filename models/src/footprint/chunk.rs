@@ -75,19 +75,24 @@ pub(super) fn steps(
     // Numbers and weights of the chosen experts.
     let choice = 4 * chosen;
     let (size, rows) = (bytes * chosen * size, bytes * chosen * hidden);
-    let with_choice = |own: &[u128]| [&[stream, normed, choice, choice], own].concat();
+    // Routers work in f32.
+    steps.push(vec![stream, normed, 4 * hidden, 4 * count]);
+    let mut kept = vec![stream, normed, choice, choice];
+    if let Some(shared) = experts.shared {
+        steps.extend(dense(
+            wide32(shared.intermediate),
+            &[normed, choice, choice],
+        ));
+        // What it gives is added at the end.
+        kept.push(normed);
+    }
+    let with_choice = |own: &[u128]| [kept.as_slice(), own].concat();
     steps.extend([
-        // Routers work in f32.
-        vec![stream, normed, 4 * hidden, 4 * count],
         with_choice(&[2 * size]),
         with_choice(&[2 * size, size]),
         with_choice(&[size, rows]),
         with_choice(&[rows, normed]),
     ]);
-    if let Some(shared) = experts.shared {
-        // Beside what the chosen experts gave.
-        steps.extend(dense(wide32(shared.intermediate), &[normed]));
-    }
     steps
 }
 

@@ -7,7 +7,7 @@ use ::cubecl::client::ComputeClient;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
-use butterfly_runtime::Launches;
+use butterfly_runtime::{Launches, Written};
 
 /// A matrix within a tensor's memory, its rows contiguous.
 #[cfg_attr(
@@ -36,13 +36,6 @@ pub(crate) struct To {
     pub(crate) step: usize,
     pub(crate) apart: usize,
     pub(crate) count: usize,
-}
-
-/// What becomes of products.
-enum Kind {
-    Rounded,
-    Gated,
-    Wide,
 }
 
 /// The element type, if it has 16 bits and the device is a Hopper GPU.
@@ -92,7 +85,7 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    launch::<R, F>(factors, shape, To::one(to), Kind::Rounded, products, y)
+    launch::<R, F>(factors, shape, To::one(to), Written::Rounded, products, y)
 }
 
 /// As [`multiply`], of several matrices x and as many weights, such as those of heads, in one launch.
@@ -103,7 +96,7 @@ pub(crate) fn multiply_each<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    launch::<R, F>(factors, shape, to, Kind::Rounded, products, y)
+    launch::<R, F>(factors, shape, to, Written::Rounded, products, y)
 }
 
 /// The product of contiguous rows x [m, K] and a weight [N, K] as f32 [m, N]; `None` as for [`multiply`].
@@ -114,7 +107,14 @@ pub(crate) fn multiply_wide<R: CubeRuntime + Launches, F: FloatElement>(
     let [m, k, n] = [x.meta.shape()[0], x.meta.shape()[1], weight.meta.shape()[0]];
     let y = || empty(x, [m, n], DType::F32);
     let factors = [x, weight].map(Matrix::all);
-    launch::<R, F>(factors, [m, n, k], To::one([0, n]), Kind::Wide, products, y)
+    launch::<R, F>(
+        factors,
+        [m, n, k],
+        To::one([0, n]),
+        Written::Wide,
+        products,
+        y,
+    )
 }
 
 /// As [`multiply`], of a weight [2 N, K], of which silu of the first half's products multiplies the second half's.
@@ -125,7 +125,7 @@ pub(crate) fn multiply_gated<R: CubeRuntime + Launches, F: FloatElement>(
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    launch::<R, F>(factors, shape, To::one(to), Kind::Gated, products, y)
+    launch::<R, F>(factors, shape, To::one(to), Written::Gated, products, y)
 }
 
 /// Without CUDA there is no Hopper.
@@ -134,7 +134,7 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     _: [Matrix<'_, R>; 2],
     _: [usize; 3],
     _: To,
-    _: Kind,
+    _: Written,
     _: &Products,
     _: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
@@ -146,12 +146,10 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     [x, weight]: [Matrix<'_, R>; 2],
     shape: [usize; 3],
     to: To,
-    kind: Kind,
+    written: Written,
     products: &Products,
     y: impl FnOnce() -> CubeTensor<R>,
 ) -> Result<Option<CubeTensor<R>>, OperationError> {
-    use butterfly_runtime::Written;
-
     let device = &x.tensor.client;
     let Some(dtype) = element::<R, F>(device)? else {
         return Ok(None);
@@ -162,10 +160,9 @@ fn launch<R: CubeRuntime + Launches, F: FloatElement>(
     let [m, n, _] = shape;
     let steps = [x.step, weight.step, to.step];
     let apart = [x.apart, weight.apart, to.apart];
-    let (weight_rows, written) = match kind {
-        Kind::Rounded => (n, Written::Rounded),
-        Kind::Gated => (n.saturating_mul(2), Written::Gated),
-        Kind::Wide => (n, Written::Wide),
+    let weight_rows = match written {
+        Written::Rounded | Written::Wide => n,
+        Written::Gated => n.saturating_mul(2),
     };
     let mut reaches = [m, weight_rows, m].into_iter().zip(steps);
     let counted = reaches.all(|(rows, step)| super::counts(rows, step))
