@@ -375,7 +375,7 @@ fn weights_that_do_not_fit() {
                 }]
                 .into();
             },
-            "takes 10 tensors (x, ids, weights, weight, weight, weight, weight, weight, inner bias, outer bias), but 7 are given",
+            "takes 12 tensors (x, ids, weights, weight, weight, weight, weight, weight, inner bias, outer bias, shared, shared gate), but 9 are given",
         ),
     ]);
 }
@@ -405,6 +405,8 @@ fn weights_that_no_device_takes() {
         inputs[4] = tensor(&[count * hidden, size], DType::F32);
         inputs[5] = tensor(&[count, 2 * size], DType::F32);
         inputs[6] = tensor(&[count, hidden], DType::F32);
+        inputs[7] = inputs[0].clone();
+        inputs[8] = tensor(&[hidden], DType::F32);
         said_by_device(LayerOperation::Experts(experts), &inputs)
     };
     for (hidden, size, columns) in [(12, 24, 12), (16, 20, 20)] {
