@@ -125,10 +125,7 @@ fn a_token_reads_all_weights_and_the_cache() {
     let model = Model::new("qwen3-8b", none());
     let call = Call::after_prompt(1, [8192, 8320]);
     let entries = model.entries(None, &call, Card::H200);
-    // What is gated is read and written once more.
-    let gate = 3.0 * 12288.0;
-    let rows = 4096.0 + 6144.0 + 2.0 * 4096.0 + 4096.0 + 24576.0 + gate + 12288.0 + 4096.0;
-    let rows = 36.0 * rows;
+    let rows = 36.0 * (4096.0 + 6144.0 + 2.0 * 4096.0 + 4096.0 + 12288.0 + 12288.0 + 4096.0);
     assert_eq!(
         of(&entries, Part::Projections).bytes,
         2.0 * (QWEN3_8B + rows)
@@ -250,7 +247,7 @@ fn all_families_have_steps() {
     }
 }
 
-/// Within 10 % of what is recorded in `bench/results/model_nvidia_h200.md`, for work whose rates were measured.
+/// Within 10 % of what is recorded in `bench/results` (`model_nvidia_h200.md`, `packed_nvidia_h200.md`), for work whose rates were measured.
 #[test]
 fn predictions_are_near_what_was_measured() {
     let near = |what: &str, predicted: f64, measured: f64| {
@@ -287,10 +284,10 @@ fn predictions_are_near_what_was_measured() {
     // All matrices are packed there, as those of random weights are.
     decode(
         serde_json::json!({"quantization_config": {"quant_method": "fp8"}}),
-        5.31,
+        4.12,
     );
     decode(
         serde_json::json!({"quantization": {"bits": 4, "group_size": 64}}),
-        4.86,
+        3.06,
     );
 }
