@@ -137,7 +137,7 @@ fn a_token_reads_all_weights_and_the_cache() {
     let attention = 8193.0 * 2.0 * 8.0 * 128.0 * 2.0 + 2.0 * 32.0 * 128.0 * 2.0 + 32.0 * 4.0;
     assert_eq!(of(&entries, Part::Attention).bytes, 36.0 * attention);
     let kernels: u64 = entries.iter().map(|entry| entry.kernels).sum();
-    assert_eq!(kernels, 36 * 9 + 3);
+    assert_eq!(kernels, 36 * 8 + 3);
 }
 
 #[test]
