@@ -255,7 +255,7 @@ mod tests {
         };
         let grouped = Grouped {
             tiles: stage("grouped", 512),
-            few: stage("grouped_few", 512),
+            few: stage("grouped_few", Grouped::FEW_THREADS),
             ..Grouped::of(Dtype::Bf16, format, 320).expect("whole steps")
         };
         ReadyGrouped::new(grouped, b"text").expect("valid kernels")
