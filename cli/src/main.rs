@@ -48,6 +48,11 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+/// What a launch needs is allocated by the thread that launches and freed by the thread of the device, which mimalloc does
+/// without a lock.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     device::quiet_loader();
     let args = match Args::try_parse() {

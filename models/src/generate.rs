@@ -1,5 +1,9 @@
 //! Logits → the next token.
 
+use crate::ModelError;
+use crate::layers::largest;
+use burn::prelude::*;
+use butterfly::AttentionBackend;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -28,6 +32,38 @@ impl Default for Sampling {
     }
 }
 
+/// The token that each row of logits [B, T, V] makes most likely, of equal ones the first; `None` if a logit is not
+/// finite. The logits stay on the device.
+///
+/// # Errors
+/// [`ModelError::Operation`] if the search cannot run, [`ModelError::Device`] if the device fails.
+pub fn greedy<B: AttentionBackend>(logits: Tensor<B, 3>) -> Result<Option<Vec<u32>>, ModelError> {
+    let failed = |error: String| ModelError::Device(error);
+    let part = match B::ON_HOST {
+        true => logits.dims()[2].max(1),
+        false => PART,
+    };
+    let found = largest(logits, part)?;
+    let parts = found.dims()[2];
+    let numbers = found.try_into_data().map_err(|error| failed(format!("{error:?}")))?;
+    let numbers = numbers.as_slice::<i32>();
+    let numbers = numbers.map_err(|error| failed(format!("{error:?}")))?;
+    let (found, _) = numbers.as_chunks::<3>();
+    if found.iter().any(|[.., bad]| *bad > 0) {
+        return Ok(None);
+    }
+    let best = |parts: &[[i32; 3]]| {
+        let value = |part: &[i32; 3]| f32::from_bits(part[1].cast_unsigned());
+        let better = |best, part| if value(part) > value(best) { part } else { best };
+        let best = parts.iter().reduce(better);
+        best.map_or(0, |[index, ..]| index.cast_unsigned())
+    };
+    Ok(Some(found.chunks(parts).map(best).collect()))
+}
+
+/// Logits of a row that a workgroup looks at.
+const PART: usize = 2048;
+
 /// Draws one token after another.
 #[derive(Debug)]
 pub struct Sampler {
@@ -44,6 +80,11 @@ impl Sampler {
         }
     }
 
+    /// Whether it always takes the largest logit, as [`greedy`] does.
+    pub fn is_greedy(&self) -> bool {
+        self.sampling.temperature <= 0.0
+    }
+
     /// Chooses the next token from its logits, one for each token of the vocabulary.
     ///
     /// # Panics
@@ -55,8 +96,8 @@ impl Sampler {
             top_p,
             ..
         } = self.sampling;
-        if temperature <= 0.0 {
-            return largest(logits);
+        if self.is_greedy() {
+            return first_of_largest(logits);
         }
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
@@ -85,7 +126,7 @@ impl Sampler {
 }
 
 /// The index of the largest logit; of several, the first.
-fn largest(logits: &[f32]) -> u32 {
+fn first_of_largest(logits: &[f32]) -> u32 {
     let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
     (0..logits.len()).fold(0, better) as u32
 }

@@ -47,7 +47,7 @@ pub use defaults::Defaults;
 pub use error::ModelError;
 pub use finite::NotFinite;
 pub use footprint::{Extent, Footprint};
-pub use generate::{Sampler, Sampling};
+pub use generate::{Sampler, Sampling, greedy};
 pub use loader::Unused;
 pub use model::{Logits, Model};
 pub use packing::read_packing;

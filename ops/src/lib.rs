@@ -15,6 +15,7 @@
 )]
 
 mod absorb;
+mod argmax;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub mod cube;
 mod delta;
@@ -35,6 +36,7 @@ mod operation;
 mod pool;
 
 pub use absorb::{Absorb, Unabsorb, Up};
+pub use argmax::ArgMax;
 #[cfg(feature = "cuda")]
 pub use delta::MakeDeltaRule;
 pub use delta::{Delta, DeltaRules};

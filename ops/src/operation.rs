@@ -2,7 +2,7 @@
 
 use crate::inputs::{Inputs, Names, Outputs};
 use crate::{
-    Absorb, Activation, AddNorm, Append, Delta, Embed, Expand, Experts, GateOutput, Latents, Norm,
+    Absorb, Activation, AddNorm, Append, ArgMax, Delta, Embed, Expand, Experts, GateOutput, Latents, Norm,
     Pool, Project, Rotate, Route, Unabsorb,
 };
 use burn::tensor::{DType, Shape};
@@ -42,6 +42,8 @@ pub enum Operation {
     Route(Route),
     /// Rows through the experts that were chosen for them.
     Experts(Experts),
+    /// The largest element of rows.
+    ArgMax(ArgMax),
 }
 
 impl Operation {
@@ -64,6 +66,7 @@ impl Operation {
             Self::Delta(_) => "delta",
             Self::Route(_) => "route",
             Self::Experts(_) => "experts",
+            Self::ArgMax(_) => "argmax",
         }
     }
 
@@ -81,7 +84,7 @@ impl Operation {
             Self::Rotate(rotate) => return rotate.names(),
             Self::Expand(_) => &["latents", "weight"],
             Self::Pool(_) => &["k", "means"],
-            Self::Gated(_) => &["x"],
+            Self::Gated(_) | Self::ArgMax(_) => &["x"],
             Self::GateOutput(_) => &["o", "projections"],
             Self::Delta(_) => &Delta::NAMES,
             Self::Route(route) => route.names(),
@@ -115,6 +118,7 @@ impl Operation {
             Self::Delta(op) => op.outputs(&inputs),
             Self::Route(op) => op.outputs(&inputs),
             Self::Experts(op) => op.outputs(&inputs),
+            Self::ArgMax(op) => op.outputs(&inputs),
         }
     }
 
@@ -145,7 +149,8 @@ impl Operation {
             | Self::GateOutput(_)
             | Self::Delta(_)
             | Self::Route(_)
-            | Self::Experts(_) => inputs[0],
+            | Self::Experts(_)
+            | Self::ArgMax(_) => inputs[0],
         }
     }
 }

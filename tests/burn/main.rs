@@ -1,6 +1,7 @@
 //! Attention on Burn tensors: every backend against the f64 reference, and the module and
 //! operations around it.
 
+mod argmax;
 mod cache;
 mod delta;
 mod experts;

@@ -6,7 +6,7 @@ use super::interrupt::Interrupt;
 use crate::failure::Failure;
 use burn::prelude::*;
 use butterfly::AttentionBackend;
-use butterfly_models::{Logits, Model, Policy, Sampler, State};
+use butterfly_models::{Logits, Model, Policy, Sampler, State, greedy};
 use indicatif::ProgressBar;
 use std::time::Instant;
 
@@ -138,7 +138,15 @@ impl<B: AttentionBackend> Continuation<'_, B> {
 
     /// The token after these of each text that is `open`.
     fn draw(&mut self, tokens: &[u32], open: &[bool]) -> Result<Vec<Option<u32>>, Failure> {
-        let logits = floats(self.read(tokens)?)?;
+        let logits = self.read(tokens)?;
+        // What is not finite has to be looked at here.
+        if self.texts.iter().all(|(sampler, _)| sampler.is_greedy())
+            && let Some(drawn) = greedy(logits.clone()).map_err(Failure::bad)?
+        {
+            let drawn = drawn.into_iter().zip(open);
+            return Ok(drawn.map(|(token, open)| open.then_some(token)).collect());
+        }
+        let logits = floats(logits)?;
         let vocabulary = logits.len() / self.texts.len();
         let last = self.state.position() - 1;
         let rows = logits.chunks(vocabulary).zip(&mut self.texts).zip(open);

@@ -20,7 +20,7 @@ pub(crate) use weight::Weight;
 use crate::ModelError;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorPrimitive};
-use butterfly::ops::{Activation, AddNorm, Norm, Operation};
+use butterfly::ops::{Activation, AddNorm, ArgMax, Norm, Operation};
 use butterfly::{AttentionBackend, OperationError, run};
 use butterfly_ir::model::{FeedForwardGate, ModelConfig};
 
@@ -84,6 +84,15 @@ pub(crate) fn add_norm<B: AttentionBackend>(
     let mut outputs = outputs.into_iter().map(float);
     let mut next = || outputs.next().expect("two outputs");
     Ok((next(), next()))
+}
+
+/// The largest logit of each part of rows [B, T, V], as [`ArgMax`] describes it: [B, T, parts, 3] in i32.
+pub(crate) fn largest<B: AttentionBackend>(
+    logits: Tensor<B, 3>,
+    part: usize,
+) -> Result<Tensor<B, 4>, OperationError> {
+    let operation = Operation::ArgMax(ArgMax { part });
+    one(around::<B>(operation, vec![primitive(logits)])?)
 }
 
 fn float<B: Backend, const D: usize>(x: burn::tensor::ops::FloatTensor<B>) -> Tensor<B, D> {

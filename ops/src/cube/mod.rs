@@ -12,7 +12,7 @@ pub use launch::{capability, empty, first_elements};
 pub use square::multiply_square;
 
 use crate::{Limits, Operation, OperationError};
-use crate::{absorb, delta, expand, experts, gate, heads, latents, linear, norm, pool};
+use crate::{absorb, argmax, delta, expand, experts, gate, heads, latents, linear, norm, pool};
 use ::cubecl::client::ComputeClient;
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
@@ -72,6 +72,7 @@ pub fn check(
         Operation::Project(op) => op.limits(&limits)?,
         Operation::Route(op) => op.limits(&limits)?,
         Operation::Experts(op) => op.limits(&limits)?,
+        Operation::ArgMax(op) => op.limits(&limits)?,
     }
     limits.element_types(outputs)?;
     limits.memory(new)
@@ -114,5 +115,6 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs)?,
         Operation::Route(op) => experts::cube::route(op, inputs),
         Operation::Experts(op) => experts::cube::experts::<R, F>(op, inputs)?,
+        Operation::ArgMax(op) => argmax::cube::argmax::<R, F>(*op, inputs),
     })
 }

@@ -5,8 +5,11 @@ use super::super::{Place, chunk_of_each, floats, sync};
 use super::table::Row;
 use super::{Work, extent};
 use crate::failure::Failure;
+use burn::prelude::*;
 use butterfly::AttentionBackend;
-use butterfly_models::{Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken};
+use butterfly_models::{
+    Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, greedy,
+};
 use std::time::Instant;
 
 /// Most tokens whose decode is profiled.
@@ -62,7 +65,10 @@ impl Work<'_> {
             }
             sync::<B>(&place.device)?;
             let prefill = started.elapsed().as_secs_f64();
-            let mut choose = |logits, position| {
+            let mut choose = |logits: Tensor<B, 3>, position| {
+                if let Some(chosen) = greedy(logits.clone()).map_err(Failure::bad)? {
+                    return Ok(chosen);
+                }
                 let logits = floats(logits)?;
                 let rows = logits.chunks(logits.len() / batch).enumerate();
                 let chosen = rows.map(|(sequence, logits)| {
