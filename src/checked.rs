@@ -30,15 +30,16 @@ impl<'a, B: Backend> Checked<'a, B> {
         let shapes: Vec<_> = inputs.iter().map(|x| (x.shape(), x.dtype())).collect();
         let outputs = operation.outputs(&shapes)?;
         let first = B::float_device(&inputs[0]);
-        let names = operation.inputs();
-        for (input, name) in inputs.iter().zip(names.iter()) {
-            let device = B::float_device(input);
-            if device != first {
-                return Err(OperationError::Argument {
-                    operation: operation.name(),
-                    what: format!("`{name}` is on {device:?}, `{}` on {first:?}", names[0]),
-                });
-            }
+        let devices = inputs.iter().map(B::float_device);
+        if let Some((i, device)) = devices.enumerate().find(|(_, device)| *device != first) {
+            let names = operation.inputs();
+            return Err(OperationError::Argument {
+                operation: operation.name(),
+                what: format!(
+                    "`{}` is on {device:?}, `{}` on {first:?}",
+                    names[i], names[0]
+                ),
+            });
         }
         Ok(Self {
             operation,

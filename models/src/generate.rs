@@ -38,24 +38,25 @@ impl Default for Sampling {
 /// # Errors
 /// [`ModelError::Operation`] if the search cannot run, [`ModelError::Device`] if the device fails.
 pub fn greedy<B: AttentionBackend>(logits: Tensor<B, 3>) -> Result<Option<Vec<u32>>, ModelError> {
-    let failed = |error: String| ModelError::Device(error);
-    let part = match B::ON_HOST {
-        true => logits.dims()[2].max(1),
-        false => PART,
-    };
-    let found = largest(logits, part)?;
+    let failed = ModelError::Device;
+    let found = largest(logits, PART)?;
     let parts = found.dims()[2];
-    let numbers = found.try_into_data().map_err(|error| failed(format!("{error:?}")))?;
-    let numbers = numbers.as_slice::<i32>();
+    let found = found.try_into_data();
+    let found = found.map_err(|error| failed(format!("{error:?}")))?;
+    let numbers = found.as_slice::<i32>();
     let numbers = numbers.map_err(|error| failed(format!("{error:?}")))?;
     let (found, _) = numbers.as_chunks::<3>();
     if found.iter().any(|[.., bad]| *bad > 0) {
         return Ok(None);
     }
+    let value = |part: &[i32; 3]| f32::from_bits(part[1].cast_unsigned());
     let best = |parts: &[[i32; 3]]| {
-        let value = |part: &[i32; 3]| f32::from_bits(part[1].cast_unsigned());
-        let better = |best, part| if value(part) > value(best) { part } else { best };
-        let best = parts.iter().reduce(better);
+        let best = parts
+            .iter()
+            .reduce(|best, part| match value(part) > value(best) {
+                true => part,
+                false => best,
+            });
         best.map_or(0, |[index, ..]| index.cast_unsigned())
     };
     Ok(Some(found.chunks(parts).map(best).collect()))
@@ -139,6 +140,27 @@ mod tests {
     fn greedy_takes_the_first_of_the_largest() {
         let mut sampler = Sampler::new(Sampling::default());
         assert_eq!(sampler.next(&[0.0, 3.0, 3.0, -1.0]), 1);
+    }
+
+    /// Rows of several parts, whose largest logits are equal.
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn greedy_on_the_device_takes_what_a_sampler_takes() {
+        use burn_flex::Flex;
+        let vocabulary = 3 * PART + 5;
+        let mut logits: Vec<f32> = (0..2 * vocabulary).map(|i| (i * 37 % 101) as f32).collect();
+        let drawn = |logits: &[f32]| {
+            let data = TensorData::new(logits.to_vec(), [2, 1, vocabulary]);
+            greedy::<Flex>(Tensor::from_data(data, &Default::default())).expect("a search")
+        };
+        let mut sampler = Sampler::new(Sampling::default());
+        let want: Vec<u32> = logits
+            .chunks(vocabulary)
+            .map(|row| sampler.next(row))
+            .collect();
+        assert_eq!(drawn(&logits), Some(want));
+        logits[vocabulary + 7] = f32::INFINITY;
+        assert_eq!(drawn(&logits), None);
     }
 
     #[test]

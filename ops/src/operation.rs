@@ -2,8 +2,8 @@
 
 use crate::inputs::{Inputs, Names, Outputs};
 use crate::{
-    Absorb, Activation, AddNorm, Append, ArgMax, Delta, Embed, Expand, Experts, GateOutput, Latents, Norm,
-    Pool, Project, Rotate, Route, Unabsorb,
+    Absorb, Activation, AddNorm, Append, ArgMax, Delta, Embed, Expand, Experts, GateOutput,
+    Latents, Norm, Pool, Project, Rotate, Route, Unabsorb,
 };
 use burn::tensor::{DType, Shape};
 

@@ -7,9 +7,7 @@ use super::{Work, extent};
 use crate::failure::Failure;
 use burn::prelude::*;
 use butterfly::AttentionBackend;
-use butterfly_models::{
-    Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, greedy,
-};
+use butterfly_models::{Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, greedy};
 use std::time::Instant;
 
 /// Most tokens whose decode is profiled.
