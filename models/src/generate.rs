@@ -1,9 +1,5 @@
 //! Logits → the next token.
 
-use crate::ModelError;
-use crate::layers::largest;
-use burn::prelude::*;
-use butterfly::AttentionBackend;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,39 +27,6 @@ impl Default for Sampling {
         }
     }
 }
-
-/// The token that each row of logits [B, T, V] makes most likely, of equal ones the first; `None` if a logit is not
-/// finite. The logits stay on the device.
-///
-/// # Errors
-/// [`ModelError::Operation`] if the search cannot run, [`ModelError::Device`] if the device fails.
-pub fn greedy<B: AttentionBackend>(logits: Tensor<B, 3>) -> Result<Option<Vec<u32>>, ModelError> {
-    let failed = ModelError::Device;
-    let found = largest(logits, PART)?;
-    let parts = found.dims()[2];
-    let found = found.try_into_data();
-    let found = found.map_err(|error| failed(format!("{error:?}")))?;
-    let numbers = found.as_slice::<i32>();
-    let numbers = numbers.map_err(|error| failed(format!("{error:?}")))?;
-    let (found, _) = numbers.as_chunks::<3>();
-    if found.iter().any(|[.., bad]| *bad > 0) {
-        return Ok(None);
-    }
-    let value = |part: &[i32; 3]| f32::from_bits(part[1].cast_unsigned());
-    let best = |parts: &[[i32; 3]]| {
-        let best = parts
-            .iter()
-            .reduce(|best, part| match value(part) > value(best) {
-                true => part,
-                false => best,
-            });
-        best.map_or(0, |[index, ..]| index.cast_unsigned())
-    };
-    Ok(Some(found.chunks(parts).map(best).collect()))
-}
-
-/// Logits of a row that a workgroup looks at.
-const PART: usize = 2048;
 
 /// Draws one token after another.
 #[derive(Debug)]
@@ -100,29 +63,72 @@ impl Sampler {
         if self.is_greedy() {
             return first_of_largest(logits);
         }
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-        if top_k > 0 {
-            order.truncate(top_k);
-        }
-        let top = logits[order[0]];
-        let weight = |i: &usize| f64::from((logits[*i] - top) / temperature).exp();
-        let weights: Vec<f64> = order.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        let mut kept = 0;
-        let mut share = 0.0;
-        while kept < weights.len() && (kept == 0 || share < f64::from(top_p) * total) {
-            share += weights[kept];
-            kept += 1;
-        }
-        let mut at = self.random.random::<f64>() * share;
-        for (i, weight) in order[..kept].iter().zip(&weights) {
-            at -= weight;
-            if at < 0.0 {
-                return *i as u32;
+        let mut order = Descending::new(logits);
+        let candidates = match top_k {
+            0 => logits.len(),
+            _ => top_k.min(logits.len()),
+        };
+        let top = logits[order.nth(0)];
+        let weight = |i: usize| f64::from((logits[i] - top) / temperature).exp();
+        let total: f64 = match candidates < logits.len() {
+            true => (0..candidates).map(|i| weight(order.nth(i))).sum(),
+            false => (0..logits.len()).map(weight).sum(),
+        };
+        let (mut kept, mut share) = (candidates, total);
+        if top_p < 1.0 {
+            (kept, share) = (0, 0.0);
+            while kept < candidates && (kept == 0 || share < f64::from(top_p) * total) {
+                share += weight(order.nth(kept));
+                kept += 1;
             }
         }
-        order[kept - 1] as u32
+        let mut at = self.random.random::<f64>() * share;
+        for i in 0..kept {
+            let token = order.nth(i);
+            at -= weight(token);
+            if at < 0.0 {
+                return token as u32;
+            }
+        }
+        order.nth(kept - 1) as u32
+    }
+}
+
+/// Tokens from the largest logit on, of equal ones the first. Sorts only as many as are asked for: few tokens of a large
+/// vocabulary are likely.
+struct Descending<'a> {
+    logits: &'a [f32],
+    order: Vec<u32>,
+    /// How many of the first are in order.
+    sorted: usize,
+}
+
+impl<'a> Descending<'a> {
+    fn new(logits: &'a [f32]) -> Self {
+        Self {
+            logits,
+            order: (0..logits.len() as u32).collect(),
+            sorted: 0,
+        }
+    }
+
+    /// The token whose logit is the largest but `n`, of which there are more.
+    fn nth(&mut self, n: usize) -> usize {
+        const LEAST: usize = 64;
+        if n >= self.sorted {
+            let rest = &mut self.order[self.sorted..];
+            let more = (4 * n).max(LEAST).min(rest.len());
+            let compare = |a: &u32, b: &u32| {
+                let [x, y] = [a, b].map(|i| self.logits[*i as usize]);
+                y.total_cmp(&x).then(a.cmp(b))
+            };
+            if more < rest.len() {
+                rest.select_nth_unstable_by(more, compare);
+            }
+            rest[..more].sort_unstable_by(compare);
+            self.sorted += more;
+        }
+        self.order[n] as usize
     }
 }
 
@@ -142,25 +148,22 @@ mod tests {
         assert_eq!(sampler.next(&[0.0, 3.0, 3.0, -1.0]), 1);
     }
 
-    /// Rows of several parts, whose largest logits are equal.
-    #[cfg(feature = "cpu")]
+    /// The same tokens as by sorting all logits.
     #[test]
-    fn greedy_on_the_device_takes_what_a_sampler_takes() {
-        use burn_flex::Flex;
-        let vocabulary = 3 * PART + 5;
-        let mut logits: Vec<f32> = (0..2 * vocabulary).map(|i| (i * 37 % 101) as f32).collect();
-        let drawn = |logits: &[f32]| {
-            let data = TensorData::new(logits.to_vec(), [2, 1, vocabulary]);
-            greedy::<Flex>(Tensor::from_data(data, &Default::default())).expect("a search")
+    fn sorting_a_part_changes_nothing() {
+        let sorted = |logits: &[f32]| {
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+            order
         };
-        let mut sampler = Sampler::new(Sampling::default());
-        let want: Vec<u32> = logits
-            .chunks(vocabulary)
-            .map(|row| sampler.next(row))
-            .collect();
-        assert_eq!(drawn(&logits), Some(want));
-        logits[vocabulary + 7] = f32::INFINITY;
-        assert_eq!(drawn(&logits), None);
+        for vocabulary in [1, 63, 64, 65, 1000, 5000] {
+            let logits: Vec<f32> = (0..vocabulary)
+                .map(|i| (i * 7919 % 613) as f32 / 50.0)
+                .collect();
+            let mut order = Descending::new(&logits);
+            let got: Vec<usize> = (0..vocabulary).map(|i| order.nth(i)).collect();
+            assert_eq!(got, sorted(&logits));
+        }
     }
 
     #[test]

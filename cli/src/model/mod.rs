@@ -476,10 +476,7 @@ fn sync<B: Backend>(device: &B::Device) -> Result<(), Failure> {
 
 /// Copies logits to host memory, as f32.
 pub(crate) fn floats<B: Backend>(logits: burn::prelude::Tensor<B, 3>) -> Result<Vec<f32>, Failure> {
-    let failed = |error| Failure::Bad(format!("the device failed: {error:?}"));
-    let data = logits.try_into_data().map_err(failed)?;
-    let numbers = data.convert::<f32>().into_vec();
-    numbers.map_err(|error| Failure::Bad(format!("{error:?}")))
+    butterfly_models::floats(logits).map_err(Failure::bad)
 }
 
 /// Warns if a text is longer than the model was made for.

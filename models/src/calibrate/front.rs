@@ -11,9 +11,7 @@ use super::Comparison;
 use crate::stream::Stream;
 use crate::{Model, ModelError, Policy, State};
 use burn::prelude::*;
-use burn::tensor::DType;
 use butterfly::AttentionBackend;
-use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -199,7 +197,7 @@ impl<B: AttentionBackend> Reference<B> {
                 .clone()
                 .select(1, Tensor::from_data(ids, model.device()));
             let logits = B::on_threads(|| model.logits_of(wanted, policy))?;
-            take(i * ROWS, &host(logits)?);
+            take(i * ROWS, &crate::floats(logits)?);
         }
         Ok(())
     }
@@ -314,26 +312,6 @@ impl<'a, B: AttentionBackend> Front<'a, B> {
     }
 }
 
-/// Copies logits to host memory, as f32.
-fn host<B: Backend>(logits: Tensor<B, 3>) -> Result<Vec<f32>, ModelError> {
-    let failed = |error| ModelError::Device(format!("{error:?}"));
-    let data = logits.try_into_data();
-    let data = data.map_err(|error| ModelError::Device(format!("{error:?}")))?;
-    // Burn's own conversion takes one thread, longer than the device for the logits of large
-    // vocabularies.
-    match data.dtype {
-        DType::BF16 => {
-            let numbers = data.as_slice::<bf16>().map_err(failed)?;
-            Ok(numbers.par_iter().map(|x| x.to_f32()).collect())
-        }
-        DType::F16 => {
-            let numbers = data.as_slice::<f16>().map_err(failed)?;
-            Ok(numbers.par_iter().map(|x| x.to_f32()).collect())
-        }
-        _ => data.convert::<f32>().into_vec().map_err(failed),
-    }
-}
-
 #[cfg(all(test, feature = "cpu"))]
 mod tests {
     use super::*;
@@ -367,7 +345,7 @@ mod tests {
         let mut rows = Vec::new();
         for tokens in text().chunks(chunk) {
             let logits = model.forward(tokens, &mut state, policy, Logits::All);
-            let logits = host(logits.expect("a chunk")).expect("f32");
+            let logits = crate::floats(logits.expect("a chunk")).expect("f32");
             rows.extend(
                 logits
                     .chunks(model.sizes.vocabulary as usize)
