@@ -19,6 +19,10 @@ fn found<B: AttentionBackend>(
     let outputs = run::<B>(&Operation::ArgMax(ArgMax { part }).into(), vec![x]);
     let output = outputs.expect("a search").into_iter().next().expect("one");
     assert_eq!(output.shape().to_vec(), [1, rows, row.div_ceil(part), 3]);
+    // Devices cannot copy tensors without elements.
+    if rows == 0 {
+        return Vec::new();
+    }
     let found = data::<B>(output).into_vec::<i32>().expect("i32");
     found.as_chunks().0.to_vec()
 }
@@ -69,8 +73,7 @@ fn counts_what_is_not_finite<B: AttentionBackend>(device: &B::Device) {
     let lowest = f32::MIN.to_bits().cast_signed();
     assert_eq!([got[0], got[2]], [[0, lowest, 0], [2048, lowest, 0]]);
     assert_eq!(got[1][2], 4);
-    let none = found::<B>(&[], [0, 5, 4], DType::F32, device);
-    assert!(none.is_empty());
+    found::<B>(&[], [0, 5, 4], DType::F32, device);
 }
 
 #[test]

@@ -138,6 +138,8 @@ fn the_second_ends_at_once() {
     let args = ["--tokens", &prompt, "--chunk", "60000", "--json"];
     let child = start(&long(&model, &args));
     wait_for_listening(&child);
+    // Before the chunk begins, one would end it.
+    std::thread::sleep(Duration::from_millis(200));
     press(&child);
     // Two signals at the same time would be one.
     std::thread::sleep(Duration::from_millis(100));
