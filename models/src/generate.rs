@@ -44,7 +44,7 @@ impl Sampler {
         }
     }
 
-    /// Whether it always takes the largest logit, as [`greedy`] does.
+    /// Whether it always takes the largest logit, as [`greedy`](crate::greedy) does.
     pub fn is_greedy(&self) -> bool {
         self.sampling.temperature <= 0.0
     }
