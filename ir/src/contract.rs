@@ -400,7 +400,7 @@ impl Grouped {
         let whole = format!("a multiple of {} and of the group", Self::K_TILE);
         demand(self.is_whole(), "grouped.columns", self.columns, whole)?;
         // The kernels share their work out to exactly so many threads.
-        let threads = [4 * WARPGROUP, Self::FEW_THREADS];
+        let threads = [4 * WARPGROUP, Self::FEW_THREADS, Self::FEW_THREADS];
         for ((name, stage), threads) in self.stages().into_iter().zip(threads) {
             let field = |field: &str| format!("grouped.{name}.{field}");
             let entry = &stage.entry;

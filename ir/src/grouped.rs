@@ -8,7 +8,7 @@ use crate::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How the two kernels for products with weights of a format are launched. They are entry points of one text, and compute
+/// How the three kernels for products with weights of a format are launched. They are entry points of one text, and compute
 /// `y[pair] = W[expert] x[row]` for pairs of a row of x and one of its experts.
 ///
 /// # Tiles
@@ -45,8 +45,21 @@ use std::fmt;
 /// the weight, and goes on with others: a launch has P workgroups, or one, along y, and along x as many as the device
 /// then runs at once, but no more than have rows.
 ///
+/// # Normed
+/// For M rows, at most [`few_rows`](Self::few_rows), of which the norms are multiplied with one weight:
+/// `s[row] = r[row] + sum over t of f[row, t] a[row, t]`, `x[row] = s[row] / rms(s[row]) w`. Arguments:
+///
+/// - r `[M, K]` in f32, a `[M, terms, K]`, f `[M, terms]` in f32, w `[K]` in f32; any tensors for a without terms, and for
+///   f where all factors are 1;
+/// - the tensors of the weight; s `[M, K]` in f32, x `[M, K]`, or any tensors where they are not wanted;
+/// - y `[M, width]`;
+/// - by value: what few takes, for M rows from the first one on, with gates in the same tensors only; as i32, `terms`,
+///   whether there are factors, whether s and x are wanted; the f32 that is added to the mean square; and a 0.
+///
+/// All tensors but f and y start at multiples of 16 bytes. It is launched as the kernel for few is without experts.
+///
 /// The text in CUDA C++ declares only one of the kernels where the macro [`ONLY`](Self::ONLY) is defined: as 0 the one
-/// for tiles, as 1 the one for few.
+/// for tiles, as 1 the one for few, as 2 the one for norms.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grouped {
@@ -61,6 +74,8 @@ pub struct Grouped {
     pub tiles: GroupedStage,
     /// Multiplies a few rows.
     pub few: GroupedStage,
+    /// Multiplies norms of a few rows.
+    pub normed: GroupedStage,
 }
 
 /// How one of these kernels is launched.
@@ -131,6 +146,7 @@ impl Grouped {
             columns,
             tiles: GroupedStage::default(),
             few: GroupedStage::default(),
+            normed: GroupedStage::default(),
         };
         grouped.is_whole().then_some(grouped)
     }
@@ -157,8 +173,11 @@ impl Grouped {
     }
 
     /// The stages by name.
-    pub fn stages(&self) -> [(&'static str, &GroupedStage); 2] {
-        [("tiles", &self.tiles), ("few", &self.few)]
+    pub fn stages(&self) -> [(&'static str, &GroupedStage); 3] {
+        let Self {
+            tiles, few, normed, ..
+        } = self;
+        [("tiles", tiles), ("few", few), ("normed", normed)]
     }
 
     /// The most rows of x that the kernel for few multiplies at once. 0 if rows are too long for it.
@@ -232,6 +251,7 @@ mod tests {
         Some(Grouped {
             tiles: stage("grouped", 512),
             few: stage("grouped_few", Grouped::FEW_THREADS),
+            normed: stage("grouped_normed", Grouped::FEW_THREADS),
             ..grouped
         })
     }

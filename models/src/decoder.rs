@@ -2,12 +2,12 @@
 //! feed-forward layer or experts.
 
 use crate::layers::{self, Attention, Experts, GatedMlp, LatentAttention, LatentPrograms};
-use crate::layers::{LinearAttention, Weight, add_norm, norm};
+use crate::layers::{LinearAttention, Projection, Unnormed, Weight, norm};
 use crate::loader::Loader;
 use crate::policy::Policy;
 use crate::rotation::Frequencies;
 use crate::state::{LayerState, State};
-use crate::stream::Stream;
+use crate::stream::{Pending, Stream};
 use crate::{ModelError, Profile};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -49,6 +49,17 @@ enum Mixer<B: Backend> {
     Linear(LinearAttention<B>),
 }
 
+impl<B: Backend> Mixer<B> {
+    /// The projections with which it begins.
+    fn rows(&self) -> &Projection<B> {
+        match self {
+            Self::Attention(attention) => &attention.rows,
+            Self::Latent(latent) => &latent.rows,
+            Self::Linear(linear) => &linear.rows,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum FeedForward<B: Backend> {
     Gated(GatedMlp<B>),
@@ -72,12 +83,15 @@ impl<B: AttentionBackend> FeedForward<B> {
 
     fn forward(
         &self,
-        x: Tensor<B, 3>,
+        x: Unnormed<'_, B>,
         plan: Option<&Plan>,
         profile: &Profile,
-    ) -> Result<Tensor<B, 3>, OperationError> {
+    ) -> Result<(Tensor<B, 3>, Pending<B>), OperationError> {
         match self {
-            Self::Gated(mlp) => mlp.forward(x, plan, profile),
+            Self::Gated(mlp) => {
+                let (x, y) = mlp.forward_normed(x, plan, profile)?;
+                Ok((x, Pending::Rows(y)))
+            }
             Self::Experts(experts) => experts.forward(x, plan, profile),
         }
     }
@@ -217,67 +231,79 @@ impl<B: AttentionBackend> Decoder<B> {
         });
         for i in layers {
             let layer = &self.layers[i];
-            let normed;
-            (x, normed) = profile.part::<B, _>(Part::Norms, &device, || {
-                self.join(x, pending.take(), &layer.before)
-            })?;
+            let projection = layer.mixer.rows();
+            let plan = match &policy.layers[i] {
+                Some(policy) => Some(&policy.plan),
+                None => policy.plan(),
+            };
+            let before = self.unnormed(x, pending.take(), &layer.before);
+            let rows;
+            (x, rows) = before.project(projection, plan, &profile)?;
             let mixed = match (&layer.mixer, &mut state.layers[i], &policy.layers[i]) {
                 (Mixer::Attention(attention), LayerState::Attention(cache), Some(policy)) => {
                     let rotation = match &windows {
                         Some(rotation) if self.windows[i] => Some(rotation),
                         _ => usual.as_ref(),
                     };
-                    attention.forward(normed, cache, rotation, lengths, policy, &profile)?
+                    attention.forward(rows, cache, rotation, lengths, policy, &profile)?
                 }
                 (Mixer::Latent(latent), LayerState::Attention(cache), Some(policy)) => {
                     let rotation = usual.as_ref();
-                    latent.forward(normed, cache, rotation, lengths, policy, &profile)?
+                    latent.forward(rows, cache, rotation, lengths, policy, &profile)?
                 }
                 (Mixer::Linear(linear), LayerState::Linear(state), _) => {
-                    linear.forward(normed, state, policy.plan(), &profile)?
+                    linear.forward(rows, state, plan, &profile)?
                 }
                 _ => unreachable!("state and policy were made for this model"),
             };
-            let normed;
-            (x, normed) = profile.part::<B, _>(Part::Norms, &device, || {
-                let mixed = self.output(mixed, layer, 0)?;
-                add_norm(x, mixed, &layer.after, self.epsilon)
-            })?;
-            let fed = layer.feed.forward(normed, policy.plan(), &profile)?;
-            pending =
-                Some(profile.part::<B, _>(Part::Norms, &device, || self.output(fed, layer, 1))?);
+            let mixed = self.output(Pending::Rows(mixed), layer, 0, &profile)?;
+            let after = self.unnormed(x, Some(mixed), &layer.after);
+            let fed;
+            (x, fed) = layer.feed.forward(after, policy.plan(), &profile)?;
+            pending = Some(self.output(fed, layer, 1, &profile)?);
         }
         Ok(Stream { x, pending })
     }
 
     /// The residual stream after the last layer → hidden states after the last norm [B, T, H].
     pub(crate) fn finish(&self, stream: Stream<B>) -> Result<Tensor<B, 3>, ModelError> {
-        Ok(self.join(stream.x, stream.pending, &self.norm)?.1)
+        Ok(self
+            .unnormed(stream.x, stream.pending, &self.norm)
+            .normed()?
+            .1)
     }
 
     /// The norm of what a layer's mixer (0) or feed-forward layer (1) gives, where the model has it.
     fn output(
         &self,
-        y: Tensor<B, 3>,
+        y: Pending<B>,
         layer: &Layer<B>,
         which: usize,
-    ) -> Result<Tensor<B, 3>, OperationError> {
-        match &layer.outputs {
-            None => Ok(y),
-            Some(norms) => norm(y.cast(DType::F32), &norms[which], self.epsilon, self.dtype),
-        }
+        profile: &Profile,
+    ) -> Result<Pending<B>, OperationError> {
+        let Some(norms) = &layer.outputs else {
+            return Ok(y);
+        };
+        let y = y.rows()?;
+        let device = y.device();
+        let normed = profile.part::<B, _>(Part::Norms, &device, || {
+            norm(y.cast(DType::F32), &norms[which], self.epsilon, self.dtype)
+        })?;
+        Ok(Pending::Rows(normed))
     }
 
-    /// Adds the pending output, if any, to the residual stream x; returns the sum and its norm.
-    fn join(
+    /// The residual stream x before a norm with this weight.
+    fn unnormed<'a>(
         &self,
         x: Tensor<B, 3>,
-        pending: Option<Tensor<B, 3>>,
-        weight: &Tensor<B, 1>,
-    ) -> Result<(Tensor<B, 3>, Tensor<B, 3>), ModelError> {
-        Ok(match pending {
-            None => (x.clone(), norm(x, weight, self.epsilon, self.dtype)?),
-            Some(y) => add_norm(x, y, weight, self.epsilon)?,
-        })
+        pending: Option<Pending<B>>,
+        weight: &'a Tensor<B, 1>,
+    ) -> Unnormed<'a, B> {
+        Unnormed {
+            stream: Stream { x, pending },
+            weight,
+            epsilon: self.epsilon,
+            dtype: self.dtype,
+        }
     }
 }

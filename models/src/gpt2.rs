@@ -179,9 +179,11 @@ impl<B: AttentionBackend> Gpt2<B> {
             let normed = profile.part::<B, _>(Part::Norms, &device, || {
                 layer.before.forward(x.clone(), dtype)
             });
-            let mixed = layer
-                .attention
-                .forward(normed, cache, None, lengths, policy, &profile)?;
+            let attention = &layer.attention;
+            let rows = profile.part::<B, _>(Part::Projections, &device, || {
+                attention.rows.forward(normed, Some(&policy.plan))
+            })?;
+            let mixed = attention.forward(rows, cache, None, lengths, policy, &profile)?;
             let normed;
             (x, normed) = profile.part::<B, _>(Part::Norms, &device, || {
                 let x = x + mixed.cast(DType::F32);

@@ -99,6 +99,11 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
             .is_some_and(|files| files.tensor(&full).is_some())
     }
 
+    /// Whether this pass loads weights.
+    pub(crate) fn loads(&self) -> bool {
+        self.pass == Pass::Load
+    }
+
     /// Whether weights are drawn at random.
     pub(crate) fn is_random(&self) -> bool {
         self.checkpoint.is_none()

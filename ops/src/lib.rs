@@ -32,6 +32,7 @@ mod latents;
 mod limits;
 mod linear;
 mod norm;
+mod normed;
 mod operation;
 mod pool;
 
@@ -44,7 +45,7 @@ pub use error::OperationError;
 pub use expand::{Expand, Rotate};
 #[cfg(feature = "cuda")]
 pub use experts::MakeGrouped;
-pub use experts::{Experts, GroupedProducts, Route, Section, Sections, Shared};
+pub use experts::{Experts, GroupedProducts, Joined, Route, Section, Sections, Shared};
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
 pub use inputs::{Inputs, Names, Outputs};
@@ -57,5 +58,6 @@ pub use linear::MakeProduct;
 pub use linear::Rows;
 pub use linear::{Embed, Packed, Part, Parts, Products, Project, Storage};
 pub use norm::{AddNorm, Norm};
+pub use normed::{Added, Normed};
 pub use operation::Operation;
 pub use pool::Pool;

@@ -3,7 +3,7 @@
 use crate::inputs::{Inputs, Names, Outputs};
 use crate::{
     Absorb, Activation, AddNorm, Append, ArgMax, Delta, Embed, Expand, Experts, GateOutput,
-    Latents, Norm, Pool, Project, Rotate, Route, Unabsorb,
+    Latents, Norm, Normed, Pool, Project, Rotate, Route, Unabsorb,
 };
 use burn::tensor::{DType, Shape};
 
@@ -42,6 +42,10 @@ pub enum Operation {
     Route(Route),
     /// Rows through the experts that were chosen for them.
     Experts(Experts),
+    /// The sums over k of factor * row: rows `[.., k, H]` and factors `[.., k]` in f32 → `[.., H]` in the rows' type.
+    Combine,
+    /// The product of a norm and a weight.
+    Normed(Normed),
     /// The largest element of rows.
     ArgMax(ArgMax),
 }
@@ -66,6 +70,8 @@ impl Operation {
             Self::Delta(_) => "delta",
             Self::Route(_) => "route",
             Self::Experts(_) => "experts",
+            Self::Combine => "combine",
+            Self::Normed(_) => "normed",
             Self::ArgMax(_) => "argmax",
         }
     }
@@ -89,6 +95,8 @@ impl Operation {
             Self::Delta(_) => &Delta::NAMES,
             Self::Route(route) => route.names(),
             Self::Experts(experts) => return experts.names(),
+            Self::Combine => &["rows", "factors"],
+            Self::Normed(normed) => return normed.names(),
         })
     }
 
@@ -118,6 +126,8 @@ impl Operation {
             Self::Delta(op) => op.outputs(&inputs),
             Self::Route(op) => op.outputs(&inputs),
             Self::Experts(op) => op.outputs(&inputs),
+            Self::Combine => crate::experts::combined(&inputs),
+            Self::Normed(op) => op.outputs(&inputs),
             Self::ArgMax(op) => op.outputs(&inputs),
         }
     }
@@ -137,6 +147,7 @@ impl Operation {
             Self::Embed(embed) => embed.dtype,
             Self::Norm(norm) => norm.dtype,
             Self::AddNorm(_) => inputs[1],
+            Self::Normed(normed) => normed.dtype,
             Self::Project(_)
             | Self::Append(_)
             | Self::Latents(_)
@@ -150,6 +161,7 @@ impl Operation {
             | Self::Delta(_)
             | Self::Route(_)
             | Self::Experts(_)
+            | Self::Combine
             | Self::ArgMax(_) => inputs[0],
         }
     }

@@ -3,7 +3,7 @@
 use crate::Cuda;
 use crate::values::{bits, floats, number, rounded};
 use burn::prelude::*;
-use burn::tensor::ops::{FloatTensor, IntTensorOps};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorPrimitive};
 use butterfly::ops::{Activation, Operation, Packed, Part, Products, Project, Rows, Storage};
 use butterfly::{AttentionBackend, Plan, run};
@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use std::time::Instant;
 
 /// Every format that there are kernels for, with every type of scales.
-const FORMATS: [Packed; 8] = [
+pub(crate) const FORMATS: [Packed; 8] = [
     affine(32, Dtype::F16),
     affine(64, Dtype::Bf16),
     affine(64, Dtype::F32),
@@ -95,13 +95,13 @@ impl Weight {
         }
     }
 
-    pub(crate) fn upload(&self, device: &burn::tensor::Device<Cuda>) -> Vec<FloatTensor<Cuda>> {
+    pub(crate) fn upload<B: AttentionBackend>(&self, device: &B::Device) -> Vec<FloatTensor<B>> {
         let upload = |bytes: &Vec<u8>| {
             let mut bytes = bytes.clone();
             bytes.resize(bytes.len().next_multiple_of(4), 0xff);
             let length = bytes.len();
             let data = TensorData::from_bytes_vec(bytes, [length], DType::U8);
-            Cuda::integers(Cuda::int_from_data(data, device))
+            B::integers(B::int_from_data(data, device))
         };
         self.tensors.iter().map(upload).collect()
     }
@@ -157,7 +157,9 @@ fn cuda_a_few_rows_times_packed_weights_agree_with_f64() {
                 let weights = [rows, 13].map(|rows| Weight::new(packed, [rows, columns]));
                 let values = weights.each_ref().map(Weight::values).concat();
                 let operation = project(&[&weights[0], &weights[1]]);
-                let tensors = weights.each_ref().map(|weight| weight.upload(&device));
+                let tensors = weights
+                    .each_ref()
+                    .map(|weight| weight.upload::<Cuda>(&device));
                 let tensors = tensors.concat();
                 for m in [1, 2, 3, 7, 8] {
                     let x: Vec<f32> = (0..m * columns)
@@ -198,7 +200,7 @@ fn cuda_a_few_rows_times_packed_weights_agree_with_f64() {
 }
 
 /// The sum of products in f64, and that of their magnitudes.
-fn exact(x: &[f32], w: &[f32]) -> [f64; 2] {
+pub(crate) fn exact(x: &[f32], w: &[f32]) -> [f64; 2] {
     let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
     terms.fold([0.0, 0.0], |[sum, size], term| {
         [sum + term, size + term.abs()]
@@ -227,7 +229,7 @@ fn cuda_a_few_gated_rows_agree_with_f64() {
                         .map(|i| rounded(dtype, number(i + 9)))
                         .collect();
                     let mut inputs = vec![floats::<Cuda>(&x, &[m, columns], dtype, &device)];
-                    inputs.extend(weight.upload(&device));
+                    inputs.extend(weight.upload::<Cuda>(&device));
                     let y = product(&operation, inputs);
                     let y = Tensor::<Cuda, 2>::from_primitive(TensorPrimitive::Float(y));
                     for (i, got) in crate::numbers(&y).iter().enumerate() {
@@ -268,7 +270,9 @@ fn cuda_speed_of_a_few_rows_times_packed_weights() {
         for (rows, copies) in [(12_288, COPIES), (12_288 * COPIES, 1)] {
             let weight = Weight::new(packed, [rows, columns]);
             let bytes: usize = weight.tensors.iter().map(Vec::len).sum();
-            let weights: Vec<_> = (0..copies).map(|_| weight.upload(&device)).collect();
+            let weights: Vec<_> = (0..copies)
+                .map(|_| weight.upload::<Cuda>(&device))
+                .collect();
             let operation = project(&[&weight]);
             for m in [1, 8] {
                 let x = vec![0.5; m * columns];

@@ -197,7 +197,11 @@ fn cuda_packed_weights_of_gates() {
             };
             // A packed weight is rounded to the type of x, but for results in f32.
             let most = if result == Result::Wide { 3e-6 } else { 1e-2 };
-            case.agrees::<Cuda>(&weight.upload(&device), (DType::BF16, most), &device);
+            case.agrees::<Cuda>(
+                &weight.upload::<Cuda>(&device),
+                (DType::BF16, most),
+                &device,
+            );
         }
     }
 }

@@ -11,6 +11,7 @@ mod inputs;
 mod large;
 mod latent;
 mod linear;
+mod normed;
 mod packed;
 mod replace;
 mod routed;

@@ -92,21 +92,19 @@ impl<B: AttentionBackend> Attention<B> {
         })
     }
 
-    /// x [B, T, H] → [B, T, H].
+    /// Projections [B, T, ..] → [B, T, H].
     pub(crate) fn forward(
         &self,
-        x: Tensor<B, 3>,
+        rows: Tensor<B, 3>,
         cache: &mut KvCache<B>,
         rotation: Option<&Tensor<B, 2>>,
         lengths: Lengths,
         policy: &LayerPolicy,
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let [batch, tokens, _] = x.dims();
-        let device = x.device();
+        let [batch, tokens, _] = rows.dims();
+        let device = rows.device();
         let plan = Some(&policy.plan);
-        let rows =
-            profile.part::<B, _>(Part::Projections, &device, || self.rows.forward(x, plan))?;
         let width = self.program.q_heads * self.program.head_dim;
         // The value that one step hands to the next: q, then o.
         let (mut q, mut o): (Option<Tensor<B, 4>>, Option<Tensor<B, 3>>) = (None, None);

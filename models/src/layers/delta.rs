@@ -14,7 +14,7 @@ use butterfly_ir::model::{LinearShape, Part};
 #[derive(Clone, Debug)]
 pub(crate) struct LinearAttention<B: Backend> {
     /// The projections q, k, v, z, b and a, stacked into one matrix.
-    rows: Projection<B>,
+    pub(crate) rows: Projection<B>,
     output: Projection<B>,
     /// [taps, channels].
     convolution: Tensor<B, 2>,
@@ -73,17 +73,15 @@ impl<B: AttentionBackend> LinearAttention<B> {
         LayerState::Linear(LinearState::new(&self.op, batch, (device, self.dtype)))
     }
 
-    /// x [B, T, H] → [B, T, H].
+    /// Projections [B, T, ..] → [B, T, H].
     pub(crate) fn forward(
         &self,
-        x: Tensor<B, 3>,
+        rows: Tensor<B, 3>,
         state: &mut LinearState<B>,
         plan: Option<&Plan>,
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
-        let device = x.device();
-        let rows =
-            profile.part::<B, _>(Part::Projections, &device, || self.rows.forward(x, plan))?;
+        let device = rows.device();
         let inputs = vec![
             primitive(rows),
             primitive(self.convolution.clone()),

@@ -1,21 +1,26 @@
 //! Feed-forward layers of experts.
 
-use super::{GatedMlp, Projection, activation, around, float, one, primitive};
+use super::{GatedMlp, Projection, Unnormed, Weight, activation, around, float, one, primitive};
 use crate::Profile;
 use crate::loader::{Loader, Matrix};
+use crate::stream::Pending;
 use burn::prelude::*;
+use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::FloatTensor;
 use butterfly::ops::{
-    Activation, Experts as Operands, Operation, Route, Sections, Shared as Beside,
+    Activation, Experts as Operands, Joined, Operation, Route, Sections, Shared as Beside, Storage,
 };
 use butterfly::{AttentionBackend, OperationError, Plan};
-use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes, Part};
+use butterfly_ir::model::{ExpertsShape, FeedForwardGate, ModelSizes, Part, SharedExpert};
 
 /// A router, its experts, and the expert that computes for every token.
 #[derive(Clone, Debug)]
 pub(crate) struct Experts<B: Backend> {
     /// [E, H], its products in f32: which experts are chosen depends on small differences.
     router: Projection<B>,
+    /// The router, and below it the gate of the expert that computes for every row: where the weights of experts have
+    /// that one too, and it has a gate.
+    gated_router: Option<Projection<B>>,
     /// [E], added to scores for the choice.
     bias: Option<Tensor<B, 1>>,
     route: Route,
@@ -27,7 +32,11 @@ pub(crate) struct Experts<B: Backend> {
     biases: Option<[Tensor<B, 2>; 2]>,
     activation: Activation,
     shared: Option<Shared<B>>,
+    /// How that expert is chosen where the weights of experts have it too, behind those of all others.
+    joined: Joined,
+    /// Experts of which the router chooses, and experts of which there are weights.
     count: usize,
+    stored: usize,
     /// The layer's number.
     layer: usize,
 }
@@ -72,8 +81,8 @@ impl<B: AttentionBackend> Experts<B> {
             loader.norm(&name, count, 0.0)
         });
         let whole = clamped && loader.has(&format!("{at}.experts.gate_up_proj"));
-        let (inner, outer) = loader.of_part(Part::Experts, |loader| match whole {
-            true => transposed(loader, at, shape, hidden),
+        let ([inner, outer], joins) = loader.of_part(Part::Experts, |loader| match whole {
+            true => (transposed(loader, at, shape, hidden), false),
             false => weights(loader, at, shape, hidden),
         });
         // Where they are tensors of their own, gate and up lie side by side.
@@ -88,11 +97,7 @@ impl<B: AttentionBackend> Experts<B> {
             other => other,
         };
         let shared = shape.shared.map(|shared| {
-            let names = ["shared_expert", "shared_experts"].map(|name| format!("{at}.{name}"));
-            let name = match shared.gated {
-                true => &names[0],
-                false => &names[1],
-            };
+            let name = &shared_name(at, &shared);
             let gate = format!("{at}.shared_expert_gate.weight");
             let gate = shared.gated.then(|| loader.row(&gate, hidden));
             let wide = shared.intermediate as usize;
@@ -100,12 +105,24 @@ impl<B: AttentionBackend> Experts<B> {
             let mlp = GatedMlp::load(loader, name, &names, [hidden, wide], Activation::Silu);
             Shared { mlp, gate }
         });
+        let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
+        let floats = |part: &butterfly::ops::Part| matches!(part.storage, Storage::Dense(_));
+        let joined = match (joins, gate) {
+            (true, None) => Joined::Plain,
+            (true, Some(_)) if router.weight.parts.iter().all(floats) => Joined::Gated,
+            (_, _) => Joined::None,
+        };
+        let gated_router = gate.filter(|_| joined == Joined::Gated && loader.loads());
+        let gated_router = gated_router.map(|gate| below(&router, gate));
         Self {
             router,
+            gated_router,
+            joined,
             bias,
             route: Route {
                 chosen: shape.chosen as usize,
                 router: shape.router,
+                shared: Joined::None,
             },
             inner,
             outer,
@@ -113,38 +130,71 @@ impl<B: AttentionBackend> Experts<B> {
             activation,
             shared,
             count,
+            stored: count + usize::from(joins),
             layer,
         }
     }
 
-    /// x [B, T, H] → [B, T, H].
+    /// The stream before the layer's norm → the stream, and what is to be added to it.
+    ///
+    /// Of a few rows, the expert that computes for every row is one more of the chosen ones, where it is stored with
+    /// them, and the next norm adds up what they give.
     pub(crate) fn forward(
         &self,
-        x: Tensor<B, 3>,
+        x: Unnormed<'_, B>,
         plan: Option<&Plan>,
         profile: &Profile,
-    ) -> Result<Tensor<B, 3>, OperationError> {
-        let device = x.device();
+    ) -> Result<(Tensor<B, 3>, Pending<B>), OperationError> {
+        let device = x.stream.x.device();
+        let few = x.is_few();
+        let apart =
+            few && self.biases.is_none() && (self.shared.is_none() || self.joined != Joined::None);
+        let (router, joined) = match (apart, &self.gated_router) {
+            (false, _) => (&self.router, Joined::None),
+            (true, None) => (&self.router, self.joined),
+            (true, Some(router)) => (router, self.joined),
+        };
+        let (stream, x, logits) = match few {
+            true => profile.part::<B, _>(Part::Router, &device, || {
+                let [stream, x, logits] = x.project_wide(router, plan)?;
+                Ok::<_, OperationError>((stream, x, logits))
+            })?,
+            false => {
+                let (stream, x) = profile.part::<B, _>(Part::Norms, &device, || x.normed())?;
+                let logits = profile.part::<B, _>(Part::Router, &device, || {
+                    router.forward_wide(x.clone(), plan)
+                })?;
+                (stream, x, logits)
+            }
+        };
         let choice = profile.part::<B, _>(Part::Router, &device, || {
-            let logits = self.router.forward_wide(x.clone(), plan)?;
             let bias = self.bias.iter().cloned().map(primitive);
             let inputs = [primitive(logits)].into_iter().chain(bias);
-            around::<B>(Operation::Route(self.route), inputs.collect())
+            let route = Route {
+                shared: joined,
+                ..self.route
+            };
+            around::<B>(Operation::Route(route), inputs.collect())
         })?;
         if profile.is_on() {
             let ids: Tensor<B, 3> = float(choice[0].clone());
             let ids = ids.into_data().to_vec::<i32>();
-            profile.chose(self.layer, self.count, &ids.unwrap_or_default());
+            let mut ids = ids.unwrap_or_default();
+            // The profile counts what the router chooses.
+            ids.retain(|id| usize::try_from(*id).is_ok_and(|id| id < self.count));
+            profile.chose(self.layer, self.count, &ids);
         }
         let shared = match &self.shared {
+            Some(_) if apart => None,
             None => None,
             Some(Shared { mlp, gate }) => {
                 Some((mlp.forward(x.clone(), plan, profile)?, gate.clone()))
             }
         };
+        let weights = choice.get(1).cloned();
         let routed = profile.part::<B, _>(Part::Experts, &device, || {
             let operation = Operation::Experts(Operands {
-                count: self.count,
+                count: self.stored,
                 inner: self.inner.sections.clone(),
                 outer: self.outer.sections.clone(),
                 activation: self.activation,
@@ -154,6 +204,7 @@ impl<B: AttentionBackend> Experts<B> {
                     Some((_, None)) => Beside::Rows,
                     Some((_, Some(_))) => Beside::Gated,
                 },
+                apart,
                 products: plan.map(Plan::grouped).unwrap_or_default(),
             });
             let weights = self.inner.tensors.iter().chain(&self.outer.tensors);
@@ -165,8 +216,40 @@ impl<B: AttentionBackend> Experts<B> {
             let inputs = inputs.chain(weights.cloned()).chain(biases).chain(shared);
             around::<B>(operation, inputs.collect())
         })?;
-        one(routed)
+        let pending = match weights {
+            Some(weights) if apart => Pending::Weighted {
+                rows: one(routed)?,
+                weights: float(weights),
+            },
+            _ => Pending::Rows(one(routed)?),
+        };
+        Ok((stream, pending))
     }
+}
+
+/// What the names of the tensors of the expert that computes for every row begin with.
+fn shared_name(at: &str, shared: &SharedExpert) -> String {
+    match shared.gated {
+        true => format!("{at}.shared_expert"),
+        false => format!("{at}.shared_experts"),
+    }
+}
+
+/// A router with one more row.
+fn below<B: AttentionBackend>(router: &Projection<B>, row: &Tensor<B, 1>) -> Projection<B> {
+    let weight = &router.weight;
+    let rows = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(weight.tensors[0].clone()));
+    let row = row.clone().unsqueeze::<2>().cast(rows.dtype());
+    let rows = Tensor::cat(vec![rows, row], 0);
+    let parts = weight.parts.iter().map(|part| butterfly::ops::Part {
+        rows: part.rows + 1,
+        ..*part
+    });
+    Projection::new(Weight {
+        parts: parts.collect(),
+        columns: weight.columns,
+        tensors: vec![rows.into_primitive().tensor()],
+    })
 }
 
 /// What is before and after the name of a projection in the name of a tensor that holds a matrix of every
@@ -177,14 +260,15 @@ const STACKED: [[&str; 2]; 3] = [
     ["switch_mlp.", ".weight"],
 ];
 
-/// The weights of all experts, in whichever layout the checkpoint has them: a tensor for each expert, or one
-/// for all, with gate and up in one tensor or in two.
+/// The weights of all experts, inner and outer, in whichever layout the checkpoint has them: a tensor for each expert, or
+/// one for all, with gate and up in one tensor or in two. The weights of the expert that computes for every row follow
+/// if they are of the same shape and stored alike; also whether they do.
 fn weights<B: AttentionBackend>(
     loader: &mut Loader<'_, B>,
     at: &str,
     shape: &ExpertsShape,
     hidden: usize,
-) -> (Weights<B>, Weights<B>) {
+) -> ([Weights<B>; 2], bool) {
     let (count, wide) = (shape.count as usize, shape.intermediate as usize);
     let alone = |expert: usize, name: &str| format!("{at}.experts.{expert}.{name}.weight");
     let first = alone(0, "gate_proj");
@@ -214,7 +298,7 @@ fn weights<B: AttentionBackend>(
             sections: Sections::from([]),
             tensors: Vec::new(),
         };
-        return (none(), none());
+        return ([none(), none()], false);
     }
     let more = alone(count, "gate_proj");
     if loader.has(&more) {
@@ -223,14 +307,43 @@ fn weights<B: AttentionBackend>(
             "{more}: is there, but the config has {count} experts"
         ));
     }
+    let matrix = |expert: usize, (name, rows): (&str, usize)| Matrix {
+        name: name_of(expert, name),
+        of: ends.map(|_| (expert, count)),
+        rows,
+    };
+    let outer = [("down_proj", hidden)];
+    // The matrices that follow those of a part, in its order of rows.
+    let name = shape.shared.as_ref().map(|shared| shared_name(at, shared));
+    let more = |(part, rows): (&str, usize)| -> Vec<Matrix> {
+        let pieces: &[&str] = match part {
+            "gate_up_proj" => &["gate_proj", "up_proj"],
+            _ => &[part],
+        };
+        let pieces = name
+            .iter()
+            .flat_map(|at| pieces.iter().map(move |piece| (at, piece)));
+        let pieces = pieces.map(|(at, piece)| Matrix {
+            name: format!("{at}.{piece}.weight"),
+            of: None,
+            rows: rows / if part == "gate_up_proj" { 2 } else { 1 },
+        });
+        pieces.collect()
+    };
+    let alike = |part: &(&str, usize), columns: usize| {
+        loader.stores_alike(&matrix(0, *part), &more(*part), columns)
+    };
+    let same = shape.shared.as_ref();
+    let same = same.is_some_and(|shared| shared.intermediate == shape.intermediate);
+    let joins = same
+        && !B::ON_HOST
+        && inner.iter().all(|part| alike(part, hidden))
+        && outer.iter().all(|part| alike(part, wide));
     let mut sections = |parts: &[(&str, usize)], columns| {
-        let sections = parts.iter().filter_map(|(name, rows)| {
-            let matrices = (0..count).map(|expert| Matrix {
-                name: name_of(expert, name),
-                of: ends.map(|_| (expert, count)),
-                rows: *rows,
-            });
-            loader.section(&matrices.collect::<Vec<_>>(), columns)
+        let sections = parts.iter().filter_map(|part| {
+            let matrices = (0..count).map(|expert| matrix(expert, *part));
+            let more = if joins { more(*part) } else { Vec::new() };
+            loader.section(&matrices.collect::<Vec<_>>(), &more, columns)
         });
         let (sections, tensors): (Vec<_>, Vec<_>) = sections.unzip();
         Weights {
@@ -238,8 +351,7 @@ fn weights<B: AttentionBackend>(
             tensors: tensors.concat(),
         }
     };
-    let outer = [("down_proj", hidden)];
-    (sections(inner, hidden), sections(&outer, wide))
+    ([sections(inner, hidden), sections(&outer, wide)], joins)
 }
 
 /// The biases of gpt-oss, [E, 2 I] and [E, H], each expert's in the order of its rows.
@@ -282,7 +394,7 @@ fn transposed<B: AttentionBackend>(
     at: &str,
     shape: &ExpertsShape,
     hidden: usize,
-) -> (Weights<B>, Weights<B>) {
+) -> [Weights<B>; 2] {
     let (count, wide) = (shape.count as usize, shape.intermediate as usize);
     let mut weights = |name: &str, [rows, columns]: [usize; 2]| {
         let name = format!("{at}.experts.{name}");
@@ -293,5 +405,5 @@ fn transposed<B: AttentionBackend>(
         }
     };
     let inner = weights("gate_up_proj", [2 * wide, hidden]);
-    (inner, weights("down_proj", [hidden, wide]))
+    [inner, weights("down_proj", [hidden, wide])]
 }

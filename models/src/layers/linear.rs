@@ -37,7 +37,7 @@ impl<B: AttentionBackend> Projection<B> {
         Ok(self.biased(self.weight.times_wide(x, plan)?))
     }
 
-    fn biased(&self, y: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub(super) fn biased(&self, y: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.bias {
             None => y,
             Some(bias) => y + bias.clone().unsqueeze::<3>(),

@@ -1,6 +1,6 @@
 //! Feed-forward layers.
 
-use super::{Projection, Weight};
+use super::{Projection, Unnormed, Weight};
 use crate::Profile;
 use crate::loader::Loader;
 use burn::prelude::*;
@@ -36,6 +36,21 @@ impl<B: AttentionBackend> GatedMlp<B> {
             down: Projection::new(down),
             activation,
         }
+    }
+
+    /// As [`forward`](Self::forward), of the norm with which the layer begins; the stream too.
+    pub(crate) fn forward_normed(
+        &self,
+        x: Unnormed<'_, B>,
+        plan: Option<&Plan>,
+        profile: &Profile,
+    ) -> Result<(Tensor<B, 3>, Tensor<B, 3>), OperationError> {
+        let (x, gated) = x.project_gated(&self.inner, self.activation, plan, profile)?;
+        let device = x.device();
+        let y = profile.part::<B, _>(Part::Projections, &device, || {
+            self.down.forward(gated, plan)
+        })?;
+        Ok((x, y))
     }
 
     pub(crate) fn forward(

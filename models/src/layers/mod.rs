@@ -7,6 +7,7 @@ mod latent;
 mod linear;
 mod mlp;
 mod program;
+mod unnormed;
 mod weight;
 
 pub(crate) use attention::Attention;
@@ -15,6 +16,7 @@ pub(crate) use experts::Experts;
 pub(crate) use latent::{LatentAttention, Programs as LatentPrograms};
 pub(crate) use linear::Projection;
 pub(crate) use mlp::GatedMlp;
+pub(crate) use unnormed::Unnormed;
 pub(crate) use weight::Weight;
 
 use crate::ModelError;
@@ -84,6 +86,15 @@ pub(crate) fn add_norm<B: AttentionBackend>(
     let mut outputs = outputs.into_iter().map(float);
     let mut next = || outputs.next().expect("two outputs");
     Ok((next(), next()))
+}
+
+/// The sums of rows [B, T, k, H] times weights [B, T, k].
+fn combine<B: AttentionBackend>(
+    rows: Tensor<B, 4>,
+    weights: Tensor<B, 3>,
+) -> Result<Tensor<B, 3>, OperationError> {
+    let inputs = vec![primitive(rows), primitive(weights)];
+    one(around::<B>(Operation::Combine, inputs)?)
 }
 
 /// The largest logit of each part of rows [B, T, V], as [`ArgMax`] describes it: [B, T, parts, 3] in i32.

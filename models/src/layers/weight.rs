@@ -56,7 +56,7 @@ impl<B: AttentionBackend> Weight<B> {
     }
 
     /// The product, in x's type and without a gate.
-    fn operation(&self, plan: Option<&Plan>) -> Project {
+    pub(super) fn operation(&self, plan: Option<&Plan>) -> Project {
         Project {
             parts: self.parts.clone(),
             wide: false,

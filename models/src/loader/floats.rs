@@ -68,7 +68,7 @@ impl<B: AttentionBackend> Loader<'_, B> {
             of: Some((head, heads)),
             rows,
         });
-        let (section, tensors) = self.section(&matrices.collect::<Vec<_>>(), columns)?;
+        let (section, tensors) = self.section(&matrices.collect::<Vec<_>>(), &[], columns)?;
         let storage = section.storage;
         if let Storage::Packed(packed) = storage
             && !packed.joins_after(rows)

@@ -4,28 +4,56 @@
 //! its tensors.
 
 use super::{Loader, Matrix};
-use crate::weights::packed::Stored;
-use crate::weights::upload::Upload;
+use crate::weights::packed::{self, Stored};
+use crate::weights::upload::{Upload, joins};
 use burn::tensor::ops::FloatTensor;
 use butterfly::AttentionBackend;
-use butterfly::ops::{Section, Storage};
+use butterfly::ops::{Packed, Section, Storage};
 
 impl<B: AttentionBackend> Loader<'_, B> {
-    /// Some rows of every expert's weight, from a matrix of each expert.
+    /// Whether other matrices, together as many rows, can follow a matrix in one section. No tensors are taken.
+    pub(crate) fn stores_alike(&self, first: &Matrix, others: &[Matrix], columns: usize) -> bool {
+        let Some(checkpoint) = self.checkpoint else {
+            // At random only experts are stored in that format.
+            return self.packed != Some(Packed::Microscaled);
+        };
+        let upload = Upload::new(columns, self.dtype, B::ON_HOST);
+        let storage = |matrix: &Matrix| {
+            let name = self.full(&matrix.name);
+            let stored = packed::stored(&name, [matrix.rows, columns], |name| {
+                let tensor = checkpoint.tensor(name)?;
+                match matrix.of {
+                    None => Some(tensor),
+                    Some((index, count)) => tensor.nth(index, count),
+                }
+            });
+            stored.ok().map(|stored| upload.in_memory(stored.storage))
+        };
+        let Some(of_first) = storage(first) else {
+            return false;
+        };
+        let all = [first].into_iter().chain(others);
+        let mut all = all.map(|matrix| (storage(matrix), matrix.rows));
+        all.all(|(storage, rows)| storage == Some(of_first) && joins(of_first, rows))
+    }
+
+    /// Some rows of every expert's weight, from a matrix of each expert, and as many rows of one more expert.
     pub(crate) fn section(
         &mut self,
         experts: &[Matrix],
+        more: &[Matrix],
         columns: usize,
     ) -> Option<(Section, Vec<FloatTensor<B>>)> {
         let rows = experts.first()?.rows;
         let before = self.needed;
         if self.checkpoint.is_none() {
-            let section = self.random_section(experts.len(), [rows, columns]);
-            self.count(before, [rows * experts.len(), columns]);
+            let count = experts.len() + usize::from(!more.is_empty());
+            let section = self.random_section(count, [rows, columns]);
+            self.count(before, [rows * count, columns]);
             return Some(section);
         }
         let mut found = Vec::new();
-        for matrix in experts {
+        for matrix in experts.iter().chain(more) {
             match self.stored(matrix, columns) {
                 Ok(stored) => found.push(stored),
                 // Matrices of one tensor all have the same.
@@ -35,7 +63,8 @@ impl<B: AttentionBackend> Loader<'_, B> {
         }
         let storage = found.first()?.storage;
         if let Some(other) = found.iter().position(|stored| stored.storage != storage) {
-            let [first, other] = [0, other].map(|i| self.full(&experts[i].name));
+            let all: Vec<_> = experts.iter().chain(more).collect();
+            let [first, other] = [0, other].map(|i| self.full(&all[i].name));
             self.problems.push(format!(
                 "{other}: is stored in another way than {first}, but all experts of a layer have to be stored alike"
             ));
@@ -44,7 +73,7 @@ impl<B: AttentionBackend> Loader<'_, B> {
         let storage = upload.in_memory(storage);
         let whole = Stored::span(&found);
         let joined = !B::ON_HOST || whole.is_some();
-        let all = rows * experts.len();
+        let all = experts.iter().chain(more).map(|matrix| matrix.rows).sum();
         match whole {
             Some(whole) => upload.add_joined(vec![whole], all),
             None if joined => upload.add_joined(found, all),

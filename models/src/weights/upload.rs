@@ -149,7 +149,7 @@ impl<'a> Upload<'a> {
 }
 
 /// Whether a part of `rows` rows can be continued by others that are stored in the same way.
-fn joins(storage: Storage, rows: usize) -> bool {
+pub(crate) fn joins(storage: Storage, rows: usize) -> bool {
     match storage {
         Storage::Dense(_) => true,
         Storage::Packed(packed) => packed.joins_after(rows),

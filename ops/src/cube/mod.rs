@@ -11,8 +11,9 @@ pub(crate) mod unit;
 pub use launch::{capability, empty, first_elements};
 pub use square::multiply_square;
 
+use crate::pool;
 use crate::{Limits, Operation, OperationError};
-use crate::{absorb, argmax, delta, expand, experts, gate, heads, latents, linear, norm, pool};
+use crate::{absorb, argmax, delta, expand, experts, gate, heads, latents, linear, norm, normed};
 use ::cubecl::client::ComputeClient;
 use ::cubecl::ir::DeviceProperties;
 use burn::tensor::{DType, Shape};
@@ -72,6 +73,8 @@ pub fn check(
         Operation::Project(op) => op.limits(&limits)?,
         Operation::Route(op) => op.limits(&limits)?,
         Operation::Experts(op) => op.limits(&limits)?,
+        Operation::Combine => limits.rows()?,
+        Operation::Normed(op) => op.limits(&limits)?,
         Operation::ArgMax(op) => op.limits(&limits)?,
     }
     limits.element_types(outputs)?;
@@ -115,6 +118,11 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs)?,
         Operation::Route(op) => experts::cube::route(op, inputs),
         Operation::Experts(op) => experts::cube::experts::<R, F>(op, inputs)?,
+        Operation::Combine => {
+            let [rows, factors] = norm::cube::take(inputs);
+            vec![experts::cube::combine::<R, F>(rows, &factors)]
+        }
+        Operation::Normed(op) => normed::cube::normed::<R, F>(op, inputs)?,
         Operation::ArgMax(op) => argmax::cube::argmax::<R, F>(*op, inputs),
     })
 }

@@ -1,6 +1,6 @@
 //! Experts on the host.
 
-use super::{Experts, Route, Section, Shared};
+use super::{Experts, Joined, Route, Section, Shared};
 use crate::flex::elements::{Stored, elements, floats, rounded, sigmoid, tensor};
 use crate::gate::flex::activate;
 use crate::linear::flex::Bytes;
@@ -12,18 +12,26 @@ use rayon::prelude::*;
 
 pub(crate) fn route(op: &Route, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let mut shape = inputs[0].shape().to_vec();
-    let experts = shape[shape.len() - 1];
+    let width = shape[shape.len() - 1];
     let logits = elements::<f32>(&inputs[0]);
     let bias = op.router.biased.then(|| elements::<f32>(&inputs[1]));
-    let rows = logits.len() / experts;
-    let mut ids = vec![0i32; rows * op.chosen];
-    let mut weights = vec![0.0f32; rows * op.chosen];
-    let choices = ids.chunks_mut(op.chosen).zip(weights.chunks_mut(op.chosen));
-    for (logits, (ids, weights)) in logits.chunks(experts).zip(choices) {
+    let (rows, all) = (logits.len() / width, op.all());
+    let mut ids = vec![0i32; rows * all];
+    let mut weights = vec![0.0f32; rows * all];
+    let choices = ids.chunks_mut(all).zip(weights.chunks_mut(all));
+    for (logits, (ids, weights)) in logits.chunks(width).zip(choices) {
+        let (logits, gate) = logits.split_at(width - op.gates());
+        let (ids, last) = ids.split_at_mut(op.chosen);
+        let (weights, of_last) = weights.split_at_mut(op.chosen);
         choose(op, logits, bias.as_deref(), ids, weights);
+        last.fill(i32::try_from(logits.len()).unwrap_or(i32::MAX));
+        of_last.fill(match op.shared {
+            Joined::None | Joined::Plain => 1.0,
+            Joined::Gated => sigmoid(gate[0]),
+        });
     }
     let last = shape.len() - 1;
-    shape[last] = op.chosen;
+    shape[last] = all;
     let bytes = burn::tensor::Bytes::from_elems(ids);
     let layout = burn_flex::Layout::contiguous(shape.clone().into());
     let ids = FlexTensor::new(bytes, layout, burn::tensor::DType::I32);
@@ -119,7 +127,15 @@ pub(crate) fn experts<E: Stored>(op: &Experts, inputs: &[FlexTensor]) -> Vec<Fle
     // The choices, sorted by expert; those of one expert in the order of rows.
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|choice| ids[*choice]);
-    let mut y = vec![0.0f32; x.len()];
+    // Rows of all choices, or their sums.
+    let mut y = vec![
+        0.0f32;
+        if op.apart {
+            ids.len() * hidden
+        } else {
+            x.len()
+        }
+    ];
     for choices in order.chunk_by(|a, b| ids[*a] == ids[*b]) {
         let expert = ids[choices[0]];
         let rows = choices.len();
@@ -147,12 +163,39 @@ pub(crate) fn experts<E: Stored>(op: &Experts, inputs: &[FlexTensor]) -> Vec<Fle
         multiply(&gated, rows, &weight, &mut own);
         add(&mut own, 1);
         for (row, choice) in own.chunks_exact(hidden).zip(choices) {
+            if op.apart {
+                y[choice * hidden..][..hidden].copy_from_slice(row);
+                continue;
+            }
             let out = &mut y[choice / chosen * hidden..][..hidden];
             let weight = weights[*choice];
             out.iter_mut().zip(row).for_each(|(y, x)| *y += weight * x);
         }
     }
+    if op.apart {
+        let rows = [inputs[1].shape().as_slice(), &[hidden]].concat();
+        return vec![rounded::<E>(y, rows)];
+    }
     add_shared::<E>(op.shared, inputs, &x, &mut y);
+    vec![rounded::<E>(y, shape)]
+}
+
+/// The sums over k of weight * row → [.., H], of rows [.., k, H] and weights [.., k].
+pub(crate) fn combine<E: Stored>(inputs: &[FlexTensor]) -> Vec<FlexTensor> {
+    let mut shape = inputs[0].shape().to_vec();
+    let hidden = shape.pop().expect("rows");
+    let chosen = shape.pop().expect("several for each sum");
+    shape.push(hidden);
+    let given = elements::<E>(&inputs[0]);
+    let (rows, weights) = (floats(&given), elements::<f32>(&inputs[1]));
+    let mut y = vec![0.0f32; rows.len() / chosen];
+    let sums = y.chunks_exact_mut(hidden);
+    let terms = rows.chunks_exact(chosen * hidden);
+    for ((y, rows), weights) in sums.zip(terms).zip(weights.chunks_exact(chosen)) {
+        for (row, weight) in rows.chunks_exact(hidden).zip(weights) {
+            y.iter_mut().zip(row).for_each(|(y, x)| *y += weight * x);
+        }
+    }
     vec![rounded::<E>(y, shape)]
 }
 

@@ -25,13 +25,26 @@ use std::sync::Arc;
 
 /// The choice of experts: logits `[.., E]` in f32 and, if the router is biased, numbers `[E]` in f32 → ids `[.., k]`
 /// in i32 and weights `[.., k]` in f32, the expert that ranks highest first; of equal ones the expert with the
-/// smaller number.
+/// smaller number. Where an expert is `shared`, ids and weights have one more, and with a gate the logits too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Route {
     /// k, the number of experts that are chosen.
     pub chosen: usize,
     /// How they are chosen.
     pub router: Router,
+    /// Whether every row chooses one expert more.
+    pub shared: Joined,
+}
+
+/// The expert that computes for every row, where it is the last one of a choice: number E, after all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Joined {
+    /// The choice has none.
+    None,
+    /// Its weight is 1.
+    Plain,
+    /// Its weight is the sigmoid of one more logit, the last one of a row.
+    Gated,
 }
 
 /// Rows through their experts: x `[.., H]`, ids `[.., k]` in i32 from 0 to below `count` (others stand for the last
@@ -52,6 +65,9 @@ pub struct Experts {
     pub biased: bool,
     /// What the expert that computes for every row adds.
     pub shared: Shared,
+    /// Whether the rows of all chosen experts are wanted, `[.., k, H]`, instead of their sum. There are no biases then, and
+    /// nothing is shared.
+    pub apart: bool,
     /// Generated kernels for 16-bit floats on Hopper.
     pub products: GroupedProducts,
 }
@@ -166,8 +182,25 @@ impl Route {
         }
     }
 
+    /// Logits of a row that are no experts'.
+    pub(crate) fn gates(&self) -> usize {
+        match self.shared {
+            Joined::None | Joined::Plain => 0,
+            Joined::Gated => 1,
+        }
+    }
+
+    /// Experts of a choice.
+    pub(crate) fn all(&self) -> usize {
+        match self.shared {
+            Joined::None => self.chosen,
+            Joined::Plain | Joined::Gated => self.chosen + 1,
+        }
+    }
+
     pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
-        let experts = inputs.row(0)?;
+        let experts = inputs.row(0)? - self.gates();
+        inputs.positive([("experts", experts)])?;
         inputs.has(0, DType::F32)?;
         if self.router.biased {
             inputs.is(1, &[experts])?;
@@ -194,7 +227,7 @@ impl Route {
                 self.router.scale
             )));
         }
-        let shape = with_rows(inputs.shape(0), self.chosen);
+        let shape = with_rows(inputs.shape(0), self.all());
         Ok(vec![(shape.clone(), DType::I32), (shape, DType::F32)])
     }
 }
@@ -207,7 +240,8 @@ const MOST_CHOICES: [u64; 2] = [1024, 64];
 impl Route {
     pub(crate) fn limits(&self, limits: &Limits<'_>) -> Result<(), OperationError> {
         limits.rows()?;
-        let experts = limits.dims(0).last().copied().unwrap_or_default() as u64;
+        let logits = limits.dims(0).last().copied().unwrap_or_default();
+        let experts = (logits - self.gates()) as u64;
         let groups = self.router.groups.map_or(1, |groups| groups.count.into());
         let [most, most_groups] = MOST_CHOICES;
         few(limits, "experts", experts, most)?;
@@ -328,8 +362,26 @@ impl Experts {
             inputs.is(at + 1, &[hidden])?;
             inputs.has(at + 1, DType::F32)?;
         }
-        Ok(vec![(inputs.inputs[0].0.clone(), dtype)])
+        if !self.apart {
+            return Ok(vec![(inputs.inputs[0].0.clone(), dtype)]);
+        }
+        if self.biased || self.shared != Shared::None {
+            let what =
+                "rows of experts apart from each other, but with biases or with what is shared";
+            return Err(inputs.argument(what.into()));
+        }
+        Ok(vec![([inputs.shape(1), &[hidden]].concat().into(), dtype)])
     }
+}
+
+/// Shapes of [`Operation::Combine`](crate::Operation::Combine).
+pub(crate) fn combined(inputs: &Inputs<'_>) -> Outputs {
+    let (hidden, dtype) = (inputs.row(0)?, inputs.float(0)?);
+    inputs.row(1)?;
+    inputs.has(1, DType::F32)?;
+    inputs.is(0, &[inputs.shape(1), &[hidden]].concat())?;
+    let sums = with_rows(inputs.shape(1), hidden);
+    Ok(vec![(sums, dtype)])
 }
 
 /// The rows of an expert in all sections.

@@ -8,7 +8,8 @@ pub(crate) mod elements;
 pub use elements::{Stored, elements, floats, rounded, tensor};
 
 use crate::Operation;
-use crate::{absorb, argmax, delta, expand, experts, gate, heads, latents, linear, norm, pool};
+use crate::pool;
+use crate::{absorb, argmax, delta, expand, experts, gate, heads, latents, linear, norm, normed};
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
@@ -41,6 +42,8 @@ fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexT
         Operation::Delta(op) => delta::flex::delta::<E>(op, &inputs),
         Operation::Route(op) => experts::flex::route(op, &inputs),
         Operation::Experts(op) => experts::flex::experts::<E>(op, &inputs),
+        Operation::Combine => experts::flex::combine::<E>(&inputs),
+        Operation::Normed(op) => normed::flex::normed::<E>(op, inputs),
         Operation::ArgMax(op) => argmax::flex::argmax::<E>(*op, &inputs),
     }
 }

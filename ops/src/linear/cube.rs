@@ -12,6 +12,7 @@
 
 mod dense_few;
 mod gate;
+pub(crate) mod normed_few;
 
 use super::few::{self, Pairs, Rows};
 use super::hopper::{self, Matrix};
@@ -34,7 +35,7 @@ use cubek::std::InputBinding;
 use half::{bf16, f16};
 
 /// Most rows for which the kernel is used that reads the weight once, without tensor cores.
-const FEW: usize = 8;
+pub(crate) const FEW: usize = 8;
 
 /// Rows of a panel are a multiple of it, as are those of the tiles of all products.
 const TILE: usize = 128;
@@ -112,44 +113,51 @@ fn times<R: CubeRuntime + Launches, F: FloatElement>(
     if op.wide && F::dtype() != DType::F32 {
         return wide::<R, F>(op, x, inputs, shape);
     }
-    let parts = op.parts.iter();
-    let parts: Vec<_> = parts
-        .map(|part| (part.rows, stored(*part, k, &mut inputs)))
-        .collect();
     // A part that is the whole weight makes the result; others write columns of it.
-    if let [(_, Weight::Dense(weight))] = parts.as_slice() {
-        let y = dense::<R, F>(&x, weight, &op.products)?;
+    if let [part] = op.parts.as_ref()
+        && let Storage::Dense(_) = part.storage
+    {
+        let weight = inputs.next().expect("the inputs were counted");
+        let y = dense::<R, F>(&x, &weight, &op.products)?;
         return Ok(vec![shaped(y, shape)]);
     }
     let y = empty(&x, [m, n], F::dtype());
-    let mut column = 0;
-    for (rows, weight) in &parts {
-        match weight {
+    rest::<R, F>(op, &x, (&op.parts, inputs), &y, 0)?;
+    Ok(vec![shaped(y, shape)])
+}
+
+/// Writes the products of contiguous rows [m, K] with parts of a weight to columns of y from `column` on.
+pub(crate) fn rest<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Project,
+    x: &CubeTensor<R>,
+    (parts, tensors): (&[Part], impl Iterator<Item = CubeTensor<R>>),
+    y: &CubeTensor<R>,
+    mut column: usize,
+) -> Result<(), OperationError> {
+    let (m, k) = (x.meta.shape()[0], x.meta.shape()[1]);
+    let mut tensors = tensors;
+    for part in parts {
+        let rows = part.rows;
+        match stored(*part, k, &mut tensors) {
             Weight::Packed(weight) if m <= FEW => {
-                let words = weight.of_rows(*rows);
-                if !few::multiply::<R, F>(
-                    &x,
-                    Rows::All(&words),
-                    Pairs::Rows,
-                    &y,
-                    column,
-                    &op.grouped,
-                )? {
-                    weight.times_few::<F>(&x, &y, *rows, column);
+                let words = weight.of_rows(rows);
+                let all = Rows::All(&words);
+                if !few::multiply::<R, F>(x, all, Pairs::Rows, y, column, &op.grouped)? {
+                    weight.times_few::<F>(x, y, rows, column);
                 }
             }
             Weight::Packed(weight) => {
                 let panel = panel_rows(k);
-                for first in (0..*rows).step_by(panel) {
+                for first in (0..rows).step_by(panel) {
                     let part = weight.unpacked::<F>(first, panel.min(rows - first));
-                    columns::<R, F>(&x, &part, &y, column + first, &op.products)?;
+                    columns::<R, F>(x, &part, y, column + first, &op.products)?;
                 }
             }
-            Weight::Dense(weight) => columns::<R, F>(&x, weight, &y, column, &op.products)?,
+            Weight::Dense(weight) => columns::<R, F>(x, &weight, y, column, &op.products)?,
         }
         column += rows;
     }
-    Ok(vec![shaped(y, shape)])
+    Ok(())
 }
 
 /// The products of rows x [m, K] of 16-bit floats as f32: with a weight of the same floats on NVIDIA devices, whose

@@ -3,6 +3,7 @@
 use super::packed::cube::Words;
 use crate::OperationError;
 use crate::experts::GroupedProducts;
+use crate::normed::cube::{Given, Kept};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
@@ -143,6 +144,90 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         y: &y.handle,
     };
     product.launch_few(&x.client, &sizes, &tensors)?;
+    Ok(true)
+}
+
+/// Without CUDA there is no Hopper.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn multiply_normed<R: CubeRuntime + Launches, F: FloatElement>(
+    _: &Given<R>,
+    _: Rows<'_, R>,
+    _: &Kept<R>,
+    _: &CubeTensor<R>,
+    _: &GroupedProducts,
+) -> Result<bool, OperationError> {
+    Ok(false)
+}
+
+/// As [`multiply`], of norms of a few rows, from the first column of y on; writes what is wanted of sums and norms too.
+///
+/// # Errors
+/// If a kernel cannot be made or launched.
+#[cfg(feature = "cuda")]
+pub(crate) fn multiply_normed<R: CubeRuntime + Launches, F: FloatElement>(
+    given: &Given<R>,
+    rows: Rows<'_, R>,
+    kept: &Kept<R>,
+    y: &CubeTensor<R>,
+    products: &GroupedProducts,
+) -> Result<bool, OperationError> {
+    use butterfly_runtime::{NormedSizes, NormedTensors};
+
+    let (weight, count, gated) = match rows {
+        Rows::All(weight) => (weight, weight.rows, false),
+        Rows::Gated(weight) => (weight, weight.rows / 2, true),
+        Rows::GatedBy(_) => return Ok(false),
+    };
+    let Some(dtype) = super::hopper::element::<R, F>(&given.x.client)? else {
+        return Ok(false);
+    };
+    let Some(wanted) = wanted(dtype, weight, F::dtype()) else {
+        return Ok(false);
+    };
+    let [words, scales, biases] = tensors(weight);
+    let x = &given.x;
+    let (added, factors) = (given.added.as_ref(), given.factors.as_ref());
+    let (added_or_x, factors_or_x) = (added.unwrap_or(x), factors.unwrap_or(x));
+    let sums = kept.sums.as_ref();
+    let norms = kept.norms.as_ref();
+    let read = [x, added_or_x, &given.norm, words, scales, biases];
+    let written = [sums.unwrap_or(x), norms.unwrap_or(x)];
+    if !read.into_iter().chain(written).all(starts_whole) {
+        return Ok(false);
+    }
+    let counts = [count, given.rows(), y.meta.shape()[1], given.terms()].map(u32::try_from);
+    let [Ok(rows), Ok(count), Ok(width), Ok(terms)] = counts else {
+        return Ok(false);
+    };
+    let sizes = NormedSizes {
+        rows,
+        count,
+        column: 0,
+        width,
+        gated,
+        terms,
+        weighted: factors.is_some(),
+        sums: sums.is_some(),
+        norms: norms.is_some(),
+        epsilon: given.epsilon,
+    };
+    let product = products.find(wanted)?;
+    let Some(product) = product.filter(|product| product.takes_normed(&sizes)) else {
+        return Ok(false);
+    };
+    let tensors = NormedTensors {
+        x: &x.handle,
+        added: &added_or_x.handle,
+        factors: &factors_or_x.handle,
+        norm: &given.norm.handle,
+        words: &words.handle,
+        scales: &scales.handle,
+        biases: &biases.handle,
+        sums: &sums.unwrap_or(y).handle,
+        norms: &norms.unwrap_or(y).handle,
+        y: &y.handle,
+    };
+    product.launch_normed(&x.client, &sizes, &tensors)?;
     Ok(true)
 }
 

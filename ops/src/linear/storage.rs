@@ -30,13 +30,20 @@ pub struct Part {
 /// The parts of a weight matrix, one below another. They have the same number of columns.
 pub type Parts = Arc<[Part]>;
 
+impl Storage {
+    /// Names of the tensors of a part, in order.
+    pub(crate) fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Dense(_) => &["weight"],
+            Self::Packed(packed) => packed.names(),
+        }
+    }
+}
+
 impl Part {
     /// Names of the part's tensors, in order.
     pub fn names(&self) -> &'static [&'static str] {
-        match self.storage {
-            Storage::Dense(_) => &["weight"],
-            Storage::Packed(packed) => packed.names(),
-        }
+        self.storage.names()
     }
 
     /// Checks the part's tensors, which are the inputs from `at` on, for rows of `k` elements.

@@ -1,8 +1,10 @@
 //! Launches products with experts, and of a few rows with packed weights, on a CubeCL server that other code uses too.
 
 mod few;
+mod normed;
 
 pub use few::{FewGates, FewPairs, FewSizes, FewTensors};
+pub use normed::{NormedSizes, NormedTensors};
 
 use super::bind::long_enough;
 use super::ready::{Code, Image};
@@ -25,6 +27,7 @@ const PIECE: u32 = 8;
 pub struct ReadyGrouped {
     tiles: Arc<Image>,
     few: Arc<Image>,
+    normed: Arc<Image>,
     grouped: Arc<Grouped>,
 }
 
@@ -87,6 +90,7 @@ impl ReadyGrouped {
         Ok(Self {
             tiles: one(0)?,
             few: one(1)?,
+            normed: one(2)?,
             grouped: Arc::new(grouped),
         })
     }
@@ -98,7 +102,7 @@ impl ReadyGrouped {
 
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
-        [&self.tiles, &self.few].into_iter()
+        [&self.tiles, &self.few, &self.normed].into_iter()
     }
 
     /// Whether the kernel for tiles can compute this: no size is 0 except the column; rows, column and width are multiples of 8,
@@ -256,6 +260,7 @@ mod tests {
         let grouped = Grouped {
             tiles: stage("grouped", 512),
             few: stage("grouped_few", Grouped::FEW_THREADS),
+            normed: stage("grouped_normed", Grouped::FEW_THREADS),
             ..Grouped::of(Dtype::Bf16, format, 320).expect("whole steps")
         };
         ReadyGrouped::new(grouped, b"text").expect("valid kernels")
@@ -265,7 +270,7 @@ mod tests {
     #[test]
     fn a_text_declares_one_kernel_at_a_time() {
         let ready = ready(GroupedFormat::Dense);
-        for (number, image) in [&ready.tiles, &ready.few].into_iter().enumerate() {
+        for (number, image) in ready.images().enumerate() {
             let Code::Cuda(text) = &*image.code else {
                 panic!("{image:?}");
             };

@@ -50,7 +50,8 @@ pub use cubins::{seed, seed_folder};
 pub use delta_rule::{DeltaTensors, DeltaTokens, ReadyDeltaRule};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use grouped::{
-    FewGates, FewPairs, FewSizes, FewTensors, GroupedSizes, GroupedTensors, ReadyGrouped,
+    FewGates, FewPairs, FewSizes, FewTensors, GroupedSizes, GroupedTensors, NormedSizes,
+    NormedTensors, ReadyGrouped,
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use product::{Multiply, ReadyProduct, Written};

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Shape};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
 use butterfly::ops::{
-    Activation, Experts, Operation as LayerOperation, Route, Section, Shared, Storage,
+    Activation, Experts, Joined, Operation as LayerOperation, Route, Section, Shared, Storage,
 };
 use butterfly::{AttentionBackend, Operation};
 use butterfly_ir::model::{ExpertGroups, Router, Scores};
@@ -53,7 +53,15 @@ fn route() -> (Route, Inputs) {
     };
     let chosen = 2;
     let inputs = vec![tensor(&[1, 3, 8], DType::F32), tensor(&[8], DType::F32)];
-    (Route { chosen, router }, inputs)
+    let shared = Joined::None;
+    (
+        Route {
+            chosen,
+            router,
+            shared,
+        },
+        inputs,
+    )
 }
 
 fn groups(count: u32, chosen: u32) -> Option<ExpertGroups> {
@@ -159,6 +167,35 @@ fn choices_that_no_device_makes() {
     assert!(error.starts_with(says), "{error}");
 }
 
+/// A gate is one more logit than there are experts, and rows that are apart have nothing added to them.
+#[test]
+fn rows_apart_and_gates_that_do_not_fit() {
+    let (op, mut inputs) = route();
+    let shared = Joined::Gated;
+    let gated = LayerOperation::Route(Route { shared, ..op });
+    let error = said(gated.clone(), &inputs);
+    assert!(
+        error.contains("`bias` has shape [8], expected [7]"),
+        "{error}"
+    );
+    inputs[1] = tensor(&[7], DType::F32);
+    let outputs = gated.outputs(&inputs).expect("seven experts and a gate");
+    assert_eq!(outputs[0], tensor(&[1, 3, 3], DType::I32));
+    inputs[0] = tensor(&[1, 3, 1], DType::F32);
+    let error = said(gated, &inputs);
+    assert!(error.contains("experts is 0"), "{error}");
+
+    let (op, inputs) = experts();
+    let apart = LayerOperation::Experts(Experts { apart: true, ..op });
+    let error = said(apart, &inputs);
+    assert!(error.contains("rows of experts apart"), "{error}");
+    let factors = tensor(&[1, 3, 2], DType::F32);
+    let rows = tensor(&[1, 3, 3, 16], DType::BF16);
+    let error = said(LayerOperation::Combine, &[rows, factors]);
+    let says = "`rows` has shape [1, 3, 3, 16], expected [1, 3, 2, 16]";
+    assert!(error.contains(says), "{error}");
+}
+
 fn section(storage: Storage, rows: usize) -> Section {
     let joined = true;
     Section {
@@ -177,6 +214,7 @@ fn experts() -> (Experts, Inputs) {
         activation: Activation::Silu,
         biased: true,
         shared: Shared::Gated,
+        apart: false,
         products: Default::default(),
     };
     let inputs = vec![

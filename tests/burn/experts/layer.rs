@@ -58,6 +58,7 @@ impl Layer {
             activation: self.kind.activation,
             biased: self.kind.biased,
             shared: self.kind.shared,
+            apart: false,
             products: Plan::dense().grouped(),
         })
     }
@@ -97,6 +98,26 @@ impl Layer {
         let outputs = run::<B>(&self.operation().into(), inputs).expect("experts");
         let y = outputs.into_iter().next().expect("one output");
         let y = data::<B>(y).convert::<f32>();
+        y.into_vec().expect("f32")
+    }
+
+    /// As [`compute`](Self::compute), the rows of experts first apart from each other, then together.
+    pub(super) fn compute_apart<B: AttentionBackend>(
+        &self,
+        inputs: Vec<FloatTensor<B>>,
+    ) -> Vec<f32> {
+        let LayerOperation::Experts(together) = self.operation() else {
+            unreachable!("experts");
+        };
+        let apart = Experts {
+            apart: true,
+            ..together
+        };
+        let weights = inputs[2].clone();
+        let rows = run::<B>(&LayerOperation::Experts(apart).into(), inputs).expect("rows");
+        let rows = rows.into_iter().chain([weights]);
+        let y = run::<B>(&LayerOperation::Combine.into(), rows.collect()).expect("sums");
+        let y = data::<B>(y.into_iter().next().expect("one output")).convert::<f32>();
         y.into_vec().expect("f32")
     }
 

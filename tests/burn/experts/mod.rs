@@ -32,8 +32,15 @@ fn agrees<B: AttentionBackend>(
     for choice in choices {
         let given = choice.given(layer.kind.sizes[0], dtype);
         let want = layer.reference(&given);
-        let got = layer.compute::<B>(layer.inputs::<B>(&given, dtype, device));
+        let inputs = layer.inputs::<B>(&given, dtype, device);
+        let got = layer.compute::<B>(inputs.clone());
         assert_eq!(got.len(), want.len());
+        if !layer.kind.biased && layer.kind.shared == Shared::None {
+            let apart = layer.compute_apart::<B>(inputs);
+            for (one, other) in got.iter().zip(&apart) {
+                assert!((one - other).abs() <= 2.0 * most as f32 * one.abs().max(1.0));
+            }
+        }
         let largest = want.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             let off = (f64::from(*got) - want).abs();

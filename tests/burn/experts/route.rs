@@ -5,7 +5,7 @@ use crate::{Cuda, Fused, Vulkan};
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::ops::{Operation as LayerOperation, Route};
+use butterfly::ops::{Joined, Operation as LayerOperation, Route};
 use butterfly::{AttentionBackend, run};
 use butterfly_ir::model::{ExpertGroups, Router, Scores};
 
@@ -48,7 +48,11 @@ fn case(experts: usize, chosen: usize, scores: Scores, with: With) -> Option<Cas
         normalised: with.sum,
         scale: if chosen == 2 { 2.5 } else { 1.0 },
     };
-    let op = Route { chosen, router };
+    let op = Route {
+        chosen,
+        router,
+        shared: Joined::None,
+    };
     (chosen <= choices).then_some(Case { experts, op })
 }
 
@@ -120,7 +124,7 @@ impl Case {
 
     /// What a row chooses, in f64; `None` if that hangs on rounding.
     fn reference(&self, logits: &[f32], bias: Option<&[f32]>) -> Option<(Vec<i32>, Vec<f64>)> {
-        let Route { chosen, router } = self.op;
+        let Route { chosen, router, .. } = self.op;
         let logits: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
         let scores: Vec<f64> = match router.scores {
             Scores::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
@@ -177,8 +181,9 @@ fn choose<B: AttentionBackend>(
     logits: &[f32],
     device: &B::Device,
 ) -> (Vec<i32>, Vec<f32>) {
-    let rows = logits.len() / case.experts;
-    let shape = [1, rows, case.experts];
+    let width = case.experts + usize::from(case.op.shared == Joined::Gated);
+    let rows = logits.len() / width;
+    let shape = [1, rows, width];
     let mut inputs = vec![floats::<B>(logits, &shape, DType::F32, device)];
     if let Some(bias) = case.bias() {
         let bias = floats::<B>(&bias, &[case.experts], DType::F32, device);
@@ -232,7 +237,55 @@ fn cuda_chooses_as_f64_does() {
     agrees::<Cuda>(&few_cases(), &Default::default());
     let every_fifth: Vec<Case> = cases().into_iter().step_by(5).collect();
     agrees::<Cuda>(&every_fifth, &Default::default());
+    every_row_chooses_one_more::<Cuda>(&Default::default());
     ties_and_nan::<Cuda>(&Default::default());
+}
+
+/// The expert that computes for every row comes last, with weight 1 or the sigmoid of the last logit; the others are
+/// chosen as without it.
+fn every_row_chooses_one_more<B: AttentionBackend>(device: &B::Device) {
+    for (experts, chosen, with) in [
+        (7, 2, with(false, false, true)),
+        (64, 4, with(true, true, true)),
+    ] {
+        let case = case(experts, chosen, Scores::Sigmoid, with).expect("a case");
+        let rows = 3;
+        let of_row = |row: usize, count: usize| (0..count).map(move |e| number(row * 1000 + e));
+        let of_all = |count: usize| -> Vec<f32> {
+            let logits = (0..rows).flat_map(|row| of_row(row, count));
+            logits.map(|x| 4.0 * x).collect()
+        };
+        let (ids, weights) = choose::<B>(&case, &of_all(experts), device);
+        for shared in [Joined::Plain, Joined::Gated] {
+            let width = experts + usize::from(shared == Joined::Gated);
+            let logits = of_all(width);
+            let case = Case {
+                op: Route { shared, ..case.op },
+                ..case
+            };
+            let (more_ids, more) = choose::<B>(&case, &logits, device);
+            for row in 0..rows {
+                let [own, with_one] = [chosen, chosen + 1].map(|n| row * n..(row + 1) * n);
+                let (last, others) = more_ids[with_one.clone()].split_last().expect("ids");
+                assert_eq!(others, &ids[own.clone()], "{case:?}");
+                assert_eq!(*last, experts as i32);
+                let (last, others) = more[with_one].split_last().expect("weights");
+                assert_eq!(others, &weights[own]);
+                let gate = f64::from(logits[(row + 1) * width - 1]);
+                let want = match shared {
+                    Joined::Gated => 1.0 / (1.0 + (-gate).exp()),
+                    Joined::Plain | Joined::None => 1.0,
+                };
+                assert!((f64::from(*last) - want).abs() < 1e-6, "{last}, not {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_row_chooses_one_more_on_cpu_and_vulkan() {
+    every_row_chooses_one_more::<Flex>(&Default::default());
+    every_row_chooses_one_more::<Vulkan>(&WgpuDevice::Cpu);
 }
 
 /// Of equal logits the first are chosen; logits that are NaN choose experts that exist. There may be no rows.

@@ -1,5 +1,5 @@
 //! Products of rows with the weights of their experts, `y[pair] = W[expert(pair)] x[row(pair)]`, the weights packed or
-//! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share.
+//! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share, and of norms of rows.
 //!
 //! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (wgmma m64n128k16). Two
 //! producer warpgroups fill a ring: they gather rows of x by `cp.async`, since pairs of an expert are rows anywhere in x,
@@ -39,6 +39,7 @@ pub(crate) fn launched(grouped: Grouped) -> Grouped {
             shared_bytes: SLOTS * SLOT_BYTES + REST,
         },
         few: few::stage(&grouped),
+        normed: few::normed_stage(&grouped),
         ..grouped
     }
 }
@@ -85,16 +86,18 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         source::COPIES.to_string(),
         include_str!("weight.cuh").to_string(),
         format.scales().map(number).unwrap_or_default(),
-        chosen(0, &tiles.join("\n")),
-        chosen(1, &few::text(grouped)),
+        chosen(&[0], &tiles.join("\n")),
+        chosen(&[1, 2], &few::text(grouped)),
     ];
     parts.join("\n")
 }
 
-/// A kernel that is left out where only another one is compiled.
-fn chosen(number: u32, kernel: &str) -> String {
+/// Text that is left out where only a kernel with another number is compiled.
+fn chosen(numbers: &[u32], text: &str) -> String {
     let only = Grouped::ONLY;
-    format!("#if !defined({only}) || {only} == {number}\n{kernel}#endif\n")
+    let one_of = numbers.iter().map(|n| format!(" || {only} == {n}"));
+    let one_of: String = one_of.collect();
+    format!("#if !defined({only}){one_of}\n{text}#endif\n")
 }
 
 /// How many different scales a thread's pieces of a step have.

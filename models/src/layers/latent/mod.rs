@@ -68,7 +68,7 @@ impl Programs {
 #[derive(Clone, Debug)]
 pub(crate) struct LatentAttention<B: Backend> {
     /// The projections of the programs, stacked into one matrix.
-    rows: Projection<B>,
+    pub(crate) rows: Projection<B>,
     /// From the latent of q to its heads.
     up: Option<Projection<B>>,
     /// [heads * (nope + v), rank], as [`Up`](butterfly::ops::Up) says: not packed.
@@ -147,22 +147,20 @@ impl<B: AttentionBackend> LatentAttention<B> {
         LayerState::Attention(KvCache::of_latents(shape, capacity, block, window, options))
     }
 
-    /// x [B, T, H] → [B, T, H].
+    /// Projections [B, T, ..] → [B, T, H].
     pub(crate) fn forward(
         &self,
-        x: Tensor<B, 3>,
+        rows: Tensor<B, 3>,
         cache: &mut KvCache<B>,
         rotation: Option<&Tensor<B, 2>>,
         lengths: Lengths,
         policy: &LayerPolicy,
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let [batch, tokens, _] = x.dims();
-        let device = x.device();
+        let [batch, tokens, _] = rows.dims();
+        let device = rows.device();
         let plan = Some(&policy.plan);
         let program = (self.programs).of_call(tokens, cache.kept() + tokens, policy);
-        let rows =
-            profile.part::<B, _>(Part::Projections, &device, || self.rows.forward(x, plan))?;
         // What one step hands to the next: the latent of q or all its heads, then heads of q or o, beside them
         // keys and values, then o in the order of tokens.
         let mut latent: Option<Tensor<B, 3>> = None;

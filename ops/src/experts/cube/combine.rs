@@ -1,6 +1,6 @@
 //! The sum of what the experts of a row give, and of what is shared.
 
-use crate::cube::launch::{array, grid, plane};
+use crate::cube::launch::{array, empty, grid, plane, shaped};
 use crate::cube::unit::{expert_of, sum_of_units};
 use crate::norm::cube::lanes;
 use ::cubecl::prelude::*;
@@ -71,6 +71,26 @@ pub(super) fn combine<R: CubeRuntime, F: FloatElement>(
             shape,
         );
     }
+}
+
+/// The sums over k of weight * row → [.., H], of contiguous rows [.., k, H] and weights [.., k].
+pub(crate) fn alone<R: CubeRuntime, F: FloatElement>(
+    rows: CubeTensor<R>,
+    weights: &CubeTensor<R>,
+) -> CubeTensor<R> {
+    let mut shape = rows.meta.shape().to_vec();
+    let hidden = shape.pop().expect("rows");
+    let chosen = shape.pop().expect("several for each sum");
+    shape.push(hidden);
+    let y = empty(&rows, shape, F::dtype());
+    let pairs = weights.meta.num_elements();
+    if pairs > 0 {
+        let rows = shaped(rows, [pairs, hidden]);
+        // Without a gate x is not read.
+        combine::<R, F>(&rows, weights, None, &rows, None, &y);
+    }
+    debug_assert_eq!(y.meta.num_elements() * chosen, pairs * hidden);
+    y
 }
 
 #[cube(launch_unchecked)]

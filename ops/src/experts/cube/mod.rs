@@ -16,11 +16,12 @@ mod few;
 mod route;
 mod tiles;
 
+pub(crate) use combine::alone as combine;
 pub(crate) use route::route;
 
 use super::{Experts, Section, Shared};
 use crate::OperationError;
-use crate::cube::launch::empty;
+use crate::cube::launch::{empty, shaped};
 use crate::gate::Activation;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::{Words, words_of};
@@ -55,9 +56,10 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     let shape = x.shape().to_vec();
     let hidden = shape[shape.len() - 1];
     let pairs = ids.meta.num_elements();
-    let y = empty(&x, shape, F::dtype());
+    let rows_of_all = [ids.meta.shape().as_slice(), &[hidden]].concat();
     if pairs == 0 {
-        return Ok(vec![y]);
+        let shape = if op.apart { rows_of_all } else { shape };
+        return Ok(vec![empty(&x, shape, F::dtype())]);
     }
     let mut stored = |sections: &[Section]| -> Vec<Stored<R>> {
         let take = |section: &Section| Stored {
@@ -110,6 +112,10 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
         }
     };
     let rows = times(&gated, 1, &outer, size, hidden)?;
+    if op.apart {
+        return Ok(vec![shaped(rows, rows_of_all)]);
+    }
+    let y = empty(&x, shape, F::dtype());
     combine::combine::<R, F>(&rows, &weights, bias(1), &x, added.as_ref(), &y);
     Ok(vec![y])
 }

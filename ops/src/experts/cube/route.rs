@@ -1,6 +1,6 @@
 //! The choice of experts.
 
-use super::super::Route;
+use super::super::{Joined, Route};
 use crate::cube::launch::{array, empty, grid};
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
@@ -21,6 +21,10 @@ const SMALLEST_SUM: f32 = 1e-20;
 struct Shape {
     experts: u32,
     chosen: u32,
+    /// Logits of a row, and experts of a choice.
+    width: u32,
+    all: u32,
+    shared: Joined,
     sigmoid: bool,
     biased: bool,
     normalised: bool,
@@ -35,8 +39,8 @@ pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> V
     let bias = inputs.next();
     let mut shape = logits.shape().to_vec();
     let last = shape.len() - 1;
-    let experts = std::mem::replace(&mut shape[last], op.chosen);
-    let rows = logits.meta.num_elements() / experts;
+    let width = std::mem::replace(&mut shape[last], op.all());
+    let (experts, rows) = (width - op.gates(), logits.meta.num_elements() / width);
     let ids = empty(&logits, shape.clone(), DType::I32);
     let weights = empty(&logits, shape, DType::F32);
     let groups = op.router.groups;
@@ -56,6 +60,9 @@ pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> V
                 Shape {
                     experts: experts as u32,
                     chosen: op.chosen as u32,
+                    width: width as u32,
+                    all: op.all() as u32,
+                    shared: op.shared,
                     sigmoid: op.router.scores == Scores::Sigmoid,
                     biased: bias.is_some(),
                     normalised: op.router.normalised,
@@ -87,7 +94,8 @@ fn route_kernel(
     if row >= rows {
         terminate!();
     }
-    let start = row * experts;
+    let start = row * comptime!(shape.width);
+    let first = row * comptime!(shape.all);
     let mut most = 0.0f32;
     let mut sum = 1.0f32;
     if comptime!(!shape.sigmoid) {
@@ -162,7 +170,7 @@ fn route_kernel(
         together += weight;
         if UNIT_POS == 0u32 {
             ranks[expert as usize] = LEAST.runtime();
-            let at = (row * comptime!(shape.chosen) + j) as usize;
+            let at = (first + j) as usize;
             ids[at] = i32::cast_from(expert);
             weights[at] = weight;
         }
@@ -174,8 +182,17 @@ fn route_kernel(
             factor = scale / (together + SMALLEST_SUM);
         }
         for j in 0..comptime!(shape.chosen) {
-            let at = (row * comptime!(shape.chosen) + j) as usize;
+            let at = (first + j) as usize;
             weights[at] = weights[at] * factor;
+        }
+        if comptime!(shape.shared != Joined::None) {
+            let at = (first + comptime!(shape.chosen)) as usize;
+            ids[at] = i32::cast_from(experts);
+            weights[at] = 1.0f32;
+            if comptime!(shape.shared == Joined::Gated) {
+                let logit = logits[(start + experts) as usize];
+                weights[at] = 1.0f32 / (1.0f32 + (-logit).exp());
+            }
         }
     }
 }

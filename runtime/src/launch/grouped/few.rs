@@ -114,7 +114,7 @@ impl ReadyGrouped {
     }
 
     /// Whether tiles of such gates have whole squares, and 31 bits count both halves.
-    fn takes_gates(&self, rows: u32, gates: FewGates) -> bool {
+    pub(super) fn takes_gates(&self, rows: u32, gates: FewGates) -> bool {
         let squares = matches!(self.grouped.format, GroupedFormat::Float8 { .. });
         match gates {
             FewGates::None | FewGates::Apart => true,
@@ -200,7 +200,7 @@ impl ReadyGrouped {
 }
 
 /// Workgroups along x and y: for each pair, as many as the device then runs at once, and not more than have rows.
-fn few_grid(grouped: &Grouped, sizes: &FewSizes, processors: u32) -> [u32; 2] {
+pub(super) fn few_grid(grouped: &Grouped, sizes: &FewSizes, processors: u32) -> [u32; 2] {
     let pairs = match sizes.pairs {
         FewPairs::Rows(_) => 1,
         FewPairs::Experts { pairs, .. } => pairs,

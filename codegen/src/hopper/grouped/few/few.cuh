@@ -182,39 +182,28 @@ __device__ __forceinline__ void multiply_stages(const FewShape& shape, Stages st
   }
 }
 
-// The expert whose rows a workgroup multiplies; ids that no expert has stand for the last one.
-__device__ __forceinline__ int expert_of(const FewShape& shape, const unsigned* ids) {
-  return shape.experts > 0 ? min(ids[blockIdx.y], shape.experts - 1u) : 0;
-}
-
-// The warps that multiply: they copy rows of x while the first stages are on their way.
-template <int SETS>
-__device__ __forceinline__ void consume(const FewShape& shape, const Stages& stages, const Halves& halves,
-                                        const unsigned* ids, unsigned kept, unsigned zeros, unsigned ones,
-                                        unsigned of_x, const Element* x, Element* y) {
+// The warps that multiply: they put rows of x where they find them while the first stages are on their way.
+template <int SETS, typename Given>
+__device__ __forceinline__ void consume(const FewShape& shape, const Stages& stages, const Halves& halves, int expert,
+                                        unsigned kept, unsigned zeros, unsigned ones, unsigned of_x, const Given& given,
+                                        Element* y) {
   const int lane = threadIdx.x % 32;
-  const long long to = shape.experts > 0 ? blockIdx.y : shape.first;
-  x += (shape.experts > 0 ? to / shape.share : to) * COLUMNS;
   for (int i = threadIdx.x; i < ZEROS / 16; i += WARPS * 32) store_eight(zeros + i * 16, {0, 0, 0, 0});
-  copy_rows(of_x, x, shape.few);
+  given.fill(of_x, kept, shape.few);
   meet(1, WARPS * 32);
   const Columns<SETS> columns(zeros, of_x, shape.few, lane);
   if (BIASED) {
     add_up(ones, columns, threadIdx.x / 32, lane);
     meet(1, WARPS * 32);
   }
-  multiply_stages(shape, stages, halves, expert_of(shape, ids), columns, kept, ones, y + to * shape.width);
+  multiply_stages(shape, stages, halves, expert, columns, kept, ones, y);
 }
 
-// With ids, workgroups of each pair multiply its row of x with the weight of its expert; without, all of them multiply
-// the same rows of x with the one weight that there is. Two warps of the last warpgroup fill the ring.
-extern "C" __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    butterfly_grouped_few(const Element* __restrict__ x, const unsigned char* __restrict__ words,
-                          const unsigned char* __restrict__ scales, const unsigned char* __restrict__ biases,
-                          const unsigned char* __restrict__ words_apart,
-                          const unsigned char* __restrict__ scales_apart,
-                          const unsigned char* __restrict__ biases_apart, const unsigned* __restrict__ ids,
-                          Element* __restrict__ y, const __grid_constant__ FewShape shape) {
+// Multiplies the rows that are `given` with the weight, or with that of an expert. Two warps of the last warpgroup fill
+// the ring.
+template <typename Given>
+__device__ __forceinline__ void multiply_few(const FewShape& shape, const Halves& halves, int expert, const Given& given,
+                                             Element* y) {
   extern __shared__ __align__(128) unsigned char dynamic_shared[];
   const unsigned shared = shared_address(dynamic_shared);
   const unsigned zeros = shared + KEPT_BYTES;
@@ -233,20 +222,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
   }
   __syncthreads();
 
-  const Halves halves = {{words, scales, biases}, {words_apart, scales_apart, biases_apart}};
   // Registers of the five warpgroups are together no more than those that the launch has: 4 * 104 + 56 <= 5 * 96.
   if (threadIdx.x >= WARPS * 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     const int warp = threadIdx.x / 32 - WARPS;
-    if (warp == 0) fill_words(shape, stages, halves, expert_of(shape, ids));
-    if (warp == 1 && TENSORS > 0) fill_scales(shape, stages, halves, expert_of(shape, ids));
+    if (warp == 0) fill_words(shape, stages, halves, expert);
+    if (warp == 1 && TENSORS > 0) fill_scales(shape, stages, halves, expert);
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
   if (shape.few <= 8 / PARTS) {
-    consume<1>(shape, stages, halves, ids, shared, zeros, ones, of_x, x, y);
+    consume<1>(shape, stages, halves, expert, shared, zeros, ones, of_x, given, y);
   } else {
     // As many rows as there are at most.
-    consume<PARTS == 1 ? 1 : 2>(shape, stages, halves, ids, shared, zeros, ones, of_x, x, y);
+    consume<PARTS == 1 ? 1 : 2>(shape, stages, halves, expert, shared, zeros, ones, of_x, given, y);
   }
 }

@@ -12,26 +12,40 @@
 //!
 //! Warps share rows of the weight and add up their sums in shared memory, in a fixed order. `instructions.cuh` and
 //! `rows.cuh` are what all formats share, one of `affine4.cuh`, `float8.cuh`, `microscaled.cuh` and `dense.cuh` unpacks.
+//!
+//! There are two entry points: `entry.cuh` reads rows of x, `normed.cuh` makes them, the norms of sums. There, each
+//! workgroup makes them for itself while the first stages of its ring are on their way, which costs less than the launch of
+//! a kernel that makes them once.
 //! [`FewLayout`] says where what is in shared memory.
 
 use super::super::source;
+use super::chosen;
 use butterfly_ir::{Dtype, FewLayout, Grouped, GroupedFormat, GroupedStage};
 
 /// 2^64 twice, in bf16: floats of a few bits are unpacked to numbers that are smaller by up to 2^126, whose products with
 /// x would leave the range of f32 else.
 const X_POWER: u32 = 0x5f80_5f80;
 
-/// How the kernel is launched; without shared memory where it has no form.
+/// How the kernel for rows of x is launched; without shared memory where it has no form.
 pub(super) fn stage(grouped: &Grouped) -> GroupedStage {
+    launched("butterfly_grouped_few", grouped)
+}
+
+/// How the kernel for norms of rows is launched.
+pub(super) fn normed_stage(grouped: &Grouped) -> GroupedStage {
+    launched("butterfly_grouped_normed", grouped)
+}
+
+fn launched(entry: &str, grouped: &Grouped) -> GroupedStage {
     GroupedStage {
-        entry: "butterfly_grouped_few".into(),
+        entry: entry.into(),
         threads: Grouped::FEW_THREADS,
         shared_bytes: FewLayout::of(grouped).map_or(0, |layout| layout.shared_bytes),
     }
 }
 
-/// The text of the kernel, which refers to constants of the kernel for tiles too; empty where rows of x are too long for
-/// it.
+/// The text of the kernels, which refers to constants of the kernel for tiles too; empty where rows of x are too long for
+/// them.
 pub(super) fn text(grouped: &Grouped) -> String {
     let Grouped { dtype, format, .. } = *grouped;
     let Some(layout) = FewLayout::of(grouped) else {
@@ -78,8 +92,36 @@ pub(super) fn text(grouped: &Grouped) -> String {
         unpacking(format).to_string(),
         include_str!("rows.cuh").to_string(),
         include_str!("few.cuh").to_string(),
+        chosen(&[1], include_str!("entry.cuh")),
+        chosen(&[2], &[wide(dtype), include_str!("normed.cuh")].concat()),
     ];
     parts.join("\n")
+}
+
+/// Two elements of this type as f32.
+fn wide(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::Bf16 => {
+            "// Two elements as f32.
+__device__ __forceinline__ float2 wide(unsigned two) {
+  return {__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000)};
+}
+
+"
+        }
+        Dtype::F16 | Dtype::F32 => {
+            "// Two elements as f32.
+__device__ __forceinline__ float2 wide(unsigned two) {
+  float2 x;
+  asm(\"{ .reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }\"
+      : \"=f\"(x.x), \"=f\"(x.y)
+      : \"r\"(two));
+  return x;
+}
+
+"
+        }
+    }
 }
 
 /// Reads scales of this type from shared memory.
