@@ -22,6 +22,10 @@ pub trait AttentionBackend: Backend {
         false
     }
 
+    /// Starts what has been launched so far, without waiting for it. Devices are handed launches in batches otherwise,
+    /// and are idle while the first one is put together.
+    fn start(_device: &Self::Device) {}
+
     /// Does work that runs many operations. On the CPU it is done by one of the threads that operations
     /// share, where each of them begins at once, and not after it was handed over to such a thread.
     fn on_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {

@@ -23,6 +23,10 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         B::has_hopper_kernels(dtype, device)
     }
 
+    fn start(device: &Self::Device) {
+        B::start(device);
+    }
+
     fn prepare(
         operation: &Operation,
         inputs: &[(Shape, DType)],

@@ -16,6 +16,11 @@ use butterfly_compiler::family;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes, Part};
 use std::ops::Range;
 
+/// Of a few tokens, the first layers are started one by one, so that the device is busy while the others are launched;
+/// how few, and how many layers.
+const FEW: usize = 16;
+const STARTED: usize = 4;
+
 /// The model from the embedding to the last norm; the output projection is not part of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Decoder<B: Backend> {
@@ -261,6 +266,9 @@ impl<B: AttentionBackend> Decoder<B> {
             let fed;
             (x, fed) = layer.feed.forward(after, policy.plan(), &profile)?;
             pending = Some(self.output(fed, layer, 1, &profile)?);
+            if tokens <= FEW && i < STARTED {
+                B::start(&device);
+            }
         }
         Ok(Stream { x, pending })
     }

@@ -11,6 +11,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use butterfly_ops::cube;
 use butterfly_runtime::Launches;
+use cubecl::device::Device;
+use cubecl::device_handle::DeviceHandle;
 use cubecl::ir::DeviceProperties;
 
 impl<R, F, I, BT> AttentionBackend for CubeBackend<R, F, I, BT>
@@ -28,6 +30,10 @@ where
 
     fn has_hopper_kernels(dtype: DType, device: &R::Device) -> bool {
         cube::has_hopper_kernels(dtype, &R::client(device))
+    }
+
+    fn start(device: &R::Device) {
+        DeviceHandle::<R::Server>::new(device.to_id()).flush_queue();
     }
 
     fn prepare(

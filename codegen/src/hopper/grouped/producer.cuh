@@ -57,6 +57,8 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
     const int column = k + thread % 8 * 8;
 #pragma unroll
     for (int i = 0; i < M_TILE / AT_ONCE; ++i) {
+      // Nobody reads the second half of a tile where there are no pairs for it.
+      if (i * AT_ONCE == M_TILE / 2 && tile.pairs <= M_TILE / 2) break;
       const Element* const row = x + static_cast<long long>(max(from[i], 0)) * COLUMNS;
       copy_piece(ring.a() + piece_of_x + i * AT_ONCE * 128, row + column, from[i] >= 0);
     }

@@ -21,8 +21,11 @@ const FEW: usize = 8;
 const LANES: [usize; 2] = [4, 8];
 /// Units of a plane.
 const PLANE: u32 = 32;
-/// Planes of a workgroup.
+/// Planes of a workgroup of [`unabsorb`].
 const PLANES: u32 = 8;
+/// Planes of a workgroup of [`absorb`], and how many rows of the matrix each of them loads at once.
+const SHARING: u32 = 16;
+const AT_ONCE: u32 = 6;
 
 /// Whether these kernels multiply so many rows with a weight.
 pub(super) fn takes<R: CubeRuntime + Launches, F: FloatElement>(
@@ -83,7 +86,7 @@ pub(super) fn absorb<R: CubeRuntime, F: FloatElement>(
         absorb_kernel::launch_unchecked::<F, R>(
             &q.client,
             CubeCount::Static(columns, up.heads as u32, 1),
-            CubeDim::new_2d(PLANE, PLANES),
+            CubeDim::new_2d(PLANE, SHARING),
             lanes,
             array(q),
             array(weight),
@@ -118,18 +121,31 @@ fn absorb_kernel<F: Float, N: Size>(
     if column < vectors {
         let nope = comptime!(shape.nope);
         let mut n = UNIT_POS_Y;
+        let first = head * comptime!(shape.of_head);
+        let mut loaded = Array::<Vector<F, N>>::new(comptime!(AT_ONCE as usize));
         while n < nope {
-            let at = (head * comptime!(shape.of_head) + n) * vectors + column;
-            let w = Vector::<f32, N>::cast_from(weight[at as usize]);
+            // Beyond the last row the last one is loaded, and not multiplied.
             #[unroll]
-            for row in 0..rows {
-                let x = f32::cast_from(q[(comptime!(row * shape.row) + of_q + n) as usize]);
-                sums[row as usize] += w * Vector::<f32, N>::new(x);
+            for i in 0..AT_ONCE {
+                let n = min(n + comptime!(i * SHARING), comptime!(nope - 1).runtime());
+                loaded[i as usize] = weight[((first + n) * vectors + column) as usize];
             }
-            n += PLANES;
+            #[unroll]
+            for i in 0..AT_ONCE {
+                let n = n + comptime!(i * SHARING);
+                if n < nope {
+                    let w = Vector::<f32, N>::cast_from(loaded[i as usize]);
+                    #[unroll]
+                    for row in 0..rows {
+                        let x = f32::cast_from(q[(comptime!(row * shape.row) + of_q + n) as usize]);
+                        sums[row as usize] += w * Vector::<f32, N>::new(x);
+                    }
+                }
+            }
+            n += comptime!(AT_ONCE * SHARING);
         }
     }
-    let mut shared = SharedMemory::<f32>::new(comptime!((PLANES * PLANE * shape.lanes) as usize));
+    let mut shared = SharedMemory::<f32>::new(comptime!((SHARING * PLANE * shape.lanes) as usize));
     #[unroll]
     for row in 0..rows {
         let token = comptime!(row % shape.tokens).runtime();
@@ -148,7 +164,7 @@ fn absorb_kernel<F: Float, N: Size>(
             for lane in 0..lanes {
                 let mut sum = 0.0f32;
                 #[unroll]
-                for plane in 0..PLANES {
+                for plane in 0..SHARING {
                     sum += shared[((plane * PLANE + UNIT_POS_X) * lanes + lane) as usize];
                 }
                 out[(vector * width + column * lanes + lane) as usize] = F::cast_from(sum);
@@ -170,7 +186,7 @@ fn absorb_kernel<F: Float, N: Size>(
                     comptime!(shape.interleaved),
                 );
                 out[(vector * width + comptime!(shape.rank) + at) as usize] = F::cast_from(x);
-                at += comptime!(PLANE * PLANES);
+                at += comptime!(PLANE * SHARING);
             }
         }
     }

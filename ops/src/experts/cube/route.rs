@@ -1,7 +1,8 @@
 //! The choice of experts.
 
 use super::super::{Joined, Route};
-use crate::cube::launch::{array, empty, grid};
+use crate::cube::launch::{array, empty, grid, plane};
+use crate::cube::unit::sum_of_units;
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -9,8 +10,10 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use butterfly_ir::model::Scores;
 
-/// Units of a workgroup, which chooses for one row.
-const UNITS: u32 = 64;
+/// Units of a workgroup, which chooses for one row: a plane, where planes have so many.
+const UNITS: u32 = 32;
+/// The most groups of experts.
+const GROUPS: u32 = 64;
 /// Below every score.
 const LEAST: f32 = -3.0e38;
 /// Added to the sum of weights, so that none is divided by 0.
@@ -31,6 +34,8 @@ struct Shape {
     /// Groups, and those that take part.
     groups: u32,
     chosen_groups: u32,
+    /// Whether the workgroup is a plane.
+    plane: bool,
 }
 
 pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
@@ -68,6 +73,7 @@ pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> V
                     normalised: op.router.normalised,
                     groups: groups.map_or(1, |groups| groups.count),
                     chosen_groups: groups.map_or(1, |groups| groups.chosen),
+                    plane: plane(&logits.client) == UNITS,
                 },
             );
         }
@@ -88,8 +94,9 @@ fn route_kernel(
     let experts = comptime!(shape.experts);
     let mut scores = SharedMemory::<f32>::new(comptime!(experts as usize));
     let mut ranks = SharedMemory::<f32>::new(comptime!(experts as usize));
-    let mut best = SharedMemory::<f32>::new(comptime!(UNITS as usize));
+    let mut best = SharedMemory::<f32>::new(comptime!(GROUPS as usize));
     let mut numbers = SharedMemory::<u32>::new(comptime!(UNITS as usize));
+    let mut own_weights = SharedMemory::<f32>::new(comptime!(shape.chosen as usize));
     let row = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
     if row >= rows {
         terminate!();
@@ -105,14 +112,14 @@ fn route_kernel(
             own = max(own, logits[(start + e) as usize]);
             e += UNITS;
         }
-        most = largest(own, &mut best);
+        most = largest(own, &mut best, comptime!(shape.plane));
         let mut part = 0.0f32;
         let mut e = UNIT_POS;
         while e < experts {
             part += (logits[(start + e) as usize] - most).exp();
             e += UNITS;
         }
-        sum = total(part, &mut best);
+        sum = total(part, &mut best, comptime!(shape.plane));
     }
     let mut e = UNIT_POS;
     while e < experts {
@@ -147,6 +154,101 @@ fn route_kernel(
             }
             e += UNITS;
         }
+        let number = best_of_all(own, number, &mut best, &mut numbers, comptime!(shape.plane));
+        // Ranks that are NaN choose no expert: any but the same one again.
+        let expert = min(number, comptime!(experts - 1).runtime());
+        let weight = scores[expert as usize];
+        together += weight;
+        if UNIT_POS == 0u32 {
+            ranks[expert as usize] = LEAST.runtime();
+            ids[(first + j) as usize] = i32::cast_from(expert);
+            own_weights[j as usize] = weight;
+        }
+        sync_cube();
+    }
+    let mut factor = scale;
+    if comptime!(shape.normalised) {
+        factor = scale / (together + SMALLEST_SUM);
+    }
+    let mut j = UNIT_POS;
+    while j < comptime!(shape.chosen) {
+        weights[(first + j) as usize] = own_weights[j as usize] * factor;
+        j += UNITS;
+    }
+    if comptime!(shape.shared != Joined::None) {
+        let at = (first + comptime!(shape.chosen)) as usize;
+        let mut weight = 1.0f32.runtime();
+        if comptime!(shape.shared == Joined::Gated) {
+            let logit = logits[(start + experts) as usize];
+            weight = 1.0f32 / (1.0f32 + (-logit).exp());
+        }
+        if UNIT_POS == 0u32 {
+            ids[at] = i32::cast_from(experts);
+            weights[at] = weight;
+        }
+    }
+}
+
+/// Leaves out all groups but the best ones. All units call this.
+#[cube]
+fn leave_groups_out(
+    ranks: &mut SharedMemory<f32>,
+    best: &mut SharedMemory<f32>,
+    #[comptime] shape: Shape,
+) {
+    let each = comptime!(shape.experts / shape.groups);
+    let mut group = UNIT_POS;
+    while group < comptime!(shape.groups) {
+        let mut first = LEAST.runtime();
+        let mut second = LEAST.runtime();
+        for i in 0..each {
+            let rank = ranks[(group * each + i) as usize];
+            if rank > first {
+                second = first;
+                first = rank;
+            } else if rank > second {
+                second = rank;
+            }
+        }
+        // A group may have one expert alone.
+        best[group as usize] =
+            first + select(comptime!(each > 1).runtime(), second, 0.0f32.runtime());
+        group += UNITS;
+    }
+    sync_cube();
+    let mut group = UNIT_POS;
+    while group < comptime!(shape.groups) {
+        let own = best[group as usize];
+        let mut before = 0u32;
+        for other in 0..comptime!(shape.groups) {
+            let sum = best[other as usize];
+            if sum > own || (sum == own && other < group) {
+                before += 1u32;
+            }
+        }
+        if before >= comptime!(shape.chosen_groups) {
+            for i in 0..each {
+                ranks[(group * each + i) as usize] = LEAST.runtime();
+            }
+        }
+        group += UNITS;
+    }
+    sync_cube();
+}
+
+/// The number that belongs to the best rank of all units, and of equal ones the smallest.
+#[cube]
+fn best_of_all(
+    own: f32,
+    number: u32,
+    best: &mut SharedMemory<f32>,
+    numbers: &mut SharedMemory<u32>,
+    #[comptime] plane: bool,
+) -> u32 {
+    if comptime!(plane) {
+        let most = plane_max(own);
+        plane_min(select(own == most, number, u32::MAX.runtime()))
+    } else {
         best[UNIT_POS as usize] = own;
         numbers[UNIT_POS as usize] = number;
         let mut step = comptime!(UNITS / 2).runtime();
@@ -163,115 +265,35 @@ fn route_kernel(
             step /= 2u32;
         }
         sync_cube();
-        // Ranks that are NaN choose no expert: any but the same one again.
-        let expert = min(numbers[0], comptime!(experts - 1).runtime());
+        let number = numbers[0];
         sync_cube();
-        let weight = scores[expert as usize];
-        together += weight;
-        if UNIT_POS == 0u32 {
-            ranks[expert as usize] = LEAST.runtime();
-            let at = (first + j) as usize;
-            ids[at] = i32::cast_from(expert);
-            weights[at] = weight;
-        }
-        sync_cube();
-    }
-    if UNIT_POS == 0u32 {
-        let mut factor = scale;
-        if comptime!(shape.normalised) {
-            factor = scale / (together + SMALLEST_SUM);
-        }
-        for j in 0..comptime!(shape.chosen) {
-            let at = (first + j) as usize;
-            weights[at] = weights[at] * factor;
-        }
-        if comptime!(shape.shared != Joined::None) {
-            let at = (first + comptime!(shape.chosen)) as usize;
-            ids[at] = i32::cast_from(experts);
-            weights[at] = 1.0f32;
-            if comptime!(shape.shared == Joined::Gated) {
-                let logit = logits[(start + experts) as usize];
-                weights[at] = 1.0f32 / (1.0f32 + (-logit).exp());
-            }
-        }
+        number
     }
 }
 
-/// Leaves out all groups but the best ones. All units call this.
 #[cube]
-fn leave_groups_out(
-    ranks: &mut SharedMemory<f32>,
-    best: &mut SharedMemory<f32>,
-    #[comptime] shape: Shape,
-) {
-    let each = comptime!(shape.experts / shape.groups);
-    // Groups are at most as many as units.
-    if UNIT_POS < comptime!(shape.groups) {
-        let mut first = LEAST.runtime();
-        let mut second = LEAST.runtime();
-        for i in 0..each {
-            let rank = ranks[(UNIT_POS * each + i) as usize];
-            if rank > first {
-                second = first;
-                first = rank;
-            } else if rank > second {
-                second = rank;
+fn largest(own: f32, shared: &mut SharedMemory<f32>, #[comptime] plane: bool) -> f32 {
+    if comptime!(plane) {
+        plane_max(own)
+    } else {
+        shared[UNIT_POS as usize] = own;
+        let mut step = comptime!(UNITS / 2).runtime();
+        while step > 0u32 {
+            sync_cube();
+            if UNIT_POS < step {
+                let other = shared[(UNIT_POS + step) as usize];
+                shared[UNIT_POS as usize] = max(shared[UNIT_POS as usize], other);
             }
+            step /= 2u32;
         }
-        // A group may have one expert alone.
-        best[UNIT_POS as usize] =
-            first + select(comptime!(each > 1).runtime(), second, 0.0f32.runtime());
+        sync_cube();
+        let all = shared[0];
+        sync_cube();
+        all
     }
-    sync_cube();
-    if UNIT_POS < comptime!(shape.groups) {
-        let own = best[UNIT_POS as usize];
-        let mut before = 0u32;
-        for other in 0..comptime!(shape.groups) {
-            let sum = best[other as usize];
-            if sum > own || (sum == own && other < UNIT_POS) {
-                before += 1u32;
-            }
-        }
-        if before >= comptime!(shape.chosen_groups) {
-            for i in 0..each {
-                ranks[(UNIT_POS * each + i) as usize] = LEAST.runtime();
-            }
-        }
-    }
-    sync_cube();
 }
 
 #[cube]
-fn largest(own: f32, shared: &mut SharedMemory<f32>) -> f32 {
-    shared[UNIT_POS as usize] = own;
-    let mut step = comptime!(UNITS / 2).runtime();
-    while step > 0u32 {
-        sync_cube();
-        if UNIT_POS < step {
-            let other = shared[(UNIT_POS + step) as usize];
-            shared[UNIT_POS as usize] = max(shared[UNIT_POS as usize], other);
-        }
-        step /= 2u32;
-    }
-    sync_cube();
-    let all = shared[0];
-    sync_cube();
-    all
-}
-
-#[cube]
-fn total(own: f32, shared: &mut SharedMemory<f32>) -> f32 {
-    shared[UNIT_POS as usize] = own;
-    let mut step = comptime!(UNITS / 2).runtime();
-    while step > 0u32 {
-        sync_cube();
-        if UNIT_POS < step {
-            shared[UNIT_POS as usize] += shared[(UNIT_POS + step) as usize];
-        }
-        step /= 2u32;
-    }
-    sync_cube();
-    let all = shared[0];
-    sync_cube();
-    all
+fn total(own: f32, shared: &mut SharedMemory<f32>, #[comptime] plane: bool) -> f32 {
+    sum_of_units(own, shared, UNITS, comptime!(if plane { UNITS } else { 0 }))
 }

@@ -186,10 +186,10 @@ __device__ __forceinline__ void multiply_stages(const FewShape& shape, Stages st
 template <int SETS, typename Given>
 __device__ __forceinline__ void consume(const FewShape& shape, const Stages& stages, const Halves& halves, int expert,
                                         unsigned kept, unsigned zeros, unsigned ones, unsigned of_x, const Given& given,
-                                        Element* y) {
+                                        const typename Given::Early& early, Element* y) {
   const int lane = threadIdx.x % 32;
   for (int i = threadIdx.x; i < ZEROS / 16; i += WARPS * 32) store_eight(zeros + i * 16, {0, 0, 0, 0});
-  given.fill(of_x, kept, shape.few);
+  given.fill(of_x, kept, shape.few, early);
   meet(1, WARPS * 32);
   const Columns<SETS> columns(zeros, of_x, shape.few, lane);
   if (BIASED) {
@@ -200,7 +200,8 @@ __device__ __forceinline__ void consume(const FewShape& shape, const Stages& sta
 }
 
 // Multiplies the rows that are `given` with the weight, or with that of an expert. Two warps of the last warpgroup fill
-// the ring.
+// the ring. What is read `early` is on its way before them: once all workgroups fill their rings, a load that misses the
+// L2 cache waits for microseconds.
 template <typename Given>
 __device__ __forceinline__ void multiply_few(const FewShape& shape, const Halves& halves, int expert, const Given& given,
                                              Element* y) {
@@ -213,6 +214,8 @@ __device__ __forceinline__ void multiply_few(const FewShape& shape, const Halves
   const unsigned of_stages = of_x + (shape.few * PITCH + 127) / 128 * 128;
   const int room = (SHARED_BYTES - static_cast<int>(of_stages - shared)) / STAGE_BYTES;
   const Stages stages = {of_stages, barriers, min(room, MOST_STAGES)};
+  typename Given::Early early;
+  if (threadIdx.x < WARPS * 32) given.begin(early);
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages.count; ++i) {
       barrier_init(barriers + i * 16, FILLED_BY);
@@ -232,9 +235,9 @@ __device__ __forceinline__ void multiply_few(const FewShape& shape, const Halves
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
   if (shape.few <= 8 / PARTS) {
-    consume<1>(shape, stages, halves, expert, shared, zeros, ones, of_x, given, y);
+    consume<1>(shape, stages, halves, expert, shared, zeros, ones, of_x, given, early, y);
   } else {
     // As many rows as there are at most.
-    consume<PARTS == 1 ? 1 : 2>(shape, stages, halves, expert, shared, zeros, ones, of_x, given, y);
+    consume<PARTS == 1 ? 1 : 2>(shape, stages, halves, expert, shared, zeros, ones, of_x, given, early, y);
   }
 }

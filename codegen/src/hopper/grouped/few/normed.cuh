@@ -5,6 +5,22 @@
 struct NormShape { int terms, weighted, sums, norms; float epsilon; int unused; };
 struct alignas(8) NormedShape { FewShape few; NormShape norm; };
 
+// Loads that stay where they are in the program.
+__device__ __forceinline__ uint4 load_now(const void* from) {
+  uint4 x;
+  asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
+__device__ __forceinline__ void floats_of(float (&eight)[8], const uint4& low, const uint4& high) {
+  const unsigned words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) eight[i] = __uint_as_float(words[i]);
+}
+
 // Rows and what is added to them; where sums and norms go.
 struct Normed {
   const float* x;
@@ -19,44 +35,63 @@ struct Normed {
   static constexpr int PIECES = COLUMNS / 8;
   static constexpr int OWN = (PIECES + WARPS * 32 - 1) / (WARPS * 32);
 
+  // A thread's pieces of the first row, of the first that is added to it, and of the weight.
+  struct Early { uint4 x[OWN][2], added[OWN], weight[OWN][2]; };
+
+  __device__ __forceinline__ int element_of(int i) const { return (i * WARPS * 32 + threadIdx.x) * 8; }
+
+  __device__ __forceinline__ void begin(Early& early) const {
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+      const int k = element_of(i);
+      if (k >= COLUMNS) break;
+      early.x[i][0] = load_now(x + k);
+      early.x[i][1] = load_now(x + k + 4);
+      if (shape.terms > 0) early.added[i] = load_now(added + k);
+      early.weight[i][0] = load_now(weight + k);
+      early.weight[i][1] = load_now(weight + k + 4);
+    }
+  }
+
   // The sum of eight elements of a row and of what is added to it.
-  __device__ __forceinline__ void load(float (&sum)[8], int row, int k) const {
-    const float4* const from = reinterpret_cast<const float4*>(x + static_cast<long long>(row) * COLUMNS + k);
-    const float4 low = __ldg(from), high = __ldg(from + 1);
-    const float own[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    float more[8] = {};
+  __device__ __forceinline__ void load(float (&sum)[8], int row, int k, const Early& early, int i) const {
+    const float* const from = x + static_cast<long long>(row) * COLUMNS + k;
+    float own[8], more[8] = {};
+    if (row == 0) floats_of(own, early.x[i][0], early.x[i][1]);
+    else floats_of(own, load_now(from), load_now(from + 4));
 #pragma unroll 4
     for (int term = 0; term < shape.terms; ++term) {
       const int number = row * shape.terms + term;
-      const uint4 in = __ldg(reinterpret_cast<const uint4*>(added + static_cast<long long>(number) * COLUMNS + k));
+      const Element* const of_term = added + static_cast<long long>(number) * COLUMNS + k;
+      const uint4 in = number == 0 ? early.added[i] : __ldg(reinterpret_cast<const uint4*>(of_term));
       const float factor = shape.weighted ? __ldg(factors + number) : 1.0f;
       const unsigned words[4] = {in.x, in.y, in.z, in.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 two = wide(words[i]);
-        more[2 * i] = fmaf(factor, two.x, more[2 * i]);
-        more[2 * i + 1] = fmaf(factor, two.y, more[2 * i + 1]);
+      for (int j = 0; j < 4; ++j) {
+        const float2 two = wide(words[j]);
+        more[2 * j] = fmaf(factor, two.x, more[2 * j]);
+        more[2 * j + 1] = fmaf(factor, two.y, more[2 * j + 1]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] = own[i] + more[i];
+    for (int j = 0; j < 8; ++j) sum[j] = own[j] + more[j];
   }
 
   // Puts norms of the first `count` rows where products find them; warps meet by `scratch`. The first workgroup keeps
   // what is to be kept.
-  __device__ __forceinline__ void fill(unsigned to, unsigned scratch, int count) const {
+  __device__ __forceinline__ void fill(unsigned to, unsigned scratch, int count, const Early& early) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int row = 0; row < count; ++row) {
       float sum[OWN][8];
 #pragma unroll
       for (int i = 0; i < OWN; ++i) {
-        const int k = (i * WARPS * 32 + threadIdx.x) * 8;
-        if (k < COLUMNS) load(sum[i], row, k);
+        const int k = element_of(i);
+        if (k < COLUMNS) load(sum[i], row, k, early, i);
       }
       float square = 0.0f;
 #pragma unroll
       for (int i = 0; i < OWN; ++i) {
-        const int k = (i * WARPS * 32 + threadIdx.x) * 8;
+        const int k = element_of(i);
         if (k >= COLUMNS) break;
 #pragma unroll
         for (int j = 0; j < 8; ++j) square = fmaf(sum[i][j], sum[i][j], square);
@@ -78,11 +113,10 @@ struct Normed {
       const float factor = rsqrtf(all / COLUMNS + shape.epsilon);
 #pragma unroll
       for (int i = 0; i < OWN; ++i) {
-        const int k = (i * WARPS * 32 + threadIdx.x) * 8;
+        const int k = element_of(i);
         if (k >= COLUMNS) break;
-        const float4* const from = reinterpret_cast<const float4*>(weight + k);
-        const float4 low = __ldg(from), high = __ldg(from + 1);
-        const float of_weight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        float of_weight[8];
+        floats_of(of_weight, early.weight[i][0], early.weight[i][1]);
         unsigned words[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {

@@ -31,8 +31,11 @@ __device__ __forceinline__ void put_piece(unsigned at, const unsigned (&from)[4]
 struct Rows {
   const Element* x;
 
+  struct Early {};
+  __device__ __forceinline__ void begin(Early&) const {}
+
   // Copies the first `count` of them, and zeros behind those of their last span.
-  __device__ __forceinline__ void fill(unsigned to, unsigned, int count) const {
+  __device__ __forceinline__ void fill(unsigned to, unsigned, int count, const Early&) const {
     constexpr int pieces = STEPS * SPAN / 8;
     for (int i = threadIdx.x; i < count * pieces; i += WARPS * 32) {
       const int row = i / pieces, k = i % pieces * 8;
