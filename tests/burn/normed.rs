@@ -216,7 +216,8 @@ impl Case {
                 Added::Weighted if dtype != DType::F32 => most,
                 _ => 1e-5,
             };
-            wanted.push((DType::F32, sums.clone(), sums, most));
+            let sizes = sums.iter().map(|sum| sum.abs() + 1.0).collect();
+            wanted.push((DType::F32, sums, sizes, most));
         }
         if self.keep {
             wanted.push((dtype, norms.clone(), norms, most));

@@ -5,6 +5,7 @@
 
 pub(crate) mod join;
 pub(crate) mod launch;
+mod slabs;
 pub(crate) mod square;
 pub(crate) mod unit;
 

@@ -28,6 +28,8 @@ const SLOT_BYTES: u32 = (Grouped::PAIRS + Grouped::ROWS) * Grouped::K_TILE * 2;
 const REST: u32 = 1024 + 2 * SLOTS * 8;
 /// Threads of the producers.
 const PRODUCERS: u32 = 256;
+/// Steps of which a producer loads weights before it unpacks the first of them.
+const AHEAD: u32 = 3;
 /// Bits of a piece: what a thread reads of a weight at once.
 const PIECE: u32 = 128;
 
@@ -67,6 +69,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         ("PIECES_OF_ROW", of_row),
         ("PIECES", pieces),
         ("SCALES", scales(format, pieces)),
+        ("AHEAD", AHEAD),
         ("DENSE", (format == GroupedFormat::Dense).into()),
     ] {
         constants.add(name, value);
