@@ -114,10 +114,10 @@ pub enum GroupedFormat {
 
 impl Grouped {
     /// Pairs of a tile.
-    pub const PAIRS: u32 = 256;
+    pub const PAIRS: u32 = 128;
 
     /// Rows of the weight that a workgroup multiplies a tile with.
-    pub const ROWS: u32 = 128;
+    pub const ROWS: u32 = 256;
 
     /// Elements of rows that are multiplied at a time.
     pub const K_TILE: u32 = 64;

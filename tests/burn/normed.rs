@@ -220,7 +220,13 @@ impl Case {
             wanted.push((DType::F32, sums, sizes, most));
         }
         if self.keep {
-            wanted.push((dtype, norms.clone(), norms, most));
+            let added = if self.added == Added::Weighted {
+                0.5
+            } else {
+                0.0
+            };
+            let sizes = norms.iter().map(|norm| norm.abs() + added).collect();
+            wanted.push((dtype, norms, sizes, most));
         }
         let of_product = if self.wide { DType::F32 } else { dtype };
         wanted.push((of_product, products, sizes, most));

@@ -14,10 +14,16 @@ impl Counter<'_> {
             steps.extend(self.product([self.hidden, wide], true));
             return steps;
         }
-        match &sizes.experts {
-            Some(shape) if !shape.dense.contains(&layer) => self.experts(shape),
-            Some(_) | None => self.gated(wide),
+        match self.routed(layer) {
+            Some(shape) => self.experts(shape),
+            None => self.gated(wide),
         }
+    }
+
+    /// The experts of a layer, if it has any.
+    pub(super) fn routed(&self, layer: u32) -> Option<&ExpertsShape> {
+        let shape = self.subject.sizes.experts.as_ref();
+        shape.filter(|shape| !shape.dense.contains(&layer))
     }
 
     /// `down(activation(gate(x), up(x)))`, with `wide` elements within. As on Hopper, the product writes gated rows.
@@ -44,13 +50,28 @@ impl Counter<'_> {
         };
         let biased = matches!(self.subject.sizes.gate, FeedForwardGate::Clamped { .. });
         let matrices = 3.0 * size * hidden;
+        // Of a few rows, the next norm adds up what experts give, and the one for every token is one of them if it is as
+        // large and there are no biases.
+        let shared = shape.shared.as_ref();
+        let same = shared.is_none_or(|shared| shared.intermediate == shape.intermediate);
+        let apart = self.few() && same && !biased;
+        let own = if apart {
+            shared.map_or(0.0, |_| 1.0)
+        } else {
+            0.0
+        };
         // Experts that no token chooses are not read: with independent choices, so many are expected to be.
-        let read = count * (1.0 - (1.0 - chosen / count).powf(rows));
+        let read = own + count * (1.0 - (1.0 - chosen / count).powf(rows));
+        let chosen = chosen + own;
         // Gathered rows, both halves of the inner vector, the gated one, the rows that are summed, and the sum.
         let moved = chosen * (2.0 * hidden + 4.0 * size + 2.0 * size + hidden) + hidden;
         let experts = Step {
             // Both products and the sum; where there are many, sorted pairs, their tiles, and the gate.
-            kernels: if rows * chosen > FEW { 6 } else { 3 },
+            kernels: match (rows * chosen > FEW, apart) {
+                (true, _) => 6,
+                (false, false) => 3,
+                (false, true) => 2,
+            },
             flop: 2.0 * rows * chosen * matrices,
             bytes: rows * bytes * moved
                 + read * (matrices * self.stored(Part::Experts) + biases(biased, [size, hidden])),
@@ -58,7 +79,7 @@ impl Counter<'_> {
             ..self.over_rows(Part::Experts, 0.0)
         };
         let mut steps = vec![router, experts];
-        if let Some(shared) = shape.shared {
+        if let Some(shared) = shared.filter(|_| !apart) {
             steps.extend(self.gated(f64::from(shared.intermediate)));
         }
         steps

@@ -198,7 +198,7 @@ pub fn count(
     // Layers that run the same have the same steps.
     let mut known: Vec<(&Attending, Vec<Step>)> = Vec::new();
     for (layer, attention) in (0u32..).zip(subject.attention) {
-        steps.push(counter.norm(layer > 0));
+        steps.extend(counter.norm_before(layer > 0, counter.few_packed()));
         match attention {
             None => steps.extend(counter.linear()),
             Some(attending) => {
@@ -214,7 +214,8 @@ pub fn count(
                 steps.extend(of_layer);
             }
         }
-        steps.push(counter.norm(true));
+        let routed = counter.routed(layer).is_some();
+        steps.extend(counter.norm_before(true, counter.few_packed() || routed && counter.few()));
         steps.extend(counter.feed_forward(layer));
         if family::of(subject.config.family).norms_after {
             steps.extend([counter.norm_of_output(), counter.norm_of_output()]);
@@ -224,6 +225,9 @@ pub fn count(
     steps.extend(counter.logits());
     Ok(steps)
 }
+
+/// Most rows of which norms are made on the way to a product.
+const FEW_ROWS: f64 = 8.0;
 
 /// Counts the steps of a call.
 struct Counter<'a> {
@@ -293,6 +297,21 @@ impl Counter<'_> {
     fn norm(&self, adds: bool) -> Step {
         let added = if adds { 4.0 + self.bytes } else { 0.0 };
         self.over_rows(Part::Norms, (4.0 + self.bytes + added) * self.hidden)
+    }
+
+    /// Whether there are so few rows that norms are made on the way to a product.
+    fn few(&self) -> bool {
+        self.rows <= FEW_ROWS
+    }
+
+    /// Whether that product is one with packed weights.
+    fn few_packed(&self) -> bool {
+        self.few() && self.stored(Part::Projections) < f64::from(Dtype::Bf16.bytes())
+    }
+
+    /// The norm before a product, unless it is made on the way to it. As on Hopper, and without the norms of GPT-2.
+    fn norm_before(&self, adds: bool, on_the_way: bool) -> Option<Step> {
+        (self.is_gpt2() || !on_the_way).then(|| self.norm(adds))
     }
 
     /// A norm of what attention or a feed-forward layer gives, which is made f32 for it.

@@ -7,7 +7,7 @@ use crate::cube::launch::{empty, shaped};
 use crate::experts::cube::combine;
 use crate::linear::cube::{FEW, normed_few, project, rest};
 use crate::linear::few::{self, Rows};
-use crate::linear::packed::cube::Weight;
+use crate::linear::packed::cube::words_of;
 use crate::linear::{Part, Storage};
 use crate::norm::cube::{add_norm, norm};
 use burn::tensor::{DType, TensorMetadata};
@@ -160,15 +160,11 @@ fn at_once<R: CubeRuntime + Launches, F: FloatElement>(
     if project.wide {
         return Ok(None);
     }
-    let first = Weight {
-        packed,
-        columns: k,
-        tensors: weight[..storage.names().len()].to_vec(),
-    };
+    let (first, weight) = weight.split_at(storage.names().len());
     let n = project.rows() / if gated { 2 } else { 1 };
     let kept = Kept::of::<F>(given, op.keep || !others.is_empty());
     let y = empty(&given.x, [m, n], F::dtype());
-    let words = first.of_rows(rows);
+    let words = words_of(Storage::Packed(packed), k, rows, first);
     let of_first = match gated {
         false => Rows::All(&words),
         true => Rows::Gated(&words),
@@ -180,7 +176,7 @@ fn at_once<R: CubeRuntime + Launches, F: FloatElement>(
         && !others.is_empty()
     {
         let norms = shaped(norms.clone(), [m, k]);
-        let tensors = weight[storage.names().len()..].iter().cloned();
+        let tensors = weight.iter().cloned();
         rest::<R, F>(project, &norms, (others, tensors), &y, rows)?;
     }
     let norms = kept.norms.filter(|_| op.keep);

@@ -298,9 +298,8 @@ mod tests {
         assert!(!takes(&|sizes| sizes.pairs = 1 << 31));
         assert!(!takes(&|sizes| sizes.share = 0));
         assert!(!takes(&|sizes| sizes.tiles = 0));
-        // Three parts of the weight for each tile.
-        assert!(takes(&|sizes| sizes.tiles = (1 << 30) / 3));
-        assert!(!takes(&|sizes| sizes.tiles = (1 << 30) / 3 + 1));
+        assert!(takes(&|sizes| sizes.tiles = 1 << 29));
+        assert!(!takes(&|sizes| sizes.tiles = (1 << 29) + 1));
     }
 
     /// Bytes of x, words, scales and biases.

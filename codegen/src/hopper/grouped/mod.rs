@@ -1,14 +1,13 @@
 //! Products of rows with the weights of their experts, `y[pair] = W[expert(pair)] x[row(pair)]`, the weights packed or
 //! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share, and of norms of rows.
 //!
-//! In tiles, a workgroup multiplies 256 pairs of one expert with 128 rows of its weight (wgmma m64n128k16). Two
+//! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (wgmma m64n128k16). Two
 //! producer warpgroups fill a ring: they gather rows of x by `cp.async`, since pairs of an expert are rows anywhere in x,
 //! and unpack rows of the weight through registers into the layout that the instruction reads, swizzled rows of 128
-//! bytes; weights of 16 bits are copied as they are. Unpacking is what producers take longest for, hence many pairs for
-//! each row that they unpack. Two consumer warpgroups each hold the sums of 64 pairs of the first half of a tile, and of
-//! 64 of the second; where an expert has no pairs left for the second half, it is neither copied nor multiplied. The
-//! kernel is persistent: workgroups take tiles in turn, and producers are already at the next one while consumers store.
-//! Every sum has a fixed order.
+//! bytes; weights of 16 bits are copied as they are. Unpacking takes about as long as the products, hence two warpgroups:
+//! one alone waits for its own results too often. Two consumer warpgroups each hold 64 pairs' sums. The kernel is
+//! persistent: workgroups take tiles in turn, and producers are already at the next one while consumers store. Every
+//! sum has a fixed order.
 //!
 //! `lists.cuh` says which tiles there are, `weight.cuh` and one of `affine4.cuh`, `affine4_pairs.cuh`, `float8.cuh`,
 //! `microscaled.cuh` and `dense.cuh` how a piece of 16 bytes of the weight is read and unpacked. A step of 64 elements of
@@ -28,8 +27,6 @@ const SLOT_BYTES: u32 = (Grouped::PAIRS + Grouped::ROWS) * Grouped::K_TILE * 2;
 const REST: u32 = 1024 + 2 * SLOTS * 8;
 /// Threads of the producers.
 const PRODUCERS: u32 = 256;
-/// Steps of which a producer loads weights before it unpacks the first of them.
-const AHEAD: u32 = 3;
 /// Bits of a piece: what a thread reads of a weight at once.
 const PIECE: u32 = 128;
 
@@ -69,7 +66,6 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         ("PIECES_OF_ROW", of_row),
         ("PIECES", pieces),
         ("SCALES", scales(format, pieces)),
-        ("AHEAD", AHEAD),
         ("DENSE", (format == GroupedFormat::Dense).into()),
     ] {
         constants.add(name, value);
@@ -77,7 +73,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
     let tiles = [
         source::INSTRUCTIONS.to_string(),
         source::STORES.to_string(),
-        instruction("mma_rows", dtype, Grouped::ROWS),
+        instruction("mma_rows", dtype, Grouped::ROWS / 2),
         include_str!("lists.cuh").to_string(),
         unpacking(dtype, format),
         include_str!("producer.cuh").to_string(),
@@ -109,7 +105,7 @@ fn scales(format: GroupedFormat, pieces: u32) -> u32 {
     match format {
         // Each piece is of another row.
         GroupedFormat::Affine4 { .. } | GroupedFormat::Microscaled => pieces,
-        // The rows of a tile are those of a square.
+        // A tile has two squares, one below the other, and the first half of the pieces lies in the upper one.
         GroupedFormat::Float8 { .. } => Grouped::ROWS / format.group(),
         GroupedFormat::Dense => 1,
     }
@@ -197,10 +193,10 @@ mod tests {
         let has = |format, line: &str| text(&grouped(format)).contains(line);
         let [dense, affine, float8, microscaled] = FORMATS;
         for (format, pieces, scales, elements) in [
-            (dense, 4, 1, 8),
-            (affine, 1, 1, 32),
-            (float8, 2, 1, 16),
-            (microscaled, 1, 1, 32),
+            (dense, 8, 1, 8),
+            (affine, 2, 2, 32),
+            (float8, 4, 2, 16),
+            (microscaled, 2, 2, 32),
         ] {
             for (name, value) in [
                 ("PIECES", pieces),

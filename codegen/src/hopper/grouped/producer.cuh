@@ -32,29 +32,8 @@ struct Raw {
   Scales scales[SCALES];
 };
 
-// Where a producer is: at element `k` of the rows of a tile, or beyond the last one.
-struct Place {
-  Tile tile;
-  int index, k;
-  bool exists;
-
-  __device__ __forceinline__ Place(const Shape& shape, const Lists& lists) : index(blockIdx.x), k(0) {
-    exists = tile_at(shape, lists, index, tile);
-  }
-  // Whether the next step is the first one of another tile.
-  __device__ __forceinline__ bool advance(const Shape& shape, const Lists& lists) {
-    k += K_TILE;
-    if (k < COLUMNS) return false;
-    k = 0;
-    index += gridDim.x;
-    exists = tile_at(shape, lists, index, tile);
-    return true;
-  }
-};
-
-// Fills the ring. While a step is unpacked, the next step's rows of x are on their way to their slot, and the weights of
-// AHEAD steps on their way to registers: a step takes less time than a load from memory. (Rows of more steps would wait
-// for slots that consumers still read.)
+// Fills the ring. The next step's rows of x are on their way to their slot, and its part of the weight is on its way to
+// registers, while a step is unpacked. (More steps ahead would wait for slots that consumers still read.)
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lists& lists,
                                         const Element* __restrict__ x, const Weight& weight) {
   const int thread = threadIdx.x;
@@ -62,8 +41,7 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
   constexpr int ROWS_AT_ONCE = PRODUCERS / PIECES_OF_ROW;
   // Pieces of a thread are whole multiples of eight rows apart, so that they are swizzled alike.
   const unsigned piece_of_x = place(0, thread / 8, thread % 8);
-  // Of rows of x, and of the weight.
-  Place of_x(shape, lists), ahead = of_x;
+  Tile tile;
   // The rows of x of which the thread copies pieces, as many apart in the tile as are copied at once; negative where
   // there is no pair.
   int from[M_TILE / AT_ONCE];
@@ -71,17 +49,14 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
 #pragma unroll
     for (int i = 0; i < M_TILE / AT_ONCE; ++i) {
       const int row = thread / 8 + i * AT_ONCE;
-      from[i] = row < of_x.tile.pairs ? static_cast<int>(lists.order[of_x.tile.first_pair + row]) / shape.share : -1;
+      from[i] = row < tile.pairs ? static_cast<int>(lists.order[tile.first_pair + row]) / shape.share : -1;
     }
   };
-  auto copy_rows = [&](const Ring& ring) {
-    const Tile& tile = of_x.tile;
+  auto copy_rows = [&](const Ring& ring, int k) {
     barrier_wait(ring.empty(), ring.phase ^ 1);
-    const int column = of_x.k + thread % 8 * 8;
+    const int column = k + thread % 8 * 8;
 #pragma unroll
     for (int i = 0; i < M_TILE / AT_ONCE; ++i) {
-      // Nobody reads the second half of a tile where there are no pairs for it.
-      if (i * AT_ONCE == M_TILE / 2 && tile.pairs <= M_TILE / 2) break;
       const Element* const row = x + static_cast<long long>(max(from[i], 0)) * COLUMNS;
       copy_piece(ring.a() + piece_of_x + i * AT_ONCE * 128, row + column, from[i] >= 0);
     }
@@ -99,10 +74,8 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
     commit_copies();
   };
   // In place of rows beyond the last, the last is read again: these products are not stored.
-  auto load = [&](Raw& raw) {
-    const Tile& tile = ahead.tile;
-    const int k = ahead.k;
-    if (DENSE || !ahead.exists) return;
+  auto load = [&](Raw& raw, int k) {
+    if (DENSE) return;
     const unsigned char* const words =
         weight.words + static_cast<long long>(tile.expert) * shape.rows * ROW_BYTES + k / K_TILE * (PIECES_OF_ROW * 16);
 #pragma unroll
@@ -129,29 +102,30 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
     }
   };
 
-  if (!of_x.exists) return;
-  // The weights of the steps from the one that is unpacked on.
-  Raw raw[AHEAD];
-#pragma unroll
-  for (int i = 0; i < AHEAD; ++i) {
-    load(raw[i]);
-    if (i + 1 < AHEAD && ahead.exists) ahead.advance(shape, lists);
-  }
+  int index = blockIdx.x, k = 0;
+  if (!tile_at(shape, lists, index, tile)) return;
+  Raw raw;
   find_rows();
-  copy_rows(ring);
-  while (of_x.exists) {
+  copy_rows(ring, 0);
+  load(raw, 0);
+  for (bool more = true; more;) {
     const Ring now = ring;
-    const Raw own = raw[0];
+    const Raw own = raw;
     ring.advance();
-    if (of_x.advance(shape, lists) && of_x.exists) find_rows();
-    if (ahead.exists) ahead.advance(shape, lists);
-#pragma unroll
-    for (int i = 0; i + 1 < AHEAD; ++i) raw[i] = raw[i + 1];
-    load(raw[AHEAD - 1]);
-    if (of_x.exists) copy_rows(ring);
+    k += K_TILE;
+    if (k >= COLUMNS) {
+      k = 0;
+      index += gridDim.x;
+      more = tile_at(shape, lists, index, tile);
+      if (more) find_rows();
+    }
+    if (more) {
+      load(raw, k);
+      copy_rows(ring, k);
+    }
     unpack(now, own);
     // The copies of this step, but not those of the next one, which were started after them.
-    if (of_x.exists) wait_copies<1>();
+    if (more) wait_copies<1>();
     else wait_copies<0>();
     fence_copies();
     barrier_arrive(now.full());

@@ -1,13 +1,12 @@
 //! Pairs sorted by expert, and the tiles of pairs that experts have.
 
+use super::tiles::Units;
 use crate::cube::launch::{array, empty};
 use crate::cube::unit::expert_of;
 use ::cubecl::prelude::*;
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use std::cell::RefCell;
-use std::rc::Rc;
 
 /// Units of a workgroup.
 const UNITS: u32 = 256;
@@ -27,56 +26,16 @@ pub(super) struct Arrangement<R: CubeRuntime> {
     pub(super) tiles: CubeTensor<R>,
     /// The most tiles that there can be.
     pub(super) count: usize,
-}
-
-/// Arrangements of the same pairs in tiles of different sizes, each made when it is first asked for.
-pub(super) struct Arrangements<'a, R: CubeRuntime> {
-    ids: &'a CubeTensor<R>,
-    experts: usize,
-    made: RefCell<Vec<(u32, Rc<Arrangement<R>>)>>,
-}
-
-impl<'a, R: CubeRuntime> Arrangements<'a, R> {
-    /// Those of ids below `experts`.
-    pub(super) fn new(ids: &'a CubeTensor<R>, experts: usize) -> Self {
-        Self {
-            ids,
-            experts,
-            made: RefCell::default(),
-        }
-    }
-
-    pub(super) fn experts(&self) -> usize {
-        self.experts
-    }
-
-    /// The one in tiles of so many pairs.
-    pub(super) fn of(&self, tile: u32) -> Rc<Arrangement<R>> {
-        let mut made = self.made.borrow_mut();
-        if let Some((_, same)) = made.iter().find(|(of, _)| *of == tile) {
-            return same.clone();
-        }
-        let new = Rc::new(Arrangement::of(
-            self.ids,
-            self.experts,
-            (tile, self.count(tile)),
-        ));
-        made.push((tile, new.clone()));
-        new
-    }
-
-    /// The most tiles of so many pairs.
-    pub(super) fn count(&self, tile: u32) -> usize {
-        let pairs = self.ids.meta.num_elements();
-        // Each expert can have a tile that is not full.
-        pairs / tile as usize + self.experts.min(pairs)
-    }
+    pub(super) units: Units,
 }
 
 impl<R: CubeRuntime> Arrangement<R> {
-    /// That of ids below `experts`, in at most `count` tiles of so many pairs.
-    fn of(ids: &CubeTensor<R>, experts: usize, (tile, count): (u32, usize)) -> Self {
+    /// That of ids below `experts`, in tiles for what multiplies them.
+    pub(super) fn of(ids: &CubeTensor<R>, experts: usize, units: Units) -> Self {
+        let tile = units.tile();
         let pairs = ids.meta.num_elements();
+        // Each expert can have a tile that is not full.
+        let count = pairs / tile as usize + experts.min(pairs);
         let order = empty(ids, [pairs], DType::U32);
         let offsets = empty(ids, [experts + 1], DType::U32);
         let tiles = empty(ids, [count, 2], DType::U32);
@@ -107,6 +66,7 @@ impl<R: CubeRuntime> Arrangement<R> {
             offsets,
             tiles,
             count,
+            units,
         }
     }
 }

@@ -25,13 +25,13 @@ use crate::cube::launch::{empty, shaped};
 use crate::gate::Activation;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::{Words, words_of};
-use arrange::Arrangements;
+use arrange::Arrangement;
 use burn::tensor::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
-use tiles::Place;
+use tiles::{Place, Units};
 
 /// Most pairs that are multiplied one by one.
 const FEW: usize = 64;
@@ -77,16 +77,16 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     };
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
-    let arrangements = (pairs > FEW).then(|| Arrangements::new(&ids, op.count));
+    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, Units::of::<R, F>(&x)));
     let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
         let y = empty(x, [pairs, rows], F::dtype());
         let mut column = 0;
         for stored in weight {
             let weight = stored.words(columns);
             let (place, products) = (Place { share, column }, &op.products);
-            match &arrangements {
-                Some(arrangements) => {
-                    tiles::multiply::<R, F>(x, &weight, arrangements, &y, place, products)?;
+            match &arrangement {
+                Some(arrangement) => {
+                    tiles::multiply::<R, F>(x, &weight, arrangement, &y, place, products)?;
                 }
                 None => {
                     let experts = (&ids, op.count);
@@ -99,7 +99,7 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     };
     let bias = |i: usize| biases.as_ref().map(|biases| (&ids, &biases[i]));
     let mut gated = None;
-    if arrangements.is_none() && op.activation == Activation::Silu && biases.is_none() {
+    if arrangement.is_none() && op.activation == Activation::Silu && biases.is_none() {
         let weights: Vec<_> = inner.iter().map(|stored| stored.words(hidden)).collect();
         let experts = (&ids, op.count);
         gated = few::multiply_gated::<R, F>(&x, &weights, experts, [chosen, size], &op.products)?;

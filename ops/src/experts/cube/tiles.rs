@@ -5,7 +5,7 @@ mod hopper;
 mod matrix;
 mod scalar;
 
-use super::arrange::Arrangements;
+use super::arrange::Arrangement;
 use crate::OperationError;
 use crate::cube::launch::array;
 use crate::experts::GroupedProducts;
@@ -75,17 +75,16 @@ impl Units {
 pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     x: &CubeTensor<R>,
     weight: &Words<'_, R>,
-    arrangements: &Arrangements<'_, R>,
+    arrangement: &Arrangement<R>,
     y: &CubeTensor<R>,
     place: Place,
     products: &GroupedProducts,
 ) -> Result<(), OperationError> {
-    if hopper::multiply::<R, F>(x, weight, arrangements, y, place, products)? {
+    if hopper::multiply::<R, F>(x, weight, arrangement, y, place, products)? {
         return Ok(());
     }
     let [words, scales, biases] = weight.arrays();
-    let (rows, units) = (weight.rows as u32, Units::of::<R, F>(x));
-    let arrangement = arrangements.of(units.tile());
+    let (rows, units) = (weight.rows as u32, arrangement.units);
     // SAFETY: tiles that do not exist do nothing; pairs, rows and elements beyond the last are not accessed.
     unsafe {
         tile_kernel::launch_unchecked::<F, R>(

@@ -5,7 +5,7 @@ use crate::OperationError;
 use crate::cube::launch::{empty, shaped};
 use crate::linear::few;
 use crate::linear::hopper::{Matrix, multiply_gated};
-use crate::linear::packed::cube::Weight;
+use crate::linear::packed::cube::{Weight, words_of};
 use crate::linear::{Project, Storage};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
@@ -32,14 +32,9 @@ pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
     };
     let x = shaped(x.clone(), [m, k]);
     if m <= FEW {
-        if let (Storage::Packed(packed), 1..) = (part.storage, m) {
-            let weight = Weight {
-                packed,
-                columns: k,
-                tensors: tensors.to_vec(),
-            };
+        if let (Storage::Packed(_), 1..) = (part.storage, m) {
             let y = empty(&x, [m, n], F::dtype());
-            let rows = few::Rows::Gated(&weight.of_rows(2 * n));
+            let rows = few::Rows::Gated(&words_of(part.storage, k, 2 * n, tensors));
             let done = few::multiply::<R, F>(&x, rows, few::Pairs::Rows, &y, 0, &op.grouped)?;
             return Ok(done.then(|| shaped(y, shape)));
         }

@@ -1,6 +1,6 @@
 //! Tiles by generated kernels with Hopper's matrix instructions.
 
-use super::{Arrangements, Place};
+use super::{Arrangement, Place};
 use crate::OperationError;
 use crate::experts::GroupedProducts;
 use crate::linear::packed::cube::Words;
@@ -13,7 +13,7 @@ use butterfly_runtime::Launches;
 pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     _: &CubeTensor<R>,
     _: &Words<'_, R>,
-    _: &Arrangements<'_, R>,
+    _: &Arrangement<R>,
     _: &CubeTensor<R>,
     _: Place,
     _: &GroupedProducts,
@@ -32,7 +32,7 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
 pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     x: &CubeTensor<R>,
     weight: &Words<'_, R>,
-    arrangements: &Arrangements<'_, R>,
+    arrangement: &Arrangement<R>,
     y: &CubeTensor<R>,
     place: Place,
     products: &GroupedProducts,
@@ -41,6 +41,9 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     use butterfly_ir::Grouped;
     use butterfly_runtime::{GroupedSizes, GroupedTensors};
 
+    if arrangement.units.tile() != Grouped::PAIRS {
+        return Ok(false);
+    }
     let Some(dtype) = crate::linear::hopper::element::<R, F>(&x.client)? else {
         return Ok(false);
     };
@@ -52,12 +55,13 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         return Ok(false);
     }
     let [pairs, width] = [0usize, 1].map(|i| y.meta.shape()[i]);
+    let experts = arrangement.offsets.meta.num_elements() - 1;
     let counts = [
         weight.rows,
-        arrangements.experts(),
+        experts,
         pairs,
         place.share,
-        arrangements.count(Grouped::PAIRS),
+        arrangement.count,
         place.column,
         width,
     ];
@@ -87,7 +91,6 @@ pub(super) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
     let Some(product) = product.filter(|product| product.takes(&sizes)) else {
         return Ok(false);
     };
-    let arrangement = arrangements.of(Grouped::PAIRS);
     let tensors = GroupedTensors {
         x: &x.handle,
         words: &words.handle,
