@@ -45,7 +45,7 @@ pub use error::OperationError;
 pub use expand::{Expand, Rotate};
 #[cfg(feature = "cuda")]
 pub use experts::MakeGrouped;
-pub use experts::{Experts, GroupedProducts, Joined, Route, Section, Sections, Shared};
+pub use experts::{Choose, Experts, GroupedProducts, Joined, Route, Section, Sections, Shared};
 pub use gate::{Activation, GateOutput};
 pub use heads::Append;
 pub use inputs::{Inputs, Names, Outputs};

@@ -2,7 +2,7 @@
 
 use crate::inputs::{Inputs, Names, Outputs};
 use crate::{
-    Absorb, Activation, AddNorm, Append, ArgMax, Delta, Embed, Expand, Experts, GateOutput,
+    Absorb, Activation, AddNorm, Append, ArgMax, Choose, Delta, Embed, Expand, Experts, GateOutput,
     Latents, Norm, Normed, Pool, Project, Rotate, Route, Unabsorb,
 };
 use burn::tensor::{DType, Shape};
@@ -40,6 +40,8 @@ pub enum Operation {
     Delta(Delta),
     /// The choice of experts.
     Route(Route),
+    /// The choice of experts by the logits of a norm.
+    Choose(Choose),
     /// Rows through the experts that were chosen for them.
     Experts(Experts),
     /// The sums over k of factor * row: rows `[.., k, H]` and factors `[.., k]` in f32 → `[.., H]` in the rows' type.
@@ -69,6 +71,7 @@ impl Operation {
             Self::GateOutput(_) => "gate_output",
             Self::Delta(_) => "delta",
             Self::Route(_) => "route",
+            Self::Choose(_) => "choose",
             Self::Experts(_) => "experts",
             Self::Combine => "combine",
             Self::Normed(_) => "normed",
@@ -94,6 +97,7 @@ impl Operation {
             Self::GateOutput(_) => &["o", "projections"],
             Self::Delta(_) => &Delta::NAMES,
             Self::Route(route) => route.names(),
+            Self::Choose(choose) => return choose.names(),
             Self::Experts(experts) => return experts.names(),
             Self::Combine => &["rows", "factors"],
             Self::Normed(normed) => return normed.names(),
@@ -125,6 +129,7 @@ impl Operation {
             Self::GateOutput(op) => op.outputs(&inputs),
             Self::Delta(op) => op.outputs(&inputs),
             Self::Route(op) => op.outputs(&inputs),
+            Self::Choose(op) => op.outputs(&inputs),
             Self::Experts(op) => op.outputs(&inputs),
             Self::Combine => crate::experts::combined(&inputs),
             Self::Normed(op) => op.outputs(&inputs),
@@ -148,6 +153,7 @@ impl Operation {
             Self::Norm(norm) => norm.dtype,
             Self::AddNorm(_) => inputs[1],
             Self::Normed(normed) => normed.dtype,
+            Self::Choose(choose) => choose.normed.dtype,
             Self::Project(_)
             | Self::Append(_)
             | Self::Latents(_)

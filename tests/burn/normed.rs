@@ -8,8 +8,11 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorMetadata, TensorPrimitive};
 use burn_flex::Flex;
 use burn_wgpu::WgpuDevice;
-use butterfly::ops::{Activation, Added, Normed, Operation, Part, Products, Project, Storage};
+use butterfly::ops::{
+    Activation, Added, Choose, Joined, Normed, Operation, Part, Products, Project, Route, Storage,
+};
 use butterfly::{AttentionBackend, OperationError, Plan, run};
+use butterfly_ir::model::{Router, Scores};
 
 const EPSILON: f32 = 1e-5;
 
@@ -362,6 +365,88 @@ fn cuda_norms_of_a_few_rows_agree_with_f64() {
     let made = butterfly::compiled();
     let kernel = "cuda:sm_90a products with packed weights bf16 affine4-64-bf16 4096";
     assert!(made.iter().any(|made| made == kernel), "{made:?}");
+}
+
+/// A choice by the products of norms is that by the same products alone.
+fn chooses<B: AttentionBackend>(dtype: DType, device: &B::Device) {
+    for (experts, columns, shared, stored) in [
+        (64, 2048, Joined::Plain, dtype),
+        (5, 72, Joined::Gated, DType::F32),
+        (130, 320, Joined::None, dtype),
+    ] {
+        for (i, (added, terms)) in ADDED.into_iter().enumerate() {
+            let case = Case {
+                rows: 1 + i,
+                columns,
+                added,
+                terms,
+                keep: true,
+                wide: true,
+                gate: None,
+            };
+            let router = Router {
+                scores: [Scores::Sigmoid, Scores::Softmax][i % 2],
+                biased: i > 1,
+                groups: None,
+                normalised: i != 1,
+                scale: 1.5,
+            };
+            let route = Route {
+                chosen: 3,
+                router,
+                shared,
+            };
+            let gate = usize::from(shared == Joined::Gated);
+            let weight = Stored::Floats(stored, [experts + gate, columns]);
+            let given = case.given(dtype);
+            let inputs = case.inputs::<B>((&given, dtype), &weight, device);
+            let bias: Vec<f32> = (0..experts).map(|e| 0.3 * number(e + 9)).collect();
+            let bias = floats::<B>(&bias, &[experts], DType::F32, device);
+            let bias = router.biased.then_some(bias);
+            let Operation::Normed(normed) = case.operation(dtype, weight.parts()) else {
+                unreachable!("a product of norms");
+            };
+            let alone = Operation::Normed(normed.clone()).into();
+            let mut want = run::<B>(&alone, inputs.clone()).expect("products");
+            let logits = want.pop().into_iter().chain(bias.clone());
+            let choice = run::<B>(&Operation::Route(route).into(), logits.collect());
+            want.extend(choice.expect("a choice"));
+            let together = Operation::Choose(Choose { normed, route }).into();
+            let inputs = inputs.into_iter().chain(bias);
+            let got = run::<B>(&together, inputs.collect()).expect("a choice");
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.into_iter().zip(want) {
+                assert_eq!((got.shape(), got.dtype()), (want.shape(), want.dtype()));
+                let exact = got.dtype() == DType::I32;
+                let [got, want] = [got, want].map(numbers::<B>);
+                for (got, want) in got.iter().zip(&want) {
+                    let off = if exact {
+                        0.0
+                    } else {
+                        2e-2 * want.abs().max(0.1)
+                    };
+                    assert!(
+                        (got - want).abs() <= off,
+                        "{case:?} {experts}: {got}, not {want}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn choices_by_norms_on_cpu_and_vulkan() {
+    chooses::<Flex>(DType::F32, &Default::default());
+    chooses::<Flex>(DType::BF16, &Default::default());
+    chooses::<Vulkan>(DType::F32, &WgpuDevice::Cpu);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
+fn cuda_choices_by_norms() {
+    chooses::<Cuda>(DType::BF16, &Default::default());
+    chooses::<Cuda>(DType::F16, &Default::default());
 }
 
 /// Inputs that do not fit are named.

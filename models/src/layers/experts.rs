@@ -1,5 +1,6 @@
 //! Feed-forward layers of experts.
 
+use super::unnormed::Routed;
 use super::{GatedMlp, Projection, Unnormed, Weight, activation, around, float, one, primitive};
 use crate::Profile;
 use crate::loader::{Loader, Matrix};
@@ -154,28 +155,35 @@ impl<B: AttentionBackend> Experts<B> {
             (true, None) => (&self.router, self.joined),
             (true, Some(router)) => (router, self.joined),
         };
-        let (stream, x, logits) = match few {
+        let route = Route {
+            shared: joined,
+            ..self.route
+        };
+        let bias = self.bias.as_ref();
+        let routed = match few {
             true => profile.part::<B, _>(Part::Router, &device, || {
-                let [stream, x, logits] = x.project_wide(router, plan)?;
-                Ok::<_, OperationError>((stream, x, logits))
+                x.choose(router, route, bias, plan)
             })?,
             false => {
-                let (stream, x) = profile.part::<B, _>(Part::Norms, &device, || x.normed())?;
-                let logits = profile.part::<B, _>(Part::Router, &device, || {
-                    router.forward_wide(x.clone(), plan)
+                let (stream, normed) = profile.part::<B, _>(Part::Norms, &device, || x.normed())?;
+                let choice = profile.part::<B, _>(Part::Router, &device, || {
+                    let logits = router.forward_wide(normed.clone(), plan)?;
+                    let bias = bias.cloned().map(primitive);
+                    let inputs = [primitive(logits)].into_iter().chain(bias);
+                    around::<B>(Operation::Route(route), inputs.collect())
                 })?;
-                (stream, x, logits)
+                Routed {
+                    stream,
+                    normed,
+                    choice,
+                }
             }
         };
-        let choice = profile.part::<B, _>(Part::Router, &device, || {
-            let bias = self.bias.iter().cloned().map(primitive);
-            let inputs = [primitive(logits)].into_iter().chain(bias);
-            let route = Route {
-                shared: joined,
-                ..self.route
-            };
-            around::<B>(Operation::Route(route), inputs.collect())
-        })?;
+        let Routed {
+            stream,
+            normed: x,
+            choice,
+        } = routed;
         if profile.is_on() {
             let ids: Tensor<B, 3> = float(choice[0].clone());
             let ids = ids.into_data().to_vec::<i32>();

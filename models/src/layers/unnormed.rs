@@ -8,7 +8,8 @@ use crate::Profile;
 use crate::stream::{Pending, Stream};
 use burn::prelude::*;
 use burn::tensor::DType;
-use butterfly::ops::{Activation, Added, Normed, Operation, Project};
+use burn::tensor::ops::FloatTensor;
+use butterfly::ops::{Activation, Added, Choose, Normed, Operation, Project, Route};
 use butterfly::{AttentionBackend, OperationError, Plan};
 use butterfly_ir::model::Part;
 
@@ -20,6 +21,15 @@ impl<B: AttentionBackend> Pending<B> {
             Self::Weighted { rows, weights } => combine(rows, weights),
         }
     }
+}
+
+/// What a router gives.
+pub(crate) struct Routed<B: Backend> {
+    /// The stream with what was added to it, and its norm, [B, T, H] both.
+    pub(crate) stream: Tensor<B, 3>,
+    pub(crate) normed: Tensor<B, 3>,
+    /// Ids and weights of experts.
+    pub(crate) choice: Vec<FloatTensor<B>>,
 }
 
 /// A stream, and the norm that comes next.
@@ -100,28 +110,47 @@ impl<B: AttentionBackend> Unnormed<'_, B> {
         Ok((x, rows))
     }
 
-    /// The stream, its norm, and products of the norm in f32.
-    pub(crate) fn project_wide(
+    /// The stream, its norm, and the choice of experts by the products of the norm with a router: their ids and weights.
+    pub(crate) fn choose(
         self,
-        projection: &Projection<B>,
+        router: &Projection<B>,
+        route: Route,
+        bias: Option<&Tensor<B, 1>>,
         plan: Option<&Plan>,
-    ) -> Result<[Tensor<B, 3>; 3], OperationError> {
-        let weight = &projection.weight;
-        let [x, normed, rows] = match self.is_few() {
-            true => {
-                let operation = Project {
-                    wide: true,
-                    ..weight.operation(plan)
-                };
-                self.at_once(weight, operation, true)?
-            }
-            false => {
-                let (x, normed) = self.normed()?;
-                let rows = weight.times_wide(normed.clone(), plan)?;
-                [x, normed, rows]
-            }
+    ) -> Result<Routed<B>, OperationError> {
+        let weight = &router.weight;
+        let project = Project {
+            wide: true,
+            ..weight.operation(plan)
         };
-        Ok([x, normed, projection.biased(rows)])
+        let bias = bias.cloned().map(primitive);
+        // The bias of logits is no part of that operation.
+        if let Some(of_logits) = &router.bias {
+            let [stream, normed, logits] = self.at_once(weight, project, true)?;
+            let logits = logits + of_logits.clone().unsqueeze::<3>();
+            let inputs = [primitive(logits)].into_iter().chain(bias).collect();
+            let choice = around::<B>(Operation::Route(route), inputs)?;
+            return Ok(Routed {
+                stream,
+                normed,
+                choice,
+            });
+        }
+        let x = self.stream.x.clone();
+        let (normed, mut inputs) = self.given(weight, project, true);
+        inputs.extend(bias);
+        let added = normed.added;
+        let operation = Operation::Choose(Choose { normed, route });
+        let mut outputs = around::<B>(operation, inputs)?.into_iter();
+        let stream = match added {
+            Added::None => x,
+            Added::Rows | Added::Weighted => float(outputs.next().expect("the sum")),
+        };
+        Ok(Routed {
+            stream,
+            normed: float(outputs.next().expect("the norm")),
+            choice: outputs.collect(),
+        })
     }
 
     /// The stream, its norm if it is to be kept (else the stream again), and its products, by one operation.
@@ -131,8 +160,32 @@ impl<B: AttentionBackend> Unnormed<'_, B> {
         project: Project,
         keep: bool,
     ) -> Result<[Tensor<B, 3>; 3], OperationError> {
+        let x = self.stream.x.clone();
+        let (normed, inputs) = self.given(weight, project, keep);
+        let added = normed.added;
+        let outputs = around::<B>(Operation::Normed(normed), inputs)?;
+        let mut outputs = outputs.into_iter().map(float);
+        let mut next = || outputs.next().expect("as many outputs as are wanted");
+        let x = match added {
+            Added::None => x,
+            Added::Rows | Added::Weighted => next(),
+        };
+        let normed = match keep {
+            true => next(),
+            false => x.clone(),
+        };
+        Ok([x, normed, next()])
+    }
+
+    /// The operation that multiplies the norm with a weight, and its inputs.
+    fn given(
+        self,
+        weight: &Weight<B>,
+        project: Project,
+        keep: bool,
+    ) -> (Normed, Vec<FloatTensor<B>>) {
         let Stream { x, pending } = self.stream;
-        let mut inputs = vec![primitive(x.clone())];
+        let mut inputs = vec![primitive(x)];
         let added = match pending {
             None => Added::None,
             Some(Pending::Rows(rows)) => {
@@ -146,24 +199,13 @@ impl<B: AttentionBackend> Unnormed<'_, B> {
         };
         inputs.push(primitive(self.weight.clone()));
         inputs.extend(weight.tensors.iter().cloned());
-        let operation = Operation::Normed(Normed {
+        let normed = Normed {
             added,
             epsilon: self.epsilon,
             dtype: self.dtype,
             keep,
             project,
-        });
-        let outputs = around::<B>(operation, inputs)?;
-        let mut outputs = outputs.into_iter().map(float);
-        let mut next = || outputs.next().expect("as many outputs as are wanted");
-        let x = match added {
-            Added::None => x,
-            Added::Rows | Added::Weighted => next(),
         };
-        let normed = match keep {
-            true => next(),
-            false => x.clone(),
-        };
-        Ok([x, normed, next()])
+        (normed, inputs)
     }
 }

@@ -73,6 +73,7 @@ pub fn check(
         Operation::Embed(op) => op.limits(&limits)?,
         Operation::Project(op) => op.limits(&limits)?,
         Operation::Route(op) => op.limits(&limits)?,
+        Operation::Choose(op) => op.limits(&limits)?,
         Operation::Experts(op) => op.limits(&limits)?,
         Operation::Combine => limits.rows()?,
         Operation::Normed(op) => op.limits(&limits)?,
@@ -118,6 +119,7 @@ fn typed<R: CubeRuntime + Launches, F: FloatElement>(
         Operation::GateOutput(op) => gate::cube::gate_output::<R, F>(inputs, op.head_dim),
         Operation::Delta(op) => delta::cube::delta::<R, F>(op, inputs)?,
         Operation::Route(op) => experts::cube::route(op, inputs),
+        Operation::Choose(op) => experts::cube::choose::<R, F>(op, inputs)?,
         Operation::Experts(op) => experts::cube::experts::<R, F>(op, inputs)?,
         Operation::Combine => {
             let [rows, factors] = norm::cube::take(inputs);

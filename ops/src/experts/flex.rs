@@ -1,10 +1,11 @@
 //! Experts on the host.
 
-use super::{Experts, Joined, Route, Section, Shared};
+use super::{Choose, Experts, Joined, Route, Section, Shared};
 use crate::flex::elements::{Stored, elements, floats, rounded, sigmoid, tensor};
 use crate::gate::flex::activate;
 use crate::linear::flex::Bytes;
 use crate::linear::rows::{Rows, multiply};
+use crate::normed::flex::normed;
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use butterfly_ir::model::{ExpertGroups, Scores};
@@ -36,6 +37,17 @@ pub(crate) fn route(op: &Route, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
     let layout = burn_flex::Layout::contiguous(shape.clone().into());
     let ids = FlexTensor::new(bytes, layout, burn::tensor::DType::I32);
     vec![ids, tensor(weights, shape)]
+}
+
+pub(crate) fn choose_by_norm<E: Stored>(
+    op: &Choose,
+    mut inputs: Vec<FlexTensor>,
+) -> Vec<FlexTensor> {
+    let bias = inputs.split_off(op.of_normed(inputs.len()));
+    let mut outputs = normed::<E>(&op.normed, inputs);
+    let given: Vec<_> = outputs.pop().into_iter().chain(bias).collect();
+    outputs.extend(route(&op.route, &given));
+    outputs
 }
 
 /// The choice of one row.

@@ -3,12 +3,14 @@
 //! [`Route`] turns the logits of a router into a choice, [`Experts`] runs rows through what was chosen. Rows are
 //! sorted by expert, so that each weight is read once for all rows that need it.
 
+mod choose;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 mod grouped;
 
+pub use choose::Choose;
 pub use grouped::GroupedProducts;
 #[cfg(feature = "cuda")]
 pub use grouped::MakeGrouped;

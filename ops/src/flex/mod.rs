@@ -41,6 +41,7 @@ fn typed<E: Stored>(operation: &Operation, inputs: Vec<FlexTensor>) -> Vec<FlexT
         Operation::GateOutput(op) => gate::flex::gate_output::<E>(&inputs, op.head_dim),
         Operation::Delta(op) => delta::flex::delta::<E>(op, &inputs),
         Operation::Route(op) => experts::flex::route(op, &inputs),
+        Operation::Choose(op) => experts::flex::choose_by_norm::<E>(op, inputs),
         Operation::Experts(op) => experts::flex::experts::<E>(op, &inputs),
         Operation::Combine => experts::flex::combine::<E>(&inputs),
         Operation::Normed(op) => normed::flex::normed::<E>(op, inputs),

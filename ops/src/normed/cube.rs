@@ -41,7 +41,7 @@ pub(crate) struct Kept<R: CubeRuntime> {
 
 impl<R: CubeRuntime> Kept<R> {
     /// Memory for sums if anything is added, and for norms if they are wanted.
-    fn of<F: FloatElement>(given: &Given<R>, norms: bool) -> Self {
+    pub(crate) fn of<F: FloatElement>(given: &Given<R>, norms: bool) -> Self {
         let memory = |dtype| empty(&given.x, given.x.shape(), dtype);
         Self {
             sums: given.added.is_some().then(|| memory(DType::F32)),
@@ -49,14 +49,21 @@ impl<R: CubeRuntime> Kept<R> {
         }
     }
 
-    /// The outputs, with y [m, N] as the product.
-    fn with(self, given: &Given<R>, y: CubeTensor<R>) -> Vec<CubeTensor<R>> {
-        let mut shape = given.x.shape().to_vec();
-        if let (Some(last), Some(n)) = (shape.last_mut(), y.meta.shape().last()) {
-            *last = *n;
-        }
+    /// The outputs, with these of shapes [.., n] or [m, n] behind them.
+    pub(crate) fn with(
+        self,
+        given: &Given<R>,
+        others: impl IntoIterator<Item = CubeTensor<R>>,
+    ) -> Vec<CubeTensor<R>> {
+        let others = others.into_iter().map(|y| {
+            let mut shape = given.x.shape().to_vec();
+            if let (Some(last), Some(n)) = (shape.last_mut(), y.meta.shape().last()) {
+                *last = *n;
+            }
+            shaped(y, shape)
+        });
         let outputs = self.sums.into_iter().chain(self.norms);
-        outputs.chain([shaped(y, shape)]).collect()
+        outputs.chain(others).collect()
     }
 }
 
@@ -83,6 +90,25 @@ pub(crate) fn normed<R: CubeRuntime + Launches, F: FloatElement>(
     op: &Normed,
     inputs: Vec<CubeTensor<R>>,
 ) -> Result<Vec<CubeTensor<R>>, OperationError> {
+    let (given, weight) = given_to(op, inputs);
+    if let Some(outputs) = at_once::<R, F>(op, &given, &weight)? {
+        return Ok(outputs);
+    }
+    let mut outputs = one_by_one::<R, F>(given);
+    let normed = match op.keep {
+        true => outputs.last().cloned(),
+        false => outputs.pop(),
+    };
+    let given = normed.into_iter().chain(weight);
+    outputs.extend(project::<R, F>(&op.project, given.collect())?);
+    Ok(outputs)
+}
+
+/// What makes the norms, and the tensors of the weight, contiguous.
+pub(crate) fn given_to<R: CubeRuntime>(
+    op: &Normed,
+    inputs: Vec<CubeTensor<R>>,
+) -> (Given<R>, Vec<CubeTensor<R>>) {
     let mut inputs = inputs.into_iter().map(into_contiguous);
     let mut next = || inputs.next().expect("the inputs were counted");
     let x = next();
@@ -98,18 +124,7 @@ pub(crate) fn normed<R: CubeRuntime + Launches, F: FloatElement>(
         norm: next(),
         epsilon: op.epsilon,
     };
-    let weight: Vec<_> = inputs.collect();
-    if let Some(outputs) = at_once::<R, F>(op, &given, &weight)? {
-        return Ok(outputs);
-    }
-    let mut outputs = one_by_one::<R, F>(given);
-    let normed = match op.keep {
-        true => outputs.last().cloned(),
-        false => outputs.pop(),
-    };
-    let given = normed.into_iter().chain(weight);
-    outputs.extend(project::<R, F>(&op.project, given.collect())?);
-    Ok(outputs)
+    (given, inputs.collect())
 }
 
 /// The sum, if anything is added, and its norm.
@@ -180,7 +195,7 @@ fn at_once<R: CubeRuntime + Launches, F: FloatElement>(
         rest::<R, F>(project, &norms, (others, tensors), &y, rows)?;
     }
     let norms = kept.norms.filter(|_| op.keep);
-    Ok(Some(Kept { norms, ..kept }.with(given, y)))
+    Ok(Some(Kept { norms, ..kept }.with(given, [y])))
 }
 
 /// Products in f32 with a dense weight; `None` if the kernel does not take them.
@@ -202,5 +217,5 @@ fn wide<R: CubeRuntime + Launches, F: FloatElement>(
         Storage::Dense(DType::F32) => normed_few::multiply::<R, F, f32>(given, weight, &kept),
         Storage::Dense(_) | Storage::Packed(_) => return None,
     };
-    Some(kept.with(given, y))
+    Some(kept.with(given, [y]))
 }

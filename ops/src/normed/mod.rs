@@ -6,6 +6,8 @@
 pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) mod row;
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;

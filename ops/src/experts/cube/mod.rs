@@ -11,11 +11,13 @@
 )]
 
 mod arrange;
+mod choose;
 mod combine;
 mod few;
 mod route;
 mod tiles;
 
+pub(crate) use choose::choose;
 pub(crate) use combine::alone as combine;
 pub(crate) use route::route;
 

@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use butterfly_ir::model::Scores;
 
 /// Units of a workgroup, which chooses for one row: a plane, where planes have so many.
-const UNITS: u32 = 32;
+pub(super) const UNITS: u32 = 32;
 /// The most groups of experts.
 const GROUPS: u32 = 64;
 /// Below every score.
@@ -21,11 +21,11 @@ const SMALLEST_SUM: f32 = 1e-20;
 
 /// What the kernel knows when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Shape {
+pub(super) struct Shape {
     experts: u32,
     chosen: u32,
     /// Logits of a row, and experts of a choice.
-    width: u32,
+    pub(super) width: u32,
     all: u32,
     shared: Joined,
     sigmoid: bool,
@@ -35,7 +35,27 @@ struct Shape {
     groups: u32,
     chosen_groups: u32,
     /// Whether the workgroup is a plane.
-    plane: bool,
+    pub(super) plane: bool,
+}
+
+impl Shape {
+    /// That of a choice by rows of `width` logits.
+    pub(super) fn of(op: &Route, width: usize, plane: bool) -> Self {
+        let groups = op.router.groups;
+        Self {
+            experts: (width - op.gates()) as u32,
+            chosen: op.chosen as u32,
+            width: width as u32,
+            all: op.all() as u32,
+            shared: op.shared,
+            sigmoid: op.router.scores == Scores::Sigmoid,
+            biased: op.router.biased,
+            normalised: op.router.normalised,
+            groups: groups.map_or(1, |groups| groups.count),
+            chosen_groups: groups.map_or(1, |groups| groups.chosen),
+            plane,
+        }
+    }
 }
 
 pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
@@ -45,10 +65,9 @@ pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> V
     let mut shape = logits.shape().to_vec();
     let last = shape.len() - 1;
     let width = std::mem::replace(&mut shape[last], op.all());
-    let (experts, rows) = (width - op.gates(), logits.meta.num_elements() / width);
+    let rows = logits.meta.num_elements() / width;
     let ids = empty(&logits, shape.clone(), DType::I32);
     let weights = empty(&logits, shape, DType::F32);
-    let groups = op.router.groups;
     if rows > 0 {
         // SAFETY: workgroups beyond the last row do nothing; without a bias any buffer stands for it.
         unsafe {
@@ -62,19 +81,7 @@ pub(crate) fn route<R: CubeRuntime>(op: &Route, inputs: Vec<CubeTensor<R>>) -> V
                 array(&weights),
                 rows as u32,
                 op.scale(),
-                Shape {
-                    experts: experts as u32,
-                    chosen: op.chosen as u32,
-                    width: width as u32,
-                    all: op.all() as u32,
-                    shared: op.shared,
-                    sigmoid: op.router.scores == Scores::Sigmoid,
-                    biased: bias.is_some(),
-                    normalised: op.router.normalised,
-                    groups: groups.map_or(1, |groups| groups.count),
-                    chosen_groups: groups.map_or(1, |groups| groups.chosen),
-                    plane: plane(&logits.client) == UNITS,
-                },
+                Shape::of(op, width, plane(&logits.client) == UNITS),
             );
         }
     }
@@ -91,17 +98,48 @@ fn route_kernel(
     scale: f32,
     #[comptime] shape: Shape,
 ) {
-    let experts = comptime!(shape.experts);
-    let mut scores = SharedMemory::<f32>::new(comptime!(experts as usize));
-    let mut ranks = SharedMemory::<f32>::new(comptime!(experts as usize));
-    let mut best = SharedMemory::<f32>::new(comptime!(GROUPS as usize));
-    let mut numbers = SharedMemory::<u32>::new(comptime!(UNITS as usize));
-    let mut own_weights = SharedMemory::<f32>::new(comptime!(shape.chosen as usize));
+    let width = comptime!(shape.width);
+    let mut scores = SharedMemory::<f32>::new(comptime!(width as usize));
     let row = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
     if row >= rows {
         terminate!();
     }
-    let start = row * comptime!(shape.width);
+    let mut e = UNIT_POS;
+    while e < width {
+        scores[e as usize] = logits[(row * width + e) as usize];
+        e += UNITS;
+    }
+    meet(comptime!(shape.plane));
+    choose(&mut scores, bias, ids, weights, row, scale, shape);
+}
+
+/// Waits for all units that choose.
+#[cube]
+fn meet(#[comptime] plane: bool) {
+    if comptime!(plane) {
+        sync_plane();
+    } else {
+        sync_cube();
+    }
+}
+
+/// Chooses for a row whose logits are in shared memory, and overwrites these; [`UNITS`] units call this, the first of the
+/// workgroup.
+#[cube]
+pub(super) fn choose(
+    scores: &mut SharedMemory<f32>,
+    bias: &Array<f32>,
+    ids: &mut Array<i32>,
+    weights: &mut Array<f32>,
+    row: u32,
+    scale: f32,
+    #[comptime] shape: Shape,
+) {
+    let experts = comptime!(shape.experts);
+    let mut ranks = SharedMemory::<f32>::new(comptime!(experts as usize));
+    let mut best = SharedMemory::<f32>::new(comptime!(GROUPS as usize));
+    let mut numbers = SharedMemory::<u32>::new(comptime!(UNITS as usize));
+    let mut own_weights = SharedMemory::<f32>::new(comptime!(shape.chosen as usize));
     let first = row * comptime!(shape.all);
     let mut most = 0.0f32;
     let mut sum = 1.0f32;
@@ -109,21 +147,21 @@ fn route_kernel(
         let mut own = LEAST.runtime();
         let mut e = UNIT_POS;
         while e < experts {
-            own = max(own, logits[(start + e) as usize]);
+            own = max(own, scores[e as usize]);
             e += UNITS;
         }
         most = largest(own, &mut best, comptime!(shape.plane));
         let mut part = 0.0f32;
         let mut e = UNIT_POS;
         while e < experts {
-            part += (logits[(start + e) as usize] - most).exp();
+            part += (scores[e as usize] - most).exp();
             e += UNITS;
         }
         sum = total(part, &mut best, comptime!(shape.plane));
     }
     let mut e = UNIT_POS;
     while e < experts {
-        let logit = logits[(start + e) as usize];
+        let logit = scores[e as usize];
         let score = if comptime!(shape.sigmoid) {
             1.0f32 / (1.0f32 + (-logit).exp())
         } else {
@@ -136,7 +174,7 @@ fn route_kernel(
         }
         e += UNITS;
     }
-    sync_cube();
+    meet(comptime!(shape.plane));
     if comptime!(shape.groups > 1) {
         leave_groups_out(&mut ranks, &mut best, shape);
     }
@@ -164,7 +202,7 @@ fn route_kernel(
             ids[(first + j) as usize] = i32::cast_from(expert);
             own_weights[j as usize] = weight;
         }
-        sync_cube();
+        meet(comptime!(shape.plane));
     }
     let mut factor = scale;
     if comptime!(shape.normalised) {
@@ -179,7 +217,7 @@ fn route_kernel(
         let at = (first + comptime!(shape.chosen)) as usize;
         let mut weight = 1.0f32.runtime();
         if comptime!(shape.shared == Joined::Gated) {
-            let logit = logits[(start + experts) as usize];
+            let logit = scores[experts as usize];
             weight = 1.0f32 / (1.0f32 + (-logit).exp());
         }
         if UNIT_POS == 0u32 {
@@ -215,7 +253,7 @@ fn leave_groups_out(
             first + select(comptime!(each > 1).runtime(), second, 0.0f32.runtime());
         group += UNITS;
     }
-    sync_cube();
+    meet(comptime!(shape.plane));
     let mut group = UNIT_POS;
     while group < comptime!(shape.groups) {
         let own = best[group as usize];
@@ -233,7 +271,7 @@ fn leave_groups_out(
         }
         group += UNITS;
     }
-    sync_cube();
+    meet(comptime!(shape.plane));
 }
 
 /// The number that belongs to the best rank of all units, and of equal ones the smallest.

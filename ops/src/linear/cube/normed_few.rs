@@ -1,10 +1,10 @@
 //! Norms of a few rows times a dense weight with few rows, such as a router, in f32: every workgroup makes the norms for
 //! itself, which costs less than the launch of a kernel that makes them once.
 
-use crate::cube::launch::{array, empty, grid, plane};
-use crate::cube::unit::sum_of_units;
+use crate::cube::launch::{array, empty, grid};
 use crate::linear::counts;
 use crate::normed::cube::{Given, Kept};
+use crate::normed::row::{RowShape, norm_of_row};
 use ::cubecl::prelude::*;
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
@@ -25,17 +25,11 @@ const MOST_ROWS: usize = 1024;
 /// What the kernel knows when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
-    /// Rows of x, vectors of a row.
+    /// Rows of x.
     m: u32,
-    vectors: u32,
-    /// Rows that are added to each row, and whether they have factors.
-    terms: u32,
-    weighted: bool,
-    sums: bool,
-    norms: bool,
+    row: RowShape,
     /// Vectors that a unit loads at once.
     at_once: u32,
-    plane: u32,
 }
 
 /// Whether the kernel takes norms of rows [m, K] times a weight [N, K].
@@ -56,17 +50,12 @@ pub(crate) fn multiply<R: CubeRuntime, F: FloatElement, W: FloatElement>(
     let vectors = (k / LANES) as u32;
     let shape = Shape {
         m: m as u32,
-        vectors,
-        terms: given.terms() as u32,
-        weighted: given.factors.is_some(),
-        sums: kept.sums.is_some(),
-        norms: kept.norms.is_some(),
+        row: RowShape::of(given, kept, LANES, UNITS),
         at_once: if vectors.is_multiple_of(4 * PLANE) {
             4
         } else {
             1
         },
-        plane: plane(&x.client),
     };
     // SAFETY: each plane writes its own column of all rows; rows hold `vectors` vectors, of which the weight has N rows. Any
     // buffers stand for terms and factors that are not there, and for sums and norms that are not wanted.
@@ -93,8 +82,7 @@ pub(crate) fn multiply<R: CubeRuntime, F: FloatElement, W: FloatElement>(
 }
 
 #[cube(launch_unchecked)]
-// Outer conditions are decided when the kernel is compiled.
-#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
+#[allow(clippy::too_many_arguments)]
 fn normed_kernel<F: Float, W: Float, N: Size>(
     x: &Array<Vector<f32, N>>,
     added: &Array<Vector<F, N>>,
@@ -108,64 +96,28 @@ fn normed_kernel<F: Float, W: Float, N: Size>(
     epsilon: f32,
     #[comptime] shape: Shape,
 ) {
-    let vectors = comptime!(shape.vectors);
-    let mut rows = SharedMemory::<Vector<F, N>>::new(comptime!((shape.m * shape.vectors) as usize));
+    let vectors = comptime!(shape.row.vectors);
+    let mut rows =
+        SharedMemory::<Vector<F, N>>::new(comptime!((shape.m * shape.row.vectors) as usize));
     let mut squares = SharedMemory::<f32>::new(comptime!(UNITS as usize));
     let workgroup = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
-    let own = comptime!(vectors.div_ceil(UNITS));
-    let mut values = Array::<Vector<f32, N>>::new(comptime!(own as usize));
     #[unroll]
     for row in 0..comptime!(shape.m) {
-        let start = comptime!(row * vectors);
-        let mut together = Vector::<f32, N>::new(0.0f32);
-        #[unroll]
-        for i in 0..own {
-            let at = comptime!(i * UNITS) + UNIT_POS;
-            if at < vectors {
-                let mut more = Vector::<f32, N>::new(0.0f32);
-                #[unroll]
-                for term in 0..comptime!(shape.terms) {
-                    let number = comptime!(row * shape.terms + term);
-                    let one = added[(comptime!(number * vectors) + at) as usize];
-                    let mut one = Vector::<f32, N>::cast_from(one);
-                    if comptime!(shape.weighted) {
-                        one *= Vector::<f32, N>::new(factors[number as usize]);
-                    }
-                    more += one;
-                }
-                let value = x[(start + at) as usize] + more;
-                values[i as usize] = value;
-                together += value * value;
-                if comptime!(shape.sums) {
-                    if workgroup == 0u32 {
-                        sums[(start + at) as usize] = value;
-                    }
-                }
-            }
-        }
-        let mut square = 0.0f32;
-        #[unroll]
-        for lane in 0..comptime!(LANES as u32) {
-            square += together[lane as usize];
-        }
-        let square = sum_of_units(square, &mut squares, UNITS, comptime!(shape.plane));
-        let length = comptime!((vectors * LANES as u32) as f32).runtime();
-        let factor = (square / length + epsilon).inverse_sqrt();
-        let factor = Vector::<f32, N>::new(factor);
-        #[unroll]
-        for i in 0..own {
-            let at = comptime!(i * UNITS) + UNIT_POS;
-            if at < vectors {
-                let value = values[i as usize] * factor * norm[at as usize];
-                let value = Vector::<F, N>::cast_from(value);
-                rows[(start + at) as usize] = value;
-                if comptime!(shape.norms) {
-                    if workgroup == 0u32 {
-                        norms[(start + at) as usize] = value;
-                    }
-                }
-            }
-        }
+        norm_of_row(
+            x,
+            added,
+            factors,
+            norm,
+            sums,
+            norms,
+            &mut rows,
+            &mut squares,
+            comptime!(row).runtime(),
+            comptime!(row * vectors).runtime(),
+            workgroup == 0u32,
+            epsilon,
+            comptime!(shape.row),
+        );
     }
     sync_cube();
     let column = workgroup * PLANES + UNIT_POS_Y;
