@@ -302,8 +302,9 @@ fn agrees<B: AttentionBackend>(
 ) {
     let cases = rows.iter().flat_map(|rows| cases(*rows, columns));
     let parts = weight.parts();
-    // Of several parts, half is not a part.
-    let cases = cases.filter(|case| case.gate.is_none() || parts.len() == 1);
+    // Of several parts, half is not a part; nor of an odd number of rows.
+    let halves = parts.len() == 1 && parts[0].rows.is_multiple_of(2);
+    let cases = cases.filter(|case| case.gate.is_none() || halves);
     let wide = parts
         .iter()
         .all(|part| matches!(part.storage, Storage::Dense(_)));
@@ -417,13 +418,14 @@ fn chooses<B: AttentionBackend>(dtype: DType, device: &B::Device) {
             assert_eq!(got.len(), want.len());
             for (got, want) in got.into_iter().zip(want) {
                 assert_eq!((got.shape(), got.dtype()), (want.shape(), want.dtype()));
+                // Where several kernels compute it, what experts give is rounded in between.
                 let exact = got.dtype() == DType::I32;
                 let [got, want] = [got, want].map(numbers::<B>);
                 for (got, want) in got.iter().zip(&want) {
                     let off = if exact {
                         0.0
                     } else {
-                        2e-2 * want.abs().max(0.1)
+                        2e-2 * want.abs().max(0.5)
                     };
                     assert!(
                         (got - want).abs() <= off,

@@ -1,6 +1,5 @@
 //! Tensors and grids of a launch.
 
-use super::slabs;
 use crate::OperationError;
 use ::cubecl::client::ComputeClient;
 use ::cubecl::features::Plane;
@@ -63,8 +62,7 @@ pub fn empty<R: CubeRuntime>(
     dtype: DType,
 ) -> CubeTensor<R> {
     let shape = shape.into();
-    let bytes = shape.num_elements() * dtype.size();
-    let handle = slabs::memory(&like.client, &like.device, bytes);
+    let handle = like.client.empty(shape.num_elements() * dtype.size());
     let (client, device) = (like.client.clone(), like.device.clone());
     CubeTensor::new_contiguous(client, device, shape, handle, dtype)
 }

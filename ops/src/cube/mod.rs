@@ -5,7 +5,6 @@
 
 pub(crate) mod join;
 pub(crate) mod launch;
-mod slabs;
 pub(crate) mod square;
 pub(crate) mod unit;
 
