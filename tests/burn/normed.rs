@@ -368,7 +368,7 @@ fn cuda_norms_of_a_few_rows_agree_with_f64() {
     assert!(made.iter().any(|made| made == kernel), "{made:?}");
 }
 
-/// A choice by the products of norms is that by the same products alone.
+/// Choices by the products of norms, against f64.
 fn chooses<B: AttentionBackend>(dtype: DType, device: &B::Device) {
     for (experts, columns, shared, stored) in [
         (64, 2048, Joined::Plain, dtype),
@@ -401,38 +401,105 @@ fn chooses<B: AttentionBackend>(dtype: DType, device: &B::Device) {
             let weight = Stored::Floats(stored, [experts + gate, columns]);
             let given = case.given(dtype);
             let inputs = case.inputs::<B>((&given, dtype), &weight, device);
-            let bias: Vec<f32> = (0..experts).map(|e| 0.3 * number(e + 9)).collect();
-            let bias = floats::<B>(&bias, &[experts], DType::F32, device);
+            let biases: Vec<f32> = (0..experts).map(|e| 0.3 * number(e + 9)).collect();
+            let bias = floats::<B>(&biases, &[experts], DType::F32, device);
             let bias = router.biased.then_some(bias);
             let Operation::Normed(normed) = case.operation(dtype, weight.parts()) else {
                 unreachable!("a product of norms");
             };
-            let alone = Operation::Normed(normed.clone()).into();
-            let mut want = run::<B>(&alone, inputs.clone()).expect("products");
-            let logits = want.pop().into_iter().chain(bias.clone());
-            let choice = run::<B>(&Operation::Route(route).into(), logits.collect());
-            want.extend(choice.expect("a choice"));
             let together = Operation::Choose(Choose { normed, route }).into();
             let inputs = inputs.into_iter().chain(bias);
-            let got = run::<B>(&together, inputs.collect()).expect("a choice");
-            assert_eq!(got.len(), want.len());
-            for (got, want) in got.into_iter().zip(want) {
-                assert_eq!((got.shape(), got.dtype()), (want.shape(), want.dtype()));
-                // Where several kernels compute it, what experts give is rounded in between.
-                let exact = got.dtype() == DType::I32;
-                let [got, want] = [got, want].map(numbers::<B>);
-                for (got, want) in got.iter().zip(&want) {
-                    let off = if exact {
-                        0.0
-                    } else {
-                        2e-2 * want.abs().max(0.5)
-                    };
-                    assert!(
-                        (got - want).abs() <= off,
-                        "{case:?} {experts}: {got}, not {want}"
-                    );
-                }
+            let outputs = run::<B>(&together, inputs.collect()).expect("a choice");
+            let types = outputs.iter().map(|output| output.dtype());
+            let mut wanted = vec![dtype, DType::I32, DType::F32];
+            if added != Added::None {
+                wanted.insert(0, DType::F32);
             }
+            assert_eq!(types.collect::<Vec<_>>(), wanted);
+            let mut outputs: Vec<_> = outputs.into_iter().map(numbers::<B>).collect();
+            let [weights, ids, norms] = [0; 3].map(|_| outputs.pop().expect("an output"));
+            let [sums, want, _, _] = case.reference(&given, &weight.values());
+            for (got, want) in outputs.iter().flatten().zip(&sums) {
+                assert!((f64::from(*got) - want).abs() <= 1e-2 * (want.abs() + 1.0));
+            }
+            for (got, want) in norms.iter().zip(&want) {
+                assert!((f64::from(*got) - want).abs() <= 2e-2 * (want.abs() + 0.5));
+            }
+            // Which experts are chosen hangs on how norms were rounded: so it is by those that were kept.
+            let router = RouterOf {
+                route,
+                weight: &weight.values(),
+                bias: &biases,
+            };
+            let all = ids.len() / case.rows;
+            let rows = norms.chunks(columns).zip(ids.chunks(all));
+            for ((norm, ids), weights) in rows.zip(weights.chunks(all)) {
+                router.check(norm, ids, weights);
+            }
+        }
+    }
+}
+
+/// A router, and how it chooses.
+struct RouterOf<'a> {
+    route: Route,
+    weight: &'a [f32],
+    bias: &'a [f32],
+}
+
+impl RouterOf<'_> {
+    /// Compares what was chosen for a norm with f64, as far as it does not hang on rounding.
+    fn check(&self, norm: &[f32], ids: &[f32], weights: &[f32]) {
+        let Route {
+            chosen,
+            router,
+            shared,
+        } = self.route;
+        let product = |w: &[f32]| -> f64 {
+            let terms = norm.iter().zip(w);
+            terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        let mut logits: Vec<f64> = self.weight.chunks(norm.len()).map(product).collect();
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let last = match shared {
+            Joined::None => None,
+            Joined::Plain => Some(1.0),
+            Joined::Gated => logits.pop().map(sigmoid),
+        };
+        let sum: f64 = logits.iter().map(|x| x.exp()).sum();
+        let score = |x: &f64| match router.scores {
+            Scores::Sigmoid => sigmoid(*x),
+            Scores::Softmax => x.exp() / sum,
+        };
+        let scores: Vec<f64> = logits.iter().map(score).collect();
+        let rank = |e: usize| {
+            scores[e]
+                + if router.biased {
+                    f64::from(self.bias[e])
+                } else {
+                    0.0
+                }
+        };
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|a, b| rank(*b).total_cmp(&rank(*a)));
+        let clear = |pair: &[usize]| rank(pair[0]) - rank(pair[1]) > 1e-5;
+        let best = &order[..chosen];
+        let all: f64 = best.iter().map(|e| scores[*e]).sum();
+        let factor = router.scale / if router.normalised { all } else { 1.0 };
+        if order.windows(2).take(chosen).all(clear) {
+            for ((e, id), weight) in best.iter().zip(ids).zip(weights) {
+                assert_eq!(*id, *e as f32, "{:?}", self.route);
+                let want = scores[*e] * factor;
+                assert!((f64::from(*weight) - want).abs() <= 1e-4 * want.max(1.0));
+            }
+        }
+        if let Some(want) = last {
+            let (id, weight) = (ids[chosen], weights[chosen]);
+            assert_eq!(id, scores.len() as f32);
+            assert!(
+                (f64::from(weight) - want).abs() <= 1e-4,
+                "{weight}, not {want}"
+            );
         }
     }
 }
