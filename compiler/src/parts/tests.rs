@@ -167,6 +167,8 @@ fn experts_are_read_if_they_are_chosen() {
     let matrices = 3.0 * size * hidden;
     let token = model.entries(None, &Call::after_prompt(1, [100, 200]), Card::H200);
     let of_token = of(&token, Part::Experts);
+    // Of a few tokens the expert for every token is one more that is chosen.
+    let chosen = chosen + 1.0;
     assert_eq!(of_token.flop, layers * 2.0 * chosen * matrices);
     let weights = layers * chosen * matrices * 2.0;
     assert!(
@@ -280,14 +282,14 @@ fn predictions_are_near_what_was_measured() {
         let predicted = nine.milliseconds(pattern, &token, Card::H200);
         near("decode of Qwen3.5-9B", predicted, measured);
     };
-    decode(none(), 5.26);
+    decode(none(), 4.99);
     // All matrices are packed there, as those of random weights are.
     decode(
         serde_json::json!({"quantization_config": {"quant_method": "fp8"}}),
-        4.12,
+        3.47,
     );
     decode(
         serde_json::json!({"quantization": {"bits": 4, "group_size": 64}}),
-        3.06,
+        2.40,
     );
 }
