@@ -161,25 +161,23 @@ fn at_once<R: CubeRuntime + Launches, F: FloatElement>(
     if !few {
         return Ok(None);
     }
-    if project.wide && others.is_empty() {
-        return Ok(wide::<R, F>(op, given, &weight[0]));
+    if project.wide {
+        let alone = others.is_empty().then(|| &weight[0]);
+        return Ok(alone.and_then(|weight| wide::<R, F>(op, given, weight)));
     }
     let gated = match project.gate {
         None => false,
         Some(Activation::Silu) if others.is_empty() => true,
         Some(_) => return Ok(None),
     };
-    let Storage::Packed(packed) = storage else {
-        return Ok(None);
-    };
-    if project.wide {
+    if let Storage::Dense(_) = storage {
         return Ok(None);
     }
     let (first, weight) = weight.split_at(storage.names().len());
     let n = project.rows() / if gated { 2 } else { 1 };
     let kept = Kept::of::<F>(given, op.keep || !others.is_empty());
     let y = empty(&given.x, [m, n], F::dtype());
-    let words = words_of(Storage::Packed(packed), k, rows, first);
+    let words = words_of(storage, k, rows, first);
     let of_first = match gated {
         false => Rows::All(&words),
         true => Rows::Gated(&words),

@@ -5,6 +5,7 @@ use crate::OperationError;
 use crate::cube::launch::{array, empty, grid};
 use crate::experts::Choose;
 use crate::linear::Storage;
+use crate::normed::Normed;
 use crate::normed::cube::{Given, Kept, given_to, normed};
 use crate::normed::row::{RowShape, norm_of_row};
 use ::cubecl::prelude::*;
@@ -21,8 +22,7 @@ const UNITS: u32 = PLANE * PLANES;
 const LANES: usize = 8;
 /// Vectors that a unit loads at once.
 const AT_ONCE: u32 = 8;
-/// Most rows, and most elements of the router: a workgroup reads all of them.
-const MOST_ROWS: usize = 8;
+/// Most elements of the router: a workgroup reads all of them.
 const MOST_ELEMENTS: usize = 1 << 18;
 
 /// # Errors
@@ -60,7 +60,7 @@ fn takes<R: CubeRuntime + Launches, F: FloatElement>(
         && F::dtype() != DType::F32
         && stored
         && columns.is_multiple_of(LANES)
-        && (1..=MOST_ROWS * columns).contains(&elements)
+        && (1..=Normed::FEW * columns).contains(&elements)
         && project.rows().saturating_mul(columns) <= MOST_ELEMENTS
 }
 
