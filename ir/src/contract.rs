@@ -400,8 +400,12 @@ impl Grouped {
         let whole = format!("a multiple of {} and of the group", Self::K_TILE);
         demand(self.is_whole(), "grouped.columns", self.columns, whole)?;
         // The kernels share their work out to exactly so many threads.
-        let threads = [4 * WARPGROUP, Self::FEW_THREADS, Self::FEW_THREADS];
-        for ((name, stage), threads) in self.stages().into_iter().zip(threads) {
+        let few = Self::FEW_THREADS;
+        let threads = [4 * WARPGROUP, few, few, 3 * WARPGROUP];
+        let what = "a kernel for FP8 with whole groups, and for nothing else";
+        let fits = self.quantised.is_some() == self.has_quantised();
+        demand(fits, "grouped.quantised", &self.quantised, what)?;
+        for ((name, stage), threads) in self.stages().zip(threads) {
             let field = |field: &str| format!("grouped.{name}.{field}");
             let entry = &stage.entry;
             demand(is_name(entry), &field("entry"), entry, "a name")?;

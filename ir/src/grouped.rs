@@ -8,7 +8,7 @@ use crate::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How the three kernels for products with weights of a format are launched. They are entry points of one text, and compute
+/// How the kernels for products with weights of a format are launched. They are entry points of one text, and compute
 /// `y[pair] = W[expert] x[row]` for pairs of a row of x and one of its experts.
 ///
 /// # Tiles
@@ -58,8 +58,25 @@ use std::fmt;
 ///
 /// All tensors but f and y start at multiples of 16 bytes. It is launched as the kernel for few is without experts.
 ///
+/// # Quantised
+/// For many rows of floats of 8 bits, with weights in FP8 whose rows are a multiple of [`GROUP`](Self::GROUP): a row has a
+/// factor for each `GROUP` elements. Pairs are sorted by expert, or all have the one weight. Arguments:
+///
+/// - tensor maps of the rows x, e4m3 `[P, K]`, and of the weight `[E N, K]`, both as pairs of bytes (rank 4, shape
+///   `[1, 1, rows, K / 2]`, boxes of 64 such pairs by 64 rows, swizzled by 128 bytes), and the buffers behind them;
+/// - the factors of x, f32 `[K / GROUP, P]`, and those of the weight, as [`GroupedFormat`] says;
+/// - the order, offsets and tiles, as above; any tensors without experts;
+/// - y `[P, width]`;
+/// - by value, as i32: N, which is half the rows of an expert's weight with gates; E, or 0 without experts; P; T, the most
+///   tiles that there can be; the column; `width`; whether the first half of the weight's rows gates the second; and
+///   whether pair i of the order has the row of y that the order names, or row i.
+///
+/// N, the column and the width are multiples of 8, with gates N is one of 64. Tensors start at multiples of 16 bytes. The
+/// kernel is persistent: a launch has as many workgroups as the device runs at once, but no more than there are tiles
+/// times N by [`QUANTISED_ROWS`](Self::QUANTISED_ROWS), with gates twice as many.
+///
 /// The text in CUDA C++ declares only one of the kernels where the macro [`ONLY`](Self::ONLY) is defined: as 0 the one
-/// for tiles, as 1 the one for few, as 2 the one for norms.
+/// for tiles, as 1 the one for few, as 2 the one for norms, as 3 the one for quantised rows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grouped {
@@ -76,6 +93,9 @@ pub struct Grouped {
     pub few: GroupedStage,
     /// Multiplies norms of a few rows.
     pub normed: GroupedStage,
+    /// Multiplies quantised rows, where the weight has a format for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<GroupedStage>,
 }
 
 /// How one of these kernels is launched.
@@ -122,6 +142,12 @@ impl Grouped {
     /// Elements of rows that are multiplied at a time.
     pub const K_TILE: u32 = 64;
 
+    /// Elements of a quantised row that share a factor, and of a step of the kernel for them.
+    pub const GROUP: u32 = 128;
+
+    /// Rows of the weight that a workgroup of that kernel multiplies a tile with.
+    pub const QUANTISED_ROWS: u32 = 128;
+
     /// Warps of a workgroup of the kernel for few that multiply.
     pub const FEW_WARPS: u32 = 16;
 
@@ -147,8 +173,15 @@ impl Grouped {
             tiles: GroupedStage::default(),
             few: GroupedStage::default(),
             normed: GroupedStage::default(),
+            quantised: None,
         };
         grouped.is_whole().then_some(grouped)
+    }
+
+    /// Whether there is a kernel for quantised rows.
+    pub fn has_quantised(&self) -> bool {
+        let float8 = matches!(self.format, GroupedFormat::Float8 { .. });
+        float8 && self.columns.is_multiple_of(Self::GROUP)
     }
 
     /// Whether rows are a whole number of steps and groups.
@@ -173,11 +206,17 @@ impl Grouped {
     }
 
     /// The stages by name.
-    pub fn stages(&self) -> [(&'static str, &GroupedStage); 3] {
+    pub fn stages(&self) -> impl Iterator<Item = (&'static str, &GroupedStage)> {
         let Self {
-            tiles, few, normed, ..
+            tiles,
+            few,
+            normed,
+            quantised,
+            ..
         } = self;
-        [("tiles", tiles), ("few", few), ("normed", normed)]
+        let all = [("tiles", tiles), ("few", few), ("normed", normed)];
+        let quantised = quantised.iter().map(|stage| ("quantised", stage));
+        all.into_iter().chain(quantised)
     }
 
     /// The most rows of x that the kernel for few multiplies at once. 0 if rows are too long for it.

@@ -4,8 +4,9 @@
 
 use crate::weights::gguf_model::GgufModel;
 use crate::weights::safetensors::Shards;
-use crate::weights::{View, numbers};
+use crate::weights::{Element, View, numbers};
 use crate::{Defaults, ModelError};
+use butterfly::ops::Activations;
 use butterfly_compiler::{config, family};
 use butterfly_ir::model::{ModelConfig, ModelSizes};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub struct Checkpoint {
     pub defaults: Defaults,
     files: Files,
     own_output: bool,
+    activations: Activations,
 }
 
 /// The files that hold the weights.
@@ -59,6 +61,7 @@ impl Checkpoint {
             defaults,
             files: Files::Folder(Shards::open(path)?),
             own_output: false,
+            activations: Activations::Kept,
         };
         let embedding = checkpoint.tensor(&checkpoint.embedding());
         let matrices = embedding.zip(checkpoint.tensor(OUTPUT));
@@ -78,6 +81,7 @@ impl Checkpoint {
             defaults: Defaults::default(),
             files: Files::Gguf(Box::new(model)),
             own_output: false,
+            activations: Activations::Kept,
         })
     }
 
@@ -85,6 +89,24 @@ impl Checkpoint {
     /// config ties the two. It is then used: as in transformers from 5.0 on, the weights decide.
     pub fn own_output(&self) -> bool {
         self.own_output
+    }
+
+    /// The same weights; rows that are multiplied with those in FP8 become `activations`.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self {
+            activations,
+            ..self
+        }
+    }
+
+    pub(crate) fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// Whether any weights are in FP8.
+    pub fn has_float8(&self) -> bool {
+        let mut tensors = self.names().filter_map(|name| self.tensor(name));
+        tensors.any(|tensor| tensor.element == Element::F8)
     }
 
     /// The prefix of the names of all tensors except the output projection.

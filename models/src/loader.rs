@@ -193,7 +193,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
     fn stored(&mut self, matrix: &Matrix, columns: usize) -> Result<Stored<'a>, String> {
         let (checkpoint, name) = (self.checkpoint, self.full(&matrix.name));
         let taken = &mut self.taken;
-        packed::stored(&name, [matrix.rows, columns], |name| {
+        let stored = packed::stored(&name, [matrix.rows, columns], |name| {
             taken.insert(name.to_string());
             let tensor = checkpoint?.tensor(name)?;
             match matrix.of {
@@ -201,7 +201,9 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
                 // One of another number of matrices is shown whole, so that the error tells its shape.
                 Some((index, count)) => tensor.nth(index, count).or(Some(tensor)),
             }
-        })
+        })?;
+        let activations = checkpoint.map(Checkpoint::activations).unwrap_or_default();
+        Ok(stored.with(activations))
     }
 
     /// The tensors of a weight on the device; none in the checking pass.

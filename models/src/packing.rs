@@ -41,9 +41,7 @@ fn packing(object: &Value) -> Result<Option<Packed>, String> {
     match method {
         None => Ok(None),
         Some("mxfp4") => Ok(Some(Packed::Microscaled)),
-        Some("fp8") => Ok(Some(Packed::Float8 {
-            scales: Dtype::Bf16,
-        })),
+        Some("fp8") => Ok(Some(Packed::float8(Dtype::Bf16))),
         Some(method) => Err(format!(
             "`quantization_config.quant_method` is {method}, a packing that is not read; give the model in bf16 or f16, or packed as MLX affine, FP8 in blocks, or GGUF"
         )),
@@ -93,12 +91,7 @@ mod tests {
             "lm_head": {"bits": 8, "group_size": 32}, "norm": false}});
         assert_eq!(read(four), Ok(Some(affine(4, 64))));
         let float8 = json!({"text_config": {"quantization_config": {"quant_method": "fp8"}}});
-        assert_eq!(
-            read(float8),
-            Ok(Some(Packed::Float8 {
-                scales: Dtype::Bf16
-            }))
-        );
+        assert_eq!(read(float8), Ok(Some(Packed::float8(Dtype::Bf16))));
         let experts = json!({"quantization_config": {"quant_method": "mxfp4"}});
         assert_eq!(read(experts), Ok(Some(Packed::Microscaled)));
         for (object, part) in [

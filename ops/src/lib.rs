@@ -56,7 +56,7 @@ pub use limits::{Limits, MOST, product};
 pub use linear::MakeProduct;
 #[cfg(feature = "cpu")]
 pub use linear::Rows;
-pub use linear::{Embed, Packed, Part, Parts, Products, Project, Storage};
+pub use linear::{Activations, Embed, Packed, Part, Parts, Products, Project, Storage};
 pub use norm::{AddNorm, Norm};
 pub use normed::{Added, Normed};
 pub use operation::Operation;

@@ -21,8 +21,9 @@ pub use launch::{
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use launch::{
     DeltaTensors, DeltaTokens, DeviceTable, FewGates, FewPairs, FewSizes, FewTensors, GroupedSizes,
-    GroupedTensors, Launches, Multiply, NormedSizes, NormedTensors, ReadyDeltaRule, ReadyGrouped,
-    ReadyProduct, ReadyScorer, Scoring, ScoringTensors, Tensors, Written, enqueue,
+    GroupedTensors, Launches, Multiply, NormedSizes, NormedTensors, QuantisedExperts,
+    QuantisedSizes, QuantisedTensors, ReadyDeltaRule, ReadyGrouped, ReadyProduct, ReadyScorer,
+    Scoring, ScoringTensors, Tensors, Written, enqueue,
 };
 #[cfg(feature = "cuda")]
 pub use launch::{seed, seed_folder};

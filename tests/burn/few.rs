@@ -17,11 +17,9 @@ pub(crate) const FORMATS: [Packed; 8] = [
     affine(64, Dtype::Bf16),
     affine(64, Dtype::F32),
     affine(128, Dtype::F16),
-    Packed::Float8 { scales: Dtype::F32 },
-    Packed::Float8 {
-        scales: Dtype::Bf16,
-    },
-    Packed::Float8 { scales: Dtype::F16 },
+    Packed::float8(Dtype::F32),
+    Packed::float8(Dtype::Bf16),
+    Packed::float8(Dtype::F16),
     Packed::Microscaled,
 ];
 
@@ -56,7 +54,7 @@ impl Weight {
                 numbers(sizes[1], scales, largest / 8.0),
                 numbers(sizes[2], scales, largest),
             ],
-            Packed::Float8 { scales } => {
+            Packed::Float8 { scales, .. } => {
                 // Not NaN.
                 let nan = codes.iter_mut().filter(|code| **code & 0x7f == 0x7f);
                 nan.for_each(|code| *code = 0);
@@ -98,7 +96,9 @@ impl Weight {
     pub(crate) fn upload<B: AttentionBackend>(&self, device: &B::Device) -> Vec<FloatTensor<B>> {
         let upload = |bytes: &Vec<u8>| {
             let mut bytes = bytes.clone();
-            bytes.resize(bytes.len().next_multiple_of(4), 0xff);
+            if !B::ON_HOST {
+                bytes.resize(bytes.len().next_multiple_of(4), 0xff);
+            }
             let length = bytes.len();
             let data = TensorData::from_bytes_vec(bytes, [length], DType::U8);
             B::integers(B::int_from_data(data, device))
@@ -264,7 +264,7 @@ fn cuda_speed_of_a_few_rows_times_packed_weights() {
         affine(64, Dtype::Bf16),
         affine(32, Dtype::Bf16),
         affine(128, Dtype::Bf16),
-        Packed::Float8 { scales: Dtype::F32 },
+        Packed::float8(Dtype::F32),
         Packed::Microscaled,
     ] {
         for (rows, copies) in [(12_288, COPIES), (12_288 * COPIES, 1)] {

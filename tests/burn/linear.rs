@@ -2,6 +2,7 @@
 
 use crate::few::Weight;
 use crate::gates::gated;
+use crate::quantised;
 use crate::values::{floats, number, rounded};
 use crate::{Cuda, Vulkan};
 use burn::prelude::*;
@@ -15,7 +16,7 @@ use butterfly_ir::Dtype;
 
 /// What a layer does with its products.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Result {
+pub(crate) enum Result {
     /// Rounds them to the type of x.
     Rounded,
     /// Gives them as f32.
@@ -44,16 +45,33 @@ const SIZES: [[usize; 3]; 8] = [
 ];
 
 /// x [m, K] times a weight of these values [n, K] and tensors.
-struct Case<'a> {
-    operation: Project,
-    result: Result,
-    sizes: [usize; 3],
-    values: &'a [f32],
+pub(crate) struct Case<'a> {
+    pub(crate) operation: Project,
+    pub(crate) result: Result,
+    pub(crate) sizes: [usize; 3],
+    pub(crate) values: &'a [f32],
+    /// Whether rows are in FP8 when they are multiplied.
+    pub(crate) quantises: bool,
+}
+
+/// The products of rows x [m, k] of `dtype` with a weight.
+pub(crate) fn times<B: AttentionBackend>(
+    operation: &Project,
+    (x, shape, dtype): (&[f32], [usize; 2], DType),
+    weight: Vec<FloatTensor<B>>,
+    device: &B::Device,
+) -> Vec<f32> {
+    let x = [floats::<B>(x, &shape, dtype, device)].into_iter();
+    let project = Operation::Project(operation.clone());
+    let outputs = run::<B>(&project.into(), x.chain(weight).collect()).expect("a product");
+    let y = outputs.into_iter().next().expect("one output");
+    assert_eq!(y.dtype(), if operation.wide { DType::F32 } else { dtype });
+    crate::numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
 }
 
 impl Case<'_> {
     /// Compares the layer with f64, whose results it may be off by `most` of their length, and with itself.
-    fn agrees<B: AttentionBackend>(
+    pub(crate) fn agrees<B: AttentionBackend>(
         &self,
         weight: &[FloatTensor<B>],
         (dtype, most): (DType, f64),
@@ -65,28 +83,26 @@ impl Case<'_> {
             Result::Wide => (true, None, n),
             Result::Gated(activation) => (false, Some(activation), n / 2),
         };
-        let operation = Operation::Project(Project {
+        let operation = Project {
             wide,
             gate,
             ..self.operation.clone()
-        });
+        };
         let x: Vec<f32> = (0..m * k)
             .map(|i| rounded(dtype, 2.0 * number(i + 5)))
             .collect();
-        let compute = || {
-            let x = [floats::<B>(&x, &[m, k], dtype, device)].into_iter();
-            let inputs = x.chain(weight.iter().cloned()).collect();
-            let outputs = run::<B>(&operation.clone().into(), inputs).expect("a product");
-            let y = outputs.into_iter().next().expect("one output");
-            assert_eq!(y.dtype(), if wide { DType::F32 } else { dtype });
-            crate::numbers(&Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(y)))
-        };
+        let compute = || times::<B>(&operation, (&x, [m, k], dtype), weight.to_vec(), device);
         let y = compute();
         assert_eq!(y, compute(), "{:?} {:?}", self.result, self.sizes);
-        let products = x.chunks(k).map(|x| -> Vec<f64> {
+        let rows: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        let rows = match self.quantises {
+            true => quantised::rows(&rows, k),
+            false => rows,
+        };
+        let products = rows.chunks(k).map(|x| -> Vec<f64> {
             let product = |w: &[f32]| {
                 let pairs = x.iter().zip(w);
-                pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+                pairs.map(|(x, w)| x * f64::from(*w)).sum()
             };
             self.values.chunks(k).map(product).collect()
         });
@@ -131,6 +147,7 @@ fn dense<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, m
                 result,
                 sizes,
                 values: &values,
+                quantises: false,
             };
             // Gates of 16-bit products: these are rounded where they are not made at once.
             let most = match result {
@@ -175,7 +192,7 @@ fn cuda_packed_weights_of_gates() {
         group: 64,
         scales: Dtype::Bf16,
     };
-    let float8 = Packed::Float8 { scales: Dtype::F32 };
+    let float8 = Packed::float8(Dtype::F32);
     for (packed, sizes) in [
         (affine, [70, 1040, 320]),
         (float8, [130, 768, 256]),
@@ -194,6 +211,7 @@ fn cuda_packed_weights_of_gates() {
                 result,
                 sizes,
                 values: &values,
+                quantises: false,
             };
             // A packed weight is rounded to the type of x, but for results in f32.
             let most = if result == Result::Wide { 3e-6 } else { 1e-2 };

@@ -13,6 +13,7 @@ mod latent;
 mod linear;
 mod normed;
 mod packed;
+mod quantised;
 mod replace;
 mod routed;
 mod values;

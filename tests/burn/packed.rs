@@ -34,12 +34,7 @@ const FORMATS: [(&str, Packed); 18] = [
     ("affine_4_64_bf16", affine(4, 64, Dtype::Bf16)),
     ("affine_4_128_f32", affine(4, 128, Dtype::F32)),
     ("affine_8_128_bf16", affine(8, 128, Dtype::Bf16)),
-    (
-        "float8",
-        Packed::Float8 {
-            scales: Dtype::Bf16,
-        },
-    ),
+    ("float8", Packed::float8(Dtype::Bf16)),
 ];
 
 /// Rows of products: one, a few on either side of a power of two, and many.
@@ -156,7 +151,7 @@ fn values_are_exact() {
 /// All 256 floats of 8 bits, NaN among them.
 #[test]
 fn floats_of_8_bits() {
-    let packed = Packed::Float8 { scales: Dtype::F32 };
+    let packed = Packed::float8(Dtype::F32);
     let want = butterfly_tests::floats(&fixture("packed/e4m3.safetensors"), "values");
     let bytes: Vec<u8> = (0..=255).collect();
     let ones = [1.0f32.to_le_bytes(), 1.0f32.to_le_bytes()].concat();

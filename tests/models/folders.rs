@@ -269,7 +269,7 @@ pub(crate) fn named(name: &str, packed: Packed, shape: &[usize], stored: Vec<Vec
                 (format!("{base}.biases"), dtype(scales), groups),
             ]
         }
-        Packed::Float8 { scales } => {
+        Packed::Float8 { scales, .. } => {
             let squares = shape.iter().map(|length| length.div_ceil(128)).collect();
             vec![
                 (name.to_string(), Stored::F8_E4M3, shape.to_vec()),

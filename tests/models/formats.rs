@@ -24,9 +24,7 @@ pub(crate) const GROUPS: [Packed; 5] = [
     affine(4, 64, Dtype::Bf16),
     affine(4, 128, Dtype::F16),
     affine(8, 64, Dtype::Bf16),
-    Packed::Float8 {
-        scales: Dtype::Bf16,
-    },
+    Packed::float8(Dtype::Bf16),
 ];
 
 pub(crate) const fn affine(bits: u32, group: u32, scales: Dtype) -> Packed {
@@ -93,7 +91,7 @@ pub(crate) fn random(
                 floats(tensor, scales, random);
             }
         }
-        Packed::Float8 { scales } => {
+        Packed::Float8 { scales, .. } => {
             for byte in &mut tensors[0] {
                 // Neither NaN nor far from 1.
                 *byte &= 0xbf;

@@ -7,8 +7,8 @@ mod model;
 mod several;
 
 pub(crate) use model::{
-    BenchLayer, BenchModel, By, Calibrate, Chat, Draw, Eval, Generate, Logits, Measure,
-    RetrievalTask, Run,
+    ActivationsArg, BenchLayer, BenchModel, By, Calibrate, Chat, Draw, Eval, Generate, Logits,
+    Measure, RetrievalTask, Run,
 };
 pub(crate) use several::{Replace, Several};
 

@@ -1,6 +1,7 @@
 //! Arguments of the commands that run models.
 
 use super::{DeviceArg, Several, dtype};
+use butterfly::ops::Activations;
 use butterfly_ir::Dtype;
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -30,12 +31,32 @@ pub(crate) struct Run {
     /// where artifacts hold no kernels in that, one that they hold].
     #[arg(long, value_parser = dtype)]
     pub(crate) dtype: Option<Dtype>,
+    /// What rows are multiplied with weights in FP8 as: what they are (bf16, though it may be another --dtype), or, many
+    /// rows at once, FP8 with a power of two for every 128 elements, which is faster on Hopper and less precise.
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub(crate) activations: ActivationsArg,
     /// Where to run; `auto` is the first GPU, else the CPU.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceArg,
     /// Run the kernels of this artifact folder; no compiler is called for them.
     #[arg(long, value_name = "DIR")]
     pub(crate) artifacts: Option<PathBuf>,
+}
+
+/// What rows become before they are multiplied with a weight in FP8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActivationsArg {
+    Bf16,
+    Fp8,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(arg: ActivationsArg) -> Self {
+        match arg {
+            ActivationsArg::Bf16 => Self::Kept,
+            ActivationsArg::Fp8 => Self::Float8,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -64,7 +64,7 @@ struct Turn {
 }
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
-    let folder = open(&command.model)?;
+    let folder = open(&command.model, &command.run)?;
     defaults::note(&command.model, &folder.defaults, &command.draw);
     let chat = Chat::open(&command.model).map_err(Failure::bad)?;
     let begin = begin(command.system.as_deref());

@@ -70,7 +70,7 @@ enum Texts {
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
     let started = Instant::now();
-    let folder = open(&command.model)?;
+    let folder = open(&command.model, &command.run)?;
     defaults::note(&command.model, &folder.defaults, &command.draw);
     let chat = match &command.tokens {
         Some(_) => None,

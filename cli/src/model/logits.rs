@@ -46,7 +46,7 @@ pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
             unread.join(", ")
         ));
     }
-    let folder = open(&command.model)?;
+    let folder = open(&command.model, &command.run)?;
     warn_of_length(&folder.config, length);
     let capacity = command
         .run

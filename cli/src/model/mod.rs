@@ -25,18 +25,21 @@ mod report;
 mod shown;
 mod weights;
 
-use crate::args::{DeviceArg, Draw, Run};
+use crate::args::{ActivationsArg, DeviceArg, Draw, Run};
 use crate::device::{self, check_pattern};
 use crate::failure::Failure;
 use crate::{output, source};
 use burn::prelude::Backend;
+use butterfly::ops::Packed;
 use butterfly::{AttentionBackend, Plan, backends};
 use butterfly_compiler::lengths;
 use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::model::{ModelConfig, ModelSizes};
 use butterfly_ir::pattern::Parsed;
 use butterfly_ir::{Context, Dtype, Sparsity, Target};
-use butterfly_models::{Checkpoint, Extent, Footprint, Model, Policy, Sampler, Sampling, Unused};
+use butterfly_models::{
+    Checkpoint, Extent, Footprint, Model, Policy, Sampler, Sampling, Unused, read_packing,
+};
 use butterfly_runtime::{Device, Found, find};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -137,9 +140,13 @@ impl Draw {
     }
 }
 
-/// Opens a model's folder, and notes if its weights overrule its config.
-fn open(dir: &Path) -> Result<Checkpoint, Failure> {
+/// Opens a model's folder for a run, and notes if its weights overrule its config or the run's arguments.
+fn open(dir: &Path, run: &Run) -> Result<Checkpoint, Failure> {
     let folder = Checkpoint::open(dir).map_err(Failure::bad)?;
+    if run.activations == ActivationsArg::Fp8 && !folder.has_float8() {
+        note_of_activations(dir);
+    }
+    let folder = folder.with_activations(run.activations.into());
     if folder.own_output() {
         output::note(format_args!(
             "note: {}: `tie_word_embeddings` is true, but lm_head.weight differs from the embedding: both are used; write false there to silence this",
@@ -147,6 +154,23 @@ fn open(dir: &Path) -> Result<Checkpoint, Failure> {
         ));
     }
     Ok(folder)
+}
+
+/// The packing of random weights of a config's shapes, for a run.
+fn packing(config: &Path, run: &Run) -> Result<Option<Packed>, Failure> {
+    let packed = read_packing(config).map_err(Failure::bad)?;
+    let float8 = matches!(packed, Some(Packed::Float8 { .. }));
+    if run.activations == ActivationsArg::Fp8 && !float8 {
+        note_of_activations(config);
+    }
+    Ok(packed.map(|packed| packed.with(run.activations.into())))
+}
+
+fn note_of_activations(model: &Path) {
+    output::note(format_args!(
+        "note: --activations fp8 changes nothing: {} has no weights in FP8",
+        model.display()
+    ));
 }
 
 /// The model of a run, and its kernels.

@@ -17,7 +17,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The schema version that this version of the crate writes and reads.
-pub const SCHEMA: u32 = 11;
+pub const SCHEMA: u32 = 12;
 
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use super::change::Layout;
 use super::{Element, Region, View};
 use burn::tensor::DType;
 use butterfly::Dtype;
-use butterfly::ops::{Packed, Storage};
+use butterfly::ops::{Activations, Packed, Storage};
 
 /// A weight matrix as it is stored: the storage, and the bytes of each of its tensors.
 #[derive(Debug)]
@@ -23,6 +23,15 @@ pub(crate) struct Stored<'a> {
 }
 
 impl Stored<'_> {
+    /// The same, with rows that become `activations` if it is in FP8.
+    pub(crate) fn with(self, activations: Activations) -> Self {
+        let storage = match self.storage {
+            Storage::Packed(packed) => Storage::Packed(packed.with(activations)),
+            Storage::Dense(_) => self.storage,
+        };
+        Self { storage, ..self }
+    }
+
     /// The matrix that these are together, if their tensors lie one after another in one file.
     pub(crate) fn span(all: &[Self]) -> Option<Self> {
         let first = all.first()?;
@@ -99,6 +108,7 @@ pub(crate) fn stored<'a>(
             shaped(&scales, &scales_name, across)?;
             let packed = Packed::Float8 {
                 scales: float(&scales, &scales_name)?,
+                activations: Activations::Kept,
             };
             Ok(Stored {
                 storage: Storage::Packed(packed),

@@ -23,7 +23,7 @@ pub(crate) fn tensors(packed: Packed, sizes: &[usize]) -> Vec<Vec<u8>> {
                 factors(sizes[2], scales, -scale * most / 2.0),
             ]
         }
-        Packed::Float8 { scales } => {
+        Packed::Float8 { scales, .. } => {
             // Without the highest bit of the exponent, floats are below 2 and none is NaN.
             let codes = bytes(sizes[0], 0xbf);
             vec![codes, factors(sizes[1], scales, 2.0 * DEVIATION)]
@@ -86,7 +86,7 @@ mod tests {
             group: 64,
             scales: Dtype::Bf16,
         };
-        let float8 = Packed::Float8 { scales: Dtype::F32 };
+        let float8 = Packed::float8(Dtype::F32);
         for packed in [affine(2), affine(4), affine(8), float8, Packed::Microscaled] {
             let tensors = tensors(packed, &packed.sizes(130, 256).expect("sizes"));
             let slices: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();

@@ -139,6 +139,7 @@ pub(crate) fn experts<E: Stored>(op: &Experts, inputs: &[FlexTensor]) -> Vec<Fle
     // The choices, sorted by expert; those of one expert in the order of rows.
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|choice| ids[*choice]);
+    let many = ids.len() > Experts::FEW;
     // Rows of all choices, or their sums.
     let mut y = vec![
         0.0f32;
@@ -166,13 +167,13 @@ pub(crate) fn experts<E: Stored>(op: &Experts, inputs: &[FlexTensor]) -> Vec<Fle
         };
         let mut wide = vec![0.0; rows * 2 * size];
         let weight = of_expert(&op.inner, &inner, expert, hidden);
-        multiply(&own, rows, &weight, &mut wide);
+        multiply(&own, (rows, many), &weight, &mut wide);
         add(&mut wide, 0);
         let mut gated = vec![0.0; rows * size];
         let pairs = gated.par_chunks_mut(size).zip(wide.par_chunks(2 * size));
         pairs.for_each(|(out, row)| activate(op.activation, row, out));
         let weight = of_expert(&op.outer, &outer, expert, size);
-        multiply(&gated, rows, &weight, &mut own);
+        multiply(&gated, (rows, many), &weight, &mut own);
         add(&mut own, 1);
         for (row, choice) in own.chunks_exact(hidden).zip(choices) {
             if op.apart {

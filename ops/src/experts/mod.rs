@@ -302,6 +302,9 @@ impl Experts {
 }
 
 impl Experts {
+    /// Most pairs of a row and an expert that are multiplied one by one, and never quantised.
+    pub const FEW: usize = 64;
+
     pub(crate) fn names(&self) -> Names {
         let sections = self.inner.iter().chain(self.outer.iter());
         let tensors = sections.flat_map(|section| {

@@ -16,6 +16,7 @@ pub(crate) mod normed_few;
 
 use super::few::{self, Pairs, Rows};
 use super::hopper::{self, Matrix};
+use super::quantised::{self, cube::Forms};
 use super::{Embed, Packed, Part, Products, Project, Storage, packed};
 use crate::Activation;
 use crate::OperationError;
@@ -35,7 +36,7 @@ use cubek::std::InputBinding;
 use half::{bf16, f16};
 
 /// Most rows for which the kernel is used that reads the weight once, without tensor cores.
-pub(crate) const FEW: usize = 8;
+pub(crate) const FEW: usize = Project::FEW;
 
 /// Rows of a panel are a multiple of it, as are those of the tiles of all products.
 const TILE: usize = 128;
@@ -136,6 +137,7 @@ pub(crate) fn rest<R: CubeRuntime + Launches, F: FloatElement>(
 ) -> Result<(), OperationError> {
     let (m, k) = (x.meta.shape()[0], x.meta.shape()[1]);
     let mut tensors = tensors;
+    let mut forms = Forms::of(x);
     for part in parts {
         let rows = part.rows;
         match stored(*part, k, &mut tensors) {
@@ -147,10 +149,22 @@ pub(crate) fn rest<R: CubeRuntime + Launches, F: FloatElement>(
                 }
             }
             Weight::Packed(weight) => {
-                let panel = panel_rows(k);
-                for first in (0..rows).step_by(panel) {
-                    let part = weight.unpacked::<F>(first, panel.min(rows - first));
-                    columns::<R, F>(x, &part, y, column + first, &op.products)?;
+                let product = quantised::hopper::Product {
+                    weight: &weight.of_rows(rows),
+                    gated: false,
+                    listed: None,
+                    rows: m,
+                    width: y.meta.shape()[1],
+                    column,
+                };
+                let storage = Storage::Packed(weight.packed);
+                if !(storage.quantises() && forms.multiply::<F>(&product, y, &op.grouped)?) {
+                    let x = forms.for_weight::<F>(storage);
+                    let panel = panel_rows(k);
+                    for first in (0..rows).step_by(panel) {
+                        let part = weight.unpacked::<F>(first, panel.min(rows - first));
+                        columns::<R, F>(x, &part, y, column + first, &op.products)?;
+                    }
                 }
             }
             Weight::Dense(weight) => columns::<R, F>(x, &weight, y, column, &op.products)?,

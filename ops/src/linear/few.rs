@@ -247,7 +247,7 @@ pub(crate) fn wanted<R: CubeRuntime>(
             group,
             scales,
         }) => GroupedFormat::Affine4 { group, scales },
-        Storage::Packed(Packed::Float8 { scales }) => GroupedFormat::Float8 { scales },
+        Storage::Packed(Packed::Float8 { scales, .. }) => GroupedFormat::Float8 { scales },
         Storage::Packed(Packed::Microscaled) => GroupedFormat::Microscaled,
         Storage::Dense(_) | Storage::Packed(_) => return None,
     };

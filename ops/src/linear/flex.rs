@@ -63,7 +63,7 @@ pub(crate) fn project<E: Stored>(op: &Project, inputs: Vec<FlexTensor>) -> Vec<F
     let bytes: Vec<Bytes<'_>> = bytes.collect();
     let parts = bytes.iter().zip(op.parts.iter());
     let weights: Vec<Rows<'_>> = parts.map(|(bytes, part)| bytes.rows(*part, k)).collect();
-    multiply(&x, m, &weights, &mut y);
+    multiply(&x, (m, m > Project::FEW), &weights, &mut y);
     if let Some(activation) = op.gate {
         shape[last] = n / 2;
         y = activated(activation, &y, n);

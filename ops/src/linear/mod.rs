@@ -9,11 +9,12 @@ pub(crate) mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod hopper;
 pub(crate) mod packed;
+pub(crate) mod quantised;
 #[cfg(feature = "cpu")]
 pub(crate) mod rows;
 pub(crate) mod storage;
 
-pub use packed::Packed;
+pub use packed::{Activations, Packed};
 #[cfg(feature = "cpu")]
 pub use rows::Rows;
 pub use storage::{Part, Parts, Storage};
@@ -103,6 +104,9 @@ impl Embed {
 }
 
 impl Project {
+    /// Most rows of which products take as long as the weight is read: these are never quantised.
+    pub const FEW: usize = 8;
+
     /// A linear layer with a dense weight of `rows` rows of `dtype`, without generated kernels.
     pub fn dense(rows: usize, dtype: DType) -> Self {
         let storage = Storage::Dense(dtype);

@@ -31,6 +31,11 @@ pub struct Part {
 pub type Parts = Arc<[Part]>;
 
 impl Storage {
+    /// Whether many rows are quantised before they are multiplied.
+    pub(crate) fn quantises(self) -> bool {
+        matches!(self, Self::Packed(packed) if packed.quantises())
+    }
+
     /// Names of the tensors of a part, in order.
     pub(crate) fn names(self) -> &'static [&'static str] {
         match self {

@@ -56,7 +56,7 @@ impl Added {
 
 impl Normed {
     /// Most rows of which kernels compute all of it at once.
-    pub const FEW: usize = 8;
+    pub const FEW: usize = Project::FEW;
 
     /// Inputs before the tensors of the weight.
     fn own(&self) -> usize {

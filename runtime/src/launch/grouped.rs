@@ -2,9 +2,11 @@
 
 mod few;
 mod normed;
+mod quantised;
 
 pub use few::{FewGates, FewPairs, FewSizes, FewTensors};
 pub use normed::{NormedSizes, NormedTensors};
+pub use quantised::{QuantisedExperts, QuantisedSizes, QuantisedTensors};
 
 use super::bind::long_enough;
 use super::ready::{Code, Image};
@@ -28,6 +30,7 @@ pub struct ReadyGrouped {
     tiles: Arc<Image>,
     few: Arc<Image>,
     normed: Arc<Image>,
+    quantised: Option<Arc<Image>>,
     grouped: Arc<Grouped>,
 }
 
@@ -79,18 +82,20 @@ impl ReadyGrouped {
     /// [`LaunchError::Image`] if `image` is none of these, [`LaunchError::Unfit`] if a field of `grouped` is invalid.
     pub fn new(grouped: Grouped, image: &[u8]) -> Result<Self, LaunchError> {
         let is_text = matches!(Code::of_cuda(image), Some(Code::Cuda(_)));
-        let one = |number: usize| {
-            let (_, stage) = grouped.stages()[number];
+        let images = grouped.stages().enumerate().map(|(number, (_, stage))| {
             let launch = [stage.threads, stage.shared_bytes];
             let only = format!("#define {} {number}\n", Grouped::ONLY);
             let alone = [only.as_bytes(), image].concat();
             let image = if is_text { alone.as_slice() } else { image };
             Image::beside_attention(grouped.check(), &stage.entry, launch, image).map(Arc::new)
-        };
+        });
+        let mut images = images.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut next = || images.next().expect("three stages at least");
         Ok(Self {
-            tiles: one(0)?,
-            few: one(1)?,
-            normed: one(2)?,
+            tiles: next(),
+            few: next(),
+            normed: next(),
+            quantised: images.next(),
             grouped: Arc::new(grouped),
         })
     }
@@ -102,7 +107,8 @@ impl ReadyGrouped {
 
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
-        [&self.tiles, &self.few, &self.normed].into_iter()
+        let all = [&self.tiles, &self.few, &self.normed];
+        all.into_iter().chain(&self.quantised)
     }
 
     /// Whether the kernel for tiles can compute this: no size is 0 except the column; rows, column and width are multiples of 8,

@@ -51,7 +51,7 @@ pub use delta_rule::{DeltaTensors, DeltaTokens, ReadyDeltaRule};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use grouped::{
     FewGates, FewPairs, FewSizes, FewTensors, GroupedSizes, GroupedTensors, NormedSizes,
-    NormedTensors, ReadyGrouped,
+    NormedTensors, QuantisedExperts, QuantisedSizes, QuantisedTensors, ReadyGrouped,
 };
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use product::{Multiply, ReadyProduct, Written};

@@ -124,11 +124,15 @@ impl Layer {
     pub(super) fn reference(&self, given: &Given) -> Vec<f64> {
         let [hidden, size] = self.kind.sizes;
         let mut y = vec![0.0; given.x.len()];
+        let many = given.ids.len() > Experts::FEW;
         for (pair, (id, weight)) in given.ids.iter().zip(&given.weights).enumerate() {
             let (row, expert) = (pair / given.each, *id as usize);
             let x = given.x[row * hidden..][..hidden].iter();
             let x: Vec<f64> = x.map(|x| f64::from(*x)).collect();
-            let inner = self.inner.iter().flat_map(|part| part.times(expert, &x));
+            let inner = self
+                .inner
+                .iter()
+                .flat_map(|part| part.times(expert, &x, many));
             let mut inner: Vec<f64> = inner.collect();
             let add = |y: &mut [f64], which: usize| {
                 if let Some(biases) = &self.biases {
@@ -142,7 +146,7 @@ impl Layer {
             add(&mut inner, 0);
             let between = gated(self.kind.activation, &inner);
             assert_eq!(between.len(), size);
-            let mut outer = self.outer.times(expert, &between);
+            let mut outer = self.outer.times(expert, &between, many);
             add(&mut outer, 1);
             for (y, outer) in y[row * hidden..][..hidden].iter_mut().zip(outer) {
                 *y += f64::from(*weight) * outer;

@@ -114,6 +114,19 @@ fn cpu_agrees_with_f64() {
     }
 }
 
+/// Rows in FP8 where there are many pairs. A number between two weights that f32 rounds in another way than f64 may become
+/// another one of FP8.
+#[test]
+fn pairs_in_fp8_agree_with_f64() {
+    let choices = [spread(16, 4), spread(40, 2), alone(70)];
+    for (i, layer) in hopper::quantised().iter().enumerate() {
+        agrees::<Flex>(layer, &choices, (DType::F32, 2e-3), &Default::default());
+        if i % 2 == 1 {
+            agrees::<Vulkan>(layer, &choices[1..], (DType::F32, 2e-3), &WgpuDevice::Cpu);
+        }
+    }
+}
+
 /// The layer of gpt-oss: rows of gate and up that alternate, and biases.
 fn alternating() -> Layer {
     Layer::new(Kind {

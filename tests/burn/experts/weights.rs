@@ -1,12 +1,13 @@
 //! Weights of experts in every way of storing them, and their values.
 
 use super::COUNT;
+use crate::quantised;
 use crate::values::{bits, floats, number, rounded};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
 use butterfly::AttentionBackend;
-use butterfly::ops::{Packed, Rows, Section, Storage};
+use butterfly::ops::{Activations, Packed, Rows, Section, Storage};
 use butterfly_ir::Dtype;
 use half::f16;
 
@@ -21,7 +22,12 @@ pub(super) const AFFINE: Storage = Storage::Packed(Packed::Affine {
     group: 32,
     scales: Dtype::F16,
 });
-pub(super) const FLOAT8: Storage = Storage::Packed(Packed::Float8 { scales: Dtype::F32 });
+pub(super) const FLOAT8: Storage = Storage::Packed(Packed::float8(Dtype::F32));
+/// Rows become FP8 too.
+pub(super) const QUANTISED: Storage = Storage::Packed(Packed::Float8 {
+    scales: Dtype::F32,
+    activations: Activations::Float8,
+});
 
 /// Some rows of the weight of each expert.
 pub(super) struct Part {
@@ -62,8 +68,13 @@ impl Part {
         }
     }
 
-    /// The rows of an expert times x, in f64.
-    pub(super) fn times(&self, expert: usize, x: &[f64]) -> Vec<f64> {
+    /// The rows of an expert times x, in f64. If x is one of `many` rows, it is rounded where that is wanted.
+    pub(super) fn times(&self, expert: usize, x: &[f64], many: bool) -> Vec<f64> {
+        let quantised = match many && self.section.storage == QUANTISED {
+            true => quantised::rows(x, x.len()),
+            false => x.to_vec(),
+        };
+        let x = &quantised;
         let each = self.section.rows * self.columns;
         let rows = self.values[expert * each..][..each].chunks(self.columns);
         let dot = |row: &[f32]| -> f64 { row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum() };

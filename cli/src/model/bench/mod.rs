@@ -7,15 +7,15 @@ mod table;
 use super::finite::{self, Watch};
 use super::weights::Weights;
 use super::{
-    Place, Setting, Sparse, Task, check_chunk_of_each, chunk_of, chunk_of_each, open, policy,
-    report, run_on, sparse, sync,
+    Place, Setting, Sparse, Task, check_chunk_of_each, chunk_of, chunk_of_each, open, packing,
+    policy, report, run_on, sparse, sync,
 };
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use crate::source;
 use butterfly::AttentionBackend;
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
-use butterfly_models::{Extent, Footprint, Model, Policy, Taken, read_config, read_packing};
+use butterfly_models::{Extent, Footprint, Model, Policy, Taken, read_config};
 use std::path::Path;
 use std::time::Instant;
 use table::{Report, text};
@@ -25,13 +25,13 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
     let (measure, run) = (&command.measure, &command.run);
     let (path, config, sizes, weights) = match (&command.model, &command.random_weights) {
         (Some(dir), _) => {
-            let folder = open(dir)?;
+            let folder = open(dir, run)?;
             let (config, sizes) = (folder.config.clone(), folder.sizes.clone());
             (dir, config, sizes, Weights::Stored(Box::new(folder)))
         }
         (None, Some(path)) => {
             let (config, sizes) = read_config(path).map_err(Failure::bad)?;
-            (path, config, sizes, random(path)?)
+            (path, config, sizes, random(path, run)?)
         }
         (None, None) => return Err(Failure::Bad("give --model or --random-weights".into())),
     };
@@ -46,9 +46,9 @@ pub(crate) fn model(command: &BenchModel, json: bool) -> Result<(), Failure> {
 }
 
 /// Random weights, packed as a config says.
-fn random(config: &Path) -> Result<Weights, Failure> {
+fn random(config: &Path, run: &Run) -> Result<Weights, Failure> {
     Ok(Weights::Random {
-        packed: read_packing(config).map_err(Failure::bad)?,
+        packed: packing(config, run)?,
         seed: None,
     })
 }
@@ -77,7 +77,7 @@ pub(crate) fn layer(command: &BenchLayer, json: bool) -> Result<(), Failure> {
         path,
         config,
         sizes,
-        weights: random(path)?,
+        weights: random(path, &command.run)?,
         layer: Some(at),
     };
     bench(&subject, &command.measure, (&command.run, &[]), json)

@@ -214,7 +214,8 @@ impl<'a> Calibration<'a> {
                 self.every,
                 self.capacity,
             ],
-            (self.tail, run.chunk, run.dtype, format!("{:?}", run.device)),
+            (self.tail, run.chunk, run.dtype),
+            format!("{:?} {:?}", run.device, run.activations),
         );
         let text = serde_json::to_string(&parts).map_err(Failure::bad)?;
         Ok(blake3::hash(text.as_bytes()).to_hex().to_string())

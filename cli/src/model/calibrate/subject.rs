@@ -3,12 +3,12 @@
 //! In:  a folder or GGUF file, or a config and a seed. Out: its sizes, and where its weights are from.
 
 use super::super::weights::Weights;
-use super::super::{Place, open};
+use super::super::{Place, open, packing};
 use crate::args::Calibrate as Command;
 use crate::failure::Failure;
 use butterfly::AttentionBackend;
 use butterfly_ir::model::{ModelConfig, ModelSizes};
-use butterfly_models::{Checkpoint, Model, ModelShape, Taken, read_config, read_packing};
+use butterfly_models::{Checkpoint, Model, ModelShape, Taken, read_config};
 use std::path::{Path, PathBuf};
 
 pub(super) struct Subject {
@@ -23,7 +23,7 @@ impl Subject {
     pub(super) fn open(command: &Command) -> Result<Self, Failure> {
         match (&command.model, &command.random_weights) {
             (Some(path), _) => {
-                let folder = open(path)?;
+                let folder = open(path, &command.run)?;
                 Ok(Self {
                     path: path.clone(),
                     config: folder.config.clone(),
@@ -33,7 +33,7 @@ impl Subject {
             }
             (None, Some(path)) => {
                 let (config, sizes) = read_config(path).map_err(Failure::bad)?;
-                let packed = read_packing(path).map_err(Failure::bad)?;
+                let packed = packing(path, &command.run)?;
                 let seed = Some(command.seed);
                 Ok(Self {
                     path: path.clone(),

@@ -27,7 +27,7 @@ use std::path::Path;
 use tasks::{Case, Encode};
 
 pub(crate) fn run(command: &Command, json: bool) -> Result<(), Failure> {
-    let folder = open(&command.model)?;
+    let folder = open(&command.model, &command.several.run)?;
     let chat = Chat::open(&command.model).map_err(Failure::bad)?;
     let text = source::read_text(&command.text)?;
     let encode = |text: &str| chat.encode(text, false).map_err(Failure::bad);

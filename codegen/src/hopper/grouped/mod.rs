@@ -1,5 +1,6 @@
 //! Products of rows with the weights of their experts, `y[pair] = W[expert(pair)] x[row(pair)]`, the weights packed or
-//! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share, and of norms of rows.
+//! dense: in tiles of many pairs, and (`few`) of a few rows, also with weights that all rows share, and of norms of rows;
+//! in FP8, also of many rows that are FP8 themselves (`quantised`).
 //!
 //! In tiles, a workgroup multiplies 128 pairs of one expert with 256 rows of its weight (wgmma m64n128k16). Two
 //! producer warpgroups fill a ring: they gather rows of x by `cp.async`, since pairs of an expert are rows anywhere in x,
@@ -14,6 +15,7 @@
 //! a row has one or several pieces; their elements share scales.
 
 mod few;
+mod quantised;
 
 use super::prefill::instruction;
 use super::source;
@@ -40,6 +42,7 @@ pub(crate) fn launched(grouped: Grouped) -> Grouped {
         },
         few: few::stage(&grouped),
         normed: few::normed_stage(&grouped),
+        quantised: grouped.has_quantised().then(quantised::stage),
         ..grouped
     }
 }
@@ -70,9 +73,8 @@ pub(crate) fn text(grouped: &Grouped) -> String {
     ] {
         constants.add(name, value);
     }
+    let warpgroups = [source::INSTRUCTIONS, source::STORES].join("\n");
     let tiles = [
-        source::INSTRUCTIONS.to_string(),
-        source::STORES.to_string(),
         instruction("mma_rows", dtype, Grouped::ROWS / 2),
         include_str!("lists.cuh").to_string(),
         unpacking(dtype, format),
@@ -86,8 +88,14 @@ pub(crate) fn text(grouped: &Grouped) -> String {
         source::COPIES.to_string(),
         include_str!("weight.cuh").to_string(),
         format.scales().map(number).unwrap_or_default(),
+        chosen(&[0, 3], &warpgroups),
+        chosen(&[1, 2, 3], source::SILU),
         chosen(&[0], &tiles.join("\n")),
         chosen(&[1, 2], &few::text(grouped)),
+        match grouped.quantised {
+            Some(_) => chosen(&[3], &quantised::text(grouped.columns)),
+            None => String::new(),
+        },
     ];
     parts.join("\n")
 }

@@ -55,6 +55,12 @@ pub(in crate::hopper) fn register_instruction(
     )
 }
 
+/// As [`instruction`], of floats of 8 bits (e4m3).
+pub(in crate::hopper) fn float8_instruction(name: &str, columns: u32) -> String {
+    let arguments = "unsigned long long a, unsigned long long b";
+    function(name, arguments, "e4m3", columns, &["\"l\"(a)"], "1, 1")
+}
+
 fn kind(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::Bf16 => "bf16",
@@ -71,10 +77,12 @@ fn function(
     modifiers: &str,
 ) -> String {
     let count = columns / 2;
+    // An instruction multiplies 32 bytes of each row.
+    let k = if kind == "e4m3" { 32 } else { 16 };
     let mut text = format!(
         "__device__ __forceinline__ void {name}(float (&d)[{count}], {arguments}, int accumulate) {{\n  \
          asm volatile(\n      \"{{\\n.reg .pred add;\\nsetp.ne.s32 add, %{}, 0;\\n\"\n      \
-         \"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} {{\"\n",
+         \"wgmma.mma_async.sync.aligned.m64n{columns}k{k}.f32.{kind}.{kind} {{\"\n",
         count as usize + a.len() + 1,
     );
     for row in 0..count.div_ceil(16) {

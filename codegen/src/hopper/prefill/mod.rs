@@ -55,7 +55,9 @@ mod blueprint;
 mod matrix;
 
 pub(crate) use blueprint::Blueprint;
-pub(super) use matrix::{instruction, register_instruction, transposed_instruction};
+pub(super) use matrix::{
+    float8_instruction, instruction, register_instruction, transposed_instruction,
+};
 
 use super::source;
 use butterfly_ir::band::UNBOUNDED;

@@ -14,6 +14,7 @@ mod arrange;
 mod choose;
 mod combine;
 mod few;
+mod quantised;
 mod route;
 mod tiles;
 
@@ -27,6 +28,7 @@ use crate::cube::launch::{empty, shaped};
 use crate::gate::Activation;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::{Words, words_of};
+use crate::linear::quantised::cube::Forms;
 use arrange::Arrangement;
 use burn::tensor::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
@@ -34,9 +36,6 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
 use tiles::{Place, Units};
-
-/// Most pairs that are multiplied one by one.
-const FEW: usize = 64;
 
 /// The section of a weight on a device.
 struct Stored<R: CubeRuntime> {
@@ -79,15 +78,28 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
     };
     let size = op.size();
     let chosen = pairs / (x.meta.num_elements() / hidden);
-    let arrangement = (pairs > FEW).then(|| Arrangement::of(&ids, op.count, Units::of::<R, F>(&x)));
+    let arrangement =
+        (pairs > Experts::FEW).then(|| Arrangement::of(&ids, op.count, Units::of::<R, F>(&x)));
+    let sections = [inner.as_slice(), &outer];
+    if let Some(arrangement) = &arrangement
+        && biases.is_none()
+        && let Some(rows) = quantised::experts::<R, F>(op, &x, sections, arrangement, chosen)?
+    {
+        let y = empty(&x, shape, F::dtype());
+        combine::combine::<R, F>(&rows, &weights, None, &x, added.as_ref(), &y);
+        return Ok(vec![y]);
+    }
     let times = |x: &CubeTensor<R>, share: usize, weight: &[Stored<R>], columns, rows: usize| {
         let y = empty(x, [pairs, rows], F::dtype());
+        let flat = shaped(x.clone(), [x.meta.num_elements() / columns, columns]);
+        let mut forms = Forms::of(&flat);
         let mut column = 0;
         for stored in weight {
             let weight = stored.words(columns);
             let (place, products) = (Place { share, column }, &op.products);
             match &arrangement {
                 Some(arrangement) => {
+                    let x = forms.for_weight::<F>(stored.section.storage);
                     tiles::multiply::<R, F>(x, &weight, arrangement, &y, place, products)?;
                 }
                 None => {

@@ -6,6 +6,7 @@ use crate::cube::launch::{empty, shaped};
 use crate::linear::few;
 use crate::linear::hopper::{Matrix, multiply_gated};
 use crate::linear::packed::cube::{Weight, words_of};
+use crate::linear::quantised::{cube::Forms, hopper::Product};
 use crate::linear::{Project, Storage};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
@@ -44,11 +45,27 @@ pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
         let y = (takes && m > 0).then(|| dense_few::multiply_gated::<R, F>(&x, &tensors[0]));
         return Ok(y.map(|y| shaped(y, shape)));
     }
-    let multiply = |weight: &CubeTensor<R>, rows, column, y: &mut Option<CubeTensor<R>>| {
+    let mut forms = Forms::of(&x);
+    if part.storage.quantises() {
+        let y = empty(&x, [m, n], F::dtype());
+        let product = Product {
+            weight: &words_of(part.storage, k, 2 * n, tensors),
+            gated: true,
+            listed: None,
+            rows: m,
+            width: n,
+            column: 0,
+        };
+        if forms.multiply::<F>(&product, &y, &op.grouped)? {
+            return Ok(Some(shaped(y, shape)));
+        }
+    }
+    let rows = forms.for_weight::<F>(part.storage);
+    let multiply = |weight: &CubeTensor<R>, of_weight, column, y: &mut Option<CubeTensor<R>>| {
         let made = || y.take().unwrap_or_else(|| empty(&x, [m, n], F::dtype()));
-        let factors = [&x, weight].map(Matrix::all);
+        let factors = [rows, weight].map(Matrix::all);
         let to = [column, n];
-        multiply_gated::<R, F>(factors, [m, rows, k], to, &op.products, made)
+        multiply_gated::<R, F>(factors, [m, of_weight, k], to, &op.products, made)
     };
     let mut y = None;
     match part.storage {

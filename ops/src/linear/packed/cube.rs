@@ -13,6 +13,7 @@ mod bits;
 mod blocks;
 mod elements;
 
+pub(crate) use bits::e4m3;
 pub(crate) use elements::eight;
 
 use super::super::Storage;
@@ -144,7 +145,7 @@ impl Format {
                 group,
                 scales,
             },
-            Storage::Packed(Packed::Float8 { scales }) => Groups {
+            Storage::Packed(Packed::Float8 { scales, .. }) => Groups {
                 bits: 8,
                 group: super::SQUARE as u32,
                 scales,

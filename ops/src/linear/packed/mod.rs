@@ -51,7 +51,22 @@ pub enum Packed {
     Float8 {
         /// Element type of the factors.
         scales: Dtype,
+        /// What rows become before they are multiplied with the weight.
+        activations: Activations,
     },
+}
+
+/// What rows become before they are multiplied with a weight in FP8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// They stay what they are.
+    #[default]
+    Kept,
+    /// Many rows at once become floats of 8 bits too: every 128 elements share a power of two, the smallest one by which
+    /// the largest of them becomes at most 448, and are rounded to e4m3. On Hopper, matrix units multiply floats of 8 bits
+    /// twice as fast as those of 16. A few rows, of which products take as long as the weight is read, stay what they are:
+    /// up to 8, and up to 64 pairs of a row and its expert.
+    Float8,
 }
 
 impl Packed {
@@ -122,7 +137,7 @@ impl Packed {
                 let bytes = numbers.saturating_mul(scales.bytes() as usize);
                 sizes.extend([bytes, bytes]);
             }
-            Self::Float8 { scales } => {
+            Self::Float8 { scales, .. } => {
                 let squares = rows.div_ceil(SQUARE) * k.div_ceil(SQUARE);
                 sizes.push(squares * scales.bytes() as usize);
             }
@@ -140,6 +155,31 @@ impl Packed {
             | Self::Mxfp4 => {}
         }
         Ok(sizes)
+    }
+
+    /// FP8 with factors of this type, and rows that stay what they are.
+    pub const fn float8(scales: Dtype) -> Self {
+        Self::Float8 {
+            scales,
+            activations: Activations::Kept,
+        }
+    }
+
+    /// The same format, with rows that become `activations` if it is FP8.
+    pub fn with(self, activations: Activations) -> Self {
+        match self {
+            Self::Float8 { scales, .. } => Self::Float8 {
+                scales,
+                activations,
+            },
+            _ => self,
+        }
+    }
+
+    /// Whether many rows are quantised before they are multiplied.
+    pub(crate) fn quantises(self) -> bool {
+        let activations = Activations::Float8;
+        matches!(self, Self::Float8 { activations: given, .. } if given == activations)
     }
 
     /// Whether a weight of `rows` rows can be continued by another, tensor by tensor.

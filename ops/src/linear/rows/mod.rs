@@ -145,6 +145,11 @@ impl<'a> Rows<'a> {
         })
     }
 
+    /// Whether many rows are quantised before they are multiplied with it.
+    fn quantises(&self) -> bool {
+        self.storage.quantises()
+    }
+
     /// Row `row`, as f32.
     ///
     /// # Panics
@@ -219,7 +224,7 @@ impl<'a> Format<'a> {
                     _ => return None,
                 }
             }
-            Packed::Float8 { scales } => {
+            Packed::Float8 { scales, .. } => {
                 Self::Float8(Float8::new(codes, Floats::new(scales, tensors[1]), k))
             }
             Packed::Microscaled => Self::Microscaled(Microscaled {

@@ -114,7 +114,7 @@ fn tensors(format: Packed, n: usize, k: usize, seed: usize) -> Vec<Vec<u8>> {
     let mut tensors: Vec<Vec<u8>> = vec![codes];
     for (bytes, seed) in sizes[1..].iter().zip(seed..) {
         tensors.push(match format {
-            Packed::Affine { scales, .. } | Packed::Float8 { scales } => {
+            Packed::Affine { scales, .. } | Packed::Float8 { scales, .. } => {
                 let numbers = bytes / scales.bytes() as usize;
                 (0..numbers)
                     .flat_map(|i| put(scales, number(seed + i)))
@@ -147,7 +147,7 @@ fn formats() -> Vec<Packed> {
     let mut formats: Vec<Packed> = GGUF.iter().map(|(format, _)| *format).collect();
     formats.push(Packed::Microscaled);
     for scales in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        formats.push(Packed::Float8 { scales });
+        formats.push(Packed::float8(scales));
         for bits in [2, 4, 8] {
             let group = 32 * bits;
             formats.push(Packed::Affine {
@@ -198,7 +198,7 @@ fn products_with_ragged_weights() {
         ] {
             let bytes = |n: usize| (0..n * k).flat_map(|i| put(dtype, number(i * 3)));
             let dense: Vec<u8> = bytes(7).collect();
-            let format = Packed::Float8 { scales: dtype };
+            let format = Packed::float8(dtype);
             let float8 = tensors(format, 130, k, 5);
             let weights = [
                 Rows::new(Storage::Dense(stored), [7, k], &[&dense]).expect("rows"),
@@ -231,7 +231,7 @@ fn products(name: &str, weights: &[Rows<'_>]) {
         for isa in sets() {
             let run = |pool: &rayon::ThreadPool| {
                 let mut y = vec![f32::NAN; m * n];
-                pool.install(|| multiply_with(isa, &x, m, weights, &mut y));
+                pool.install(|| multiply_with(isa, &x, (m, false), weights, &mut y));
                 y
             };
             let [one, two] = pools.each_ref().map(run);
@@ -272,7 +272,7 @@ fn products_with_infinite_scales() {
         .flat_map(|m| sets().map(move |isa| (m, isa)))
     {
         let mut y = vec![0.0; 3 * m];
-        multiply_with(isa, &vec![0.5; m * k], m, &[weight], &mut y);
+        multiply_with(isa, &vec![0.5; m * k], (m, false), &[weight], &mut y);
         for y in y.chunks(3) {
             assert!(y[0].is_finite() && y[1].is_nan() && !y[2].is_finite());
         }

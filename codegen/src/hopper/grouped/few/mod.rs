@@ -86,7 +86,6 @@ pub(super) fn text(grouped: &Grouped) -> String {
     let parts = [
         constants,
         include_str!("instructions.cuh").replace("@kind", kind),
-        source::SILU.to_string(),
         include_str!("stages.cuh").to_string(),
         of_scales,
         unpacking(format).to_string(),

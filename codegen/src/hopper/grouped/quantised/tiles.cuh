@@ -1,0 +1,68 @@
+// ---- What there is to do: tiles of pairs of one expert, each times some rows of its weight ----
+
+// Products of a pair with the weight of an expert, which has twice as many rows if half of them are gates; experts, or 0
+// if all pairs have the one weight; pairs, and the most tiles that there can be; where the first product goes in rows of
+// y, and the elements of such a row; and whether rows of y are those that the order names, or in order.
+struct alignas(8) Shape { int rows, experts, pairs, tiles, column, width, gated, scattered; };
+
+// Pairs of an expert, from place `first_pair` of the order on, and the first row of the weight.
+struct Tile { int expert, first_pair, pairs, first_row; };
+
+// Pairs sorted by expert, where those of each expert begin, and for each tile its expert and its number among those of
+// the expert.
+struct Lists {
+  const unsigned* order;
+  const unsigned* offsets;
+  const unsigned* tiles;
+};
+
+// Columns of y in a tile. With gates, half of a tile's rows of the weight are gates.
+__device__ __forceinline__ int width_of(const Shape& shape) { return shape.gated ? N_TILE / 2 : N_TILE; }
+
+// Finds job `index`; false beyond the last one. Tiles that do not exist come last, and have no expert.
+__device__ __forceinline__ bool tile_at(const Shape& shape, const Lists& lists, int index, Tile& tile) {
+  const int width = width_of(shape);
+  const int across = (shape.rows + width - 1) / width;
+  if (shape.experts > 0) {
+    // Jobs of the same pairs follow each other, so that workgroups read these rows of x at about the same time.
+    const int number = index / across;
+    if (number >= shape.tiles) return false;
+    const unsigned expert = lists.tiles[2 * number];
+    if (expert == ~0u) return false;
+    const int start = lists.offsets[expert] + lists.tiles[2 * number + 1] * M_TILE;
+    tile.expert = expert;
+    tile.first_pair = start;
+    tile.pairs = min(static_cast<int>(lists.offsets[expert + 1]) - start, M_TILE);
+    tile.first_row = index % across * width;
+    return true;
+  }
+  // Bands of some tiles of x, whose rows stay in L2 while the weight passes.
+  if (index >= shape.tiles * across) return false;
+  const int band = index / (TILES_IN_A_BAND * across);
+  const int first = band * TILES_IN_A_BAND;
+  const int height = min(TILES_IN_A_BAND, shape.tiles - first);
+  const int within = index - first * across;
+  tile.expert = 0;
+  tile.first_pair = (first + within % height) * M_TILE;
+  tile.pairs = min(shape.pairs - tile.first_pair, M_TILE);
+  tile.first_row = within / height * width;
+  return true;
+}
+
+// A ring of slots, each for rows of x (a) and rows of the weight (b) with a step of their elements. Barriers are behind
+// the slots: all that say that a slot is full, then all that say that it is empty.
+struct Ring {
+  unsigned address;
+  int index = 0;
+  unsigned phase = 0;
+  __device__ __forceinline__ unsigned a() const { return address + index * SLOT_BYTES; }
+  __device__ __forceinline__ unsigned b() const { return a() + M_TILE * 128; }
+  __device__ __forceinline__ unsigned full() const { return address + SLOTS * SLOT_BYTES + index * 8; }
+  __device__ __forceinline__ unsigned empty() const { return full() + SLOTS * 8; }
+  __device__ __forceinline__ void advance() {
+    if (++index == SLOTS) {
+      index = 0;
+      phase ^= 1;
+    }
+  }
+};

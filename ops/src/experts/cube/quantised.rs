@@ -1,0 +1,105 @@
+//! Many pairs in FP8 times weights in FP8: pairs stay in the order of their experts from the first product to the last.
+
+use super::Stored;
+use super::arrange::Arrangement;
+use super::tiles::Units;
+use crate::OperationError;
+use crate::cube::launch::empty;
+use crate::experts::Experts;
+use crate::gate::Activation;
+use crate::gate::cube::activate;
+use crate::linear::packed::cube::Words;
+use crate::linear::quantised::cube::{Picked, quantised};
+use crate::linear::quantised::hopper::{Listed, Product, multiply, takes};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeRuntime, FloatElement};
+use butterfly_runtime::Launches;
+
+/// The rows of all pairs [pairs, H], of x [.., H] of which each row has `chosen` pairs; `None` if a weight does not want
+/// quantised rows, or if there is no kernel for the sizes.
+///
+/// # Errors
+/// If a kernel cannot be made or launched.
+pub(super) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
+    op: &Experts,
+    x: &CubeTensor<R>,
+    [inner, outer]: [&[Stored<R>]; 2],
+    arrangement: &Arrangement<R>,
+    chosen: usize,
+) -> Result<Option<CubeTensor<R>>, OperationError> {
+    let pairs = arrangement.order.meta.num_elements();
+    let hidden = *x.meta.shape().last().expect("rows");
+    let size = op.size();
+    let mut all = inner.iter().chain(outer);
+    if !all.all(|stored| stored.section.storage.quantises()) || arrangement.units != Units::Matrix {
+        return Ok(None);
+    }
+    let [sorted, scattered] = [false, true].map(|scattered| Listed {
+        order: &arrangement.order,
+        offsets: &arrangement.offsets,
+        tiles: &arrangement.tiles,
+        scattered,
+    });
+    let [inner, outer] = [(inner, hidden), (outer, size)].map(|(stored, k)| words(stored, k));
+    let gated = op.activation == Activation::Silu && inner.len() == 1;
+    let first = products(&inner, &sorted, pairs, gated);
+    let second = products(&outer, &scattered, pairs, false);
+    for product in first.iter().chain(&second) {
+        if !takes::<R, F>(product, &op.products)? {
+            return Ok(None);
+        }
+    }
+    let times = |x: &CubeTensor<R>, picked: Option<&Picked<'_, R>>, products: &[Product<'_, R>]| {
+        let x = quantised::<R, F>(x, picked);
+        let y = empty(&x.words, [pairs, products[0].width], F::dtype());
+        for product in products {
+            if !multiply::<R, F>(&x, product, &y, &op.products)? {
+                return Ok(None);
+            }
+        }
+        Ok::<_, OperationError>(Some(y))
+    };
+    let picked = Picked {
+        order: &arrangement.order,
+        share: chosen,
+    };
+    let Some(wide) = times(x, Some(&picked), &first)? else {
+        return Ok(None);
+    };
+    let rows = match gated {
+        true => wide,
+        false => activate::<R, F>(&wide, op.activation, None),
+    };
+    times(&rows, None, &second)
+}
+
+/// The rows of all experts in each section.
+fn words<R: CubeRuntime>(stored: &[Stored<R>], columns: usize) -> Vec<Words<'_, R>> {
+    let words = stored.iter().map(|stored| stored.words(columns));
+    words.collect()
+}
+
+/// The products with the sections of a weight, side by side.
+fn products<'a, R: CubeRuntime>(
+    sections: &'a [Words<'a, R>],
+    listed: &'a Listed<'a, R>,
+    rows: usize,
+    gated: bool,
+) -> Vec<Product<'a, R>> {
+    let of_row = |rows: usize| if gated { rows / 2 } else { rows };
+    let width = sections.iter().map(|weight| of_row(weight.rows)).sum();
+    let mut column = 0;
+    let product = |weight: &'a Words<'a, R>| {
+        let first = column;
+        column += of_row(weight.rows);
+        Product {
+            weight,
+            gated,
+            listed: Some(listed),
+            rows,
+            width,
+            column: first,
+        }
+    };
+    sections.iter().map(product).collect()
+}
