@@ -62,14 +62,14 @@ use std::fmt;
 /// For many rows of floats of 8 bits, with weights in FP8 whose rows are a multiple of [`GROUP`](Self::GROUP): a row has a
 /// factor for each `GROUP` elements. Pairs are sorted by expert, or all have the one weight. Arguments:
 ///
-/// - tensor maps of the rows x, e4m3 `[P, K]`, and of the weight `[E N, K]`, both as pairs of bytes (rank 4, shape
-///   `[1, 1, rows, K / 2]`, boxes of 64 such pairs by 64 rows, swizzled by 128 bytes), and the buffers behind them;
-/// - the factors of x, f32 `[K / GROUP, P]`, and those of the weight, as [`GroupedFormat`] says;
+/// - tensor maps of the rows x, e4m3 `[P, K]`, of the weight `[E N, K]` and of a second one, or of the first again; all as
+///   pairs of bytes (rank 4, shape `[1, 1, rows, K / 2]`, boxes of 64 such pairs by 64 rows, swizzled by 128 bytes); and the
+///   buffers behind them;
+/// - the factors of x, f32 `[K / GROUP, P]`, and those of the weights, as [`GroupedFormat`] says;
 /// - the order, offsets and tiles, as above; any tensors without experts;
 /// - y `[P, width]`;
-/// - by value, as i32: N, which is half the rows of an expert's weight with gates; E, or 0 without experts; P; T, the most
-///   tiles that there can be; the column; `width`; whether the first half of the weight's rows gates the second; and
-///   whether pair i of the order has the row of y that the order names, or row i.
+/// - by value, as i32: N; E, or 0 without experts; P; T, the most tiles that there can be; the column; `width`; whether
+///   there are gates, as for few; and whether pair i of the order has the row of y that the order names, or row i.
 ///
 /// N, the column and the width are multiples of 8, with gates N is one of 64. Tensors start at multiples of 16 bytes. The
 /// kernel is persistent: a launch has as many workgroups as the device runs at once, but no more than there are tiles

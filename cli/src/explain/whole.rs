@@ -1,6 +1,6 @@
 //! `explain --model`: the parts of the whole model, for a prompt and for the token after it.
 
-use crate::args::Explain as Command;
+use crate::args::{ActivationsArg, Explain as Command};
 use crate::failure::Failure;
 use crate::parts::{self, MEASURED, Predicted};
 use crate::source;
@@ -21,6 +21,8 @@ pub(super) struct Whole {
     /// The card, or `given`.
     machine: String,
     roof: Roof,
+    /// Whether many rows become FP8 before they are multiplied.
+    quantised: bool,
     batch: u32,
     tokens: u32,
     chunk: u32,
@@ -63,12 +65,14 @@ pub(super) fn predict(
         sizes: &sizes,
         dtype: model.dtype,
         stored: &stored,
+        quantised: command.activations == ActivationsArg::Fp8,
         attention: &attention,
     };
     let (device, machine) = match command.tflops.zip(command.bandwidth) {
         Some((tflops, bandwidth)) => {
             let roof = Roof {
                 flop_per_second: tflops * 1e12,
+                float8_flop_per_second: tflops * 1e12,
                 f32_flop_per_second: tflops * 1e12,
                 bytes_per_second: bandwidth * 1e9,
             };
@@ -87,6 +91,7 @@ pub(super) fn predict(
         dtype: model.dtype,
         machine,
         roof: device.roof(),
+        quantised: subject.quantised,
         batch: command.batch,
         tokens,
         chunk,
@@ -105,11 +110,16 @@ impl Command {
 pub(super) fn text(whole: &Whole) -> String {
     let Roof {
         flop_per_second,
+        float8_flop_per_second,
         f32_flop_per_second,
         bytes_per_second,
     } = whole.roof;
+    let float8 = match whole.quantised {
+        true => format!(", {:.0} in FP8", float8_flop_per_second / 1e12),
+        false => String::new(),
+    };
     format!(
-        "\nthe whole model in {}, on {}, which does at most {:.0} TFLOP/s in products, {:.0} in f32, and copies {:.0} GB/s\na prompt of {} tokens in chunks of {}, batch {}:\n{}one token after it:\n{}",
+        "\nthe whole model in {}, on {}, which does at most {:.0} TFLOP/s in products{float8}, {:.0} in f32, and copies {:.0} GB/s\na prompt of {} tokens in chunks of {}, batch {}:\n{}one token after it:\n{}",
         whole.dtype.name(),
         match whole.machine.as_str() {
             "given" => "a device as given",

@@ -14,6 +14,8 @@ use serde::Serialize;
 pub struct Roof {
     /// FLOP per second of matrix products of 16-bit floats.
     pub flop_per_second: f64,
+    /// FLOP per second of matrix products of 8-bit floats.
+    pub float8_flop_per_second: f64,
     /// FLOP per second in f32.
     pub f32_flop_per_second: f64,
     /// Bytes per second of a large copy, reads plus writes.
@@ -30,11 +32,12 @@ pub(crate) struct Rates {
 }
 
 impl Card {
-    /// The dense products of bf16 and the f32 arithmetic that NVIDIA states for the SXM5 cards, and the copy that
+    /// The dense products of bf16 and FP8, and the f32 arithmetic that NVIDIA states for the SXM5 cards, and the copy that
     /// was measured.
     pub fn roof(self) -> Roof {
         Roof {
             flop_per_second: 989.4e12,
+            float8_flop_per_second: 1978.9e12,
             f32_flop_per_second: 66.9e12,
             bytes_per_second: self.bytes_per_second(),
         }
@@ -60,6 +63,7 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
                 rows,
                 stored,
                 packed: true,
+                ..
             },
             _,
         ) if *rows <= FEW_ROWS => match *stored < 0.8 {
@@ -69,6 +73,17 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
         },
         // The last token of each prompt, `output projection` in `model_qwen3.5-9b_nvidia_h100_80gb_hbm3.json`.
         (Kind::Product { rows, .. }, _) if *rows <= FEW_ROWS => memory(0.9),
+        // `projections` of Qwen3.5-9B in FP8 with `--activations fp8`, which quantise their rows too
+        // (`packed_nvidia_h200.md`).
+        (
+            Kind::Product {
+                quantised: true, ..
+            },
+            _,
+        ) => Rates {
+            flop_per_second: 950e12,
+            of_copy: 0.9,
+        },
         // What unpacking adds to the prefill of Qwen3.5-9B (`packed_nvidia_h200.md`).
         (Kind::Product { packed: true, .. }, _) => Rates {
             flop_per_second: 550e12,
@@ -96,8 +111,13 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
         (Kind::Rows, Part::Heads) => memory(0.33),
         // 8 ns for each token and layer of GLM-4.7-Flash (`model_nvidia_h200.md`).
         (Kind::Rows, Part::Router) => memory(0.14),
+        // `linear attention` in the prefills of Qwen3.5-9B and Qwen3.5-35B-A3B (`packed_nvidia_h200.md`).
+        (Kind::Other, Part::LinearAttention) => Rates {
+            flop_per_second: 68e12,
+            of_copy: 0.75,
+        },
         // As gates: additions of biases, and vectors of tokens.
         (Kind::Rows, _) => memory(0.75),
-        (Kind::Attention(_) | Kind::Other, _) => return None,
+        (Kind::Attention(_) | Kind::Experts { .. } | Kind::Other, _) => return None,
     })
 }

@@ -75,7 +75,9 @@ impl Counter<'_> {
             flop: 2.0 * rows * chosen * matrices,
             bytes: rows * bytes * moved
                 + read * (matrices * self.stored(Part::Experts) + biases(biased, [size, hidden])),
-            kind: Kind::Other,
+            kind: Kind::Experts {
+                quantised: self.quantises(Part::Experts) && rows * chosen > FEW,
+            },
             ..self.over_rows(Part::Experts, 0.0)
         };
         let mut steps = vec![router, experts];

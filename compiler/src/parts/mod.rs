@@ -38,6 +38,8 @@ pub struct Subject<'a> {
     /// Bytes of an element of the matrices of each part, scales included. The matrices of parts that are not
     /// there are of type `dtype`, and the output projection is as the embedding.
     pub stored: &'a BTreeMap<Part, f64>,
+    /// Whether many rows become FP8 before they are multiplied with matrices in FP8.
+    pub quantised: bool,
     /// The attention of each layer; `None` for layers without softmax attention.
     pub attention: &'a [Option<Attending>],
 }
@@ -64,6 +66,16 @@ pub struct Call {
     pub capacity: u32,
     /// Tokens of the prompt of a sequence.
     pub prompt: u32,
+}
+
+impl Kind {
+    /// Whether both factors of products are in FP8.
+    fn quantised(&self) -> bool {
+        match self {
+            Self::Product { quantised, .. } | Self::Experts { quantised } => *quantised,
+            Self::Rows | Self::OfHeads { .. } | Self::Attention(_) | Self::Other => false,
+        }
+    }
 }
 
 impl Call {
@@ -140,6 +152,13 @@ pub enum Kind {
         stored: f64,
         /// Whether the weight is packed.
         packed: bool,
+        /// Whether both factors are in FP8.
+        quantised: bool,
+    },
+    /// Experts.
+    Experts {
+        /// Whether both factors of products are in FP8.
+        quantised: bool,
     },
     /// Products with the matrices of each head of latent attention.
     OfHeads {
@@ -251,6 +270,12 @@ impl Counter<'_> {
         }
     }
 
+    /// Whether many rows become FP8 before they are multiplied with the matrices of a part.
+    fn quantises(&self, part: Part) -> bool {
+        // FP8 with its scales, and nothing else, has about as many bytes.
+        self.subject.quantised && (1.0..1.01).contains(&self.stored(part))
+    }
+
     /// A step that reads or writes `of_row` bytes of each of the new tokens.
     fn over_rows(&self, part: Part, of_row: f64) -> Step {
         Step {
@@ -274,6 +299,7 @@ impl Counter<'_> {
                 rows,
                 stored,
                 packed: stored < f64::from(Dtype::Bf16.bytes()),
+                quantised: self.quantises(part) && rows > FEW_ROWS,
             },
         }
     }

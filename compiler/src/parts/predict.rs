@@ -89,9 +89,10 @@ struct Time {
 
 fn time(step: &Step, (dtype, target): (Dtype, Target), device: Device) -> Time {
     let roof = device.roof();
-    let flop_per_second = match dtype == Dtype::F32 {
-        true => roof.f32_flop_per_second,
-        false => roof.flop_per_second,
+    let flop_per_second = match dtype {
+        Dtype::F32 => roof.f32_flop_per_second,
+        _ if step.kind.quantised() => roof.float8_flop_per_second,
+        Dtype::F16 | Dtype::Bf16 => roof.flop_per_second,
     };
     let roofline = (step.flop / flop_per_second).max(step.bytes / roof.bytes_per_second);
     let gaps = f64::from(step.kernels) * card::GAP_SECONDS;

@@ -16,6 +16,7 @@ struct Model {
     config: ModelConfig,
     sizes: ModelSizes,
     stored: BTreeMap<Part, f64>,
+    quantised: bool,
 }
 
 impl Model {
@@ -34,6 +35,7 @@ impl Model {
             sizes: config::sizes(&file, &text, &config).expect("sizes"),
             stored: config::stored(&file, &text, &config).expect("storage"),
             config,
+            quantised: false,
         }
     }
 
@@ -57,6 +59,7 @@ impl Model {
             config: &self.config,
             sizes: &self.sizes,
             dtype: self.config.dtype,
+            quantised: self.quantised,
             stored: &self.stored,
             attention: &self.attention(pattern),
         };

@@ -16,7 +16,8 @@ pub(crate) mod normed_few;
 
 use super::few::{self, Pairs, Rows};
 use super::hopper::{self, Matrix};
-use super::quantised::{self, cube::Forms};
+use super::quantised::cube::Forms;
+use super::quantised::hopper::{Gates, Product};
 use super::{Embed, Packed, Part, Products, Project, Storage, packed};
 use crate::Activation;
 use crate::OperationError;
@@ -149,9 +150,9 @@ pub(crate) fn rest<R: CubeRuntime + Launches, F: FloatElement>(
                 }
             }
             Weight::Packed(weight) => {
-                let product = quantised::hopper::Product {
+                let product = Product {
                     weight: &weight.of_rows(rows),
-                    gated: false,
+                    gates: Gates::None,
                     listed: None,
                     rows: m,
                     width: y.meta.shape()[1],

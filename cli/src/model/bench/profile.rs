@@ -3,6 +3,7 @@
 use super::super::Place;
 use super::Work;
 use super::table::Row;
+use crate::args::ActivationsArg;
 use crate::failure::Failure;
 use crate::output;
 use crate::parts::{self, MEASURED, Predicted};
@@ -51,6 +52,7 @@ impl Work<'_> {
             sizes,
             dtype: place.dtype,
             stored: &stored,
+            quantised: self.run.activations == ActivationsArg::Fp8,
             attention: &attention,
         };
         let card = match place.kind {

@@ -85,6 +85,9 @@ pub(crate) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
         && biases.is_none()
         && let Some(rows) = quantised::experts::<R, F>(op, &x, sections, arrangement, chosen)?
     {
+        if op.apart {
+            return Ok(vec![shaped(rows, rows_of_all)]);
+        }
         let y = empty(&x, shape, F::dtype());
         combine::combine::<R, F>(&rows, &weights, None, &x, added.as_ref(), &y);
         return Ok(vec![y]);

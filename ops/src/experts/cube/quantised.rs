@@ -9,8 +9,8 @@ use crate::experts::Experts;
 use crate::gate::Activation;
 use crate::gate::cube::activate;
 use crate::linear::packed::cube::Words;
-use crate::linear::quantised::cube::{Picked, quantised};
-use crate::linear::quantised::hopper::{Listed, Product, multiply, takes};
+use crate::linear::quantised::cube::{Quantised, picked, quantised};
+use crate::linear::quantised::hopper::{Gates, Listed, Product, multiply, takes};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, FloatElement};
 use butterfly_runtime::Launches;
@@ -41,36 +41,42 @@ pub(super) fn experts<R: CubeRuntime + Launches, F: FloatElement>(
         scattered,
     });
     let [inner, outer] = [(inner, hidden), (outer, size)].map(|(stored, k)| words(stored, k));
-    let gated = op.activation == Activation::Silu && inner.len() == 1;
-    let first = products(&inner, &sorted, pairs, gated);
-    let second = products(&outer, &scattered, pairs, false);
+    let silu = op.activation == Activation::Silu;
+    let (first, gated) = match inner.as_slice() {
+        [both] if silu => {
+            let product = product((both, Gates::Together), &sorted, [pairs, size, 0]);
+            (vec![product], true)
+        }
+        [gate, up] if silu => {
+            let product = product((gate, Gates::Apart(up)), &sorted, [pairs, size, 0]);
+            (vec![product], true)
+        }
+        sections => (products(sections, &sorted, pairs), false),
+    };
+    let second = products(&outer, &scattered, pairs);
     for product in first.iter().chain(&second) {
         if !takes::<R, F>(product, &op.products)? {
             return Ok(None);
         }
     }
-    let times = |x: &CubeTensor<R>, picked: Option<&Picked<'_, R>>, products: &[Product<'_, R>]| {
-        let x = quantised::<R, F>(x, picked);
+    let times = |x: &Quantised<R>, products: &[Product<'_, R>]| {
         let y = empty(&x.words, [pairs, products[0].width], F::dtype());
         for product in products {
-            if !multiply::<R, F>(&x, product, &y, &op.products)? {
+            if !multiply::<R, F>(x, product, &y, &op.products)? {
                 return Ok(None);
             }
         }
         Ok::<_, OperationError>(Some(y))
     };
-    let picked = Picked {
-        order: &arrangement.order,
-        share: chosen,
-    };
-    let Some(wide) = times(x, Some(&picked), &first)? else {
+    let x = picked(&quantised::<R, F>(x), &arrangement.order, chosen);
+    let Some(wide) = times(&x, &first)? else {
         return Ok(None);
     };
     let rows = match gated {
         true => wide,
         false => activate::<R, F>(&wide, op.activation, None),
     };
-    times(&rows, None, &second)
+    times(&quantised::<R, F>(&rows), &second)
 }
 
 /// The rows of all experts in each section.
@@ -84,22 +90,28 @@ fn products<'a, R: CubeRuntime>(
     sections: &'a [Words<'a, R>],
     listed: &'a Listed<'a, R>,
     rows: usize,
-    gated: bool,
 ) -> Vec<Product<'a, R>> {
-    let of_row = |rows: usize| if gated { rows / 2 } else { rows };
-    let width = sections.iter().map(|weight| of_row(weight.rows)).sum();
+    let width = sections.iter().map(|weight| weight.rows).sum();
     let mut column = 0;
     let product = |weight: &'a Words<'a, R>| {
         let first = column;
-        column += of_row(weight.rows);
-        Product {
-            weight,
-            gated,
-            listed: Some(listed),
-            rows,
-            width,
-            column: first,
-        }
+        column += weight.rows;
+        product((weight, Gates::None), listed, [rows, width, first])
     };
     sections.iter().map(product).collect()
+}
+
+fn product<'a, R: CubeRuntime>(
+    (weight, gates): (&'a Words<'a, R>, Gates<'a, R>),
+    listed: &'a Listed<'a, R>,
+    [rows, width, column]: [usize; 3],
+) -> Product<'a, R> {
+    Product {
+        weight,
+        gates,
+        listed: Some(listed),
+        rows,
+        width,
+        column,
+    }
 }

@@ -6,7 +6,8 @@ use crate::cube::launch::{empty, shaped};
 use crate::linear::few;
 use crate::linear::hopper::{Matrix, multiply_gated};
 use crate::linear::packed::cube::{Weight, words_of};
-use crate::linear::quantised::{cube::Forms, hopper::Product};
+use crate::linear::quantised::cube::Forms;
+use crate::linear::quantised::hopper::{Gates, Product};
 use crate::linear::{Project, Storage};
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
@@ -50,7 +51,7 @@ pub(super) fn times<R: CubeRuntime + Launches, F: FloatElement>(
         let y = empty(&x, [m, n], F::dtype());
         let product = Product {
             weight: &words_of(part.storage, k, 2 * n, tensors),
-            gated: true,
+            gates: Gates::Together,
             listed: None,
             rows: m,
             width: n,

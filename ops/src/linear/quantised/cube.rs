@@ -22,6 +22,10 @@ use butterfly_runtime::Launches;
 const UNITS: u32 = 256;
 const OF_GROUP: u32 = 32;
 const OWN: u32 = GROUP as u32 / OF_GROUP;
+/// Words that a unit copies: 16 bytes.
+const WORDS: usize = 4;
+/// Groups that units quantise one after another, whose elements they load together.
+const AT_ONCE: u32 = 4;
 
 /// Rows of floats of 8 bits.
 pub(crate) struct Quantised<R: CubeRuntime> {
@@ -29,12 +33,6 @@ pub(crate) struct Quantised<R: CubeRuntime> {
     pub(crate) words: CubeTensor<R>,
     /// Their factors in f32, [K / GROUP, rows].
     pub(crate) factors: CubeTensor<R>,
-}
-
-/// Which rows of x are wanted: number `order[i] / share` as row i.
-pub(crate) struct Picked<'a, R: CubeRuntime> {
-    pub(crate) order: &'a CubeTensor<R>,
-    pub(crate) share: usize,
 }
 
 /// Contiguous rows [m, K] in the forms that weights want them in, each made when it is wanted first.
@@ -68,7 +66,7 @@ impl<'a, R: CubeRuntime + Launches> Forms<'a, R> {
         }
         let x = self
             .quantised
-            .get_or_insert_with(|| quantised::<R, F>(self.x, None));
+            .get_or_insert_with(|| quantised::<R, F>(self.x));
         hopper::multiply::<R, F>(x, product, y, products)
     }
 
@@ -81,36 +79,58 @@ impl<'a, R: CubeRuntime + Launches> Forms<'a, R> {
     }
 }
 
-/// Contiguous rows [.., K], of which K is a multiple of [`GROUP`], or those that are picked, as floats of 8 bits.
-pub(crate) fn quantised<R: CubeRuntime, F: FloatElement>(
-    x: &CubeTensor<R>,
-    picked: Option<&Picked<'_, R>>,
-) -> Quantised<R> {
+/// Contiguous rows [.., K], of which K is a multiple of [`GROUP`], as floats of 8 bits.
+pub(crate) fn quantised<R: CubeRuntime, F: FloatElement>(x: &CubeTensor<R>) -> Quantised<R> {
     let k = *x.meta.shape().last().expect("rows");
-    let rows = match picked {
-        Some(picked) => picked.order.meta.num_elements(),
-        None => x.meta.num_elements() / k,
-    };
-    let groups = k / GROUP;
+    let (rows, groups) = (x.meta.num_elements() / k, k / GROUP);
     let words = empty(x, [rows, k / 4], DType::U32);
     let factors = empty(x, [groups, rows], DType::F32);
-    let order = picked.map_or(&words, |picked| picked.order);
-    // SAFETY: a unit has a word of its own, units beyond the last group have none; `order` names rows of x.
+    // SAFETY: a unit has words of its own, units beyond the last group have none.
     unsafe {
         quantise_kernel::launch_unchecked::<F, R>(
             &x.client,
-            workgroups(rows, groups),
+            workgroups((rows * groups).div_ceil(AT_ONCE as usize)),
             CubeDim::new_1d(UNITS),
             OWN as usize,
             array(x),
+            array(&words),
+            array(&factors),
+            rows as u32,
+            groups as u32,
+            plane(&x.client),
+        );
+    }
+    Quantised { words, factors }
+}
+
+/// Row number `order[i] / share` of x as row i, for all of the order.
+pub(crate) fn picked<R: CubeRuntime>(
+    x: &Quantised<R>,
+    order: &CubeTensor<R>,
+    share: usize,
+) -> Quantised<R> {
+    let rows = order.meta.num_elements();
+    let (width, groups) = (x.words.meta.shape()[1], x.factors.meta.shape()[0]);
+    let words = empty(order, [rows, width], DType::U32);
+    let factors = empty(order, [groups, rows], DType::F32);
+    let vectors = width / WORDS;
+    // SAFETY: each vector and each factor is written once; the order names rows of x.
+    unsafe {
+        pick_kernel::launch_unchecked::<R>(
+            &order.client,
+            grid((rows * vectors).div_ceil(UNITS as usize) as u32),
+            CubeDim::new_1d(UNITS),
+            WORDS,
+            array(&x.words),
+            array(&x.factors),
             array(order),
             array(&words),
             array(&factors),
             rows as u32,
-            picked.map_or(1, |picked| picked.share as u32),
+            share as u32,
+            x.factors.meta.shape()[1] as u32,
+            vectors as u32,
             groups as u32,
-            plane(&x.client),
-            picked.is_some(),
         );
     }
     Quantised { words, factors }
@@ -125,7 +145,7 @@ pub(crate) fn rounded<R: CubeRuntime, F: FloatElement>(x: &CubeTensor<R>) -> Cub
     unsafe {
         round_kernel::launch_unchecked::<F, R>(
             &x.client,
-            workgroups(rows, groups),
+            workgroups(rows * groups),
             CubeDim::new_1d(UNITS),
             array(x),
             array(&y),
@@ -138,53 +158,80 @@ pub(crate) fn rounded<R: CubeRuntime, F: FloatElement>(x: &CubeTensor<R>) -> Cub
     y
 }
 
-fn workgroups(rows: usize, groups: usize) -> CubeCount {
-    grid((rows * groups).div_ceil((UNITS / OF_GROUP) as usize) as u32)
+/// Workgroups of which units share so many groups.
+fn workgroups(groups: usize) -> CubeCount {
+    grid(groups.div_ceil((UNITS / OF_GROUP) as usize) as u32)
 }
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn quantise_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
-    order: &Array<u32>,
     words: &mut Array<u32>,
     factors: &mut Array<f32>,
     rows: u32,
-    share: u32,
     #[comptime] groups: u32,
     #[comptime] plane: u32,
-    #[comptime] picked: bool,
 ) {
     let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
-    let (group, unit) = (at / OF_GROUP, at % OF_GROUP);
-    let (row, number) = (group / groups, group % groups);
-    let exists = row < rows;
-    let mut from = row;
-    if picked && exists {
-        from = order[row as usize] / share;
-    }
-    let mut values = Vector::<f32, N>::new(0.0f32);
-    if exists {
-        let vectors = comptime!(groups * OF_GROUP);
-        let first = from * vectors + number * OF_GROUP;
-        values = Vector::<f32, N>::cast_from(x[(first + unit) as usize]);
-    }
-    let mut bits = 0u32;
+    let (first, unit) = (at / OF_GROUP * AT_ONCE, at % OF_GROUP);
+    let all = rows * groups;
+    let mut values = Array::<Vector<F, N>>::new(comptime!(AT_ONCE as usize));
     #[unroll]
-    for i in 0..OWN {
-        bits = max(bits, magnitude(values[i as usize]));
+    for g in 0..AT_ONCE {
+        let group = first + g;
+        if group < all {
+            values[g as usize] = x[(group * OF_GROUP + unit) as usize];
+        }
     }
-    let exponent = exponent(largest(bits, plane));
-    if exists {
-        let inverse = f32::reinterpret((254u32 - exponent) << 23u32);
-        let mut word = 0u32;
+    #[unroll]
+    for g in 0..AT_ONCE {
+        let group = first + g;
+        let own = Vector::<f32, N>::cast_from(values[g as usize]);
+        let mut bits = 0u32;
         #[unroll]
         for i in 0..OWN {
-            word |= code(values[i as usize] * inverse) << comptime!(8 * i);
+            bits = max(bits, magnitude(own[i as usize]));
         }
-        words[at as usize] = word;
-        if unit == 0u32 {
-            factors[(number * rows + row) as usize] = factor(exponent);
+        let exponent = exponent(largest(bits, plane));
+        if group < all {
+            let inverse = f32::reinterpret((254u32 - exponent) << 23u32);
+            let mut word = 0u32;
+            #[unroll]
+            for i in 0..OWN {
+                word |= code(own[i as usize] * inverse) << comptime!(8 * i);
+            }
+            words[(group * OF_GROUP + unit) as usize] = word;
+            if unit == 0u32 {
+                factors[(group % groups * rows + group / groups) as usize] = factor(exponent);
+            }
+        }
+    }
+}
+
+/// A unit copies a vector of words; those of a row that have as many numbers as groups copy their factors too.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn pick_kernel<N: Size>(
+    from_words: &Array<Vector<u32, N>>,
+    from_factors: &Array<f32>,
+    order: &Array<u32>,
+    words: &mut Array<Vector<u32, N>>,
+    factors: &mut Array<f32>,
+    rows: u32,
+    share: u32,
+    from_rows: u32,
+    #[comptime] vectors: u32,
+    #[comptime] groups: u32,
+) {
+    let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    let (row, number) = (at / vectors, at % vectors);
+    if row < rows {
+        let from = order[row as usize] / share;
+        words[at as usize] = from_words[(from * vectors + number) as usize];
+        if number < groups {
+            let factor = from_factors[(number * from_rows + from) as usize];
+            factors[(number * rows + row) as usize] = factor;
         }
     }
 }
@@ -247,6 +294,8 @@ fn largest(own: u32, #[comptime] plane: u32) -> u32 {
         for i in 0..OF_GROUP {
             largest = max(largest, shared[(first + i) as usize]);
         }
+        // Its memory may be written for another group next.
+        sync_cube();
         largest
     }
 }
@@ -287,14 +336,9 @@ fn code(x: f32) -> u32 {
     let bits = magnitude(x);
     let even = (bits >> 20u32) & 1u32;
     let mut rest = ((bits + 0x7_ffffu32 + even) >> 20u32) - comptime!((127 - 7) << 3);
-    // Whole steps of the smallest numbers: 2^-9.
     if bits < comptime!((127 - 6) << 23) {
-        let steps = f32::reinterpret(bits) * 512.0f32;
-        rest = u32::cast_from(steps);
-        let beyond = steps - f32::cast_from(rest);
-        if beyond > 0.5f32 || (beyond == 0.5f32 && rest % 2u32 == 1u32) {
-            rest += 1u32;
-        }
+        // The last bit of 2^14 counts as much as that of the smallest numbers, 2^-9.
+        rest = u32::reinterpret(f32::reinterpret(bits) + 16384.0f32) - comptime!((127 + 14) << 23);
     }
     sign | min(rest, 126u32)
 }

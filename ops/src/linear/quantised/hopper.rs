@@ -24,6 +24,20 @@ pub(crate) struct Listed<'a, R: CubeRuntime> {
     pub(crate) scattered: bool,
 }
 
+/// What silu of products multiplies.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only that kernel reads it")
+)]
+pub(crate) enum Gates<'a, R: CubeRuntime> {
+    /// Nothing.
+    None,
+    /// Of those with the first half of the weight's rows: those with the second.
+    Together,
+    /// Of those with the weight: those with another one, which is stored in the same way.
+    Apart(&'a Words<'a, R>),
+}
+
 /// What is multiplied with what.
 #[cfg_attr(
     not(feature = "cuda"),
@@ -31,8 +45,8 @@ pub(crate) struct Listed<'a, R: CubeRuntime> {
 )]
 pub(crate) struct Product<'a, R: CubeRuntime> {
     pub(crate) weight: &'a Words<'a, R>,
-    /// Whether silu of the products with the first half of the weight's rows multiplies those with the second.
-    pub(crate) gated: bool,
+    /// What gates the products.
+    pub(crate) gates: Gates<'a, R>,
     pub(crate) listed: Option<&'a Listed<'a, R>>,
     /// The number of rows of x.
     pub(crate) rows: usize,
@@ -92,7 +106,12 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         return Ok(false);
     };
     let [words, scales, _] = tensors(product.weight);
-    if ![words, scales, y].into_iter().all(starts_whole) {
+    let [other_words, other_scales, _] = match product.gates {
+        Gates::None | Gates::Together => tensors(product.weight),
+        Gates::Apart(other) => tensors(other),
+    };
+    let given = [words, scales, other_words, other_scales, y];
+    if !given.into_iter().all(starts_whole) {
         return Ok(false);
     }
     let tensors = QuantisedTensors {
@@ -100,6 +119,8 @@ pub(crate) fn multiply<R: CubeRuntime + Launches, F: FloatElement>(
         factors: &x.factors.handle,
         words: &words.handle,
         scales: &scales.handle,
+        other_words: &other_words.handle,
+        other_scales: &other_scales.handle,
         order: &product.listed.map_or(y, |listed| listed.order).handle,
         offsets: &product.listed.map_or(y, |listed| listed.offsets).handle,
         tiles: &product.listed.map_or(y, |listed| listed.tiles).handle,
@@ -121,7 +142,7 @@ fn ready<R: CubeRuntime + Launches, F: FloatElement>(
     )>,
     OperationError,
 > {
-    use butterfly_runtime::{QuantisedExperts, QuantisedSizes};
+    use butterfly_runtime::{FewGates, QuantisedExperts, QuantisedSizes};
 
     let weight = product.weight;
     let Some(dtype) = crate::linear::hopper::element::<R, F>(&weight.tensors[0].client)? else {
@@ -131,9 +152,13 @@ fn ready<R: CubeRuntime + Launches, F: FloatElement>(
     let Some(wanted) = wanted.filter(butterfly_ir::Grouped::has_quantised) else {
         return Ok(None);
     };
-    let of_row = match product.gated {
-        true => weight.rows / 2,
-        false => weight.rows,
+    let (of_row, gates) = match &product.gates {
+        Gates::None => (weight.rows, FewGates::None),
+        Gates::Together => (weight.rows / 2, FewGates::Together),
+        Gates::Apart(other) if (other.rows, other.format) == (weight.rows, weight.format) => {
+            (weight.rows, FewGates::Apart)
+        }
+        Gates::Apart(_) => return Ok(None),
     };
     let elements = |tensor: &CubeTensor<R>| tensor.meta.num_elements();
     let (experts, tiles) = match product.listed {
@@ -168,7 +193,7 @@ fn ready<R: CubeRuntime + Launches, F: FloatElement>(
         }),
         column,
         width,
-        gated: product.gated,
+        gates,
     };
     let ready = products.find(wanted)?;
     let ready = ready.filter(|ready| ready.takes_quantised(&sizes));

@@ -3,7 +3,7 @@
 use super::super::bind::{Map, long_enough};
 use super::super::run::by_value;
 use super::super::{Device, LaunchError, Launches};
-use super::{MOST, MOST_JOBS, PIECE, ReadyGrouped};
+use super::{FewGates, MOST, MOST_JOBS, PIECE, ReadyGrouped};
 use butterfly_ir::{Dtype, Grouped};
 use cubecl_runtime::client::ComputeClient;
 use cubecl_runtime::server::{CubeCount, Handle, KernelArguments};
@@ -24,8 +24,8 @@ pub struct QuantisedSizes {
     pub column: u32,
     /// Elements of a row of y, a multiple of 8.
     pub width: u32,
-    /// Whether silu of the products with the first half of a weight multiplies those with the second.
-    pub gated: bool,
+    /// What gates the products.
+    pub gates: FewGates,
 }
 
 /// Pairs of which each has the weight of its expert.
@@ -50,6 +50,10 @@ pub struct QuantisedTensors<'a> {
     pub words: &'a Handle,
     /// Its factors.
     pub scales: &'a Handle,
+    /// The weight that is gated, where it is apart; any tensor else.
+    pub other_words: &'a Handle,
+    /// Its factors; any tensor if it is not apart.
+    pub other_scales: &'a Handle,
     /// Pairs sorted by expert, u32 `[P]`, each below P; any tensor without experts.
     pub order: &'a Handle,
     /// Where the pairs of each expert begin in the order, u32 `[E + 1]`; any tensor without experts.
@@ -64,9 +68,9 @@ pub struct QuantisedTensors<'a> {
 impl QuantisedSizes {
     /// Rows of a weight.
     fn of_weight(&self) -> u32 {
-        match self.gated {
-            true => self.rows.saturating_mul(2),
-            false => self.rows,
+        match self.gates {
+            FewGates::Together => self.rows.saturating_mul(2),
+            FewGates::None | FewGates::Apart => self.rows,
         }
     }
 
@@ -81,14 +85,18 @@ impl QuantisedSizes {
     }
 
     fn jobs(&self) -> u64 {
-        let across = self.of_weight().div_ceil(Grouped::QUANTISED_ROWS);
+        let columns = match self.gates {
+            FewGates::None => Grouped::QUANTISED_ROWS,
+            FewGates::Together | FewGates::Apart => Grouped::QUANTISED_ROWS / 2,
+        };
+        let across = self.rows.div_ceil(columns);
         u64::from(self.tiles()) * u64::from(across)
     }
 }
 
 impl ReadyGrouped {
     /// Whether the kernel for quantised rows can compute this: the format has one; no size is 0 except the column; rows,
-    /// column and width are multiples of 8, with gates rows of 64, and the rows lie within the width; and 31 bits count rows
+    /// column and width are multiples of 8, with gates in the same weight rows of 64, and the rows lie within the width; and 31 bits count rows
     /// of all weights, their squares, factors of x and tiles, 30 bits the tiles times the parts of a weight.
     pub fn takes_quantised(&self, sizes: &QuantisedSizes) -> bool {
         let QuantisedSizes {
@@ -96,7 +104,7 @@ impl ReadyGrouped {
             pairs,
             column,
             width,
-            gated,
+            gates,
             ..
         } = *sizes;
         let wide = u64::from;
@@ -109,7 +117,7 @@ impl ReadyGrouped {
         self.quantised.is_some()
             && counted
             && aligned.iter().all(|n| n.is_multiple_of(PIECE))
-            && (!gated || rows.is_multiple_of(BOX))
+            && (gates != FewGates::Together || rows.is_multiple_of(BOX))
             && wide(column) + wide(rows) <= wide(width)
             && wide(tiles) * 2 < MOST
             && wide(weights) * wide(sizes.of_weight()) < MOST
@@ -138,16 +146,31 @@ impl ReadyGrouped {
             });
         };
         let t = tensors;
+        let (other, other_scales) = match sizes.gates {
+            FewGates::Apart => (t.other_words, t.other_scales),
+            FewGates::None | FewGates::Together => (t.words, t.scales),
+        };
         let given = [
-            t.x, t.words, t.factors, t.scales, t.order, t.offsets, t.tiles, t.y,
+            t.x,
+            t.words,
+            other,
+            t.factors,
+            t.scales,
+            other_scales,
+            t.order,
+            t.offsets,
+            t.tiles,
+            t.y,
         ];
         for ((name, bytes), handle) in self.quantised_lengths(sizes).into_iter().zip(given) {
             long_enough(name, handle.size_in_used(), bytes)?;
         }
-        let [x, words, buffers @ ..] = given;
-        let maps = [sizes.pairs, sizes.weights() * sizes.of_weight()].map(|rows| self.map(rows));
+        let [x, words, other, buffers @ ..] = given;
+        let weights = sizes.weights() * sizes.of_weight();
+        let maps = [sizes.pairs, weights, weights].map(|rows| self.map(rows));
+        let mapped = [x, words, other].map(Clone::clone);
         let arguments = KernelArguments::new()
-            .with_tensor_maps(R::tensor_maps(&maps, &[x.clone(), words.clone()]))
+            .with_tensor_maps(R::tensor_maps(&maps, &mapped))
             .with_buffers(buffers.map(|x| x.clone().binding()).to_vec())
             .with_info(by_value(&quantised_words(sizes)));
         let jobs = u32::try_from(sizes.jobs()).unwrap_or(u32::MAX);
@@ -175,7 +198,7 @@ impl ReadyGrouped {
 
     /// The names and bytes of the tensors, in the order of arguments. Of sizes that [`ReadyGrouped::takes_quantised`]
     /// refuses they may be wrong.
-    fn quantised_lengths(&self, sizes: &QuantisedSizes) -> [(&'static str, u64); 8] {
+    fn quantised_lengths(&self, sizes: &QuantisedSizes) -> [(&'static str, u64); 10] {
         let wide = u64::from;
         let (columns, pairs) = (wide(self.grouped.columns), wide(sizes.pairs));
         let [words, scales, _] = self.weight_bytes(sizes.of_weight(), sizes.weights());
@@ -185,8 +208,10 @@ impl ReadyGrouped {
         [
             ("x", all(columns, 1)),
             ("words", words),
+            ("other words", words),
             ("factors", all(columns / wide(Grouped::GROUP), 4)),
             ("scales", scales),
+            ("other scales", scales),
             ("order", listed(pairs * 4)),
             ("offsets", listed((wide(sizes.weights()) + 1) * 4)),
             ("tiles", listed(wide(sizes.tiles()) * 8)),
@@ -205,7 +230,11 @@ fn quantised_words(sizes: &QuantisedSizes) -> [u32; 8] {
         sizes.tiles(),
         sizes.column,
         sizes.width,
-        sizes.gated.into(),
+        match sizes.gates {
+            FewGates::None => 0,
+            FewGates::Together => 1,
+            FewGates::Apart => 2,
+        },
         experts.is_some_and(|experts| experts.scattered).into(),
     ]
 }
@@ -226,7 +255,7 @@ mod tests {
         experts: Some(EXPERTS),
         column: 64,
         width: 384,
-        gated: false,
+        gates: FewGates::None,
     };
 
     fn ready() -> ReadyGrouped {
@@ -256,13 +285,16 @@ mod tests {
         };
         assert!(takes(&|_| {}));
         assert!(takes(&|sizes| sizes.experts = None));
-        assert!(takes(&|sizes| sizes.gated = true));
+        assert!(takes(&|sizes| sizes.gates = FewGates::Together));
+        assert!(takes(&|sizes| sizes.gates = FewGates::Apart));
         assert!(!takes(&|sizes| sizes.column = 72));
         assert!(!takes(&|sizes| sizes.column = 4));
         assert!(!takes(&|sizes| sizes.rows = 0));
         assert!(!takes(&|sizes| sizes.rows = 316));
         assert!(takes(&|sizes| sizes.rows = 312));
-        assert!(!takes(&|sizes| (sizes.rows, sizes.gated) = (312, true)));
+        let gated = |gates| takes(&|sizes| (sizes.rows, sizes.gates) = (312, gates));
+        assert!(!gated(FewGates::Together));
+        assert!(gated(FewGates::Apart));
         assert!(!takes(&|sizes| sizes.width = 388));
         assert!(!takes(&|sizes| sizes.pairs = 0));
         // Three factors for each row.
@@ -289,15 +321,16 @@ mod tests {
         let (x, factors, y) = (1000 * 384, 3 * 1000 * 4, 1000 * 384 * 2);
         // Three squares down and three across, of which the last are cut.
         let [words, scales] = [5 * 320 * 384, 5 * 9 * 4];
-        let want = [x, words, factors, scales, 4000, 24, 96, y];
+        let want = [x, words, words, factors, scales, scales, 4000, 24, 96, y];
         assert_eq!(bytes(&RIGHT), want);
         let gated = QuantisedSizes {
-            gated: true,
+            gates: FewGates::Together,
             experts: None,
             ..RIGHT
         };
         let [words, scales] = [640 * 384, 15 * 4];
-        assert_eq!(bytes(&gated), [x, words, factors, scales, 0, 0, 0, y]);
+        let want = [x, words, words, factors, scales, scales, 0, 0, 0, y];
+        assert_eq!(bytes(&gated), want);
     }
 
     #[test]
@@ -305,10 +338,16 @@ mod tests {
         let words = quantised_words(&RIGHT);
         assert_eq!(words, [320, 5, 1000, 12, 64, 384, 0, 1]);
         let gated = QuantisedSizes {
-            gated: true,
+            gates: FewGates::Together,
             experts: None,
             ..RIGHT
         };
         assert_eq!(quantised_words(&gated), [320, 0, 1000, 8, 64, 384, 1, 0]);
+        let apart = QuantisedSizes {
+            gates: FewGates::Apart,
+            ..RIGHT
+        };
+        let words = quantised_words(&apart);
+        assert_eq!(words, [320, 5, 1000, 12, 64, 384, 2, 1]);
     }
 }

@@ -1,15 +1,23 @@
 // ---- Producer: a thread that copies boxes of 64 rows ----
 
+// Rows of an expert in a weight.
+__device__ __forceinline__ int of_expert(const Shape& shape) {
+  return shape.gates == TOGETHER ? 2 * shape.rows : shape.rows;
+}
+
+// A tile's rows of the weight are two boxes: neighbours, or gates and what they gate. How many rows the second one is
+// behind the first, or 0 if it is of the other weight.
+__device__ __forceinline__ int distance(const Shape& shape) {
+  return shape.gates == TOGETHER ? shape.rows : shape.gates == APART ? 0 : N_TILE / 2;
+}
+
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lists& lists, const TensorMap* a_map,
-                                        const TensorMap* b_map) {
-  // Rows of the weight are two boxes: neighbours, or gates and what they gate.
-  const int apart = shape.gated ? shape.rows : N_TILE / 2;
-  const int of_expert = shape.gated ? 2 * shape.rows : shape.rows;
+                                        const TensorMap* b_map, const TensorMap* other_map) {
   Tile tile;
   for (int index = blockIdx.x; tile_at(shape, lists, index, tile); index += gridDim.x) {
     // All 64 rows of a box are copied, though the last ones may be pairs of the next expert.
     const bool two = tile.pairs > 64;
-    const int row = tile.expert * of_expert + tile.first_row;
+    const int row = tile.expert * of_expert(shape) + tile.first_row;
 #pragma unroll 1
     for (int step = 0; step < STEPS; ++step) {
       barrier_wait(ring.empty(), ring.phase ^ 1);
@@ -19,7 +27,7 @@ __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const Lis
       copy_box(ring.a(), a_map, ring.full(), column, tile.first_pair, 0, 0);
       if (two) copy_box(ring.a() + BOX_BYTES, a_map, ring.full(), column, tile.first_pair + 64, 0, 0);
       copy_box(ring.b(), b_map, ring.full(), column, row, 0, 0);
-      copy_box(ring.b() + BOX_BYTES, b_map, ring.full(), column, row + apart, 0, 0);
+      copy_box(ring.b() + BOX_BYTES, other_map, ring.full(), column, row + distance(shape), 0, 0);
       ring.advance();
     }
   }
@@ -65,10 +73,10 @@ __device__ __forceinline__ void release(unsigned barrier) {
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
-// The factors of rows of x [STEPS, pairs] and of squares of the weight.
+// The factors of rows of x [STEPS, pairs], and of squares of the weights of both boxes.
 struct Factors {
   const float* x;
-  const unsigned char* weight;
+  const unsigned char* weights[2];
 };
 
 // The factors of the thread's two rows, and of the squares of both halves of the columns.
@@ -94,7 +102,7 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       next.rows[i] = __ldg(factors.x + step * pairs + rows[i]);
-      next.squares[i] = number(factors.weight, squares[i] + step);
+      next.squares[i] = number(factors.weights[i], squares[i] + step);
     }
   }
 
@@ -141,8 +149,7 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, const Lis
                                         const Factors& factors, Element* y) {
   const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
-  const int apart = shape.gated ? shape.rows : N_TILE / 2;
-  const int down = ((shape.gated ? 2 * shape.rows : shape.rows) + GROUP - 1) / GROUP;
+  const int down = (of_expert(shape) + GROUP - 1) / GROUP;
   Tile tile;
   for (int index = blockIdx.x; tile_at(shape, lists, index, tile); index += gridDim.x) {
     if (consumer * 64 >= tile.pairs) {
@@ -159,7 +166,7 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, const Lis
     for (int i = 0; i < 2; ++i) {
       const int row = consumer * 64 + warp * 16 + i * 8 + lane / 4;
       of.rows[i] = tile.first_pair + min(row, tile.pairs - 1);
-      of.squares[i] = (tile.expert * down + min((tile.first_row + i * apart) / GROUP, down - 1)) * STEPS;
+      of.squares[i] = (tile.expert * down + min((tile.first_row + i * distance(shape)) / GROUP, down - 1)) * STEPS;
     }
 #pragma unroll
     for (int i = 0; i < N_TILE / 2; ++i) of.sums[i] = 0;
@@ -167,7 +174,7 @@ __device__ __forceinline__ void consume(const Shape& shape, Ring ring, const Lis
 #pragma unroll 1
     for (int step = 0; step + RUN <= STEPS; step += RUN) of.run<RUN>(ring, step);
     if constexpr (STEPS % RUN > 0) of.run<STEPS % RUN>(ring, STEPS / RUN * RUN);
-    if (shape.gated) store_tile<true>(shape, lists, tile, consumer * 64, of.sums, y);
+    if (shape.gates) store_tile<true>(shape, lists, tile, consumer * 64, of.sums, y);
     else store_tile<false>(shape, lists, tile, consumer * 64, of.sums, y);
   }
 }

@@ -1,9 +1,11 @@
 // ---- What there is to do: tiles of pairs of one expert, each times some rows of its weight ----
 
-// Products of a pair with the weight of an expert, which has twice as many rows if half of them are gates; experts, or 0
-// if all pairs have the one weight; pairs, and the most tiles that there can be; where the first product goes in rows of
-// y, and the elements of such a row; and whether rows of y are those that the order names, or in order.
-struct alignas(8) Shape { int rows, experts, pairs, tiles, column, width, gated, scattered; };
+// Products of a pair with the weight of an expert; experts, or 0 if all pairs have the one weight; pairs, and the most
+// tiles that there can be; where the first product goes in rows of y, and the elements of such a row; whether there are
+// gates; and whether rows of y are those that the order names, or in order.
+struct alignas(8) Shape { int rows, experts, pairs, tiles, column, width, gates, scattered; };
+// The first half of an expert's rows gates the second; or those of the first weight gate those of the second.
+constexpr int TOGETHER = 1, APART = 2;
 
 // Pairs of an expert, from place `first_pair` of the order on, and the first row of the weight.
 struct Tile { int expert, first_pair, pairs, first_row; };
@@ -17,7 +19,7 @@ struct Lists {
 };
 
 // Columns of y in a tile. With gates, half of a tile's rows of the weight are gates.
-__device__ __forceinline__ int width_of(const Shape& shape) { return shape.gated ? N_TILE / 2 : N_TILE; }
+__device__ __forceinline__ int width_of(const Shape& shape) { return shape.gates ? N_TILE / 2 : N_TILE; }
 
 // Finds job `index`; false beyond the last one. Tiles that do not exist come last, and have no expert.
 __device__ __forceinline__ bool tile_at(const Shape& shape, const Lists& lists, int index, Tile& tile) {
