@@ -51,6 +51,29 @@ fn logits_match_other_software() {
     }
 }
 
+/// What --activations would change is not there, and the command says so; other types are refused.
+#[test]
+fn activations_of_weights_that_are_not_in_fp8() {
+    let (dir, inputs) = (model("llama"), model("llama").join("expected.safetensors"));
+    let folder = tempfile::tempdir().expect("folder");
+    let output = folder.path().join("logits.safetensors");
+    let args = ["logits", "--model", text(&dir), "--inputs", text(&inputs)];
+    let args = [&args[..], &["--output", text(&output), "--device", "cpu"]].concat();
+    let run = |activations| butterfly(&[&args[..], &["--activations", activations]].concat());
+    let ran = run("fp8");
+    assert!(ran.status.success());
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let note = "note: --activations fp8 changes nothing: ";
+    assert!(
+        said.contains(note) && said.contains("has no weights in FP8"),
+        "{said}"
+    );
+    let kept = run("bf16");
+    assert!(kept.status.success() && !String::from_utf8_lossy(&kept.stderr).contains(note));
+    let refused = run("int8");
+    assert_eq!(refused.status.code(), Some(2));
+}
+
 /// Artifacts, which include kernels for layers that keep their attention, give the same logits as
 /// kernels made at first use. A missing kernel is an error that names the command which makes it.
 #[test]

@@ -5,7 +5,7 @@ use crate::folders::{
 };
 use crate::formats::{BLOCKS, GROUPS};
 use crate::support::{MODELS, cases, farthest, folder, logits, policy};
-use butterfly::ops::Packed;
+use butterfly::ops::{Activations, Packed};
 use butterfly::{AttentionBackend, Dtype, Plan, Sparsity};
 use butterfly_models::{Checkpoint, Model, Policy};
 use butterfly_tests::gguf::twin;
@@ -155,6 +155,44 @@ fn experts_agree<B: AttentionBackend>(device: &B::Device, brief: bool) {
     gpt_oss_twins(dir.path());
     let [packed, plain] = ["packed", "plain"].map(|name| dir.path().join(name));
     equal::<B>([&packed, &plain], "gpt-oss", (device, brief));
+}
+
+/// Many rows of a model in FP8 become FP8 too, where that is wanted: logits change, but little. Tokens one by one are few
+/// rows, which stay what they are.
+fn rows_in_fp8<B: AttentionBackend>(shape: Shape, device: &B::Device) {
+    let dir = tempfile::tempdir().expect("a folder");
+    folder_twins(dir.path(), Packed::float8(Dtype::Bf16), shape);
+    let open = |activations| {
+        let checkpoint = Checkpoint::open(&dir.path().join("packed")).expect("a model");
+        assert!(checkpoint.has_float8());
+        let checkpoint = checkpoint.with_activations(activations);
+        let (model, _) = Model::<B>::load(&checkpoint, Dtype::F32, device).expect("weights");
+        model
+    };
+    let [kept, quantised] = [Activations::Kept, Activations::Float8].map(open);
+    let policy = Policy::dense(&kept.config, &Plan::dense()).expect("a policy");
+    let tokens: Vec<u32> = (0..80).map(|i| i * i * 7 % 257).collect();
+    for (chunk, least, most) in [(80, 1e-3, 0.2), (1, 0.0, 0.0)] {
+        let [kept, quantised] = [&kept, &quantised]
+            .map(|model| logits(model, &policy, &tokens, &[chunk]).expect("runs"));
+        let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let off = length(&mut kept.iter().zip(&quantised).map(|(a, b)| a - b));
+        let off = off / length(&mut kept.iter().copied());
+        assert!((least..=most).contains(&off), "by {chunk}: {off}");
+    }
+}
+
+#[test]
+fn cpu_rows_in_fp8() {
+    rows_in_fp8::<burn_flex::Flex>(Shape::Llama, &Default::default());
+    rows_in_fp8::<burn_flex::Flex>(Shape::Experts, &Default::default());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: cargo test -p butterfly-models -- --ignored cuda"]
+fn cuda_rows_in_fp8() {
+    rows_in_fp8::<burn_cuda::Cuda>(Shape::Llama, &Default::default());
+    rows_in_fp8::<burn_cuda::Cuda>(Shape::Experts, &Default::default());
 }
 
 #[test]
