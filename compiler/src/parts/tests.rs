@@ -280,6 +280,15 @@ fn predictions_are_near_what_was_measured() {
         eight.milliseconds(None, &token, Card::H200),
         5.47,
     );
+    for (quantised, measured) in [(false, 226.3), (true, 145.2)] {
+        let float8 = serde_json::json!({"quantization_config": {"quant_method": "fp8"}});
+        let nine = Model {
+            quantised,
+            ..Model::new("qwen3.5-9b", float8)
+        };
+        let predicted = nine.milliseconds(pattern, &prompt, Card::H200);
+        near("prefill of Qwen3.5-9B in FP8", predicted, measured);
+    }
     let decode = |packing, measured| {
         let nine = Model::new("qwen3.5-9b", packing);
         let predicted = nine.milliseconds(pattern, &token, Card::H200);
