@@ -18,6 +18,12 @@ pub(super) const STORES: &str = include_str!("stores.cuh");
 /// The activation of gates.
 pub(super) const SILU: &str = include_str!("silu.cuh");
 
+/// Products as they are stored, with gates or without.
+pub(super) const GATED: &str = include_str!("gated.cuh");
+
+/// A ring of slots that copies fill and products empty.
+pub(super) const RING: &str = include_str!("ring.cuh");
+
 /// Most bytes of shared memory that a thread block can request on sm_90.
 pub(super) const SHARED_LIMIT: u32 = 232_448;
 

@@ -75,6 +75,7 @@ pub(crate) fn text(grouped: &Grouped) -> String {
     }
     let warpgroups = [source::INSTRUCTIONS, source::STORES].join("\n");
     let tiles = [
+        source::RING.to_string(),
         instruction("mma_rows", dtype, Grouped::ROWS / 2),
         include_str!("lists.cuh").to_string(),
         unpacking(dtype, format),

@@ -70,6 +70,8 @@ pub(crate) fn text(dtype: Dtype) -> String {
         instruction("mma_rows", dtype, N_TILE),
         source::STORES.to_string(),
         source::SILU.to_string(),
+        source::GATED.to_string(),
+        source::RING.to_string(),
         include_str!("product.cuh").to_string(),
     ];
     parts.join("\n")

@@ -30,22 +30,6 @@ __device__ __forceinline__ Tile tile_at(const Shape& shape, int job) {
   return {which, (first + within % height) * M_TILE, within / height * width_of(shape)};
 }
 
-struct Ring {
-  unsigned address;
-  int index = 0;
-  unsigned phase = 0;
-  __device__ __forceinline__ unsigned a() const { return address + index * SLOT_BYTES; }
-  __device__ __forceinline__ unsigned b() const { return a() + M_TILE * 128; }
-  __device__ __forceinline__ unsigned full() const { return address + SLOTS * SLOT_BYTES + index * 8; }
-  __device__ __forceinline__ unsigned empty() const { return full() + SLOTS * 8; }
-  __device__ __forceinline__ void advance() {
-    if (++index == SLOTS) {
-      index = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 // ---- Producer ----
 
 __device__ __forceinline__ void produce(const Shape& shape, Ring ring, const TensorMap* a_map,
@@ -83,11 +67,7 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Tile& tile,
     for (int j = 0; j < WIDTH / 32; ++j) {
       unsigned x[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = (j * 4 + i) * 4 + r * 2;
-        x[i] = gated ? pack(silu(c[at]) * c[N_TILE / 4 + at], silu(c[at + 1]) * c[N_TILE / 4 + at + 1])
-                     : pack(c[at], c[at + 1]);
-      }
+      for (int i = 0; i < 4; ++i) x[i] = stored<gated>(c, (j * 4 + i) * 4 + r * 2);
       transpose_quad(x, lane);
       const int column = tile.n + j * 32 + lane % 4 * 8;
       if (row < shape.m) {

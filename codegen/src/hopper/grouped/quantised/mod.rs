@@ -49,6 +49,8 @@ pub(super) fn text(columns: u32) -> String {
     let constants = constants.map(|(name, value)| source::constant(name, value));
     let parts = [
         constants.concat(),
+        source::GATED.to_string(),
+        source::RING.to_string(),
         float8_instruction("mma_rows", Grouped::QUANTISED_ROWS),
         include_str!("tiles.cuh").to_string(),
         include_str!("roles.cuh").to_string(),

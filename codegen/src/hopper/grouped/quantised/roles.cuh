@@ -55,11 +55,7 @@ __device__ __forceinline__ void store_tile(const Shape& shape, const Lists& list
     for (int j = 0; j < WIDTH / 32; ++j) {
       unsigned x[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = (j * 4 + i) * 4 + r * 2;
-        x[i] = GATED ? pack(silu(c[at]) * c[N_TILE / 4 + at], silu(c[at + 1]) * c[N_TILE / 4 + at + 1])
-                     : pack(c[at], c[at + 1]);
-      }
+      for (int i = 0; i < 4; ++i) x[i] = stored<GATED>(c, (j * 4 + i) * 4 + r * 2);
       transpose_quad(x, lane);
       const int column = tile.first_row + j * 32 + lane % 4 * 8;
       if (exists && column + 8 <= shape.rows) store_pieces(to + column, x);
