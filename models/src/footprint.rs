@@ -97,7 +97,8 @@ impl Footprint {
         });
         let bytes = wide32(dtype.bytes());
         let on_host = place == Place::Host;
-        let token = chunk::token(&chunk::steps(config, sizes, bytes, place), on_host);
+        let steps = chunk::steps(config, sizes, (bytes, weights.quantises), place);
+        let token = chunk::token(&steps, on_host);
         // A cosine and a sine in f32 for each pair of rotated dimensions.
         let ropes = config.rope.iter().chain(&config.window_rope);
         let rotation = 4 * ropes.map(|rope| wide32(rope.dims)).sum::<u128>();
@@ -184,7 +185,8 @@ mod tests {
     }
 
     /// Within 1 % of what `bench model --random-weights` had reserved on an H200, for a prompt of 8192
-    /// tokens in one chunk and 128 more: 19,333,603,296 bytes in bf16, 6,480,862,696 in 4 bits.
+    /// tokens in one chunk and 128 more: 19,333,603,296 bytes in bf16, 6,480,862,696 in 4 bits, 10.49 GB in FP8 with
+    /// `--activations fp8`.
     #[test]
     fn as_much_as_a_device_reserved() {
         let file = butterfly_tests::fixture("configs/qwen3.5-9b.json");
@@ -208,9 +210,15 @@ mod tests {
             panel: 0,
             ..panel(17_909_747_712)
         };
+        // In FP8 with quantised rows, as the command rounds it.
+        let float8 = Taken {
+            quantises: true,
+            ..panel(8_960_000_000)
+        };
         for (taken, reserved) in [
             (dense, 19_333_603_296u64),
             (panel(5_040_181_248), 6_480_862_696),
+            (float8, 10_490_000_000),
         ] {
             let footprint = Footprint::of(&model, &sizes, taken, Dtype::Bf16, extent, HOPPER);
             let off = reserved.abs_diff(footprint.total());

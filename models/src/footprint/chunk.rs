@@ -9,11 +9,52 @@ use butterfly_ir::model::{AttentionShape, FeedForwardGate, Form, ModelConfig, Mo
 use std::collections::BTreeMap;
 
 /// The tensors that exist while each operation of a layer runs, in bytes of a token; elements have
-/// `bytes` bytes.
+/// `bytes` bytes, and rows may be `quantised` before they are multiplied.
 pub(super) fn steps(
     config: &ModelConfig,
     sizes: &ModelSizes,
+    (bytes, quantised): (u128, bool),
+    place: Place,
+) -> Vec<Vec<u128>> {
+    let mut steps = of_layer(config, sizes, (bytes, quantised), place);
+    if quantised {
+        steps.extend(quantised_rows(config, sizes, bytes, place));
+    }
+    steps
+}
+
+/// Rows, and the same as they are multiplied with weights in FP8.
+fn quantised_rows(
+    config: &ModelConfig,
+    sizes: &ModelSizes,
     bytes: u128,
+    place: Place,
+) -> Vec<Vec<u128>> {
+    let of = |elements: u128| match place {
+        // Bytes, and a factor in f32 for every 128 of them.
+        Place::Device { hopper: true } => vec![bytes * elements, elements, elements / 32],
+        Place::Device { hopper: false } => vec![bytes * elements, bytes * elements],
+        Place::Host => vec![4 * elements, 4 * elements],
+    };
+    let shape = config.attention.kernel_shape(Form::Expanded);
+    let values = sizes.linear.map(|shape| [shape.v_heads, shape.v_dim]);
+    let heads = [shape.q_heads, shape.v_head_dim];
+    let products = [Some(heads), values].into_iter().flatten();
+    let mut rows: Vec<u128> = products.map(|[a, b]| wide32(a) * wide32(b)).collect();
+    rows.extend([sizes.hidden, sizes.intermediate].map(wide32));
+    if let Some(experts) = &sizes.experts {
+        let chosen = wide32(experts.chosen);
+        let sizes = [sizes.hidden, experts.intermediate].map(wide32);
+        rows.extend(sizes.map(|size| chosen * size));
+        rows.extend(experts.shared.map(|shared| wide32(shared.intermediate)));
+    }
+    rows.into_iter().map(of).collect()
+}
+
+fn of_layer(
+    config: &ModelConfig,
+    sizes: &ModelSizes,
+    (bytes, quantised): (u128, bool),
     place: Place,
 ) -> Vec<Vec<u128>> {
     let [hidden, inner] = [sizes.hidden, sizes.intermediate].map(wide32);
@@ -87,12 +128,12 @@ pub(super) fn steps(
         kept.push(normed);
     }
     let with_choice = |own: &[u128]| [kept.as_slice(), own].concat();
-    steps.extend([
-        with_choice(&[2 * size]),
-        with_choice(&[2 * size, size]),
-        with_choice(&[size, rows]),
-        with_choice(&[rows, normed]),
-    ]);
+    // Products of FP8 are gated at once.
+    let hopper = place == Place::Device { hopper: true };
+    if !(quantised && hopper && sizes.gate == FeedForwardGate::Silu) {
+        steps.extend([with_choice(&[2 * size]), with_choice(&[2 * size, size])]);
+    }
+    steps.extend([with_choice(&[size, rows]), with_choice(&[rows, normed])]);
     steps
 }
 

@@ -7,7 +7,7 @@
 use super::packed::Stored;
 use burn::prelude::TensorData;
 use burn::tensor::{Bytes, DType};
-use butterfly::ops::{Packed, Part, Storage};
+use butterfly::ops::{Activations, Packed, Part, Storage};
 use half::{bf16, f16};
 
 /// A weight before its bytes are read.
@@ -40,6 +40,8 @@ pub struct Taken {
     /// Memory of the device for the panel of a packed weight that is unpacked at once, for all
     /// weights together.
     pub panel: u64,
+    /// Whether any weight wants many rows in FP8, which then have memory of their own.
+    pub quantises: bool,
 }
 
 /// Bytes of the panel to which devices unpack packed weights.
@@ -47,11 +49,20 @@ pub(crate) fn panel(dtype: DType) -> u64 {
     (Packed::PANEL * dtype.size()) as u64
 }
 
+/// Whether many rows become FP8 before they are multiplied with a weight.
+pub(crate) fn quantises(storage: Storage) -> bool {
+    let Storage::Packed(Packed::Float8 { activations, .. }) = storage else {
+        return false;
+    };
+    activations == Activations::Float8
+}
+
 impl std::ops::AddAssign for Taken {
     fn add_assign(&mut self, other: Self) {
         self.allocated = self.allocated.saturating_add(other.allocated);
         self.mapped = self.mapped.saturating_add(other.mapped);
         self.panel = self.panel.max(other.panel);
+        self.quantises = self.quantises || other.quantises;
     }
 }
 
@@ -124,6 +135,7 @@ impl<'a> Upload<'a> {
             if let (Storage::Packed(_), false) = (run.part.storage, self.on_host) {
                 taken.panel = panel(self.dtype);
             }
+            taken.quantises |= quantises(run.part.storage);
         }
         taken
     }
