@@ -2,8 +2,8 @@
 //!
 //! A workgroup multiplies 128 rows with 128 rows of the weight. A thread fills a ring by TMA; two warpgroups multiply 64
 //! rows each (wgmma m64n128k32). Every 128 elements have factors of their own, so that products of such a step are added
-//! to sums in f32 outside of the matrix units, which also adds up more precisely than these do (Zhao et al., "Insights
-//! into DeepSeek-V3", section 3.1; DeepGEMM). While products of a step are added up, those of the next one are in
+//! to sums in f32 outside of the matrix units, which also adds up more precisely than these do (DeepSeek-V3 technical
+//! report, arXiv:2412.19437, section 3.3.2; DeepGEMM). While products of a step are added up, those of the next one are in
 //! flight, in registers of their own. Reading them and adding competes for registers with the matrix units, which is
 //! what bounds the kernel: without these additions the same loop is 1.4 times as fast.
 //!
