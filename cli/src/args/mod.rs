@@ -342,7 +342,7 @@ pub(crate) struct Explain {
     /// Number of sequences.
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(crate) batch: u32,
-    /// What many rows become before they are multiplied with weights in FP8, if the model has any.
+    /// The type in which many rows meet weights in FP8, if the model has any.
     #[arg(long, value_enum, default_value = "bf16", requires = "model")]
     pub(crate) activations: ActivationsArg,
     #[command(flatten)]

@@ -31,8 +31,8 @@ pub(crate) struct Run {
     /// where artifacts hold no kernels in that, one that they hold].
     #[arg(long, value_parser = dtype)]
     pub(crate) dtype: Option<Dtype>,
-    /// What rows are multiplied with weights in FP8 as: what they are (bf16, though it may be another --dtype), or, many
-    /// rows at once, FP8 with a power of two for every 128 elements, which is faster on Hopper and less precise.
+    /// The type in which rows meet weights in FP8: bf16 keeps them as they are, in any --dtype; fp8 rounds many rows at
+    /// once, 128 elements with a power of two of their own, which is faster on Hopper and less precise.
     #[arg(long, value_enum, default_value = "bf16")]
     pub(crate) activations: ActivationsArg,
     /// Where to run; `auto` is the first GPU, else the CPU.
