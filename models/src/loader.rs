@@ -12,7 +12,7 @@ use crate::layers::Weight;
 use crate::weights::change::{Layout, Values};
 use crate::weights::numbers::numbers;
 use crate::weights::packed::Stored;
-use crate::weights::upload::{Taken, Upload, WORD, convert, panel, quantises};
+use crate::weights::upload::{Taken, Upload, WORD, convert, panel};
 use crate::weights::{Element, packed, random};
 use crate::{Checkpoint, ModelError};
 use burn::prelude::*;
@@ -243,7 +243,7 @@ impl<'a, B: AttentionBackend> Loader<'a, B> {
         self.needed += Taken {
             allocated: bytes,
             panel: if B::ON_HOST { 0 } else { panel(self.dtype) },
-            quantises: quantises(Storage::Packed(packed)),
+            quantises: Storage::Packed(packed).quantises(),
             ..Taken::default()
         };
         let tensors = match self.pass {

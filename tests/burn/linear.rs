@@ -25,7 +25,7 @@ pub(crate) enum Result {
     Gated(Activation),
 }
 
-const RESULTS: [Result; 4] = [
+pub(crate) const RESULTS: [Result; 4] = [
     Result::Rounded,
     Result::Wide,
     Result::Gated(Activation::Silu),

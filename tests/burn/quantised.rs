@@ -1,7 +1,7 @@
 //! Rows that become FP8 before they are multiplied with weights in FP8, against their definition.
 
 use crate::few::Weight;
-use crate::linear::{Case, Result};
+use crate::linear::{Case, RESULTS, Result};
 use crate::values::{floats, number, rounded};
 use crate::{Cuda, Vulkan};
 use burn::tensor::DType;
@@ -23,13 +23,6 @@ const SIZES: [[usize; 3]; 7] = [
     [150, 136, 776],
     [257, 520, 384],
     [140, 384, 2048],
-];
-
-const RESULTS: [Result; 4] = [
-    Result::Rounded,
-    Result::Wide,
-    Result::Gated(Activation::Silu),
-    Result::Gated(Activation::Gelu),
 ];
 
 /// The numbers of e4m3 that are not negative, up to 448.

@@ -7,7 +7,7 @@
 use super::packed::Stored;
 use burn::prelude::TensorData;
 use burn::tensor::{Bytes, DType};
-use butterfly::ops::{Activations, Packed, Part, Storage};
+use butterfly::ops::{Packed, Part, Storage};
 use half::{bf16, f16};
 
 /// A weight before its bytes are read.
@@ -47,14 +47,6 @@ pub struct Taken {
 /// Bytes of the panel to which devices unpack packed weights.
 pub(crate) fn panel(dtype: DType) -> u64 {
     (Packed::PANEL * dtype.size()) as u64
-}
-
-/// Whether many rows become FP8 before they are multiplied with a weight.
-pub(crate) fn quantises(storage: Storage) -> bool {
-    let Storage::Packed(Packed::Float8 { activations, .. }) = storage else {
-        return false;
-    };
-    activations == Activations::Float8
 }
 
 impl std::ops::AddAssign for Taken {
@@ -135,7 +127,7 @@ impl<'a> Upload<'a> {
             if let (Storage::Packed(_), false) = (run.part.storage, self.on_host) {
                 taken.panel = panel(self.dtype);
             }
-            taken.quantises |= quantises(run.part.storage);
+            taken.quantises |= run.part.storage.quantises();
         }
         taken
     }

@@ -32,7 +32,7 @@ pub type Parts = Arc<[Part]>;
 
 impl Storage {
     /// Whether many rows are quantised before they are multiplied.
-    pub(crate) fn quantises(self) -> bool {
+    pub fn quantises(self) -> bool {
         matches!(self, Self::Packed(packed) if packed.quantises())
     }
 
