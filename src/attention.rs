@@ -24,6 +24,10 @@ pub struct Call {
     pub kv_len: Option<usize>,
     /// Absolute position of the first query; `None` stands for `kv_len - q_len`.
     pub q_offset: Option<usize>,
+    /// How many tokens each sequence is behind the longest, to which `kv_len` and `q_offset` apply: its queries begin, and
+    /// its keys end, so many tokens earlier. Empty if all are equally long; for at most
+    /// [`DECODE_QUERIES`](crate::DECODE_QUERIES) queries.
+    pub lags: Vec<usize>,
     /// Number of tokens from which the stages are derived, at least `kv_len`; `None` stands for
     /// `kv_len`. Set it to the final length of the sequence, so that decode and chunked prefill see
     /// the same keys as one prefill of the whole sequence.
@@ -138,6 +142,7 @@ pub(crate) fn attend<B: AttentionBackend>(
         index: plan.sparsity().index(call.index, call.index),
         q_offset: call.q_offset.map_or_else(before, Ok)?,
         kv_len,
+        lags: call.lags.clone(),
         capacity: call.capacity.unwrap_or(kv_len),
         v_in_k,
         prompt: call.prompt.unwrap_or(kv_len),

@@ -1,5 +1,6 @@
 //! The KV cache: keys and values of the tokens so far.
 
+mod lags;
 mod latents;
 mod means;
 mod room;
@@ -13,6 +14,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorCreationOptions, TensorMetadata, TensorPrimitive};
 use butterfly_ir::pattern::Routing;
 use butterfly_ops::Operation as LayerOperation;
+use lags::Lags;
 use means::Means;
 use room::whole_blocks;
 use std::ops::Range;
@@ -26,6 +28,8 @@ use std::ops::Range;
 /// When the room does not suffice, it grows to a larger whole number of blocks, which copies the
 /// tokens so far. Up to the capacity given to [`KvCache::new`] it never has to. A clone shares the
 /// memory until one of the two appends; that append copies it first.
+///
+/// Rows of fewer sequences than there are belong to the first ones; the others then [lag](KvCache::lags).
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
     /// Keys, then values, unless they are part of the keys. `None` while an operation owns the tensors,
@@ -35,8 +39,9 @@ pub struct KvCache<B: Backend> {
     v_in_k: Option<usize>,
     /// Tokens that were dropped, a multiple of `block`.
     first: usize,
-    /// Tokens so far, those that were dropped included.
+    /// Tokens of the longest sequence so far, those that were dropped included.
     len: usize,
+    lags: Lags<B>,
     block: usize,
     /// Tokens that the cache was planned for.
     capacity: usize,
@@ -102,6 +107,7 @@ impl<B: Backend> KvCache<B> {
             v_in_k,
             first: 0,
             len: 0,
+            lags: Lags::default(),
             block: block.max(1),
             capacity,
             window,
@@ -112,7 +118,7 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Number of tokens so far, those that were dropped included.
+    /// Number of tokens of the longest sequence so far, those that were dropped included.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -179,14 +185,17 @@ impl<B: Backend> KvCache<B> {
     ///
     /// Back to where the last append began is always possible.
     pub fn truncate(&mut self, len: usize) -> bool {
-        self.len = self.len.min(len);
+        let cut = self.len.saturating_sub(len);
+        self.len -= cut;
+        self.lags.shorten(cut);
         if let Some(means) = &mut self.means {
             means.known = means.known.min(self.len / means.pool);
         }
         let seen = self.window.map_or(self.len, |window| window - 1);
-        let there = self.first == 0 || self.first + seen <= self.len;
+        let shortest = self.len - self.lags.most();
+        let there = self.first == 0 || self.first + seen <= shortest;
         if !there {
-            (self.first, self.len) = (0, 0);
+            self.forget();
         }
         there
     }
@@ -196,8 +205,13 @@ impl<B: Backend> KvCache<B> {
     pub fn keep_all(&mut self) {
         self.window = None;
         if self.first > 0 {
-            (self.first, self.len) = (0, 0);
+            self.forget();
         }
+    }
+
+    fn forget(&mut self) {
+        (self.first, self.len) = (0, 0);
+        self.lags = Lags::default();
     }
 
     /// Uninitialised tensors with this room.
@@ -257,11 +271,11 @@ impl<B: Backend> KvCache<B> {
 
 impl<B: AttentionBackend> KvCache<B> {
     /// Splits rows of the projections q, k and v [B, T, …] into heads as `append` describes,
-    /// appends the keys and values, and returns q [B, Hq, T, D].
+    /// appends the keys and values, and returns q [B, Hq, T, D]. Rows may be those of the first sequences only.
     ///
-    /// The position in `append` is ignored: tokens are written after those so far. `norms`
+    /// The position in `append` is ignored: tokens are written after those so far of each sequence. `norms`
     /// are the norm weights of q and k, `[D]` each; `rotation` holds the cosines, then the sines of
-    /// each position, [T, rotated]. All of them are f32.
+    /// each position, [T, rotated], or [B * T, rotated] if sequences lag. All of them are f32.
     ///
     /// # Errors
     /// [`OperationError`] when the inputs do not fit or exceed a limit of the device; the cache is
@@ -274,11 +288,20 @@ impl<B: AttentionBackend> KvCache<B> {
         rotation: Option<&Tensor<B, 2>>,
         append: Append,
     ) -> Result<Tensor<B, 4>, OperationError> {
-        let tokens = q.dims()[1];
+        let [sequences, tokens, _] = q.dims();
+        let lags = self.lags.on(sequences, &self.device);
         let rows = [q, k, v].map(|x| x.into_primitive().tensor()).to_vec();
-        let operation = |position| LayerOperation::Append(Append { position, ..append });
-        let others = others(norms.into_iter().flatten(), rotation);
-        let q = self.append_by(operation, rows, others, tokens)?;
+        let lagging = lags.is_some();
+        let operation = |position| {
+            LayerOperation::Append(Append {
+                position,
+                lagging,
+                ..append
+            })
+        };
+        let mut others = others(norms.into_iter().flatten(), rotation);
+        others.extend(lags.map(|lags| B::integers(lags.into_primitive())));
+        let q = self.append_by(operation, rows, others, [sequences, tokens])?;
         let q = q.into_iter().next().expect("q and two caches");
         Ok(Tensor::from_primitive(TensorPrimitive::Float(q)))
     }
@@ -291,7 +314,7 @@ impl<B: AttentionBackend> KvCache<B> {
         operation: impl FnOnce(usize) -> LayerOperation,
         rows: Vec<FloatTensor<B>>,
         others: Vec<FloatTensor<B>>,
-        tokens: usize,
+        [sequences, tokens]: [usize; 2],
     ) -> Result<Vec<FloatTensor<B>>, OperationError> {
         let (drop, room) = self.room_for(tokens);
         let operation = Operation::Layer(operation(self.kept() - drop));
@@ -302,6 +325,7 @@ impl<B: AttentionBackend> KvCache<B> {
         let means = self.means.take();
         let first = std::mem::take(&mut self.first) + drop;
         let len = std::mem::take(&mut self.len);
+        let mut lags = std::mem::take(&mut self.lags);
         let mut inputs = rows;
         inputs.extend(
             caches
@@ -316,11 +340,13 @@ impl<B: AttentionBackend> KvCache<B> {
         // The positions of kept keys are counted from `first`.
         self.means = means.filter(|_| drop == 0);
         (self.first, self.len) = (first, len + tokens);
+        lags.advance(sequences, self.sizes[0], tokens);
+        self.lags = lags;
         Ok(outputs)
     }
 
-    /// Attention of q [B, Hq, q_len, D], the queries of the last tokens, over the keys that are kept, by
-    /// the pattern of `plan` → o [B, Hq, q_len, D]. `call.kv_len` is ignored.
+    /// Attention of q [B, Hq, q_len, D], the queries of the last tokens of each sequence, or of the first sequences only,
+    /// over the keys that are kept, by the pattern of `plan` → o [B, Hq, q_len, D]. `call.kv_len` and `call.lags` are ignored.
     ///
     /// Means of keys, if the pattern chooses blocks by them, are kept beside the keys: only those of new
     /// tokens are computed.
@@ -340,6 +366,7 @@ impl<B: AttentionBackend> KvCache<B> {
         };
         let call = Call {
             kv_len: Some(self.kept()),
+            lags: self.lags.of(q.dims()[0]).to_vec(),
             ..call.clone()
         };
         attend(q, (k, values), means, plan, &call).map(|(o, _)| o)

@@ -77,5 +77,5 @@ pub use cache::{KvCache, kept_at_most};
 pub use checked::Checked;
 pub use compiled::compiled;
 pub use counts::Counts;
-pub use operation::{Attend, DECODE_QUERIES, Operation};
+pub use operation::{Attend, DECODE_QUERIES, MOST_LAGS, Operation};
 pub use plan::{Embedded, Plan};

@@ -6,14 +6,14 @@ use crate::plan::KernelShape;
 use crate::{Counts, Plan};
 use burn::tensor::{DType, Shape};
 use butterfly_ir::pattern::Routing;
-use butterfly_ir::{Dtype, Role, ScoreValues};
+use butterfly_ir::{Dtype, LaunchScalars, Role, ScoreValues};
 use butterfly_ops::Operation as LayerOperation;
 
 /// One operation of a backend.
 #[derive(Clone, Debug)]
 pub enum Operation {
-    /// Attention: q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv] unless the values are
-    /// part of k → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32. If the pattern chooses blocks by
+    /// Attention: q [B, Hq, q_len, D], k [B, Hkv, room, D], v [B, Hkv, room, Dv] (both may have further sequences, which
+    /// are not read) unless the values are part of k → o [B, Hq, q_len, Dv], lse [B, Hq, q_len] in f32. If the pattern chooses blocks by
     /// content, a further input: means of keys [B, Hkv, pools, D] in f32, as [`Pool`](butterfly_ops::Pool) makes
     /// them, of all whole blocks before that of the last query.
     Attend(Attend),
@@ -38,6 +38,9 @@ pub struct Attend {
     pub q_offset: usize,
     /// Number of keys, in tokens; k and v may have room for more.
     pub kv_len: usize,
+    /// How many tokens each sequence is behind the longest, to which `q_offset` and `kv_len` apply: its queries begin, and
+    /// its keys end, so many tokens earlier. Empty if all are equally long; for at most [`DECODE_QUERIES`] queries.
+    pub lags: Vec<usize>,
     /// Number of tokens from which the number of blocks, and with it the stages, are derived; at
     /// least `kv_len`.
     pub capacity: usize,
@@ -60,6 +63,9 @@ pub struct Attend {
 /// Calls with up to this many queries run the decode kernel, which takes one query at a time;
 /// others run the prefill kernel, which takes tiles of queries.
 pub const DECODE_QUERIES: usize = 4;
+
+/// Most sequences of different lengths in a call.
+pub const MOST_LAGS: usize = LaunchScalars::MOST_LAGS;
 
 impl Attend {
     /// The properties that select the kernel.

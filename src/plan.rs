@@ -211,6 +211,15 @@ impl Plan {
         self.0.routing
     }
 
+    /// Why sequences of different lengths cannot share a call; `None` if they can.
+    pub fn takes_no_lags(&self) -> Option<&'static str> {
+        match (self.routing(), self.sparsity().pattern.tail()) {
+            (Some(_), _) => Some("`routed` chooses blocks for sequences of equal length"),
+            (None, tail) if tail > 0 => Some("`tail` counts from the end of the longest prompt"),
+            (None, _) => None,
+        }
+    }
+
     /// The artifacts, if the kernels come from artifacts.
     pub fn artifacts(&self) -> Option<&Artifacts> {
         match &self.0.source {
@@ -348,7 +357,9 @@ impl Plan {
         let sparsity = &self.0.sparsity;
         let block = sparsity.block;
         let capacity = attend.capacity as u32;
-        let (first, end) = (attend.q_offset as u32, (attend.q_offset + q_len) as u32);
+        let lag = attend.lags.iter().max().copied().unwrap_or(0);
+        let first = attend.q_offset.saturating_sub(lag) as u32;
+        let end = (attend.q_offset + q_len) as u32;
         let all = capacity.div_ceil(block);
         let pattern = &sparsity.pattern;
         let stages = pattern.stage_count(all).max(1);

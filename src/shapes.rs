@@ -5,6 +5,7 @@
 //! every output, or an error that names the input that does not fit. Devices of inputs are checked
 //! by [`Checked`](crate::Checked), the limits of a device by its backend.
 
+use crate::operation::{DECODE_QUERIES, MOST_LAGS};
 use crate::{Attend, Operation, OperationError};
 use burn::tensor::{DType, Shape};
 use butterfly_ir::ScoreValues;
@@ -53,7 +54,7 @@ impl Operation {
 fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
     let dtype = inputs.float(0)?;
     let [batch, q_heads, q_len, head_dim] = inputs.rank(0)?;
-    let [_, kv_heads, room, _] = inputs.rank(1)?;
+    let [sequences, kv_heads, room, _] = inputs.rank(1)?;
     let v_head_dim = match attend.v_in_k {
         None => inputs.rank::<4>(2)?[3],
         Some(length) if length <= head_dim => length,
@@ -70,9 +71,9 @@ fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
         ("D", head_dim),
         ("Dv", v_head_dim),
     ])?;
-    inputs.is(1, &[batch, kv_heads, room, head_dim])?;
+    inputs.is_at_least(1, &[batch, kv_heads, room, head_dim])?;
     if attend.v_in_k.is_none() {
-        inputs.is(2, &[batch, kv_heads, room, v_head_dim])?;
+        inputs.is(2, &[sequences, kv_heads, room, v_head_dim])?;
     }
     if !q_heads.is_multiple_of(kv_heads) {
         let expected = format!("a number of heads that is a multiple of the {kv_heads} of k");
@@ -108,12 +109,46 @@ fn attend(inputs: &Inputs<'_>, attend: &Attend) -> Outputs {
             "a capacity of {capacity} tokens is too large: at most {MAX_TOKENS} are counted"
         )));
     }
+    lags(inputs, attend)?;
     score(inputs, attend, q_heads)?;
     means(inputs, attend)?;
     Ok(vec![
         ([batch, q_heads, q_len, v_head_dim].into(), dtype),
         ([batch, q_heads, q_len].into(), DType::F32),
     ])
+}
+
+/// Checks that sequences of different lengths have their queries, few enough, and a pattern that takes them.
+fn lags(inputs: &Inputs<'_>, attend: &Attend) -> Result<(), OperationError> {
+    let [batch, _, q_len, _] = inputs.rank(0)?;
+    let Some(most) = attend.lags.iter().max() else {
+        return Ok(());
+    };
+    let wrong = |what: String| Err(inputs.argument(what));
+    if attend.lags.len() != batch {
+        let given = attend.lags.len();
+        return wrong(format!("there are {given} lags for {batch} sequences"));
+    }
+    if *most > attend.q_offset {
+        return wrong(format!(
+            "a sequence is {most} tokens behind, but the longest has only {} before its queries",
+            attend.q_offset
+        ));
+    }
+    if q_len > DECODE_QUERIES {
+        return wrong(format!(
+            "sequences of different lengths take at most {DECODE_QUERIES} queries at a time, not {q_len}"
+        ));
+    }
+    if let Some(what) = attend.plan.takes_no_lags() {
+        return wrong(format!("sequences of different lengths, but {what}"));
+    }
+    match batch > MOST_LAGS {
+        false => Ok(()),
+        true => wrong(format!(
+            "{batch} sequences of different lengths are more than {MOST_LAGS}"
+        )),
+    }
 }
 
 /// Checks that there are means of all whole blocks before that of the last query, if rows choose by
@@ -123,7 +158,8 @@ fn means(inputs: &Inputs<'_>, attend: &Attend) -> Result<(), OperationError> {
         return Ok(());
     };
     let at = attend.means();
-    let [batch, kv_heads, _, head_dim] = inputs.rank(1)?;
+    let [_, kv_heads, _, head_dim] = inputs.rank(1)?;
+    let [batch, ..] = inputs.rank::<4>(0)?;
     let [_, _, pools, _] = inputs.rank(at)?;
     inputs.is(at, &[batch, kv_heads, pools, head_dim])?;
     inputs.has(at, DType::F32)?;

@@ -63,6 +63,20 @@ where
     }
 }
 
+impl<'a> Elements<'a> {
+    /// Some of them.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Elements<'a> {
+        match self {
+            Self::F32(all) => Elements::F32(&all[range]),
+            Self::F16(all) => Elements::F16(&all[range]),
+            Self::Bf16(all) => Elements::Bf16(&all[range]),
+        }
+    }
+}
+
 impl Elements<'_> {
     /// Number of elements.
     pub fn len(&self) -> usize {

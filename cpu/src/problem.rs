@@ -191,6 +191,32 @@ pub enum ProblemError {
     Unavailable(crate::Isa),
 }
 
+impl<'a> Problem<'a> {
+    /// The problem of one sequence, which is `lag` tokens behind the longest: its queries begin, and its keys end, so many
+    /// tokens earlier. Its rows are those that all sequences share.
+    ///
+    /// # Panics
+    /// If an array is shorter than its shape, or the lag is larger than `q_offset` or `kv_len`.
+    pub fn of_sequence(&self, sequence: usize, lag: usize) -> Problem<'a> {
+        let of = |length: usize| {
+            let each = length / self.batch;
+            sequence * each..(sequence + 1) * each
+        };
+        Problem {
+            batch: 1,
+            q_offset: self.q_offset - lag,
+            kv_len: self.kv_len - lag,
+            q: &self.q[of(self.q.len())],
+            k: self.k.slice(of(self.k.len())),
+            v: match self.v {
+                Values::Own(v) => Values::Own(v.slice(of(v.len()))),
+                in_keys @ Values::InKeys { .. } => in_keys,
+            },
+            ..*self
+        }
+    }
+}
+
 impl Problem<'_> {
     /// q heads of a GQA group.
     ///

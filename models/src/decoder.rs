@@ -222,14 +222,17 @@ impl<B: AttentionBackend> Decoder<B> {
         let device = x.device();
         let lengths = state.lengths(tokens)?;
         let profile = state.profile.clone();
-        let positions = state.position..state.position + tokens;
+        // Of each sequence, where they are not the same.
+        let first: Vec<usize> = match state.active_lags() {
+            [] => vec![state.position],
+            lags => lags.iter().map(|lag| state.position - lag).collect(),
+        };
         let rotation = |rotation: &Frequencies| -> Tensor<B, 2> {
-            let table = rotation.table(lengths.capacity, positions.clone());
-            let width = table.len() / tokens;
-            Tensor::from_data(
-                TensorData::new(table, [tokens, width]),
-                (&device, DType::F32),
-            )
+            let of = |first: &usize| rotation.table(lengths.capacity, *first..first + tokens);
+            let table: Vec<f32> = first.iter().flat_map(of).collect();
+            let rows = first.len() * tokens;
+            let width = table.len() / rows;
+            Tensor::from_data(TensorData::new(table, [rows, width]), (&device, DType::F32))
         };
         let [usual, windows] = profile.part::<B, _>(Part::Heads, &device, || {
             [&self.rotation, &self.window_rotation].map(|of| of.as_ref().map(rotation))

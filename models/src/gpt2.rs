@@ -132,13 +132,16 @@ impl<B: AttentionBackend> Gpt2<B> {
             .collect()
     }
 
-    /// Tokens [B, T] at positions from `position` on → the residual stream before the first layer.
+    /// Tokens [B, T] at positions from `position` on, or so many before it as each sequence lags → the residual stream before
+    /// the first layer.
     pub(crate) fn embed(
         &self,
         ids: Tensor<B, 2, Int>,
         position: usize,
+        lags: &[usize],
     ) -> Result<Stream<B>, ModelError> {
-        let end = position + ids.dims()[1];
+        let tokens = ids.dims()[1];
+        let end = position + tokens;
         let [positions, hidden] = self.positions.dims();
         if end > positions {
             return Err(ModelError::Positions {
@@ -147,10 +150,17 @@ impl<B: AttentionBackend> Gpt2<B> {
             });
         }
         let x = self.embedding.rows(ids, DType::F32)?;
-        let at = self.positions.clone().slice([position..end, 0..hidden]);
+        let of = |lag: usize| {
+            let at = [position - lag..end - lag, 0..hidden];
+            self.positions.clone().slice(at).unsqueeze::<3>()
+        };
+        let at = match lags {
+            [] => of(0),
+            lags => Tensor::cat(lags.iter().map(|lag| of(*lag)).collect(), 0),
+        };
         // The residual stream is f32, whatever element type the layers compute in.
         Ok(Stream {
-            x: x.cast(DType::F32) + at.unsqueeze::<3>().cast(DType::F32),
+            x: x.cast(DType::F32) + at.cast(DType::F32),
             pending: None,
         })
     }

@@ -203,7 +203,7 @@ impl<B: AttentionBackend> Model<B> {
         &self.device
     }
 
-    /// Empty caches and recurrent states for `batch` sequences of equal length.
+    /// Empty caches and recurrent states for `batch` sequences.
     ///
     /// `capacity` is the largest length of a sequence, in tokens, and fixes the stages of patterns:
     /// decode and chunks then see what one prefill of the whole text sees. Without it the number of
@@ -216,7 +216,9 @@ impl<B: AttentionBackend> Model<B> {
                 Inner::Gpt2(model) => model.state(batch, room, policy, &self.device),
             },
             batch,
+            active: batch,
             position: 0,
+            lags: Vec::new(),
             capacity,
             prompt: None,
             profile: Profile::default(),
@@ -225,7 +227,8 @@ impl<B: AttentionBackend> Model<B> {
 
     /// Runs the next chunk of each sequence.
     ///
-    /// `tokens` holds B rows of T tokens, where B is the batch of `state`. Returns logits
+    /// `tokens` holds B rows of T tokens, where B is the batch of `state`, or as many as it is told
+    /// [to go on with](State::only_first). Returns logits
     /// `[B, T, V]`, or `[B, 1, V]` for [`Logits::Last`], in the model's element type.
     ///
     /// # Errors
@@ -242,10 +245,11 @@ impl<B: AttentionBackend> Model<B> {
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
         self.check_tokens(tokens, state.position)?;
-        if tokens.is_empty() || state.batch == 0 || !tokens.len().is_multiple_of(state.batch) {
+        let sequences = state.active;
+        if tokens.is_empty() || sequences == 0 || !tokens.len().is_multiple_of(sequences) {
             return Err(ModelError::Chunk {
                 tokens: tokens.len(),
-                batch: state.batch,
+                batch: sequences,
             });
         }
         self.check_state(state, policy)?;
@@ -275,6 +279,9 @@ impl<B: AttentionBackend> Model<B> {
     pub(crate) fn check_state(&self, state: &State<B>, policy: &Policy) -> Result<(), ModelError> {
         let kinds = &self.config.layers;
         let other = || ModelError::State("or the policy was made for another model");
+        if let (true, Some(what)) = (state.is_uneven(), policy.takes_no_lags()) {
+            return Err(ModelError::State(what));
+        }
         if state.layers.len() != kinds.len() || policy.layers.len() != kinds.len() {
             return Err(other());
         }
@@ -285,7 +292,7 @@ impl<B: AttentionBackend> Model<B> {
                     LayerState::Attention(cache),
                     Some(policy),
                 ) => {
-                    if cache.len() != state.position {
+                    if cache.len() != state.position || cache.lags() != state.lags {
                         return Err(ModelError::State("was lost when the device failed"));
                     }
                     if !policy.fits(cache) {
@@ -317,7 +324,7 @@ impl<B: AttentionBackend> Model<B> {
         policy: &Policy,
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let decodes = tokens.len() == state.batch;
+        let decodes = tokens.len() == state.active;
         let run = |state: &mut State<B>| self.run(tokens, state, policy, logits);
         match decodes {
             true => B::memory_persistent_allocations(&self.device, state, run),
@@ -347,7 +354,7 @@ impl<B: AttentionBackend> Model<B> {
         policy: &Policy,
         logits: Logits,
     ) -> Result<Tensor<B, 3>, ModelError> {
-        let length = tokens.len() / state.batch;
+        let length = tokens.len() / state.active;
         let profile = state.profile.clone();
         let stream =
             profile.part::<B, _>(Part::Embedding, &self.device, || self.embed(tokens, state))?;
@@ -360,19 +367,19 @@ impl<B: AttentionBackend> Model<B> {
         let logits = profile.part::<B, _>(Part::OutputProjection, &self.device, || {
             self.logits_of(wanted, policy)
         })?;
-        state.position += length;
+        state.advance(length);
         Ok(logits)
     }
 
     /// The residual stream of the next chunk of `state` before the first layer; B rows of tokens.
     pub(crate) fn embed(&self, tokens: &[u32], state: &State<B>) -> Result<Stream<B>, ModelError> {
-        let length = tokens.len() / state.batch;
+        let length = tokens.len() / state.active;
         let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
-        let ids = TensorData::new(ids, [state.batch, length]);
+        let ids = TensorData::new(ids, [state.active, length]);
         let ids = Tensor::from_data(ids, &self.device);
         match &self.inner {
             Inner::Decoder(model) => model.embed(ids),
-            Inner::Gpt2(model) => model.embed(ids, state.position),
+            Inner::Gpt2(model) => model.embed(ids, state.position, state.active_lags()),
         }
     }
 
@@ -470,6 +477,7 @@ mod tests {
                 q_step: 4,
                 starts: [0, 4, 8],
                 position: 0,
+                lagging: false,
                 norm: None,
                 rotated: 0,
                 interleaved: false,

@@ -112,6 +112,15 @@ impl Policy {
         tokens.max().unwrap_or_default()
     }
 
+    /// Why sequences of different lengths cannot run together; `None` if they can.
+    pub fn takes_no_lags(&self) -> Option<&'static str> {
+        self.attention().find_map(|(_, layer)| {
+            let latent = matches!(layer.attention, AttentionShape::Mla { .. });
+            let latent = latent.then_some("latent attention takes sequences of equal length");
+            latent.or_else(|| layer.plan.takes_no_lags())
+        })
+    }
+
     /// The plan of the first attention layer. All layers share its artifacts, from which kernels
     /// for matrix products are taken.
     pub(crate) fn plan(&self) -> Option<&Plan> {

@@ -5,12 +5,19 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use butterfly::KvCache;
 
-/// KV caches and recurrent states of every layer, for a batch of sequences of equal length.
+/// KV caches and recurrent states of every layer, for a batch of sequences.
+///
+/// Sequences are equally long, unless chunks were those of the [first ones](Self::only_first) alone.
 #[derive(Clone, Debug)]
 pub struct State<B: Backend> {
     pub(crate) layers: Vec<LayerState<B>>,
     pub(crate) batch: usize,
+    /// Sequences that the next chunk is for: the first ones.
+    pub(crate) active: usize,
+    /// Tokens of the longest sequence.
     pub(crate) position: usize,
+    /// How many tokens each sequence is behind the longest; empty if all are equally long.
+    pub(crate) lags: Vec<usize>,
     pub(crate) capacity: Option<usize>,
     pub(crate) prompt: Option<usize>,
     /// Measures the calls of [`Model::forward`](crate::Model::forward) with this state.
@@ -47,6 +54,7 @@ pub(crate) struct Mark<B: Backend> {
     /// The state of each layer with linear attention; `None` for the others.
     linear: Vec<Option<LinearState<B>>>,
     position: usize,
+    lags: Vec<usize>,
 }
 
 impl<B: Backend> LayerState<B> {
@@ -81,9 +89,47 @@ impl<B: Backend> LinearState<B> {
 }
 
 impl<B: Backend> State<B> {
-    /// Number of tokens of each sequence so far.
+    /// Number of tokens of the longest sequence so far.
     pub fn position(&self) -> usize {
         self.position
+    }
+
+    /// How many tokens each sequence is behind the longest; empty if all are equally long.
+    pub fn lags(&self) -> &[usize] {
+        &self.lags
+    }
+
+    /// Chunks from now on are those of the first `sequences` alone; the others stay where they are. So prompts of different
+    /// lengths are read: the longest comes first, the others in order, and each leaves when it is read. Afterwards all go
+    /// on together, a few tokens at a time (see [`DECODE_QUERIES`](butterfly::DECODE_QUERIES)).
+    ///
+    /// More than there are count as all.
+    pub fn only_first(&mut self, sequences: usize) {
+        self.active = sequences.min(self.batch);
+    }
+
+    /// The lags of the sequences that the next chunk is for; empty if these are equally long.
+    pub(crate) fn active_lags(&self) -> &[usize] {
+        let first = &self.lags[..self.active.min(self.lags.len())];
+        match first.iter().all(|lag| *lag == 0) {
+            true => &[],
+            false => first,
+        }
+    }
+
+    /// Whether sequences differ in length, or will after the next chunk.
+    pub(crate) fn is_uneven(&self) -> bool {
+        self.active < self.batch || !self.lags.is_empty()
+    }
+
+    /// The next chunk had `tokens` tokens of each sequence.
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.position += tokens;
+        if self.active < self.batch {
+            self.lags.resize(self.batch, 0);
+            let others = &mut self.lags[self.active..];
+            others.iter_mut().for_each(|lag| *lag += tokens);
+        }
     }
 
     /// The capacity, in tokens of a sequence, that fixes the stages of patterns; `None` if the
@@ -98,7 +144,7 @@ impl<B: Backend> State<B> {
         self.prompt = Some(tokens);
     }
 
-    /// Forgets the tokens from `length` on, and returns how many are kept: `length`, unless there
+    /// Forgets the tokens from `length` on, and returns how many of the longest sequence are kept: `length`, unless there
     /// are fewer. Recurrent states cannot go back, and layers with a window may have dropped what
     /// would be seen again: all tokens are forgotten then, and the state is as it was when it was
     /// new.
@@ -120,6 +166,12 @@ impl<B: Backend> State<B> {
         if kept == 0 {
             self.layers.iter_mut().for_each(LayerState::clear);
         }
+        let cut = self.position - kept;
+        let lags = self.lags.iter_mut();
+        lags.for_each(|lag| *lag = lag.saturating_sub(cut));
+        if self.lags.iter().all(|lag| *lag == 0) {
+            self.lags = Vec::new();
+        }
         self.position = kept;
         kept
     }
@@ -137,6 +189,7 @@ impl<B: Backend> State<B> {
                 })
                 .collect(),
             position: self.position,
+            lags: self.lags.clone(),
         }
     }
 
@@ -154,10 +207,11 @@ impl<B: Backend> State<B> {
     /// Undoes everything since `mark`.
     pub(crate) fn back_to(&mut self, mark: Mark<B>) {
         self.position = mark.position;
+        self.lags = mark.lags;
         for (layer, linear) in self.layers.iter_mut().zip(mark.linear) {
             match (layer, linear) {
                 (LayerState::Attention(cache), _) => {
-                    cache.truncate(mark.position);
+                    cache.go_back(mark.position, &self.lags);
                 }
                 (LayerState::Linear(state), Some(linear)) => *state = linear,
                 (LayerState::Linear(_), None) => {}
@@ -292,6 +346,7 @@ mod tests {
             q_step: 8,
             starts: [0, 8, 16],
             position: 0,
+            lagging: false,
             norm: None,
             rotated: 0,
             interleaved: false,

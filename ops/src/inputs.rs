@@ -94,6 +94,22 @@ impl Inputs<'_> {
         }
     }
 
+    /// Checks that input `i` has this shape, or more in its first dimension.
+    ///
+    /// # Errors
+    /// [`OperationError::Shape`].
+    pub fn is_at_least(&self, i: usize, shape: &[usize]) -> Result<(), OperationError> {
+        let given = self.shape(i);
+        match (given, shape) {
+            ([sequences, rest @ ..], [least, wanted @ ..])
+                if sequences >= least && rest == wanted =>
+            {
+                Ok(())
+            }
+            _ => Err(self.wrong(i, format!("{shape:?}, or more in the first dimension"))),
+        }
+    }
+
     /// Checks that input `i` has this element type.
     ///
     /// # Errors

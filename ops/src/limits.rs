@@ -229,6 +229,7 @@ mod tests {
             q_step: 256,
             starts: [0, 4096, 8192],
             position: 0,
+            lagging: false,
             norm: None,
             rotated: 0,
             interleaved: false,

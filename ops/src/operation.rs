@@ -86,7 +86,7 @@ impl Operation {
             Self::Project(project) => return project.names(),
             Self::Norm(_) => &["x", "weight"],
             Self::AddNorm(_) => &["x", "y", "weight"],
-            Self::Append(append) => append.names(),
+            Self::Append(append) => return append.names(),
             Self::Latents(latents) => return latents.names(),
             Self::Absorb(absorb) => return absorb.names(),
             Self::Unabsorb(_) => &["o", "weight"],

@@ -46,7 +46,13 @@ impl<B: AttentionBackend> KvCache<B> {
         rotation: Option<&Tensor<B, 2>>,
         latents: Latents,
     ) -> Result<Option<Tensor<B, 3>>, OperationError> {
-        let tokens = rows.dims()[1];
+        let [sequences, tokens, _] = rows.dims();
+        if sequences != self.sizes[0] || !self.lags().is_empty() {
+            return Err(OperationError::Argument {
+                operation: "latents",
+                what: "latent attention takes sequences of equal length together".into(),
+            });
+        }
         let rows = vec![rows.into_primitive().tensor()];
         let operation = |position| {
             LayerOperation::Latents(Latents {
@@ -54,7 +60,12 @@ impl<B: AttentionBackend> KvCache<B> {
                 ..latents
             })
         };
-        let q = self.append_by(operation, rows, others(norms.iter(), rotation), tokens)?;
+        let q = self.append_by(
+            operation,
+            rows,
+            others(norms.iter(), rotation),
+            [sequences, tokens],
+        )?;
         let q = q.into_iter().next().map(TensorPrimitive::Float);
         Ok(q.map(Tensor::from_primitive))
     }

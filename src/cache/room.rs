@@ -13,9 +13,10 @@ impl<B: Backend> KvCache<B> {
         }
         let drop = match self.window {
             None => 0,
-            // The first new token sees `window - 1` of those before it.
+            // The first new token of the shortest sequence sees `window - 1` of those before it.
             Some(window) => {
-                let unseen = self.kept().saturating_sub(window - 1);
+                let shortest = self.kept() - self.lags.most();
+                let unseen = shortest.saturating_sub(window - 1);
                 unseen - unseen % self.block
             }
         };
@@ -28,6 +29,7 @@ impl<B: Backend> KvCache<B> {
         let room = match self.window {
             None => whole_blocks(grown, self.block),
             Some(window) => {
+                let tokens = tokens + self.lags.most();
                 whole_blocks(grown, self.block).min(most_kept(window, tokens, self.block))
             }
         };
@@ -37,7 +39,8 @@ impl<B: Backend> KvCache<B> {
 
 /// The largest number of tokens of a sequence that a cache with a window keeps when chunks of at
 /// most `chunk` tokens are appended, in whole blocks of `block` tokens: what the first of a chunk
-/// sees, the chunk, and less than a block that is only dropped whole.
+/// sees, the chunk, and less than a block that is only dropped whole. By what the shortest of several sequences is behind
+/// the longest, `chunk` has to be larger.
 pub fn kept_at_most(window: u64, chunk: u64, block: u64) -> u64 {
     let block = block.max(1);
     let tokens = (window.max(1) - 1).saturating_add(chunk.max(1));

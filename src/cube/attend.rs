@@ -70,6 +70,7 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
         }
         (_, rows) => rows,
     };
+    let lags: Vec<u32> = op.lags.iter().map(|lag| *lag as u32).collect();
     let call = Call {
         scalars: LaunchScalars {
             q_len: q_len as u32,
@@ -91,6 +92,7 @@ pub(super) fn attend<R: CubeRuntime + Launches>(
         batch: batch as u32,
         score: op.score(),
         v_in_k: op.v_in_k.is_some(),
+        lags: &lags,
     };
     let tensors = Tensors {
         q: &q.handle,

@@ -75,6 +75,7 @@ mod tests {
             index: 0,
             q_offset: tokens - 1,
             kv_len: tokens,
+            lags: Vec::new(),
             capacity: tokens,
             v_in_k: None,
             prompt: tokens,

@@ -3,7 +3,7 @@
 use crate::{Attend, OperationError};
 use burn::tensor::{DType, Shape as Dims, TensorMetadata};
 use burn_flex::FlexTensor;
-use butterfly_cpu::{Elements, Problem, Values};
+use butterfly_cpu::{Attention, Elements, Problem, ProblemError, Values};
 use butterfly_ops::flex::{Stored, elements, floats, rounded, tensor};
 
 /// The name of the kernel, if the plan has one for such inputs.
@@ -25,6 +25,8 @@ pub(super) fn attend<E: Stored>(
     }
     let [q_values, k_values] = [0, 1].map(|i| elements::<E>(&inputs[i]));
     let q_values = floats(&q_values);
+    // There may be keys and values of further sequences.
+    let k_values = &k_values[..q[0] * k[1] * k[2] * k[3]];
     let v_values = match op.v_in_k {
         None => Some(elements::<E>(&inputs[2])),
         Some(_) => None,
@@ -71,9 +73,9 @@ pub(super) fn attend<E: Stored>(
         block: op.plan.sparsity().block as usize,
         scale: op.scale,
         q: &q_values,
-        k: stored(&k_values),
+        k: stored(k_values),
         v: match &v_values {
-            Some(values) => Values::Own(stored(values)),
+            Some(values) => Values::Own(stored(&values[..q[0] * k[1] * k[2] * v_head_dim])),
             None => Values::InKeys {
                 shared: kv_heads > k[1],
             },
@@ -81,13 +83,29 @@ pub(super) fn attend<E: Stored>(
         rows: chosen.as_ref().unwrap_or(&fixed),
         score: op.score(),
     };
-    let result = butterfly_cpu::attend(&problem, None).map_err(wrong)?;
+    let result = match op.lags.as_slice() {
+        [] => butterfly_cpu::attend(&problem, None),
+        lags => one_by_one(&problem, lags),
+    };
+    let result = result.map_err(wrong)?;
     op.counts.add(name);
     let shape = [q[0], q[1], q[2], v_head_dim];
     Ok(vec![
         rounded::<E>(result.o, shape),
         tensor(result.lse, [q[0], q[1], q[2]]),
     ])
+}
+
+/// Attention of sequences that are so many tokens behind the longest. Their rows of a table are the same, since no
+/// pattern that chooses by content takes them.
+fn one_by_one(problem: &Problem<'_>, lags: &[usize]) -> Result<Attention, ProblemError> {
+    let mut all = Attention::default();
+    for (sequence, lag) in lags.iter().enumerate() {
+        let one = butterfly_cpu::attend(&problem.of_sequence(sequence, *lag), None)?;
+        all.o.extend(one.o);
+        all.lse.extend(one.lse);
+    }
+    Ok(all)
 }
 
 /// Elements in the type in which they are stored.

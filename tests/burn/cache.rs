@@ -17,6 +17,7 @@ pub(crate) fn append() -> Append {
         q_step: 16,
         starts: [0, 64, 96],
         position: 0,
+        lagging: false,
         norm: Some(1e-6),
         rotated: 8,
         interleaved: false,

@@ -24,6 +24,7 @@ fn appended() -> [Tensor<Cuda, 4>; 3] {
         q_step: DIM,
         starts: [0; 3],
         position: ROOM - 1,
+        lagging: false,
         norm: None,
         rotated: 0,
         interleaved: false,

@@ -16,6 +16,8 @@ mod packed;
 mod quantised;
 mod replace;
 mod routed;
+
+mod uneven;
 mod values;
 
 use burn::module::Module;

@@ -60,7 +60,7 @@ impl Constants {
         constants.add("UNBOUNDED", butterfly_ir::band::UNBOUNDED as u32);
         constants.add("BLOCK", spec.block);
         constants.add("GROUP", spec.group);
-        constants.add("PARAMETERS", LaunchScalars::BY_VALUE as u32);
+        constants.add("PARAMETERS", LaunchScalars::count_by_value(spec) as u32);
         constants
     }
 

@@ -9,9 +9,20 @@
 use super::blueprint::{Blueprint, REDUCERS, TEAM};
 use super::rows::{self, Grid};
 use super::score::{self, HIDDEN, weight};
-use butterfly_ir::{band::UNBOUNDED, scalar};
+use butterfly_ir::{LaunchScalars, band::UNBOUNDED, scalar};
 use cubecl_core as cubecl;
 use cubecl_core::prelude::*;
+
+/// How many tokens a sequence is behind the longest; they stand at the end of the parameters (see
+/// `LaunchScalars::parameters`).
+#[cube]
+fn lag(params: &Array<u32>, sequence: u32, #[comptime] blueprint: Blueprint) -> u32 {
+    let mut at = sequence + comptime!(LaunchScalars::lags_from(blueprint.score) as u32);
+    if comptime!(blueprint.score.sinks) {
+        at += params[scalar::KV_HEADS] * comptime!(blueprint.group);
+    }
+    params[at as usize]
+}
 
 /// Attention of one query with an online softmax; buffers in the order of the kernel's signature.
 #[cube]
@@ -50,11 +61,12 @@ pub(crate) fn decode<F: Float>(
     let operands_at = comptime!(blueprint.p_words);
 
     let q_len = params[scalar::Q_LEN];
-    let kv_len = params[scalar::KV_LEN];
+    let lag = lag(params, CUBE_POS_Z, blueprint.clone());
+    let kv_len = params[scalar::KV_LEN] - lag;
     let scale = f32::reinterpret(params[scalar::SCALE]);
     let t = UNIT_POS;
     let local = CUBE_POS_X;
-    let at_query = params[scalar::Q_OFFSET] + local;
+    let at_query = params[scalar::Q_OFFSET] - lag + local;
     let query = i32::cast_from(at_query);
     let kv_head = CUBE_POS_Y;
     let q_base = CUBE_POS_Z * params[scalar::Q_BATCH] + local * params[scalar::Q_TOKEN];
@@ -71,6 +83,7 @@ pub(crate) fn decode<F: Float>(
         at_query / comptime!(blueprint.block),
         kv_head,
         CUBE_POS_Z,
+        kv_len,
         blueprint.clone(),
     );
     let member = t % TEAM;

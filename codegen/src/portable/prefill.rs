@@ -67,7 +67,15 @@ pub(crate) fn prefill<F: Float>(
         let k_base = CUBE_POS_Z * params[scalar::K_BATCH] + kv_head * params[scalar::K_HEAD];
         let v_base = CUBE_POS_Z * params[scalar::V_BATCH] + kv_head * params[scalar::V_HEAD];
 
-        let row = rows::of_block(params, offsets, b, kv_head, CUBE_POS_Z, blueprint.clone());
+        let row = rows::of_block(
+            params,
+            offsets,
+            b,
+            kv_head,
+            CUBE_POS_Z,
+            kv_len,
+            blueprint.clone(),
+        );
         let t = UNIT_POS;
         let tx = t % tx_count;
         let ty = t / tx_count;

@@ -26,7 +26,7 @@ pub(crate) struct Row {
     kv_len: i32,
 }
 
-/// The bands of row `b` for kv head `kv_head` of a sequence.
+/// The bands of row `b` for kv head `kv_head` of a sequence with `kv_len` keys.
 #[cube]
 pub(crate) fn of_block(
     params: &Array<u32>,
@@ -34,9 +34,9 @@ pub(crate) fn of_block(
     b: u32,
     kv_head: u32,
     sequence: u32,
+    kv_len: u32,
     #[comptime] blueprint: Blueprint,
 ) -> Row {
-    let kv_len = i32::cast_from(params[scalar::KV_LEN]);
     let mut closed = Sequence::<Limits>::new();
     let mut from = 0u32.runtime();
     let mut to = 0u32.runtime();
@@ -47,7 +47,7 @@ pub(crate) fn of_block(
         #[unroll]
         for i in 0..count {
             let value = comptime!(rows.values[i]);
-            let next = compute(params, &values, b, kv_head, value);
+            let next = compute(params, &values, b, kv_head, kv_len, value);
             values.push(next);
         }
         let bands = comptime!(rows.bands.len());
@@ -73,7 +73,7 @@ pub(crate) fn of_block(
         closed,
         from,
         to,
-        kv_len,
+        kv_len: i32::cast_from(kv_len),
     }
 }
 
@@ -84,6 +84,7 @@ fn compute(
     values: &Sequence<u32>,
     b: u32,
     kv_head: u32,
+    kv_len: u32,
     #[comptime] value: Expr,
 ) -> u32 {
     match comptime!(value) {
@@ -91,7 +92,7 @@ fn compute(
         Expr::Input(input) => match comptime!(input) {
             Input::Block => b,
             Input::KvHead => kv_head,
-            Input::KvLen => params[scalar::KV_LEN],
+            Input::KvLen => kv_len,
             Input::Blocks => params[scalar::BLOCKS],
             Input::Index => params[scalar::INDEX],
             Input::Prompt => params[scalar::PROMPT],

@@ -156,7 +156,7 @@ impl Gpu {
                 (spread_entry(&kernel.entry), grid, shared)
             }
         }];
-        let mut by_value = launch.by_value;
+        let mut by_value = launch.by_value.clone();
         let mut partial_bytes = None;
         if let Entry::Spread(parts) = entry {
             let merged = Spread::merge_grid(&kernel.spec, launch.grid);

@@ -87,7 +87,7 @@ pub(crate) fn check(role: Role, target: Target, gpu: Run<'_>) {
             map(KEYS, keys_at_once),
             map(QUERIES, [1, 1, tokens, 64]),
         ],
-        by_value: Some(scalars.by_value(1, &Default::default())),
+        by_value: Some(scalars.by_value(&case.spec, 1, &Default::default(), &[])),
     };
     let (o, lse) = gpu(&kernel, &launch);
     for head in 0..HEADS {

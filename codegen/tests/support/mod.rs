@@ -46,7 +46,7 @@ pub(crate) struct Launch {
     pub(crate) maps: Vec<Map>,
     /// The scalars, for a kernel that takes them by value.
     #[allow(dead_code, reason = "only on CUDA")]
-    pub(crate) by_value: Option<[u32; LaunchScalars::BY_VALUE]>,
+    pub(crate) by_value: Option<Vec<u32>>,
 }
 
 /// A tensor map: shape `[B, H, length, D]`, strides, and the box that one copy transfers, all in
@@ -349,7 +349,7 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
     ];
     let by_value = kernel.geometry.boxes.is_some();
     if !by_value {
-        inputs.push(words(&scalars.parameters(spec.score, case.batch, &values)));
+        inputs.push(words(&scalars.parameters(spec, case.batch, &values, &[])));
     }
     if spec.rows == Rows::Table {
         let bands = case.table.bands.iter();
@@ -370,7 +370,7 @@ pub(crate) fn prepare(case: &Case, [q, k, v, o]: &[Tensor; 4]) -> (Arc<Kernel>, 
         grid: kernel.geometry.grid(spec, &scalars, case.batch),
         keys: keys(case, &kernel.geometry),
         maps,
-        by_value: by_value.then(|| scalars.by_value(case.batch, &values)),
+        by_value: by_value.then(|| scalars.by_value(spec, case.batch, &values, &[])),
     };
     (kernel, launch)
 }

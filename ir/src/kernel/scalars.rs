@@ -1,6 +1,6 @@
 //! The run-time scalars of a launch.
 
-use super::{Score, ScoreValues};
+use super::{KernelSpec, Role, Score, ScoreValues};
 use serde::{Deserialize, Serialize};
 
 /// The run-time scalars that every kernel takes.
@@ -87,6 +87,7 @@ pub mod scalar {
         24 SOFTCAP "Bits of the f32 softcap, with [`BATCH`]."
         25 SINKS "The first sink's logit by its bits, where scalars come in a buffer."
         25 PARTS "Parts of the keys of a query, where scalars come by value and the kernel is spread."
+        26 LAGS "The first sequence's lag, where scalars come by value to a decode kernel."
     }
 }
 
@@ -99,11 +100,31 @@ impl LaunchScalars {
     /// CubeCL wants it.
     pub const BY_VALUE: usize = scalar::PARTS + 1;
 
-    /// The parameter buffer of a kernel without tensor maps that was compiled for `score`.
+    /// Most sequences of different lengths in a launch whose scalars come by value.
+    pub const MOST_LAGS: usize = 64;
+
+    /// Number of words that the kernel of `spec` is given by value: [`BY_VALUE`](Self::BY_VALUE) and, for decode, a lag for
+    /// each of [`MOST_LAGS`](Self::MOST_LAGS) sequences.
+    pub fn count_by_value(spec: &KernelSpec) -> usize {
+        match spec.role {
+            Role::Prefill => Self::BY_VALUE,
+            Role::Decode => scalar::LAGS + Self::MOST_LAGS,
+        }
+    }
+
+    /// The parameter buffer of the kernel of `spec`, which has no tensor maps.
     ///
     /// It holds these scalars; then, unless the score is plain, the number of sequences and the
-    /// softcap; then, if the kernel has sinks, their logits.
-    pub fn parameters(&self, score: Score, batch: u32, values: &ScoreValues<'_>) -> Vec<u32> {
+    /// softcap; then, if the kernel has sinks, their logits; then, for decode, the lag of each sequence: how many
+    /// tokens before `kv_len` its keys end, and before `q_offset` its queries begin. `lags` is empty if there are none.
+    pub fn parameters(
+        &self,
+        spec: &KernelSpec,
+        batch: u32,
+        values: &ScoreValues<'_>,
+        lags: &[u32],
+    ) -> Vec<u32> {
+        let score: Score = spec.score;
         let mut words = self.words().to_vec();
         if !score.is_plain() {
             words.extend([batch, values.softcap.unwrap_or(0.0).to_bits()]);
@@ -112,16 +133,37 @@ impl LaunchScalars {
             let sinks = values.sinks.unwrap_or_default();
             words.extend(sinks.iter().map(|sink| sink.to_bits()));
         }
+        if spec.role == Role::Decode {
+            let lags = lags.iter().copied().chain(std::iter::repeat(0));
+            words.extend(lags.take(batch as usize));
+        }
         words
     }
 
-    /// The words that a kernel with tensor maps is given by value; the number of parts is 0.
-    pub fn by_value(&self, batch: u32, values: &ScoreValues<'_>) -> [u32; Self::BY_VALUE] {
-        let mut words = [0; Self::BY_VALUE];
+    /// The words that the kernel of `spec`, which has tensor maps, is given by value. The number of parts is 0; `lags` is
+    /// as for [`parameters`](Self::parameters), and those beyond [`MOST_LAGS`](Self::MOST_LAGS) are left out.
+    pub fn by_value(
+        &self,
+        spec: &KernelSpec,
+        batch: u32,
+        values: &ScoreValues<'_>,
+        lags: &[u32],
+    ) -> Vec<u32> {
+        let mut words = vec![0; Self::count_by_value(spec)];
         words[..Self::WORDS].copy_from_slice(&self.words());
         words[scalar::BATCH] = batch;
         words[scalar::SOFTCAP] = values.softcap.unwrap_or(0.0).to_bits();
+        let places = words.iter_mut().skip(scalar::LAGS);
+        places.zip(lags).for_each(|(word, lag)| *word = *lag);
         words
+    }
+
+    /// Where lags begin in [`parameters`](Self::parameters) without sinks, whose logits come before them.
+    pub const fn lags_from(score: Score) -> usize {
+        match score.softcap || score.sinks {
+            false => Self::WORDS,
+            true => scalar::SINKS,
+        }
     }
 
     /// The words that every kernel is given.

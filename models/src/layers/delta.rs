@@ -82,14 +82,16 @@ impl<B: AttentionBackend> LinearAttention<B> {
         profile: &Profile,
     ) -> Result<Tensor<B, 3>, OperationError> {
         let device = rows.device();
+        // The others stay as they are.
+        let ([sequences, ..], [all, ..]) = (rows.dims(), state.rows.dims());
         let inputs = vec![
             primitive(rows),
             primitive(self.convolution.clone()),
             primitive(self.decay.clone()),
             primitive(self.dt_bias.clone()),
             primitive(self.norm.clone()),
-            primitive(state.rows.clone()),
-            primitive(state.memory.clone()),
+            primitive(first(&state.rows, sequences)),
+            primitive(first(&state.memory, sequences)),
         ];
         let op = Delta {
             rules: plan.map(Plan::delta_rules).unwrap_or_default(),
@@ -101,8 +103,25 @@ impl<B: AttentionBackend> LinearAttention<B> {
         let mut outputs = outputs.into_iter();
         let mut next = || outputs.next().expect("three outputs");
         let y = float(next());
-        state.rows = float(next());
-        state.memory = float(next());
+        let (rows, memory) = (float(next()), float(next()));
+        (state.rows, state.memory) = match sequences < all {
+            false => (rows, memory),
+            true => {
+                let others = sequences..all;
+                let old = state.rows.clone().slice(others.clone());
+                let rows = Tensor::cat(vec![rows, old], 0);
+                let old = state.memory.clone().slice(others);
+                (rows, Tensor::cat(vec![memory, old], 0))
+            }
+        };
         profile.part::<B, _>(Part::Projections, &device, || self.output.forward(y, plan))
+    }
+}
+
+/// The first sequences of a state, which is not copied if these are all.
+fn first<B: Backend, const D: usize>(state: &Tensor<B, D>, sequences: usize) -> Tensor<B, D> {
+    match state.dims()[0] == sequences {
+        true => state.clone(),
+        false => state.clone().narrow(0, 0, sequences),
     }
 }

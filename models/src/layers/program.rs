@@ -158,6 +158,7 @@ fn append(graph: &LayerGraph, node: &Node, places: &BTreeMap<ValueId, Place>) ->
         q_step: q.step,
         starts: [q.start, k.start, v.start],
         position: 0,
+        lagging: false,
         norm: norm.map(|norm| norm.eps as f32),
         rotated: rope
             .as_ref()

@@ -28,6 +28,7 @@ struct Shape {
     norm: bool,
     rotated: u32,
     interleaved: bool,
+    lagging: bool,
     plane: u32,
 }
 
@@ -49,6 +50,10 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
         0 => none(),
         _ => into_contiguous(next()),
     };
+    let lags = match op.lagging {
+        true => into_contiguous(next()),
+        false => empty(&rows[0], [1], DType::I32),
+    };
     let shape = rows[0].shape();
     let (batch, tokens) = (shape[0], shape[1]);
     let room = caches[0].shape()[2];
@@ -66,6 +71,7 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
         norm: op.norm.is_some(),
         rotated: op.rotated as u32,
         interleaved: op.interleaved,
+        lagging: op.lagging,
         plane: plane(&rows[0].client),
     };
     let heads = shape.q_heads + 2 * shape.kv_heads;
@@ -87,6 +93,7 @@ pub(crate) fn append<R: CubeRuntime, F: FloatElement>(
                 array(&norms[0]),
                 array(&norms[1]),
                 array(&rotation),
+                array(&lags),
                 array(&q),
                 array(&caches[0]),
                 array(&caches[1]),
@@ -125,7 +132,7 @@ fn scaled<F: Float>(
     x
 }
 
-/// Writes one head of one token, after its norm and rotation.
+/// Writes one head of one token, after its norm and the rotation in row `turn` of the table.
 #[cube]
 #[allow(clippy::too_many_arguments, clippy::manual_is_multiple_of)] // Kernels have no methods.
 fn write_head<F: Float>(
@@ -136,7 +143,7 @@ fn write_head<F: Float>(
     shared: &mut SharedMemory<f32>,
     start: u32,
     to: usize,
-    token: u32,
+    turn: u32,
     epsilon: f32,
     #[comptime] head_dim: u32,
     #[comptime] normed: bool,
@@ -170,8 +177,8 @@ fn write_head<F: Float>(
                 pair = at / 2u32;
                 first = at % 2u32 == 0u32;
             }
-            let cosine = rotation[(token * rotated + pair) as usize];
-            let sine = rotation[(token * rotated + half + pair) as usize];
+            let cosine = rotation[(turn * rotated + pair) as usize];
+            let sine = rotation[(turn * rotated + half + pair) as usize];
             if first {
                 x = x * cosine - scaled(rows, norm, start, at + step, factor, normed) * sine;
             } else {
@@ -194,6 +201,7 @@ fn heads_kernel<F: Float>(
     q_norm: &Array<f32>,
     k_norm: &Array<f32>,
     rotation: &Array<f32>,
+    lags: &Array<i32>,
     q: &mut Array<F>,
     k: &mut Array<F>,
     v: &mut Array<F>,
@@ -214,6 +222,12 @@ fn heads_kernel<F: Float>(
     let d = comptime!(shape.head_dim);
     let hq = comptime!(shape.q_heads);
     let hkv = comptime!(shape.kv_heads);
+    let mut position = position;
+    let mut turn = token;
+    if comptime!(shape.lagging) {
+        position -= min(position, u32::cast_from(max(lags[sequence as usize], 0i32)));
+        turn += sequence * tokens;
+    }
     if head < hq {
         let start = sequence * q_batch
             + token * q_token
@@ -228,7 +242,7 @@ fn heads_kernel<F: Float>(
             &mut shared,
             start,
             to,
-            token,
+            turn,
             epsilon,
             d,
             comptime!(shape.norm),
@@ -252,7 +266,7 @@ fn heads_kernel<F: Float>(
                 &mut shared,
                 start,
                 to,
-                token,
+                turn,
                 epsilon,
                 d,
                 comptime!(shape.norm),
@@ -271,7 +285,7 @@ fn heads_kernel<F: Float>(
                 &mut shared,
                 start,
                 to,
-                token,
+                turn,
                 epsilon,
                 d,
                 false,

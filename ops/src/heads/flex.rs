@@ -15,6 +15,8 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
     let mut caches = [next(), next()].map(|cache| cache.to_contiguous());
     let norms = op.norm.map(|epsilon| (epsilon, [next(), next()]));
     let rotation = (op.rotated > 0).then(&mut next);
+    let lags = op.lagging.then(|| next().to_contiguous());
+    let lags = lags.as_ref().map(|lags| lags.storage::<i32>());
 
     let shape = rows[0].shape();
     let (batch, tokens) = (shape[0], shape[1]);
@@ -25,7 +27,7 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
     });
     let rotation = rotation.as_ref().map(|x| elements::<f32>(x));
     // One head of one token, after its norm and rotation.
-    let head = |which: usize, row: &[E], start: usize, token: usize| -> Vec<f32> {
+    let head = |which: usize, row: &[E], start: usize, [sequence, token]: [usize; 2]| -> Vec<f32> {
         let mut x = vec![0.0; d];
         E::widen(&row[start..start + d], &mut x);
         if let (Some((epsilon, weights)), 0 | 1) = (&norms, which) {
@@ -37,7 +39,12 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
         }
         if let (Some(rotation), 0 | 1) = (&rotation, which) {
             let half = op.rotated / 2;
-            let (cosines, sines) = rotation[token * op.rotated..][..op.rotated].split_at(half);
+            let at = if op.lagging {
+                sequence * tokens + token
+            } else {
+                token
+            };
+            let (cosines, sines) = rotation[at * op.rotated..][..op.rotated].split_at(half);
             for i in 0..half {
                 let (first, second) = match op.interleaved {
                     true => (2 * i, 2 * i + 1),
@@ -57,25 +64,40 @@ pub(crate) fn append<E: Stored>(op: &Append, inputs: Vec<FlexTensor>) -> Vec<Fle
     for which in 0..3 {
         let width = rows[which].shape()[2];
         let values = elements::<E>(&rows[which]);
-        let (out, length, first) = match which {
-            0 => (q.as_mut_slice(), tokens, 0),
-            _ => (caches[which - 1].storage_mut::<E>(), room, op.position),
+        let (out, length) = match which {
+            0 => (q.as_mut_slice(), tokens),
+            _ => (caches[which - 1].storage_mut::<E>(), room),
         };
         // The tokens of one head of one sequence.
         let tokens_of = |(i, out): (usize, &mut [E])| {
             let (b, h) = (i / heads[which], i % heads[which]);
             let start = op.starts[which] + h * steps[which];
             let rows = values[b * tokens * width..].chunks(width);
+            let first = match (which, &lags) {
+                (0, _) => 0,
+                (_, None) => op.position,
+                (_, Some(lags)) => op.position.saturating_sub(lags[b].max(0) as usize),
+            };
             let out = out[first * d..].chunks_mut(d).take(tokens);
             for (token, (out, row)) in out.zip(rows).enumerate() {
-                E::narrow(&head(which, row, start, token), out);
+                E::narrow(&head(which, row, start, [b, token]), out);
             }
         };
         // Threads would cost more than the heads of one token.
         let each = (length * d).max(1);
+        // Those of further sequences in the caches stay as they are.
+        let count = batch * heads[which];
         match tokens {
-            0 | 1 => out.chunks_mut(each).enumerate().for_each(tokens_of),
-            _ => out.par_chunks_mut(each).enumerate().for_each(tokens_of),
+            0 | 1 => out
+                .chunks_mut(each)
+                .take(count)
+                .enumerate()
+                .for_each(tokens_of),
+            _ => out
+                .par_chunks_mut(each)
+                .take(count)
+                .enumerate()
+                .for_each(tokens_of),
         }
     }
     let [k, v] = caches;

@@ -9,7 +9,7 @@ pub(crate) mod flex;
 use crate::Limits;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use crate::OperationError;
-use crate::inputs::{Inputs, Outputs};
+use crate::inputs::{Inputs, Names, Outputs};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use ::cubecl::ir::AddressType;
 use burn::tensor::{DType, Shape};
@@ -20,9 +20,10 @@ use butterfly_ir::band::UNBOUNDED;
 /// the cache.
 ///
 /// Inputs, in order: rows of projections that hold q, k and v, [B, T, n] each (they may be one
-/// tensor); the k cache and the v cache, [B, Hkv, room, D] each; if there is a norm, the weights of
-/// q and k, `[D]` each in f32; if heads are rotated, the cosines, then the sines of each token,
-/// [T, rotated] in f32. Outputs: q [B, Hq, T, D] and the two caches.
+/// tensor); the k cache and the v cache, [B, Hkv, room, D] each, or of more sequences, of which those beyond B stay as
+/// they are; if there is a norm, the weights of q and k, `[D]` each in f32; if heads are rotated, the cosines, then the
+/// sines of each token, [T, rotated] in f32; if sequences lag, how many tokens each is behind, [B] in i32. The rotation
+/// is then [B * T, rotated]. Outputs: q [B, Hq, T, D] and the two caches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Append {
     /// Hq, number of q heads.
@@ -38,6 +39,9 @@ pub struct Append {
     pub starts: [usize; 3],
     /// Absolute position of the first token: where the cache is written.
     pub position: usize,
+    /// Whether sequences differ in length: a lag is subtracted from the position of each. One that passes the position
+    /// writes at 0.
+    pub lagging: bool,
     /// If set, each head of q and k is divided by its root mean square and multiplied by a weight;
     /// the number is added to the mean square.
     pub norm: Option<f32>,
@@ -50,29 +54,24 @@ pub struct Append {
 
 impl Append {
     /// Names of the inputs.
-    pub(crate) fn names(&self) -> &'static [&'static str] {
-        const ALL: [&str; 8] = [
-            "q",
-            "k",
-            "v",
-            "k cache",
-            "v cache",
-            "norm of q",
-            "norm of k",
-            "rotation",
-        ];
-        match (self.norm, self.rotated) {
-            (None, 0) => &ALL[..5],
-            (None, _) => &["q", "k", "v", "k cache", "v cache", "rotation"],
-            (Some(_), 0) => &ALL[..7],
-            (Some(_), _) => &ALL,
+    pub(crate) fn names(&self) -> Names {
+        let mut names = vec!["q", "k", "v", "k cache", "v cache"];
+        if self.norm.is_some() {
+            names.extend(["norm of q", "norm of k"]);
         }
+        if self.rotated > 0 {
+            names.push("rotation");
+        }
+        if self.lagging {
+            names.push("lags");
+        }
+        Names::Owned(names)
     }
 
     pub(crate) fn outputs(&self, inputs: &Inputs<'_>) -> Outputs {
         let dtype = inputs.float(0)?;
         let [batch, tokens, _] = inputs.rank(0)?;
-        let [_, _, room, _] = inputs.rank(3)?;
+        let [sequences, _, room, _] = inputs.rank(3)?;
         let (d, hq, hkv) = (self.head_dim, self.q_heads, self.kv_heads);
         inputs.positive([("q_heads", hq), ("kv_heads", hkv), ("head_dim", d)])?;
         if self.q_step < d {
@@ -91,9 +90,8 @@ impl Append {
                 return Err(inputs.wrong(i, format!("rows of at least {end} elements")));
             }
         }
-        for i in [3, 4] {
-            inputs.is(i, &[batch, hkv, room, d])?;
-        }
+        inputs.is_at_least(3, &[batch, hkv, room, d])?;
+        inputs.is(4, &[sequences, hkv, room, d])?;
         inputs.all_have(1..5, dtype)?;
         if self.position.saturating_add(tokens) > room {
             return Err(inputs.argument(format!(
@@ -111,10 +109,17 @@ impl Append {
             if rotated > d || !rotated.is_multiple_of(2) {
                 return Err(inputs.argument(format!("cannot rotate {rotated} of {d} elements")));
             }
-            inputs.is(inputs.inputs.len() - 1, &[tokens, rotated])?;
+            let rows = if self.lagging { batch * tokens } else { tokens };
+            inputs.is(5 + 2 * usize::from(self.norm.is_some()), &[rows, rotated])?;
         }
-        inputs.all_have(5..inputs.inputs.len(), DType::F32)?;
-        let cache: Shape = [batch, hkv, room, d].into();
+        let count = inputs.inputs.len();
+        let floats = count - usize::from(self.lagging);
+        inputs.all_have(5..floats, DType::F32)?;
+        if self.lagging {
+            inputs.is(floats, &[batch])?;
+            inputs.has(floats, DType::I32)?;
+        }
+        let cache: Shape = [sequences, hkv, room, d].into();
         Ok(vec![
             ([batch, hq, tokens, d].into(), dtype),
             (cache.clone(), dtype),

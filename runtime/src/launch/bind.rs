@@ -15,7 +15,8 @@ use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::geometry::Entry;
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
 use butterfly_ir::{
-    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout, scalar,
+    Band, BandTable, Dtype, Launch, LaunchScalars, Role, Rows, Score, ScoreValues, TableLayout,
+    scalar,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -162,6 +163,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
     }
     check_copies(kernel, scalars, results)?;
     check_score(spec.score, &call.score, heads)?;
+    check_lags(kernel, call)?;
     // Nothing to compute, so no workgroups, whatever q_offset is.
     let grid = match results {
         0 => [0; 3],
@@ -183,8 +185,41 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
             0 => Vec::new(),
             _ => maps(kernel, call),
         },
-        rows: u64::from(scalars.q_offset / spec.block)..last.div_ceil(spec.block.into()),
+        rows: u64::from(call.first_query() / spec.block)..last.div_ceil(spec.block.into()),
     })
+}
+
+/// Checks that sequences of different lengths are those of a decode kernel, and that each has its queries.
+fn check_lags(kernel: &Ready, call: &Call<'_>) -> Result<(), LaunchError> {
+    let (lags, spec) = (call.lags, kernel.spec());
+    let wrong = |what: String| Err(LaunchError::Lags(what));
+    if lags.is_empty() {
+        return Ok(());
+    }
+    if lags.len() as u64 != u64::from(call.batch) {
+        return wrong(format!(
+            "there are {} of them for {} sequences",
+            lags.len(),
+            call.batch
+        ));
+    }
+    if spec.role != Role::Decode {
+        return wrong("only decode kernels take sequences of different lengths".into());
+    }
+    let by_value = kernel.geometry().boxes.is_some();
+    if by_value && lags.len() > LaunchScalars::MOST_LAGS {
+        return wrong(format!(
+            "the kernel takes at most {} sequences of different lengths",
+            LaunchScalars::MOST_LAGS
+        ));
+    }
+    let most = call.scalars.q_offset;
+    match lags.iter().find(|lag| **lag > most) {
+        None => Ok(()),
+        Some(lag) => wrong(format!(
+            "a sequence is {lag} tokens behind, but the longest has only {most} before its queries"
+        )),
+    }
 }
 
 /// Checks that a tensor has as many bytes as its strides reach.
@@ -210,6 +245,7 @@ pub(super) fn buffers<'a>(
         batch: arguments.batch,
         score: arguments.score,
         v_in_k: false,
+        lags: &[],
     };
     let needs = needs(device, kernel, &call)?;
     let [q, k, v, o] = needs.tensors;
@@ -341,12 +377,12 @@ fn words_of(kernel: &Ready, call: &Call<'_>) -> Words {
     let sinks = score.sinks.unwrap_or_default().iter();
     match by_value {
         true => Words {
-            scalars: scalars.by_value(call.batch, score).to_vec(),
+            scalars: scalars.by_value(kernel.spec(), call.batch, score, call.lags),
             sinks: sinks.map(|sink| sink.to_bits()).collect(),
             by_value,
         },
         false => Words {
-            scalars: scalars.parameters(kernel.spec().score, call.batch, score),
+            scalars: scalars.parameters(kernel.spec(), call.batch, score, call.lags),
             sinks: Vec::new(),
             by_value,
         },

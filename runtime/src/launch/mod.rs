@@ -152,6 +152,17 @@ pub struct Call<'a> {
     /// Whether the values are the first elements of the keys: v then has the memory and the strides of
     /// k. Kernels may read them once.
     pub v_in_k: bool,
+    /// For decode, how many tokens each sequence is behind the longest, to which the scalars apply: its keys end, and its
+    /// queries begin, so many tokens earlier. Empty if all are equally long.
+    pub lags: &'a [u32],
+}
+
+impl Call<'_> {
+    /// The first position of a query of any sequence.
+    fn first_query(&self) -> u32 {
+        let most = self.lags.iter().max().copied().unwrap_or(0);
+        self.scalars.q_offset.saturating_sub(most)
+    }
 }
 
 /// What a launch wrote, and how long it took.
@@ -220,6 +231,9 @@ pub enum LaunchError {
     /// The band table does not fit the kernel or the queries.
     #[error("the band table {0}")]
     Rows(&'static str),
+    /// The lags of sequences do not fit the kernel or the queries.
+    #[error("the lags of sequences do not fit: {0}")]
+    Lags(String),
     /// Softcap or sinks do not fit the kernel, or are invalid.
     #[error("{0}")]
     Score(String),

@@ -91,14 +91,13 @@ fn cuda_generated_products_with_experts_agree_with_f64() {
     }
 }
 
-/// Pairs in FP8, whose products are gated at once, and one after the other. What is gated is rounded to 16 bits first, so
-/// that another number of FP8 is the nearest one now and then.
+/// Pairs in FP8, whose products are gated at once, and one after the other.
 #[test]
 #[ignore = "needs an NVIDIA GPU: cargo test -p butterfly --test burn -- --ignored cuda"]
 fn cuda_pairs_in_fp8_agree_with_f64() {
     let device = Default::default();
     let choices = [spread(16, 4), spread(40, 2), spread(100, 4), alone(300)];
-    for (dtype, most) in [(DType::BF16, 4e-2), (DType::F16, 2e-2)] {
+    for (dtype, most) in [(DType::BF16, 1e-2), (DType::F16, 2e-3)] {
         for layer in quantised() {
             agrees::<Cuda>(&layer, &choices, (dtype, most), &device);
         }

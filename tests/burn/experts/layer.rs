@@ -121,9 +121,18 @@ impl Layer {
         y.into_vec().expect("f32")
     }
 
-    pub(super) fn reference(&self, given: &Given) -> Vec<f64> {
+    /// Results in f64, and how far from them results may be because what is gated was rounded to `dtype` first, and then
+    /// to another number of FP8.
+    pub(super) fn reference(&self, given: &Given, dtype: DType) -> (Vec<f64>, Vec<f64>) {
         let [hidden, size] = self.kind.sizes;
         let mut y = vec![0.0; given.x.len()];
+        let mut doubts = y.clone();
+        // Half of a last digit, and some of the error of sums and exponentials in f32.
+        let off = match dtype {
+            DType::BF16 => 2f64.powi(-9),
+            DType::F16 => 2f64.powi(-12),
+            _ => 0.0,
+        } + 1e-5;
         let many = given.ids.len() > Experts::FEW;
         for (pair, (id, weight)) in given.ids.iter().zip(&given.weights).enumerate() {
             let (row, expert) = (pair / given.each, *id as usize);
@@ -151,9 +160,13 @@ impl Layer {
             for (y, outer) in y[row * hidden..][..hidden].iter_mut().zip(outer) {
                 *y += f64::from(*weight) * outer;
             }
+            let doubt = self.outer.doubt(expert, &between, many, off);
+            for (sum, doubt) in doubts[row * hidden..][..hidden].iter_mut().zip(doubt) {
+                *sum += f64::from(*weight).abs() * doubt;
+            }
         }
         if self.kind.shared == Shared::None {
-            return y;
+            return (y, doubts);
         }
         let gate = gate(hidden);
         let rows = y.chunks_mut(hidden).zip(given.x.chunks(hidden));
@@ -172,7 +185,7 @@ impl Layer {
                 *y += factor * f64::from(*shared);
             }
         }
-        y
+        (y, doubts)
     }
 }
 

@@ -22,7 +22,7 @@ const COUNT: usize = 5;
 /// Those that rows choose: nobody chooses number 1.
 const USED: [i32; 4] = [4, 0, 2, 3];
 
-/// Results are off by at most a share `most` of the largest one.
+/// Results are off by at most a share `most` of the largest one, beyond what other numbers of FP8 explain.
 fn agrees<B: AttentionBackend>(
     layer: &Layer,
     choices: &[Choice],
@@ -31,7 +31,7 @@ fn agrees<B: AttentionBackend>(
 ) {
     for choice in choices {
         let given = choice.given(layer.kind.sizes[0], dtype);
-        let want = layer.reference(&given);
+        let (want, doubts) = layer.reference(&given, dtype);
         let inputs = layer.inputs::<B>(&given, dtype, device);
         let got = layer.compute::<B>(inputs.clone());
         assert_eq!(got.len(), want.len());
@@ -42,11 +42,11 @@ fn agrees<B: AttentionBackend>(
             }
         }
         let largest = want.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
-        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        for (i, ((got, want), doubt)) in got.iter().zip(&want).zip(&doubts).enumerate() {
             let off = (f64::from(*got) - want).abs();
             assert!(
-                off <= most * largest,
-                "{:?}, {choice:?}, {dtype:?}, {i}: {got}, not {want} (of {largest})",
+                off <= most * largest + doubt,
+                "{:?}, {choice:?}, {dtype:?}, {i}: {got}, not {want} (of {largest}; {doubt})",
                 layer.kind
             );
         }
@@ -114,15 +114,14 @@ fn cpu_agrees_with_f64() {
     }
 }
 
-/// Rows in FP8 where there are many pairs. A number between two weights that f32 rounds in another way than f64 may become
-/// another one of FP8.
+/// Rows in FP8 where there are many pairs.
 #[test]
 fn pairs_in_fp8_agree_with_f64() {
     let choices = [spread(16, 4), spread(40, 2), alone(70)];
     for (i, layer) in hopper::quantised().iter().enumerate() {
-        agrees::<Flex>(layer, &choices, (DType::F32, 2e-3), &Default::default());
+        agrees::<Flex>(layer, &choices, (DType::F32, 1e-4), &Default::default());
         if i % 2 == 1 {
-            agrees::<Vulkan>(layer, &choices[1..], (DType::F32, 2e-3), &WgpuDevice::Cpu);
+            agrees::<Vulkan>(layer, &choices[1..], (DType::F32, 1e-4), &WgpuDevice::Cpu);
         }
     }
 }

@@ -70,15 +70,39 @@ impl Part {
 
     /// The rows of an expert times x, in f64. If x is one of `many` rows, it is rounded where that is wanted.
     pub(super) fn times(&self, expert: usize, x: &[f64], many: bool) -> Vec<f64> {
-        let quantised = match many && self.section.storage == QUANTISED {
+        let x = match many && self.section.storage == QUANTISED {
             true => quantised::rows(x, x.len()),
             false => x.to_vec(),
         };
-        let x = &quantised;
+        self.sums(expert, |w, column| w * x[column])
+    }
+
+    /// How far results of [`times`](Self::times) are from those of another x at most, of which every element is a share of
+    /// up to `off` smaller or larger and therefore rounded to another number of FP8. Zeros if x is not rounded.
+    pub(super) fn doubt(&self, expert: usize, x: &[f64], many: bool, off: f64) -> Vec<f64> {
+        if !many || self.section.storage != QUANTISED {
+            return vec![0.0; self.section.rows];
+        }
+        let scaled = |factor: f64| -> Vec<f64> {
+            let x: Vec<f64> = x.iter().map(|x| factor * x).collect();
+            quantised::rows(&x, x.len())
+        };
+        let [low, as_is, high] = [1.0 - off, 1.0, 1.0 + off].map(scaled);
+        self.sums(expert, |w, column| {
+            let [low, high] = [&low, &high].map(|x| (x[column] - as_is[column]).abs());
+            w.abs() * low.max(high)
+        })
+    }
+
+    /// For each row of an expert, the sum of what weights and their columns become.
+    fn sums(&self, expert: usize, term: impl Fn(f64, usize) -> f64) -> Vec<f64> {
         let each = self.section.rows * self.columns;
         let rows = self.values[expert * each..][..each].chunks(self.columns);
-        let dot = |row: &[f32]| -> f64 { row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum() };
-        rows.map(dot).collect()
+        let sum = |row: &[f32]| -> f64 {
+            let columns = row.iter().enumerate();
+            columns.map(|(column, w)| term(f64::from(*w), column)).sum()
+        };
+        rows.map(sum).collect()
     }
 
     /// The tensors as inputs of the operation.

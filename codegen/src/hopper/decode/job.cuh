@@ -1,5 +1,12 @@
 // ---- A job: one query and one kv head of a sequence, computed by WIDTH thread blocks ----
 
+// A shorter sequence than the longest has its queries, and the end of its keys, so much earlier.
+__device__ __forceinline__ void apply_lag(Launch& launch, const Parameters& parameters) {
+  const unsigned lag = blockIdx.z < MOST_LAGS ? parameters.words[LAGS_AT + blockIdx.z] : 0;
+  launch.q_offset -= lag;
+  launch.kv_len -= lag;
+}
+
 // With a WIDTH of 0 any number of thread blocks computes it, and leaves its results in `partials`.
 template <int WIDTH>
 __device__ __forceinline__ void take_job(const Launch& launch, const TensorMap* q_map,

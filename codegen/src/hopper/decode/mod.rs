@@ -35,7 +35,7 @@ use super::source;
 use crate::portable::ENTRY;
 use butterfly_ir::geometry::{merge_entry, second_entry, spread_entry};
 use butterfly_ir::kernel::signature;
-use butterfly_ir::{Dtype, KernelSpec, scalar};
+use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, scalar};
 
 /// The text of the kernel of `spec`, with the numbers in `blueprint`.
 pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
@@ -158,6 +158,8 @@ fn constants(spec: &KernelSpec, blueprint: &Blueprint) -> String {
         ("O_PITCH", blueprint.sizes.o_pitch),
         ("ROWS_AT", blueprint.rows_at),
         ("BARRIERS_AT", blueprint.barriers_at),
+        ("LAGS_AT", scalar::LAGS as u32),
+        ("MOST_LAGS", LaunchScalars::MOST_LAGS as u32),
     ] {
         text.add(name, value);
     }

@@ -70,6 +70,7 @@ fn call(batch: u32, kv_heads: u32, kv_len: u32) -> Call<'static> {
         batch,
         score: ScoreValues::default(),
         v_in_k: false,
+        lags: &[],
     }
 }
 
