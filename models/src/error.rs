@@ -78,6 +78,9 @@ pub enum ModelError {
         /// Number of sequences.
         batch: usize,
     },
+    /// Sequences of different lengths, which the model or a pattern does not take.
+    #[error("sequences of different lengths cannot run together: {0}; run those of equal length")]
+    Uneven(&'static str),
     /// A state that does not fit the model, or that was lost when a device failed.
     #[error("the state {0}; begin with a new one of this model and policy")]
     State(&'static str),

@@ -280,7 +280,7 @@ impl<B: AttentionBackend> Model<B> {
         let kinds = &self.config.layers;
         let other = || ModelError::State("or the policy was made for another model");
         if let (true, Some(what)) = (state.is_uneven(), policy.takes_no_lags()) {
-            return Err(ModelError::State(what));
+            return Err(ModelError::Uneven(what));
         }
         if state.layers.len() != kinds.len() || policy.layers.len() != kinds.len() {
             return Err(other());

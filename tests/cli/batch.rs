@@ -64,8 +64,8 @@ fn a_prompt_comes_from_stdin() {
     );
 }
 
-/// Each line becomes what it would become alone, with a pattern and drawn by a seed, too; prompts of
-/// equal length run together, and texts are listed in the order of the lines.
+/// Each line becomes what it would become alone with the same capacity, with a pattern and drawn by a seed, too; all
+/// run together, and texts are listed in the order of the lines.
 #[test]
 fn lines_are_prompts() {
     let folder = folder();
@@ -100,6 +100,8 @@ fn lines_are_prompts() {
             pattern,
             "--chunk",
             "5",
+            "--capacity",
+            "40",
         ],
         &["-n", "6", "--chat", "--system", "Be short"],
     ] {
@@ -108,7 +110,7 @@ fn lines_are_prompts() {
         let texts = all["texts"].as_array().expect("texts");
         let numbers: Vec<_> = texts.iter().map(|text| text["line"].as_u64()).collect();
         assert_eq!(numbers, [Some(1), Some(3), Some(4), Some(5), Some(6)]);
-        assert_eq!((&all["prompts"], &all["batches"]), (&json!(5), &json!(3)));
+        assert_eq!((&all["prompts"], &all["batches"]), (&json!(5), &json!(1)));
         assert_eq!(all["interrupted"], false);
         let mut read = 0;
         let mut listed = String::new();
@@ -133,7 +135,7 @@ fn lines_are_prompts() {
             said.contains("prompts.txt: 1 empty lines passed over"),
             "{said}"
         );
-        assert!(said.contains("; 5 of 5 prompts in 3 batches, "), "{said}");
+        assert!(said.contains("; 5 of 5 prompts in 1 batches, "), "{said}");
         assert!(said.contains("tokens a second over all"), "{said}");
         let bytes = fs::read(&file).expect("read");
         let args = [&["--prompt-file", "-", "--batch"], more].concat();

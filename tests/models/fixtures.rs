@@ -7,6 +7,7 @@ mod formats;
 mod latents;
 mod packed;
 mod support;
+mod uneven;
 
 use butterfly::{AttentionBackend, Dtype};
 use support::{CHUNKS, MIXED, MODELS, cases, farthest, load, logits, policy};

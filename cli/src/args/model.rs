@@ -85,8 +85,8 @@ pub(crate) struct Generate {
     /// A file with the text to continue; `-` is stdin.
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub(crate) prompt_file: Option<PathBuf>,
-    /// Take each line of the prompt file as a prompt of its own; prompts of equally many tokens run
-    /// together, and share what --chunk takes at once.
+    /// Take each line of the prompt file as a prompt of its own; up to 64 run together, or 256 of equally many tokens,
+    /// and share what --chunk takes at once.
     #[arg(long, requires = "prompt_file", conflicts_with_all = ["prompt", "tokens"])]
     pub(crate) batch: bool,
     /// The tokens to continue; no tokenizer is needed, and tokens are printed.

@@ -1,4 +1,4 @@
-//! Prompts → batches of prompts of equal length, each run from its first token to its last.
+//! Prompts → batches of prompts, each run from its first token to its last.
 
 use super::continuation::{Continuation, New};
 use super::finite::Watch;
@@ -7,9 +7,11 @@ use super::prompts::Prompt;
 use super::{Place, chunk_of_each};
 use crate::args::Generate;
 use crate::failure::Failure;
-use butterfly::AttentionBackend;
-use butterfly_models::{Checkpoint, Extent, Footprint, Model, Policy};
+use crate::output;
+use butterfly::{AttentionBackend, MOST_LAGS, Sparsity};
+use butterfly_models::{Checkpoint, Extent, Footprint, LayerPolicy, Model, Policy};
 use indicatif::ProgressBar;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -19,7 +21,7 @@ const MOST: usize = 256;
 
 /// The batches of a run.
 pub(super) struct Plan {
-    /// Prompts by their place among all; those of a batch have the same length.
+    /// Prompts by their place among all; those of a batch have the same length, or the longest comes first.
     pub(super) batches: Vec<Vec<usize>>,
     /// Of the batch that needs most memory.
     pub(super) extent: Extent,
@@ -34,14 +36,37 @@ pub(super) fn plan<B: AttentionBackend>(
     command: &Generate,
 ) -> Result<Plan, Failure> {
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
+    let longest = lengths.iter().max().copied().unwrap_or(0);
+    let is_even = lengths.iter().all(|length| *length == longest);
+    let even = policy.takes_no_lags();
+    if let (false, Some(what)) = (is_even, even) {
+        output::note(format_args!("prompts of equal length run together: {what}"));
+    }
+    let capacity = capacity(command, longest);
+    let staged = |layer: &LayerPolicy| {
+        let Sparsity { pattern, block, .. } = layer.plan.sparsity();
+        let blocks = u32::try_from(capacity).unwrap_or(u32::MAX).div_ceil(*block);
+        pattern.stage_count(blocks) > 1
+    };
+    if !is_even
+        && command.run.capacity.is_none()
+        && policy.attention().any(|(_, layer)| staged(layer))
+    {
+        output::note(format_args!(
+            "all prompts get the stages of {capacity} tokens, as the longest has with what is new; --capacity sets that"
+        ));
+    }
     let extent = |batch: &Vec<usize>| {
-        let length = batch.first().map_or(0, |first| lengths[*first]);
-        let capacity = capacity(command, length) as u64;
+        let [length, shortest] =
+            [batch.first(), batch.last()].map(|i| i.map_or(0, |i| lengths[*i]));
+        let capacity = capacity as u64;
         let chunk = chunk_of_each::<B>(&command.run, batch.len()).min(length) as u64;
+        // What is behind keeps the tokens of a window from being forgotten.
+        let lag = (length - shortest) as u64;
         Extent {
             batch: batch.len() as u64,
             capacity,
-            cached: policy.cached(capacity, chunk),
+            cached: policy.cached(capacity, chunk + lag),
             expanded: policy.expanded(capacity, chunk),
             chunk,
             logits: 1,
@@ -52,7 +77,10 @@ pub(super) fn plan<B: AttentionBackend>(
         |extent| Footprint::new::<B>(&folder.config, &folder.sizes, taken, place.target(), extent);
     let mut most = MOST;
     loop {
-        let batches = group(&lengths, most);
+        let batches = match is_even || even.is_some() {
+            true => group(&lengths, most),
+            false => in_order(&lengths, most.min(MOST_LAGS)),
+        };
         let extents = batches.iter().map(extent);
         let extent = extents.max_by_key(|extent| needs(*extent).total());
         let extent = extent.expect("there is a prompt");
@@ -81,6 +109,13 @@ fn group(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
     batches
 }
 
+/// Indices from the longest to the shortest, at most so many together.
+fn in_order(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|index| Reverse(lengths[*index]));
+    order.chunks(most).map(<[usize]>::to_vec).collect()
+}
+
 /// Tokens that a text with a prompt of `length` tokens has room for.
 fn capacity(command: &Generate, length: usize) -> usize {
     let all = length + command.max_new_tokens as usize;
@@ -93,6 +128,8 @@ pub(super) struct Running<'a, B: AttentionBackend> {
     pub(super) prompts: &'a [Prompt],
     pub(super) model: &'a Model<B>,
     pub(super) policy: &'a Policy,
+    /// Tokens from which the stages of all are derived, and for which there is room.
+    pub(super) capacity: usize,
     pub(super) interrupt: Interrupt,
     /// When the command started.
     pub(super) started: Instant,
@@ -144,8 +181,7 @@ impl<B: AttentionBackend> Running<'_, B> {
             .clone()
             .map(|prompt| (command.draw.sampler(), number(prompt)));
         let prompts: Vec<&[u32]> = prompts.map(|prompt| &prompt.tokens[..]).collect();
-        let length = prompts.first().map_or(0, |prompt| prompt.len());
-        let state = model.state(batch.len(), Some(capacity(command, length)), policy);
+        let state = model.state(batch.len(), Some(self.capacity), policy);
         let mut continuation = Continuation {
             model,
             policy,
@@ -155,11 +191,13 @@ impl<B: AttentionBackend> Running<'_, B> {
             interrupt: Some(self.interrupt),
         };
         let prefill = Instant::now();
-        let first =
-            continuation.prefill(&prompts, chunk_of_each::<B>(&command.run, batch.len()), bar)?;
+        let chunk = |texts| chunk_of_each::<B>(&command.run, texts);
+        let first = continuation.prefill(&prompts, chunk, bar)?;
         bar.finish_and_clear();
         sums.prefill_seconds += prefill.elapsed().as_secs_f64();
-        sums.read += continuation.state.position() * batch.len();
+        let state = &continuation.state;
+        let behind: usize = state.lags().iter().sum();
+        sums.read += state.position() * batch.len() - behind;
         if first.iter().any(Option::is_some) {
             let now = || self.started.elapsed().as_secs_f64();
             sums.first_token_seconds.get_or_insert_with(now);
@@ -199,5 +237,12 @@ mod tests {
         );
         let alone: Vec<Vec<usize>> = (0..lengths.len()).map(|index| vec![index]).collect();
         assert_eq!(group(&lengths, 1), alone);
+    }
+
+    #[test]
+    fn the_longest_come_first() {
+        let lengths = [3, 5, 3, 9, 1];
+        assert_eq!(in_order(&lengths, 64), [vec![3, 1, 0, 2, 4]]);
+        assert_eq!(in_order(&lengths, 2), [vec![3, 1], vec![0, 2], vec![4]]);
     }
 }

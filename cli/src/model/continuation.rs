@@ -1,4 +1,4 @@
-//! Generation: prefill of prompts of equal length, then decode token by token.
+//! Generation: prefill of prompts, then decode token by token.
 
 use super::finite::Watch;
 use super::floats;
@@ -10,7 +10,7 @@ use butterfly_models::{Logits, Model, Policy, Sampler, State, greedy};
 use indicatif::ProgressBar;
 use std::time::Instant;
 
-/// A model in the middle of one text or several, which have the same length.
+/// A model in the middle of one text or several.
 pub(super) struct Continuation<'a, B: AttentionBackend> {
     pub(super) model: &'a Model<B>,
     pub(super) policy: &'a Policy,
@@ -43,48 +43,47 @@ pub(super) struct New {
 }
 
 impl<B: AttentionBackend> Continuation<'_, B> {
-    /// Reads the prompts, one of each text, in chunks, and returns the first token after each:
+    /// Reads the prompts, one of each text, the longest first, in chunks, and returns the first token after each:
     /// `None` if its logits are not finite, or if reading was interrupted before its end. Each
-    /// sampler draws once, however many chunks there are. `bar` counts tokens.
+    /// sampler draws once, however many chunks there are. `chunk` says how many tokens are read at once of each of so many
+    /// texts; `bar` counts tokens.
+    ///
+    /// A chunk ends where a prompt does, which leaves those that follow.
     pub(super) fn prefill(
         &mut self,
         prompts: &[&[u32]],
-        chunk: usize,
+        chunk: impl Fn(usize) -> usize,
         bar: &ProgressBar,
     ) -> Result<Vec<Option<u32>>, Failure> {
-        let length = prompts.first().map_or(0, |prompt| prompt.len());
-        self.state.set_prompt(self.state.position() + length);
-        let last = length.saturating_sub(1) / chunk * chunk;
-        let columns = |from: usize, to: usize| -> Vec<u32> {
-            let rows = prompts.iter().map(|prompt| &prompt[from..to]);
-            rows.flatten().copied().collect()
-        };
-        for from in (0..last).step_by(chunk) {
-            if self.interrupted() {
-                return Ok(vec![None; prompts.len()]);
-            }
-            let tokens = columns(from, from + chunk);
+        let longest = prompts.first().map_or(0, |prompt| prompt.len());
+        self.state.set_prompt(self.state.position() + longest);
+        let mut first = vec![None; prompts.len()];
+        let mut from = 0;
+        while from < longest && !self.interrupted() {
+            let open = prompts.iter().take_while(|prompt| prompt.len() > from);
+            let open = &prompts[..open.count()];
+            let shortest = open.last().map_or(longest, |prompt| prompt.len());
+            let to = shortest.min(from + chunk(open.len()));
+            let tokens = open.iter().flat_map(|prompt| &prompt[from..to]);
+            let tokens: Vec<u32> = tokens.copied().collect();
+            self.state.only_first(open.len());
             let logits = self.read(&tokens)?;
-            // Chunks are queued on a GPU without waiting for it; only a visible bar needs to wait,
-            // and a prompt that can be interrupted.
-            if !bar.is_hidden() || self.interrupt.is_some() {
+            let ended: Vec<bool> = open.iter().map(|prompt| prompt.len() == to).collect();
+            if ended.contains(&true) {
+                let drawn = self.draw(logits, &ended)?.into_iter().zip(&ended);
+                for ((drawn, ended), first) in drawn.zip(&mut first) {
+                    *first = if *ended { drawn } else { *first };
+                }
+            } else if !bar.is_hidden() || self.interrupt.is_some() {
+                // Chunks are queued on a GPU without waiting for it; only a visible bar needs to wait,
+                // and a prompt that can be interrupted.
                 super::sync::<B>(&logits.device())?;
             }
             bar.inc(tokens.len() as u64);
+            from = to;
         }
-        if self.interrupted() {
-            return Ok(vec![None; prompts.len()]);
-        }
-        let tokens = columns(last, length);
-        let drawn = self.next(&tokens)?;
-        bar.inc(tokens.len() as u64);
-        Ok(drawn)
-    }
-
-    /// The token after these of each text; `None` if its logits are not finite.
-    pub(super) fn next(&mut self, tokens: &[u32]) -> Result<Vec<Option<u32>>, Failure> {
-        let open = vec![true; self.texts.len()];
-        self.draw(tokens, &open)
+        self.state.only_first(prompts.len());
+        Ok(first)
     }
 
     /// Continues each text after its `first` token, until it has ended, its logits are not finite,
@@ -124,7 +123,8 @@ impl<B: AttentionBackend> Continuation<'_, B> {
             }
             // What a text that is over is given makes no difference to the others.
             let tokens: Vec<u32> = next.iter().map(|token| token.unwrap_or(0)).collect();
-            next = self.draw(&tokens, &open)?;
+            let logits = self.read(&tokens)?;
+            next = self.draw(logits, &open)?;
             decoded.drawn += going_on;
         }
         decoded.seconds = started.elapsed().as_secs_f64();
@@ -136,9 +136,8 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         self.interrupt.is_some_and(Interrupt::asked)
     }
 
-    /// The token after these of each text that is `open`.
-    fn draw(&mut self, tokens: &[u32], open: &[bool]) -> Result<Vec<Option<u32>>, Failure> {
-        let logits = self.read(tokens)?;
+    /// The token by the logits of each of the first texts that is `open`; `None` if they are not finite.
+    fn draw(&mut self, logits: Tensor<B, 3>, open: &[bool]) -> Result<Vec<Option<u32>>, Failure> {
         // What is not finite has to be looked at here.
         if self.texts.iter().all(|(sampler, _)| sampler.is_greedy())
             && let Some(drawn) = greedy(logits.clone()).map_err(Failure::bad)?
@@ -147,11 +146,21 @@ impl<B: AttentionBackend> Continuation<'_, B> {
             return Ok(drawn.map(|(token, open)| open.then_some(token)).collect());
         }
         let logits = floats(logits)?;
-        let vocabulary = logits.len() / self.texts.len();
+        let vocabulary = logits.len() / open.len();
         let last = self.state.position() - 1;
-        let rows = logits.chunks(vocabulary).zip(&mut self.texts).zip(open);
-        let drawn = rows.map(|((logits, (sampler, number)), open)| {
-            let finite = *open && self.watch.see(logits, vocabulary, [*number, last]);
+        let lags = self
+            .state
+            .lags()
+            .iter()
+            .copied()
+            .chain(std::iter::repeat(0));
+        let rows = logits
+            .chunks(vocabulary)
+            .zip(&mut self.texts)
+            .zip(open)
+            .zip(lags);
+        let drawn = rows.map(|(((logits, (sampler, number)), open), lag)| {
+            let finite = *open && self.watch.see(logits, vocabulary, [*number, last - lag]);
             finite.then(|| sampler.next(logits))
         });
         Ok(drawn.collect())

@@ -136,7 +136,7 @@ impl<B: AttentionBackend> Conversation<'_, B> {
         let new = &prompt[reused..];
         bar.set_length(new.len() as u64);
         let started = Instant::now();
-        let first = self.continuation.prefill(&[new], self.chunk, bar);
+        let first = self.continuation.prefill(&[new], |_| self.chunk, bar);
         bar.finish_and_clear();
         let prefill_seconds = started.elapsed().as_secs_f64();
         let position = self.continuation.state.position();

@@ -183,6 +183,7 @@ impl Task for Work<'_> {
             prompts: self.prompts,
             model: &model,
             policy: self.policy,
+            capacity: self.capacity,
             interrupt,
             started: self.started,
         };

@@ -163,7 +163,7 @@ fn ask<B: AttentionBackend>(
     };
     let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
     let chunk = (chunk / prompts.len().max(1)).max(1);
-    let first = continuation.prefill(&tokens, chunk, bar)?;
+    let first = continuation.prefill(&tokens, |_| chunk, bar)?;
     let mut said = vec![Vec::new(); prompts.len()];
     let most = questions.answer.max(1);
     let ends = &model.sizes.ends;
