@@ -49,7 +49,8 @@ def degree(blocks):
 
 @dataclass(frozen=True)
 class Row:
-    """A prefill of `tokens` tokens; `bar` and `floor` are in ms, `ratio` is the least speed-up over FlexAttention."""
+    """A prefill of `tokens` tokens of each of `batch` sequences; `heads` are Hq and Hkv, `bar` and `floor` are in ms,
+    `ratio` is the least speed-up over FlexAttention."""
 
     pattern: Pattern
     tokens: int
@@ -58,6 +59,8 @@ class Row:
     floor: float | None = None
     ratio: float | None = None
     group: str = "prefill"
+    heads: tuple = (Q_HEADS, KV_HEADS)
+    batch: int = 1
 
 
 ROWS = [
@@ -69,7 +72,13 @@ ROWS = [
     Row(WINDOW, 16384, 128, 0.30, 0.23, 1.5),
     Row(DENSE, 16384, 128, 2.1, 1.8),
     Row(COVER, 16384, 128),
-] + [Row(degree(d), 65536, 128, group="degree") for d in (2, 4, 8, 16, 32, 64)]
+] + [Row(degree(d), 65536, 128, group="degree") for d in (2, 4, 8, 16, 32, 64)] + [
+    Row(STANDARD, 32768, head_dim, ratio=2.2, group="heads", heads=heads)
+    for heads in ((16, 16), (16, 8), (9, 3)) for head_dim in (64, 128)
+] + [
+    Row(STANDARD, tokens, 128, ratio=2.2, group="batch", batch=batch)
+    for batch, tokens in ((4, 8192), (16, 4096), (64, 2048))
+]
 
 
 @dataclass(frozen=True)

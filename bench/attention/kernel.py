@@ -90,11 +90,12 @@ class Launch:
             self.grid = (q_len if alone else split["cluster"] * q_len, kv_heads, batch)
         else:
             self.grid = (q_len, kv_heads, batch)
-        # Tensor maps and pointers come first, then the scalars by value, with batch and softcap.
+        # Tensor maps and pointers come first, then the scalars by value, with batch, softcap and, for decode, 64 lags.
         if boxes:
-            self.buffers, by_value = [q, k, v, self.o, self.lse], [(C.c_uint32 * 26)(*words, batch)]
+            self.buffers, by_value = [q, k, v, self.o, self.lse], [(C.c_uint32 * (26 + 64))(*words, batch)]
         else:
-            words = [w - (1 << 32) if w >= 1 << 31 else w for w in words]
+            # For decode, the lag of each sequence comes last.
+            words = [w - (1 << 32) if w >= 1 << 31 else w for w in words] + [0] * batch
             parameters = torch.tensor(words, dtype=torch.int32, device="cuda")
             self.buffers, by_value = [q, k, v, parameters, self.o, self.lse], []
         self.values = maps + [C.c_void_p(x.data_ptr()) for x in self.buffers] + by_value

@@ -16,6 +16,7 @@ from clock import measure
 from kernel import Launch, kernels
 
 TARGETS = ("cuda:sm_90a", "cuda:sm_90")
+HEADS = (Q_HEADS, KV_HEADS)
 # The inputs that take turns should have about this size together: more than the L2 cache holds.
 ROTATE_BYTES = 256 << 20
 
@@ -27,11 +28,12 @@ class Butterfly:
         self.binary, self.folder, self.made = binary, folder, {}
         self.card = "h200" if torch.cuda.get_device_name() == "NVIDIA H200" else "h100"
 
-    def config(self, head_dim):
-        path = f"{self.folder}/d{head_dim}.json"
+    def config(self, head_dim, heads):
+        q_heads, kv_heads = heads
+        path = f"{self.folder}/d{head_dim}_{q_heads}_{kv_heads}.json"
         config = {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
-            "num_attention_heads": Q_HEADS, "num_key_value_heads": KV_HEADS, "head_dim": head_dim,
+            "num_attention_heads": q_heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
             "num_hidden_layers": LAYER + 1, "intermediate_size": 4096, "vocab_size": 1024,
             "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 1 << 20,
             "torch_dtype": "bfloat16",
@@ -46,25 +48,26 @@ class Butterfly:
             raise SystemExit(f"butterfly {arguments[0]}: {done.stderr}")
         return done.stdout
 
-    def kernels(self, pattern, head_dim):
-        key = pattern.text, head_dim
+    def kernels(self, pattern, head_dim, heads=HEADS):
+        key = pattern.text, head_dim, heads
         if key not in self.made:
             folder = f"{self.folder}/{len(self.made)}"
-            self.call("compile", self.config(head_dim), "--pattern", pattern.text, "--target",
+            self.call("compile", self.config(head_dim, heads), "--pattern", pattern.text, "--target",
                       ",".join(TARGETS), "--dtype", "bf16", "-o", folder)
             self.made[key] = kernels(folder)
         return self.made[key]
 
-    def explain(self, pattern, head_dim, tokens, phase, batch=1):
-        text = self.call("explain", self.config(head_dim), "--pattern", pattern.text, "--target",
+    def explain(self, pattern, head_dim, tokens, phase, batch=1, heads=HEADS):
+        text = self.call("explain", self.config(head_dim, heads), "--pattern", pattern.text, "--target",
                          ",".join(TARGETS), "--dtype", "bf16", "--layer", LAYER, "--seq-len", tokens,
                          "--phase", phase, "--batch", batch, "--capacity", tokens, "--card", self.card, "--json")
         told = json.loads(text)
         return told["mean_degree"], {on["target"]: on for on in told["targets"]}
 
 
-def tensors(batch, tokens, head_dim, q_len=None):
-    shapes = ((Q_HEADS, q_len or tokens), (KV_HEADS, tokens), (KV_HEADS, tokens))
+def tensors(batch, tokens, head_dim, q_len=None, heads=HEADS):
+    q_heads, kv_heads = heads
+    shapes = ((q_heads, q_len or tokens), (kv_heads, tokens), (kv_heads, tokens))
     return [torch.randn(batch, h, t, head_dim, device="cuda", dtype=torch.bfloat16) for h, t in shapes]
 
 
@@ -87,18 +90,19 @@ OURS = {"butterfly": "cuda:sm_90a", "portable": "cuda:sm_90"}
 def prefill(butterfly, rows):
     """Measures the rows of one shape; all contestants of all rows take turns."""
     first = rows[0]
-    inputs = [tensors(1, first.tokens, first.head_dim)]
+    new = lambda: tensors(first.batch, first.tokens, first.head_dim, heads=first.heads)
+    inputs = [new()]
     size = sum(x.numel() * 2 for x in inputs[0])
-    inputs += [tensors(1, first.tokens, first.head_dim) for _ in range(min(3, ROTATE_BYTES // size))]
+    inputs += [new() for _ in range(min(3, ROTATE_BYTES // size))]
     queries = reference.some_queries(first.tokens)
     runs, told, results = {}, {}, []
     for i, row in enumerate(rows):
-        degree, told[i] = butterfly.explain(row.pattern, row.head_dim, row.tokens, "prefill")
-        made = butterfly.kernels(row.pattern, row.head_dim)
+        degree, told[i] = butterfly.explain(row.pattern, row.head_dim, row.tokens, "prefill", row.batch, row.heads)
+        made = butterfly.kernels(row.pattern, row.head_dim, row.heads)
         launches = {name: [Launch(made[target, "prefill"], *x, 0, LAYER) for x in inputs]
                     for name, target in OURS.items() if name == "butterfly" or row.group == "prefill"}
         runs |= {(i, name): [launch.run for launch in many] for name, many in launches.items()}
-        if row.group == "prefill":
+        if row.group != "degree":
             runs[i, "flex"] = peers.flex_calls(inputs, row.pattern.sees)
         if row.pattern.name == "dense":
             runs |= {(i, name): peers.dense_calls(inputs, name) for name in ("cudnn", "fa2")}
@@ -110,7 +114,7 @@ def prefill(butterfly, rows):
             found = reference.error(o, lse, *inputs[0], row.pattern.sees, queries, queries)
             errors[name] = {"error": found[0]} | ({"lse_error": found[1]} if ours else {})
         results.append({"pattern": row.pattern.name, "tokens": row.tokens, "head_dim": row.head_dim,
-                        "group": row.group, "degree": degree, "bar": row.bar, "floor": row.floor,
+                        "group": row.group, "heads": row.heads, "batch": row.batch, "degree": degree, "bar": row.bar, "floor": row.floor,
                         "ratio": row.ratio, "times": errors})
     for (i, name), times in measure(runs).items():
         results[i]["times"][name] |= summary(times, told[i][OURS.get(name, OURS["butterfly"])])
@@ -153,7 +157,10 @@ def shapes(options):
     """The groups of rows that are measured together, by name."""
     groups = {}
     for row in ROWS:
-        groups.setdefault(f"{row.group} {row.tokens} D {row.head_dim}", (prefill, []))[1].append(row)
+        name = f"{row.group} {row.tokens} D {row.head_dim}"
+        if row.group in ("heads", "batch"):
+            name += f" Hq {row.heads[0]} Hkv {row.heads[1]} B {row.batch}"
+        groups.setdefault(name, (prefill, []))[1].append(row)
     for row in DECODES:
         groups[f"decode {row.tokens} B {row.batch}"] = decode, [row]
     return {name: group for name, group in groups.items() if options.only in name}

@@ -14,6 +14,7 @@
 pub mod calibrate;
 mod chat;
 mod checkpoint;
+mod chunks;
 mod contents;
 mod decoder;
 mod defaults;
@@ -43,6 +44,7 @@ mod weights;
 
 pub use chat::{Chat, Message};
 pub use checkpoint::{Checkpoint, read_config};
+pub use chunks::{PromptChunk, prompt_chunks};
 pub use contents::{Contents, OfType};
 pub use defaults::Defaults;
 pub use error::ModelError;

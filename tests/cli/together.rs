@@ -68,6 +68,31 @@ fn sequences_are_measured_together() {
     assert!(rows.len() == 4 && rows.iter().all(|row| row["batch"] == 1));
 }
 
+/// Sequences of different lengths: rates count the tokens that there are, and windows keep what the shortest sees.
+#[test]
+fn lengths_differ() {
+    let sizes = ["--prompt-tokens", "40", "--decode", "3", "--chunk", "32"];
+    let uneven = ["--batch", "4", "--shortest-prompt", "10"];
+    for name in ["llama", "mistral", "qwen3_5"] {
+        let config = model(name).join("config.json");
+        let bench = ["bench", "model", "--random-weights", text(&config)];
+        let flags = [&bench[..], &sizes, &uneven, &["--device", "cpu"]].concat();
+        let report = good(&flags);
+        let row = &report["rows"][0];
+        assert_eq!(
+            (&row["prompt_tokens"], &row["shortest_prompt"]),
+            (&40.into(), &10.into())
+        );
+        let seconds = number(row, "prefill_seconds");
+        let tokens = number(row, "prefill_tokens_per_second") * seconds;
+        assert!(same(tokens, f64::from(40 + 30 + 20 + 10)), "{name}: {row}");
+        let step = number(row, "decode_milliseconds");
+        assert!(same(number(row, "decode_tokens_per_second") * step, 4e3));
+        let shown = butterfly(&flags).stdout;
+        assert!(String::from_utf8_lossy(&shown).contains("      10-40 "));
+    }
+}
+
 /// What is predicted is that of all sequences, also where more of them run than a chunk has tokens.
 #[test]
 fn predictions_count_all_sequences() {
@@ -104,6 +129,22 @@ fn batches_that_cannot_run_say_why() {
     refuses(
         &["--batch", "1,4096", "--prompt-tokens", "262144"],
         &["--batch 4096: cpu", "are needed", "for keys, values"],
+    );
+    let uneven = ["--shortest-prompt", "10", "--batch", "65"];
+    refuses(
+        &[&uneven[..], &["--prompt-tokens", "9"]].concat(),
+        &["--shortest-prompt 10 is longer than a prompt of 9 tokens"],
+    );
+    let prompt = ["--prompt-tokens", "40"];
+    refuses(&[&uneven[..], &prompt].concat(), &["at most 64 sequences"]);
+    refuses(&uneven[..2], &["--batch"]);
+    let tail = ["--pattern", "block 16 causal & (local(0) | tail(9))"];
+    refuses(
+        &[&uneven[..3], &["2"], &prompt, &tail].concat(),
+        &[
+            "sequences of different lengths",
+            "`tail` counts from the end of the longest prompt",
+        ],
     );
     // A chunk of 64 tokens has 21 of each of three sequences.
     let choosing = ["--pattern", "block 16 causal & (local(0) | routed(1))"];

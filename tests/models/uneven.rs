@@ -2,7 +2,8 @@
 
 use crate::support::{MODELS, cases, farthest, load, policy};
 use butterfly::{AttentionBackend, Dtype};
-use butterfly_models::{Logits, Model, ModelError, Policy};
+use butterfly_models::{Logits, Model, ModelError, Policy, prompt_chunks};
+use std::ops::Range;
 
 /// Tokens that follow each prompt, one by one.
 const NEW: usize = 9;
@@ -51,12 +52,15 @@ fn together<B: AttentionBackend>(
     let longest = texts[0].len();
     let mut state = model.state(texts.len(), Some(longest), policy);
     let mut found: Vec<Vec<f32>> = vec![Vec::new(); texts.len()];
-    let mut from = 0;
-    while from < longest - NEW {
-        let prompts = texts.iter().map(|text| text.len() - NEW);
-        let open = prompts.clone().take_while(|length| *length > from).count();
-        let shortest = prompts.take(open).min().expect("the longest");
-        let to = shortest.min(from + 40);
+    let prompts: Vec<usize> = texts.iter().map(|text| text.len() - NEW).collect();
+    for chunk in prompt_chunks(&prompts, |_| 40) {
+        let (
+            open,
+            Range {
+                start: from,
+                end: to,
+            },
+        ) = (chunk.prompts, chunk.tokens);
         state.only_first(open);
         let tokens: Vec<u32> = texts[..open]
             .iter()
@@ -68,12 +72,9 @@ fn together<B: AttentionBackend>(
             .expect("runs");
         let rows: Vec<f32> = logits.into_data().convert::<f32>().into_vec().expect("f32");
         let each = rows.len() / open;
-        for (i, row) in rows.chunks(each).enumerate() {
-            if texts[i].len() - NEW == to {
-                found[i].extend(row);
-            }
+        for i in chunk.ended {
+            found[i].extend(&rows[i * each..][..each]);
         }
-        from = to;
     }
     state.only_first(texts.len());
     for step in 0..NEW {

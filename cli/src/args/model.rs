@@ -192,11 +192,15 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "T,T,…", value_delimiter = ',', default_value = "8192",
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) prompt_tokens: Vec<u32>,
-    /// Numbers of sequences that run together, all of the prompt's length; they share what --chunk
-    /// takes at once [default: 1].
+    /// Numbers of sequences that run together; they share what --chunk takes at once [default: 1].
     #[arg(long, value_name = "N,N,…", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=1 << 12))]
     pub(crate) batch: Option<Vec<u32>>,
+    /// Sequences of a batch have different lengths, in equal steps from --prompt-tokens down to this [default: all have the
+    /// same].
+    #[arg(long, value_name = "T", requires = "batch", conflicts_with = "profile",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) shortest_prompt: Option<u32>,
     /// Tokens to generate after each prompt.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     pub(crate) decode: u32,

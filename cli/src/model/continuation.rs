@@ -6,7 +6,7 @@ use super::interrupt::Interrupt;
 use crate::failure::Failure;
 use burn::prelude::*;
 use butterfly::AttentionBackend;
-use butterfly_models::{Logits, Model, Policy, Sampler, State, greedy};
+use butterfly_models::{Logits, Model, Policy, Sampler, State, greedy, prompt_chunks};
 use indicatif::ProgressBar;
 use std::time::Instant;
 
@@ -55,32 +55,29 @@ impl<B: AttentionBackend> Continuation<'_, B> {
         chunk: impl Fn(usize) -> usize,
         bar: &ProgressBar,
     ) -> Result<Vec<Option<u32>>, Failure> {
-        let longest = prompts.first().map_or(0, |prompt| prompt.len());
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
+        let longest = lengths.first().copied().unwrap_or(0);
         self.state.set_prompt(self.state.position() + longest);
         let mut first = vec![None; prompts.len()];
-        let mut from = 0;
-        while from < longest && !self.interrupted() {
-            let open = prompts.iter().take_while(|prompt| prompt.len() > from);
-            let open = &prompts[..open.count()];
-            let shortest = open.last().map_or(longest, |prompt| prompt.len());
-            let to = shortest.min(from + chunk(open.len()));
-            let tokens = open.iter().flat_map(|prompt| &prompt[from..to]);
+        for part in prompt_chunks(&lengths, chunk) {
+            if self.interrupted() {
+                break;
+            }
+            let open = &prompts[..part.prompts];
+            let tokens = open.iter().flat_map(|prompt| &prompt[part.tokens.clone()]);
             let tokens: Vec<u32> = tokens.copied().collect();
-            self.state.only_first(open.len());
+            self.state.only_first(part.prompts);
             let logits = self.read(&tokens)?;
-            let ended: Vec<bool> = open.iter().map(|prompt| prompt.len() == to).collect();
-            if ended.contains(&true) {
-                let drawn = self.draw(logits, &ended)?.into_iter().zip(&ended);
-                for ((drawn, ended), first) in drawn.zip(&mut first) {
-                    *first = if *ended { drawn } else { *first };
-                }
+            if !part.ended.is_empty() {
+                let ended: Vec<bool> = (0..part.prompts).map(|i| part.ended.contains(&i)).collect();
+                let drawn = self.draw(logits, &ended)?;
+                first[part.ended.clone()].copy_from_slice(&drawn[part.ended]);
             } else if !bar.is_hidden() || self.interrupt.is_some() {
                 // Chunks are queued on a GPU without waiting for it; only a visible bar needs to wait,
                 // and a prompt that can be interrupted.
                 super::sync::<B>(&logits.device())?;
             }
             bar.inc(tokens.len() as u64);
-            from = to;
         }
         self.state.only_first(prompts.len());
         Ok(first)

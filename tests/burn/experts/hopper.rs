@@ -97,7 +97,7 @@ fn cuda_generated_products_with_experts_agree_with_f64() {
 fn cuda_pairs_in_fp8_agree_with_f64() {
     let device = Default::default();
     let choices = [spread(16, 4), spread(40, 2), spread(100, 4), alone(300)];
-    for (dtype, most) in [(DType::BF16, 1e-2), (DType::F16, 2e-3)] {
+    for (dtype, most) in [(DType::BF16, 2e-2), (DType::F16, 4e-3)] {
         for layer in quantised() {
             agrees::<Cuda>(&layer, &choices, (dtype, most), &device);
         }

@@ -129,8 +129,8 @@ impl Layer {
         let mut doubts = y.clone();
         // Half of a last digit, and some of the error of sums and exponentials in f32.
         let off = match dtype {
-            DType::BF16 => 2f64.powi(-9),
-            DType::F16 => 2f64.powi(-12),
+            DType::BF16 => 2f64.powi(-8),
+            DType::F16 => 2f64.powi(-11),
             _ => 0.0,
         } + 1e-5;
         let many = given.ids.len() > Experts::FEW;

@@ -13,7 +13,7 @@ use super::{
 use crate::args::{BenchLayer, BenchModel, Measure, Run};
 use crate::failure::Failure;
 use crate::source;
-use butterfly::AttentionBackend;
+use butterfly::{AttentionBackend, MOST_LAGS};
 use butterfly_ir::model::{LayerKind, ModelConfig, ModelSizes};
 use butterfly_models::{Extent, Footprint, Model, Policy, Taken, read_config};
 use std::path::Path;
@@ -134,6 +134,16 @@ fn bench(
 ) -> Result<(), Failure> {
     let most = measure.prompt_tokens.iter().max().copied().unwrap_or(0) + measure.decode;
     let capacity = run.capacity.unwrap_or(most);
+    if let Some(shortest) = measure.shortest_prompt
+        && let Some(tokens) = measure
+            .prompt_tokens
+            .iter()
+            .find(|tokens| **tokens < shortest)
+    {
+        return Err(Failure::Bad(format!(
+            "--shortest-prompt {shortest} is longer than a prompt of {tokens} tokens (--prompt-tokens)"
+        )));
+    }
     if capacity < most {
         return Err(Failure::Bad(format!(
             "--capacity {capacity} is less than the {most} tokens of prompt and decode; give at least {most}"
@@ -255,12 +265,14 @@ impl Task for Work<'_> {
     }
 }
 
-/// The sizes of a run of `batch` sequences, whose chunks have `chunk` tokens of each.
-fn extent(policy: &Policy, [batch, capacity, chunk]: [u64; 3]) -> Extent {
+/// The sizes of a run of `batch` sequences, whose chunks have `chunk` tokens of each, and of which the shortest is `lag`
+/// tokens behind the longest.
+fn extent(policy: &Policy, [batch, capacity, chunk, lag]: [u64; 4]) -> Extent {
     Extent {
         batch,
         capacity,
-        cached: policy.cached(capacity, chunk),
+        // What is behind keeps the tokens of a window from being forgotten.
+        cached: policy.cached(capacity, chunk + lag),
         expanded: policy.expanded(capacity, chunk),
         chunk,
         logits: 1,
@@ -281,9 +293,25 @@ impl Work<'_> {
             check_chunk_of_each([chunk_of::<B>(self.run), batch], sparse.plan.sparsity())?;
         }
         let (config, sizes) = (self.subject.built(), &self.subject.sizes);
+        let longest = self.measure.prompt_tokens.iter().max().copied();
+        let lag = match self.measure.shortest_prompt {
+            Some(shortest) if batch > 1 => longest.unwrap_or(0).saturating_sub(shortest),
+            Some(_) | None => 0,
+        };
+        if lag > 0 {
+            let policies = policies.iter();
+            let refused = policies.map(|(_, policy)| policy.takes_no_lags());
+            let refused = refused.flatten().next();
+            let too_many = (batch as usize > MOST_LAGS).then_some("at most 64 sequences");
+            if let Some(what) = refused.or(too_many) {
+                return Err(Failure::Bad(format!(
+                    "--shortest-prompt: sequences of different lengths cannot run together: {what}"
+                )));
+            }
+        }
         let chunk = chunk_of_each::<B>(self.run, batch as usize) as u64;
         for (_, policy) in policies {
-            let extent = extent(policy, [batch.into(), self.capacity, chunk]);
+            let extent = extent(policy, [batch.into(), self.capacity, chunk, lag.into()]);
             let needs = Footprint::new::<B>(&config, sizes, taken, place.target(), extent);
             place.check_room(file, &needs, 0)?;
         }

@@ -7,7 +7,10 @@ use super::{Work, extent};
 use crate::failure::Failure;
 use burn::prelude::*;
 use butterfly::AttentionBackend;
-use butterfly_models::{Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, greedy};
+use butterfly_models::{
+    Extent, Footprint, Logits, Model, Policy, Profile, Sampler, Taken, greedy, prompt_chunks,
+};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Most tokens whose decode is profiled.
@@ -28,6 +31,13 @@ fn off() -> [Profile; 2] {
 }
 
 impl Work<'_> {
+    /// Tokens of the prompt of each of `batch` sequences, the longest first, which has `tokens`.
+    fn lengths(&self, batch: usize, tokens: usize) -> Vec<usize> {
+        let shortest = self.measure.shortest_prompt.map_or(tokens, |n| n as usize);
+        let shorter = |i: usize| (tokens - shortest) * i / (batch - 1).max(1);
+        (0..batch).map(|i| tokens - shorter(i)).collect()
+    }
+
     /// Measures the prompts of `batch` sequences of `tokens` tokens each, after a warm-up that compiles
     /// what is compiled at first use.
     pub(super) fn row<B: AttentionBackend>(
@@ -40,29 +50,40 @@ impl Work<'_> {
     ) -> Result<Row, Failure> {
         let decode = self.measure.decode as usize;
         let capacity = self.run.capacity.map_or(tokens + decode, |n| n as usize);
-        let chunk = chunk_of_each::<B>(self.run, batch);
+        let chunk = |sequences| chunk_of_each::<B>(self.run, sequences);
         let vocabulary = model.sizes.vocabulary;
         // A row of tokens for each sequence.
-        let prompts = |from: usize, to: usize| -> Vec<u32> {
-            let starts = (0..batch).map(|sequence| sequence * tokens);
-            let numbers = starts.flat_map(|start| start + from..start + to);
+        let prompts = |sequences: usize, Range { start, end }: Range<usize>| -> Vec<u32> {
+            let starts = (0..sequences).map(|sequence| sequence * tokens);
+            let numbers = starts.flat_map(|first| first + start..first + end);
             numbers.map(|n| scattered(n, vocabulary)).collect()
         };
-        let mut run = |length: usize, decode: usize, [of_prompt, of_decode]: [Profile; 2]| {
+        let lengths = self.lengths(batch, tokens);
+        let mut run = |most: usize, decode: usize, [of_prompt, of_decode]: [Profile; 2]| {
+            let lengths: Vec<usize> = lengths.iter().map(|length| most.min(*length)).collect();
             let mut state = model.state(batch, Some(capacity), policy);
             state.profile = of_prompt;
-            state.set_prompt(length);
+            state.set_prompt(most);
             let mut sampler = Sampler::new(Default::default());
             sync::<B>(&place.device)?;
             let started = Instant::now();
-            let mut last = None;
-            for from in (0..length).step_by(chunk) {
-                let tokens = prompts(from, length.min(from + chunk));
+            // Logits of the prompts that ended, the shortest first.
+            let mut last = Vec::new();
+            for part in prompt_chunks(&lengths, chunk) {
+                let tokens = prompts(part.prompts, part.tokens);
+                state.only_first(part.prompts);
                 let logits = model.forward(&tokens, &mut state, policy, Logits::Last);
-                last = Some(logits.map_err(Failure::bad)?);
+                let logits = logits.map_err(Failure::bad)?;
+                let ended = part.ended.len();
+                if ended > 0 {
+                    last.push(logits.narrow(0, part.ended.start, ended));
+                }
             }
+            state.only_first(batch);
             sync::<B>(&place.device)?;
             let prefill = started.elapsed().as_secs_f64();
+            last.reverse();
+            let last = (!last.is_empty()).then(|| Tensor::cat(last, 0));
             let mut choose = |logits: Tensor<B, 3>, position| {
                 if let Some(chosen) = greedy(logits.clone()).map_err(Failure::bad)? {
                     return Ok(chosen);
@@ -76,7 +97,7 @@ impl Work<'_> {
                 Ok::<Vec<u32>, Failure>(chosen.collect())
             };
             let mut next = match last {
-                Some(last) => choose(last, length - 1)?,
+                Some(last) => choose(last, most - 1)?,
                 None => vec![0; batch],
             };
             let first = started.elapsed().as_secs_f64();
@@ -84,20 +105,28 @@ impl Work<'_> {
             let started = Instant::now();
             for step in 0..decode {
                 let logits = model.forward(&next, &mut state, policy, Logits::Last);
-                next = choose(logits.map_err(Failure::bad)?, length + step)?;
+                next = choose(logits.map_err(Failure::bad)?, most + step)?;
             }
             Ok::<_, Failure>([prefill, first, started.elapsed().as_secs_f64()])
         };
         place.memory.release();
         // Warm up with every length of chunk that occurs.
-        run(tokens.min(chunk), 2.min(decode), off())?;
-        if !tokens.is_multiple_of(chunk) && tokens > chunk {
-            run(tokens % chunk, 0, off())?;
+        let shortest = lengths.last().copied().unwrap_or(tokens);
+        let each = chunk(batch);
+        match shortest < tokens {
+            true => drop(run(tokens, 2.min(decode), off())?),
+            false => {
+                run(tokens.min(each), 2.min(decode), off())?;
+                if !tokens.is_multiple_of(each) && tokens > each {
+                    run(tokens % each, 0, off())?;
+                }
+            }
         }
         let [prefill, first, decoded] = run(tokens, decode, off())?;
+        let sizes = [batch, capacity, each, tokens - shortest];
         let extent = Extent {
-            chunk: chunk.min(tokens) as u64,
-            ..extent(policy, [batch, capacity, chunk].map(|n| n as u64))
+            chunk: each.min(tokens) as u64,
+            ..extent(policy, sizes.map(|n| n as u64))
         };
         let needs = Footprint::new::<B>(&model.config, &model.sizes, taken, place.target(), extent);
         let memory = place.memory.beside(&needs);
@@ -109,25 +138,26 @@ impl Work<'_> {
         let mut predicted = None;
         if self.measure.profile {
             run(tokens, profiled, [of_prompt.clone(), of_decode.clone()])?;
-            let lengths = [batch, tokens, chunk, capacity, profiled];
+            let lengths = [batch, tokens, each, capacity, profiled];
             predicted = Some(self.predict(place, (&model.config, policy), lengths)?);
         }
-        let each = 1.0 / profiled.max(1) as f64;
+        let step = 1.0 / profiled.max(1) as f64;
         let of_token = of_decode.seconds().into_iter();
         let key = model.config.attention.cached() * u64::from(place.dtype.bytes());
         Ok(Row {
             attention: attention.into(),
             batch,
             prompt_tokens: tokens,
+            shortest_prompt: (shortest < tokens).then_some(shortest),
             prefill_seconds: prefill,
-            prefill_tokens_per_second: (batch * tokens) as f64 / prefill,
+            prefill_tokens_per_second: lengths.iter().sum::<usize>() as f64 / prefill,
             first_token_seconds: first,
             decode_milliseconds: (decode > 0).then(|| 1e3 * decoded / decode as f64),
             decode_tokens_per_second: (decode > 0).then(|| (batch * decode) as f64 / decoded),
             memory,
             cache_bytes: key * extent.batch * extent.cached,
             profile: of_prompt.seconds(),
-            decode_profile: of_token.map(|(part, all)| (part, each * all)).collect(),
+            decode_profile: of_token.map(|(part, all)| (part, step * all)).collect(),
             predicted,
             expert_load: of_prompt.loads(),
             layers: self.layers(policy),

@@ -35,8 +35,11 @@ pub(super) struct Row {
     pub(super) attention: String,
     /// Sequences that run together.
     pub(super) batch: usize,
-    /// Of each sequence.
+    /// Of each sequence, or of the longest.
     pub(super) prompt_tokens: usize,
+    /// Of the shortest, if they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) shortest_prompt: Option<usize>,
     pub(super) prefill_seconds: f64,
     /// Over all sequences.
     pub(super) prefill_tokens_per_second: f64,
@@ -95,11 +98,14 @@ pub(super) fn text(report: &Report) -> String {
         of_batch("decode tok/s".into(), 13)
     );
     for row in &report.rows {
+        let tokens = match row.shortest_prompt {
+            None => row.prompt_tokens.to_string(),
+            Some(shortest) => format!("{shortest}-{}", row.prompt_tokens),
+        };
         text += &format!(
-            "{:<width$}{} {:>10} {:>11.3} {:>9.0} {:>9.3} {:>10}{} {:>13} {:>11.2} {:>9.2}\n",
+            "{:<width$}{} {tokens:>10} {:>11.3} {:>9.0} {:>9.3} {:>10}{} {:>13} {:>11.2} {:>9.2}\n",
             row.attention,
             of_batch(row.batch.to_string(), 6),
-            row.prompt_tokens,
             row.prefill_seconds,
             row.prefill_tokens_per_second,
             row.first_token_seconds,
