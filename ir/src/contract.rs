@@ -281,7 +281,9 @@ impl Spread {
         let [d, dv] = [spec.head_dim, spec.v_head_dim];
         let whole = dv <= d && d.is_multiple_of(64) && dv.is_multiple_of(64);
         let sizes = "false but for head sizes that are multiples of 64, that of v the smaller one";
-        demand(whole || !self.v_in_k, &field("v_in_k"), self.v_in_k, sizes)
+        demand(whole || !self.v_in_k, &field("v_in_k"), self.v_in_k, sizes)?;
+        let clusters = self.v_in_k || self.within == 0;
+        demand(clusters, &field("within"), self.within, "0 where v is read")
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Footprint {
     pub weights: u64,
     /// Weights that are used in the memory of their mapped files.
     pub mapped: u64,
-    /// KV caches and recurrent states of all layers.
+    /// KV caches and recurrent states of all layers, these twice.
     pub caches: u64,
     /// The tensors of one chunk that exist at the same time, and the panel of a packed weight.
     pub activations: u64,
@@ -91,11 +91,14 @@ impl Footprint {
             .filter(|kind| kind.is_softmax())
             .count() as u128;
         let recurrent = config.layers.len() as u128 - full;
+        let bytes = wide32(dtype.bytes());
         let state = sizes.linear.map_or(0, |shape| {
             let [heads, k_dim, v_dim] = [shape.v_heads, shape.k_dim, shape.v_dim].map(wide32);
-            heads * k_dim * v_dim
+            let channels = 2 * wide32(shape.k_heads) * k_dim + heads * v_dim;
+            let rows = wide32(shape.taps.saturating_sub(1)) * channels;
+            // Those before a chunk are kept until it has run, in case that it fails.
+            2 * (4 * heads * k_dim * v_dim + bytes * rows)
         });
-        let bytes = wide32(dtype.bytes());
         let on_host = place == Place::Host;
         let steps = chunk::steps(config, sizes, (bytes, weights.quantises), place);
         let token = chunk::token(&steps, on_host);
@@ -120,7 +123,7 @@ impl Footprint {
             caches: count(tokens(
                 (wide(config.attention.cached()) * bytes)
                     .saturating_mul(wide(cached))
-                    .saturating_add(recurrent * 4 * state),
+                    .saturating_add(recurrent * state),
             )),
             activations: count(
                 tokens(chunk.saturating_mul(token).saturating_add(of_expanded))

@@ -493,10 +493,20 @@ fn cuda_long_rows_of_latents() {
     };
     let norms = [Tensor::<Cuda, 1>::ones([rank], &device)];
     let plan = Plan::dense();
-    for tokens in [200, 3000, 9001] {
-        let rows: Tensor<Cuda, 3> = crate::random([1, tokens, width], &device).cast(DType::BF16);
+    // Up to 2048 keys clusters have them, unless there are too many queries.
+    for (tokens, batch, queries) in [
+        (200, 1, 1),
+        (257, 1, 1),
+        (700, 1, 3),
+        (2048, 4, 3),
+        (2048, 5, 3),
+        (3000, 1, 1),
+        (9001, 1, 1),
+    ] {
+        let rows: Tensor<Cuda, 3> =
+            crate::random([batch, tokens, width], &device).cast(DType::BF16);
         let bf16 = (&device, DType::BF16);
-        let mut cache = KvCache::<Cuda>::of_latents([1, width, rank], 1, 32, None, bf16);
+        let mut cache = KvCache::<Cuda>::of_latents([batch, width, rank], 1, 32, None, bf16);
         let appended = cache.append_latents(rows, &norms, None, latents.clone());
         assert!(appended.expect("it fits").is_none());
         let call = Call {
@@ -505,7 +515,8 @@ fn cuda_long_rows_of_latents() {
             kv_len: Some(tokens),
             ..Call::default()
         };
-        let q: Tensor<Cuda, 4> = crate::random([1, heads, 1, width], &device).cast(DType::BF16);
+        let q: Tensor<Cuda, 4> =
+            crate::random([batch, heads, queries, width], &device).cast(DType::BF16);
         let [k, v] = cache.tensors().map(|x| x.narrow(2, 0, tokens));
         let want = attention(q.clone(), k, v, &plan, &call).expect("attention");
         let want: Vec<f64> = numbers(&want).iter().map(|x| f64::from(*x)).collect();

@@ -2,7 +2,7 @@
 
 use crate::support::{Launch, Map};
 use butterfly_ir::geometry::{
-    Entry, Fitted, Launch as Shared, merge_entry, second_entry, spread_entry,
+    Entry, Fitted, Launch as Shared, cluster_entry, merge_entry, second_entry, spread_entry,
 };
 use butterfly_ir::{Kernel, Sm, Spread, Target, scalar};
 use libloading::{Library, Symbol};
@@ -148,12 +148,16 @@ impl Gpu {
         let mut steps = vec![match entry {
             Entry::First => (kernel.entry.clone(), grid, geometry.shared_bytes),
             Entry::Alone => (second_entry(&kernel.entry), grid, geometry.shared_bytes),
-            Entry::Spread(_) => {
+            Entry::Spread(_) | Entry::Cluster => {
                 let Shared::Split(split) = geometry.launch else {
                     panic!("only decode is spread");
                 };
                 let shared = split.spread.map_or(0, |spread| spread.shared_bytes);
-                (spread_entry(&kernel.entry), grid, shared)
+                let name = match entry {
+                    Entry::Cluster => cluster_entry(&kernel.entry),
+                    _ => spread_entry(&kernel.entry),
+                };
+                (name, grid, shared)
             }
         }];
         let mut by_value = launch.by_value.clone();

@@ -5,7 +5,7 @@
 //! from. Rates hold for both cards, which have the same SMs; those of memory are shares of the bandwidth of a copy.
 
 use super::Card;
-use crate::parts::Kind;
+use crate::parts::{FEW_PAIRS, Kind};
 use butterfly_ir::model::Part;
 use serde::Serialize;
 
@@ -115,6 +115,30 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
         (Kind::Other, Part::LinearAttention) => Rates {
             flop_per_second: 68e12,
             of_copy: 0.75,
+        },
+        // As packed linear layers of few rows, whose kernel they share.
+        (
+            Kind::Experts {
+                pairs,
+                packed: true,
+                ..
+            },
+            _,
+        ) if *pairs <= FEW_PAIRS => memory(0.65),
+        // `experts` of Qwen3.5-35B-A3B (inner vectors of 512 elements) and GLM-4.7-Flash (1536) with sorted pairs, gates
+        // and sums (`experts_nvidia_h200.md`): tiles begin and end as if the vectors were 169 elements longer. In FP8
+        // only the former was measured.
+        (
+            Kind::Experts {
+                size,
+                packed: true,
+                quantised,
+                ..
+            },
+            _,
+        ) => Rates {
+            flop_per_second: size / (size + 169.0) * if *quantised { 577e12 } else { 368e12 },
+            of_copy: 0.9,
         },
         // As gates: additions of biases, and vectors of tokens.
         (Kind::Rows, _) => memory(0.75),

@@ -1,6 +1,7 @@
 //! The steps of feed-forward layers, dense and of experts.
 
 use super::{Counter, Kind, Step};
+use butterfly_ir::Dtype;
 use butterfly_ir::model::{ExpertsShape, FeedForwardGate, Part};
 
 impl Counter<'_> {
@@ -67,7 +68,7 @@ impl Counter<'_> {
         let moved = chosen * (2.0 * hidden + 4.0 * size + 2.0 * size + hidden) + hidden;
         let experts = Step {
             // Both products and the sum; where there are many, sorted pairs, their tiles, and the gate.
-            kernels: match (rows * chosen > FEW, apart) {
+            kernels: match (rows * chosen > FEW_PAIRS, apart) {
                 (true, _) => 6,
                 (false, false) => 3,
                 (false, true) => 2,
@@ -76,7 +77,10 @@ impl Counter<'_> {
             bytes: rows * bytes * moved
                 + read * (matrices * self.stored(Part::Experts) + biases(biased, [size, hidden])),
             kind: Kind::Experts {
-                quantised: self.quantises(Part::Experts) && rows * chosen > FEW,
+                pairs: rows * chosen,
+                size,
+                packed: self.stored(Part::Experts) < f64::from(Dtype::Bf16.bytes()),
+                quantised: self.quantises(Part::Experts) && rows * chosen > FEW_PAIRS,
             },
             ..self.over_rows(Part::Experts, 0.0)
         };
@@ -89,7 +93,7 @@ impl Counter<'_> {
 }
 
 /// Pairs of a row and an expert that are computed without being sorted.
-const FEW: f64 = 64.0;
+pub(crate) const FEW_PAIRS: f64 = 64.0;
 
 /// Bytes of the biases of an expert, which are f32.
 fn biases(biased: bool, [size, hidden]: [f64; 2]) -> f64 {

@@ -16,6 +16,7 @@ pub mod predict;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use feed::FEW_PAIRS;
 pub use predict::{Device, Entry};
 
 use crate::cost::Cost;
@@ -72,7 +73,7 @@ impl Kind {
     /// Whether both factors of products are in FP8.
     fn quantised(&self) -> bool {
         match self {
-            Self::Product { quantised, .. } | Self::Experts { quantised } => *quantised,
+            Self::Product { quantised, .. } | Self::Experts { quantised, .. } => *quantised,
             Self::Rows | Self::OfHeads { .. } | Self::Attention(_) | Self::Other => false,
         }
     }
@@ -157,6 +158,12 @@ pub enum Kind {
     },
     /// Experts.
     Experts {
+        /// Pairs of a row and its expert.
+        pairs: f64,
+        /// Elements of an inner vector.
+        size: f64,
+        /// Whether weights are packed.
+        packed: bool,
         /// Whether both factors of products are in FP8.
         quantised: bool,
     },

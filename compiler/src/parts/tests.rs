@@ -252,6 +252,8 @@ fn all_families_have_steps() {
     }
 }
 
+const FLOAT8: &str = r#"{"quantization_config": {"quant_method": "fp8"}}"#;
+
 /// Within 10 % of what is recorded in `bench/results` (`model_nvidia_h200.md`, `packed_nvidia_h200.md`), for work whose rates were measured.
 #[test]
 fn predictions_are_near_what_was_measured() {
@@ -281,7 +283,7 @@ fn predictions_are_near_what_was_measured() {
         5.47,
     );
     for (quantised, measured) in [(false, 226.3), (true, 145.2)] {
-        let float8 = serde_json::json!({"quantization_config": {"quant_method": "fp8"}});
+        let float8 = serde_json::from_str(FLOAT8).expect("JSON");
         let nine = Model {
             quantised,
             ..Model::new("qwen3.5-9b", float8)
@@ -289,6 +291,27 @@ fn predictions_are_near_what_was_measured() {
         let predicted = nine.milliseconds(pattern, &prompt, Card::H200);
         near("prefill of Qwen3.5-9B in FP8", predicted, measured);
     }
+    for (name, packing, quantised, measured) in [
+        ("qwen3.5-35b-a3b", FLOAT8, false, [122.3, 2.98]),
+        ("qwen3.5-35b-a3b", FLOAT8, true, [91.0, 2.98]),
+    ] {
+        let packing = serde_json::from_str(packing).expect("JSON");
+        let model = Model {
+            quantised,
+            ..Model::new(name, packing)
+        };
+        for (call, measured) in [&prompt, &token].into_iter().zip(measured) {
+            near(
+                name,
+                model.milliseconds(pattern, call, Card::H200),
+                measured,
+            );
+        }
+    }
+    let four = serde_json::json!({"quantization": {"bits": 4, "group_size": 64}});
+    let glm = Model::new("glm-4.7-flash", four);
+    let predicted = glm.milliseconds(pattern, &prompt, Card::H200);
+    near("prefill of GLM-4.7-Flash", predicted, 164.8);
     let decode = |packing, measured| {
         let nine = Model::new("qwen3.5-9b", packing);
         let predicted = nine.milliseconds(pattern, &token, Card::H200);

@@ -162,15 +162,28 @@ pub struct Spread {
     /// Whether the third entry point takes the first elements of the keys as their values, and does
     /// not read v.
     pub v_in_k: bool,
+    /// Keys of a query up to which a cluster of [`CLUSTER`](Self::CLUSTER) workgroups computes a job and merges its results,
+    /// at a fifth entry point ([`cluster_entry`]); 0 if there is none.
+    pub within: u32,
 }
 
 impl Spread {
+    /// Workgroups of a cluster that has a job by itself.
+    pub const CLUSTER: u32 = 8;
+
     /// Columns of a row that a workgroup of the second launch merges.
     pub const MERGED_COLUMNS: u32 = 32;
 
     /// Floats of a part's result for one q head, beside its output: logit and sum, and two that
     /// align the next one.
     pub const BESIDE_OUTPUT: u32 = 4;
+
+    /// Whether clusters take `jobs` jobs whose queries see at most `keys` keys: where they are not too long, and all
+    /// clusters run at once. About a tenth of the SMs is not reached by clusters.
+    fn is_clustered(&self, jobs: u32, keys: u32, processors: u32) -> bool {
+        let at_once = jobs.saturating_mul(Self::CLUSTER) <= processors * 9 / 10;
+        at_once && (self.from..=self.within).contains(&keys)
+    }
 
     /// Parts of each of `jobs` jobs whose queries see at most `keys` keys, on a device with
     /// `processors` SMs; `None` if that is too few keys to spread.
@@ -212,6 +225,11 @@ pub fn merge_entry(entry: &str) -> String {
     format!("{entry}_merge")
 }
 
+/// Name of the entry point of a [`Spread`] kernel at which a cluster has a job.
+pub fn cluster_entry(entry: &str) -> String {
+    format!("{entry}_cluster")
+}
+
 /// The first line of a kernel's text: a comment with its geometry as JSON, so that a file can be
 /// compared with its entry in a manifest.
 pub(crate) fn heading(launched: &impl Serialize) -> String {
@@ -235,6 +253,8 @@ pub enum Entry {
     First,
     /// The [`second_entry`].
     Alone,
+    /// The [`cluster_entry`].
+    Cluster,
     /// The [`spread_entry`], with so many parts of each job, and then the [`merge_entry`].
     Spread(u32),
 }
@@ -284,6 +304,9 @@ impl Geometry {
                     // keys are then read once, not twice.
                     parts.filter(|parts| spread.v_in_k || *parts > together)
                 });
+                if spread.is_some_and(|spread| spread.is_clustered(jobs, keys, processors)) {
+                    return fitted([x.saturating_mul(Spread::CLUSTER), y, z], Entry::Cluster);
+                }
                 match (parts, alone) {
                     (Some(parts), _) => {
                         fitted([x.saturating_mul(parts), y, z], Entry::Spread(parts))
@@ -358,6 +381,7 @@ mod tests {
             per_processor: 2,
             shared_bytes: 0,
             v_in_k,
+            within: if v_in_k { 8192 } else { 0 },
         };
         let geometry = |v_in_k| Geometry {
             launch: Launch::Split(Split {
@@ -377,8 +401,17 @@ mod tests {
             let Fitted { grid, entry } = geometry(false).fitted(grid, 132, keys);
             assert_eq!((grid, entry), expected, "{keys}");
         }
-        let Fitted { grid, entry } = geometry(true).fitted([1, 1, 500], 132, 4096);
-        assert_eq!((grid, entry), ([1, 1, 500], Entry::Spread(1)));
+        // Clusters of 8 take rows that are not too long, if all of them run at once.
+        for (jobs, keys, expected) in [
+            (500, 4096, ([1, 1, 500], Entry::Spread(1))),
+            (15, 4096, ([16, 1, 15], Entry::Spread(16))),
+            (14, 4096, ([8, 1, 14], Entry::Cluster)),
+            (14, 4095, ([4, 1, 14], Entry::First)),
+            (1, 8193, ([33, 1, 1], Entry::Spread(33))),
+        ] {
+            let Fitted { grid, entry } = geometry(true).fitted([1, 1, jobs], 132, keys);
+            assert_eq!((grid, entry), expected, "{jobs} {keys}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod check;
 
 pub use check::ManifestError;
 
-use crate::kernel::geometry::{merge_entry, second_entry, spread_entry};
+use crate::kernel::geometry::{cluster_entry, merge_entry, second_entry, spread_entry};
 use crate::kernel::signature::{self, Binding, Operand, Way};
 use crate::plan::{Kept, Proof, SwappedLayer, Variant};
 use crate::{
@@ -127,6 +127,9 @@ pub struct SpreadEntry {
     pub parts: LaunchEntry,
     /// The one that merges their results.
     pub merge: LaunchEntry,
+    /// The one at which a cluster does both, for rows that are not too long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<LaunchEntry>,
     /// The number of parts of a job, as a formula.
     pub count: String,
     /// The condition under which a launch takes them, as a formula.
@@ -299,6 +302,7 @@ pub fn spread(entry: &str, spec: &KernelSpec, geometry: &Geometry) -> Option<Spr
         per_processor,
         shared_bytes,
         v_in_k,
+        within,
     } = spread;
     let grid = |x: String| [x, "kv_heads".into(), "batch".into()];
     let of_query = Spread::merge_grid(spec, [1; 3])[0];
@@ -316,11 +320,20 @@ pub fn spread(entry: &str, spec: &KernelSpec, geometry: &Geometry) -> Option<Spr
             shared_bytes: 0,
             arguments: listed(spec, signature::merge(spec)),
         },
+        cluster: (within > 0).then(|| LaunchEntry {
+            entry: cluster_entry(entry),
+            grid: grid(format!("{} * q_len", Spread::CLUSTER)),
+            shared_bytes,
+            arguments: listed(spec, signature::of(spec, geometry)),
+        }),
         count: format!(
             "max(1, min(ceil(keys / {part}), floor({per_processor} * processors / (q_len * kv_heads * batch))))"
         ),
         when: match v_in_k {
-            true => format!("{keys}, and v is the first elements of k"),
+            true => format!(
+                "{keys}, and v is the first elements of k; `cluster` up to {within} keys, if {} * q_len * kv_heads * batch <= floor(processors * 9 / 10)",
+                Spread::CLUSTER
+            ),
             false => format!("{keys}, and parts > {cluster}, or > 1 where `alone` would be taken"),
         },
     })

@@ -1,7 +1,9 @@
 //! A kernel prepared for launching: checked once, then shared by any number of launches.
 
 use super::{Device, LaunchError, Loaded};
-use butterfly_ir::geometry::{Entry, Fitted, merge_entry, second_entry, spread_entry};
+use butterfly_ir::geometry::{
+    Entry, Fitted, cluster_entry, merge_entry, second_entry, spread_entry,
+};
 use butterfly_ir::kernel::signature::{self, Binding, Operand, Way};
 use butterfly_ir::rows::RowExpressions;
 use butterfly_ir::{ContractError, Geometry, KernelSpec, Launch, Rows, Sm, Spread, Target};
@@ -15,6 +17,8 @@ pub struct Ready {
     alone: Option<Arc<Image>>,
     /// The same code with its entry points for long rows, if it has them: for parts, and for merging.
     long: Option<[Arc<Image>; 2]>,
+    /// The same code with its entry point for a cluster that has a job by itself, if it has one.
+    cluster: Option<Arc<Image>>,
     made_for: Arc<MadeFor>,
 }
 
@@ -208,6 +212,9 @@ impl Ready {
                 let parts = image(spread_entry(entry), long.spread.shared_bytes);
                 [parts, image(merge_entry(entry), 0)]
             }),
+            cluster: spread
+                .filter(|spread| spread.within > 0)
+                .map(|spread| image(cluster_entry(entry), spread.shared_bytes)),
             image: image(entry.into(), shared_bytes),
             made_for: Arc::new(MadeFor {
                 spec: kernel.spec.clone(),
@@ -282,6 +289,10 @@ impl Ready {
                 let image = self.alone.as_ref().unwrap_or(&self.image);
                 vec![step(image, self.signature(), fitted.grid)]
             }
+            (Entry::Cluster, _) => {
+                let image = self.cluster.as_ref().unwrap_or(&self.image);
+                vec![step(image, self.signature(), fitted.grid)]
+            }
             (Entry::First | Entry::Spread(_), _) => {
                 vec![step(&self.image, self.signature(), fitted.grid)]
             }
@@ -291,7 +302,8 @@ impl Ready {
     /// The images of all entry points.
     pub(super) fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
         let long = self.long.iter().flatten();
-        std::iter::once(&self.image).chain(&self.alone).chain(long)
+        let others = self.alone.iter().chain(&self.cluster);
+        std::iter::once(&self.image).chain(others).chain(long)
     }
 }
 

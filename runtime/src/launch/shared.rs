@@ -175,7 +175,7 @@ pub fn enqueue<R: Launches>(
         |words: &[u32]| client.create_from_slice(&bind::padded(bind::words(words.iter().copied())));
     let partials = match fitted.entry {
         Entry::Spread(_) => Some(run::partials(client, partial_bytes)),
-        Entry::First | Entry::Alone => None,
+        Entry::First | Entry::Alone | Entry::Cluster => None,
     };
     let of = |operand: Operand| match operand {
         Operand::Q => Ok(tensors.q.clone()),

@@ -127,12 +127,14 @@ impl Layer {
         let [hidden, size] = self.kind.sizes;
         let mut y = vec![0.0; given.x.len()];
         let mut doubts = y.clone();
-        // Half of a last digit, and some of the error of sums and exponentials in f32.
-        let off = match dtype {
+        // Half of a last digit of the gate, of what it gates, and of their product, and some more, since the product grows
+        // faster than the gate; and the error of sums and exponentials in f32.
+        let half = match dtype {
             DType::BF16 => 2f64.powi(-8),
             DType::F16 => 2f64.powi(-11),
             _ => 0.0,
-        } + 1e-5;
+        };
+        let off = 4.0 * half + 1e-5;
         let many = given.ids.len() > Experts::FEW;
         for (pair, (id, weight)) in given.ids.iter().zip(&given.weights).enumerate() {
             let (row, expert) = (pair / given.each, *id as usize);

@@ -167,13 +167,37 @@ __device__ __forceinline__ void keep_latents(const LatentShared& shared, const L
     }
 }
 
+// Merges the results of the WIDTH thread blocks of a cluster, of which this is number `part`: each writes a share of the
+// columns, four at a time.
+template <int WIDTH>
+__device__ __forceinline__ void merge_latents(const Launch& launch, const LatentShared& shared, unsigned kv_head,
+                                              unsigned part, Element* o, float* lse) {
+  constexpr unsigned FOURS = V_COLUMNS / 4;
+  synchronize_cluster();
+#pragma unroll 1
+  for (unsigned at = threadIdx.x * WIDTH + part; at < GROUP * FOURS; at += THREADS * WIDTH) {
+    const unsigned row = at / FOURS, column = at % FOURS * 4;
+    const unsigned of_row = shared.tile(0) + row * Partials::PITCH * 4;
+    const Merged all =
+        merged<WIDTH>([&](int i) { return load_pair_from_cluster(place_in(of_row + V_COLUMNS * 4, i)); },
+                      [&](int i, int c) { return load_from_cluster(place_in(of_row + (column + c) * 4, i)); });
+    write_merged(launch, all, kv_head, row, column, o, lse);
+  }
+  // Shared memory must not be given up before the others of the cluster have read it.
+  synchronize_cluster();
+}
+
+// A part of a job. With a WIDTH of 0 there is any number of parts, and the result stays in `partials`; else a cluster of
+// WIDTH thread blocks has a job, leaves the results where the tiles were, and merges them into the output.
+template <int WIDTH>
 __device__ __forceinline__ void take_part(const Launch& launch, const TensorMap* q_map, const TensorMap* k_map,
-                                          Partials partials) {
+                                          Element* o, float* lse, Partials partials) {
   extern __shared__ unsigned char dynamic_shared[];
   const unsigned start = boxes_address(dynamic_shared);
   const LatentShared shared = {dynamic_shared + (start - shared_address(dynamic_shared)), start};
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int lane = threadIdx.x % 32;
+  if (WIDTH > 0) partials.parts = WIDTH;
   const unsigned part = blockIdx.x % partials.parts, local = blockIdx.x / partials.parts;
   const unsigned kv_head = blockIdx.y, batch = blockIdx.z;
   const bool copies = elect();
@@ -197,7 +221,8 @@ __device__ __forceinline__ void take_part(const Launch& launch, const TensorMap*
   Tiles<LATENT_TILE> tiles(bands, query, lane, static_cast<int>(part), static_cast<int>(partials.parts));
   const unsigned long long heads =
       static_cast<unsigned long long>(batch) * static_cast<unsigned>(launch.kv_heads) + kv_head;
-  partials.select(heads * static_cast<unsigned>(launch.q_len) + local, part);
+  if (WIDTH > 0) partials.at = reinterpret_cast<float*>(shared.bytes + LatentShared::TILES);
+  else partials.select(heads * static_cast<unsigned>(launch.q_len) + local, part);
   // From here on, all warps see the barriers.
   __syncthreads();
 
@@ -248,4 +273,11 @@ __device__ __forceinline__ void take_part(const Launch& launch, const TensorMap*
     ring.advance(next.count);
   }
   keep_latents(shared, found, partials, warp, lane);
+  if constexpr (WIDTH > 0) {
+    lse += heads * static_cast<unsigned>(GROUP * launch.q_len) + local;
+    o += static_cast<unsigned long long>(batch) * launch.o_batch +
+         static_cast<unsigned long long>(kv_head * GROUP) * launch.o_head +
+         static_cast<unsigned long long>(local) * launch.o_token;
+    merge_latents<WIDTH>(launch, shared, kv_head, part, o, lse);
+  }
 }

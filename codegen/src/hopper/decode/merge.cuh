@@ -71,6 +71,19 @@ __device__ __forceinline__ Merged merged_cluster(const Shared& shared, unsigned 
                          });
 }
 
+// Writes four columns of a row of the output, which begins at `o`, and its log-sum-exp.
+__device__ __forceinline__ void write_merged(const Launch& launch, const Merged& all, unsigned kv_head, unsigned row,
+                                             unsigned column, Element* o, float* lse) {
+  const float top = all.top, sum = all.sum;
+@sink(kv_head * GROUP + row)
+  const float inverse = sum > 0.0f ? fade * reciprocal_fast(total) : 0.0f;
+  store_pair(o + static_cast<unsigned long long>(row) * launch.o_head + column,
+             pack(all.x[0] * inverse, all.x[1] * inverse), pack(all.x[2] * inverse, all.x[3] * inverse));
+  if (column == 0)
+    store_float(lse + static_cast<unsigned long long>(row) * static_cast<unsigned>(launch.q_len),
+                total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity());
+}
+
 // Writes the output of a job. Each of its WIDTH thread blocks, of which this is number `part`, writes a
 // share of the columns, four at a time.
 template <int WIDTH>
@@ -91,14 +104,7 @@ __device__ __forceinline__ void merge(const Launch& launch, const Shared& shared
   for (unsigned at = threadIdx.x * WIDTH + part; at < GROUP * FOURS; at += THREADS * WIDTH) {
     const unsigned row = at / FOURS, column = at % FOURS * 4;
     const Merged all = WIDTH > 1 ? merged_cluster(shared, row, column) : merged_teams(shared, row, column);
-    const float top = all.top, sum = all.sum;
-@sink(kv_head * GROUP + row)
-    const float inverse = sum > 0.0f ? fade * reciprocal_fast(total) : 0.0f;
-    store_pair(o + static_cast<unsigned long long>(row) * launch.o_head + column,
-               pack(all.x[0] * inverse, all.x[1] * inverse), pack(all.x[2] * inverse, all.x[3] * inverse));
-    if (column == 0)
-      store_float(lse + static_cast<unsigned long long>(row) * static_cast<unsigned>(launch.q_len),
-                  total > 0.0f ? (highest + log2_fast(total)) * 0.69314718f : minus_infinity());
+    write_merged(launch, all, kv_head, row, column, o, lse);
   }
   // Shared memory must not be given up before the others of the cluster have read it.
   if (WIDTH > 1) synchronize_cluster();

@@ -33,9 +33,9 @@ pub(crate) use blueprint::Blueprint;
 
 use super::source;
 use crate::portable::ENTRY;
-use butterfly_ir::geometry::{merge_entry, second_entry, spread_entry};
+use butterfly_ir::geometry::{cluster_entry, merge_entry, second_entry, spread_entry};
 use butterfly_ir::kernel::signature;
-use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, scalar};
+use butterfly_ir::{Dtype, KernelSpec, LaunchScalars, Spread, scalar};
 
 /// The text of the kernel of `spec`, with the numbers in `blueprint`.
 pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
@@ -102,6 +102,7 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
                 .replace("@parts", &scalar::PARTS.to_string());
             source::entry(signature, &text)
         };
+        let latents = include_str!("latent_entry.cuh");
         match spread::takes_latents(spec) {
             true => parts.extend([
                 source::INSTRUCTIONS.to_string(),
@@ -113,7 +114,18 @@ pub(super) fn text(spec: &KernelSpec, blueprint: &Blueprint) -> String {
                 further(
                     spread_entry(ENTRY),
                     &signature::spread(spec, &geometry),
-                    include_str!("latent_entry.cuh"),
+                    &latents.replace("@cluster", "").replace("@width", "0"),
+                ),
+                source::entry(
+                    &short,
+                    &latents
+                        .replace("@name", &cluster_entry(ENTRY))
+                        .replace(
+                            "@cluster",
+                            &format!("__cluster_dims__({}, 1, 1) ", Spread::CLUSTER),
+                        )
+                        .replace("@width", &Spread::CLUSTER.to_string())
+                        .replace("@partials", "{}"),
                 ),
             ]),
             false => parts.push(entry(&spread_entry(ENTRY), "", "0")),

@@ -15,6 +15,10 @@ pub(super) const LATENT_TILE: u32 = 64;
 /// Tiles of latents in shared memory: one is computed while the next is copied.
 pub(super) const LATENT_SLOTS: u32 = 2;
 
+/// Keys of a query up to which a cluster that merges its results itself is faster than the whole device and a second
+/// launch: four tiles for each workgroup.
+const CLUSTER_KEYS: u32 = 4 * LATENT_TILE * Spread::CLUSTER;
+
 /// Bytes of a job's keys and values from which on a second launch pays.
 const LONG_BYTES: u32 = 2 << 20;
 
@@ -43,6 +47,7 @@ pub(super) fn of(
             per_processor: 1,
             shared_bytes: latent_bytes(sizes),
             v_in_k: true,
+            within: CLUSTER_KEYS,
         },
         false => Spread {
             from: LONG_BYTES / of_key,
@@ -50,6 +55,7 @@ pub(super) fn of(
             per_processor: tuning.per_processor,
             shared_bytes,
             v_in_k: false,
+            within: 0,
         },
     };
     closed.then_some(spread)

@@ -11,7 +11,7 @@ use butterfly_ir::{Spread, geometry::Entry};
 pub(in super::super) fn partial_bytes(kernel: &Ready, grid: [u32; 3], entry: Entry) -> u64 {
     match entry {
         Entry::Spread(parts) => Spread::partial_bytes(kernel.spec(), grid, parts),
-        Entry::First | Entry::Alone => 0,
+        Entry::First | Entry::Alone | Entry::Cluster => 0,
     }
 }
 
