@@ -44,14 +44,52 @@ const SIZES: [[usize; 3]; 8] = [
     [257, 1040, 320],
 ];
 
-/// x [m, K] times a weight of these values [n, K] and tensors.
+/// x [m, K] times a weight of some values [n, K], in f64: once for all results that are compared with it.
+pub(crate) struct Products {
+    sizes: [usize; 3],
+    dtype: DType,
+    x: Vec<f32>,
+    /// [m, n].
+    values: Vec<f64>,
+}
+
+impl Products {
+    /// Of rows of `dtype`, which are in FP8 when they are multiplied if `quantises`.
+    pub(crate) fn new(
+        sizes @ [m, _, k]: [usize; 3],
+        dtype: DType,
+        weight: &[f32],
+        quantises: bool,
+    ) -> Self {
+        let x: Vec<f32> = (0..m * k)
+            .map(|i| rounded(dtype, 2.0 * number(i + 5)))
+            .collect();
+        let rows: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        let rows = match quantises {
+            true => quantised::rows(&rows, k),
+            false => rows,
+        };
+        let products = rows.chunks(k).flat_map(|x| {
+            let product = |w: &[f32]| {
+                let pairs = x.iter().zip(w);
+                pairs.map(|(x, w)| x * f64::from(*w)).sum()
+            };
+            weight.chunks(k).map(product)
+        });
+        Self {
+            values: products.collect(),
+            sizes,
+            dtype,
+            x,
+        }
+    }
+}
+
+/// What is made of products, and by which operation.
 pub(crate) struct Case<'a> {
     pub(crate) operation: Project,
     pub(crate) result: Result,
-    pub(crate) sizes: [usize; 3],
-    pub(crate) values: &'a [f32],
-    /// Whether rows are in FP8 when they are multiplied.
-    pub(crate) quantises: bool,
+    pub(crate) products: &'a Products,
 }
 
 /// The products of rows x [m, k] of `dtype` with a weight.
@@ -74,10 +112,15 @@ impl Case<'_> {
     pub(crate) fn agrees<B: AttentionBackend>(
         &self,
         weight: &[FloatTensor<B>],
-        (dtype, most): (DType, f64),
+        most: f64,
         device: &B::Device,
     ) {
-        let [m, n, k] = self.sizes;
+        let &Products {
+            sizes: [m, n, k],
+            dtype,
+            ref x,
+            ref values,
+        } = self.products;
         let (wide, gate, columns) = match self.result {
             Result::Rounded => (false, None, n),
             Result::Wide => (true, None, n),
@@ -88,29 +131,14 @@ impl Case<'_> {
             gate,
             ..self.operation.clone()
         };
-        let x: Vec<f32> = (0..m * k)
-            .map(|i| rounded(dtype, 2.0 * number(i + 5)))
-            .collect();
-        let compute = || times::<B>(&operation, (&x, [m, k], dtype), weight.to_vec(), device);
+        let compute = || times::<B>(&operation, (x, [m, k], dtype), weight.to_vec(), device);
         let y = compute();
-        assert_eq!(y, compute(), "{:?} {:?}", self.result, self.sizes);
-        let rows: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-        let rows = match self.quantises {
-            true => quantised::rows(&rows, k),
-            false => rows,
-        };
-        let products = rows.chunks(k).map(|x| -> Vec<f64> {
-            let product = |w: &[f32]| {
-                let pairs = x.iter().zip(w);
-                pairs.map(|(x, w)| x * f64::from(*w)).sum()
-            };
-            self.values.chunks(k).map(product).collect()
-        });
+        assert_eq!(y, compute(), "{:?} {:?}", self.result, [m, n, k]);
         let (mut off, mut all) = (0.0, 0.0);
-        for (y, products) in y.chunks(columns).zip(products) {
+        for (y, products) in y.chunks(columns).zip(values.chunks(n)) {
             let want = match gate {
-                None => products,
-                Some(activation) => gated(activation, &products),
+                None => products.to_vec(),
+                Some(activation) => gated(activation, products),
             };
             for (got, want) in y.iter().zip(want) {
                 off += (f64::from(*got) - want).powi(2);
@@ -122,7 +150,7 @@ impl Case<'_> {
             error <= most,
             "{dtype:?} {:?} {:?}: {error}",
             self.result,
-            self.sizes
+            [m, n, k]
         );
     }
 }
@@ -137,6 +165,7 @@ fn dense<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, m
             .map(|i| rounded(stored, scale * number(i)))
             .collect();
         let weight = [floats::<B>(&values, &[n, k], stored, device)];
+        let products = Products::new(sizes, dtype, &values, false);
         for result in RESULTS {
             let operation = Project {
                 products: Plan::dense().products(),
@@ -145,9 +174,7 @@ fn dense<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, m
             let case = Case {
                 operation,
                 result,
-                sizes,
-                values: &values,
-                quantises: false,
+                products: &products,
             };
             // Gates of 16-bit products: these are rounded where they are not made at once.
             let most = match result {
@@ -156,7 +183,7 @@ fn dense<B: AttentionBackend>(device: &B::Device, dtype: DType, stored: DType, m
                 Result::Wide => 1e-5,
                 Result::Gated(_) => 2.0 * most,
             };
-            case.agrees::<B>(&weight, (dtype, most), device);
+            case.agrees::<B>(&weight, most, device);
         }
     }
 }
@@ -199,7 +226,7 @@ fn cuda_packed_weights_of_gates() {
         (affine, [9, 2 * Packed::PANEL / 8192 + 272, 8192]),
     ] {
         let weight = Weight::new(packed, [sizes[1], sizes[2]]);
-        let values = weight.values();
+        let products = Products::new(sizes, DType::BF16, &weight.values(), false);
         for result in RESULTS {
             let operation = Project {
                 parts: [weight.part()].into(),
@@ -209,17 +236,11 @@ fn cuda_packed_weights_of_gates() {
             let case = Case {
                 operation,
                 result,
-                sizes,
-                values: &values,
-                quantises: false,
+                products: &products,
             };
             // A packed weight is rounded to the type of x, but for results in f32.
             let most = if result == Result::Wide { 3e-6 } else { 1e-2 };
-            case.agrees::<Cuda>(
-                &weight.upload::<Cuda>(&device),
-                (DType::BF16, most),
-                &device,
-            );
+            case.agrees::<Cuda>(&weight.upload::<Cuda>(&device), most, &device);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Rows that become FP8 before they are multiplied with weights in FP8, against their definition.
 
 use crate::few::Weight;
-use crate::linear::{Case, RESULTS, Result};
+use crate::linear::{Case, Products, RESULTS, Result};
 use crate::values::{floats, number, rounded};
 use crate::{Cuda, Vulkan};
 use burn::tensor::DType;
@@ -80,15 +80,13 @@ fn products<B: AttentionBackend>(
         let scales = [Dtype::F32, Dtype::Bf16, Dtype::F16][i % 3];
         let packed = Packed::float8(scales).with(Activations::Float8);
         let weight = Weight::new(packed, [sizes[1], sizes[2]]);
-        let values = weight.values();
+        let products = Products::new(*sizes, dtype, &weight.values(), true);
         let tensors = weight.upload::<B>(device);
         for result in RESULTS {
             let case = Case {
                 operation: project(&[&weight], dtype),
                 result,
-                sizes: *sizes,
-                values: &values,
-                quantises: true,
+                products: &products,
             };
             // Without the generated kernel for gates, these are rounded before they are gates.
             let most = match result {
@@ -96,7 +94,7 @@ fn products<B: AttentionBackend>(
                 Result::Wide => 1e-5,
                 Result::Gated(_) => 2.0 * most,
             };
-            case.agrees::<B>(&tensors, (dtype, most), device);
+            case.agrees::<B>(&tensors, most, device);
         }
     }
 }
@@ -110,11 +108,9 @@ fn few<B: AttentionBackend>((dtype, most): (DType, f64), device: &B::Device) {
         let case = Case {
             operation: project(&[&weight], dtype),
             result: Result::Rounded,
-            sizes,
-            values: &weight.values(),
-            quantises: false,
+            products: &Products::new(sizes, dtype, &weight.values(), false),
         };
-        case.agrees::<B>(&weight.upload::<B>(device), (dtype, most), device);
+        case.agrees::<B>(&weight.upload::<B>(device), most, device);
     }
 }
 

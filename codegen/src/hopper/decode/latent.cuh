@@ -167,20 +167,33 @@ __device__ __forceinline__ void keep_latents(const LatentShared& shared, const L
     }
 }
 
-// Merges the results of the WIDTH thread blocks of a cluster, of which this is number `part`: each writes a share of the
+__device__ __forceinline__ float4 load_four_from_cluster(unsigned address) {
+  float4 x;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
+}
+
+// Merges the results of the WIDTH thread blocks of a cluster, of which this is number `part`: each writes neighbouring
 // columns, four at a time.
 template <int WIDTH>
 __device__ __forceinline__ void merge_latents(const Launch& launch, const LatentShared& shared, unsigned kv_head,
                                               unsigned part, Element* o, float* lse) {
-  constexpr unsigned FOURS = V_COLUMNS / 4;
+  // V has whole boxes of 64 columns.
+  constexpr unsigned FOURS = V_COLUMNS / 4 / WIDTH;
   synchronize_cluster();
 #pragma unroll 1
-  for (unsigned at = threadIdx.x * WIDTH + part; at < GROUP * FOURS; at += THREADS * WIDTH) {
-    const unsigned row = at / FOURS, column = at % FOURS * 4;
+  for (unsigned at = threadIdx.x; at < GROUP * FOURS; at += THREADS) {
+    const unsigned row = at / FOURS, column = (part * FOURS + at % FOURS) * 4;
     const unsigned of_row = shared.tile(0) + row * Partials::PITCH * 4;
+    float4 parts[WIDTH];
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) parts[i] = load_four_from_cluster(place_in(of_row + column * 4, i));
     const Merged all =
         merged<WIDTH>([&](int i) { return load_pair_from_cluster(place_in(of_row + V_COLUMNS * 4, i)); },
-                      [&](int i, int c) { return load_from_cluster(place_in(of_row + (column + c) * 4, i)); });
+                      [&](int i, int c) { return c == 0 ? parts[i].x : c == 1 ? parts[i].y : c == 2 ? parts[i].z : parts[i].w; });
     write_merged(launch, all, kv_head, row, column, o, lse);
   }
   // Shared memory must not be given up before the others of the cluster have read it.
