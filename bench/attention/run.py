@@ -181,6 +181,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         butterfly = Butterfly(options.butterfly, folder)
         for name, (run, rows) in shapes(options).items():
+            # Else torch stops compiling FlexAttention after a few shapes, and computes it densely.
+            torch._dynamo.reset()
             found = run(butterfly, rows)
             results[run.__name__] += found
             for result in found:
