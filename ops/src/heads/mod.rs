@@ -22,7 +22,7 @@ use butterfly_ir::band::UNBOUNDED;
 /// Inputs, in order: rows of projections that hold q, k and v, [B, T, n] each (they may be one
 /// tensor); the k cache and the v cache, [B, Hkv, room, D] each, or of more sequences, of which those beyond B stay as
 /// they are; if there is a norm, the weights of q and k, `[D]` each in f32; if heads are rotated, the cosines, then the
-/// sines of each token, [T, rotated] in f32; if sequences lag, how many tokens each is behind, [B] in i32. The rotation
+/// sines of each token, [T, rotated] in f32; if sequences lag, how many tokens each is behind, `[B]` in i32. The rotation
 /// is then [B * T, rotated]. Outputs: q [B, Hq, T, D] and the two caches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Append {

@@ -5,6 +5,7 @@
 //! Out: buffers that are at least as long as the strides and the rows reach, or an error that names
 //! the argument.
 
+mod lags;
 mod long;
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -15,8 +16,7 @@ use butterfly_ir::band::MAX_TOKENS;
 use butterfly_ir::geometry::Entry;
 use butterfly_ir::kernel::signature::{Binding, Operand, Way};
 use butterfly_ir::{
-    Band, BandTable, Dtype, Launch, LaunchScalars, Role, Rows, Score, ScoreValues, TableLayout,
-    scalar,
+    Band, BandTable, Dtype, Launch, LaunchScalars, Rows, Score, ScoreValues, TableLayout, scalar,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -163,7 +163,7 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
     }
     check_copies(kernel, scalars, results)?;
     check_score(spec.score, &call.score, heads)?;
-    check_lags(kernel, call)?;
+    lags::check(kernel, call)?;
     // Nothing to compute, so no workgroups, whatever q_offset is.
     let grid = match results {
         0 => [0; 3],
@@ -187,39 +187,6 @@ pub(super) fn needs(device: Device, kernel: &Ready, call: &Call<'_>) -> Result<N
         },
         rows: u64::from(call.first_query() / spec.block)..last.div_ceil(spec.block.into()),
     })
-}
-
-/// Checks that sequences of different lengths are those of a decode kernel, and that each has its queries.
-fn check_lags(kernel: &Ready, call: &Call<'_>) -> Result<(), LaunchError> {
-    let (lags, spec) = (call.lags, kernel.spec());
-    let wrong = |what: String| Err(LaunchError::Lags(what));
-    if lags.is_empty() {
-        return Ok(());
-    }
-    if lags.len() as u64 != u64::from(call.batch) {
-        return wrong(format!(
-            "there are {} of them for {} sequences",
-            lags.len(),
-            call.batch
-        ));
-    }
-    if spec.role != Role::Decode {
-        return wrong("only decode kernels take sequences of different lengths".into());
-    }
-    let by_value = kernel.geometry().boxes.is_some();
-    if by_value && lags.len() > LaunchScalars::MOST_LAGS {
-        return wrong(format!(
-            "the kernel takes at most {} sequences of different lengths",
-            LaunchScalars::MOST_LAGS
-        ));
-    }
-    let most = call.scalars.q_offset;
-    match lags.iter().find(|lag| **lag > most) {
-        None => Ok(()),
-        Some(lag) => wrong(format!(
-            "a sequence is {lag} tokens behind, but the longest has only {most} before its queries"
-        )),
-    }
 }
 
 /// Checks that a tensor has as many bytes as its strides reach.
