@@ -116,7 +116,8 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
             flop_per_second: 68e12,
             of_copy: 0.75,
         },
-        // As packed linear layers of few rows, whose kernel they share.
+        // What the other parts leave for them in the decode of Qwen3.5-35B-A3B (`packed_nvidia_h200.md`), whose experts have
+        // a few MB each.
         (
             Kind::Experts {
                 pairs,
@@ -124,7 +125,7 @@ pub(crate) fn rates(part: Part, kind: &Kind) -> Option<Rates> {
                 ..
             },
             _,
-        ) if *pairs <= FEW_PAIRS => memory(0.65),
+        ) if *pairs <= FEW_PAIRS => memory(0.4),
         // `experts` of Qwen3.5-35B-A3B (inner vectors of 512 elements) and GLM-4.7-Flash (1536) with sorted pairs, gates
         // and sums (`experts_nvidia_h200.md`): tiles begin and end as if the vectors were 169 elements longer. In FP8
         // only the former was measured.
