@@ -135,7 +135,7 @@ fn lines_are_prompts() {
             said.contains("prompts.txt: 1 empty lines passed over"),
             "{said}"
         );
-        assert!(said.contains("; 5 of 5 prompts in 1 batches, "), "{said}");
+        assert!(said.contains("; 5 of 5 prompts in 1 batch, "), "{said}");
         assert!(said.contains("tokens a second over all"), "{said}");
         let bytes = fs::read(&file).expect("read");
         let args = [&["--prompt-file", "-", "--batch"], more].concat();

@@ -133,8 +133,9 @@ fn text_of(report: &Report) -> String {
         } => (
             texts.iter().map(|text| text.tokens.len()).sum(),
             format!(
-                "; {} of {prompts} prompts in {batches} batches, {tokens_per_second:.0} tokens a second over all",
-                texts.len()
+                "; {} of {prompts} prompts in {batches} {}, {tokens_per_second:.0} tokens a second over all",
+                texts.len(),
+                if *batches == 1 { "batch" } else { "batches" }
             ),
         ),
     };
